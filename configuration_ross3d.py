@@ -1,0 +1,305 @@
+# Copyright 2026 The ross3d authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Every number the Ross3D architecture has: nested, typed, validated; a misspelt key is refused by name."""
+
+import difflib
+from dataclasses import fields
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+# Keys that are no fields of a config class, yet the library writes or reads them.
+LIBRARY_KEYS = frozenset(
+    {
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "_attn_implementation_internal",
+        "_commit_hash",
+        "_experts_implementation_internal",
+        "_name_or_path",
+        "attn_implementation",
+        "auto_map",
+        "experts_implementation",
+        "model_type",
+        "name_or_path",
+        "num_labels",
+        "output_attentions",
+        "per_layer_config",
+        "quantization_config",
+        "rope_scaling",
+        "rope_theta",
+        "tie_last_hidden_states",
+        "torch_dtype",
+    }
+)
+
+
+def check_config_keys(config_class: type, keys, where: str) -> None:
+    """Refuse keys that neither `config_class` nor the library knows.
+
+    Args:
+        config_class (`type`): the dataclass whose fields are legal.
+        keys (iterable of `str`): the names that were given.
+        where (`str`): what the error calls the place, such as `vision_config`.
+
+    Raises:
+        ValueError: for the first unknown key, with the nearest known name.
+    """
+    known = {field.name for field in fields(config_class)} | set(getattr(config_class, "attribute_map", {}))
+    known |= LIBRARY_KEYS | set(GenerationConfig._get_default_generation_params())
+    for key in keys:
+        if key in known:
+            continue
+        close = difflib.get_close_matches(key, sorted(known), n=1)
+        hint = f"did you mean `{close[0]}`?" if close else "remove it, or see the class for the keys it has."
+        raise ValueError(f"{where}: expected keys of {config_class.__name__}, got unknown key `{key}`; {hint}")
+
+
+def check_choice(name: str, value, rule: bool, expected: str) -> None:
+    """Raise a `ValueError` that names the field, the rule and the value unless `rule` holds."""
+    if not rule:
+        raise ValueError(f"{name}: expected {expected}, got {value!r}; change it in the config.")
+
+
+@strict
+class Ross3DDenoiserConfig(PreTrainedConfig):
+    r"""
+    The reconstruction head: condition poolers and the diffusion transformer that rebuilds hidden views and the
+    bird's-eye picture in the latent space of a frozen VAE teacher. Defaults are those of the published 7B model,
+    except the values named *ours*, which are the defaults of new training.
+
+    Args:
+        hidden_size (`int`, defaults to 1024): width of the denoiser.
+        num_hidden_layers (`int`, defaults to 3): transformer blocks.
+        num_attention_heads (`int`, defaults to 16): heads of the blocks.
+        num_pool_heads (`int`, defaults to 16): heads of the condition poolers.
+        intermediate_size (`int`, defaults to 4096): width of the blocks' MLP.
+        frequency_embedding_size (`int`, defaults to 256): sinusoid channels of the timestep embedding.
+        condition (`str`, defaults to `"per_view"`): `"pooled"` (published): learned queries pool the visible states
+            into one condition that all hidden views of a scene share. `"per_view"` (ours): the queries also carry
+            the 3D position embedding of the patches of the very view to rebuild.
+        prediction_type (`str`, defaults to `"epsilon"`): `"epsilon"` (published) or `"v_prediction"`.
+        num_train_timesteps (`int`, defaults to 1000): length of the squared-cosine schedule.
+        sampler (`str`, defaults to `"ancestral"`): `"published"` clips the predicted latents to [-1, 1] and uses the
+            large variance; `"ancestral"` (ours) does neither.
+        bev_loss_mask (`str`, defaults to `"valid"`): cells of the bird's-eye loss. `"rgb_positive"` (published):
+            cells whose resized colour is above zero; `"valid"` (ours): cells mostly covered by readings.
+        view_image_size (`int`, defaults to 216): pixels of a view given to the teacher.
+        bev_image_size (`int`, defaults to 432): pixels of a bird's-eye picture given to the teacher.
+        bev_grid_size (`int`, defaults to 27): tokens along a side of the bird's-eye picture.
+        latent_channels (`int`, defaults to 16): channels of the teacher's latent.
+        latent_patch_size (`int`, defaults to 2): latent pixels folded into one token along a side.
+        scaling_factor (`float`, defaults to 0.3611): latents are `(z - shift_factor) * scaling_factor`.
+        shift_factor (`float`, defaults to 0.1159): see `scaling_factor`.
+        position_embedding (`str`, defaults to `"sincos"`): how new position tables begin, `"sincos"` or `"zeros"`
+            (the published initialiser is never called, so its tables are zero unless a file brings them).
+        initializer_range (`float`, defaults to 0.02): spread of new weights.
+    """
+
+    model_type = "ross3d_denoiser"
+    base_config_key = "denoiser_config"
+
+    hidden_size: int = 1024
+    num_hidden_layers: int = 3
+    num_attention_heads: int = 16
+    num_pool_heads: int = 16
+    intermediate_size: int = 4096
+    frequency_embedding_size: int = 256
+    condition: Literal["pooled", "per_view"] = "per_view"
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    num_train_timesteps: int = 1000
+    sampler: Literal["published", "ancestral"] = "ancestral"
+    bev_loss_mask: Literal["rgb_positive", "valid"] = "valid"
+    view_image_size: int = 216
+    bev_image_size: int = 432
+    bev_grid_size: int = 27
+    latent_channels: int = 16
+    latent_patch_size: int = 2
+    scaling_factor: float | int = 0.3611
+    shift_factor: float | int = 0.1159
+    position_embedding: Literal["sincos", "zeros"] = "sincos"
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        check_config_keys(type(self), kwargs, "denoiser_config")
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Part of `@strict` validation: each refusal names the field, the rule and the value."""
+        for heads in ("num_attention_heads", "num_pool_heads"):
+            value = getattr(self, heads)
+            fits = value > 0 and self.hidden_size % value == 0
+            check_choice(f"denoiser_config.{heads}", value, fits, f"a divisor of hidden_size {self.hidden_size}")
+        check_choice(
+            "denoiser_config.hidden_size", self.hidden_size, self.hidden_size % 4 == 0, "a multiple of 4 (2D sinusoids)"
+        )
+        even = self.frequency_embedding_size > 0 and self.frequency_embedding_size % 2 == 0
+        check_choice("denoiser_config.frequency_embedding_size", self.frequency_embedding_size, even, "an even number")
+
+    @property
+    def token_channels(self) -> int:
+        """Channels of one folded latent token: `latent_channels * latent_patch_size ** 2`."""
+        return self.latent_channels * self.latent_patch_size**2
+
+
+@strict
+class Ross3DConfig(PreTrainedConfig):
+    r"""
+    A multimodal language model over posed RGB-D views of one indoor scene.
+
+    Args:
+        vision_config (`dict` or config): a SigLIP vision tower; `num_hidden_layers` counts the layers that run (the
+            published model keeps 26 of 27 and reads the state before the post-norm).
+        text_config (`dict` or config): a Qwen2 language model.
+        denoiser_config (`dict` or config, *optional*): the reconstruction head; `None` builds the model without one.
+        image_token_id (`int`, defaults to 151646): id of `<image>`, the placeholder of every visual position.
+        ground_token_id (`int`, defaults to 151647): id of `<ground>`; the state at it is the grounding query.
+        coord_token_id (`int`, defaults to 151648): id of `<coord>`; a 3D position embedding is added to it.
+        projector_hidden_act (`str`, defaults to `"gelu"`): activation between the projector's two layers.
+        projector_norm (`str`, defaults to `"none"`): `"layer_norm"` normalises projected features, which models
+            trained from scratch need (else the position embedding swamps them).
+        position_embedding (`str`, defaults to `"sin3d"`): `"sin3d"` adds the discrete sinusoid of each patch's
+            position to visual tokens, `<coord>` and proposals; `"none"` adds nothing.
+        position_embedding_base (`float`, defaults to 10000.0): base of the sinusoid's wavelengths.
+        voxel_size (`float`, defaults to 0.1): metres.
+        scene_bounds_min (list of `float`, defaults to (-15, -15, -5)): metres; positions are clamped to the bounds.
+        scene_bounds_max (list of `float`, defaults to (15, 15, 5)): metres.
+        grounding (`bool`, defaults to `True`): whether the model has a grounding head.
+        grounding_temperature (`float`, defaults to 0.07): of the InfoNCE loss.
+        view_mask_ratio (`float`, defaults to 0.25): share of a scene's views that are hidden; `int(V * (1 - ratio))`
+            are kept.
+        view_mask_period (`int`, defaults to 4): views are hidden in optimizer steps divisible by it.
+        reconstruct_on_grounding_rows (`bool`, defaults to `False`): whether rows that hold grounding questions also
+            carry the reconstruction losses (published: they do not).
+        lm_loss_weight, view_loss_weight, bev_loss_weight, grounding_loss_weight (`float`, default 1.0): `loss` is
+            the sum of the named losses with these weights.
+        image_mean, image_std (list of `float`, default 0.5): normalisation of `pixel_values`, undone for the teacher.
+        initializer_range (`float`, defaults to 0.02): spread of new weights outside the sub-models.
+    """
+
+    model_type = "ross3d"
+    keys_to_ignore_at_inference = ["past_key_values", "lm_loss", "view_loss", "bev_loss", "grounding_loss"]
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="siglip_vision_model",
+            init_kwargs={
+                "hidden_size": 1152,
+                "intermediate_size": 4304,
+                "num_hidden_layers": 26,
+                "num_attention_heads": 16,
+                "image_size": 384,
+                "patch_size": 14,
+                "vision_use_head": False,
+            },
+        ),
+        "text_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="qwen2",
+            init_kwargs={
+                "vocab_size": 151649,
+                "hidden_size": 3584,
+                "intermediate_size": 18944,
+                "num_hidden_layers": 28,
+                "num_attention_heads": 28,
+                "num_key_value_heads": 4,
+                "max_position_embeddings": 32768,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+            },
+        ),
+        "denoiser_config": SubConfigSpec(config_class=Ross3DDenoiserConfig, optional=True),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    denoiser_config: dict | PreTrainedConfig | None = None
+    image_token_id: int = 151646
+    ground_token_id: int = 151647
+    coord_token_id: int = 151648
+    projector_hidden_act: str = "gelu"
+    projector_norm: Literal["none", "layer_norm"] = "none"
+    position_embedding: Literal["none", "sin3d"] = "sin3d"
+    position_embedding_base: float | int = 10000.0
+    voxel_size: float = 0.1
+    scene_bounds_min: list[float | int] | tuple[float | int, ...] = (-15.0, -15.0, -5.0)
+    scene_bounds_max: list[float | int] | tuple[float | int, ...] = (15.0, 15.0, 5.0)
+    grounding: bool = True
+    grounding_temperature: float = 0.07
+    view_mask_ratio: float = 0.25
+    view_mask_period: int = 4
+    reconstruct_on_grounding_rows: bool = False
+    lm_loss_weight: float | int = 1.0
+    view_loss_weight: float | int = 1.0
+    bev_loss_weight: float | int = 1.0
+    grounding_loss_weight: float | int = 1.0
+    image_mean: list[float | int] | tuple[float | int, ...] = (0.5, 0.5, 0.5)
+    image_std: list[float | int] | tuple[float | int, ...] = (0.5, 0.5, 0.5)
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        check_config_keys(type(self), kwargs, "Ross3DConfig")
+        for name, spec in self.sub_configs_defaults.items():
+            given = getattr(self, name)
+            if isinstance(given, dict):
+                check_config_keys(type(spec.create_subconfig(name, {**given})[0]), given, name)
+        super().__post_init__(**kwargs)
+        # The tower's pooling head is never read, so it is never built.
+        self.vision_config.vision_use_head = False
+        # Only the outer flag ties weights; small Qwen2 checkpoints carry it in the text config.
+        if self.text_config.tie_word_embeddings:
+            self.tie_word_embeddings = True
+
+    def validate_architecture(self):
+        """Part of `@strict` validation: each refusal names the field, the rule and the value."""
+        for name in ("scene_bounds_min", "scene_bounds_max", "image_mean", "image_std"):
+            value = getattr(self, name)
+            check_choice(name, value, len(value) == 3, "three numbers")
+        ordered = all(low < high for low, high in zip(self.scene_bounds_min, self.scene_bounds_max, strict=True))
+        check_choice("scene_bounds_min", self.scene_bounds_min, ordered, f"less than scene_bounds_max on every axis"
+                     f" {tuple(self.scene_bounds_max)}")
+        check_choice("voxel_size", self.voxel_size, self.voxel_size > 0, "metres above 0")
+        check_choice("view_mask_ratio", self.view_mask_ratio, 0 <= self.view_mask_ratio < 1, "a share in [0, 1)")
+        check_choice("view_mask_period", self.view_mask_period, self.view_mask_period >= 1, "a number of steps >= 1")
+        check_choice(
+            "grounding_temperature", self.grounding_temperature, self.grounding_temperature > 0, "a number above 0"
+        )
+        tokens = [self.image_token_id, self.ground_token_id, self.coord_token_id]
+        check_choice("image_token_id, ground_token_id, coord_token_id", tokens, len(set(tokens)) == 3, "distinct ids")
+        for name in ("image_size", "patch_size"):
+            value = getattr(self.vision_config, name)
+            check_choice(f"vision_config.{name}", value, isinstance(value, int), "one number (square pictures)")
+
+    @property
+    def patch_grid_size(self) -> int:
+        """p: vision patches along a side of a view (27 in the published model)."""
+        return self.vision_config.image_size // self.vision_config.patch_size
+
+    @property
+    def view_grid_size(self) -> int:
+        """h = w: tokens along a side of a view after pooling, `ceil(p / 2)` (14 in the published model)."""
+        return (self.patch_grid_size + 1) // 2
+
+    @property
+    def tokens_per_view(self) -> int:
+        """Placeholders of one view: h rows of w tokens, each row closed by the newline vector (210 published)."""
+        return self.view_grid_size * (self.view_grid_size + 1)
+
+
+Ross3DConfig.register_for_auto_class()
+
+__all__ = ["Ross3DConfig", "Ross3DDenoiserConfig"]

@@ -1,0 +1,129 @@
+"""Scenes with their questions -> training rows.
+
+A row is a scene with up to `questions_per_row` questions. Nothing is drawn from global state: a row follows from
+(seed, epoch, row id) alone, so workers, resumes and process counts do not change it.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ross3d.data.annotations import Annotation
+from ross3d.data.scene import Scene
+
+
+def get_row_seed(seed: int, epoch: int, row_id: str) -> int:
+    """A seed in [0, 2**60) that depends on nothing but its arguments."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{row_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 4
+
+
+def order_rows(num_rows: int, seed: int, epoch: int) -> np.ndarray:
+    """The order (num_rows,) in which an epoch visits the rows."""
+    return np.random.default_rng([seed, epoch]).permutation(num_rows)
+
+
+class SceneRows(Dataset):
+    """Training rows of all epochs, in order: item `epoch * len(scenes) + place`.
+
+    The epoch travels in the index because a resumed `Trainer` does not announce it again; train with sequential
+    sampling over one pass.
+
+    Args:
+        scenes (sequence of `Path`): scene folders.
+        annotations (`dict`): scene id -> its annotations; a scene without any trains reconstruction only.
+        processor (`Ross3DProcessor`): makes the tensors.
+        read_scene: folder -> `Scene`.
+        make_proposals: (scene, seed) -> proposal boxes (K, 6) and object index -> proposal index.
+        epochs (`int`): passes over the scenes.
+        questions_per_row (`int`): at most so many questions of a scene in a row.
+        seed (`int`): of order, choice of questions, proposals and diffusion draws.
+        reconstruct (`bool`): whether rows carry the bird's-eye picture.
+        blind (`bool`): leave out views, geometry and proposals: what a model knows from the words alone.
+    """
+
+    def __init__(
+        self,
+        scenes: Sequence[Path],
+        annotations: dict[str, list[Annotation]],
+        processor: Any,
+        read_scene: Callable[[Path], Scene],
+        make_proposals: Callable[[Scene, int], tuple[np.ndarray, list[int]]],
+        *,
+        epochs: int,
+        questions_per_row: int,
+        seed: int,
+        reconstruct: bool = True,
+        blind: bool = False,
+    ):
+        self.scenes = list(scenes)
+        self.annotations = annotations
+        self.processor = processor
+        self.read_scene = read_scene
+        self.make_proposals = make_proposals
+        self.epochs = epochs
+        self.questions_per_row = questions_per_row
+        self.seed = seed
+        self.reconstruct = reconstruct
+        self.blind = blind
+
+    def __len__(self) -> int:
+        return self.epochs * len(self.scenes)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        epoch, place = divmod(index, len(self.scenes))
+        path = self.scenes[order_rows(len(self.scenes), self.seed, epoch)[place]]
+        row_seed = get_row_seed(self.seed, epoch, path.name)
+        questions = self.choose_questions(path.name, row_seed)
+        inputs = self.get_blind_inputs(questions) if self.blind else self.get_inputs(path, questions, row_seed)
+        row = {key: value[0] for key, value in self.processor(**inputs, return_tensors="pt").items()}
+        return row | {"row_seed": torch.tensor(row_seed)}
+
+    def choose_questions(self, scene_id: str, row_seed: int) -> list[Annotation]:
+        """The questions of a row: `questions_per_row` of the scene's, in drawn order."""
+        questions = self.annotations.get(scene_id, [])
+        order = np.random.default_rng(row_seed).permutation(len(questions))[: self.questions_per_row]
+        return [questions[i] for i in order]
+
+    def get_text(self, questions: list[Annotation]) -> dict[str, Any]:
+        """The processor's text arguments; none for a scene without questions."""
+        if not questions:
+            return {}
+        return {
+            "text": [question.question for question in questions],
+            "answers": [question.answer for question in questions],
+            "query_coords": [question.query_coords for question in questions],
+        }
+
+    def get_inputs(self, path: Path, questions: list[Annotation], row_seed: int) -> dict[str, Any]:
+        """What the processor gets for a scene and its questions."""
+        scene = self.read_scene(path)
+        boxes, proposal_of = self.make_proposals(scene, row_seed)
+        inputs = self.get_text(questions)
+        if questions:
+            inputs["target_objects"] = [
+                None if question.object_ids is None else [int(proposal_of[i]) for i in question.object_ids]
+                for question in questions
+            ]
+        if self.reconstruct and scene.bev_image is not None:
+            inputs |= {"bev_image": scene.bev_image, "bev_valid": scene.bev_valid, "bev_bounds": scene.bev_bounds}
+        return inputs | {
+            "images": list(scene.images),
+            "depth_maps": scene.depth_maps,
+            "intrinsics": scene.intrinsics,
+            "cam2world": scene.cam2world,
+            "proposal_boxes": boxes,
+            "scene_ids": [scene.scene_id],
+        }
+
+    def get_blind_inputs(self, questions: list[Annotation]) -> dict[str, Any]:
+        """The same words behind one grey picture: no pixels, no geometry, no proposals, every `<coord>` at 0."""
+        inputs = self.get_text([question for question in questions if question.object_ids is None])
+        if inputs:
+            inputs["query_coords"] = [None if xyz is None else np.zeros(3) for xyz in inputs["query_coords"]]
+        return inputs | {"images": [np.full((8, 8, 3), 128, dtype=np.uint8)]}

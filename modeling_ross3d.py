@@ -1,0 +1,1352 @@
+# Copyright 2026 The ross3d authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Every number the Ross3D architecture has: nested, typed, validated; a misspelt key is refused by name."""
+"""Ross3D: posed RGB-D views and questions -> answers, grounded objects, reconstructions, named losses.
+
+Shapes: B scenes, V views (R real views of all scenes together), N = h*w tokens of a view, P = p*p vision patches,
+L sequence, D width, K proposals, Q questions of a scene, H W pixels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.utils import ModelOutput, can_return_tuple, logging
+
+from .configuration_ross3d import Ross3DConfig
+from .geometry_ross3d import get_sin3d_embedding, quantize_coords
+from .reconstruction_ross3d import (
+    Ross3DReconstructionHead,
+    SceneStates,
+    draw_normal,
+    draw_rows,
+    get_bev_cells,
+    get_timestep_draw,
+    init_reconstruction_weights,
+    prepare_view_pictures,
+)
+
+
+try:
+    from diffusers import AutoencoderKL
+except ImportError:
+    AutoencoderKL = None
+
+logger = logging.get_logger(__name__)
+
+# Order of the counts in `num_items_in_batch` and `loss_counts`.
+LOSS_NAMES = ("lm_loss", "view_loss", "bev_loss", "grounding_loss")
+
+
+@dataclass
+class Ross3DModelOutput(BaseModelOutputWithPast):
+    """
+    Attributes:
+        visual_states (`torch.FloatTensor` of shape `(B, V, N, D)`): output states at the visual tokens, newlines left
+            out, zero for padding views.
+        visual_positions (`torch.FloatTensor` of shape `(B, V, N, D)`): 3D position embeddings of those tokens.
+        patch_features (`torch.FloatTensor` of shape `(B, V, P, D)`): projected vision patches, before pooling.
+    """
+
+    visual_states: torch.FloatTensor | None = None
+    visual_positions: torch.FloatTensor | None = None
+    patch_features: torch.FloatTensor | None = None
+
+
+@dataclass
+class Ross3DOutput(ModelOutput):
+    """
+    Attributes:
+        loss (`torch.FloatTensor`): sum of the named losses times their weights in the config.
+        lm_loss (`torch.FloatTensor`): mean over answers of the mean cross entropy over an answer's tokens.
+        view_loss (`torch.FloatTensor`): mean over scenes with hidden views of the denoising error.
+        bev_loss (`torch.FloatTensor`): mean over scenes with a bird's-eye picture of the denoising error.
+        grounding_loss (`torch.FloatTensor`): mean over grounding questions of the InfoNCE loss.
+        loss_counts (`torch.FloatTensor` of shape `(4,)`): how many answers, scenes, scenes and grounding questions of
+            this batch the named losses averaged over, in that order.
+        logits (`torch.FloatTensor` of shape `(B, L, vocab_size)`): absent in training on processor rows, where only
+            supervised positions pass the vocabulary.
+        grounding_scores (`torch.FloatTensor` of shape `(B, Q, K + 1)`): cosine scores of the proposals and, last, of
+            "no target"; -inf for padding proposals and questions without `<ground>`.
+        past_key_values, hidden_states, attentions: as in every language model of the library.
+    """
+
+    loss: torch.FloatTensor | None = None
+    lm_loss: torch.FloatTensor | None = None
+    view_loss: torch.FloatTensor | None = None
+    bev_loss: torch.FloatTensor | None = None
+    grounding_loss: torch.FloatTensor | None = None
+    loss_counts: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    grounding_scores: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class Ross3DSceneCache:
+    """Scenes read once, ready for any number of questions (`Ross3DForConditionalGeneration.encode_scene`).
+
+    Attributes:
+        past_key_values (`DynamicCache`): keys and values of the B prefixes, aligned at their ends.
+        prefix_mask (`torch.BoolTensor` of shape `(B, L)`): True for real prefix tokens.
+        proposal_features (`torch.FloatTensor` of shape `(B, K, D)`, *optional*): features of the proposals.
+        proposal_mask (`torch.BoolTensor` of shape `(B, K)`, *optional*): True for real proposals.
+        patch_features (`torch.FloatTensor` of shape `(B, V, P, D)`, *optional*): kept on request, so that other boxes
+            can be grounded later.
+    """
+
+    past_key_values: DynamicCache
+    prefix_mask: torch.Tensor
+    proposal_features: torch.Tensor | None = None
+    proposal_mask: torch.Tensor | None = None
+    patch_features: torch.Tensor | None = None
+
+    def get_questions_cache(self, scene_index: torch.Tensor) -> DynamicCache:
+        """A cache with one row a question: the prefix of scene `scene_index[i]` in row i."""
+        cache = DynamicCache()
+        for layer_index, layer in enumerate(self.past_key_values.layers):
+            rows = scene_index.to(layer.keys.device)
+            cache.update(layer.keys[rows], layer.values[rows], layer_index)
+        return cache
+
+
+def pad_views(flat: torch.Tensor, view_mask: torch.Tensor) -> torch.Tensor:
+    """Real views (R, ...) -> (B, V, ...), zero where `view_mask` (B, V) is False."""
+    padded = flat.new_zeros(*view_mask.shape, *flat.shape[1:])
+    padded[view_mask] = flat
+    return padded
+
+
+def get_segment_positions(segment_ids: torch.Tensor) -> torch.Tensor:
+    """Position ids (B, L) of packed rows: the prefix counts from 0, every segment goes on from its end."""
+    index = torch.arange(segment_ids.shape[1], device=segment_ids.device).expand_as(segment_ids)
+    starts = torch.ones_like(segment_ids, dtype=torch.bool)
+    starts[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
+    rank = index - torch.where(starts, index, 0).cummax(dim=1).values
+    prefix_length = (segment_ids == 0).sum(dim=1, keepdim=True)
+    return rank + torch.where(segment_ids > 0, prefix_length, 0)
+
+
+def get_segment_visibility(segment_ids: torch.Tensor) -> Callable:
+    """A mask function of the library: a token sees the prefix and its own segment (the causal rule comes on top)."""
+
+    def is_visible(batch_idx, head_idx, q_idx, kv_idx):
+        key_segment = segment_ids[batch_idx, kv_idx]
+        return (key_segment == 0) | (key_segment == segment_ids[batch_idx, q_idx])
+
+    return is_visible
+
+
+class Ross3DProjector(nn.Module):
+    """Vision width -> text width: Linear, activation, Linear and, when asked for, a LayerNorm."""
+
+    def __init__(self, config: Ross3DConfig):
+        super().__init__()
+        self.linear_1 = nn.Linear(config.vision_config.hidden_size, config.text_config.hidden_size)
+        self.act = ACT2FN[config.projector_hidden_act]
+        self.linear_2 = nn.Linear(config.text_config.hidden_size, config.text_config.hidden_size)
+        self.norm = nn.LayerNorm(config.text_config.hidden_size) if config.projector_norm == "layer_norm" else None
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        projected = self.linear_2(self.act(self.linear_1(patches)))
+        return projected if self.norm is None else self.norm(projected)
+
+
+class Ross3DGroundingMLP(nn.Module):
+    """Linear, ReLU, LayerNorm, Linear, then unit length."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(hidden_size, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size)
+        self.linear_2 = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.linear_2(self.norm(F.relu(self.linear_1(states)))), dim=-1)
+
+
+class Ross3DGroundingHead(nn.Module):
+    """Cosine scores between the state at `<ground>` and each proposal, with a learned "no target" as the last one."""
+
+    def __init__(self, config: Ross3DConfig):
+        super().__init__()
+        hidden_size = config.text_config.hidden_size
+        self.no_target = nn.Parameter(torch.zeros(hidden_size))
+        self.proposal_mlp = Ross3DGroundingMLP(hidden_size)
+        self.query_mlp = Ross3DGroundingMLP(hidden_size)
+
+    def forward(
+        self, queries: torch.Tensor, proposal_features: torch.Tensor, proposal_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Scores (B, Q, K + 1) for queries (B, Q, D), proposals (B, K, D) and their mask (B, K), -inf at padding."""
+        proposal_features = proposal_features.to(queries.dtype)
+        no_target = self.no_target.expand(queries.shape[0], 1, -1).to(queries.dtype)
+        candidates = self.proposal_mlp(torch.cat([proposal_features, no_target], dim=1))
+        scores = self.query_mlp(queries) @ candidates.transpose(1, 2)
+        padding = F.pad(~proposal_mask, (0, 1), value=False)
+        return scores.masked_fill(padding[:, None], float("-inf"))
+
+
+def compute_grounding_losses(scores: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
+    """InfoNCE (..., ) of scores (..., K + 1) against multi-hot labels (..., K + 1), float32."""
+    logits = scores.float() / temperature
+    positive = logits.masked_fill(labels <= 0, float("-inf"))
+    return torch.logsumexp(logits, dim=-1) - torch.logsumexp(positive, dim=-1)
+
+
+class Ross3DPreTrainedModel(PreTrainedModel):
+    config: Ross3DConfig
+    config_class = Ross3DConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Ross3DReconstructionHead", "Ross3DGroundingHead", "Ross3DProjector"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # The denoising losses are float32 work, whatever the rest is loaded in.
+    _keep_in_fp32_modules_strict = ["reconstruction_head"]
+    # A loss of ours is a mean over answers or scenes, never over tokens: a stock Trainer divides it by its steps.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, Ross3DGroundingHead):
+            init.normal_(module.no_target, mean=0.0, std=self.config.initializer_range)
+        elif isinstance(module, Ross3DModel):
+            init.normal_(module.image_newline, mean=0.0, std=self.config.initializer_range)
+            init.normal_(module.mask_token, mean=0.0, std=self.config.initializer_range)
+        else:
+            init_reconstruction_weights(module, self.config.initializer_range)
+
+
+class Ross3DModel(Ross3DPreTrainedModel):
+    """Views and text -> hidden states: vision tower, projector, pooling, 3D positions, language model."""
+
+    def __init__(self, config: Ross3DConfig):
+        super().__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.multi_modal_projector = Ross3DProjector(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.image_newline = nn.Parameter(torch.zeros(config.text_config.hidden_size))
+        self.mask_token = nn.Parameter(torch.zeros(config.text_config.hidden_size))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.language_model.set_input_embeddings(value)
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """Encode views: tower without its post-norm, projector, bilinear pooling to half the grid.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, V, 3, H, W)` or `(R, 3, H, W)`): normalised views.
+            view_mask (`torch.BoolTensor` of shape `(B, V)`, *optional*): True for real views; the others are left out.
+
+        Returns:
+            `last_hidden_state` (R, P, D): projected patches; `pooler_output` (R, N, D): pooled tokens.
+        """
+        if pixel_values.dim() == 5:
+            pixel_values = pixel_values.flatten(0, 1) if view_mask is None else pixel_values[view_mask]
+        size = self.config.vision_config.image_size
+        if pixel_values.shape[-2:] != (size, size):
+            raise ValueError(
+                f"pixel_values: expected views of {size} x {size} pixels (vision_config.image_size), got"
+                f" {tuple(pixel_values.shape[-2:])}; prepare them with this model's processor."
+            )
+        if self.vision_tower.device.type != "meta":
+            pixel_values = pixel_values.to(self.vision_tower.device)
+        embedded = self.vision_tower.embeddings(pixel_values)
+        patches = self.vision_tower.encoder(inputs_embeds=embedded).last_hidden_state
+        projected = self.multi_modal_projector(patches)
+        return BaseModelOutputWithPooling(last_hidden_state=projected, pooler_output=self.pool_patches(projected))
+
+    def pool_patches(self, projected: torch.Tensor) -> torch.Tensor:
+        """(R, P, D) on a p x p grid -> (R, N, D) on the h x w grid, bilinear, corners not aligned."""
+        grid, pooled = self.config.patch_grid_size, self.config.view_grid_size
+        features = projected.transpose(1, 2).unflatten(2, (grid, grid))
+        features = F.interpolate(features, size=(pooled, pooled), mode="bilinear", align_corners=False)
+        return features.flatten(2).transpose(1, 2)
+
+    def get_position_embedding(self, coords: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+        """Discrete sinusoidal embedding (..., D), float32, of world coordinates (..., 3) in metres.
+
+        Zero where `valid` (...) is False, and everywhere with `position_embedding="none"`.
+        """
+        width = self.config.text_config.hidden_size
+        if self.config.position_embedding == "none":
+            return coords.new_zeros(*coords.shape[:-1], width)
+        bounds_min = torch.tensor(self.config.scene_bounds_min, dtype=torch.float32, device=coords.device)
+        bounds_max = torch.tensor(self.config.scene_bounds_max, dtype=torch.float32, device=coords.device)
+        voxels = quantize_coords(coords.float(), self.config.voxel_size, bounds_min, bounds_max)
+        embedding = get_sin3d_embedding(voxels, width, self.config.position_embedding_base)
+        return embedding if valid is None else torch.where(valid[..., None], embedding, 0.0)
+
+    def get_visual_embeddings(
+        self, pooled: torch.Tensor, positions: torch.Tensor | None, hidden: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What fills the placeholders of R views, newline after every grid row: (R, h * (w + 1), D).
+
+        Args:
+            pooled (R, N, D): tokens of the views.
+            positions (R, N, D): 3D position embeddings; a hidden view keeps its own.
+            hidden (R,) bool: views to replace by the mask token.
+        """
+        tokens = pooled
+        if hidden is not None:
+            tokens = torch.where(hidden[:, None, None], self.mask_token.to(tokens.dtype), tokens)
+        if positions is not None:
+            tokens = tokens + positions.to(tokens.dtype)
+        grid = self.config.view_grid_size
+        rows = tokens.unflatten(1, (grid, grid))
+        newline = self.image_newline.to(tokens.dtype).expand(rows.shape[0], grid, 1, -1)
+        return torch.cat([rows, newline], dim=2).flatten(1, 2)
+
+    def get_placeholder_mask(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, view_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Which positions (B, L) hold visual tokens; checked row by row against the number of real views."""
+        if input_ids is None:
+            image_token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            mask = (inputs_embeds == self.get_input_embeddings()(image_token)).all(dim=-1)
+        else:
+            mask = input_ids == self.config.image_token_id
+        wanted = view_mask.sum(dim=1) * self.config.tokens_per_view
+        found = mask.sum(dim=1).to(wanted.device)
+        if not torch.equal(wanted, found):
+            raise ValueError(
+                f"input_ids: expected {wanted.tolist()} image placeholders (id {self.config.image_token_id}) per row,"
+                f" {self.config.tokens_per_view} for each of {view_mask.sum(dim=1).tolist()} views, got"
+                f" {found.tolist()}; build rows with this model's processor."
+            )
+        return mask
+
+    def add_query_positions(
+        self,
+        inputs_embeds: torch.Tensor,
+        input_ids: torch.Tensor | None,
+        segment_ids: torch.Tensor | None,
+        query_coords: torch.Tensor,
+    ) -> torch.Tensor:
+        """Add to each `<coord>` token the 3D position embedding of its question's point (B, Q, 3), metres."""
+        if input_ids is None:
+            raise ValueError("query_coords: expected input_ids beside them (to find <coord>), got inputs_embeds only.")
+        is_coord = input_ids == self.config.coord_token_id
+        question = torch.zeros_like(input_ids) if segment_ids is None else (segment_ids - 1).clamp(min=0)
+        question = question.clamp(max=query_coords.shape[1] - 1)
+        points = torch.gather(query_coords, 1, question[..., None].expand(-1, -1, 3))  # (B, L, 3)
+        given = ~torch.isnan(points).any(dim=-1)
+        if bool((is_coord & ~given).any()):
+            row = int((is_coord & ~given).any(dim=1).nonzero()[0])
+            raise ValueError(
+                f"query_coords: expected a point for the <coord> of row {row}, got NaN; pass query_coords for every"
+                " question that names <coord>."
+            )
+        positions = self.get_position_embedding(points.nan_to_num(), is_coord & given)
+        return inputs_embeds + positions.to(inputs_embeds.dtype)
+
+    def prepare_packed_rows(self, inputs_embeds: torch.Tensor, segment_ids: torch.Tensor, attention_mask):
+        """Attention mask and position ids of rows that hold several questions behind one scene."""
+        implementation = self.config.text_config._attn_implementation
+        if implementation is not None and "flash" in implementation:
+            raise ValueError(
+                f"attn_implementation: expected 'sdpa', 'eager' or 'flex_attention' for rows with several questions,"
+                f" got {implementation!r}, which has no segment masks; set it on the text model or pass one question"
+                " a row."
+            )
+        mask = create_causal_mask(
+            config=self.config.text_config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=None,
+            position_ids=None,
+            and_mask_function=get_segment_visibility(segment_ids),
+        )
+        return mask, get_segment_positions(segment_ids)
+
+    def check_length(self, length: int) -> None:
+        limit = self.config.text_config.max_position_embeddings
+        if length > limit:
+            raise ValueError(
+                f"input_ids: expected at most {limit} positions (max_position_embeddings), got {length}; use fewer"
+                f" views ({self.config.tokens_per_view} positions each) or fewer questions a row."
+            )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        segment_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        view_mask: torch.BoolTensor | None = None,
+        patch_coords: torch.FloatTensor | None = None,
+        patch_valid: torch.BoolTensor | None = None,
+        bool_masked_views: torch.BoolTensor | None = None,
+        query_coords: torch.FloatTensor | None = None,
+        **kwargs,
+    ) -> Ross3DModelOutput:
+        """Shapes as in the processor's output; see `Ross3DForConditionalGeneration.forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Ross3DModel: expected exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        self.check_length(inputs_embeds.shape[1] + seen)
+        if query_coords is not None:
+            inputs_embeds = self.add_query_positions(inputs_embeds, input_ids, segment_ids, query_coords)
+        extras = {}
+        if pixel_values is not None:
+            if view_mask is None:
+                view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
+            images = self.get_image_features(pixel_values, view_mask)
+            positions, hidden = None, None
+            if patch_coords is not None:
+                coords, valid = patch_coords[view_mask].flatten(1, 2), None
+                if patch_valid is not None:
+                    valid = patch_valid[view_mask].flatten(1, 2)
+                positions = self.get_position_embedding(coords, valid)
+            if bool_masked_views is not None:
+                hidden = bool_masked_views[view_mask]
+            visual = self.get_visual_embeddings(images.pooler_output, positions, hidden)
+            placeholders = self.get_placeholder_mask(input_ids, inputs_embeds, view_mask)
+            visual = visual.to(inputs_embeds.device, inputs_embeds.dtype)
+            inputs_embeds = inputs_embeds.masked_scatter(placeholders[..., None].to(inputs_embeds.device), visual)
+            extras["patch_features"] = pad_views(images.last_hidden_state, view_mask)
+            extras["visual_positions"] = None if positions is None else pad_views(positions, view_mask)
+        if segment_ids is not None and past_key_values is None and int(segment_ids.max()) > 1:
+            attention_mask, position_ids = self.prepare_packed_rows(inputs_embeds, segment_ids, attention_mask)
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        if pixel_values is not None:
+            extras["visual_states"] = self.gather_visual_states(outputs.last_hidden_state, placeholders, view_mask)
+        return Ross3DModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            **extras,
+        )
+
+    def gather_visual_states(
+        self, hidden_states: torch.Tensor, placeholders: torch.Tensor, view_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """States at the placeholders (B, L, D) -> (B, V, N, D), without the newline that ends each grid row."""
+        grid = self.config.view_grid_size
+        flat = hidden_states[placeholders.to(hidden_states.device)]
+        rows = flat.unflatten(0, (-1, grid, grid + 1))[:, :, :grid]
+        return pad_views(rows.flatten(1, 2), view_mask.to(flat.device))
+
+
+# What a scene brings to the first forward of `generate`; later steps read the cache.
+SCENE_KEYS = (
+    "pixel_values",
+    "view_mask",
+    "patch_coords",
+    "patch_valid",
+    "bool_masked_views",
+    "query_coords",
+    "segment_ids",
+)
+# What the processor returns for grounding and training; `generate` has no use for it.
+NOT_FOR_GENERATION = (
+    "proposal_boxes",
+    "proposal_mask",
+    "proposal_patches",
+    "labels",
+    "shift_labels",
+    "loss_weights",
+    "grounding_labels",
+    "bev_pixel_values",
+    "bev_valid",
+    "bev_bounds",
+    "row_seed",
+)
+
+
+def append_ground_slots(
+    input_ids: torch.Tensor, real: torch.Tensor, segment_ids: torch.Tensor, ground_token_id: int, pad_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Close every question that has no `<ground>` with one.
+
+    Args:
+        input_ids, segment_ids (B, L): rows; `real` (B, L) bool is False at padding, wherever it stands.
+
+    Returns:
+        new `input_ids` and `segment_ids` (B, L'), padded on the right with `pad_token_id` and -1.
+    """
+    new_rows = []
+    for ids, keep, segments in zip(input_ids.tolist(), real.tolist(), segment_ids.tolist(), strict=True):
+        questions: dict[int, list[int]] = {}
+        for token, is_real, segment in zip(ids, keep, segments, strict=True):
+            if is_real:
+                questions.setdefault(segment, []).append(token)
+        row: list[tuple[int, int]] = []
+        for segment, tokens in questions.items():
+            slot = [ground_token_id] if segment > 0 and ground_token_id not in tokens else []
+            row.extend((token, segment) for token in tokens + slot)
+        new_rows.append(row)
+    length = max(len(row) for row in new_rows)
+    padded = [row + [(pad_token_id, -1)] * (length - len(row)) for row in new_rows]
+    stacked = torch.tensor(padded, device=input_ids.device)
+    return stacked[..., 0], stacked[..., 1]
+
+
+def get_ground_queries(
+    hidden_states: torch.Tensor, input_ids: torch.Tensor, segment_ids: torch.Tensor | None, ground_token_id: int,
+    num_questions: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """States at the `<ground>` tokens: queries (B, Q, D), zero where a question has none, and which have one (B, Q).
+
+    Raises:
+        ValueError: when a question holds more than one `<ground>`.
+    """
+    rows, positions = (input_ids == ground_token_id).nonzero(as_tuple=True)
+    questions = torch.zeros_like(rows) if segment_ids is None else (segment_ids[rows, positions] - 1).clamp(min=0)
+    num_questions = max(num_questions, int(questions.max()) + 1 if len(rows) else 1)
+    counts = hidden_states.new_zeros(input_ids.shape[0], num_questions)
+    counts.index_put_((rows, questions), torch.ones_like(rows, dtype=counts.dtype), accumulate=True)
+    if bool((counts > 1).any()):
+        row, question = (counts > 1).nonzero()[0].tolist()
+        raise ValueError(
+            f"input_ids: expected at most one <ground> a question, got {int(counts[row, question])} in question"
+            f" {question} of row {row}; ask about one referring expression at a time."
+        )
+    queries = hidden_states.new_zeros(*counts.shape, hidden_states.shape[-1])
+    queries = queries.index_put((rows, questions), hidden_states[rows, positions])
+    return queries, counts > 0
+
+
+class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
+    """Ross3D with its language, grounding and reconstruction heads."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: Ross3DConfig):
+        super().__init__(config)
+        self.model = Ross3DModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.grounding_head = Ross3DGroundingHead(config) if config.grounding else None
+        self.reconstruction_head = None
+        if config.denoiser_config is not None:
+            self.reconstruction_head = Ross3DReconstructionHead(
+                config.denoiser_config, config.text_config.hidden_size, config.view_grid_size
+            )
+        # Held in a tuple: the teacher is equipment, no sub-module, and never in a checkpoint of this model.
+        self._teacher = ()
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def get_image_features(self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None = None, **kwargs):
+        """See `Ross3DModel.get_image_features`."""
+        return self.model.get_image_features(pixel_values, view_mask, **kwargs)
+
+    def attach_teacher(self, teacher) -> None:
+        """Give the model the frozen VAE whose latents it rebuilds.
+
+        Args:
+            teacher (`AutoencoderKL`, `str` or `Path`): a diffusers VAE or a folder that holds one (a checkpoint's
+                `teacher/`). It is used in its own dtype under `no_grad` and never saved with the model.
+
+        Raises:
+            ImportError: when a folder is given and diffusers is not installed.
+            ValueError: when its latent channels, scale or shift are not those of `denoiser_config`.
+        """
+        if isinstance(teacher, str | Path):
+            if AutoencoderKL is None:
+                raise ImportError("attach_teacher: reading a VAE folder needs diffusers; run `pip install diffusers`.")
+            teacher = AutoencoderKL.from_pretrained(teacher)
+        if self.reconstruction_head is None:
+            raise ValueError("attach_teacher: expected a model with denoiser_config, got None; it has nothing to teach.")
+        for name in ("latent_channels", "scaling_factor", "shift_factor"):
+            wanted, found = getattr(self.config.denoiser_config, name), getattr(teacher.config, name) or 0.0
+            if wanted != found:
+                raise ValueError(
+                    f"attach_teacher: expected a VAE with {name}={wanted} (denoiser_config), got {found}; attach the"
+                    " VAE that this checkpoint was trained with."
+                )
+        self._teacher = (teacher.requires_grad_(False).eval(),)
+
+    def get_teacher(self):
+        """The attached VAE, on this model's device.
+
+        Raises:
+            ValueError: when none is attached.
+        """
+        if not self._teacher:
+            raise ValueError(
+                "teacher: expected an attached VAE, since pictures are to be encoded or decoded, got none; call"
+                " model.attach_teacher(DIR/'teacher') or pass view_latents and bev_latents."
+            )
+        teacher = self._teacher[0]
+        device = self.lm_head.weight.device
+        return teacher.to(device) if device.type != "meta" else teacher
+
+    def encode_pictures(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Posterior mean and log-variance (n, z, a, b) of pictures (n, 3, H, W) in [-1, 1]."""
+        teacher = self.get_teacher()
+        with torch.no_grad():
+            posterior = teacher.encode(pictures.to(teacher.device, teacher.dtype).contiguous()).latent_dist
+        return posterior.mean, posterior.logvar
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pictures (n, 3, H, W) in [0, 1] of teacher latents (n, z, a, b)."""
+        teacher = self.get_teacher()
+        with torch.no_grad():
+            pictures = teacher.decode(latents.to(teacher.device, teacher.dtype)).sample
+        return (pictures.float() / 2 + 0.5).clamp(0, 1)
+
+    def get_proposal_features(
+        self,
+        patch_features: torch.Tensor | None,
+        proposal_boxes: torch.Tensor,
+        proposal_mask: torch.Tensor | None,
+        proposal_patches: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean of each proposal's patches plus the embedding of its centre.
+
+        Args:
+            patch_features (B, V, P, D): projected patches, never hidden.
+            proposal_boxes (B, K, 6): centre and size, metres.
+            proposal_mask (B, K) bool: real proposals, all when absent.
+            proposal_patches (B, K, V, p, p) bool: patches inside each box; a proposal without any is its centre alone.
+
+        Returns:
+            features (B, K, D) and mask (B, K).
+        """
+        if proposal_mask is None:
+            proposal_mask = torch.ones(proposal_boxes.shape[:2], dtype=torch.bool, device=proposal_boxes.device)
+        features = self.model.get_position_embedding(proposal_boxes[..., :3].float(), proposal_mask)
+        if proposal_patches is not None and patch_features is not None:
+            member = proposal_patches.flatten(2).to(patch_features.dtype)  # (B, K, V*P)
+            pooled = member @ patch_features.flatten(1, 2) / member.sum(dim=-1, keepdim=True).clamp(min=1)
+            features = features.to(pooled.dtype) + pooled
+        return features, proposal_mask
+
+    def get_loss_rows(self, view_mask, bool_masked_views, grounding_labels) -> tuple[torch.Tensor | None, ...]:
+        """Which views to hide (B, V) and which rows (B,) may carry reconstruction losses."""
+        allowed = None
+        if grounding_labels is not None and not self.config.reconstruct_on_grounding_rows:
+            allowed = ~(grounding_labels > 0).flatten(1).any(dim=1)
+        if bool_masked_views is not None:
+            if view_mask is not None:
+                bool_masked_views = bool_masked_views & view_mask
+            if allowed is not None:
+                bool_masked_views = bool_masked_views & allowed[:, None]
+        return bool_masked_views, allowed
+
+    def compute_lm_loss(
+        self,
+        hidden_states: torch.Tensor,
+        labels: torch.Tensor | None,
+        shift_labels: torch.Tensor | None,
+        loss_weights: torch.Tensor | None,
+        grounding_labels: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sum over answers of their mean cross entropy, and the number of answers."""
+        if shift_labels is None:
+            shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
+        if loss_weights is None:
+            supervised = shift_labels != -100
+            if grounding_labels is not None:
+                supervised = supervised & ~(grounding_labels > 0).flatten(1).any(dim=1)[:, None]
+            loss_weights = supervised / supervised.sum(dim=1, keepdim=True).clamp(min=1)
+        keep = loss_weights > 0
+        if not bool(keep.any()):
+            return self.lm_head(hidden_states[:, :1]).sum() * 0.0, loss_weights.new_zeros(())
+        logits = self.lm_head(hidden_states[keep]).float()
+        errors = F.cross_entropy(logits, shift_labels[keep], reduction="none")
+        return (errors * loss_weights[keep]).sum(), loss_weights.sum().round()
+
+    def compute_grounding_loss(
+        self, scores: torch.Tensor, has_slot: torch.Tensor, grounding_labels: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sum of the InfoNCE losses of grounding questions, and their number.
+
+        Args:
+            scores (B, Q, K + 1), has_slot (B, Q) bool: see `compute_grounding_scores`.
+            grounding_labels (B, Q, K + 1): multi-hot; an all-zero row is no grounding question.
+        """
+        asked = torch.zeros_like(has_slot) if grounding_labels is None else (grounding_labels > 0).any(dim=-1)
+        if bool((asked & ~has_slot).any()):
+            row, question = (asked & ~has_slot).nonzero()[0].tolist()
+            raise ValueError(
+                f"grounding_labels: expected a <ground> in question {question} of row {row}, which has labels, got"
+                " none; answer grounding questions with `<ground>`."
+            )
+        if not bool(asked.any()):
+            return scores[..., -1].sum() * 0.0, asked.sum().to(scores.dtype)
+        losses = compute_grounding_losses(scores[asked], grounding_labels[asked], self.config.grounding_temperature)
+        return losses.sum(), asked.sum().to(losses.dtype)
+
+    def get_view_repeats(self, view_mask: torch.Tensor, hidden: torch.Tensor) -> list[int]:
+        """Noise draws per hidden view of each scene: V // hidden, as published, so that a scene counts V pictures."""
+        views, counts = view_mask.sum(dim=1).tolist(), hidden.sum(dim=1).tolist()
+        return [view // max(count, 1) for view, count in zip(views, counts, strict=True)]
+
+    def compute_view_loss(
+        self,
+        scene_states: SceneStates,
+        view_mask: torch.Tensor,
+        hidden: torch.Tensor | None,
+        pixel_values: torch.Tensor,
+        view_latents: torch.Tensor | None = None,
+        row_seed: torch.Tensor | None = None,
+        timesteps: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        posterior_noise: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sum over scenes of the mean denoising error of their hidden views, and the number of such scenes."""
+        head, config = self.reconstruction_head, self.config.denoiser_config
+        if hidden is None or not bool(hidden.any()):
+            return self.run_placeholder(scene_states, "view"), scene_states.states.new_zeros((), dtype=torch.float32)
+        if view_latents is None:
+            mean = torch.tensor(self.config.image_mean, device=pixel_values.device)
+            std = torch.tensor(self.config.image_std, device=pixel_values.device)
+            pictures = prepare_view_pictures(pixel_values[hidden].float(), mean, std, config.view_image_size)
+            latent_mean, logvar = self.encode_pictures(pictures)
+        else:
+            latent_mean, logvar = view_latents[hidden].chunk(2, dim=1)
+        counts = hidden.sum(dim=1).tolist()
+        if posterior_noise is None:
+            shapes = [(count, *latent_mean.shape[1:]) for count in counts]
+            posterior_noise = torch.cat(draw_rows(row_seed, 0, shapes, draw_normal))
+        latents = latent_mean + torch.exp(0.5 * logvar) * posterior_noise.to(latent_mean)
+        targets = head.get_targets(latents, "view")
+
+        # A scene's hidden views come `repeat` times in a row, each time with its own noise and timestep.
+        repeats = self.get_view_repeats(view_mask, hidden)
+        items, scenes, weights, first = [], [], [], 0
+        for scene, (count, repeat) in enumerate(zip(counts, repeats, strict=True)):
+            items += list(range(first, first + count)) * repeat
+            scenes += [scene] * (count * repeat)
+            weights += [1.0 / (count * repeat)] * (count * repeat)
+            first += count
+        per_scene = [count * repeat if count else 0 for count, repeat in zip(counts, repeats, strict=True)]
+        if timesteps is None:
+            draw = get_timestep_draw(config.num_train_timesteps)
+            timesteps = torch.cat(draw_rows(row_seed, 1, [(count,) for count in per_scene], draw))
+        if noise is None:
+            shapes = [(count, *targets.shape[1:]) for count in per_scene]
+            noise = torch.cat(draw_rows(row_seed, 2, shapes, draw_normal))
+
+        condition = self.get_view_conditions(scene_states, hidden)  # (n, M, C)
+        errors = head.compute_errors(
+            targets[items], timesteps.to(targets.device), noise.to(targets), condition[items], "view"
+        )
+        total = (errors.flatten(1).mean(dim=1) * torch.tensor(weights, device=errors.device)).sum()
+        return total, hidden.any(dim=1).sum().to(total.dtype)
+
+    def get_view_conditions(self, scene_states: SceneStates, hidden: torch.Tensor) -> torch.Tensor:
+        """The condition of every hidden view, scene by scene: (n, M, C)."""
+        scene, view = hidden.nonzero(as_tuple=True)
+        slot = hidden.cumsum(dim=1)[scene, view] - 1
+        queries = None
+        if self.config.denoiser_config.condition == "per_view" and scene_states.positions is not None:
+            positions = scene_states.positions
+            queries = positions.new_zeros(len(hidden), int(hidden.sum(dim=1).max()), *positions.shape[2:])
+            queries[scene, slot] = positions[scene, view]
+        condition = self.reconstruction_head.get_condition(scene_states, "view", queries)
+        return condition[scene, slot if queries is not None else torch.zeros_like(slot)]
+
+    def get_bev_conditions(self, scene_states: SceneStates, bev_bounds: torch.Tensor | None) -> torch.Tensor:
+        """The condition of the bird's-eye picture of every scene: (B, M, C).
+
+        `bev_bounds` (B, 4) are the picture's edges in metres (x_min, y_min, x_max, y_max).
+        """
+        queries = None
+        if self.config.denoiser_config.condition == "per_view" and bev_bounds is not None:
+            size = self.config.denoiser_config.bev_grid_size
+            share = (torch.arange(size, device=bev_bounds.device, dtype=torch.float32) + 0.5) / size
+            x = bev_bounds[:, None, 0] + share * (bev_bounds[:, None, 2] - bev_bounds[:, None, 0])  # (B, size)
+            y = bev_bounds[:, None, 3] - share * (bev_bounds[:, None, 3] - bev_bounds[:, None, 1])
+            x = x[:, None, :].expand(-1, size, -1)
+            y = y[:, :, None].expand(-1, -1, size)
+            cells = torch.stack([x, y, torch.zeros_like(x)], dim=-1).flatten(1, 2)  # (B, M, 3), on the floor
+            given = ~torch.isnan(cells).any(dim=-1)
+            queries = self.model.get_position_embedding(cells.nan_to_num(), given)[:, None]
+        return self.reconstruction_head.get_condition(scene_states, "bev", queries)[:, 0]
+
+    def compute_bev_loss(
+        self,
+        scene_states: SceneStates,
+        bev_pixel_values: torch.Tensor | None,
+        bev_valid: torch.Tensor | None,
+        bev_bounds: torch.Tensor | None,
+        allowed: torch.Tensor | None,
+        bev_latents: torch.Tensor | None = None,
+        row_seed: torch.Tensor | None = None,
+        timesteps: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        posterior_noise: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sum over scenes of the denoising error averaged over the picture's counted cells, and their number."""
+        head, config = self.reconstruction_head, self.config.denoiser_config
+        rows = torch.zeros(len(scene_states.states), dtype=torch.bool, device=scene_states.states.device)
+        if bev_pixel_values is not None or bev_latents is not None:
+            cells = get_bev_cells(bev_pixel_values, bev_valid, config.bev_grid_size, config.bev_loss_mask)
+            rows = cells.flatten(1).any(dim=1)
+            rows = rows if allowed is None else rows & allowed
+        if not bool(rows.any()):
+            return self.run_placeholder(scene_states, "bev"), scene_states.states.new_zeros((), dtype=torch.float32)
+        if bev_latents is None:
+            pictures = (2 * bev_pixel_values[rows].float() - 1).clamp(-1, 1)
+            latent_mean, logvar = self.encode_pictures(pictures)
+        else:
+            latent_mean, logvar = bev_latents[rows].chunk(2, dim=1)
+        seeds = None if row_seed is None else row_seed[rows]
+        count = len(latent_mean)
+        if posterior_noise is None:
+            posterior_noise = torch.cat(draw_rows(seeds, 3, [(1, *latent_mean.shape[1:])] * count, draw_normal))
+        latents = latent_mean + torch.exp(0.5 * logvar) * posterior_noise.to(latent_mean)
+        targets = head.get_targets(latents, "bev")
+        if timesteps is None:
+            timesteps = torch.cat(draw_rows(seeds, 4, [(1,)] * count, get_timestep_draw(config.num_train_timesteps)))
+        if noise is None:
+            noise = torch.cat(draw_rows(seeds, 5, [(1, *targets.shape[1:])] * count, draw_normal))
+        chosen = SceneStates(
+            scene_states.states[rows],
+            scene_states.visible[rows],
+            None if scene_states.positions is None else scene_states.positions[rows],
+        )
+        condition = self.get_bev_conditions(chosen, None if bev_bounds is None else bev_bounds[rows])
+        errors = head.compute_errors(targets, timesteps.to(targets.device), noise.to(targets), condition, "bev")
+        counted = cells[rows][:, None].to(errors)  # (n, 1, g, g)
+        totals = (errors * counted).flatten(1).sum(dim=1) / (counted.flatten(1).sum(dim=1) * errors.shape[1])
+        return totals.sum(), rows.sum().to(totals.dtype)
+
+    def run_placeholder(self, scene_states: SceneStates, branch: str) -> torch.Tensor:
+        """Zero, through every parameter of a branch: ranks that have nothing to rebuild still take part in the step."""
+        head = self.reconstruction_head
+        one = SceneStates(
+            scene_states.states[:1],
+            scene_states.visible[:1],
+            None if scene_states.positions is None else scene_states.positions[:1],
+        )
+        grid, config = head.get_grid_size(branch), self.config.denoiser_config
+        queries = None
+        if config.condition == "per_view":
+            queries = one.states.new_zeros(1, 1, grid**2, one.states.shape[-1])
+            if one.positions is None:
+                one.positions = torch.zeros_like(one.states)
+        condition = head.get_condition(one, branch, queries)[:, 0]
+        latents = torch.zeros(1, config.token_channels, grid, grid, device=condition.device, dtype=condition.dtype)
+        timesteps = torch.zeros(1, dtype=torch.long, device=condition.device)
+        return head(latents, timesteps, condition, branch).sum() * 0.0
+
+    def compute_grounding_scores(
+        self,
+        hidden_states: torch.Tensor,
+        input_ids: torch.Tensor,
+        segment_ids: torch.Tensor | None,
+        proposal_features: torch.Tensor,
+        proposal_mask: torch.Tensor,
+        num_questions: int = 1,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores (B, Q, K + 1), and which questions (B, Q) have a `<ground>`; the scores of others mean nothing."""
+        queries, asked = get_ground_queries(
+            hidden_states, input_ids, segment_ids, self.config.ground_token_id, num_questions
+        )
+        return self.grounding_head(queries, proposal_features, proposal_mask), asked
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        segment_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        view_mask: torch.BoolTensor | None = None,
+        patch_coords: torch.FloatTensor | None = None,
+        patch_valid: torch.BoolTensor | None = None,
+        proposal_boxes: torch.FloatTensor | None = None,
+        proposal_mask: torch.BoolTensor | None = None,
+        proposal_patches: torch.BoolTensor | None = None,
+        query_coords: torch.FloatTensor | None = None,
+        bool_masked_views: torch.BoolTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        shift_labels: torch.LongTensor | None = None,
+        loss_weights: torch.FloatTensor | None = None,
+        grounding_labels: torch.Tensor | None = None,
+        bev_pixel_values: torch.FloatTensor | None = None,
+        bev_valid: torch.BoolTensor | None = None,
+        bev_bounds: torch.FloatTensor | None = None,
+        view_latents: torch.FloatTensor | None = None,
+        bev_latents: torch.FloatTensor | None = None,
+        row_seed: torch.LongTensor | None = None,
+        view_timesteps: torch.LongTensor | None = None,
+        view_noise: torch.FloatTensor | None = None,
+        view_posterior_noise: torch.FloatTensor | None = None,
+        bev_timesteps: torch.LongTensor | None = None,
+        bev_noise: torch.FloatTensor | None = None,
+        bev_posterior_noise: torch.FloatTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | None = None,
+        **kwargs,
+    ) -> Ross3DOutput:
+        r"""
+        Args:
+            input_ids, attention_mask, segment_ids (`torch.Tensor` of shape `(B, L)`): rows of the processor.
+                `segment_ids` is 0 for the scene prefix, q for question q, -1 for padding; with more than one question
+                a token sees the prefix and its own question only.
+            pixel_values (`(B, V, 3, H, W)`), view_mask (`(B, V)`): normalised views; True = a real view.
+            patch_coords (`(B, V, h, w, 3)`), patch_valid (`(B, V, h, w)`): world position of each visual token in
+                metres, z up; a token that is not valid gets no position embedding.
+            proposal_boxes (`(B, K, 6)`), proposal_mask (`(B, K)`), proposal_patches (`(B, K, V, p, p)`): candidate
+                objects: centre and size in metres, real or padding, and the vision patches inside.
+            query_coords (`(B, Q, 3)`): metres; NaN for questions without `<coord>`.
+            bool_masked_views (`(B, V)`): True = the view is hidden and, with a teacher, has to be rebuilt.
+            labels, shift_labels, loss_weights (`(B, L)`): text targets; `labels` alone are shifted here and averaged
+                row by row, which rows with several questions cannot be.
+            grounding_labels (`(B, Q, K + 1)`): multi-hot, last column "no target"; an all-zero row is no question.
+            bev_pixel_values (`(B, 3, Hb, Wb)` in [0, 1]), bev_valid (`(B, Hb, Wb)`), bev_bounds (`(B, 4)` metres).
+            view_latents (`(B, V, 2z, a, b)`), bev_latents (`(B, 2z, a, b)`): posterior mean and log-variance, in
+                place of a teacher.
+            row_seed (`(B,)`): seeds of the diffusion draws; absent, torch's generator draws.
+            view_timesteps (`(n,)`), view_noise (`(n, Z, h, w)`), view_posterior_noise (`(hidden, z, a, b)`) and the
+                same for `bev_`: draws given from outside; n = the hidden views of each scene, V // hidden times.
+            logits_to_keep (`int` or `torch.Tensor`): positions whose logits are wanted; 0 = all.
+            num_items_in_batch (`torch.Tensor` of shape `(4,)`): over how many answers, scenes with hidden views,
+                scenes with a bird's-eye picture and grounding questions the losses are averaged; by default those
+                of this batch.
+        """
+        hidden_views, allowed = self.get_loss_rows(view_mask, bool_masked_views, grounding_labels)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            segment_ids=segment_ids,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            view_mask=view_mask,
+            patch_coords=patch_coords,
+            patch_valid=patch_valid,
+            bool_masked_views=hidden_views,
+            query_coords=query_coords,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        logits = None
+        if not (self.training and loss_weights is not None):
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden_states[:, kept])
+
+        totals: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        if labels is not None or shift_labels is not None or self.training:
+            self.check_text_targets(segment_ids, labels, shift_labels)
+            if labels is None and shift_labels is None:
+                labels = torch.full(hidden_states.shape[:2], -100, device=hidden_states.device)
+            totals["lm_loss"] = self.compute_lm_loss(hidden_states, labels, shift_labels, loss_weights, grounding_labels)
+        grounding_scores = None
+        if self.grounding_head is not None and (proposal_boxes is not None or self.training) and input_ids is not None:
+            if proposal_boxes is None:
+                proposal_boxes = hidden_states.new_zeros(len(input_ids), 0, 6)
+            features, mask = self.get_proposal_features(
+                outputs.patch_features, proposal_boxes, proposal_mask, proposal_patches
+            )
+            if self.training or bool((input_ids == self.config.ground_token_id).any()):
+                num_questions = 1 if grounding_labels is None else grounding_labels.shape[1]
+                scores, asked = self.compute_grounding_scores(
+                    hidden_states, input_ids, segment_ids, features, mask, num_questions
+                )
+                grounding_scores = scores.masked_fill(~asked[..., None], float("-inf"))
+                if grounding_labels is not None or self.training:
+                    totals["grounding_loss"] = self.compute_grounding_loss(scores, asked, grounding_labels)
+        if self.reconstruction_head is not None and pixel_values is not None:
+            draws = (view_timesteps, view_noise, view_posterior_noise, bev_timesteps, bev_noise, bev_posterior_noise)
+            totals |= self.compute_reconstruction_losses(
+                outputs, view_mask, hidden_views, allowed, pixel_values, bev_pixel_values, bev_valid, bev_bounds,
+                view_latents, bev_latents, row_seed, draws,
+            )
+        losses, loss, counts = self.combine_losses(totals, num_items_in_batch)
+        return Ross3DOutput(
+            loss=loss,
+            **losses,
+            loss_counts=counts,
+            logits=logits,
+            grounding_scores=grounding_scores,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def check_text_targets(self, segment_ids, labels, shift_labels) -> None:
+        packed = segment_ids is not None and int(segment_ids.max()) > 1
+        if packed and labels is not None and shift_labels is None:
+            raise ValueError(
+                "shift_labels: expected shift_labels and loss_weights beside labels, since a row holds several"
+                " questions and only its processor knows what each may predict, got None; pass answers= to the"
+                " processor and give the model all that it returns."
+            )
+
+    def compute_reconstruction_losses(
+        self, outputs, view_mask, hidden_views, allowed, pixel_values, bev_pixel_values, bev_valid, bev_bounds,
+        view_latents, bev_latents, row_seed, draws,
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """View and bird's-eye losses where they apply; both, as zeros with a graph, in training."""
+        if view_mask is None:
+            view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
+        visible = view_mask if hidden_views is None else view_mask & ~hidden_views
+        scene_states = SceneStates(outputs.visual_states, visible, outputs.visual_positions)
+        totals = {}
+        if self.training or (hidden_views is not None and bool(hidden_views.any())):
+            totals["view_loss"] = self.compute_view_loss(
+                scene_states, view_mask, hidden_views, pixel_values, view_latents, row_seed, *draws[:3]
+            )
+        if self.training or bev_pixel_values is not None or bev_latents is not None:
+            totals["bev_loss"] = self.compute_bev_loss(
+                scene_states, bev_pixel_values, bev_valid, bev_bounds, allowed, bev_latents, row_seed, *draws[3:]
+            )
+        return totals
+
+    def combine_losses(
+        self, totals: dict[str, tuple[torch.Tensor, torch.Tensor]], num_items_in_batch: torch.Tensor | None
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None, torch.Tensor | None]:
+        """Named means, their weighted sum, and the counts (4,) of this batch."""
+        if not totals:
+            return {}, None, None
+        if num_items_in_batch is not None and num_items_in_batch.shape[-1:] != (len(LOSS_NAMES),):
+            raise ValueError(
+                f"num_items_in_batch: expected {len(LOSS_NAMES)} counts {LOSS_NAMES}, got shape"
+                f" {tuple(num_items_in_batch.shape)}; a stock Trainer counts tokens: use train.py's Ross3DTrainer, or"
+                " leave the model's accepts_loss_kwargs at False."
+            )
+        device = next(iter(totals.values()))[0].device
+        counts = torch.stack([totals[n][1].to(device).float() if n in totals else torch.zeros((), device=device)
+                              for n in LOSS_NAMES])
+        divisors = counts if num_items_in_batch is None else num_items_in_batch.reshape(-1)[: len(LOSS_NAMES)].to(device)
+        losses, loss = {}, torch.zeros((), device=device)
+        for name, divisor in zip(LOSS_NAMES, divisors, strict=True):
+            if name in totals:
+                losses[name] = totals[name][0] / divisor.clamp(min=1)
+                loss = loss + getattr(self.config, f"{name}_weight") * losses[name]
+        return losses, loss, counts
+
+    def prepare_inputs_for_generation(self, input_ids, *args, is_first_iteration: bool = False, **kwargs):
+        model_inputs = super().prepare_inputs_for_generation(
+            input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if not is_first_iteration and model_inputs.get("use_cache", True):
+            for key in SCENE_KEYS:
+                model_inputs.pop(key, None)
+        segments = model_inputs.get("segment_ids")
+        if segments is not None and model_inputs.get("input_ids") is not None:
+            missing = model_inputs["input_ids"].shape[1] - segments.shape[1]
+            if missing > 0:
+                model_inputs["segment_ids"] = F.pad(segments, (0, missing), value=1)
+        return model_inputs
+
+    @torch.no_grad()
+    def generate(self, inputs: torch.Tensor | None = None, *, scene: Ross3DSceneCache | None = None,
+                 scene_index: torch.Tensor | None = None, **kwargs):
+        """The library's `generate`, also over scenes that were read before.
+
+        Args:
+            scene (`Ross3DSceneCache`, *optional*): from `encode_scene`; then the inputs are questions alone, as
+                `processor(text=questions)` returns them.
+            scene_index (`torch.LongTensor` of shape `(number of questions,)`, *optional*): which of several scenes
+                each question is about.
+
+        Returns:
+            ids of prompt (or question) and answer.
+
+        Raises:
+            ValueError: for rows with several questions, or a `scene_index` that is missing or wrong.
+        """
+        for key in NOT_FOR_GENERATION:
+            kwargs.pop(key, None)
+        if scene is None:
+            segments = kwargs.get("segment_ids")
+            if segments is not None and int(segments.max()) > 1:
+                raise ValueError(
+                    f"generate: expected one question a row, got rows with up to {int(segments.max())}; encode the"
+                    " scene once with scene = model.encode_scene(**processor(images=...)) and ask"
+                    " model.generate(scene=scene, **processor(text=questions))."
+                )
+            return super().generate(inputs, **kwargs)
+        input_ids = kwargs.pop("input_ids", inputs)
+        question_mask = kwargs.pop("attention_mask", torch.ones_like(input_ids))
+        scene_index = self.check_scene_index(scene, scene_index, len(input_ids))
+        generation_config = kwargs.get("generation_config") or self.generation_config
+        copies = max(
+            kwargs.get("num_beams") or getattr(generation_config, "num_beams", 1) or 1,
+            kwargs.get("num_return_sequences") or getattr(generation_config, "num_return_sequences", 1) or 1,
+        )
+        cache = scene.get_questions_cache(scene_index.repeat_interleave(copies))
+        prefix_mask = scene.prefix_mask[scene_index].to(question_mask)
+        attention_mask = torch.cat([prefix_mask, question_mask], dim=1)
+        return super().generate(input_ids, attention_mask=attention_mask, past_key_values=cache, **kwargs)
+
+    def check_scene_index(self, scene: Ross3DSceneCache, scene_index, num_questions: int) -> torch.Tensor:
+        num_scenes = len(scene.prefix_mask)
+        if scene_index is None:
+            if num_scenes != 1:
+                raise ValueError(
+                    f"scene_index: expected the scene (0..{num_scenes - 1}) of each of {num_questions} questions, got"
+                    f" None while {num_scenes} scenes are cached; pass scene_index=[...]."
+                )
+            return torch.zeros(num_questions, dtype=torch.long, device=scene.prefix_mask.device)
+        index = torch.as_tensor(scene_index, dtype=torch.long, device=scene.prefix_mask.device)
+        legal = index.shape == (num_questions,) and bool(((index >= 0) & (index < num_scenes)).all())
+        if not legal:
+            raise ValueError(
+                f"scene_index: expected {num_questions} numbers in 0..{num_scenes - 1}, got {index.tolist()}; one"
+                " scene for each question."
+            )
+        return index
+
+    @torch.no_grad()
+    def encode_scene(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        segment_ids: torch.LongTensor | None = None,
+        proposal_boxes: torch.FloatTensor | None = None,
+        proposal_mask: torch.BoolTensor | None = None,
+        proposal_patches: torch.BoolTensor | None = None,
+        keep_patch_features: bool = False,
+        **inputs,
+    ) -> Ross3DSceneCache:
+        """Read scenes once; ask about them with `generate(scene=...)` and `ground(scene=...)`.
+
+        Args:
+            input_ids and the rest: `processor(images=..., depth_maps=..., ...)` without text, padded on the left.
+            keep_patch_features (`bool`): keep the projected patches, so that other boxes can be grounded later.
+
+        Raises:
+            ValueError: when the rows hold questions, or activation checkpointing is on (it drops the cache).
+        """
+        if segment_ids is not None and bool((segment_ids > 0).any()):
+            raise ValueError(
+                "encode_scene: expected rows without questions, got text; call the processor without text= and ask"
+                " with model.generate(scene=scene, **processor(text=questions))."
+            )
+        if self.is_gradient_checkpointing and self.training:
+            raise ValueError(
+                "encode_scene: expected no activation checkpointing, which drops the cache of a scene; call"
+                " model.eval() first."
+            )
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        scene_inputs = {key: inputs[key] for key in ("pixel_values", "view_mask", "patch_coords", "patch_valid")
+                        if inputs.get(key) is not None}
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+            past_key_values=DynamicCache(config=self.config.text_config),
+            use_cache=True,
+            **scene_inputs,
+        )
+        features, features_mask = None, None
+        if proposal_boxes is not None:
+            features, features_mask = self.get_proposal_features(
+                outputs.patch_features, proposal_boxes, proposal_mask, proposal_patches
+            )
+        return Ross3DSceneCache(
+            past_key_values=outputs.past_key_values,
+            prefix_mask=mask.bool(),
+            proposal_features=features,
+            proposal_mask=features_mask,
+            patch_features=outputs.patch_features if keep_patch_features else None,
+        )
+
+    @torch.no_grad()
+    def ground(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        segment_ids: torch.LongTensor | None = None,
+        *,
+        scene: Ross3DSceneCache | None = None,
+        scene_index: torch.Tensor | None = None,
+        proposal_boxes: torch.FloatTensor | None = None,
+        proposal_mask: torch.BoolTensor | None = None,
+        proposal_patches: torch.BoolTensor | None = None,
+        query_coords: torch.FloatTensor | None = None,
+        **inputs,
+    ) -> torch.Tensor:
+        """Score every proposal for every question.
+
+        Args:
+            input_ids and the rest: the processor's output, with views or, given `scene`, questions alone. Questions
+                that do not end in `<ground>` get one.
+            scene (`Ross3DSceneCache`), scene_index: see `generate`.
+
+        Returns:
+            scores (sum of Q, K + 1): cosines in [-1, 1], -inf at padding, last column "no target".
+        """
+        if self.grounding_head is None:
+            raise ValueError("ground: expected a model with config.grounding=True, got False; load another checkpoint.")
+        real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        if segment_ids is None:
+            segment_ids = torch.ones_like(input_ids)
+        pad = self.config.text_config.pad_token_id or 0
+        input_ids, segment_ids = append_ground_slots(
+            input_ids, real, segment_ids, self.config.ground_token_id, pad
+        )
+        mask = (segment_ids >= 0).long()
+        if scene is None:
+            if proposal_boxes is None:
+                raise ValueError("ground: expected proposal_boxes (B, K, 6), got None; pass proposal_boxes= to the"
+                                 " processor (K = 0 is legal).")
+            scene_inputs = {key: inputs[key] for key in ("pixel_values", "view_mask", "patch_coords", "patch_valid")
+                            if inputs.get(key) is not None}
+            outputs = self.model(input_ids=input_ids, attention_mask=mask, segment_ids=segment_ids,
+                                 query_coords=query_coords, **scene_inputs)
+            features, features_mask = self.get_proposal_features(
+                outputs.patch_features, proposal_boxes, proposal_mask, proposal_patches
+            )
+        else:
+            index = self.check_scene_index(scene, scene_index, len(input_ids))
+            features, features_mask = self.get_cached_proposals(scene, proposal_boxes, proposal_mask, proposal_patches)
+            features, features_mask = features[index], features_mask[index]
+            prefix_mask = scene.prefix_mask[index].to(mask)
+            positions = prefix_mask.sum(dim=1, keepdim=True) + (mask.cumsum(dim=1) - 1).clamp(min=0)
+            outputs = self.model(
+                input_ids=input_ids,
+                attention_mask=torch.cat([prefix_mask, mask], dim=1),
+                segment_ids=segment_ids,
+                position_ids=positions,
+                past_key_values=scene.get_questions_cache(index),
+                query_coords=query_coords,
+            )
+        scores, asked = self.compute_grounding_scores(
+            outputs.last_hidden_state, input_ids, segment_ids, features, features_mask
+        )
+        return scores[asked]
+
+    def get_cached_proposals(self, scene, proposal_boxes, proposal_mask, proposal_patches):
+        """Proposal features (B, K, D) and mask of cached scenes: those encoded with them, or of new boxes."""
+        if proposal_boxes is None:
+            if scene.proposal_features is None:
+                raise ValueError(
+                    "ground: expected a scene encoded with proposal_boxes, got one without; pass proposal_boxes= to"
+                    " the processor before encode_scene, or encode with keep_patch_features=True and pass them here."
+                )
+            return scene.proposal_features, scene.proposal_mask
+        if scene.patch_features is None:
+            raise ValueError(
+                "ground: expected a scene encoded with keep_patch_features=True, since new proposal_boxes are given,"
+                " got none; encode it again with keep_patch_features=True."
+            )
+        return self.get_proposal_features(scene.patch_features, proposal_boxes, proposal_mask, proposal_patches)
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        masked_views: list[int] | list[list[int]] | None = None,
+        *,
+        bool_masked_views: torch.BoolTensor | None = None,
+        bev_bounds: torch.FloatTensor | None = None,
+        num_inference_steps: int = 50,
+        generator: torch.Generator | None = None,
+        pixel_values: torch.FloatTensor,
+        view_mask: torch.BoolTensor | None = None,
+        **inputs,
+    ) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None]]:
+        """Hide views, then sample what the model believes they and the bird's-eye picture look like.
+
+        Args:
+            masked_views (list of `int`, or one such list a scene): views to hide; or `bool_masked_views` (B, V).
+            bev_bounds (`torch.FloatTensor` of shape `(B, 4)`): edges of the bird's-eye picture, metres.
+            num_inference_steps (`int`): sampler steps.
+            generator (`torch.Generator`, *optional*): on CPU.
+            pixel_values, view_mask and the rest: the processor's output, with or without text.
+
+        Returns:
+            per scene: views (n, 3, h, w) in [0, 1], or None when none was hidden; bird's-eye picture (3, h, w).
+        """
+        if self.reconstruction_head is None:
+            raise ValueError("reconstruct: expected a model with denoiser_config, got None; load another checkpoint.")
+        self.get_teacher()
+        if view_mask is None:
+            view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
+        if bool_masked_views is None:
+            bool_masked_views = self.get_masked_views(masked_views or [], view_mask)
+        names = ("input_ids", "attention_mask", "segment_ids", "patch_coords", "patch_valid", "query_coords")
+        outputs = self.model(
+            pixel_values=pixel_values,
+            view_mask=view_mask,
+            bool_masked_views=bool_masked_views,
+            **{name: inputs[name] for name in names if inputs.get(name) is not None},
+        )
+        scene_states = SceneStates(outputs.visual_states, view_mask & ~bool_masked_views, outputs.visual_positions)
+        head = self.reconstruction_head
+        counts = bool_masked_views.sum(dim=1).tolist()
+        views: list[torch.Tensor | None] = [None] * len(counts)
+        if any(counts):
+            condition = self.get_view_conditions(scene_states, bool_masked_views)
+            latents = head.sample(condition, "view", num_inference_steps, generator)
+            pictures = self.decode_latents(latents)
+            views = [part if len(part) else None for part in pictures.split(counts)]
+        latents = head.sample(self.get_bev_conditions(scene_states, bev_bounds), "bev", num_inference_steps, generator)
+        return views, list(self.decode_latents(latents))
+
+    def get_masked_views(self, masked_views: list, view_mask: torch.Tensor) -> torch.Tensor:
+        """Indices of views to hide -> (B, V) bool."""
+        per_scene = masked_views if masked_views and isinstance(masked_views[0], list | tuple) else None
+        lists = per_scene if per_scene is not None else [masked_views] * len(view_mask)
+        hidden = torch.zeros_like(view_mask)
+        for row, indices in enumerate(lists):
+            for index in indices:
+                if not 0 <= index < view_mask.shape[1] or not view_mask[row, index]:
+                    raise ValueError(
+                        f"masked_views: expected views 0..{int(view_mask[row].sum()) - 1} of scene {row}, got {index};"
+                        " name views that exist."
+                    )
+                hidden[row, index] = True
+        return hidden
+
+
+Ross3DForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+
+__all__ = ["Ross3DForConditionalGeneration", "Ross3DModel", "Ross3DOutput", "Ross3DPreTrainedModel", "Ross3DSceneCache"]

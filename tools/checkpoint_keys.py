@@ -1,0 +1,76 @@
+"""The names of a published Ross3D checkpoint beside ours: one table, read in both directions.
+
+`*` stands for a layer number or the rest of a name. Names that begin with `teacher.` live in the diffusers folder
+`teacher/` beside our weights, not in them.
+"""
+
+import re
+
+
+KEY_TABLE: tuple[tuple[str, str], ...] = (
+    ("model.mask_token", "model.mask_token"),
+    ("model.image_newline", "model.image_newline"),
+    ("model.embed_tokens.weight", "model.language_model.embed_tokens.weight"),
+    ("model.layers.*", "model.language_model.layers.*"),
+    ("model.norm.weight", "model.language_model.norm.weight"),
+    ("lm_head.weight", "lm_head.weight"),
+    ("model.vision_tower.vision_tower.vision_model.*", "model.vision_tower.*"),
+    ("model.mm_projector.0.*", "model.multi_modal_projector.linear_1.*"),
+    ("model.mm_projector.2.*", "model.multi_modal_projector.linear_2.*"),
+    ("model.mm_pixel_decoder.pixel_decoder.*", "teacher.*"),
+    ("model.mm_inv_projector.net.pos_embed_view", "reconstruction_head.view_embedding.position_embedding"),
+    ("model.mm_inv_projector.net.pos_embed_bev", "reconstruction_head.bev_embedding.position_embedding"),
+    ("model.mm_inv_projector.net.x_embedder_view.proj.*", "reconstruction_head.view_embedding.proj.*"),
+    ("model.mm_inv_projector.net.x_embedder_bev.proj.*", "reconstruction_head.bev_embedding.proj.*"),
+    ("model.mm_inv_projector.net.z_embedder_view.cls_token", "reconstruction_head.view_pooler.queries"),
+    ("model.mm_inv_projector.net.z_embedder_view.proj.1.*", "reconstruction_head.view_pooler.state_proj.*"),
+    ("model.mm_inv_projector.net.z_embedder_view.k.*", "reconstruction_head.view_pooler.k_proj.*"),
+    ("model.mm_inv_projector.net.z_embedder_view.v.*", "reconstruction_head.view_pooler.v_proj.*"),
+    ("model.mm_inv_projector.net.z_embedder_view.linear.*", "reconstruction_head.view_pooler.out_proj.*"),
+    ("model.mm_inv_projector.net.z_embedder_bev.cls_token", "reconstruction_head.bev_pooler.queries"),
+    ("model.mm_inv_projector.net.z_embedder_bev.proj.1.*", "reconstruction_head.bev_pooler.state_proj.*"),
+    ("model.mm_inv_projector.net.z_embedder_bev.k.*", "reconstruction_head.bev_pooler.k_proj.*"),
+    ("model.mm_inv_projector.net.z_embedder_bev.v.*", "reconstruction_head.bev_pooler.v_proj.*"),
+    ("model.mm_inv_projector.net.z_embedder_bev.linear.*", "reconstruction_head.bev_pooler.out_proj.*"),
+    ("model.mm_inv_projector.net.t_embedder.mlp.0.*", "reconstruction_head.denoiser.timestep_embedding.linear_1.*"),
+    ("model.mm_inv_projector.net.t_embedder.mlp.2.*", "reconstruction_head.denoiser.timestep_embedding.linear_2.*"),
+    ("model.mm_inv_projector.net.blocks.*.attn.qkv.*", "reconstruction_head.denoiser.blocks.*.attention.qkv_proj.*"),
+    ("model.mm_inv_projector.net.blocks.*.attn.proj.*", "reconstruction_head.denoiser.blocks.*.attention.out_proj.*"),
+    ("model.mm_inv_projector.net.blocks.*.mlp.*", "reconstruction_head.denoiser.blocks.*.mlp.*"),
+    (
+        "model.mm_inv_projector.net.blocks.*.adaLN_modulation.1.*",
+        "reconstruction_head.denoiser.blocks.*.modulation.*",
+    ),
+    (
+        "model.mm_inv_projector.net.final_layer.adaLN_modulation.1.*",
+        "reconstruction_head.denoiser.final_layer.modulation.*",
+    ),
+    ("model.mm_inv_projector.net.final_layer.linear.*", "reconstruction_head.denoiser.final_layer.linear.*"),
+    ("ground_head_zero_target", "grounding_head.no_target"),
+    ("ground_head_obj.0.*", "grounding_head.proposal_mlp.linear_1.*"),
+    ("ground_head_obj.2.*", "grounding_head.proposal_mlp.norm.*"),
+    ("ground_head_obj.3.*", "grounding_head.proposal_mlp.linear_2.*"),
+    ("ground_head_query.0.*", "grounding_head.query_mlp.linear_1.*"),
+    ("ground_head_query.2.*", "grounding_head.query_mlp.norm.*"),
+    ("ground_head_query.3.*", "grounding_head.query_mlp.linear_2.*"),
+)
+
+
+def rename(name: str, source: str, target: str) -> str | None:
+    """The name under pattern `target` of a `name` that fits pattern `source`, or None."""
+    pattern = "(.+)".join(re.escape(part) for part in source.split("*"))
+    found = re.fullmatch(pattern, name)
+    if found is None:
+        return None
+    parts = iter(found.groups())
+    return "".join(next(parts) if piece == "*" else piece for piece in re.split(r"(\*)", target))
+
+
+def to_ours(name: str) -> str | None:
+    """Our name of a published key, or None when the table has none."""
+    return next((new for source, target in KEY_TABLE if (new := rename(name, source, target)) is not None), None)
+
+
+def to_published(name: str) -> str | None:
+    """The published name of one of our keys, or None when the release has no such weight."""
+    return next((new for source, target in KEY_TABLE if (new := rename(name, target, source)) is not None), None)

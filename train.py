@@ -1,0 +1,82 @@
+"""Train Ross3D with the stock Trainer.
+
+    accelerate launch train.py configs/tiny.yaml [--section.key value ...]
+
+Parse -> build -> train -> save. A run that was cut off goes on from its last whole checkpoint when it is started
+again with the same settings.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.training.arguments import RunArguments, read_run_arguments
+from ross3d.training.build import (
+    build_collator,
+    build_model,
+    build_processor,
+    build_rows,
+    find_teacher,
+    freeze_parts,
+    group_parameters,
+    list_scenes,
+    save_run,
+)
+from ross3d.training.callbacks import MarkComplete, NamedLosses, find_checkpoint
+from ross3d.training.trainer import Ross3DTrainer
+from ross3d.training.vision_warmup import warm_up_vision
+
+
+def build_training_arguments(settings: dict) -> TrainingArguments:
+    """`TrainingArguments` of the run, with what our rows need.
+
+    Raises:
+        ValueError: when checkpoints fall between two reports, which a resumed run could not repeat.
+    """
+    fixed = {"remove_unused_columns": False, "train_sampling_strategy": "sequential", "num_train_epochs": 1}
+    arguments = TrainingArguments(**{**settings, **fixed})
+    if arguments.save_strategy == "steps" and arguments.save_steps % arguments.logging_steps:
+        raise ValueError(
+            f"trainer.save_steps: expected a multiple of logging_steps {arguments.logging_steps}, got"
+            f" {arguments.save_steps}; a run resumed between two reports could not repeat its log."
+        )
+    return arguments
+
+
+def main(arguments: RunArguments) -> None:
+    training = build_training_arguments(arguments.trainer)
+    output_dir = Path(training.output_dir)
+    processor = build_processor(arguments)
+    model = build_model(arguments, processor)
+    checkpoint = find_checkpoint(output_dir)
+    if checkpoint is None and arguments.vision_warmup is not None and not arguments.data.blind:
+        paths = list_scenes(arguments.data)
+        accuracy = warm_up_vision(model, processor, paths, read_rgbd_folder, arguments.vision_warmup)
+        print("vision warm-up, accuracy on object patches:", json.dumps(accuracy))
+    freeze_parts(model, arguments.parts)
+    groups = group_parameters(model, arguments.parts, training)
+    trainer = Ross3DTrainer(
+        model=model,
+        args=training,
+        train_dataset=build_rows(arguments, processor),
+        data_collator=build_collator(processor, model.config),
+        processing_class=processor,
+        callbacks=[MarkComplete()],
+        optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": groups, "lr": training.learning_rate}),
+    )
+    # In front of the reporting callbacks, which otherwise report before the named losses are known.
+    trainer.callback_handler.callbacks.insert(0, NamedLosses(model))
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if trainer.is_world_process_zero():
+        save_run(model, processor, find_teacher(arguments), output_dir)
+        trainer.state.save_to_json(str(output_dir / "trainer_state.json"))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(read_run_arguments(sys.argv[1], sys.argv[2:]))

@@ -1,0 +1,166 @@
+"""A run's YAML file and command line -> typed settings; an unknown key is refused by name.
+
+The file has one section per class below. Any value can be set from the command line as `--section.key value`, or as
+`--key value` where only one section has the key.
+"""
+
+import difflib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import TrainingArguments
+
+from ross3d.configuration_ross3d import Ross3DConfig
+
+
+@dataclass
+class DataArguments:
+    """Which scenes and questions a run reads.
+
+    Attributes:
+        root (`str`): folder with `train/`, `val/` and `annotations/` (`python -m ross3d.scenes.build` makes one).
+        split (`str`): which of them to train on.
+        limit (`int`, *optional*): at most so many scenes.
+        epochs (`int`): passes over the scenes; the Trainer sees them as one.
+        questions_per_row (`int`): at most so many questions behind one scene.
+        blind (`bool`): train on the words alone, the baseline that every score stands beside.
+        seed (`int`): of order, choice of questions, proposals, hidden views and diffusion draws.
+    """
+
+    root: str = "outputs/demo/scenes"
+    split: str = "train"
+    limit: int | None = None
+    epochs: int = 1
+    questions_per_row: int = 1
+    blind: bool = False
+    seed: int = 0
+
+
+@dataclass
+class PartArguments:
+    """How one part of the model trains: `freeze` it, or give it a `learning_rate` of its own."""
+
+    freeze: bool = False
+    learning_rate: float | None = None
+
+
+@dataclass
+class VisionWarmupArguments:
+    """A short supervised start for vision towers that have never seen a picture (`training/vision_warmup.py`)."""
+
+    steps: int = 400
+    scenes_per_step: int = 16
+    learning_rate: float = 2e-3
+    seed: int = 0
+
+
+@dataclass
+class RunArguments:
+    """One run of train.py.
+
+    Attributes:
+        init_from (`str`, *optional*): checkpoint folder or Hub id to start from; new weights otherwise.
+        teacher (`str`, *optional*): diffusers folder of the VAE teacher.
+        model (`dict`): keys of `Ross3DConfig`; with `init_from`, changes to its config.
+        processor (`dict`): settings of `Ross3DProcessor`, and those of its image processor.
+        data, vision_warmup, parts, trainer: see the classes; `parts` maps prefixes of parameter names to settings.
+    """
+
+    init_from: str | None = None
+    teacher: str | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    processor: dict[str, Any] = field(default_factory=dict)
+    data: DataArguments = field(default_factory=DataArguments)
+    vision_warmup: VisionWarmupArguments | None = None
+    parts: dict[str, PartArguments] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+
+SECTION_CLASSES = {"data": DataArguments, "vision_warmup": VisionWarmupArguments, "trainer": TrainingArguments,
+                   "model": Ross3DConfig}
+
+
+def check_keys(keys, known: set[str], where: str) -> None:
+    """Refuse unknown keys of a section, naming the nearest known one."""
+    for key in keys:
+        if key not in known:
+            close = difflib.get_close_matches(key, sorted(known), n=1)
+            hint = f"did you mean `{close[0]}`?" if close else f"known keys: {', '.join(sorted(known))}."
+            raise ValueError(f"{where}: expected a known key, got `{key}`; {hint}")
+
+
+def read_section(cls: type, values: dict[str, Any], where: str):
+    check_keys(values, {f.name for f in fields(cls)}, where)
+    return cls(**values)
+
+
+def apply_overrides(settings: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Settings with `--section.key value` and unambiguous `--key value` pairs of a command line put in.
+
+    Raises:
+        ValueError: for a key without a value, an unknown key, or a key that several sections have.
+    """
+    if len(overrides) % 2:
+        raise ValueError(f"command line: expected pairs `--key value`, got {overrides}; give every key a value.")
+    for flag, text in zip(overrides[::2], overrides[1::2], strict=True):
+        if not flag.startswith("--"):
+            raise ValueError(f"command line: expected a flag such as --data.seed, got {flag!r}; begin it with `--`.")
+        path = flag.removeprefix("--").split(".")
+        if len(path) == 1 and path[0] not in {f.name for f in fields(RunArguments)}:
+            owners = [name for name, cls in SECTION_CLASSES.items() if path[0] in {f.name for f in fields(cls)}]
+            if len(owners) != 1:
+                raise ValueError(
+                    f"command line: expected a key of one section, got `{path[0]}`, which {owners or 'none'} has; write"
+                    " --section.key."
+                )
+            path = [owners[0], *path]
+        place = settings
+        for name in path[:-1]:
+            if place.get(name) is None:
+                place[name] = {}
+            place = place[name]
+        place[path[-1]] = yaml.safe_load(text)
+    return settings
+
+
+def read_run_arguments(config_file: str | Path, overrides: list[str] | None = None) -> RunArguments:
+    """The settings of a run.
+
+    Args:
+        config_file (`str` or `Path`): a YAML file.
+        overrides (list of `str`): what stands behind it on the command line.
+
+    Raises:
+        ValueError: for an unknown key or a number that YAML read as text (`1e-5` has to be written `1.0e-5`).
+    """
+    settings = yaml.safe_load(Path(config_file).read_text()) or {}
+    settings = apply_overrides(settings, overrides or [])
+    check_keys(settings, {f.name for f in fields(RunArguments)}, f"{config_file}")
+    check_keys(settings.get("trainer") or {}, {f.name for f in fields(TrainingArguments)}, f"{config_file}: trainer")
+    for section, values in settings.items():
+        check_numbers(values, f"{config_file}: {section}")
+    if settings.get("data") is not None:
+        settings["data"] = read_section(DataArguments, settings["data"], f"{config_file}: data")
+    if settings.get("vision_warmup") is not None:
+        where = f"{config_file}: vision_warmup"
+        settings["vision_warmup"] = read_section(VisionWarmupArguments, settings["vision_warmup"], where)
+    settings["parts"] = {
+        name: read_section(PartArguments, values, f"{config_file}: parts.{name}")
+        for name, values in (settings.get("parts") or {}).items()
+    }
+    return RunArguments(**{name: value for name, value in settings.items() if value is not None})
+
+
+def check_numbers(values: Any, where: str) -> None:
+    """Refuse text that is a number: YAML reads `1e-5` as text, and it would fail hours later."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            check_numbers(value, f"{where}.{name}")
+    elif isinstance(values, str):
+        try:
+            float(values)
+        except ValueError:
+            return
+        raise ValueError(f"{where}: expected a number, got the text {values!r}; write it as 1.0e-5, not 1e-5.")

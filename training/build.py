@@ -1,0 +1,150 @@
+"""Settings -> processor, model, data: what train.py puts together before the Trainer runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoProcessor, TrainingArguments
+
+from ross3d.configuration_ross3d import Ross3DConfig
+from ross3d.data.annotations import group_by_scene, load_annotations
+from ross3d.data.collator import Ross3DCollator
+from ross3d.data.dataset import SceneRows
+from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
+from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
+from ross3d.scenes.questions import make_proposals
+from ross3d.scenes.tokenizer import make_tokenizer
+from ross3d.training.arguments import DataArguments, PartArguments, RunArguments
+
+
+def list_scenes(arguments: DataArguments) -> list[Path]:
+    """Scene folders of the split, by name.
+
+    Raises:
+        FileNotFoundError: when there are none.
+    """
+    folder = Path(arguments.root) / arguments.split
+    scenes = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if not scenes:
+        raise FileNotFoundError(
+            f"data.root: expected scene folders in {folder}, found none; make them with"
+            f" `python -m ross3d.scenes.build --output {arguments.root}`."
+        )
+    return scenes[: arguments.limit]
+
+
+def build_processor(arguments: RunArguments) -> Ross3DProcessor:
+    """The checkpoint's processor, or a new one with a tokenizer trained on the questions."""
+    if arguments.init_from is not None:
+        return AutoProcessor.from_pretrained(arguments.init_from, trust_remote_code=True)
+    settings = dict(arguments.processor)
+    image_settings = settings.pop("image_processor", {})
+    annotations = load_annotations(Path(arguments.data.root) / "annotations" / "train.jsonl")
+    texts = [text for annotation in annotations for text in (annotation.question, annotation.answer)]
+    return Ross3DProcessor(
+        image_processor=Ross3DImageProcessor(**image_settings), tokenizer=make_tokenizer(texts), **settings
+    )
+
+
+def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DForConditionalGeneration:
+    """The checkpoint's model, or a new one whose vocabulary is the tokenizer's."""
+    if arguments.init_from is not None:
+        model = Ross3DForConditionalGeneration.from_pretrained(arguments.init_from, **arguments.model)
+    else:
+        settings = dict(arguments.model)
+        tokenizer = processor.tokenizer
+        settings["text_config"] = {
+            **settings.get("text_config", {}),
+            "vocab_size": len(tokenizer),
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        for name in ("image", "ground", "coord"):
+            settings[f"{name}_token_id"] = tokenizer.convert_tokens_to_ids(f"<{name}>")
+        torch.manual_seed(arguments.data.seed)
+        model = Ross3DForConditionalGeneration(Ross3DConfig(**settings))
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    teacher = find_teacher(arguments)
+    if teacher is not None and model.reconstruction_head is not None:
+        model.attach_teacher(teacher)
+    return model
+
+
+def find_teacher(arguments: RunArguments) -> Path | None:
+    """The teacher's folder: the one named, or the one beside the checkpoint's weights."""
+    if arguments.teacher is not None:
+        return Path(arguments.teacher)
+    beside = Path(arguments.init_from or "") / "teacher"
+    return beside if arguments.init_from is not None and beside.is_dir() else None
+
+
+def build_rows(arguments: RunArguments, processor: Ross3DProcessor) -> SceneRows:
+    """Training rows of all epochs."""
+    data = arguments.data
+    annotations = load_annotations(Path(data.root) / "annotations" / f"{data.split}.jsonl")
+    return SceneRows(
+        list_scenes(data),
+        group_by_scene(annotations),
+        processor,
+        read_rgbd_folder,
+        make_proposals,
+        epochs=data.epochs,
+        questions_per_row=data.questions_per_row,
+        seed=data.seed,
+        blind=data.blind,
+    )
+
+
+def build_collator(processor: Ross3DProcessor, config: Ross3DConfig) -> Ross3DCollator:
+    return Ross3DCollator(pad_token_id=processor.tokenizer.pad_token_id, view_mask_ratio=config.view_mask_ratio)
+
+
+def freeze_parts(model: nn.Module, parts: dict[str, PartArguments]) -> None:
+    """Switch off the gradients of frozen parts.
+
+    Raises:
+        ValueError: for a part that no parameter's name begins with.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for prefix, part in parts.items():
+        if not any(name.startswith(prefix) for name in names):
+            heads = sorted({".".join(name.split(".")[:2]) for name in names})
+            raise ValueError(f"parts: expected a prefix of a parameter's name such as {heads}, got `{prefix}`.")
+        for name, parameter in model.named_parameters():
+            if part.freeze and name.startswith(prefix):
+                parameter.requires_grad_(False)
+
+
+def group_parameters(
+    model: nn.Module, parts: dict[str, PartArguments], arguments: TrainingArguments
+) -> list[dict[str, Any]]:
+    """Optimizer groups: each part at its own learning rate, no weight decay on biases, norms and single vectors."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        rates = [part.learning_rate for prefix, part in parts.items() if name.startswith(prefix)]
+        rate = next((rate for rate in rates if rate is not None), arguments.learning_rate)
+        decay = arguments.weight_decay if parameter.dim() > 1 else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()
+    ]
+
+
+def save_run(model: nn.Module, processor: Ross3DProcessor, teacher: Path | None, output_dir: Path) -> None:
+    """Final model, processor and teacher, as one loadable folder."""
+    model.save_pretrained(output_dir)
+    processor.save_pretrained(output_dir)
+    if teacher is not None and isinstance(model, Ross3DForConditionalGeneration) and model._teacher:
+        model.get_teacher().save_pretrained(output_dir / "teacher")
+
+
+def sample_paths(paths: Sequence[Path], count: int) -> list[Path]:
+    """`count` paths spread evenly over all of them."""
+    stride = max(len(paths) // max(count, 1), 1)
+    return list(paths[::stride][:count])

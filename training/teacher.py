@@ -1,0 +1,112 @@
+"""A small VAE teacher, trained on pictures of our own scenes: views and bird's-eye pictures.
+
+    python -m ross3d.training.teacher --scenes DIR/train --output DIR/teacher
+
+The published model is taught by a large VAE; the tiny run needs one of its own size. The result is an ordinary
+diffusers `AutoencoderKL` folder whose scaling factor makes the latents of these pictures unit variance.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+
+
+def build_teacher(latent_channels: int = 4, widths: tuple[int, ...] = (24, 48, 64)) -> AutoencoderKL:
+    """A new VAE that halves pictures `len(widths) - 1` times."""
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=widths,
+        layers_per_block=1,
+        latent_channels=latent_channels,
+        norm_num_groups=8,
+        sample_size=64,
+        scaling_factor=1.0,
+        shift_factor=0.0,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
+    )
+
+
+def load_pictures(paths: list[Path]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views (n, 3, H, W) and bird's-eye pictures (m, 3, Hb, Wb), uint8, of the scenes in `paths`."""
+    scenes = [read_rgbd_folder(path) for path in tqdm(paths, desc="reading pictures")]
+    views = torch.from_numpy(np.concatenate([scene.images for scene in scenes])).permute(0, 3, 1, 2)
+    bevs = torch.from_numpy(np.stack([scene.bev_image for scene in scenes])).permute(0, 3, 1, 2)
+    return views.contiguous(), bevs.contiguous()
+
+
+def draw_pictures(pictures: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    """`count` of them as floats in [-1, 1]."""
+    index = torch.randint(len(pictures), (count,), generator=generator)
+    return pictures[index].float() / 127.5 - 1
+
+
+def train_teacher(
+    views: torch.Tensor, bevs: torch.Tensor, steps: int, batch_size: int, learning_rate: float, seed: int
+) -> AutoencoderKL:
+    """Train on views and, every fourth step, bird's-eye pictures; L1 and a slight pull to the normal distribution."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    teacher = build_teacher()
+    optimizer = torch.optim.AdamW(teacher.parameters(), lr=learning_rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    progress = tqdm(range(steps), desc="VAE teacher")
+    for step in progress:
+        pictures = draw_pictures(bevs if step % 4 == 3 else views, batch_size, generator)
+        posterior = teacher.encode(pictures).latent_dist
+        latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
+        rebuilt = teacher.decode(latents).sample
+        loss = F.l1_loss(rebuilt, pictures) + 1e-4 * posterior.kl().mean() / pictures[0].numel()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(teacher.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0:
+            progress.set_postfix(l1=float(F.l1_loss(rebuilt, pictures)))
+    return teacher
+
+
+@torch.no_grad()
+def set_scale(teacher: AutoencoderKL, views: torch.Tensor, bevs: torch.Tensor, seed: int) -> None:
+    """Set `shift_factor` and `scaling_factor` to the mean and inverse spread of the latents of these pictures."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [teacher.encode(draw_pictures(p, 256, generator)).latent_dist.mean.flatten() for p in (views, bevs)]
+    latents = torch.cat(drawn)
+    teacher.register_to_config(
+        shift_factor=round(float(latents.mean()), 4), scaling_factor=round(1 / float(latents.std()), 4)
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=Path, required=True, help="folder of scene folders")
+    parser.add_argument("--output", type=Path, required=True, help="where the diffusers folder goes")
+    parser.add_argument("--num-scenes", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    paths = sorted(path for path in arguments.scenes.iterdir() if path.is_dir())[: arguments.num_scenes]
+    views, bevs = load_pictures(paths)
+    teacher = train_teacher(
+        views, bevs, arguments.steps, arguments.batch_size, arguments.learning_rate, arguments.seed
+    )
+    set_scale(teacher, views, bevs, arguments.seed)
+    teacher.half().save_pretrained(arguments.output)
+
+
+if __name__ == "__main__":
+    main()

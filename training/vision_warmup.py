@@ -1,0 +1,107 @@
+"""A supervised start for a vision tower that has never seen a picture: name each patch's object and colour.
+
+Only for training from scratch (the tiny run). The two linear heads are thrown away afterwards.
+
+Shapes: R views of all scenes of a step, P = p*p patches of a view, K boxes of a scene.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ross3d.data.scene import Scene
+from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
+from ross3d.training.arguments import VisionWarmupArguments
+
+
+LABEL_NAMES = ("category", "color")
+
+
+def get_label_vocabulary(scenes: Sequence[Scene]) -> dict[str, dict[str, int]]:
+    """For each label name, the values that occur in the scenes, numbered from 1 (0 is "no object")."""
+    vocabulary = {}
+    for name in LABEL_NAMES:
+        values = {label[name] for scene in scenes for label in scene.box_labels or []}
+        vocabulary[name] = {value: place for place, value in enumerate(sorted(values), start=1)}
+    return vocabulary
+
+
+def label_patches(
+    proposal_patches: torch.Tensor, labels: list[dict[str, Any]], vocabulary: dict[str, dict[str, int]]
+) -> dict[str, torch.Tensor]:
+    """Class (V, P) of every patch by label name; 0 where no box has it, -100 where several have."""
+    member = proposal_patches.flatten(2)  # (K, V, P)
+    owners = member.sum(dim=0)
+    labelled = {}
+    for name in LABEL_NAMES:
+        numbers = torch.tensor([vocabulary[name][label[name]] for label in labels]).view(-1, 1, 1)
+        classes = (member * numbers).sum(dim=0)
+        labelled[name] = torch.where(owners > 1, -100, classes)
+    return labelled
+
+
+def warm_up_vision(
+    model: Ross3DForConditionalGeneration,
+    processor: Any,
+    paths: Sequence[Path],
+    read_scene: Callable[[Path], Scene],
+    arguments: VisionWarmupArguments,
+) -> dict[str, float]:
+    """Train vision tower and projector in place.
+
+    Args:
+        model, processor: the model to start and its processor.
+        paths (sequence of `Path`): scene folders with labelled boxes.
+        read_scene: folder -> `Scene`.
+        arguments (`VisionWarmupArguments`): steps and learning rate.
+
+    Returns:
+        accuracy over patches of objects, by label name, over the last tenth of the steps.
+    """
+    rng = np.random.default_rng(arguments.seed)
+    torch.manual_seed(arguments.seed)
+    vocabulary = get_label_vocabulary([read_scene(path) for path in paths[: min(len(paths), 200)]])
+    width = model.config.text_config.hidden_size
+    heads = nn.ModuleDict({name: nn.Linear(width, len(vocabulary[name]) + 1) for name in LABEL_NAMES})
+    parts = [model.model.vision_tower, model.model.multi_modal_projector, heads]
+    parameters = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=arguments.learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, arguments.learning_rate, total_steps=arguments.steps)
+    model.train()
+    hits = {name: [] for name in LABEL_NAMES}
+    for step in tqdm(range(arguments.steps), desc="vision warm-up"):
+        pixels, classes = [], {name: [] for name in LABEL_NAMES}
+        for index in rng.choice(len(paths), arguments.scenes_per_step):
+            scene = read_scene(paths[index])
+            inputs = processor(
+                images=list(scene.images),
+                depth_maps=scene.depth_maps,
+                intrinsics=scene.intrinsics,
+                cam2world=scene.cam2world,
+                proposal_boxes=scene.boxes,
+                return_tensors="pt",
+            )
+            pixels.append(inputs["pixel_values"][0])
+            for name, values in label_patches(inputs["proposal_patches"][0], scene.box_labels, vocabulary).items():
+                classes[name].append(values)
+        features = model.get_image_features(torch.cat(pixels)).last_hidden_state  # (R, P, D)
+        loss = torch.zeros(())
+        for name in LABEL_NAMES:
+            target = torch.cat(classes[name])
+            logits = heads[name](features)
+            loss = loss + F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=-100)
+            objects = target > 0
+            if step >= arguments.steps * 9 // 10:
+                hits[name].append((logits.argmax(dim=-1) == target)[objects].float())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+    return {name: float(torch.cat(values).mean()) for name, values in hits.items()}
