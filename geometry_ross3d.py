@@ -1,0 +1,310 @@
+# Copyright 2026 The ross3d authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Pure geometry: pixels to world points, points to patches, voxels, boxes and the bird's-eye plane.
+
+Frames and units: world in metres, z up; cameras in OpenCV axes (x right, y down, z forward); pixel coordinates are
+those of pixel centres, the top-left pixel at (0, 0). A box is centre xyz and size xyz, axis aligned.
+
+Shapes: V views, H x W pixels of a depth map, S x S pixels of a cropped view, p x p vision patches, h x w tokens
+after pooling, K boxes, N points.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch.nn import functional as F
+
+
+# Patch-and-box pairs whose points are compared at once; bounds the memory of `assign_patches`.
+PAIRS_AT_ONCE = 8192
+
+
+def check_shape(name: str, tensor: torch.Tensor, spec: Sequence[int | str], hint: str = "") -> dict[str, int]:
+    """Refuse a tensor whose shape does not fit `spec`.
+
+    Args:
+        name (`str`): what the error calls the tensor.
+        tensor: anything with a `shape`.
+        spec: one entry an axis, a number or a letter; a letter stands for one size wherever it occurs.
+        hint (`str`, *optional*): what to do about it.
+
+    Returns:
+        the size of each letter.
+
+    Raises:
+        ValueError: name, expected, got and the hint.
+    """
+    shape = tuple(tensor.shape)
+    sizes: dict[str, int] = {}
+    fits = len(shape) == len(spec)
+    for size, wanted in zip(shape, spec, strict=False):
+        expected = sizes.setdefault(wanted, size) if isinstance(wanted, str) else wanted
+        fits = fits and size == expected
+    if not fits:
+        expected = f"({', '.join(str(wanted) for wanted in spec)}{',' if len(spec) == 1 else ''})"
+        raise ValueError(f"{name}: expected shape {expected}, got {shape}{'; ' + hint if hint else '.'}")
+    return sizes
+
+
+def compose_cam2world(axis_align_matrix: torch.Tensor, cam2world: torch.Tensor) -> torch.Tensor:
+    """`axis_align_matrix` (4, 4) @ `cam2world` (V, 4, 4), multiplied in float64, returned in float32."""
+    align = torch.as_tensor(axis_align_matrix, dtype=torch.float64)
+    cameras = torch.as_tensor(cam2world, dtype=torch.float64)
+    check_shape("axis_align_matrix", align, (4, 4))
+    check_shape("cam2world", cameras, ("V", 4, 4))
+    return (align @ cameras).float()
+
+
+def unproject(
+    depth_maps: torch.Tensor,
+    intrinsics: torch.Tensor,
+    cam2world: torch.Tensor,
+    rows: torch.Tensor | None = None,
+    columns: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """World point of every pixel of a depth map.
+
+    Args:
+        depth_maps (V, H, W): metres along the camera's z axis; 0 (no reading) gives the camera centre.
+        intrinsics (3, 3) or (V, 3, 3): pixels; the centre of the top-left pixel is (0, 0).
+        cam2world (V, 4, 4): metres.
+        rows (H,), columns (W,): pixel coordinates of the given rows and columns, where `depth_maps` holds some
+            pixels of a larger map; 0, 1, 2 ... when absent.
+
+    Returns:
+        world coordinates (V, H, W, 3), metres, float32.
+    """
+    depth = torch.as_tensor(depth_maps).float()
+    sizes = check_shape("depth_maps", depth, ("V", "H", "W"))
+    camera = torch.as_tensor(intrinsics, dtype=torch.float64, device=depth.device)
+    camera = camera.expand(sizes["V"], 3, 3) if camera.dim() == 2 else camera
+    check_shape("intrinsics", camera, (sizes["V"], 3, 3), "pass one matrix, or one a view.")
+    pose = torch.as_tensor(cam2world, device=depth.device).float()
+    check_shape("cam2world", pose, (sizes["V"], 4, 4), "pass one matrix a view.")
+    u = torch.arange(sizes["W"], device=depth.device) if columns is None else columns
+    v = torch.arange(sizes["H"], device=depth.device) if rows is None else rows
+    x = ((u - camera[:, 0, 2, None]) / camera[:, 0, 0, None]).float()[:, None, :]  # (V, 1, W) at depth 1
+    y = ((v - camera[:, 1, 2, None]) / camera[:, 1, 1, None]).float()[:, :, None]  # (V, H, 1)
+    world = depth.new_empty(*depth.shape, 3)
+    for axis in range(3):
+        to_x, to_y, to_z, centre = (pose[:, axis, column, None, None] for column in range(4))
+        world[..., axis] = (x * to_x + (y * to_y + to_z)) * depth + centre
+    return world
+
+
+def get_nearest_indices(in_size: int, out_size: int) -> torch.Tensor:
+    """Source index of every output pixel of a nearest resize, by OpenCV's rule `floor(i * in / out)`.
+
+    The factor is rounded to float64 as OpenCV rounds it, so that ties fall the same way.
+    """
+    factor = 1.0 / (out_size / in_size)
+    return (torch.arange(out_size, dtype=torch.float64) * factor).floor().long().clamp(max=in_size - 1)
+
+
+def resize_nearest(x: torch.Tensor, size: tuple[int, int], dim: int = -2) -> torch.Tensor:
+    """Nearest resize of the two axes that begin at `dim` (-2 for (..., H, W), -3 for (..., H, W, C)) to `size`."""
+    rows = get_nearest_indices(x.shape[dim], size[0]).to(x.device)
+    columns = get_nearest_indices(x.shape[dim + 1], size[1]).to(x.device)
+    return x.index_select(dim, rows).index_select(dim + 1, columns)
+
+
+def get_token_grid_size(view_size: int, patch_size: int) -> int:
+    """h = w: tokens along a side of a view of `view_size` pixels, half of its vision patches, rounded up."""
+    return (view_size // patch_size + 1) // 2
+
+
+def pool_cells(x: torch.Tensor, grid: int) -> torch.Tensor:
+    """Means (V, grid, grid, C) over equal cells of (V, S, S, C); cells overlap where they cannot be equal."""
+    cell, rest = divmod(x.shape[1], grid)
+    if rest:
+        return F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), grid).permute(0, 2, 3, 1)
+    return x.unflatten(2, (grid, cell)).unflatten(1, (grid, cell)).mean(dim=(2, 4))
+
+
+def pool_patch_coords(
+    world_coords: torch.Tensor,
+    depth_valid: torch.Tensor | None,
+    patch_size: int,
+    mode: Literal["published", "valid_depth"],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """World position of every visual token: the mean over its cell of pixels.
+
+    Pixels that no vision patch covers (right and bottom rest of `S / patch_size`) are left out.
+
+    Args:
+        world_coords (V, S, S, 3): metres.
+        depth_valid (V, S, S) bool: pixels with a reading; used by "valid_depth" only, all when absent.
+        patch_size (`int`): side of a vision patch in pixels.
+        mode (`str`): "published" averages all pixels of a cell, the camera centres of missing readings included,
+            and calls every cell valid; "valid_depth" averages the readings.
+
+    Returns:
+        coordinates (V, h, w, 3), metres, 0 where not valid; validity (V, h, w) bool.
+    """
+    sizes = check_shape("world_coords", world_coords, ("V", "S", "S", 3))
+    used = sizes["S"] // patch_size * patch_size
+    grid = get_token_grid_size(sizes["S"], patch_size)
+    points = world_coords[:, :used, :used].float()
+    if mode == "published" or depth_valid is None:
+        coords = pool_cells(points, grid)
+        return coords, torch.ones(coords.shape[:3], dtype=torch.bool, device=coords.device)
+    check_shape("depth_valid", depth_valid, world_coords.shape[:3])
+    valid = depth_valid[:, :used, :used, None].to(points.dtype)
+    share = pool_cells(valid, grid)
+    coords = pool_cells(points * valid, grid) / share.clamp(min=0.5 / used**2)
+    return coords, share[..., 0] > 0
+
+
+def quantize_coords(
+    coords: torch.Tensor, voxel_size: float, bounds_min: torch.Tensor, bounds_max: torch.Tensor
+) -> torch.Tensor:
+    """Voxel index, kept as float, of coordinates (..., 3) in metres, clamped to the bounds (3,); ties go to even."""
+    clamped = torch.minimum(torch.maximum(coords, bounds_min.to(coords)), bounds_max.to(coords))
+    # The divisor is a tensor of the same device: CUDA would multiply by the reciprocal of a Python number.
+    size = torch.full((), voxel_size, dtype=coords.dtype, device=coords.device)
+    return ((clamped - bounds_min.to(coords)) / size).round()
+
+
+def get_sin3d_embedding(voxel_coords: torch.Tensor, dim: int, base: float = 10000.0) -> torch.Tensor:
+    """Sinusoids (..., dim) of voxel coordinates (..., 3), computed in float32, returned in their dtype.
+
+    Each axis has `n = dim // 3` channels, x then y then z; channel j is the sine (even j) or cosine (odd j) of the
+    coordinate over `base ** (2 * (j // 2) / n)`. The `dim - 3 n` last channels are zero.
+    """
+    width = dim // 3
+    pairs = torch.arange((width + 1) // 2, dtype=torch.float32, device=voxel_coords.device)
+    angles = voxel_coords.float()[..., None] / base ** (2 * pairs / width)  # (..., 3, pairs)
+    waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)[..., :width]
+    return F.pad(waves.flatten(-2), (0, dim - 3 * width)).to(voxel_coords.dtype)
+
+
+def get_box_limits(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lower and upper corners (..., 3) of boxes (..., 6)."""
+    centre, half = boxes[..., :3], boxes[..., 3:6] / 2
+    return centre - half, centre + half
+
+
+def split_patches(x: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """(V, S, S, C) -> (V * p * p, patch_size ** 2, C), patches in row-major order, the rest of S left out."""
+    grid = x.shape[1] // patch_size
+    x = x[:, : grid * patch_size, : grid * patch_size]
+    x = x.unflatten(2, (grid, patch_size)).unflatten(1, (grid, patch_size))
+    return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
+
+
+def assign_patches(
+    world_coords: torch.Tensor,
+    boxes: torch.Tensor,
+    patch_size: int,
+    threshold: float = 0.5,
+    depth_valid: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Which vision patches see which box: those with enough of their points inside it, limits included.
+
+    A patch's bounding box settles most pairs; points are compared only where a patch straddles a box.
+
+    Args:
+        world_coords (V, S, S, 3): metres.
+        boxes (K, 6): centre and size, metres.
+        patch_size (`int`): side of a vision patch in pixels.
+        threshold (`float`): at least `int(patch_size ** 2 * threshold)` points must be inside.
+        depth_valid (V, S, S) bool, *optional*: count readings alone, and take the threshold of their number.
+
+    Returns:
+        membership (K, V, p, p) bool.
+    """
+    sizes = check_shape("world_coords", world_coords, ("V", "S", "S", 3))
+    check_shape("boxes", boxes, ("K", 6))
+    grid = sizes["S"] // patch_size
+    points = split_patches(world_coords.float(), patch_size)  # (P, n, 3), P = V * p * p
+    needed = torch.full(points.shape[:1], int(patch_size**2 * threshold), device=points.device)
+    if depth_valid is not None:
+        valid = split_patches(depth_valid[..., None], patch_size)
+        points = torch.where(valid, points, torch.inf)
+        needed = (valid[..., 0].sum(dim=1) * threshold).long().clamp(min=1)
+    low, high = (limit[:, None] for limit in get_box_limits(boxes.float()))  # (K, 1, 3)
+    patch_low, patch_high = points.amin(dim=1), points.amax(dim=1)  # (P, 3)
+    member = ((patch_low >= low) & (patch_high <= high)).all(dim=-1)  # (K, P)
+    touching = ((patch_low <= high) & (patch_high >= low)).all(dim=-1)
+    pairs = (touching & ~member).nonzero()
+    for box, patch in (chunk.unbind(1) for chunk in pairs.split(PAIRS_AT_ONCE)):
+        inside = ((points[patch] >= low[box]) & (points[patch] <= high[box])).all(dim=-1)
+        member[box, patch] = inside.sum(dim=1) >= needed[patch]
+    return member.unflatten(1, (sizes["V"], grid, grid))
+
+
+def compute_box_iou(boxes_a: torch.Tensor, boxes_b: torch.Tensor, eps: float = 0.0) -> torch.Tensor:
+    """Overlap (N, M) of boxes (N, 6) and (M, 6), intersection / (union + eps); 0 where both are empty."""
+    (low_a, high_a), (low_b, high_b) = get_box_limits(boxes_a[:, None]), get_box_limits(boxes_b[None])
+    shared = (torch.minimum(high_a, high_b) - torch.maximum(low_a, low_b)).clamp(min=0).prod(dim=-1)
+    union = boxes_a[:, None, 3:6].prod(dim=-1) + boxes_b[None, :, 3:6].prod(dim=-1) - shared + eps
+    return torch.where(union > 0, shared / union, 0.0)
+
+
+def get_bev_bounds(points: torch.Tensor) -> torch.Tensor:
+    """The square a bird's-eye picture shows: (xmin, ymin, xmax, ymax), metres, float32.
+
+    Its middle is the middle of the box from the 0.5th to the 99.5th percentile of the points' x and y; its side is
+    the larger extent of that box and 5 % more, so far outliers do not shrink a room.
+
+    Args:
+        points (N, 3): metres.
+    """
+    sizes = check_shape("points", points, ("N", 3))
+    if sizes["N"] == 0:
+        raise ValueError("points: expected at least one point to frame, got none; give the scene depth or a cloud.")
+    xy = points[:, :2].float()
+    ranks = [round(share * (sizes["N"] - 1)) + 1 for share in (0.005, 0.995)]
+    low, high = (xy.kthvalue(rank, dim=0).values for rank in ranks)
+    half = 1.05 * (high - low).max().clamp(min=1e-3) / 2
+    middle = (low + high) / 2
+    return torch.cat([middle - half, middle + half])
+
+
+def project_bev(points: torch.Tensor, bounds: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels of points on a bird's-eye picture: x to the right, y up, so row 0 lies along the largest y.
+
+    Args:
+        points (N, 3): metres.
+        bounds (4,): xmin, ymin, xmax, ymax, metres.
+        size (`int`): side of the picture in pixels.
+
+    Returns:
+        pixel coordinates (N, 2), column then row, pixel centres at integers; which points (N,) lie on the picture.
+    """
+    check_shape("bounds", bounds, (4,), "pass xmin, ymin, xmax, ymax.")
+    xmin, ymin, xmax, ymax = bounds.to(points).unbind()
+    column = (points[:, 0] - xmin) / (xmax - xmin) * size - 0.5
+    row = (ymax - points[:, 1]) / (ymax - ymin) * size - 0.5
+    pixels = torch.stack([column, row], dim=-1)
+    return pixels, ((pixels >= -0.5) & (pixels < size - 0.5)).all(dim=-1)
+
+
+__all__ = [
+    "assign_patches",
+    "check_shape",
+    "compose_cam2world",
+    "compute_box_iou",
+    "get_bev_bounds",
+    "get_box_limits",
+    "get_nearest_indices",
+    "get_sin3d_embedding",
+    "get_token_grid_size",
+    "pool_patch_coords",
+    "project_bev",
+    "quantize_coords",
+    "resize_nearest",
+    "unproject",
+]
