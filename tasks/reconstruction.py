@@ -1,0 +1,323 @@
+"""Hidden views and bird's-eye pictures of held-out scenes, rebuilt, beside controls and the teacher's own limit.
+
+Each picture is rebuilt from the scene itself, from another scene's visual states at this scene's positions, and from
+positions alone (every view hidden). The mean training picture stands for knowing nothing of the scene, the teacher's
+round trip for its ceiling. Scores are PSNR in dB; of the bird's-eye picture, on the pixels of objects, since one floor
+colour does well on the rest.
+
+Shapes: n hidden views of a scene, S samples, H W pixels.
+"""
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ross3d.data.scene import Scene
+from ross3d.geometry_ross3d import project_bev, unproject
+from ross3d.metrics.bootstrap import compute_paired_interval
+from ross3d.reconstruction_ross3d import SceneStates, prepare_view_pictures, resize_bilinear, unfold_latents
+from ross3d.tasks.answering import get_scene_inputs
+from ross3d.tasks.task import EvalContext, EvalSettings, Record, Task
+
+
+NAME = "reconstruction"
+MAIN = "mean_of_samples"
+CONTROLS = ("mean_picture", "other_scene", "positions_only")
+PREDICTORS = ("one_sample", MAIN, "teacher", *CONTROLS)
+# A point belongs to an object when it is inside its box and this far above the box's bottom, metres.
+FLOOR_CLEARANCE = 0.05
+MEAN_PICTURE_SCENES = 64
+# Scenes whose pictures are kept for the report.
+PICTURE_SCENES = 6
+# An exact picture scores this much, dB.
+MAX_PSNR = 100.0
+
+
+@dataclass(frozen=True)
+class SceneItem:
+    """One held-out scene, and the scene whose visual states stand in for its own in a control."""
+
+    id: str
+    scene_id: str
+    other_scene_id: str
+    keep_pictures: bool
+
+
+@dataclass
+class Targets:
+    """What is to be rebuilt of a scene, in [0, 1].
+
+    Attributes:
+        hidden (`torch.BoolTensor` of shape `(1, V)`): the views that are hidden.
+        views (`torch.Tensor` of shape `(n, 3, H, W)`): the hidden views as the teacher sees them.
+        bev (`torch.Tensor` of shape `(1, 3, H, W)`, *optional*): the bird's-eye picture.
+        regions (`dict`): name -> (H, W) bool: pixels of the bird's-eye picture that are scored together.
+    """
+
+    hidden: torch.Tensor
+    views: torch.Tensor
+    bev: torch.Tensor | None
+    regions: dict[str, torch.Tensor]
+
+
+def load_items(data_dir: Path, settings: EvalSettings) -> list[SceneItem]:
+    """The first scenes of the split by name, each paired with the next."""
+    if settings.blind:
+        raise ValueError(
+            "task reconstruction: expected a model that sees, got blind=True; a blind model has nothing to rebuild,"
+            " leave the task out."
+        )
+    folders = sorted(path.name for path in (Path(data_dir) / settings.split).iterdir() if path.is_dir())
+    wanted = min(settings.reconstruction_scenes, settings.limit or len(folders), len(folders))
+    if len(folders) < 2 or wanted < 1:
+        raise ValueError(
+            f"{Path(data_dir) / settings.split}: expected at least two scenes, one to rebuild and one to stand in for"
+            f" it, got {len(folders)} (limit {settings.limit})."
+        )
+    return [
+        SceneItem(name, name, folders[(index + 1) % len(folders)], index < PICTURE_SCENES)
+        for index, name in enumerate(folders[:wanted])
+    ]
+
+
+def choose_hidden_views(scene: Scene, ratio: float, seed: int) -> list[int]:
+    """Views to hide: as many as training hides, drawn from those whose depth says where they look; at least one."""
+    candidates = np.arange(scene.num_views)
+    if scene.depth_maps is not None:
+        candidates = np.flatnonzero((scene.depth_maps > 0).any(axis=(1, 2)))
+    count = max(1, len(candidates) - int(len(candidates) * (1 - ratio)))
+    return sorted(np.random.default_rng(seed).permutation(candidates)[:count].tolist())
+
+
+def get_object_pixels(scene: Scene) -> np.ndarray:
+    """Pixels (Hb, Wb) of the scene's bird's-eye picture that a reading of an object falls on."""
+    mask = np.zeros(scene.bev_image.shape[:2], dtype=bool)
+    if scene.boxes is None or scene.depth_maps is None or len(scene.boxes) == 0:
+        return mask
+    points = unproject(*(torch.as_tensor(array) for array in (scene.depth_maps, scene.intrinsics, scene.cam2world)))
+    points = points[torch.as_tensor(scene.depth_maps) > 0]
+    boxes = torch.as_tensor(scene.boxes, dtype=points.dtype)
+    low, high = boxes[:, :3] - boxes[:, 3:] / 2, boxes[:, :3] + boxes[:, 3:] / 2
+    low[:, 2] += FLOOR_CLEARANCE
+    inside = torch.zeros(len(points), dtype=torch.bool)
+    for box_low, box_high in zip(low, high, strict=True):
+        inside |= ((points >= box_low) & (points <= box_high)).all(dim=1)
+    pixels, in_frame = project_bev(points[inside], torch.as_tensor(scene.bev_bounds), mask.shape[0])
+    columns, rows = pixels[in_frame].round().long().clamp(0, mask.shape[0] - 1).T.numpy()
+    mask[rows, columns] = True
+    return mask & (scene.bev_valid if scene.bev_valid is not None else True)
+
+
+def prepare_scene(context: EvalContext, scene: Scene, hidden_views: list[int]) -> tuple[dict[str, Any], Targets]:
+    """The model's inputs for a scene, and what it has to rebuild."""
+    inputs = get_scene_inputs(scene, None)
+    if scene.bev_image is not None:
+        bev = {"bev_image": scene.bev_image, "bev_valid": scene.bev_valid, "bev_bounds": scene.bev_bounds}
+        inputs |= {name: value for name, value in bev.items() if value is not None}
+    tensors = context.processor(**inputs, return_tensors="pt").to(context.device)
+    hidden = torch.zeros(1, scene.num_views, dtype=torch.bool, device=context.device)
+    hidden[0, hidden_views] = True
+    bev, regions = None, {}
+    if scene.bev_image is not None:
+        bev = tensors["bev_pixel_values"].float()
+        # The mask takes the picture's way through the processor, so that it fits whatever resizing that does.
+        bev_inputs = {"images": [scene.images[0]], "bev_image": scene.bev_image}
+        masked = context.processor(**bev_inputs, bev_valid=get_object_pixels(scene), return_tensors="pt")
+        objects = masked["bev_valid"][0].to(context.device)
+        regions = {"object": objects, "rest": tensors["bev_valid"][0] & ~objects}
+    return tensors, Targets(hidden, get_view_targets(context.model, tensors["pixel_values"][hidden]), bev, regions)
+
+
+def get_view_targets(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Normalised views (n, 3, H, W) as the teacher sees them, in [0, 1]."""
+    mean, std = (
+        torch.tensor(v, device=pixel_values.device) for v in (model.config.image_mean, model.config.image_std)
+    )
+    size = model.config.denoiser_config.view_image_size
+    return prepare_view_pictures(pixel_values.float(), mean, std, size) / 2 + 0.5
+
+
+def get_scene_states(model: Any, inputs: dict[str, Any], hidden: torch.Tensor) -> SceneStates:
+    """States of the views of one scene, `hidden` (1, V) of them replaced by the mask token."""
+    names = ("input_ids", "attention_mask", "segment_ids", "pixel_values", "view_mask", "patch_coords", "patch_valid")
+    given = {name: inputs[name] for name in names if inputs.get(name) is not None}
+    outputs = model.model(**given, bool_masked_views=hidden)
+    return SceneStates(outputs.visual_states, inputs["view_mask"] & ~hidden, outputs.visual_positions)
+
+
+def get_control_states(
+    model: Any, inputs: dict[str, Any], other_inputs: dict[str, Any], hidden: torch.Tensor
+) -> dict[str, SceneStates]:
+    """The scene's own states, another scene's at this scene's positions, and those of positions alone."""
+    own = get_scene_states(model, inputs, hidden)
+    num_views = hidden.shape[1]
+    places = torch.arange(num_views, device=hidden.device) % other_inputs["view_mask"].shape[1]
+    other_hidden = torch.zeros_like(other_inputs["view_mask"])
+    other_hidden[0, places[hidden[0]]] = True
+    other = get_scene_states(model, other_inputs, other_hidden)
+    everything = get_scene_states(model, inputs, inputs["view_mask"])
+    return {
+        MAIN: own,
+        "other_scene": SceneStates(other.states[:, places], own.visible, own.positions),
+        "positions_only": SceneStates(everything.states, own.visible, own.positions),
+    }
+
+
+def sample_pictures(context: EvalContext, condition: torch.Tensor, branch: str, seed: int, size: int) -> torch.Tensor:
+    """Sampled pictures (S, n, 3, size, size) in [0, 1] for conditions (n, M, C); the same seed, the same noise."""
+    settings, head = context.settings, context.model.reconstruction_head
+    generator = torch.Generator().manual_seed(seed)
+    repeated = condition.repeat(settings.num_samples, 1, 1)
+    latents = head.sample(repeated, branch, settings.num_inference_steps, generator)
+    pictures = resize_bilinear(context.model.decode_latents(latents), size)
+    return pictures.unflatten(0, (settings.num_samples, -1))
+
+
+def pass_through_teacher(model: Any, pictures: torch.Tensor, branch: str) -> torch.Tensor:
+    """Pictures (n, 3, H, W) in [0, 1], encoded, resized to the denoiser's grid and decoded: the best it could do."""
+    head, config = model.reconstruction_head, model.config.denoiser_config
+    size = pictures.shape[-1]
+    latents, _ = model.encode_pictures(2 * pictures - 1)
+    folded = head.get_targets(latents, branch)
+    latents = unfold_latents(folded, config.latent_patch_size) / config.scaling_factor + config.shift_factor
+    return resize_bilinear(model.decode_latents(latents), size)
+
+
+def get_mean_pictures(context: EvalContext) -> dict[str, torch.Tensor]:
+    """Mean view and mean bird's-eye picture (3, H, W) of training scenes, in [0, 1]; computed once."""
+    if "mean_pictures" in context.cache:
+        return context.cache["mean_pictures"]
+    folders = sorted(path.name for path in (context.data_dir / "train").iterdir() if path.is_dir())
+    totals: dict[str, list[torch.Tensor]] = {"view": [], "bev": [], "bev_valid": []}
+    for name in folders[:MEAN_PICTURE_SCENES]:
+        scene = context.load_scene(name, "train")
+        inputs, targets = prepare_scene(context, scene, [0])
+        totals["view"].append(get_view_targets(context.model, inputs["pixel_values"][0]).mean(dim=0))
+        if targets.bev is not None:
+            valid = inputs["bev_valid"].float()
+            totals["bev"].append(targets.bev[0] * valid)
+            totals["bev_valid"].append(valid)
+    means = {"view": torch.stack(totals["view"]).mean(dim=0)}
+    if totals["bev"]:
+        # A pixel that no training picture saw takes the mean of all pixels that were seen.
+        total, count = torch.stack(totals["bev"]).sum(dim=0), torch.stack(totals["bev_valid"]).sum(dim=0)
+        overall = total.sum(dim=(1, 2), keepdim=True) / count.sum().clamp(min=1)
+        means["bev"] = torch.where(count > 0, total / count.clamp(min=1), overall)
+    context.cache["mean_pictures"] = means
+    return means
+
+
+def compute_psnr(pictures: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor | None = None) -> list[float]:
+    """PSNR in dB of pictures (n, 3, H, W) in [0, 1], over the pixels of `mask` (H, W), all by default."""
+    errors = (pictures.double() - truth.double()).square()
+    errors = errors.flatten(1) if mask is None else errors[:, :, mask].flatten(1)
+    psnr = -10 * torch.log10(errors.mean(dim=1).clamp(min=10 ** (-MAX_PSNR / 10)))
+    return [round(value, 4) for value in psnr.tolist()]
+
+
+def rebuild(
+    context: EvalContext, states: dict[str, SceneStates], targets: Targets, branch: str, bounds: Any, seed: int
+) -> dict[str, torch.Tensor]:
+    """What each predictor makes of the hidden views, or of the bird's-eye picture: name -> (n, 3, H, W)."""
+    truth = targets.views if branch == "view" else targets.bev
+    pictures = {"teacher": pass_through_teacher(context.model, truth, branch)}
+    pictures["mean_picture"] = get_mean_pictures(context)[branch].expand_as(truth)
+    for name, scene_states in states.items():
+        if branch == "view":
+            condition = context.model.get_view_conditions(scene_states, targets.hidden)
+        else:
+            condition = context.model.get_bev_conditions(scene_states, bounds)
+        samples = sample_pictures(context, condition, branch, seed, truth.shape[-1])
+        pictures[name] = samples.mean(dim=0)
+        if name == MAIN:
+            pictures["one_sample"] = samples[0]
+    return pictures
+
+
+def save_picture(path: Path, picture: torch.Tensor) -> None:
+    """A picture (3, H, W) in [0, 1] as PNG, written at once."""
+    pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    Image.fromarray(pixels).save(partial, format="PNG")
+    os.replace(partial, path)
+
+
+def save_pictures(folder: Path, name: str, truth: torch.Tensor, pictures: dict[str, torch.Tensor], index: int) -> None:
+    save_picture(folder / f"{name}_truth.png", truth[index])
+    for predictor in PREDICTORS:
+        save_picture(folder / f"{name}_{predictor}.png", pictures[predictor][index])
+
+
+def get_seed(context: EvalContext, purpose: str) -> int:
+    return context.get_seed(context.settings.seed, f"{NAME}/{purpose}")
+
+
+@torch.no_grad()
+def answer(context: EvalContext, items: list[SceneItem]) -> list[Record]:
+    """The record of one scene: PSNR of every hidden view and, by region, of the bird's-eye picture."""
+    item = items[0]
+    scene, other = context.load_scene(item.scene_id), context.load_scene(item.other_scene_id)
+    hidden_views = choose_hidden_views(scene, context.model.config.view_mask_ratio, get_seed(context, item.id))
+    inputs, targets = prepare_scene(context, scene, hidden_views)
+    other_inputs, _ = prepare_scene(context, other, [0])
+    states = get_control_states(context.model, inputs, other_inputs, targets.hidden)
+    seed = get_seed(context, f"noise/{item.id}")
+    folder = context.output_dir / "pictures" / item.scene_id
+
+    pictures = rebuild(context, states, targets, "view", None, seed)
+    psnr = {name: compute_psnr(pictures[name], targets.views) for name in PREDICTORS}
+    views = [
+        {"view": view, "psnr": {name: psnr[name][index] for name in PREDICTORS}}
+        for index, view in enumerate(hidden_views)
+    ]
+    if item.keep_pictures:
+        for index, view in enumerate(hidden_views):
+            save_pictures(folder, f"view{view:02d}", targets.views, pictures, index)
+    bev = {}
+    if targets.bev is not None:
+        pictures = rebuild(context, states, targets, "bev", inputs.get("bev_bounds"), seed + 1)
+        bev = {
+            region: {name: compute_psnr(pictures[name], targets.bev, mask)[0] for name in PREDICTORS}
+            for region, mask in targets.regions.items()
+            if bool(mask.any())
+        }
+        if item.keep_pictures:
+            save_pictures(folder, "bev", targets.bev, pictures, 0)
+    record = {"task": NAME, **asdict(item), "hidden_views": hidden_views, "views": views, "bev": bev}
+    return [record | {"num_pixels": {name: int(mask.sum()) for name, mask in targets.regions.items()}}]
+
+
+def compare_predictors(rows: list[dict[str, float]], scenes: list[str]) -> dict[str, Any]:
+    """Mean PSNR of each predictor, and paired differences of ours against each control, scenes drawn whole."""
+    columns = {name: np.array([row[name] for row in rows]) for name in PREDICTORS}
+    differences = {
+        f"{ours} - {control}": asdict(compute_paired_interval(columns[ours], columns[control], np.array(scenes)))
+        for ours in (MAIN, "one_sample")
+        for control in CONTROLS
+    }
+    means = {name: float(values.mean()) for name, values in columns.items()}
+    return {"num_pictures": len(rows), "psnr": means, "differences": differences}
+
+
+def score(records: list[Record]) -> dict[str, Any]:
+    """Hidden views, object pixels of the bird's-eye picture and the rest of it, each with its comparison."""
+    parts: dict[str, tuple[list[dict[str, float]], list[str]]] = {}
+    for record in records:
+        rows = [("view", view["psnr"]) for view in record["views"]]
+        rows += [(f"bev_{region}", psnr) for region, psnr in record["bev"].items()]
+        for name, psnr in rows:
+            kept, scenes = parts.setdefault(name, ([], []))
+            kept.append(psnr)
+            scenes.append(record["scene_id"])
+    return {"num_scenes": len(records)} | {name: compare_predictors(*rows) for name, rows in parts.items()}
+
+
+TASK = Task(NAME, "reconstruction.jsonl", load_items, answer, score)
+
+__all__ = ["CONTROLS", "MAIN", "PREDICTORS", "TASK"]

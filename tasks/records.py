@@ -1,0 +1,115 @@
+"""The records of an evaluation on disk, so written that a kill at any moment neither loses nor repeats an answer.
+
+While an evaluation runs, each process appends whole scenes to a file of its own under `parts/`; a restarted one opens
+a new file and never touches an old one. A scene counts once every one of its records can be read: a torn last line,
+or a scene cut short, is answered again. At the end all records go, in the order of the items, into the final files,
+which replace older ones at once.
+"""
+
+import json
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ross3d.tasks.task import Record
+
+
+PARTS_FOLDER = "parts"
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a kill, sees the old one or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def format_lines(records: Sequence[Record]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+
+
+def read_whole_lines(path: Path) -> list[Record]:
+    """Records of a file up to its last line break; what follows it was cut off."""
+    text = path.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1].decode("utf-8")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+class RecordStore:
+    """Records of one output folder.
+
+    Args:
+        output_dir (`Path`): of the evaluation.
+        final_files (list of `str`): names that finished records may be found under.
+        rank (`int`): of this process.
+    """
+
+    def __init__(self, output_dir: Path, final_files: Sequence[str], rank: int = 0):
+        self.output_dir = output_dir
+        self.parts_dir = output_dir / PARTS_FOLDER
+        self.records: dict[tuple[str, str], Record] = {}
+        self.read_again(final_files)
+        taken = [int(path.stem.split("-")[-1]) for path in self.parts_dir.glob(f"rank{rank}-*.jsonl")]
+        self.part = self.parts_dir / f"rank{rank}-{max(taken, default=-1) + 1}.jsonl"
+
+    def read_again(self, final_files: Sequence[str] = ()) -> None:
+        """Take in what all processes have written so far."""
+        finished = [self.output_dir / name for name in final_files]
+        for path in [path for path in finished if path.is_file()] + sorted(self.parts_dir.glob("*.jsonl")):
+            for record in read_whole_lines(path):
+                self.records.setdefault((record["task"], record["id"]), record)
+
+    def get_open_scenes(self, task_name: str, items: Sequence[Any]) -> dict[str, list[Any]]:
+        """Scenes that still want answers, each with all of its items, in the order of the items."""
+        groups: dict[str, list[Any]] = defaultdict(list)
+        for item in items:
+            groups[item.scene_id].append(item)
+        return {
+            scene_id: group
+            for scene_id, group in groups.items()
+            if any((task_name, item.id) not in self.records for item in group)
+        }
+
+    def append_scene(self, records: Sequence[Record]) -> None:
+        """Keep the records of a whole scene; on return they are on disk."""
+        self.parts_dir.mkdir(parents=True, exist_ok=True)
+        with self.part.open("ab") as file:
+            file.write(format_lines(records).encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+        for record in records:
+            self.records[record["task"], record["id"]] = record
+
+    def get_records(self, task_name: str, items: Sequence[Any]) -> list[Record]:
+        """A record for every item, in order.
+
+        Raises:
+            ValueError: when an item was not answered.
+        """
+        missing = [item.id for item in items if (task_name, item.id) not in self.records]
+        if missing:
+            raise ValueError(
+                f"records of {task_name}: expected one for each of {len(items)} items, got none for"
+                f" {len(missing)}, first {missing[0]!r}; start the evaluation again, it answers what is missing."
+            )
+        return [self.records[task_name, item.id] for item in items]
+
+    def write_final(self, name: str, records: Sequence[Record]) -> None:
+        write_atomic(self.output_dir / name, format_lines(records))
+
+    def remove_parts(self) -> None:
+        shutil.rmtree(self.parts_dir, ignore_errors=True)
+
+
+__all__ = ["RecordStore", "format_lines", "read_whole_lines", "write_atomic", "write_json"]

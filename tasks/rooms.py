@@ -1,0 +1,193 @@
+"""The benchmark of our own synthetic rooms (`scenes/`): short answers, a number, captions, grounded boxes.
+
+`macro_exact_match` is the mean over a fixed list of question types, so leaving a type out is no way to a better
+number: with a type missing it is None.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ross3d.data.annotations import Annotation, load_annotations
+from ross3d.metrics.captioning import compute_caption_scores
+from ross3d.metrics.grounding import compute_accuracy_at_iou, compute_f1
+from ross3d.metrics.qa import compute_exact_match, compute_relative_accuracy, parse_number
+from ross3d.tasks.answering import answer_questions, make_record
+from ross3d.tasks.task import EvalContext, EvalSettings, Record, Task, limit_scenes
+
+
+NAME = "rooms"
+EXACT_MATCH_TYPES = ("existence", "color", "count", "size_comparison", "object_at", "direction", "nearest")
+NUMBER_TYPES = ("room_size",)
+CAPTION_TYPES = ("caption",)
+GROUNDING_TYPES = ("grounding_unique", "grounding_multiple", "grounding_none")
+QUESTION_TYPES = EXACT_MATCH_TYPES + NUMBER_TYPES + CAPTION_TYPES + GROUNDING_TYPES
+IOU_THRESHOLDS = (0.25, 0.5)
+# The score of a type that tables show first.
+MAIN_SCORES = (
+    dict.fromkeys(EXACT_MATCH_TYPES, "exact_match")
+    | {"room_size": "relative_accuracy", "caption": "attribute_accuracy"}
+    | {"grounding_unique": "accuracy@0.5", "grounding_multiple": "f1@0.5", "grounding_none": "accuracy"}
+)
+# Words of a caption that say nothing about the object.
+FUNCTION_WORDS = frozenset("a an the is are it this that there in on at of by with and to near next from".split())
+
+
+def load_items(data_dir: Path, settings: EvalSettings) -> list[Annotation]:
+    """Annotations of the split, scene by scene.
+
+    Raises:
+        ValueError: for a question type this benchmark does not have.
+    """
+    path = Path(data_dir) / "annotations" / f"{settings.split}.jsonl"
+    annotations = [annotation for annotation in load_annotations(path) if annotation.task == NAME]
+    for annotation in annotations:
+        if annotation.question_type not in QUESTION_TYPES:
+            raise ValueError(
+                f"{path.name}, id {annotation.id!r}: expected a question_type of {list(QUESTION_TYPES)}, got"
+                f" {annotation.question_type!r}; build the scenes again or give the type a score in tasks/rooms.py."
+            )
+    if not annotations:
+        raise ValueError(f"{path}: expected annotations of task {NAME!r}, got none; is it another benchmark's file?")
+    return limit_scenes(annotations, settings.limit)
+
+
+def get_prompt(annotation: Annotation) -> str:
+    """Questions are asked as they stand."""
+    return annotation.question
+
+
+def parse_answer(annotation: Annotation, response: str) -> str:
+    """The first line of what the model said; numbers without the words behind them."""
+    lines = response.strip().splitlines()
+    answer = lines[0].strip() if lines else ""
+    if annotation.question_type in NUMBER_TYPES:
+        return str(parse_number(answer)) if np.isfinite(parse_number(answer)) else ""
+    return answer
+
+
+def answer(context: EvalContext, annotations: list[Annotation]) -> list[Record]:
+    return answer_questions(context, annotations, NAME, get_prompt, parse_answer)
+
+
+def get_attributes(caption: str) -> set[str]:
+    """Words of a caption that tell something: no articles, prepositions or punctuation."""
+    words = caption.lower().replace(",", " ").replace(".", " ").split()
+    return set(words) - FUNCTION_WORDS
+
+
+def compute_attribute_accuracy(predictions: list[str], references: list[list[str]]) -> float:
+    """Share of the first reference's telling words that a caption says, mean over captions."""
+    shares = []
+    for prediction, texts in zip(predictions, references, strict=True):
+        wanted = get_attributes(texts[0])
+        shares.append(len(wanted & get_attributes(prediction)) / max(len(wanted), 1))
+    return float(np.mean(shares))
+
+
+def score_texts(question_type: str, records: list[Record]) -> dict[str, float]:
+    predictions = [record["prediction"] for record in records]
+    references = [record["references"] for record in records]
+    if question_type in NUMBER_TYPES:
+        numbers, targets = map(parse_number, predictions), [parse_number(texts[0]) for texts in references]
+        return {"relative_accuracy": float(compute_relative_accuracy(list(numbers), targets).mean())}
+    exact = {"exact_match": float(compute_exact_match(predictions, references).mean())}
+    if question_type in CAPTION_TYPES:
+        attributes = {"attribute_accuracy": compute_attribute_accuracy(predictions, references)}
+        return attributes | exact | compute_caption_scores(predictions, references)
+    return exact
+
+
+def score_grounding(question_type: str, records: list[Record]) -> dict[str, float]:
+    """Unique: the best box, and "no target" is a miss. Several: F1 of the selected boxes. None: none selected."""
+    targets = [np.array(record["target_boxes"]).reshape(-1, 6) for record in records]
+    if question_type == "grounding_none":
+        return {"accuracy": float(np.mean([record["no_target_wins"] for record in records]))}
+    if question_type == "grounding_unique":
+        best = [None if record["best_box"] is None else np.array(record["best_box"]) for record in records]
+        strict = [None if r["no_target_wins"] else box for r, box in zip(records, best, strict=True)]
+        scores = {f"accuracy@{t}": compute_accuracy_at_iou(strict, targets, t).mean() for t in IOU_THRESHOLDS}
+        scores |= {f"best_box@{t}": compute_accuracy_at_iou(best, targets, t).mean() for t in IOU_THRESHOLDS}
+        return {name: float(value) for name, value in scores.items()}
+    predicted = [np.array(record["predicted_boxes"]).reshape(-1, 6) for record in records]
+    return {
+        f"f1@{t}": float(np.mean([compute_f1(a, b, t) for a, b in zip(predicted, targets, strict=True)]))
+        for t in IOU_THRESHOLDS
+    }
+
+
+def is_right(record: Record) -> bool:
+    """Whether a report shows the record as right: exact match, within a tenth, or the right boxes at IoU 0.5."""
+    question_type = record["question_type"]
+    if question_type in GROUNDING_TYPES:
+        return score_grounding(question_type, [record])[MAIN_SCORES[question_type]] == 1.0
+    if question_type in NUMBER_TYPES:
+        return score_texts(question_type, [record])["relative_accuracy"] >= 0.9
+    return bool(compute_exact_match([record["prediction"]], [record["references"]])[0])
+
+
+def score(records: list[Record]) -> dict[str, Any]:
+    """Scores of each question type with the number of questions, and the macro mean of exact matches."""
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record["question_type"]].append(record)
+    types = {}
+    for question_type in QUESTION_TYPES:
+        group = groups.get(question_type, [])
+        if group:
+            scorer = score_grounding if question_type in GROUNDING_TYPES else score_texts
+            types[question_type] = {"num_questions": len(group), **scorer(question_type, group)}
+    missing = [name for name in EXACT_MATCH_TYPES if name not in types]
+    macro = None if missing else float(np.mean([types[name]["exact_match"] for name in EXACT_MATCH_TYPES]))
+    return {
+        "num_questions": len(records),
+        "macro_exact_match": macro,
+        "macro_missing_types": missing,
+        "types": types,
+    }
+
+
+def find_majority_answers(annotations: list[Annotation]) -> dict[str, str]:
+    """The commonest training answer of each question type; of numbers, the median."""
+    answers: dict[str, list[str]] = defaultdict(list)
+    for annotation in annotations:
+        answers[annotation.question_type].append(annotation.answer)
+    majority = {}
+    for question_type, texts in answers.items():
+        if question_type in NUMBER_TYPES:
+            majority[question_type] = str(float(np.median([parse_number(text) for text in texts])))
+        else:
+            majority[question_type] = min(Counter(texts).items(), key=lambda item: (-item[1], item[0]))[0]
+    return majority
+
+
+def score_baseline(annotations: list[Annotation], get_answer: Callable[[Annotation], str]) -> dict[str, Any]:
+    """Scores of answers that need no model; questions about boxes are left out."""
+    spoken = [annotation for annotation in annotations if annotation.object_ids is None]
+    records = []
+    for annotation in spoken:
+        text = get_answer(annotation)
+        records.append(make_record(NAME, annotation, response=text, prediction=parse_answer(annotation, text)))
+    return score(records)
+
+
+def score_majority(train: list[Annotation], annotations: list[Annotation]) -> dict[str, Any]:
+    """Scores of always giving the commonest training answer of a question's type."""
+    majority = find_majority_answers(train)
+    return score_baseline(annotations, lambda annotation: majority.get(annotation.question_type, ""))
+
+
+TASK = Task(NAME, "predictions.jsonl", load_items, answer, score)
+
+__all__ = [
+    "EXACT_MATCH_TYPES",
+    "MAIN_SCORES",
+    "QUESTION_TYPES",
+    "TASK",
+    "is_right",
+    "score_baseline",
+    "score_majority",
+]
