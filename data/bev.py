@@ -1,0 +1,151 @@
+"""A picture of a scene from above: orthographic, ceiling removed, void exactly black, with the mask of what was seen.
+
+Framing: the square `bounds` (xmin, ymin, xmax, ymax) in metres of the aligned world; x grows to the right, y grows
+upwards (row 0 is the ymax side), so the picture is a map with one scale on both axes. Rule of a cell: points above
+`ceiling_height` are dropped, then the highest point wins. A cell without a point that lies in a gap of at most
+twice `splat` metres between seen ones (a morphological closing) takes its highest neighbour; every other cell is void,
+exactly (0, 0, 0). A seen cell is never exactly black.
+
+Shape letters: N points, S pixels of the picture's side.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ross3d.data.scene import Scene
+from ross3d.geometry_ross3d import get_bev_bounds, project_bev, unproject
+
+
+POINTS_AT_ONCE = 2_000_000
+
+
+@dataclass
+class BEVPicture:
+    """`image` (S, S, 3) uint8, `valid` (S, S) bool, `bounds` (4,) float32 metres."""
+
+    image: np.ndarray
+    valid: np.ndarray
+    bounds: np.ndarray
+
+
+def render_bev(
+    points: np.ndarray,
+    colors: np.ndarray,
+    bounds: np.ndarray | None = None,
+    size: int = 432,
+    ceiling_height: float = 2.2,
+    splat: float = 0.16,
+) -> BEVPicture:
+    """Picture of a coloured point cloud from above.
+
+    Args:
+        points (`(N, 3)`): metres, z up, floor near z = 0.
+        colors (`(N, 3)`, uint8): RGB.
+        bounds (`(4,)`, *optional*): xmin, ymin, xmax, ymax in metres; framed on the points by default.
+        size (`int`, defaults to 432): pixels of a side.
+        ceiling_height (`float`, defaults to 2.2): metres; what lies higher is left out.
+        splat (`float`, defaults to 0.16): metres; half the width of the widest gap that is closed.
+
+    Raises:
+        ValueError: when no point lies below the ceiling, or shapes do not fit.
+    """
+    points, colors = np.asarray(points, dtype=np.float32), np.asarray(colors)
+    if points.ndim != 2 or points.shape[1] != 3 or colors.shape != points.shape or colors.dtype != np.uint8:
+        raise ValueError(
+            f"points and colors must be (N, 3), colors uint8, got {points.shape} and {colors.dtype} {colors.shape}."
+        )
+    below = points[:, 2] <= ceiling_height
+    points, colors = points[below], colors[below]
+    if not len(points):
+        raise ValueError(
+            f"no point lies below ceiling_height = {ceiling_height} m; is the scan upright with its floor at z = 0? "
+            "give an axis-align matrix, or a higher ceiling."
+        )
+    if bounds is None:
+        bounds = get_bev_bounds(torch.from_numpy(points)).numpy()
+    bounds = np.asarray(bounds, dtype=np.float32)
+    height = np.full(size * size, -np.inf, dtype=np.float32)
+    image = np.zeros((size * size, 3), dtype=np.uint8)
+    for start in range(0, len(points), POINTS_AT_ONCE):
+        chunk = slice(start, start + POINTS_AT_ONCE)
+        _draw_highest(points[chunk], colors[chunk], bounds, size, height, image)
+    image, height = image.reshape(size, size, 3), height.reshape(size, size)
+    reach = int(round(splat * size / float(bounds[2] - bounds[0])))
+    valid = _close_gaps(image, height, reach)
+    return BEVPicture(image, valid, bounds)
+
+
+def _draw_highest(points, colors, bounds, size: int, height: np.ndarray, image: np.ndarray) -> None:
+    """Give each cell (flat, in place) its highest point so far; of equally high ones the last."""
+    pixels, inside = project_bev(torch.from_numpy(points), torch.from_numpy(bounds), size)
+    kept = np.flatnonzero(inside.numpy())
+    columns, rows = np.floor(pixels.numpy()[kept] + 0.5).astype(np.int64).clip(0, size - 1).T
+    cells = rows * size + columns
+    order = np.argsort(points[kept, 2], kind="stable")
+    winner = np.full(size * size, -1, dtype=np.int64)
+    winner[cells[order]] = kept[order]
+    cells = np.flatnonzero(winner >= 0)
+    winner = winner[cells]
+    higher = points[winner, 2] >= height[cells]
+    height[cells[higher]] = points[winner[higher], 2]
+    # One grey level above black, so that black is void and nothing else.
+    seen = colors[winner[higher]]
+    image[cells[higher]] = np.where(seen.any(-1, keepdims=True), seen, 1)
+
+
+def _close_gaps(image: np.ndarray, height: np.ndarray, reach: int) -> np.ndarray:
+    """Fill cells (in place) that dilation by `reach` cells reaches and erosion by `reach` cells does not take back."""
+    seen = np.isfinite(height)
+    grown_image, grown_height = image.copy(), height.copy()
+    for _ in range(reach):
+        grown_image, grown_height = _grow(grown_image, grown_height)
+    valid = np.isfinite(grown_height)
+    for _ in range(reach):
+        valid = np.logical_and.reduce(_neighbours(valid, False))
+    filled = valid & ~seen
+    image[filled] = grown_image[filled]
+    return valid | seen
+
+
+def _neighbours(array: np.ndarray, outside) -> np.ndarray:
+    """The 3 x 3 neighbourhood of every cell, stacked first (9, ...)."""
+    rows, columns = array.shape[:2]
+    padded = np.pad(array, [(1, 1), (1, 1)] + [(0, 0)] * (array.ndim - 2), constant_values=outside)
+    return np.stack([padded[i : i + rows, j : j + columns] for i in range(3) for j in range(3)])
+
+
+def _grow(image: np.ndarray, height: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unseen cells take their highest neighbour; seen ones stay."""
+    heights = _neighbours(height, -np.inf)
+    best = heights.argmax(0)
+    unseen = ~np.isfinite(height)
+    grown = np.where(unseen, heights.max(0), height)
+    rows, columns = np.nonzero(unseen & np.isfinite(grown))
+    from_rows = rows + best[rows, columns] // 3 - 1
+    from_columns = columns + best[rows, columns] % 3 - 1
+    image = image.copy()
+    image[rows, columns] = image[from_rows, from_columns]
+    return image, grown
+
+
+def get_scene_points(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """World points (N, 3) in metres and colours (N, 3) of every pixel of `scene` that has a depth reading."""
+    if scene.depth_maps is None or scene.intrinsics is None or scene.cam2world is None:
+        raise ValueError(f"scene {scene.scene_id!r} has no depth or no cameras, so it cannot be seen from above.")
+    depth = torch.from_numpy(np.ascontiguousarray(scene.depth_maps, dtype=np.float32))
+    world = unproject(depth, torch.from_numpy(scene.intrinsics), torch.from_numpy(scene.cam2world)).numpy()
+    rows = np.arange(depth.shape[1]) * scene.images.shape[1] // depth.shape[1]
+    columns = np.arange(depth.shape[2]) * scene.images.shape[2] // depth.shape[2]
+    real = scene.depth_maps > 0
+    return world[real], scene.images[:, rows[:, None], columns][real]
+
+
+def render_scene_bev(scene: Scene, size: int = 432, **settings) -> BEVPicture:
+    """`render_bev` of all readings of a scene; `settings` go to it unchanged."""
+    points, colors = get_scene_points(scene)
+    return render_bev(points, colors, size=size, **settings)
+
+
+__all__ = ["BEVPicture", "get_scene_points", "render_bev", "render_scene_bev"]

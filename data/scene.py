@@ -1,0 +1,215 @@
+"""A `Scene`: posed views of one place, in metres, z up, whatever it was read from.
+
+Frames and units: `cam2world` maps OpenCV camera axes (x right, y down, z forward) to a world whose z points up and
+whose axis alignment is already applied; `depth_maps` are metres along the camera's z, 0 = no reading; `intrinsics` are
+pixels of the depth map, with the centre of the top-left pixel at (0, 0).
+
+Shape letters: V views, H W picture pixels, h w depth pixels, K boxes, Hb Wb pixels of the picture from above.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+MAX_DEPTH_METRES = 100.0
+MIN_DEPTH_METRES = 0.05
+RIGID_TOLERANCE = 1e-2
+
+
+@dataclass
+class Scene:
+    """Posed RGB-D views of one place with optional boxes and a picture from above.
+
+    Attributes:
+        scene_id (`str`): unique name, used in every error.
+        images (`np.ndarray` of shape `(V, H, W, 3)`, uint8): RGB.
+        depth_maps (`np.ndarray` of shape `(V, h, w)`, float32, *optional*): metres along z, 0 = no reading.
+        intrinsics (`np.ndarray` of shape `(3, 3)` or `(V, 3, 3)`, float64, *optional*): pixels of the depth map.
+        cam2world (`np.ndarray` of shape `(V, 4, 4)`, float64, *optional*): camera to aligned world, metres.
+        view_names (`list[str]`): one name a view, such as `frame-000120`.
+        boxes (`np.ndarray` of shape `(K, 6)`, float32, *optional*): centre xyz and size xyz, metres.
+        box_labels (`list[dict]`, *optional*): K dictionaries: category, color, yaw and whatever else is known.
+        bev_image (`np.ndarray` of shape `(Hb, Wb, 3)`, uint8, *optional*): seen from above, void exactly black.
+        bev_valid (`np.ndarray` of shape `(Hb, Wb)`, bool, *optional*): True where something was seen.
+        bev_bounds (`np.ndarray` of shape `(4,)`, float32, *optional*): xmin, ymin, xmax, ymax in metres.
+        path (`Path`, *optional*): the folder it was read from.
+    """
+
+    scene_id: str
+    images: np.ndarray
+    depth_maps: np.ndarray | None = None
+    intrinsics: np.ndarray | None = None
+    cam2world: np.ndarray | None = None
+    view_names: list[str] = field(default_factory=list)
+    boxes: np.ndarray | None = None
+    box_labels: list[dict[str, Any]] | None = None
+    bev_image: np.ndarray | None = None
+    bev_valid: np.ndarray | None = None
+    bev_bounds: np.ndarray | None = None
+    path: Path | None = None
+
+    @property
+    def num_views(self) -> int:
+        return len(self.images)
+
+    def select_views(self, indices) -> "Scene":
+        """The same scene with the views at `indices` only, in that order."""
+        indices = np.asarray(indices, dtype=np.int64)
+        per_view = self.intrinsics is not None and np.ndim(self.intrinsics) == 3
+        return Scene(
+            scene_id=self.scene_id,
+            images=self.images[indices],
+            depth_maps=None if self.depth_maps is None else self.depth_maps[indices],
+            intrinsics=self.intrinsics[indices] if per_view else self.intrinsics,
+            cam2world=None if self.cam2world is None else self.cam2world[indices],
+            view_names=[self.view_names[i] for i in indices] if self.view_names else [],
+            boxes=self.boxes,
+            box_labels=self.box_labels,
+            bev_image=self.bev_image,
+            bev_valid=self.bev_valid,
+            bev_bounds=self.bev_bounds,
+            path=self.path,
+        )
+
+
+def check_scene(scene: Scene) -> Scene:
+    """Refuse a scene whose arrays contradict each other, its units or its frame; return it otherwise.
+
+    Raises:
+        ValueError: names the scene, the field, what was expected, what came, and what to do about it.
+    """
+    where = f"scene {scene.scene_id!r}"
+    if not scene.scene_id:
+        raise ValueError("Scene.scene_id is empty: every scene needs a name, which errors and predictions quote.")
+    _check_images(scene, where)
+    if scene.view_names and len(scene.view_names) != scene.num_views:
+        raise ValueError(
+            f"{where}: view_names has {len(scene.view_names)} names for {scene.num_views} views; give one name a view."
+        )
+    if scene.depth_maps is not None:
+        _check_depth_maps(scene, where)
+    if scene.intrinsics is not None:
+        _check_intrinsics(scene, where)
+    if scene.cam2world is not None:
+        check_cam2world(scene.cam2world, scene.num_views, where, scene.view_names)
+    if scene.boxes is not None:
+        check_boxes(scene.boxes, where)
+    if scene.box_labels is not None and (scene.boxes is None or len(scene.box_labels) != len(scene.boxes)):
+        count = None if scene.boxes is None else len(scene.boxes)
+        raise ValueError(f"{where}: box_labels has {len(scene.box_labels)} entries for {count} boxes; give one a box.")
+    _check_bev(scene, where)
+    return scene
+
+
+def _check_images(scene: Scene, where: str) -> None:
+    images = scene.images
+    if not isinstance(images, np.ndarray) or images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+        got = f"{getattr(images, 'dtype', type(images).__name__)} {getattr(images, 'shape', '')}"
+        raise ValueError(f"{where}: images must be a uint8 array (V, H, W, 3), got {got}; convert to RGB bytes first.")
+    if len(images) == 0:
+        raise ValueError(f"{where}: images holds zero views; a scene needs at least one.")
+
+
+def _check_depth_maps(scene: Scene, where: str) -> None:
+    depth = scene.depth_maps
+    if depth.ndim != 3 or len(depth) != scene.num_views:
+        raise ValueError(
+            f"{where}: depth_maps must be (V, h, w) with V = {scene.num_views} as in images, got {depth.shape}; "
+            "give one depth map a view (all zeros where a view has none)."
+        )
+    if not np.issubdtype(depth.dtype, np.floating):
+        raise ValueError(
+            f"{where}: depth_maps must be float32 metres, got {depth.dtype}; divide millimetres by 1000 when reading."
+        )
+    if scene.intrinsics is None or scene.cam2world is None:
+        missing = "intrinsics" if scene.intrinsics is None else "cam2world"
+        raise ValueError(f"{where}: depth_maps came without {missing}; give the cameras too, or leave the depth out.")
+    if not np.isfinite(depth).all() or (depth < 0).any():
+        raise ValueError(
+            f"{where}: depth_maps must be finite and >= 0, found {np.nanmin(depth)} or NaN/inf; write 0 for no reading."
+        )
+    readings = depth[depth > 0]
+    if readings.size == 0:
+        raise ValueError(
+            f"{where}: depth_maps hold no reading at all (every pixel is 0); check the depth files, or leave depth_maps "
+            "out to use the pictures alone."
+        )
+    middle = float(np.median(readings))
+    if middle > MAX_DEPTH_METRES:
+        raise ValueError(
+            f"{where}: depth_maps must be metres, but the median reading is {middle:.0f}, which looks like millimetres; "
+            "divide by 1000."
+        )
+    if middle < MIN_DEPTH_METRES:
+        raise ValueError(
+            f"{where}: depth_maps must be metres, but the median reading is {middle:.5f} m; it looks divided by 1000 "
+            "once too often."
+        )
+
+
+def _check_intrinsics(scene: Scene, where: str) -> None:
+    intrinsics = scene.intrinsics
+    if intrinsics.shape not in {(3, 3), (scene.num_views, 3, 3)}:
+        raise ValueError(
+            f"{where}: intrinsics must be (3, 3) or ({scene.num_views}, 3, 3), got {intrinsics.shape}; drop the fourth "
+            "row and column of a 4x4 matrix."
+        )
+    if not np.isfinite(intrinsics).all() or (intrinsics[..., 0, 0] <= 1).any() or (intrinsics[..., 1, 1] <= 1).any():
+        raise ValueError(
+            f"{where}: intrinsics must be finite with focal lengths in pixels (> 1), got fx, fy = "
+            f"{np.ravel(intrinsics[..., 0, 0])[0]}, {np.ravel(intrinsics[..., 1, 1])[0]}; multiply normalised values by "
+            "the size of the depth map."
+        )
+
+
+def check_cam2world(cam2world: np.ndarray, num_views: int, where: str, view_names=()) -> None:
+    """Refuse camera poses that are not finite rigid transforms; the error names the first wrong view."""
+    if cam2world.shape != (num_views, 4, 4):
+        raise ValueError(f"{where}: cam2world must be ({num_views}, 4, 4), one a view, got {cam2world.shape}.")
+    for index, matrix in enumerate(cam2world):
+        name = view_names[index] if len(view_names) else f"view {index}"
+        if not np.isfinite(matrix).all():
+            raise ValueError(
+                f"{where}, {name}: cam2world must be finite, got {matrix[~np.isfinite(matrix)][0]}; tracking was lost "
+                "there: leave the frame out."
+            )
+        rotation = matrix[:3, :3]
+        error = np.abs(rotation @ rotation.T - np.eye(3)).max()
+        if error > RIGID_TOLERANCE or np.linalg.det(rotation) < 0 or np.abs(matrix[3] - [0, 0, 0, 1]).max() > 1e-6:
+            raise ValueError(
+                f"{where}, {name}: cam2world must be rigid (rotation times its transpose = 1, determinant +1, last row "
+                f"0 0 0 1), got deviation {error:.3g}, determinant {np.linalg.det(rotation):.3g}, last row "
+                f"{matrix[3].tolist()}; remove scale or a mirrored axis (OpenCV axes: x right, y down, z forward)."
+            )
+
+
+def check_boxes(boxes: np.ndarray, where: str) -> None:
+    """Refuse boxes that are not (K, 6) finite centre and positive size."""
+    if boxes.ndim != 2 or boxes.shape[1] != 6:
+        raise ValueError(f"{where}: boxes must be (K, 6), centre xyz and size xyz in metres, got {boxes.shape}.")
+    if not np.isfinite(boxes).all():
+        raise ValueError(f"{where}: boxes must be finite, box {np.where(~np.isfinite(boxes).all(1))[0][0]} is not.")
+    if (boxes[:, 3:] <= 0).any():
+        index = int(np.where((boxes[:, 3:] <= 0).any(1))[0][0])
+        raise ValueError(
+            f"{where}: box sizes must be positive, box {index} has size {boxes[index, 3:].tolist()}; boxes are centre and "
+            "size, not two corners."
+        )
+
+
+def _check_bev(scene: Scene, where: str) -> None:
+    image, valid, bounds = scene.bev_image, scene.bev_valid, scene.bev_bounds
+    if image is not None and (image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8):
+        raise ValueError(f"{where}: bev_image must be a uint8 array (Hb, Wb, 3), got {image.dtype} {image.shape}.")
+    if valid is not None and (image is None or valid.shape != image.shape[:2] or valid.dtype != np.bool_):
+        expected = None if image is None else image.shape[:2]
+        raise ValueError(
+            f"{where}: bev_valid must be a bool array {expected} beside bev_image, got {valid.dtype} {valid.shape}."
+        )
+    if bounds is not None and (np.shape(bounds) != (4,) or bounds[2] <= bounds[0] or bounds[3] <= bounds[1]):
+        raise ValueError(
+            f"{where}: bev_bounds must be (xmin, ymin, xmax, ymax) in metres with positive extent, got {bounds}."
+        )
