@@ -1,9 +1,12 @@
-"""Shared by every test: no network, the same seed, and the checkout as package `ross3d` even where it is not installed."""
+"""Shared by every test: no network, the same seed, `ross3d` importable even where it is not installed."""
 
+import atexit
 import importlib.util
 import os
+import shutil
 import socket
 import sys
+import tempfile
 from pathlib import Path
 
 
@@ -11,6 +14,10 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Code that tests load with trust_remote_code is copied here, not among the user's models.
+if "HF_MODULES_CACHE" not in os.environ:
+    os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="ross3d_modules_")
+    atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 
 import pytest
 import torch

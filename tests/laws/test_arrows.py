@@ -98,7 +98,11 @@ def test_allowed_imports_pass(tmp_path):
     [
         ("geometry_ross3d.py", "from .data import scene\n", "`geometry_ross3d` may not import `data.scene`"),
         ("geometry_ross3d.py", "def f():\n    import ross3d.data.scene\n", "may not import `data.scene`"),
-        ("modeling_ross3d.py", "try:\n    from ross3d.geometry_ross3d import a\nexcept ImportError:\n    a = 1\n", "as `.g"),
+        (
+            "modeling_ross3d.py",
+            "try:\n    from ross3d.geometry_ross3d import a\nexcept ImportError:\n    a = 1\n",
+            "as `.g",
+        ),
         ("data/scene.py", "from ross3d.scenes.rooms import Room\n", "`data` may not import `scenes.rooms`"),
         ("data/scene.py", "from ..scenes.rooms import Room\n", "may not import `scenes.rooms`"),
         ("data/scene.py", "from . import bev\n", "relative import"),

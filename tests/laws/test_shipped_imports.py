@@ -26,7 +26,9 @@ def find_violations(root: Path) -> list[str]:
             where = f"{path}:{node.lineno}"
             if node.level > 1 or not node.module or "." in node.module:
                 written = f"from {'.' * node.level}{node.module or ''} import"
-                violations.append(f"{where}: `{written}` does not load from a checkpoint; write `from .name_ross3d import`")
+                violations.append(
+                    f"{where}: `{written}` does not load from a checkpoint; write `from .name_ross3d import`"
+                )
             elif node.module not in shipped:
                 violations.append(f"{where}: `{node.module}` does not ship with the weights")
             else:
