@@ -51,7 +51,7 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[Annotation]:
                 f" {annotation.question_type!r}; build the scenes again or give the type a score in tasks/rooms.py."
             )
     if not annotations:
-        raise ValueError(f"{path}: expected annotations of task {NAME!r}, got none; is it another benchmark's file?")
+        raise ValueError(f"{path}: expected questions of task {NAME!r}, got none; is it another benchmark's file?")
     return limit_scenes(annotations, settings.limit)
 
 
@@ -70,7 +70,8 @@ def parse_answer(annotation: Annotation, response: str) -> str:
 
 
 def answer(context: EvalContext, annotations: list[Annotation]) -> list[Record]:
-    return answer_questions(context, annotations, NAME, get_prompt, parse_answer)
+    records = answer_questions(context, annotations, NAME, get_prompt, parse_answer)
+    return [record | {"right": is_right(record)} for record in records]
 
 
 def get_attributes(caption: str) -> set[str]:
@@ -120,12 +121,14 @@ def score_grounding(question_type: str, records: list[Record]) -> dict[str, floa
 
 
 def is_right(record: Record) -> bool:
-    """Whether a report shows the record as right: exact match, within a tenth, or the right boxes at IoU 0.5."""
+    """Whether a report calls a record right: exact match, number within a tenth, all attributes, boxes at IoU 0.5."""
     question_type = record["question_type"]
     if question_type in GROUNDING_TYPES:
         return score_grounding(question_type, [record])[MAIN_SCORES[question_type]] == 1.0
     if question_type in NUMBER_TYPES:
         return score_texts(question_type, [record])["relative_accuracy"] >= 0.9
+    if question_type in CAPTION_TYPES:
+        return compute_attribute_accuracy([record["prediction"]], [record["references"]]) == 1.0
     return bool(compute_exact_match([record["prediction"]], [record["references"]])[0])
 
 
@@ -139,7 +142,8 @@ def score(records: list[Record]) -> dict[str, Any]:
         group = groups.get(question_type, [])
         if group:
             scorer = score_grounding if question_type in GROUNDING_TYPES else score_texts
-            types[question_type] = {"num_questions": len(group), **scorer(question_type, group)}
+            main = {"num_questions": len(group), "main_score": MAIN_SCORES[question_type]}
+            types[question_type] = main | scorer(question_type, group)
     missing = [name for name in EXACT_MATCH_TYPES if name not in types]
     macro = None if missing else float(np.mean([types[name]["exact_match"] for name in EXACT_MATCH_TYPES]))
     return {
@@ -180,6 +184,18 @@ def score_majority(train: list[Annotation], annotations: list[Annotation]) -> di
     return score_baseline(annotations, lambda annotation: majority.get(annotation.question_type, ""))
 
 
+def describe_lookup(accuracies: dict[str, float]) -> dict[str, Any]:
+    """Exact-match accuracies of a look-up on the question's words, in the form of `score`; no other types."""
+    types = {
+        name: {"main_score": "exact_match", "exact_match": accuracies[name]}
+        for name in EXACT_MATCH_TYPES
+        if name in accuracies
+    }
+    complete = len(types) == len(EXACT_MATCH_TYPES)
+    macro = float(np.mean([row["exact_match"] for row in types.values()])) if complete else None
+    return {"macro_exact_match": macro, "types": types}
+
+
 TASK = Task(NAME, "predictions.jsonl", load_items, answer, score)
 
 __all__ = [
@@ -187,6 +203,7 @@ __all__ = [
     "MAIN_SCORES",
     "QUESTION_TYPES",
     "TASK",
+    "describe_lookup",
     "is_right",
     "score_baseline",
     "score_majority",

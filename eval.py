@@ -1,0 +1,240 @@
+"""Evaluate a model on benchmarks: one loop, the task is a value.
+
+    accelerate launch eval.py --model DIR_OR_REPO --task rooms[,reconstruction] --data DIR --output DIR
+        [--limit SCENES] [--blind true] [--spatial-instruction true|false]
+
+Writes `predictions.jsonl` (and `reconstruction.jsonl`), `metrics.json`, `timing.json` and `report.html`. An evaluation
+that was cut off goes on where it was when it is started again with the same settings; the files are the same then.
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import HfArgumentParser, set_seed
+
+from ross3d.data.annotations import load_annotations
+from ross3d.data.dataset import get_row_seed
+from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
+from ross3d.processing_ross3d import Ross3DProcessor
+from ross3d.report.run import write_run_page
+from ross3d.scenes.questions import lookup_baseline, make_proposals
+from ross3d.tasks import reconstruction, rooms
+from ross3d.tasks.records import RecordStore, write_json
+from ross3d.tasks.task import EvalContext, EvalSettings, Task
+
+
+TASKS: dict[str, Task] = {task.name: task for task in (rooms.TASK, reconstruction.TASK)}
+
+
+@dataclass
+class EvalArguments(EvalSettings):
+    """Command line of eval.py; see `EvalSettings` for the rest.
+
+    Attributes:
+        model (`str`): checkpoint folder or Hub id.
+        task (`str`): names separated by commas.
+        data (`Path`): folder with scenes and annotations.
+        output (`Path`): where the files go.
+        spatial_instruction (`bool`, *optional*): overrides the setting that was saved with the model.
+        dtype (`str`): what the model is loaded in.
+        report (`bool`): whether to write the page.
+    """
+
+    model: str = field(kw_only=True)
+    task: str = field(kw_only=True)
+    data: Path = field(kw_only=True)
+    output: Path = field(kw_only=True)
+    spatial_instruction: bool | None = None
+    dtype: str = "auto"
+    report: bool = True
+
+
+def get_tasks(names: str) -> list[Task]:
+    """Tasks by their names, separated by commas."""
+    for name in names.split(","):
+        if name not in TASKS:
+            raise ValueError(f"--task: expected names of {sorted(TASKS)}, got {name!r}; separate them with commas.")
+    return [TASKS[name] for name in names.split(",")]
+
+
+def get_commit() -> str | None:
+    """The commit of this checkout, with "+changes" when files differ from it; None outside of git."""
+    root = Path(__file__).resolve().parent
+    try:
+        commit, status = (
+            subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + "+changes" if status else commit
+
+
+def get_fingerprint(model: str) -> str | None:
+    """One hash of a checkpoint folder's weights, settings and tokenizer; None for a Hub id, which names a commit."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.suffix in {".safetensors", ".json", ".jinja"}):
+        if path.name != "trainer_state.json":
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def load_model(arguments: EvalArguments, tasks: list[Task], device: torch.device) -> tuple[Any, Any]:
+    """Model and processor, ready to answer; the teacher comes along where pictures are to be decoded."""
+    processor = Ross3DProcessor.from_pretrained(arguments.model)
+    if arguments.spatial_instruction is not None:
+        processor.spatial_instruction = arguments.spatial_instruction
+    model = Ross3DForConditionalGeneration.from_pretrained(arguments.model, dtype=arguments.dtype)
+    model = model.to(device).eval()
+    if reconstruction.TASK in tasks:
+        teacher = Path(arguments.model) / "teacher"
+        if not teacher.is_dir():
+            raise ValueError(
+                f"--task reconstruction: expected the VAE teacher in {teacher}, got no such folder; evaluate a"
+                " checkpoint that was saved with its teacher, or leave the task out."
+            )
+        model.attach_teacher(teacher)
+    return model, processor
+
+
+def describe_settings(arguments: EvalArguments, processor: Any) -> dict[str, Any]:
+    """All that the answers depend on, besides the code."""
+    values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(arguments).items()}
+    # Where the answers go, and whether a page is written, changes none of them.
+    del values["output"], values["report"]
+    values["spatial_instruction"] = bool(processor.spatial_instruction)
+    values["generation"] = {"do_sample": False, "num_beams": 1, "max_new_tokens": arguments.max_new_tokens}
+    values["model_sha256"] = get_fingerprint(arguments.model)
+    return values
+
+
+def check_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Refuse to go on with an evaluation that other settings began.
+
+    Raises:
+        ValueError: names the first setting that differs.
+    """
+    if not path.is_file():
+        return
+    before = json.loads(path.read_text())
+    for name in sorted(settings.keys() | before.keys()):
+        if settings.get(name) != before.get(name):
+            raise ValueError(
+                f"{path}: expected {name}={before.get(name)!r}, with which the answers there were given, got"
+                f" {settings.get(name)!r}; choose another --output, or remove that folder to begin anew."
+            )
+
+
+def compute_baselines(arguments: EvalArguments, items: list[Any]) -> dict[str, Any]:
+    """Scores of the rooms questions without any model: commonest answer, and a look-up on the question's words."""
+    train = load_annotations(arguments.data / "annotations" / "train.jsonl")
+    train = [annotation for annotation in train if annotation.task == rooms.NAME]
+    looked_up = {name: row["lookup"] for name, row in lookup_baseline(train, items).items()}
+    return {"majority": rooms.score_majority(train, items), "lookup": rooms.describe_lookup(looked_up)}
+
+
+def answer_open_scenes(context: EvalContext, task: Task, items: list[Any], store: RecordStore, state: PartialState):
+    """This process's share of the scenes that still want answers."""
+    scenes = list(store.get_open_scenes(task.name, items).values())
+    mine = scenes[state.process_index :: state.num_processes]
+    for number, group in enumerate(mine, start=1):
+        store.append_scene(task.answer(context, group))
+        if state.is_main_process and (number % 20 == 0 or number == len(mine)):
+            print(f"{task.name}: {number} of {len(mine)} scenes", file=sys.stderr, flush=True)
+
+
+def main(arguments: EvalArguments) -> dict[str, Any]:
+    """Answer, score and write; returns what `metrics.json` holds."""
+    started = time.time()
+    state = PartialState()
+    set_seed(arguments.seed)
+    tasks = get_tasks(arguments.task)
+    settings = EvalSettings(**{f.name: getattr(arguments, f.name) for f in fields(EvalSettings)})
+    items = {task.name: task.load_items(arguments.data, settings) for task in tasks}
+    model, processor = load_model(arguments, tasks, state.device)
+    described = describe_settings(arguments, processor)
+    check_settings(arguments.output / "settings.json", described)
+    store = RecordStore(arguments.output, sorted({task.records_file for task in tasks}), state.process_index)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        write_json(arguments.output / "settings.json", described)
+    context = EvalContext(
+        model=model,
+        processor=processor,
+        device=state.device,
+        data_dir=arguments.data,
+        output_dir=arguments.output,
+        read_scene=read_rgbd_folder,
+        make_proposals=make_proposals,
+        get_seed=lambda seed, purpose: get_row_seed(seed, 0, purpose),
+        settings=settings,
+    )
+    for task in tasks:
+        answer_open_scenes(context, task, items[task.name], store, state)
+    state.wait_for_everyone()
+    metrics = {}
+    if state.is_main_process:
+        store.read_again()
+        metrics = write_results(arguments, tasks, items, store, described, model)
+        write_json(arguments.output / "timing.json", {"started": started, "seconds": time.time() - started})
+        if arguments.report:
+            write_run_page(arguments.output, read_rgbd_folder)
+        store.remove_parts()
+    state.wait_for_everyone()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return metrics
+
+
+def write_results(
+    arguments: EvalArguments,
+    tasks: list[Task],
+    items: dict[str, list[Any]],
+    store: RecordStore,
+    described: dict[str, Any],
+    model: Any,
+) -> dict[str, Any]:
+    """Records in their final files, and `metrics.json`."""
+    scores, by_file = {}, {}
+    for task in tasks:
+        records = store.get_records(task.name, items[task.name])
+        scores[task.name] = task.score(records)
+        by_file.setdefault(task.records_file, []).extend(records)
+    for name, records in by_file.items():
+        store.write_final(name, records)
+    baselines = {rooms.NAME: compute_baselines(arguments, items[rooms.NAME])} if rooms.TASK in tasks else {}
+    metrics = {
+        "scores": scores,
+        "baselines": baselines,
+        "settings": described,
+        "commit": get_commit(),
+        "command": sys.argv,
+        "config": model.config.to_dict(),
+    }
+    write_json(arguments.output / "metrics.json", metrics)
+    if reconstruction.NAME in scores:
+        write_json(arguments.output / "reconstruction.json", scores[reconstruction.NAME])
+    return metrics
+
+
+def parse_arguments(argv: list[str] | None = None) -> EvalArguments:
+    (arguments,) = HfArgumentParser(EvalArguments).parse_args_into_dataclasses(argv)
+    return arguments
+
+
+if __name__ == "__main__":
+    main(parse_arguments())

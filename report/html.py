@@ -1,0 +1,190 @@
+"""Data -> HTML strings, all pure: a page is one file without external assets, and every text in it is escaped."""
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+STYLE = """
+:root { --ink: #1c2430; --soft: #5b6675; --line: #dfe4ea; --paper: #ffffff; --wash: #f5f7f9; --accent: #2457c5;
+  --good: #14804a; --bad: #c0392b; --warm: #d9730d; color-scheme: light; }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--wash); color: var(--ink);
+  font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+header { background: var(--paper); border-bottom: 1px solid var(--line); padding: 30px 0 22px; }
+main, .inner { max-width: 1120px; margin: 0 auto; padding: 0 28px; }
+h1 { font-size: 25px; line-height: 1.2; margin: 0; letter-spacing: -.01em; }
+h2 { font-size: 18px; margin: 0 0 4px; letter-spacing: -.005em; }
+h3 { font-size: 14px; margin: 22px 0 8px; }
+header p, .note { color: var(--soft); margin: 6px 0 0; max-width: 88ch; }
+section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 22px 24px 24px;
+  margin: 22px 0; }
+.note { font-size: 13.5px; margin-bottom: 14px; }
+.facts { display: flex; flex-wrap: wrap; gap: 12px; margin-top: 18px; }
+.fact { border: 1px solid var(--line); border-radius: 8px; padding: 9px 16px 8px; background: var(--wash); }
+.fact b { display: block; font-size: 21px; line-height: 1.25; font-variant-numeric: tabular-nums; }
+.fact span { color: var(--soft); font-size: 12.5px; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; min-width: 50%; }
+th { text-align: left; color: var(--soft); font-weight: 600; font-size: 12.5px; }
+th, td { padding: 6px 14px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+td.number, th.number { text-align: right; white-space: nowrap; }
+tr.strong td { font-weight: 650; border-top: 2px solid var(--ink); }
+.bar { display: inline-block; width: 92px; height: 9px; background: #e8ecf1; border-radius: 5px; margin-left: 9px;
+  overflow: hidden; }
+.bar i { display: block; height: 100%; background: var(--accent); }
+.good { color: var(--good); font-weight: 650; } .bad { color: var(--bad); font-weight: 650; }
+.soft { color: var(--soft); }
+.row { display: flex; flex-wrap: wrap; gap: 12px; align-items: flex-start; }
+figure { margin: 0; } figure img, figure svg { display: block; border-radius: 5px; }
+img.pixels { image-rendering: pixelated; background: #0d1117; }
+figure.hidden img { outline: 3px solid var(--warm); outline-offset: -3px; }
+figcaption { font-size: 12px; color: var(--soft); margin-top: 4px; max-width: 300px; line-height: 1.35; }
+details { margin-top: 12px; } summary { cursor: pointer; color: var(--accent); font-size: 13.5px; }
+pre { background: var(--wash); border: 1px solid var(--line); border-radius: 8px; padding: 12px; overflow-x: auto;
+  font-size: 12px; line-height: 1.45; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 18px; }
+.chart-title { font-size: 13px; font-weight: 600; margin-bottom: 2px; }
+footer { color: var(--soft); font-size: 12.5px; padding: 6px 0 40px; }
+""".strip()
+
+
+@dataclass(frozen=True)
+class Markup:
+    """A string that is HTML already; everything else is escaped."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def render(value) -> str:
+    """HTML of a value: markup as it is, anything else escaped."""
+    return value.text if isinstance(value, Markup) else html.escape(str(value))
+
+
+def join(parts: Iterable) -> Markup:
+    return Markup("".join(render(part) for part in parts))
+
+
+def element(tag: str, *children, **attributes) -> Markup:
+    """`<tag attributes>children</tag>`; `class_` stands for class, None leaves an attribute out."""
+    named = ((name.rstrip("_").replace("_", "-"), value) for name, value in attributes.items() if value is not None)
+    opened = "".join(f' {name}="{html.escape(str(value), quote=True)}"' for name, value in named)
+    return Markup(f"<{tag}{opened}>{join(children)}</{tag}>")
+
+
+def make_page(title: str, lead: str, facts: Sequence[tuple[str, str]], sections: Sequence[Markup]) -> str:
+    """A whole document: a header with the title, a sentence and a few figures, then the sections."""
+    boxes = [element("div", element("b", value), element("span", name), class_="fact") for name, value in facts]
+    header = element(
+        "header",
+        element(
+            "div", element("h1", title), element("p", lead), element("div", *boxes, class_="facts"), class_="inner"
+        ),
+    )
+    body = element("main", *sections, element("footer", "Written by ross3d. One file, no external assets."))
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>\n{STYLE}\n</style>\n</head>\n'
+        f"<body>\n{header}\n{body}\n</body>\n</html>\n"
+    )
+
+
+def make_section(title: str, *body, note: str = "") -> Markup:
+    notes = [element("p", note, class_="note")] if note else []
+    return element("section", element("h2", title), *notes, *body)
+
+
+def make_table(
+    headers: Sequence[str], rows: Sequence[Sequence], numeric: Iterable[int] = (), strong: Iterable[int] = ()
+) -> Markup:
+    """A table; columns in `numeric` are right-aligned, rows in `strong` stand out."""
+    numeric, strong = set(numeric), set(strong)
+
+    def make_cells(tag: str, values: Sequence) -> list[Markup]:
+        return [element(tag, value, class_="number" if i in numeric else None) for i, value in enumerate(values)]
+
+    head = element("thead", element("tr", *make_cells("th", headers)))
+    lines = [
+        element("tr", *make_cells("td", row), class_="strong" if i in strong else None) for i, row in enumerate(rows)
+    ]
+    return element("div", element("table", head, element("tbody", *lines)), class_="scroll")
+
+
+def make_bar(share: float) -> Markup:
+    """A small horizontal bar filled to `share` in [0, 1]."""
+    width = 100 * min(max(share, 0.0), 1.0)
+    return element("span", element("i", style=f"width:{width:.1f}%"), class_="bar")
+
+
+def make_details(summary: str, *body) -> Markup:
+    return element("details", element("summary", summary), *body)
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """PNG bytes of RGB pixels (H, W, 3), uint8, or floats in [0, 1]."""
+    if pixels.dtype != np.uint8:
+        pixels = np.round(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def encode_data_uri(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode("ascii")
+
+
+def shrink(pixels: np.ndarray, longest: int) -> np.ndarray:
+    """Pixels (H, W, 3) uint8 resized so that the longer side is at most `longest`."""
+    height, width = pixels.shape[:2]
+    scale = longest / max(height, width)
+    if scale >= 1:
+        return pixels
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+
+
+def make_figure(picture: np.ndarray | Path, caption="", width: int = 150, hidden: bool = False) -> Markup:
+    """A picture with a caption; `hidden` marks a view that the model did not see.
+
+    Args:
+        picture (`np.ndarray` of shape `(H, W, 3)`, or `Path` of a PNG file).
+        width (`int`): pixels on the page.
+    """
+    data = picture.read_bytes() if isinstance(picture, Path) else encode_png(shrink(picture, 2 * width))
+    image = element(
+        "img", src=encode_data_uri(data), width=width, alt=str(caption) or "picture", class_="pixels", loading="lazy"
+    )
+    image = Markup(image.text.removesuffix("</img>"))
+    captions = [element("figcaption", caption)] if str(caption) else []
+    return element("figure", image, *captions, class_="hidden" if hidden else None)
+
+
+def make_row(*children) -> Markup:
+    return element("div", *children, class_="row")
+
+
+__all__ = [
+    "Markup",
+    "element",
+    "encode_data_uri",
+    "encode_png",
+    "join",
+    "make_bar",
+    "make_details",
+    "make_figure",
+    "make_page",
+    "make_row",
+    "make_section",
+    "make_table",
+    "render",
+    "shrink",
+]

@@ -1,0 +1,336 @@
+"""The page of an evaluated run: scores beside baselines, reconstructions, loss curves, and scenes with their answers.
+
+Everything is read from what `eval.py` and `train.py` wrote; scenes are read again with the reader that is handed in.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ross3d.data.scene import Scene
+from ross3d.report.charts import make_line_chart
+from ross3d.report.html import (
+    Markup,
+    element,
+    join,
+    make_bar,
+    make_details,
+    make_figure,
+    make_page,
+    make_row,
+    make_section,
+    make_table,
+)
+from ross3d.report.plan import DrawnBox, make_plan
+
+
+PAGE_NAME = "report.html"
+PAGE_SCENES = 4
+QUESTIONS_PER_TYPE = 3
+GROUNDINGS_PER_SCENE = 6
+LOSS_COLORS = {
+    "loss": "#1c2430",
+    "lm_loss": "#2457c5",
+    "grounding_loss": "#14804a",
+    "view_loss": "#d9730d",
+    "bev_loss": "#8e44ad",
+}
+PREDICTOR_NAMES = {
+    "one_sample": "one sample",
+    "mean_of_samples": "mean of samples",
+    "teacher": "teacher's round trip (ceiling)",
+    "mean_picture": "mean training picture",
+    "other_scene": "another scene's states, same positions",
+    "positions_only": "positions only, every view hidden",
+}
+REGION_NAMES = {"view": "hidden views", "bev_object": "from above: objects", "bev_rest": "from above: the rest"}
+TARGET_COLOR, RIGHT_COLOR, WRONG_COLOR, PROPOSAL_COLOR = "#ffd60a", "#34c759", "#ff453a", "#9fb3c8"
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def read_loss_history(model: str) -> list[dict[str, float]]:
+    """The Trainer's log of a checkpoint folder; empty where there is none (a Hub id, a converted checkpoint)."""
+    folder = Path(model)
+    states = [folder / "trainer_state.json", *sorted(folder.glob("checkpoint-*/trainer_state.json"))]
+    found = [state for state in states if state.is_file()]
+    return read_json(found[0])["log_history"] if found else []
+
+
+def format_percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def get_main_score(scores: dict[str, Any] | None, question_type: str) -> float | None:
+    row = ((scores or {}).get("types") or {}).get(question_type)
+    return None if row is None else row[row["main_score"]]
+
+
+def make_score_table(scores: dict[str, Any], baselines: dict[str, dict[str, Any] | None]) -> Markup:
+    """One row a question type: what the model scores beside each baseline, with the number of questions."""
+    columns = list(baselines)
+    rows = []
+
+    def make_cells(own: float | None, others: Sequence[float | None]) -> list:
+        known = [value for value in others if value is not None]
+        gain = "–" if own is None or not known else f"{100 * (own - max(known)):+.1f}"
+        bar = "" if own is None else make_bar(own)
+        return [join([format_percent(own), bar]), *map(format_percent, others), gain]
+
+    for name, row in scores["types"].items():
+        others = [get_main_score(baselines[column], name) for column in columns]
+        label = row["main_score"].replace("_", " ")
+        rows.append([name, label, row["num_questions"], *make_cells(row[row["main_score"]], others)])
+    macro = [(baselines[column] or {}).get("macro_exact_match") for column in columns]
+    exact = [row["num_questions"] for row in scores["types"].values() if row["main_score"] == "exact_match"]
+    cells = make_cells(scores["macro_exact_match"], macro)
+    rows.append(["mean over exact-match types", "exact match", sum(exact), *cells])
+    headers = ["question type", "score", "questions", "model, %", *[f"{name}, %" for name in columns], "gain, points"]
+    return make_table(headers, rows, numeric=range(2, len(headers)), strong=[len(rows) - 1])
+
+
+def make_other_scores(scores: dict[str, Any]) -> Markup:
+    """Every number of every question type."""
+    rows = [
+        [name, score.replace("_", " "), f"{value:.4f}"]
+        for name, row in scores["types"].items()
+        for score, value in row.items()
+        if score not in {"num_questions", "main_score"}
+    ]
+    return make_details("All scores", make_table(["question type", "score", "value"], rows, numeric=[2]))
+
+
+def make_reconstruction_section(scores: dict[str, Any]) -> Markup:
+    """PSNR of each predictor, and paired differences with their intervals."""
+    regions = [name for name in REGION_NAMES if name in scores]
+    headers = ["PSNR, dB", *[f"{REGION_NAMES[r]} ({scores[r]['num_pictures']})" for r in regions]]
+    rows = [[label, *[f"{scores[r]['psnr'][name]:.2f}" for r in regions]] for name, label in PREDICTOR_NAMES.items()]
+    differences = []
+    for region in regions:
+        for name, row in scores[region]["differences"].items():
+            ours, control = (PREDICTOR_NAMES[part] for part in name.split(" - "))
+            holds = row["low"] > 0
+            interval = element("span", f"{row['low']:+.2f} … {row['high']:+.2f}", class_="good" if holds else "bad")
+            differences.append([REGION_NAMES[region], ours, control, f"{row['mean']:+.2f}", interval])
+    table = make_table(["region", "ours", "against", "difference, dB", "95 % interval"], differences, numeric=[3, 4])
+    note = (
+        f"{scores['num_scenes']} held-out scenes. Hidden views are replaced by the mask token and keep their 3D"
+        " positions. Differences are paired, scenes are resampled whole; an interval above zero is green."
+    )
+    first = make_table(headers, rows, numeric=range(1, len(headers)), strong=[1])
+    return make_section("Reconstruction", first, element("h3", "Paired differences"), table, note=note)
+
+
+def make_loss_section(history: Sequence[dict[str, float]]) -> Markup:
+    """One chart for each named loss of the Trainer's log."""
+    charts = []
+    for name, color in LOSS_COLORS.items():
+        rows = [(row["step"], row[name]) for row in history if name in row and "step" in row]
+        if rows:
+            charts.append(make_line_chart(name, *zip(*rows, strict=True), color=color))
+    if not charts:
+        note = "No trainer_state.json beside the weights, so there are no curves to show."
+        return make_section("Losses", note=note)
+    note = "Means between two reports, against optimizer steps; the strong line is smoothed."
+    return make_section("Losses", element("div", *charts, class_="charts"), note=note)
+
+
+def choose_scenes(predictions: Sequence[dict], pictures_dir: Path) -> list[str]:
+    """Scenes to show: those with kept pictures first, then those with the most questions."""
+    counts: dict[str, int] = {}
+    for record in predictions:
+        counts[record["scene_id"]] = counts.get(record["scene_id"], 0) + 1
+    pictured = sorted(path.name for path in pictures_dir.iterdir()) if pictures_dir.is_dir() else []
+    others = sorted(set(counts) - set(pictured), key=lambda name: (-counts[name], name))
+    return (pictured + others)[:PAGE_SCENES]
+
+
+def make_answer_table(records: Sequence[dict[str, Any]]) -> Markup:
+    """Some questions of each type with what was answered and what is right."""
+    rows, shown = [], {}
+    for record in records:
+        kind = record["question_type"]
+        shown[kind] = shown.get(kind, 0) + 1
+        if record["prediction"] is None or shown[kind] > QUESTIONS_PER_TYPE:
+            continue
+        mark = element("span", "✓", class_="good") if record["right"] else element("span", "✗", class_="bad")
+        coords = record["query_coords"]
+        question = record["question"]
+        if coords is not None:
+            question = question.replace("<coord>", "(" + ", ".join(f"{value:.1f}" for value in coords) + ")")
+        rows.append([mark, kind, question, record["prediction"] or "(nothing)", record["references"][0]])
+    return make_table(["", "type", "question", "answer", "right answer"], rows)
+
+
+def make_grounding_figure(record: dict[str, Any], scene: Scene) -> Markup:
+    """Target boxes dashed, predicted ones green where the answer is right and red where it is wrong."""
+    best = [] if record["no_target_wins"] or record["best_box"] is None else [record["best_box"]]
+    predicted = record["predicted_boxes"] if record["question_type"] == "grounding_multiple" else best
+    color = RIGHT_COLOR if record["right"] else WRONG_COLOR
+    boxes = [DrawnBox(box, TARGET_COLOR, dashed=True, width=3.0) for box in record["target_boxes"]]
+    boxes += [DrawnBox(box, color) for box in predicted]
+    said = f"{len(predicted)} found" if predicted else "says there is none"
+    caption = join(
+        [
+            element("span", "✓ " if record["right"] else "✗ ", class_="good" if record["right"] else "bad"),
+            record["question"],
+            element("span", f" ({said}, {len(record['target_boxes'])} to find)", class_="soft"),
+        ]
+    )
+    return make_plan(scene.bev_image, scene.bev_bounds, boxes, caption=caption, width=250)
+
+
+def choose_groundings(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Some grounding questions, kinds taking turns."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        if record["prediction"] is None:
+            groups.setdefault(record["question_type"], []).append(record)
+    turns = [record for turn in range(GROUNDINGS_PER_SCENE) for g in groups.values() for record in g[turn : turn + 1]]
+    return turns[:GROUNDINGS_PER_SCENE]
+
+
+def make_reconstruction_row(folder: Path, name: str, title: str) -> Markup:
+    """The kept pictures of one hidden view, or of the bird's-eye picture."""
+    figures = [make_figure(folder / f"{name}_truth.png", f"{title}: truth", width=140)]
+    figures += [
+        make_figure(folder / f"{name}_{predictor}.png", label, width=140)
+        for predictor, label in PREDICTOR_NAMES.items()
+        if (folder / f"{name}_{predictor}.png").is_file()
+    ]
+    return make_row(*figures)
+
+
+def make_scene_section(
+    scene: Scene, records: Sequence[dict[str, Any]], rebuilt: dict[str, Any] | None, pictures: Path
+) -> Markup:
+    """One scene: views, plan, what was rebuilt, questions and grounded boxes."""
+    hidden = rebuilt["hidden_views"] if rebuilt else []
+    views = [
+        make_figure(image, f"view {index}" + (", hidden" if index in hidden else ""), 120, hidden=index in hidden)
+        for index, image in enumerate(scene.images)
+    ]
+    parts: list[Markup] = [make_row(*views)]
+    if scene.bev_image is not None:
+        drawn = make_plan(
+            scene.bev_image, scene.bev_bounds, cam2world=scene.cam2world, hidden=hidden, width=300,
+            caption="from above, with the cameras; hidden ones in orange",
+        )  # fmt: skip
+        parts += [element("h3", "From above"), make_row(drawn)]
+    if rebuilt and (pictures / scene.scene_id).is_dir():
+        folder = pictures / scene.scene_id
+        rows = [make_reconstruction_row(folder, f"view{v:02d}", f"view {v}") for v in hidden]
+        if (folder / "bev_truth.png").is_file():
+            rows.append(make_reconstruction_row(folder, "bev", "from above"))
+        parts += [element("h3", "Rebuilt"), *(element("div", row, style="margin-bottom:14px") for row in rows)]
+    if records:
+        right = sum(record["right"] for record in records)
+        parts += [element("h3", f"Questions ({right} of {len(records)} right)"), make_answer_table(records)]
+    groundings = choose_groundings(records)
+    if groundings and scene.bev_image is not None:
+        figures = [make_grounding_figure(record, scene) for record in groundings]
+        title = "Grounded: targets dashed yellow, answers green or red"
+        parts += [element("h3", title), make_row(*figures)]
+    return make_section(f"Scene {scene.scene_id}", *parts)
+
+
+def make_settings_section(metrics: dict[str, Any]) -> Markup:
+    facts = {"command": " ".join(metrics["command"]), "commit": metrics["commit"], **metrics["settings"]}
+    rows = [[name, json.dumps(value) if not isinstance(value, str) else value] for name, value in facts.items()]
+    config = element("pre", json.dumps(metrics["config"], indent=2, sort_keys=True))
+    return make_section(
+        "How it was made", make_table(["setting", "value"], rows), make_details("Model config", config)
+    )
+
+
+def get_facts(metrics: dict[str, Any], blind: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """The few figures that stand in the header."""
+    facts = []
+    rooms = metrics["scores"].get("rooms")
+    if rooms:
+        macro = format_percent(rooms["macro_exact_match"])
+        blind_macro = blind and blind["scores"].get("rooms", {}).get("macro_exact_match")
+        beside = f" (blind {format_percent(blind_macro)})" if blind_macro is not None else ""
+        facts.append((f"mean exact match, %{beside}", macro))
+        for name, label in (("grounding_unique", "unique grounding, %"), ("room_size", "room size, MRA %")):
+            facts.append((label, format_percent(get_main_score(rooms, name))))
+    rebuilt = metrics["scores"].get("reconstruction")
+    for region in ("view", "bev_object"):
+        if rebuilt and region in rebuilt:
+            psnr = rebuilt[region]["psnr"]["mean_of_samples"]
+            facts.append((f"{REGION_NAMES[region]}, PSNR dB", f"{psnr:.1f}"))
+    return facts
+
+
+def make_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir: Path | None = None) -> str:
+    """The whole page as HTML.
+
+    Args:
+        run_dir (`Path`): output folder of `eval.py`.
+        read_scene: folder -> `Scene`.
+        blind_dir (`Path`, *optional*): output folder of the blind model's evaluation; `run_dir/blind` by default.
+    """
+    metrics = read_json(run_dir / "metrics.json")
+    if metrics is None:
+        raise FileNotFoundError(
+            f"{run_dir / 'metrics.json'}: expected the output folder of eval.py, got no such file; evaluate first."
+        )
+    blind = read_json((blind_dir or run_dir / "blind") / "metrics.json")
+    predictions, rebuilt = read_records(run_dir / "predictions.jsonl"), read_records(run_dir / "reconstruction.jsonl")
+    settings, sections = metrics["settings"], []
+    if "rooms" in metrics["scores"]:
+        scores, known = metrics["scores"]["rooms"], metrics["baselines"].get("rooms", {})
+        baselines = {"blind": blind and blind["scores"].get("rooms")} if blind else {}
+        baselines |= {"look-up": known.get("lookup"), "majority": known.get("majority")}
+        note = (
+            "Gain is over the best baseline. Blind: the same model trained and asked without pictures, coordinates and"
+            " proposals. Look-up and majority know the training answers only."
+        )
+        sections.append(
+            make_section("Scores", make_score_table(scores, baselines), make_other_scores(scores), note=note)
+        )
+    if "reconstruction" in metrics["scores"]:
+        sections.append(make_reconstruction_section(metrics["scores"]["reconstruction"]))
+    sections.append(make_loss_section(read_loss_history(settings["model"])))
+    rebuilt_by_scene = {record["scene_id"]: record for record in rebuilt}
+    for scene_id in choose_scenes(predictions, run_dir / "pictures"):
+        folder = Path(settings["data"]) / settings["split"] / scene_id
+        if not folder.is_dir():
+            note = f"{folder} is not there any more, so its pictures cannot be shown."
+            sections.append(make_section(f"Scene {scene_id}", note=note))
+            continue
+        records = [record for record in predictions if record["scene_id"] == scene_id]
+        sections.append(
+            make_scene_section(read_scene(folder), records, rebuilt_by_scene.get(scene_id), run_dir / "pictures")
+        )
+    sections.append(make_settings_section(metrics))
+    lead = f"{settings['model']} on the {settings['split']} scenes of {settings['data']}."
+    return make_page("ross3d: an evaluated run", lead, get_facts(metrics, blind), sections)
+
+
+def write_page(path: Path, page: str) -> Path:
+    """Write a page so that nobody reads half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def write_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir: Path | None = None) -> Path:
+    """`make_run_page` into `run_dir/report.html`."""
+    run_dir = Path(run_dir)
+    return write_page(run_dir / PAGE_NAME, make_run_page(run_dir, read_scene, blind_dir))
+
+
+__all__ = ["make_run_page", "write_page", "write_run_page"]
