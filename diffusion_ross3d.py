@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Every number the Ross3D architecture has: nested, typed, validated; a misspelt key is refused by name."""
+
 """Denoising diffusion in pure torch: schedule, noising, targets, ancestral sampling. Schedules are float64.
 
 Shapes: n items, C channels, h w latent tokens; `timesteps` (n,) int64 in [0, T).

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Every number the Ross3D architecture has: nested, typed, validated; a misspelt key is refused by name."""
+
 """Ross3D: posed RGB-D views and questions -> answers, grounded objects, reconstructions, named losses.
 
 Shapes: B scenes, V views (R real views of all scenes together), N = h*w tokens of a view, P = p*p vision patches,
@@ -53,6 +53,13 @@ except ImportError:
     AutoencoderKL = None
 
 logger = logging.get_logger(__name__)
+
+# Which class each Auto class of the library finds in a saved checkpoint; one name a class is all it registers itself.
+AUTO_MAP = {
+    "AutoConfig": "configuration_ross3d.Ross3DConfig",
+    "AutoModel": "modeling_ross3d.Ross3DForConditionalGeneration",
+    "AutoModelForImageTextToText": "modeling_ross3d.Ross3DForConditionalGeneration",
+}
 
 # Order of the counts in `num_items_in_batch` and `loss_counts`.
 LOSS_NAMES = ("lm_loss", "view_loss", "bev_loss", "grounding_loss")
@@ -159,6 +166,21 @@ def get_segment_visibility(segment_ids: torch.Tensor) -> Callable:
     return is_visible
 
 
+def list_view_items(counts: list[int], repeats: list[int]) -> tuple[list[int], list[float]]:
+    """Which hidden view each denoising item rebuilds, and what it weighs.
+
+    The `counts[b]` hidden views of scene b come `repeats[b]` times in a row, each time for a noise and timestep of
+    their own; the weights of a scene sum to 1.
+    """
+    items, weights, first = [], [], 0
+    for count, repeat in zip(counts, repeats, strict=True):
+        items += list(range(first, first + count)) * repeat
+        if count:
+            weights += [1.0 / (count * repeat)] * (count * repeat)
+        first += count
+    return items, weights
+
+
 class Ross3DProjector(nn.Module):
     """Vision width -> text width: Linear, activation, Linear and, when asked for, a LayerNorm."""
 
@@ -251,6 +273,8 @@ class Ross3DModel(Ross3DPreTrainedModel):
     def __init__(self, config: Ross3DConfig):
         super().__init__(config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
+        # Published weights have the tower's post-norm, yet nothing reads it: it stays out of training.
+        self.vision_tower.post_layernorm.requires_grad_(False)
         self.multi_modal_projector = Ross3DProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.image_newline = nn.Parameter(torch.zeros(config.text_config.hidden_size))
@@ -321,9 +345,9 @@ class Ross3DModel(Ross3DPreTrainedModel):
             positions (R, N, D): 3D position embeddings; a hidden view keeps its own.
             hidden (R,) bool: views to replace by the mask token.
         """
-        tokens = pooled
-        if hidden is not None:
-            tokens = torch.where(hidden[:, None, None], self.mask_token.to(tokens.dtype), tokens)
+        if hidden is None:
+            hidden = torch.zeros(len(pooled), dtype=torch.bool, device=pooled.device)
+        tokens = torch.where(hidden[:, None, None], self.mask_token.to(pooled.dtype), pooled)
         if positions is not None:
             tokens = tokens + positions.to(tokens.dtype)
         grid = self.config.view_grid_size
@@ -530,7 +554,10 @@ def append_ground_slots(
 
 
 def get_ground_queries(
-    hidden_states: torch.Tensor, input_ids: torch.Tensor, segment_ids: torch.Tensor | None, ground_token_id: int,
+    hidden_states: torch.Tensor,
+    input_ids: torch.Tensor,
+    segment_ids: torch.Tensor | None,
+    ground_token_id: int,
     num_questions: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """States at the `<ground>` tokens: queries (B, Q, D), zero where a question has none, and which have one (B, Q).
@@ -569,6 +596,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             self.reconstruction_head = Ross3DReconstructionHead(
                 config.denoiser_config, config.text_config.hidden_size, config.view_grid_size
             )
+        if not getattr(config, "auto_map", None):
+            config.auto_map = dict(AUTO_MAP)
         # Held in a tuple: the teacher is equipment, no sub-module, and never in a checkpoint of this model.
         self._teacher = ()
         self.post_init()
@@ -602,7 +631,9 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 raise ImportError("attach_teacher: reading a VAE folder needs diffusers; run `pip install diffusers`.")
             teacher = AutoencoderKL.from_pretrained(teacher)
         if self.reconstruction_head is None:
-            raise ValueError("attach_teacher: expected a model with denoiser_config, got None; it has nothing to teach.")
+            raise ValueError(
+                "attach_teacher: expected a model with denoiser_config, got None; it has nothing to teach."
+            )
         for name in ("latent_channels", "scaling_factor", "shift_factor"):
             wanted, found = getattr(self.config.denoiser_config, name), getattr(teacher.config, name) or 0.0
             if wanted != found:
@@ -727,7 +758,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
     def get_view_repeats(self, view_mask: torch.Tensor, hidden: torch.Tensor) -> list[int]:
         """Noise draws per hidden view of each scene: V // hidden, as published, so that a scene counts V pictures."""
         views, counts = view_mask.sum(dim=1).tolist(), hidden.sum(dim=1).tolist()
-        return [view // max(count, 1) for view, count in zip(views, counts, strict=True)]
+        return [view // count if count else 0 for view, count in zip(views, counts, strict=True)]
 
     def compute_view_loss(
         self,
@@ -759,15 +790,9 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         latents = latent_mean + torch.exp(0.5 * logvar) * posterior_noise.to(latent_mean)
         targets = head.get_targets(latents, "view")
 
-        # A scene's hidden views come `repeat` times in a row, each time with its own noise and timestep.
         repeats = self.get_view_repeats(view_mask, hidden)
-        items, scenes, weights, first = [], [], [], 0
-        for scene, (count, repeat) in enumerate(zip(counts, repeats, strict=True)):
-            items += list(range(first, first + count)) * repeat
-            scenes += [scene] * (count * repeat)
-            weights += [1.0 / (count * repeat)] * (count * repeat)
-            first += count
-        per_scene = [count * repeat if count else 0 for count, repeat in zip(counts, repeats, strict=True)]
+        items, weights = list_view_items(counts, repeats)
+        per_scene = [count * repeat for count, repeat in zip(counts, repeats, strict=True)]
         if timesteps is None:
             draw = get_timestep_draw(config.num_train_timesteps)
             timesteps = torch.cat(draw_rows(row_seed, 1, [(count,) for count in per_scene], draw))
@@ -985,7 +1010,9 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             self.check_text_targets(segment_ids, labels, shift_labels)
             if labels is None and shift_labels is None:
                 labels = torch.full(hidden_states.shape[:2], -100, device=hidden_states.device)
-            totals["lm_loss"] = self.compute_lm_loss(hidden_states, labels, shift_labels, loss_weights, grounding_labels)
+            totals["lm_loss"] = self.compute_lm_loss(
+                hidden_states, labels, shift_labels, loss_weights, grounding_labels
+            )
         grounding_scores = None
         if self.grounding_head is not None and (proposal_boxes is not None or self.training) and input_ids is not None:
             if proposal_boxes is None:
@@ -1004,8 +1031,18 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         if self.reconstruction_head is not None and pixel_values is not None:
             draws = (view_timesteps, view_noise, view_posterior_noise, bev_timesteps, bev_noise, bev_posterior_noise)
             totals |= self.compute_reconstruction_losses(
-                outputs, view_mask, hidden_views, allowed, pixel_values, bev_pixel_values, bev_valid, bev_bounds,
-                view_latents, bev_latents, row_seed, draws,
+                outputs,
+                view_mask,
+                hidden_views,
+                allowed,
+                pixel_values,
+                bev_pixel_values,
+                bev_valid,
+                bev_bounds,
+                view_latents,
+                bev_latents,
+                row_seed,
+                draws,
             )
         losses, loss, counts = self.combine_losses(totals, num_items_in_batch)
         return Ross3DOutput(
@@ -1029,8 +1066,19 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             )
 
     def compute_reconstruction_losses(
-        self, outputs, view_mask, hidden_views, allowed, pixel_values, bev_pixel_values, bev_valid, bev_bounds,
-        view_latents, bev_latents, row_seed, draws,
+        self,
+        outputs,
+        view_mask,
+        hidden_views,
+        allowed,
+        pixel_values,
+        bev_pixel_values,
+        bev_valid,
+        bev_bounds,
+        view_latents,
+        bev_latents,
+        row_seed,
+        draws,
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """View and bird's-eye losses where they apply; both, as zeros with a graph, in training."""
         if view_mask is None:
@@ -1061,9 +1109,12 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 " leave the model's accepts_loss_kwargs at False."
             )
         device = next(iter(totals.values()))[0].device
-        counts = torch.stack([totals[n][1].to(device).float() if n in totals else torch.zeros((), device=device)
-                              for n in LOSS_NAMES])
-        divisors = counts if num_items_in_batch is None else num_items_in_batch.reshape(-1)[: len(LOSS_NAMES)].to(device)
+        counts = torch.stack(
+            [totals[n][1].to(device).float() if n in totals else torch.zeros((), device=device) for n in LOSS_NAMES]
+        )
+        divisors = (
+            counts if num_items_in_batch is None else num_items_in_batch.reshape(-1)[: len(LOSS_NAMES)].to(device)
+        )
         losses, loss = {}, torch.zeros((), device=device)
         for name, divisor in zip(LOSS_NAMES, divisors, strict=True):
             if name in totals:
@@ -1086,8 +1137,14 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         return model_inputs
 
     @torch.no_grad()
-    def generate(self, inputs: torch.Tensor | None = None, *, scene: Ross3DSceneCache | None = None,
-                 scene_index: torch.Tensor | None = None, **kwargs):
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        *,
+        scene: Ross3DSceneCache | None = None,
+        scene_index: torch.Tensor | None = None,
+        **kwargs,
+    ):
         """The library's `generate`, also over scenes that were read before.
 
         Args:
@@ -1170,14 +1227,17 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 "encode_scene: expected rows without questions, got text; call the processor without text= and ask"
                 " with model.generate(scene=scene, **processor(text=questions))."
             )
-        if self.is_gradient_checkpointing and self.training:
+        if self.is_activation_checkpointing and self.training:
             raise ValueError(
                 "encode_scene: expected no activation checkpointing, which drops the cache of a scene; call"
                 " model.eval() first."
             )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        scene_inputs = {key: inputs[key] for key in ("pixel_values", "view_mask", "patch_coords", "patch_valid")
-                        if inputs.get(key) is not None}
+        scene_inputs = {
+            key: inputs[key]
+            for key in ("pixel_values", "view_mask", "patch_coords", "patch_valid")
+            if inputs.get(key) is not None
+        }
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=mask,
@@ -1225,23 +1285,33 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             scores (sum of Q, K + 1): cosines in [-1, 1], -inf at padding, last column "no target".
         """
         if self.grounding_head is None:
-            raise ValueError("ground: expected a model with config.grounding=True, got False; load another checkpoint.")
+            raise ValueError(
+                "ground: expected a model with config.grounding=True, got False; load another checkpoint."
+            )
         real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         if segment_ids is None:
             segment_ids = torch.ones_like(input_ids)
         pad = self.config.text_config.pad_token_id or 0
-        input_ids, segment_ids = append_ground_slots(
-            input_ids, real, segment_ids, self.config.ground_token_id, pad
-        )
+        input_ids, segment_ids = append_ground_slots(input_ids, real, segment_ids, self.config.ground_token_id, pad)
         mask = (segment_ids >= 0).long()
         if scene is None:
             if proposal_boxes is None:
-                raise ValueError("ground: expected proposal_boxes (B, K, 6), got None; pass proposal_boxes= to the"
-                                 " processor (K = 0 is legal).")
-            scene_inputs = {key: inputs[key] for key in ("pixel_values", "view_mask", "patch_coords", "patch_valid")
-                            if inputs.get(key) is not None}
-            outputs = self.model(input_ids=input_ids, attention_mask=mask, segment_ids=segment_ids,
-                                 query_coords=query_coords, **scene_inputs)
+                raise ValueError(
+                    "ground: expected proposal_boxes (B, K, 6), got None; pass proposal_boxes= to the"
+                    " processor (K = 0 is legal)."
+                )
+            scene_inputs = {
+                key: inputs[key]
+                for key in ("pixel_values", "view_mask", "patch_coords", "patch_valid")
+                if inputs.get(key) is not None
+            }
+            outputs = self.model(
+                input_ids=input_ids,
+                attention_mask=mask,
+                segment_ids=segment_ids,
+                query_coords=query_coords,
+                **scene_inputs,
+            )
             features, features_mask = self.get_proposal_features(
                 outputs.patch_features, proposal_boxes, proposal_mask, proposal_patches
             )
@@ -1349,4 +1419,10 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
 
 Ross3DForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 
-__all__ = ["Ross3DForConditionalGeneration", "Ross3DModel", "Ross3DOutput", "Ross3DPreTrainedModel", "Ross3DSceneCache"]
+__all__ = [
+    "Ross3DForConditionalGeneration",
+    "Ross3DModel",
+    "Ross3DOutput",
+    "Ross3DPreTrainedModel",
+    "Ross3DSceneCache",
+]

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Every number the Ross3D architecture has: nested, typed, validated; a misspelt key is refused by name."""
+
 """The reconstruction head: pictures hidden from the model, rebuilt in a frozen VAE's latent space.
 
 One denoiser, two branches: hidden views (cross-view) and the bird's-eye picture (global-view).

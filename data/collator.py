@@ -3,52 +3,76 @@
 Shapes: V views, K proposals, Q questions, L sequence of a row; B rows.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
 
-# What fills the padding of each tensor, and stands for it where a row has none while another has.
-PADDING: dict[str, float | int | bool] = {
-    "attention_mask": 0,
-    "segment_ids": -1,
-    "labels": -100,
-    "shift_labels": -100,
-    "loss_weights": 0.0,
-    "pixel_values": 0.0,
-    "view_mask": False,
-    "patch_coords": 0.0,
-    "patch_valid": False,
-    "proposal_boxes": 0.0,
-    "proposal_mask": False,
-    "proposal_patches": False,
-    "query_coords": float("nan"),
-    "grounding_labels": 0,
-    "bev_pixel_values": 0.0,
-    "bev_valid": False,
-    "bev_bounds": float("nan"),
-    "view_latents": 0.0,
-    "bev_latents": 0.0,
+@dataclass(frozen=True)
+class Padding:
+    """How a tensor of a row is padded: which leading axes are ragged, and what fills them.
+
+    The value also stands for the whole tensor where a row has none while another has.
+    """
+
+    axes: str
+    value: float | int | bool
+
+
+PADDING: dict[str, Padding] = {
+    "attention_mask": Padding("L", 0),
+    "segment_ids": Padding("L", -1),
+    "labels": Padding("L", -100),
+    "shift_labels": Padding("L", -100),
+    "loss_weights": Padding("L", 0.0),
+    "pixel_values": Padding("V", 0.0),
+    "view_mask": Padding("V", False),
+    "patch_coords": Padding("V", 0.0),
+    "patch_valid": Padding("V", False),
+    "proposal_boxes": Padding("K", 0.0),
+    "proposal_mask": Padding("K", False),
+    "proposal_patches": Padding("KV", False),
+    "query_coords": Padding("Q", float("nan")),
+    "grounding_labels": Padding("Q", 0),
+    "bev_pixel_values": Padding("", 0.0),
+    "bev_valid": Padding("", False),
+    "bev_bounds": Padding("", float("nan")),
+    "view_latents": Padding("V", 0.0),
+    "bev_latents": Padding("", 0.0),
 }
 
 
-def pad_to(tensor: torch.Tensor, shape: Sequence[int], value: float | int | bool) -> torch.Tensor:
-    """Pad `tensor` at the end of every axis to `shape`."""
-    if tuple(tensor.shape) == tuple(shape):
-        return tensor
-    padded = torch.full(tuple(shape), value, dtype=tensor.dtype)
-    padded[tuple(slice(size) for size in tensor.shape)] = tensor
-    return padded
+def get_sizes(rows: list[dict[str, torch.Tensor]], padding: dict[str, Padding]) -> dict[str, int]:
+    """The largest L, V, K and Q of the rows."""
+    sizes: dict[str, int] = {}
+    for row in rows:
+        for key, tensor in row.items():
+            for axis, size in zip(padding[key].axes if key in padding else "", tensor.shape, strict=False):
+                sizes[axis] = max(sizes.get(axis, 0), size)
+    return sizes
 
 
-def stack_padded(tensors: list[torch.Tensor | None], value: float | int | bool) -> torch.Tensor:
-    """Stack tensors of one rank, padded to their largest sizes; None becomes padding alone."""
-    given = [tensor for tensor in tensors if tensor is not None]
-    shape = [max(sizes) for sizes in zip(*(tensor.shape for tensor in given), strict=True)]
-    empty = torch.full(shape, value, dtype=given[0].dtype)
-    return torch.stack([empty if tensor is None else pad_to(tensor, shape, value) for tensor in tensors])
+def stack_padded(tensors: list[torch.Tensor | None], padding: Padding, sizes: dict[str, int]) -> torch.Tensor:
+    """Stack tensors of one kind, padded at the end of their ragged axes; None becomes padding alone.
+
+    Raises:
+        ValueError: when the other axes differ, as those of pictures of two sizes would.
+    """
+    given = next(tensor for tensor in tensors if tensor is not None)
+    rest = given.shape[len(padding.axes) :]
+    shape = (*(sizes[axis] for axis in padding.axes), *rest)
+    stacked = torch.full((len(tensors), *shape), padding.value, dtype=given.dtype)
+    for place, tensor in enumerate(tensors):
+        if tensor is None:
+            continue
+        if tensor.shape[len(padding.axes) :] != rest:
+            raise ValueError(
+                f"rows: expected tensors of shape (..., {', '.join(map(str, rest))}) in every row of a batch, got"
+                f" {tuple(tensor.shape)} in row {place}; prepare all rows with one processor."
+            )
+        stacked[(place, *(slice(size) for size in tensor.shape[: len(padding.axes)]))] = tensor
+    return stacked
 
 
 def widen_grounding_labels(labels: torch.Tensor, num_proposals: int) -> torch.Tensor:
@@ -88,15 +112,15 @@ class Ross3DCollator:
         unknown = set(keys) - set(PADDING) - {"input_ids"}
         if unknown:
             raise ValueError(f"rows: expected the processor's keys {sorted(PADDING)}, got {sorted(unknown)} as well.")
+        padding = PADDING | {"input_ids": Padding("L", self.pad_token_id)}
+        sizes = get_sizes(rows, padding)
         columns = {key: [row.get(key) for row in rows] for key in keys}
         if "grounding_labels" in columns:
-            width = max(len(row["proposal_boxes"]) for row in rows if "proposal_boxes" in row)
             columns["grounding_labels"] = [
-                None if labels is None else widen_grounding_labels(labels, width)
+                None if labels is None else widen_grounding_labels(labels, sizes.get("K", 0))
                 for labels in columns["grounding_labels"]
             ]
-        padding = PADDING | {"input_ids": self.pad_token_id}
-        batch = {key: stack_padded(column, padding[key]) for key, column in columns.items()}
+        batch = {key: stack_padded(column, padding[key], sizes) for key, column in columns.items()}
         batch["row_seed"] = torch.stack([row["row_seed"] for row in rows])
         batch["bool_masked_views"] = self.propose(batch)
         return batch

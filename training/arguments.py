@@ -78,8 +78,12 @@ class RunArguments:
     trainer: dict[str, Any] = field(default_factory=dict)
 
 
-SECTION_CLASSES = {"data": DataArguments, "vision_warmup": VisionWarmupArguments, "trainer": TrainingArguments,
-                   "model": Ross3DConfig}
+SECTION_CLASSES = {
+    "data": DataArguments,
+    "vision_warmup": VisionWarmupArguments,
+    "trainer": TrainingArguments,
+    "model": Ross3DConfig,
+}
 
 
 def check_keys(keys, known: set[str], where: str) -> None:
@@ -112,8 +116,8 @@ def apply_overrides(settings: dict[str, Any], overrides: list[str]) -> dict[str,
             owners = [name for name, cls in SECTION_CLASSES.items() if path[0] in {f.name for f in fields(cls)}]
             if len(owners) != 1:
                 raise ValueError(
-                    f"command line: expected a key of one section, got `{path[0]}`, which {owners or 'none'} has; write"
-                    " --section.key."
+                    f"command line: expected a key of one section, got `{path[0]}`, which is in {owners or 'none'};"
+                    " write --section.key."
                 )
             path = [owners[0], *path]
         place = settings

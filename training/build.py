@@ -131,9 +131,7 @@ def group_parameters(
         rate = next((rate for rate in rates if rate is not None), arguments.learning_rate)
         decay = arguments.weight_decay if parameter.dim() > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
-    return [
-        {"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()
-    ]
+    return [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()]
 
 
 def save_run(model: nn.Module, processor: Ross3DProcessor, teacher: Path | None, output_dir: Path) -> None:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 
 
-def build_teacher(latent_channels: int = 4, widths: tuple[int, ...] = (24, 48, 64)) -> AutoencoderKL:
+def build_teacher(latent_channels: int = 4, widths: tuple[int, ...] = (16, 32, 48)) -> AutoencoderKL:
     """A new VAE that halves pictures `len(widths) - 1` times."""
     return AutoencoderKL(
         in_channels=3,
@@ -98,7 +98,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     paths = sorted(path for path in arguments.scenes.iterdir() if path.is_dir())[: arguments.num_scenes]
     views, bevs = load_pictures(paths)
     teacher = train_teacher(

@@ -28,7 +28,9 @@ def count_losses(batch: dict[str, torch.Tensor], config: Ross3DConfig) -> torch.
     pictured = torch.zeros(num_rows, dtype=torch.bool)
     if "bev_pixel_values" in batch and config.denoiser_config is not None:
         head = config.denoiser_config
-        cells = get_bev_cells(batch["bev_pixel_values"], batch.get("bev_valid"), head.bev_grid_size, head.bev_loss_mask)
+        cells = get_bev_cells(
+            batch["bev_pixel_values"], batch.get("bev_valid"), head.bev_grid_size, head.bev_loss_mask
+        )
         pictured = cells.flatten(1).any(dim=1) & allowed
     answers = batch["loss_weights"].sum().round() if "loss_weights" in batch else torch.zeros(())
     return torch.stack([answers.float(), hidden.sum().float(), pictured.sum().float(), asked.sum().float()])

@@ -1,0 +1,188 @@
+"""Ragged training rows and a tiny model, made from seeded noise: no processor, no files.
+
+Sizes differ pairwise, and rows differ in what they have: depth, bird's-eye picture, grounding questions, text.
+"""
+
+import torch
+from diffusers import AutoencoderKL
+from torch.utils.data import Dataset
+
+from ross3d.configuration_ross3d import Ross3DConfig
+from ross3d.data.collator import Ross3DCollator
+from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
+
+
+IMAGE_TOKEN, GROUND_TOKEN, COORD_TOKEN, PAD_TOKEN, EOS_TOKEN = 90, 91, 92, 0, 98
+PATCH_GRID, GRID = 5, 3
+
+
+def make_config(denoiser: dict | None = None, **changes) -> Ross3DConfig:
+    """A config of a few thousand weights: 5 x 5 patches pooled to 3 x 3 tokens, bird's-eye grid 2 x 2.
+
+    `denoiser` changes keys of `denoiser_config`, the other arguments those of the config.
+    """
+    settings = {
+        "vision_config": {
+            "hidden_size": 24,
+            "intermediate_size": 40,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "image_size": 20,
+            "patch_size": 4,
+        },
+        "text_config": {
+            "vocab_size": 99,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 256,
+            "initializer_range": 0.15,
+            "pad_token_id": PAD_TOKEN,
+            "eos_token_id": EOS_TOKEN,
+        },
+        "denoiser_config": {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_pool_heads": 4,
+            "intermediate_size": 36,
+            "frequency_embedding_size": 10,
+            "view_image_size": 12,
+            "bev_image_size": 8,
+            "bev_grid_size": 2,
+            "latent_channels": 3,
+            "latent_patch_size": 2,
+            "scaling_factor": 1.0,
+            "shift_factor": 0.0,
+            "initializer_range": 0.1,
+        },
+        "image_token_id": IMAGE_TOKEN,
+        "ground_token_id": GROUND_TOKEN,
+        "coord_token_id": COORD_TOKEN,
+        "reconstruct_on_grounding_rows": True,
+        "initializer_range": 0.15,
+    }
+    settings["denoiser_config"] |= denoiser or {}
+    return Ross3DConfig(**(settings | changes))
+
+
+def make_teacher(seed: int = 5) -> AutoencoderKL:
+    """A random VAE that halves pictures once: 12 px -> 6 x 6, 8 px -> 4 x 4."""
+    torch.manual_seed(seed)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 4),
+        layers_per_block=1,
+        latent_channels=3,
+        norm_num_groups=2,
+        scaling_factor=1.0,
+        shift_factor=0.0,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+def make_model(seed: int = 0, **changes) -> Ross3DForConditionalGeneration:
+    """A random model with its teacher; gates and output of the denoiser are not zero, so that gradients flow."""
+    torch.manual_seed(seed)
+    model = Ross3DForConditionalGeneration(make_config(**changes))
+    if model.reconstruction_head is not None:
+        with torch.no_grad():
+            for parameter in model.reconstruction_head.denoiser.parameters():
+                parameter += 0.1 * torch.randn(parameter.shape)
+        model.attach_teacher(make_teacher())
+    return model
+
+
+def make_row(
+    seed: int, num_views: int, num_proposals: int, questions: list[str], depth: bool = True, bev: bool = True
+) -> dict[str, torch.Tensor]:
+    """One row; `questions` names kinds: "text", "coord" or "ground"."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    def words(count: int) -> list[int]:
+        return torch.randint(1, 80, (count,), generator=generator).tolist()
+
+    ids = words(3) + [IMAGE_TOKEN] * (num_views * GRID * (GRID + 1))
+    segments = [0] * len(ids)
+    targets = [-100] * len(ids)
+    weights = [0.0] * len(ids)
+    grounding = torch.zeros(max(len(questions), 1), num_proposals + 1, dtype=torch.long)
+    coords = torch.full((max(len(questions), 1), 3), float("nan"))
+    for number, kind in enumerate(questions, start=1):
+        question = words(2 + number)
+        if kind == "coord":
+            question.append(COORD_TOKEN)
+            coords[number - 1] = noise(3)
+        answer = [GROUND_TOKEN] if kind == "ground" else words(1 + seed % 3 + number % 2) + [EOS_TOKEN]
+        tokens = question + answer
+        # The token before each answer token predicts it.
+        shifted = [-100] * len(tokens)
+        weighted = [0.0] * len(tokens)
+        if kind == "ground":
+            grounding[number - 1, (seed + number) % (num_proposals + 1)] = 1
+        else:
+            for place in range(len(question), len(tokens)):
+                shifted[place - 1], weighted[place - 1] = tokens[place], 1.0 / len(answer)
+        ids, segments = ids + tokens, segments + [number] * len(tokens)
+        targets, weights = targets + shifted, weights + weighted
+    row = {
+        "input_ids": torch.tensor(ids),
+        "attention_mask": torch.ones(len(ids), dtype=torch.long),
+        "segment_ids": torch.tensor(segments),
+        "shift_labels": torch.tensor(targets),
+        "loss_weights": torch.tensor(weights),
+        "pixel_values": noise(num_views, 3, 20, 20).clamp(-1, 1),
+        "view_mask": torch.ones(num_views, dtype=torch.bool),
+        "proposal_boxes": noise(num_proposals, 6).abs(),
+        "proposal_mask": torch.ones(num_proposals, dtype=torch.bool),
+        "proposal_patches": noise(num_proposals, num_views, PATCH_GRID, PATCH_GRID) > 0.8,
+        "row_seed": torch.tensor(1000 + seed),
+    }
+    if depth:
+        row["patch_coords"] = noise(num_views, GRID, GRID, 3) * 2
+        row["patch_valid"] = torch.ones(num_views, GRID, GRID, dtype=torch.bool)
+    if bev:
+        row["bev_pixel_values"] = torch.rand((3, 8, 8), generator=generator)
+        row["bev_valid"] = torch.rand((8, 8), generator=generator) > 0.3
+        row["bev_bounds"] = torch.tensor([-2.0, -2.0, 2.0, 2.0])
+    if "ground" in questions:
+        row["grounding_labels"] = grounding
+    if "coord" in questions:
+        row["query_coords"] = coords
+    return row
+
+
+class RaggedRows(Dataset):
+    """Rows of different kinds, over and over: (views, proposals, questions, depth, bird's-eye picture)."""
+
+    KINDS = (
+        (3, 4, ["text", "ground", "coord"], True, True),
+        (2, 1, ["text"], False, False),
+        (4, 2, ["ground", "text", "text", "text"], True, False),
+        (5, 3, [], True, True),
+        (3, 6, ["ground"], True, False),
+        (2, 2, ["coord", "text"], True, True),
+        (4, 5, ["text"], False, True),
+        (2, 3, ["text", "text"], True, True),
+    )
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        views, proposals, questions, depth, bev = self.KINDS[index % len(self.KINDS)]
+        return make_row(index, views, proposals, questions, depth, bev)
+
+
+def make_collator(ratio: float = 0.4) -> Ross3DCollator:
+    return Ross3DCollator(pad_token_id=PAD_TOKEN, view_mask_ratio=ratio)
