@@ -234,13 +234,21 @@ def assign_patches(
         valid = split_patches(depth_valid[..., None], patch_size)
         points = torch.where(valid, points, torch.inf)
         needed = (valid[..., 0].sum(dim=1) * threshold).long().clamp(min=1)
-    low, high = (limit[:, None] for limit in get_box_limits(boxes.float()))  # (K, 1, 3)
+    low, high = get_box_limits(boxes.float())  # (K, 3)
     patch_low, patch_high = points.amin(dim=1), points.amax(dim=1)  # (P, 3)
-    member = ((patch_low >= low) & (patch_high <= high)).all(dim=-1)  # (K, P)
-    touching = ((patch_low <= high) & (patch_high >= low)).all(dim=-1)
+    member = torch.ones(len(boxes), len(points), dtype=torch.bool, device=points.device)
+    touching = member.clone()
+    for axis in range(3):
+        box_low, box_high = low[:, None, axis], high[:, None, axis]
+        member &= (patch_low[:, axis] >= box_low) & (patch_high[:, axis] <= box_high)
+        touching &= (patch_low[:, axis] <= box_high) & (patch_high[:, axis] >= box_low)
+    planes = points.unbind(dim=-1)  # three times (P, n)
     pairs = (touching & ~member).nonzero()
     for box, patch in (chunk.unbind(1) for chunk in pairs.split(PAIRS_AT_ONCE)):
-        inside = ((points[patch] >= low[box]) & (points[patch] <= high[box])).all(dim=-1)
+        inside = torch.ones(len(box), points.shape[1], dtype=torch.bool, device=points.device)
+        for axis, plane in enumerate(planes):
+            candidates = plane[patch]
+            inside &= (candidates >= low[box, axis, None]) & (candidates <= high[box, axis, None])
         member[box, patch] = inside.sum(dim=1) >= needed[patch]
     return member.unflatten(1, (sizes["V"], grid, grid))
 

@@ -670,36 +670,50 @@ def split_questions(words: dict[str, Any], names: list[str], bare: bool) -> list
 
 def split_scene_questions(words: dict[str, Any], scene_name: str) -> list[Question]:
     """Questions of one scene: a string with bare belongings, or lists of one length."""
-    text, points = words["text"], words["query_coords"]
-    is_single = isinstance(text, str)
-    texts = [text] if is_single else list(text)
-    if get_ndim(points) == 1 and len(points) == 3 and not any(point is None for point in points):
-        marked = [COORD_TOKEN in item for item in texts]
-        check(any(marked), f"query_coords of {scene_name}", "a question with <coord>", "none",
-              "write <coord> where the point is meant")  # fmt: skip
-        points = [points if mark else None for mark in marked]
-    answers, targets = words["answers"], words["target_objects"]
-    if is_single:
-        answers = [answers] if isinstance(answers, str) else answers
-        flat = targets is not None and not any(item is None or isinstance(item, (list, tuple)) for item in targets)
-        targets = [targets] if flat else targets
-    columns = {"query_coords": points, "answers": answers, "target_objects": targets}
+    is_single = isinstance(words["text"], str)
+    texts = [words["text"]] if is_single else list(words["text"] or [])
+    columns = {
+        "query_coords": spread_point(words["query_coords"], texts, scene_name),
+        "answers": wrap_single(words["answers"], is_single, (str,)),
+        "target_objects": wrap_single(words["target_objects"], is_single, (list, tuple, type(None))),
+    }
     for key, column in columns.items():
-        wrong = column is not None and (isinstance(column, str) or len(column) != len(texts))
-        check(not wrong, f"{key} of {scene_name}", f"{len(texts)} items, one a question",
-              f"{column if column is None else len(column)}", "nest it as text is nested")  # fmt: skip
+        fits = column is None or (not isinstance(column, str) and len(column) == len(texts))
+        check(fits, f"{key} of {scene_name}", f"{len(texts)} items, one a question", f"{column!r}",
+              "nest it as text is nested")  # fmt: skip
+    items = [[None] * len(texts) if column is None else column for column in columns.values()]
     questions = []
-    for i, item in enumerate(texts):
-        name = f"question {i} of {scene_name}"
-        question = Question(item, name, targets=None if targets is None else targets[i])
-        if answers is not None:
-            question.answer = "" if answers[i] is None else answers[i]
-            check(answers[i] is not None, f"answers of {name}", "a string", "None", "leave the question out")
-        if points is not None and points[i] is not None:
-            question.coords = check_point(points[i], f"query_coords of {name}")
+    for i, (text, point, answer, targets) in enumerate(zip(texts, *items, strict=True)):
+        question = Question(text, f"question {i} of {scene_name}", answer)
+        check(answer is not None or words["answers"] is None, f"answers of {question.name}", "a string", "None",
+              "leave the question out")  # fmt: skip
+        if point is not None:
+            question.coords = check_point(point, f"query_coords of {question.name}")
+        if targets is not None:
+            check(get_ndim(targets) == 1, f"target_objects of {question.name}", "a list of proposal indices, or None",
+                  targets, "put one index into a list")  # fmt: skip
+            question.targets = list(targets)
         check_question(question)
         questions.append(question)
     return questions
+
+
+def wrap_single(value: Any, is_single: bool, item_types: tuple[type, ...]) -> Any:
+    """What came beside a single string, as a list of one; a list of one such item already is."""
+    if value is None or not is_single:
+        return value
+    is_list_of_one = not isinstance(value, str) and len(value) == 1 and isinstance(value[0], item_types)
+    return value if is_list_of_one else [value]
+
+
+def spread_point(points: Any, texts: list[str], scene_name: str) -> Any:
+    """One bare point (3,) is meant for every question with a `<coord>`; a list has an item a question."""
+    if get_ndim(points) != 1 or len(points) != 3 or any(point is None for point in points):
+        return points
+    marked = [COORD_TOKEN in text for text in texts]
+    check(any(marked), f"query_coords of {scene_name}", "a question with <coord>", "none",
+          "write <coord> where the point is meant, or leave the point out")  # fmt: skip
+    return [points if mark else None for mark in marked]
 
 
 def check_point(point: Any, name: str) -> list[float]:
