@@ -9,22 +9,23 @@ that was cut off goes on where it was when it is started again with the same set
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import HfArgumentParser, set_seed
+from transformers import AutoProcessor, HfArgumentParser, set_seed
 
 from ross3d.data.annotations import load_annotations
 from ross3d.data.dataset import get_row_seed
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
-from ross3d.processing_ross3d import Ross3DProcessor
 from ross3d.report.run import write_run_page
 from ross3d.scenes.questions import lookup_baseline, make_proposals
 from ross3d.tasks import reconstruction, rooms
@@ -80,12 +81,12 @@ def get_commit() -> str | None:
 
 
 def get_fingerprint(model: str) -> str | None:
-    """One hash of a checkpoint folder's weights, settings and tokenizer; None for a Hub id, which names a commit."""
+    """One hash of a checkpoint folder's weights, settings, tokenizer and code; None for a Hub id."""
     folder = Path(model)
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.suffix in {".safetensors", ".json", ".jinja"}):
+    for path in sorted(path for path in folder.iterdir() if path.suffix in {".safetensors", ".json", ".jinja", ".py"}):
         if path.name != "trainer_state.json":
             digest.update(path.name.encode())
             with path.open("rb") as file:
@@ -95,7 +96,7 @@ def get_fingerprint(model: str) -> str | None:
 
 def load_model(arguments: EvalArguments, tasks: list[Task], device: torch.device) -> tuple[Any, Any]:
     """Model and processor, ready to answer; the teacher comes along where pictures are to be decoded."""
-    processor = Ross3DProcessor.from_pretrained(arguments.model)
+    processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
     if arguments.spatial_instruction is not None:
         processor.spatial_instruction = arguments.spatial_instruction
     model = Ross3DForConditionalGeneration.from_pretrained(arguments.model, dtype=arguments.dtype)
@@ -157,10 +158,26 @@ def answer_open_scenes(context: EvalContext, task: Task, items: list[Any], store
             print(f"{task.name}: {number} of {len(mine)} scenes", file=sys.stderr, flush=True)
 
 
+def start_processes() -> PartialState:
+    """The processes that share this evaluation; without an accelerator they have to be told that they are on CPU.
+
+    Raises:
+        ValueError: when the launcher started more processes than know of each other.
+    """
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started != state.num_processes:
+        raise ValueError(
+            f"WORLD_SIZE: expected {started} processes that know of each other, got {state.num_processes}; set"
+            " distributed_type: MULTI_GPU in accelerate's config (on CPU too), or start one process."
+        )
+    return state
+
+
 def main(arguments: EvalArguments) -> dict[str, Any]:
     """Answer, score and write; returns what `metrics.json` holds."""
     started = time.time()
-    state = PartialState()
+    state = start_processes()
     set_seed(arguments.seed)
     tasks = get_tasks(arguments.task)
     settings = EvalSettings(**{f.name: getattr(arguments, f.name) for f in fields(EvalSettings)})

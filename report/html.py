@@ -34,18 +34,19 @@ section { background: var(--paper); border: 1px solid var(--line); border-radius
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; min-width: 50%; }
 th { text-align: left; color: var(--soft); font-weight: 600; font-size: 12.5px; }
 th, td { padding: 6px 14px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+td { overflow-wrap: anywhere; } td.number, td:first-child { overflow-wrap: normal; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 tr.strong td { font-weight: 650; border-top: 2px solid var(--ink); }
-.bar { display: inline-block; width: 92px; height: 9px; background: #e8ecf1; border-radius: 5px; margin-left: 9px;
+.bar { display: inline-block; width: 92px; height: 9px; background: #e8ecf1; border-radius: 5px; margin-right: 9px;
   overflow: hidden; }
 .bar i { display: block; height: 100%; background: var(--accent); }
 .good { color: var(--good); font-weight: 650; } .bad { color: var(--bad); font-weight: 650; }
-.soft { color: var(--soft); }
+.soft { color: var(--soft); } .whole { white-space: nowrap; }
 .row { display: flex; flex-wrap: wrap; gap: 12px; align-items: flex-start; }
 figure { margin: 0; } figure img, figure svg { display: block; border-radius: 5px; }
 img.pixels { image-rendering: pixelated; background: #0d1117; }
 figure.hidden img { outline: 3px solid var(--warm); outline-offset: -3px; }
-figcaption { font-size: 12px; color: var(--soft); margin-top: 4px; max-width: 300px; line-height: 1.35; }
+figcaption { font-size: 12px; color: var(--soft); margin-top: 4px; line-height: 1.35; }
 details { margin-top: 12px; } summary { cursor: pointer; color: var(--accent); font-size: 13.5px; }
 pre { background: var(--wash); border: 1px solid var(--line); border-radius: 8px; padding: 12px; overflow-x: auto;
   font-size: 12px; line-height: 1.45; }
@@ -125,6 +126,11 @@ def make_bar(share: float) -> Markup:
     return element("span", element("i", style=f"width:{width:.1f}%"), class_="bar")
 
 
+def clip_text(text: str, longest: int = 160) -> str:
+    """A text that fits a table: what is too long ends in an ellipsis."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
 def make_details(summary: str, *body) -> Markup:
     return element("details", element("summary", summary), *body)
 
@@ -165,7 +171,7 @@ def make_figure(picture: np.ndarray | Path, caption="", width: int = 150, hidden
     )
     image = Markup(image.text.removesuffix("</img>"))
     captions = [element("figcaption", caption)] if str(caption) else []
-    return element("figure", image, *captions, class_="hidden" if hidden else None)
+    return element("figure", image, *captions, class_="hidden" if hidden else None, style=f"width:{width}px")
 
 
 def make_row(*children) -> Markup:
@@ -174,6 +180,7 @@ def make_row(*children) -> Markup:
 
 __all__ = [
     "Markup",
+    "clip_text",
     "element",
     "encode_data_uri",
     "encode_png",

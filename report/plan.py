@@ -138,7 +138,7 @@ def make_plan(
         aria_label="the scene from above",
     )
     captions = [element("figcaption", caption)] if str(caption) else []
-    return element("figure", drawing, *captions)
+    return element("figure", drawing, *captions, style=f"width:{width}px")
 
 
 __all__ = ["DrawnBox", "make_plan", "place_points"]

@@ -13,6 +13,7 @@ from ross3d.data.scene import Scene
 from ross3d.report.charts import make_line_chart
 from ross3d.report.html import (
     Markup,
+    clip_text,
     element,
     join,
     make_bar,
@@ -28,7 +29,7 @@ from ross3d.report.plan import DrawnBox, make_plan
 
 PAGE_NAME = "report.html"
 PAGE_SCENES = 4
-QUESTIONS_PER_TYPE = 3
+QUESTIONS_PER_TYPE = 2
 GROUNDINGS_PER_SCENE = 6
 LOSS_COLORS = {
     "loss": "#1c2430",
@@ -56,7 +57,7 @@ def read_json(path: Path) -> Any:
 def read_records(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def read_loss_history(model: str) -> list[dict[str, float]]:
@@ -85,7 +86,7 @@ def make_score_table(scores: dict[str, Any], baselines: dict[str, dict[str, Any]
         known = [value for value in others if value is not None]
         gain = "–" if own is None or not known else f"{100 * (own - max(known)):+.1f}"
         bar = "" if own is None else make_bar(own)
-        return [join([format_percent(own), bar]), *map(format_percent, others), gain]
+        return [join([bar, format_percent(own)]), *map(format_percent, others), gain]
 
     for name, row in scores["types"].items():
         others = [get_main_score(baselines[column], name) for column in columns]
@@ -119,13 +120,13 @@ def make_reconstruction_section(scores: dict[str, Any]) -> Markup:
     for region in regions:
         for name, row in scores[region]["differences"].items():
             ours, control = (PREDICTOR_NAMES[part] for part in name.split(" - "))
-            holds = row["low"] > 0
-            interval = element("span", f"{row['low']:+.2f} … {row['high']:+.2f}", class_="good" if holds else "bad")
+            look = "good" if row["low"] > 0 else "bad" if row["high"] < 0 else "soft"
+            interval = element("span", f"{row['low']:+.2f} … {row['high']:+.2f}", class_=look)
             differences.append([REGION_NAMES[region], ours, control, f"{row['mean']:+.2f}", interval])
     table = make_table(["region", "ours", "against", "difference, dB", "95 % interval"], differences, numeric=[3, 4])
     note = (
         f"{scores['num_scenes']} held-out scenes. Hidden views are replaced by the mask token and keep their 3D"
-        " positions. Differences are paired, scenes are resampled whole; an interval above zero is green."
+        " positions. Differences are paired and scenes resampled whole; green intervals lie above zero, red below."
     )
     first = make_table(headers, rows, numeric=range(1, len(headers)), strong=[1])
     return make_section("Reconstruction", first, element("h3", "Paired differences"), table, note=note)
@@ -168,7 +169,8 @@ def make_answer_table(records: Sequence[dict[str, Any]]) -> Markup:
         question = record["question"]
         if coords is not None:
             question = question.replace("<coord>", "(" + ", ".join(f"{value:.1f}" for value in coords) + ")")
-        rows.append([mark, kind, question, record["prediction"] or "(nothing)", record["references"][0]])
+        kind = element("span", kind, class_="whole")
+        rows.append([mark, kind, question, clip_text(record["prediction"]) or "(nothing)", record["references"][0]])
     return make_table(["", "type", "question", "answer", "right answer"], rows)
 
 
@@ -202,9 +204,9 @@ def choose_groundings(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
 
 def make_reconstruction_row(folder: Path, name: str, title: str) -> Markup:
     """The kept pictures of one hidden view, or of the bird's-eye picture."""
-    figures = [make_figure(folder / f"{name}_truth.png", f"{title}: truth", width=140)]
+    figures = [make_figure(folder / f"{name}_truth.png", f"{title}: truth", width=134)]
     figures += [
-        make_figure(folder / f"{name}_{predictor}.png", label, width=140)
+        make_figure(folder / f"{name}_{predictor}.png", label, width=134)
         for predictor, label in PREDICTOR_NAMES.items()
         if (folder / f"{name}_{predictor}.png").is_file()
     ]
@@ -217,7 +219,7 @@ def make_scene_section(
     """One scene: views, plan, what was rebuilt, questions and grounded boxes."""
     hidden = rebuilt["hidden_views"] if rebuilt else []
     views = [
-        make_figure(image, f"view {index}" + (", hidden" if index in hidden else ""), 120, hidden=index in hidden)
+        make_figure(image, f"view {index}" + (", hidden" if index in hidden else ""), 112, hidden=index in hidden)
         for index, image in enumerate(scene.images)
     ]
     parts: list[Markup] = [make_row(*views)]

@@ -41,9 +41,9 @@ def format_lines(records: Sequence[Record]) -> str:
 
 def read_whole_lines(path: Path) -> list[Record]:
     """Records of a file up to its last line break; what follows it was cut off."""
-    text = path.read_bytes()
-    whole = text[: text.rfind(b"\n") + 1].decode("utf-8")
-    return [json.loads(line) for line in whole.splitlines()]
+    # Bytes are split, since text may hold other characters that Python counts as line breaks.
+    *whole, _ = path.read_bytes().split(b"\n")
+    return [json.loads(line) for line in whole]
 
 
 class RecordStore:

@@ -24,7 +24,7 @@ class Item(Protocol):
     scene_id: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class EvalSettings:
     """Every value that changes what an evaluation writes.
 

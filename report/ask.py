@@ -1,0 +1,108 @@
+"""The page of questions asked about a scan: the chosen views, where they look, the answers, and what was rebuilt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ross3d.data.scene import Scene
+from ross3d.report.html import Markup, element, join, make_figure, make_page, make_row, make_section, make_table
+from ross3d.report.plan import DrawnBox, make_plan
+from ross3d.report.scene import describe_scene, make_views_section
+
+
+FOUND_COLOR, PROPOSAL_COLOR = "#34c759", "#9fb3c8"
+
+
+@dataclass
+class Answer:
+    """What was said to one question.
+
+    Attributes:
+        question (`str`), text (`str`): the answer in words.
+        boxes (list of 6 `float`): the boxes that were found; None when the question was not about boxes.
+    """
+
+    question: str
+    text: str
+    boxes: list[list[float]] | None = None
+
+
+@dataclass
+class Rebuilt:
+    """Pictures sampled for what the model did not see.
+
+    Attributes:
+        hidden_view (`int`): which of the views was hidden.
+        truth, sample (`np.ndarray` of shape `(H, W, 3)`): that view, and what the model made of it.
+        bev_sample (`np.ndarray` of shape `(H, W, 3)`): the scene from above as the model made it.
+    """
+
+    hidden_view: int
+    truth: np.ndarray
+    sample: np.ndarray
+    bev_sample: np.ndarray | None = None
+
+
+@dataclass
+class Plan:
+    """The scene from above: picture (H, W, 3) and its bounds (4,), metres."""
+
+    image: np.ndarray
+    bounds: Sequence[float]
+    boxes: Sequence[Sequence[float]] = field(default_factory=list)
+
+
+def make_answers_section(answers: Sequence[Answer], plan: Plan | None) -> Markup:
+    table = make_table(["question", "answer"], [[answer.question, answer.text] for answer in answers])
+    grounded = [answer for answer in answers if answer.boxes is not None]
+    figures = []
+    if plan is not None:
+        for answer in grounded:
+            boxes = [DrawnBox(box, PROPOSAL_COLOR, width=1.0) for box in plan.boxes]
+            boxes += [DrawnBox(box, FOUND_COLOR, width=3.0) for box in answer.boxes]
+            caption = join([answer.question, element("span", f" ({answer.text})", class_="soft")])
+            figures.append(make_plan(plan.image, plan.bounds, boxes, caption=caption, width=330))
+    extra = [element("h3", "Found boxes, among the given ones"), make_row(*figures)] if figures else []
+    return make_section("Answers", table, *extra)
+
+
+def make_plan_section(scene: Scene, plan: Plan, hidden: Sequence[int]) -> Markup:
+    drawn = make_plan(
+        plan.image, plan.bounds, cam2world=scene.cam2world, hidden=hidden, width=560,
+        caption="Chosen views: the tip of a wedge is where a camera stands, it opens to where it looks.",
+    )  # fmt: skip
+    bare = make_plan(plan.image, plan.bounds, width=420, caption="The same without drawings.")
+    note = "From above, ceiling removed; x to the right, y up. Void is black."
+    return make_section("Where the views look", make_row(drawn, bare), note=note)
+
+
+def make_rebuilt_section(rebuilt: Rebuilt, plan: Plan | None) -> Markup:
+    figures = [
+        make_figure(rebuilt.truth, f"view {rebuilt.hidden_view}: truth", 240),
+        make_figure(rebuilt.sample, f"view {rebuilt.hidden_view}: sampled, having not seen it", 240),
+    ]
+    if rebuilt.bev_sample is not None:
+        truth = [] if plan is None else [make_figure(plan.image, "from above: readings", 240)]
+        figures += [*truth, make_figure(rebuilt.bev_sample, "from above: sampled", 240)]
+    return make_section("Rebuilt", make_row(*figures), note="One sample each.")
+
+
+def make_ask_page(
+    scene: Scene, answers: Sequence[Answer], plan: Plan | None, rebuilt: Rebuilt | None, model_name: str
+) -> str:
+    """The whole page as HTML; `scene` holds the chosen views only."""
+    hidden = [] if rebuilt is None else [rebuilt.hidden_view]
+    sections = [make_answers_section(answers, plan)]
+    if plan is not None:
+        sections.append(make_plan_section(scene, plan, hidden))
+    note = "Chosen evenly over the scan. Answers are given with all of them; for what is rebuilt, one is hidden."
+    sections.append(make_views_section(scene, hidden, note))
+    if rebuilt is not None:
+        sections.append(make_rebuilt_section(rebuilt, plan))
+    return make_page(
+        f"Questions about {scene.scene_id}", f"Answered by {model_name}.", describe_scene(scene), sections
+    )
+
+
+__all__ = ["Answer", "Plan", "Rebuilt", "make_ask_page"]

@@ -1,0 +1,135 @@
+"""Ask a model about a scan of posed RGB-D frames.
+
+    python tools/ask.py SCAN --model DIR_OR_REPO [--axis-align FILE] [--boxes FILE] [--views 8] [--output PAGE.html]
+        "How many chairs are there?" "find the table" ...
+
+Says which views it chose, reads them once, answers each question, and writes a page. Questions that begin with
+"find " (all of them, with `--ground`) are answered by boxes where boxes are given. With a teacher beside the weights
+one view is hidden and rebuilt.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoProcessor
+
+from ross3d.data.bev import BEVPicture, render_scene_bev
+from ross3d.data.scene import Scene
+from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.metrics.grounding import select_proposals
+from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
+from ross3d.report.ask import Answer, Plan, Rebuilt, make_ask_page
+from ross3d.report.run import write_page
+from ross3d.tasks.answering import get_scene_inputs
+
+
+# The picture from above is drawn from at most so many frames of the scan.
+BEV_FRAMES = 64
+
+
+def load_model(name: str, device: str) -> tuple[Any, Any]:
+    """Model and processor of a checkpoint; its teacher is attached where there is one."""
+    processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
+    model = Ross3DForConditionalGeneration.from_pretrained(name, dtype="auto").to(device).eval()
+    if (Path(name) / "teacher").is_dir() and model.reconstruction_head is not None:
+        model.attach_teacher(Path(name) / "teacher")
+    return model, processor
+
+
+def is_about_boxes(question: str, ground_all: bool, has_boxes: bool) -> bool:
+    return has_boxes and (ground_all or question.lower().startswith("find "))
+
+
+def answer_in_words(model: Any, processor: Any, cache: Any, questions: list[str], max_new_tokens: int) -> list[Answer]:
+    """Greedy answers to questions about a scene that was encoded."""
+    if not questions:
+        return []
+    asks = processor(text=questions, return_tensors="pt").to(model.device)
+    ids = model.generate(scene=cache, **asks, max_new_tokens=max_new_tokens, do_sample=False)
+    texts = processor.batch_decode(ids[:, asks["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [Answer(question, text.strip()) for question, text in zip(questions, texts, strict=True)]
+
+
+def answer_with_boxes(model: Any, processor: Any, cache: Any, questions: list[str], boxes: np.ndarray) -> list[Answer]:
+    """The boxes that questions mean: none, one or several."""
+    if not questions:
+        return []
+    asks = processor(text=questions, return_tensors="pt").to(model.device)
+    answers = []
+    for question, scores in zip(questions, model.ground(scene=cache, **asks).float().cpu().numpy(), strict=True):
+        chosen = select_proposals(scores)
+        text = f"box {', '.join(map(str, chosen))}" if chosen else "none of the given boxes"
+        answers.append(Answer(question, text, boxes[chosen].tolist()))
+    return answers
+
+
+def rebuild_hidden_view(
+    model: Any, inputs: Any, scene: Scene, hidden_view: int, picture: BEVPicture, num_inference_steps: int
+) -> Rebuilt:
+    """Hide one view and sample it, and the scene from above, from the others."""
+    views, bev = model.reconstruct(
+        **inputs,
+        masked_views=[hidden_view],
+        bev_bounds=torch.as_tensor(picture.bounds)[None].to(model.device),
+        num_inference_steps=num_inference_steps,
+        generator=torch.Generator().manual_seed(0),
+    )
+    sample, above = (p.float().permute(1, 2, 0).cpu().numpy() for p in (views[0][0], bev[0]))
+    return Rebuilt(hidden_view, scene.images[hidden_view], sample, above)
+
+
+def parse_arguments(args: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scan", type=Path, help="folder of frame-NNNNNN.color.jpg, .depth.png and .pose.txt files")
+    parser.add_argument("questions", nargs="+")
+    parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
+    parser.add_argument("--axis-align", type=Path, help="4x4 matrix, scan to upright world (default: axis_align.txt)")
+    parser.add_argument("--boxes", type=Path, help="JSON file of boxes to ground on (default: boxes.json)")
+    parser.add_argument("--views", type=int, default=8, help="how many views to read")
+    parser.add_argument("--ground", action="store_true", help="answer every question by boxes")
+    parser.add_argument("--hide", type=int, help="view to hide and rebuild (default: the middle one)")
+    parser.add_argument("--steps", type=int, default=50, help="sampler steps")
+    parser.add_argument("--max-new-tokens", type=int, default=48)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, default=Path("ask.html"), help="page to write")
+    return parser.parse_args(args)
+
+
+@torch.no_grad()
+def main(args: list[str] | None = None) -> list[Answer]:
+    """Read, answer, rebuild, write; returns the answers in the order of the questions."""
+    options = parse_arguments(args)
+    frames = {"axis_align_matrix": options.axis_align, "boxes": options.boxes}
+    scene = read_rgbd_folder(options.scan, num_views=options.views, **frames)
+    print(f"{scene.num_views} views: {', '.join(scene.view_names)}")
+    model, processor = load_model(options.model, options.device)
+    inputs = processor(**get_scene_inputs(scene, scene.boxes), return_tensors="pt").to(options.device)
+    cache = model.encode_scene(**inputs)
+
+    has_boxes = scene.boxes is not None and len(scene.boxes) > 0
+    about_boxes = [is_about_boxes(question, options.ground, has_boxes) for question in options.questions]
+    asked = list(zip(options.questions, about_boxes, strict=True))
+    spoken = [question for question, boxes in asked if not boxes]
+    grounded = [question for question, boxes in asked if boxes]
+    in_words = iter(answer_in_words(model, processor, cache, spoken, options.max_new_tokens))
+    with_boxes = iter(answer_with_boxes(model, processor, cache, grounded, scene.boxes))
+    answers = [next(with_boxes if boxes else in_words) for _, boxes in asked]
+    for answer in answers:
+        print(f"{answer.question}\n  {answer.text}")
+
+    plan, rebuilt = None, None
+    if scene.depth_maps is not None:
+        picture = render_scene_bev(read_rgbd_folder(options.scan, num_views=BEV_FRAMES, **frames))
+        plan = Plan(picture.image, picture.bounds, scene.boxes if has_boxes else [])
+        if model.reconstruction_head is not None and (Path(options.model) / "teacher").is_dir():
+            hidden_view = scene.num_views // 2 if options.hide is None else options.hide
+            rebuilt = rebuild_hidden_view(model, inputs, scene, hidden_view, picture, options.steps)
+    print(write_page(options.output, make_ask_page(scene, answers, plan, rebuilt, options.model)))
+    return answers
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Write an HTML page of a scene or of an evaluated run.
+
+    python tools/view.py SCENE_OR_RUN [--output PAGE.html] [--blind DIR] [--axis-align FILE] [--boxes FILE] [--rerun]
+
+A folder with `metrics.json` is a run: its page goes to `report.html` in it. Any other is read as a scan of posed RGB-D
+frames. `--rerun` opens the scan in the rerun viewer, where rerun is installed.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from ross3d.data.bev import get_scene_points, render_scene_bev
+from ross3d.data.scene import Scene
+from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.report.run import make_run_page, write_page
+from ross3d.report.scene import make_scene_page
+
+
+MAX_VIEWS = 64
+MAX_RERUN_POINTS = 500_000
+
+
+def get_bev(scene: Scene) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Picture and bounds from above: the stored ones, else rendered from the depth; None without depth."""
+    if scene.bev_image is not None:
+        return scene.bev_image, scene.bev_bounds
+    if scene.depth_maps is None:
+        return None, None
+    picture = render_scene_bev(scene)
+    return picture.image, picture.bounds
+
+
+def open_rerun(scene: Scene) -> None:
+    """Show points, cameras, pictures and boxes in rerun.
+
+    Raises:
+        ImportError: when rerun is not installed.
+    """
+    try:
+        import rerun
+    except ImportError as error:
+        raise ImportError("--rerun: expected the package rerun-sdk, got none; run `pip install rerun-sdk`.") from error
+    rerun.init(f"ross3d {scene.scene_id}", spawn=True)
+    rerun.log("world", rerun.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
+    points, colors = get_scene_points(scene)
+    kept = np.random.default_rng(0).permutation(len(points))[:MAX_RERUN_POINTS]
+    rerun.log("world/points", rerun.Points3D(points[kept], colors=colors[kept]), static=True)
+    for index, matrix in enumerate(scene.cam2world):
+        name = f"world/cameras/{index}"
+        intrinsics = np.broadcast_to(scene.intrinsics, (scene.num_views, 3, 3))[index]
+        height, width = scene.depth_maps.shape[1:]
+        rerun.log(name, rerun.Transform3D(translation=matrix[:3, 3], mat3x3=matrix[:3, :3]), static=True)
+        rerun.log(name, rerun.Pinhole(image_from_camera=intrinsics, width=width, height=height), static=True)
+        rerun.log(f"{name}/picture", rerun.Image(scene.images[index]), static=True)
+    if scene.boxes is not None:
+        rerun.log("world/boxes", rerun.Boxes3D(centers=scene.boxes[:, :3], sizes=scene.boxes[:, 3:]), static=True)
+
+
+def main(args: list[str] | None = None) -> Path:
+    """Parse, read, write; returns the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", type=Path, help="folder of a scan, or output folder of eval.py")
+    parser.add_argument("--output", type=Path, help="page to write")
+    parser.add_argument("--blind", type=Path, help="run: output folder of the blind model's evaluation")
+    parser.add_argument("--axis-align", type=Path, help="scan: 4x4 matrix, scan to upright world")
+    parser.add_argument("--boxes", type=Path, help="scan: JSON file of boxes")
+    parser.add_argument("--rerun", action="store_true", help="scan: open rerun as well")
+    options = parser.parse_args(args)
+    if (options.path / "metrics.json").is_file():
+        page = make_run_page(options.path, read_rgbd_folder, options.blind)
+        output = options.output or options.path / "report.html"
+    else:
+        scene = read_rgbd_folder(
+            options.path, axis_align_matrix=options.axis_align, num_views=MAX_VIEWS, boxes=options.boxes
+        )
+        if options.rerun:
+            open_rerun(scene)
+        page = make_scene_page(scene, *get_bev(scene))
+        output = options.output or Path(f"{scene.scene_id}.html")
+    print(write_page(output, page))
+    return output
+
+
+if __name__ == "__main__":
+    main()
