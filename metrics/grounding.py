@@ -65,6 +65,13 @@ def select_proposals(scores: np.ndarray, threshold: float = SELECTION_THRESHOLD)
     return order[:taken].tolist()
 
 
+def select_above_no_target(scores: np.ndarray) -> list[int]:
+    """The proposals that score above "no target" (K + 1,), best first: ours, blind to how many there are."""
+    scores = np.asarray(scores, np.float64)
+    order = np.argsort(-scores[:-1], kind="stable")
+    return order[scores[order] > scores[-1]].tolist()
+
+
 def assign_rows(cost: np.ndarray) -> np.ndarray:
     """Column of each row in the assignment of least total cost: the Hungarian method by shortest paths.
 
@@ -139,5 +146,6 @@ __all__ = [
     "compute_accuracy_at_iou",
     "compute_f1",
     "compute_iou",
+    "select_above_no_target",
     "select_proposals",
 ]

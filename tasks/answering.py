@@ -10,7 +10,7 @@ import numpy as np
 
 from ross3d.data.annotations import Annotation
 from ross3d.data.scene import Scene
-from ross3d.metrics.grounding import choose_proposal, select_proposals
+from ross3d.metrics.grounding import choose_proposal, select_above_no_target, select_proposals
 from ross3d.tasks.task import EvalContext, Record
 
 
@@ -108,6 +108,7 @@ def make_grounding_record(
         best_box=None if best is None else round_boxes(proposal_boxes[best])[0],
         no_target_wins=bool(scores.argmax() == len(scores) - 1),
         predicted_boxes=round_boxes(proposal_boxes[select_proposals(scores)]),
+        boxes_above_no_target=round_boxes(proposal_boxes[select_above_no_target(scores)]),
         target_boxes=round_boxes(scene_boxes[annotation.object_ids]),
     )
 

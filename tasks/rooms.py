@@ -103,7 +103,10 @@ def score_texts(question_type: str, records: list[Record]) -> dict[str, float]:
 
 
 def score_grounding(question_type: str, records: list[Record]) -> dict[str, float]:
-    """Unique: the best box, and "no target" is a miss. Several: F1 of the selected boxes. None: none selected."""
+    """Unique: the best box, and "no target" is a miss. Several: F1 of the selected boxes. None: "no target" wins.
+
+    `best_box` looks away from "no target"; `f1_above_no_target` takes every box above it, not the published rule.
+    """
     targets = [np.array(record["target_boxes"]).reshape(-1, 6) for record in records]
     if question_type == "grounding_none":
         return {"accuracy": float(np.mean([record["no_target_wins"] for record in records]))}
@@ -113,11 +116,11 @@ def score_grounding(question_type: str, records: list[Record]) -> dict[str, floa
         scores = {f"accuracy@{t}": compute_accuracy_at_iou(strict, targets, t).mean() for t in IOU_THRESHOLDS}
         scores |= {f"best_box@{t}": compute_accuracy_at_iou(best, targets, t).mean() for t in IOU_THRESHOLDS}
         return {name: float(value) for name, value in scores.items()}
-    predicted = [np.array(record["predicted_boxes"]).reshape(-1, 6) for record in records]
-    return {
-        f"f1@{t}": float(np.mean([compute_f1(a, b, t) for a, b in zip(predicted, targets, strict=True)]))
-        for t in IOU_THRESHOLDS
-    }
+    scores = {}
+    for prefix, field in (("f1", "predicted_boxes"), ("f1_above_no_target", "boxes_above_no_target")):
+        pairs = [(np.array(r[field]).reshape(-1, 6), boxes) for r, boxes in zip(records, targets, strict=True)]
+        scores |= {f"{prefix}@{t}": float(np.mean([compute_f1(*pair, t) for pair in pairs])) for t in IOU_THRESHOLDS}
+    return scores
 
 
 def is_right(record: Record) -> bool:

@@ -1,0 +1,195 @@
+"""eval.py: what it writes, and that a kill at any moment changes none of it."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ross3d.tasks.records import RecordStore
+from ross3d.tests.tiny import get_checkpoint, get_rooms
+
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMESTAMPS = {"timing.json"}
+FEW_STEPS = ["--num_samples", "2", "--num_inference_steps", "2", "--max_new_tokens", "4"]
+
+
+def load_door():
+    """eval.py as a module; its name is a builtin's, and doors are imported by nobody but tests."""
+    spec = importlib.util.spec_from_file_location("ross3d_eval_door", ROOT / "eval.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+door = load_door()
+
+
+def get_arguments(output: Path, *more: str, task: str = "rooms,reconstruction") -> list[str]:
+    given = ["--model", get_checkpoint(), "--task", task, "--data", get_rooms(), "--output", output]
+    return [str(value) for value in [*given, "--limit", "2", *FEW_STEPS, *more]]
+
+
+def evaluate(output: Path, *more: str, task: str = "rooms,reconstruction"):
+    return door.main(door.parse_arguments(get_arguments(output, *more, task=task)))
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """sha256 of every file but those that hold times, paths of the folder itself made equal."""
+    hashes = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in TIMESTAMPS):
+        data = path.read_bytes().replace(str(folder).encode(), b"OUTPUT")
+        hashes[str(path.relative_to(folder))] = hashlib.sha256(data).hexdigest()
+    return hashes
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("finished")
+    evaluate(output)
+    return output
+
+
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def test_files_hold_every_answer_once_and_how_they_came_about(finished):
+    assert {path.name for path in finished.iterdir()} == {
+        "metrics.json", "predictions.jsonl", "reconstruction.json", "reconstruction.jsonl", "report.html",
+        "settings.json", "timing.json", "pictures",
+    }  # fmt: skip
+    asked = read_lines(get_rooms() / "annotations" / "val.jsonl")
+    asked = [row["id"] for row in asked if row["scene_id"] in {"val-000000", "val-000001"}]
+    predictions = read_lines(finished / "predictions.jsonl")
+    assert [record["id"] for record in predictions] == asked
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics["scores"]["rooms"]["num_questions"] == len(asked)
+    assert sum(row["num_questions"] for row in metrics["scores"]["rooms"]["types"].values()) == len(asked)
+    assert metrics["settings"]["spatial_instruction"] is False and metrics["config"]["model_type"] == "ross3d"
+    assert metrics["command"] and set(metrics["baselines"]["rooms"]) == {"majority", "lookup"}
+    rebuilt = metrics["scores"]["reconstruction"]
+    assert rebuilt["view"]["num_pictures"] == 4 and rebuilt["bev_object"]["num_pictures"] == 2
+    assert rebuilt == json.loads((finished / "reconstruction.json").read_text())
+    assert (finished / "pictures" / "val-000000" / "bev_mean_of_samples.png").is_file()
+
+
+def test_a_finished_evaluation_is_not_answered_again(finished, monkeypatch):
+    before = hash_files(finished)
+    monkeypatch.setattr(RecordStore, "append_scene", lambda *_: pytest.fail("answered again"))
+    evaluate(finished)
+    assert hash_files(finished) == before
+
+
+@pytest.mark.parametrize("scenes_before", [0, 1, 3])
+def test_a_kill_inside_a_write_loses_and_repeats_nothing(finished, tmp_path, monkeypatch, scenes_before):
+    append, written = RecordStore.append_scene, []
+
+    def append_and_die(store, records):
+        if len(written) == scenes_before:
+            append(store, records)
+            data = store.part.read_bytes()
+            store.part.write_bytes(data[: len(data) - 23])
+            raise KeyboardInterrupt
+        written.append(records[0]["scene_id"])
+        append(store, records)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordStore, "append_scene", append_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(tmp_path)
+    assert not (tmp_path / "metrics.json").exists()
+    evaluate(tmp_path)
+    assert hash_files(tmp_path) == hash_files(finished)
+
+
+def test_other_settings_do_not_go_on_with_an_evaluation(finished):
+    with pytest.raises(ValueError, match=r"expected limit=2, with which the answers there were given, got\s+1"):
+        evaluate(finished, "--limit", "1")
+
+
+def test_a_blind_evaluation_looks_at_nothing(tmp_path, monkeypatch):
+    seen = []
+    processor = door.AutoProcessor.from_pretrained(get_checkpoint(), trust_remote_code=True)
+    call = type(processor).__call__
+
+    def watch(self, **inputs):
+        seen.append(inputs)
+        return call(self, **inputs)
+
+    monkeypatch.setattr(type(processor), "__call__", watch)
+    monkeypatch.setattr(door.AutoProcessor, "from_pretrained", lambda *args, **kwargs: processor)
+    metrics = evaluate(tmp_path, "--blind", "true", task="rooms")
+    assert metrics["settings"]["blind"] is True
+    assert {name for inputs in seen for name in inputs} <= {"images", "text", "query_coords", "return_tensors"}
+    assert all((inputs["images"][0] == 128).all() for inputs in seen if "images" in inputs)
+    points = [p for inputs in seen for p in inputs.get("query_coords", []) if p is not None]
+    assert points and not any(point.any() for point in points)
+
+
+def test_the_spatial_instruction_is_a_setting_that_is_reported(tmp_path):
+    metrics = evaluate(tmp_path, "--spatial_instruction", "true", "--no_report", task="rooms")
+    assert metrics["settings"]["spatial_instruction"] is True and not (tmp_path / "report.html").exists()
+
+
+def test_what_cannot_be_evaluated_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"--task: expected names of \['reconstruction', 'rooms'\], got 'roms'"):
+        evaluate(tmp_path, task="roms")
+    (tmp_path / "bare").mkdir()
+    for path in get_checkpoint().iterdir():
+        if path.is_file():
+            (tmp_path / "bare" / path.name).symlink_to(path)
+    with pytest.raises(ValueError, match="expected the VAE teacher in .*teacher, got no such folder"):
+        evaluate(tmp_path / "out", "--model", str(tmp_path / "bare"), task="reconstruction")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="expected 2 processes that know of each other, got 1"):
+        evaluate(tmp_path / "out", task="rooms")
+
+
+def start(output: Path, *launcher: str) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, str(ROOT / "eval.py"), *get_arguments(output)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def finish(process: subprocess.Popen) -> None:
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors.decode()[-3000:]
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_change_no_file(tmp_path):
+    finish(start(tmp_path / "whole"))
+    # Kills are drawn over the time in which an undisturbed evaluation runs, start-up included.
+    begun = time.time()
+    finish(start(tmp_path / "timed"))
+    duration = time.time() - begun
+    moments = random.Random(0)
+    for _ in range(10):
+        process = start(tmp_path / "killed")
+        time.sleep(moments.uniform(0.3, 1.0) * duration)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    finish(start(tmp_path / "killed"))
+    whole, killed = hash_files(tmp_path / "whole"), hash_files(tmp_path / "killed")
+    assert killed == whole
+    ids = [record["id"] for record in read_lines(tmp_path / "killed" / "predictions.jsonl")]
+    assert len(ids) == len(set(ids)) > 0
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_writes(tmp_path):
+    finish(start(tmp_path / "one"))
+    finish(start(tmp_path / "two", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"))
+    assert hash_files(tmp_path / "two") == hash_files(tmp_path / "one")

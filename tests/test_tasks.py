@@ -1,0 +1,244 @@
+"""Tasks: what is asked, read and scored; the records on disk; reconstruction with its controls."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ross3d.data.annotations import Annotation, load_annotations, save_annotations
+from ross3d.data.dataset import SceneRows
+from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.scenes.questions import QUESTION_TYPES as BUILT_TYPES
+from ross3d.tasks import reconstruction, rooms
+from ross3d.tasks.answering import BLIND_PICTURE, make_grounding_record
+from ross3d.tasks.records import RecordStore, format_lines, read_whole_lines
+from ross3d.tasks.task import EvalSettings, limit_scenes
+from ross3d.tests.tiny import get_rooms
+
+
+BOX = [0.0, 0.0, 0.5, 1.0, 1.0, 1.0]
+FAR_BOX = [5.0, 5.0, 0.5, 1.0, 1.0, 1.0]
+
+
+def make_annotation(index: int, question_type: str, answer: str, **values) -> Annotation:
+    return Annotation(f"q{index}", "room", "rooms", question_type, "A question?", answer, **values)
+
+
+def make_spoken(question_type: str, prediction: str, *references: str) -> dict:
+    return {"question_type": question_type, "prediction": prediction, "references": list(references)}
+
+
+def make_grounded(question_type: str, scores, targets) -> dict:
+    annotation = make_annotation(0, question_type, "<ground>", object_ids=list(range(len(targets))))
+    proposals = np.array([BOX, FAR_BOX])
+    return make_grounding_record("rooms", annotation, np.array(scores), proposals, np.array(targets).reshape(-1, 6))
+
+
+def test_every_question_type_that_is_built_has_a_score():
+    assert set(rooms.QUESTION_TYPES) == set(BUILT_TYPES) == set(rooms.MAIN_SCORES)
+
+
+def test_macro_mean_weighs_types_alike_and_wants_all_of_them():
+    records = [make_spoken(name, "yes", "yes") for name in rooms.EXACT_MATCH_TYPES]
+    records += [make_spoken("existence", "no", "yes")] * 3
+    scores = rooms.score(records)
+    assert scores["types"]["existence"] == {"num_questions": 4, "main_score": "exact_match", "exact_match": 0.25}
+    assert scores["macro_exact_match"] == pytest.approx((6 + 0.25) / 7)
+    partial = rooms.score(records[1:-3])
+    assert partial["macro_exact_match"] is None and partial["macro_missing_types"] == ["existence"]
+
+
+def test_numbers_and_captions_have_scores_of_their_own():
+    scores = rooms.score(
+        [
+            make_spoken("room_size", "18.0", "20"),
+            make_spoken("room_size", "", "20"),
+            make_spoken("caption", "a red bed in the corner", "a small red bed against the wall"),
+        ]
+    )["types"]
+    assert scores["room_size"]["relative_accuracy"] == pytest.approx(0.45)
+    # red and bed of small, red, bed, against, wall
+    assert scores["caption"]["attribute_accuracy"] == pytest.approx(2 / 5)
+    assert {"CIDEr", "BLEU-4", "ROUGE-L", "exact_match"} <= set(scores["caption"])
+
+
+def test_grounding_counts_no_target_as_a_miss_unless_it_is_right():
+    assert make_grounded("grounding_unique", [0.9, 0.1, 0.5], [BOX])["best_box"] == BOX
+    missed = make_grounded("grounding_unique", [0.4, 0.1, 0.5], [BOX])
+    scores = rooms.score([missed])["types"]["grounding_unique"]
+    assert scores["accuracy@0.5"] == 0 and scores["best_box@0.5"] == 1 and not rooms.is_right(missed)
+    none = make_grounded("grounding_none", [0.4, 0.1, 0.5], [])
+    assert rooms.score([none])["types"]["grounding_none"]["accuracy"] == 1 and rooms.is_right(none)
+
+
+def test_the_published_rule_stops_early_and_the_rule_above_no_target_does_not():
+    both = make_grounded("grounding_multiple", [0.9, 0.9, 0.0], [FAR_BOX, BOX])
+    assert both["predicted_boxes"] == [BOX] and both["boxes_above_no_target"] == [BOX, FAR_BOX]
+    scores = rooms.score([both])["types"]["grounding_multiple"]
+    assert scores["f1@0.5"] == pytest.approx(2 / 3) and scores["f1_above_no_target@0.5"] == 1
+    assert not rooms.is_right(both)
+    assert rooms.is_right(make_grounded("grounding_multiple", [0.9, 0.1, 0.0], [BOX]))
+
+
+def test_without_proposals_nothing_is_found():
+    annotation = make_annotation(0, "grounding_unique", "<ground>", object_ids=[0])
+    record = make_grounding_record("rooms", annotation, np.array([0.3]), np.zeros((0, 6)), np.array([BOX]))
+    assert record["best_box"] is None and record["predicted_boxes"] == [] and not rooms.is_right(record)
+
+
+def test_answers_are_read_from_the_first_line():
+    size = make_annotation(0, "room_size", "20")
+    assert rooms.parse_answer(size, " 21.5 square meters\nor so") == "21.5"
+    assert rooms.parse_answer(size, "big") == "" and rooms.parse_answer(size, "") == ""
+    assert rooms.parse_answer(make_annotation(0, "color", "red"), "\nred \nblue") == "red"
+
+
+def test_majority_answers_and_look_up_have_the_form_of_a_score():
+    train = [make_annotation(i, "color", c) for i, c in enumerate(("red", "red", "blue"))]
+    train += [make_annotation(9 + i, "room_size", size) for i, size in enumerate(("10", "12", "40"))]
+    assert rooms.find_majority_answers(train) == {"color": "red", "room_size": "12.0"}
+    val = [make_annotation(0, "color", "red"), make_annotation(1, "room_size", "12")]
+    val.append(make_annotation(2, "grounding_none", "<ground>", object_ids=[]))
+    types = rooms.score_majority(train, val)["types"]
+    assert types["color"]["exact_match"] == 1 and types["room_size"]["relative_accuracy"] == 1
+    assert "grounding_none" not in types
+    described = rooms.describe_lookup(dict.fromkeys(rooms.EXACT_MATCH_TYPES, 0.5) | {"grounding_none": 0.9})
+    assert described["macro_exact_match"] == 0.5 and "grounding_none" not in described["types"]
+    assert rooms.describe_lookup({"color": 0.5})["macro_exact_match"] is None
+
+
+def test_unknown_question_types_and_empty_files_are_refused(tmp_path):
+    path = tmp_path / "annotations" / "val.jsonl"
+    save_annotations([make_annotation(0, "smell", "sweet")], path)
+    with pytest.raises(ValueError, match=r"val.jsonl, id 'q0': expected a question_type of .* got\s+'smell'"):
+        rooms.load_items(tmp_path, EvalSettings())
+    save_annotations([], path)
+    with pytest.raises(ValueError, match="questions of task 'rooms', got none; is it another benchmark's file"):
+        rooms.load_items(tmp_path, EvalSettings())
+
+
+def test_a_limit_counts_scenes():
+    items = [make_annotation(i, "color", "red") for i in range(4)]
+    for item, scene in zip(items, "abab", strict=True):
+        item.scene_id = scene
+    assert [item.id for item in limit_scenes(items, 1)] == ["q0", "q2"]
+    assert limit_scenes(items, None) == items
+
+
+def test_a_blind_model_is_asked_as_it_was_trained():
+    rows = SceneRows([], {}, None, None, None, epochs=1, questions_per_row=1, seed=0, blind=True)
+    (picture,) = rows.get_blind_inputs([])["images"]
+    assert np.array_equal(picture, BLIND_PICTURE)
+
+
+class Item:
+    def __init__(self, item_id: str, scene_id: str):
+        self.id, self.scene_id = item_id, scene_id
+
+
+ITEMS = [Item(f"{scene}{number}", scene) for scene in "abc" for number in range(3)]
+# A line separator in an answer is not a line break of the file.
+RECORDS = [
+    {"task": "t", "id": item.id, "scene_id": item.scene_id, "prediction": f"é\u2028\x85 {item.id}"} for item in ITEMS
+]
+
+
+def test_a_file_cut_at_any_byte_gives_back_its_whole_lines(tmp_path):
+    data, path = format_lines(RECORDS).encode(), tmp_path / "records.jsonl"
+    ends = [position + 1 for position, byte in enumerate(data) if byte == ord("\n")]
+    for length in range(len(data) + 1):
+        path.write_bytes(data[:length])
+        assert read_whole_lines(path) == RECORDS[: sum(end <= length for end in ends)]
+
+
+def test_a_store_cut_at_any_byte_asks_again_for_what_is_missing_and_ends_the_same(tmp_path):
+    whole = format_lines(RECORDS)
+    for length in range(0, len(whole.encode()) + 1, 7):
+        folder = tmp_path / str(length)
+        (folder / "parts").mkdir(parents=True)
+        (folder / "parts" / "rank0-0.jsonl").write_bytes(whole.encode()[:length])
+        store = RecordStore(folder, ["final.jsonl"])
+        for scene_id, group in store.get_open_scenes("t", ITEMS).items():
+            assert group == [item for item in ITEMS if item.scene_id == scene_id]
+            store.append_scene([record for record in RECORDS if record["scene_id"] == scene_id])
+        again = RecordStore(folder, ["final.jsonl"])
+        assert not again.get_open_scenes("t", ITEMS)
+        again.write_final("final.jsonl", again.get_records("t", ITEMS))
+        again.remove_parts()
+        assert (folder / "final.jsonl").read_text(encoding="utf-8") == whole
+        assert not RecordStore(folder, ["final.jsonl"]).get_open_scenes("t", ITEMS)
+
+
+def test_processes_write_files_of_their_own_and_read_each_others(tmp_path):
+    first, second = RecordStore(tmp_path, [], rank=0), RecordStore(tmp_path, [], rank=1)
+    first.append_scene(RECORDS[:3])
+    second.append_scene(RECORDS[3:6])
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["rank0-0.jsonl", "rank1-0.jsonl"]
+    first.read_again()
+    assert list(first.get_open_scenes("t", ITEMS)) == ["c"]
+    with pytest.raises(ValueError, match=r"expected one for each of 9 items, got none for 3, first 'c0'"):
+        first.get_records("t", ITEMS)
+
+
+def test_psnr_by_hand():
+    truth = torch.zeros(2, 3, 4, 4)
+    pictures = torch.stack([torch.full((3, 4, 4), 0.1), torch.zeros(3, 4, 4)])
+    assert reconstruction.compute_psnr(pictures, truth) == [20.0, 100.0]
+    mask = torch.zeros(4, 4, dtype=torch.bool)
+    mask[0] = True
+    pictures[1, :, 0] = 1.0
+    assert reconstruction.compute_psnr(pictures, truth, mask) == [20.0, 0.0]
+
+
+def test_object_pixels_show_objects_and_not_the_floor():
+    scene = read_rgbd_folder(get_rooms() / "val" / "val-000000")
+    mask = reconstruction.get_object_pixels(scene)
+    assert 0.02 < mask.mean() < 0.6 and not (mask & ~scene.bev_valid).any()
+    # Furniture is colourful, floor and walls are grey.
+    pixels = scene.bev_image.astype(int)
+    colourful = np.ptp(pixels, axis=-1)
+    assert np.median(colourful[mask]) > 2 * np.median(colourful[scene.bev_valid & ~mask])
+
+
+def test_hidden_views_are_seeded_and_have_depth():
+    scene = read_rgbd_folder(get_rooms() / "val" / "val-000000")
+    scene.depth_maps[[0, 3]] = 0
+    drawn = [reconstruction.choose_hidden_views(scene, 0.25, seed) for seed in range(20)]
+    assert drawn == [reconstruction.choose_hidden_views(scene, 0.25, seed) for seed in range(20)]
+    assert {len(views) for views in drawn} == {1} and {view for views in drawn for view in views} == {1, 2, 4, 5}
+    assert len(reconstruction.choose_hidden_views(scene, 0.5, 0)) == 2
+
+
+def test_reconstruction_scores_pair_ours_with_each_control():
+    psnr = {name: 20.0 for name in reconstruction.PREDICTORS} | {"other_scene": 17.0, "mean_picture": 21.0}
+    records = [
+        {"scene_id": str(i), "views": [{"view": 0, "psnr": psnr}, {"view": 2, "psnr": psnr}], "bev": {"object": psnr}}
+        for i in range(4)
+    ]
+    scores = reconstruction.score(records)
+    assert scores["num_scenes"] == 4 and scores["view"]["num_pictures"] == 8
+    differences = scores["view"]["differences"]
+    assert differences["mean_of_samples - other_scene"]["low"] == pytest.approx(3)
+    assert differences["mean_of_samples - mean_picture"]["high"] == pytest.approx(-1)
+    assert differences["one_sample - other_scene"]["num_groups"] == 4 and scores["bev_object"]["num_pictures"] == 4
+
+
+def test_reconstruction_refuses_blind_models_and_single_scenes(tmp_path):
+    with pytest.raises(ValueError, match="a blind model has nothing to rebuild"):
+        reconstruction.load_items(get_rooms(), EvalSettings(blind=True))
+    (tmp_path / "val" / "only").mkdir(parents=True)
+    with pytest.raises(ValueError, match="at least two scenes, one to rebuild and one to stand in for"):
+        reconstruction.load_items(tmp_path, EvalSettings())
+    items = reconstruction.load_items(get_rooms(), EvalSettings(reconstruction_scenes=2))
+    assert [(item.scene_id, item.other_scene_id) for item in items] == [
+        ("val-000000", "val-000001"),
+        ("val-000001", "val-000002"),
+    ]
+
+
+def test_built_questions_load_scene_by_scene():
+    items = rooms.load_items(get_rooms(), EvalSettings(limit=2))
+    assert len({item.scene_id for item in items}) == 2
+    everything = load_annotations(get_rooms() / "annotations" / "val.jsonl")
+    assert items == everything[: len(items)] and json.dumps(rooms.get_prompt(items[0]))
