@@ -257,14 +257,16 @@ class Ross3DPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
+        head = getattr(self, "reconstruction_head", None)
+        if head is not None and any(module is part for part in head.modules()):
+            init_reconstruction_weights(module, head.config.initializer_range)
+            return
         super()._init_weights(module)
         if isinstance(module, Ross3DGroundingHead):
             init.normal_(module.no_target, mean=0.0, std=self.config.initializer_range)
         elif isinstance(module, Ross3DModel):
             init.normal_(module.image_newline, mean=0.0, std=self.config.initializer_range)
             init.normal_(module.mask_token, mean=0.0, std=self.config.initializer_range)
-        else:
-            init_reconstruction_weights(module, self.config.initializer_range)
 
 
 class Ross3DModel(Ross3DPreTrainedModel):
@@ -886,7 +888,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         return totals.sum(), rows.sum().to(totals.dtype)
 
     def run_placeholder(self, scene_states: SceneStates, branch: str) -> torch.Tensor:
-        """Zero, through every parameter of a branch: ranks that have nothing to rebuild still take part in the step."""
+        """Zero, through every parameter of a branch: a rank with nothing to rebuild still takes part in the step."""
         head = self.reconstruction_head
         one = SceneStates(
             scene_states.states[:1],

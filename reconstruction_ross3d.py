@@ -223,6 +223,11 @@ class Ross3DConditionPooler(nn.Module):
         return condition + queries if self.per_view else condition
 
 
+class Ross3DZeroLinear(nn.Linear):
+    """A linear layer that begins at zero: new weights of a class of their own, since the library draws them leaf by
+    leaf and never asks a module that holds only others."""
+
+
 class Ross3DDenoiserAttention(nn.Module):
     def __init__(self, config: Ross3DDenoiserConfig):
         super().__init__()
@@ -260,7 +265,7 @@ class Ross3DDenoiserBlock(nn.Module):
         super().__init__()
         self.attention = Ross3DDenoiserAttention(config)
         self.mlp = Ross3DDenoiserMLP(config)
-        self.modulation = nn.Linear(config.hidden_size, 6 * config.hidden_size)
+        self.modulation = Ross3DZeroLinear(config.hidden_size, 6 * config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(F.silu(condition)).chunk(6, dim=-1)
@@ -271,8 +276,8 @@ class Ross3DDenoiserBlock(nn.Module):
 class Ross3DDenoiserFinalLayer(nn.Module):
     def __init__(self, config: Ross3DDenoiserConfig):
         super().__init__()
-        self.modulation = nn.Linear(config.hidden_size, 2 * config.hidden_size)
-        self.linear = nn.Linear(config.hidden_size, config.token_channels)
+        self.modulation = Ross3DZeroLinear(config.hidden_size, 2 * config.hidden_size)
+        self.linear = Ross3DZeroLinear(config.hidden_size, config.token_channels)
 
     def forward(self, hidden_states: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         shift, scale = self.modulation(F.silu(condition)).chunk(2, dim=-1)
@@ -426,19 +431,16 @@ class Ross3DReconstructionHead(nn.Module):
 
 
 def init_reconstruction_weights(module: nn.Module, std: float) -> None:
-    """New weights of the head's own modules: zero modulation and output, sin-cos tables, small queries.
+    """New weights of one module of the head: zero modulation and output, sin-cos tables, the rest drawn with `std`.
 
     The release builds the same modules but never calls its initialiser (docs/DEVIATIONS.md).
     """
-    if isinstance(module, Ross3DConditionPooler):
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        init.normal_(module.weight, mean=0.0, std=0.0 if isinstance(module, Ross3DZeroLinear) else std)
+        if module.bias is not None:
+            init.zeros_(module.bias)
+    elif isinstance(module, Ross3DConditionPooler):
         init.normal_(module.queries, mean=0.0, std=std)
-    elif isinstance(module, Ross3DDenoiserBlock):
-        init.zeros_(module.modulation.weight)
-        init.zeros_(module.modulation.bias)
-    elif isinstance(module, Ross3DDenoiserFinalLayer):
-        for layer in (module.modulation, module.linear):
-            init.zeros_(layer.weight)
-            init.zeros_(layer.bias)
     elif isinstance(module, Ross3DPictureEmbedding):
         table = torch.zeros_like(module.position_embedding, device="cpu")
         if module.initial_table == "sincos":
