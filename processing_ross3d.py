@@ -670,8 +670,9 @@ def split_questions(words: dict[str, Any], names: list[str], bare: bool) -> list
 
 def split_scene_questions(words: dict[str, Any], scene_name: str) -> list[Question]:
     """Questions of one scene: a string with bare belongings, or lists of one length."""
-    is_single = isinstance(words["text"], str)
-    texts = [words["text"]] if is_single else list(words["text"] or [])
+    text = words["text"]
+    is_single = text is not None and not isinstance(text, (list, tuple))
+    texts = [text] if is_single else list(text or [])
     columns = {
         "query_coords": spread_point(words["query_coords"], texts, scene_name),
         "answers": wrap_single(words["answers"], is_single, (str,)),
@@ -683,8 +684,8 @@ def split_scene_questions(words: dict[str, Any], scene_name: str) -> list[Questi
               "nest it as text is nested")  # fmt: skip
     items = [[None] * len(texts) if column is None else column for column in columns.values()]
     questions = []
-    for i, (text, point, answer, targets) in enumerate(zip(texts, *items, strict=True)):
-        question = Question(text, f"question {i} of {scene_name}", answer)
+    for i, (words_asked, point, answer, targets) in enumerate(zip(texts, *items, strict=True)):
+        question = Question(words_asked, f"question {i} of {scene_name}", answer)
         check(answer is not None or words["answers"] is None, f"answers of {question.name}", "a string", "None",
               "leave the question out")  # fmt: skip
         if point is not None:
@@ -702,7 +703,7 @@ def wrap_single(value: Any, is_single: bool, item_types: tuple[type, ...]) -> An
     """What came beside a single string, as a list of one; a list of one such item already is."""
     if value is None or not is_single:
         return value
-    is_list_of_one = not isinstance(value, str) and len(value) == 1 and isinstance(value[0], item_types)
+    is_list_of_one = isinstance(value, (list, tuple)) and len(value) == 1 and isinstance(value[0], item_types)
     return value if is_list_of_one else [value]
 
 
@@ -710,7 +711,7 @@ def spread_point(points: Any, texts: list[str], scene_name: str) -> Any:
     """One bare point (3,) is meant for every question with a `<coord>`; a list has an item a question."""
     if get_ndim(points) != 1 or len(points) != 3 or any(point is None for point in points):
         return points
-    marked = [COORD_TOKEN in text for text in texts]
+    marked = [isinstance(text, str) and COORD_TOKEN in text for text in texts]
     check(any(marked), f"query_coords of {scene_name}", "a question with <coord>", "none",
           "write <coord> where the point is meant, or leave the point out")  # fmt: skip
     return [points if mark else None for mark in marked]
@@ -843,6 +844,13 @@ class Ross3DProcessor(ProcessorMixin):
             dict(side),
             "pass size={'height': S, 'width': S}",
         )
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs) -> list[Any]:
+        """The image processor is the class of this file, so a checkout loads it without running saved code."""
+        image_processor = Ross3DImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        tokenizer = cls._load_tokenizer_from_pretrained("tokenizer", pretrained_model_name_or_path, **kwargs)
+        return [image_processor, tokenizer]
 
     @property
     def view_size(self) -> int:

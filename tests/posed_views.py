@@ -45,7 +45,7 @@ def make_views(num_views: int = NUM_VIEWS, num_proposals: int = NUM_PROPOSALS, s
         "intrinsics": np.array([[45.0, 0, 23.5], [0, 47.0, 17.5], [0, 0, 1]]),
         "cam2world": make_poses(num_views, seed),
         "proposal_boxes": np.concatenate(
-            [rng.uniform(-1.5, 1.5, (num_proposals, 3)), rng.uniform(0.5, 2, (num_proposals, 3))], axis=1
+            [rng.uniform(-1.5, 1.5, (num_proposals, 3)), rng.uniform(1.5, 4, (num_proposals, 3))], axis=1
         ).astype(np.float32),
     }
 

@@ -1,0 +1,492 @@
+"""Bad input: each error says what was expected, what came and what to do, beside input that only just passes."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.trainers import BpeTrainer
+
+from ross3d.processing_ross3d import (
+    ANSWER_HEADER,
+    COORD_TOKEN,
+    GROUND_TOKEN,
+    SCENE_PREFIX,
+    TURN_END,
+    Ross3DImageProcessor,
+    Ross3DProcessor,
+)
+from ross3d.scenes.tokenizer import make_tokenizer
+from ross3d.tests.posed_views import (
+    HEIGHT,
+    NUM_PROPOSALS,
+    NUM_VIEWS,
+    WIDTH,
+    make_bev,
+    make_test_processor,
+    make_views,
+)
+
+
+SCENE = "kitchen-7"
+
+
+@pytest.fixture(scope="module")
+def processor() -> Ross3DProcessor:
+    return make_test_processor()
+
+
+@pytest.fixture(scope="module")
+def ours(processor) -> Ross3DProcessor:
+    return make_test_processor(processor.tokenizer, geometry_mode="valid_depth")
+
+
+@dataclass
+class Case:
+    """Input that is refused, what the error must say (in this order), and its nearest legal neighbour."""
+
+    name: str
+    bad: dict
+    expected: str
+    got: str
+    remedy: str
+    good: dict
+    argument: str = ""
+
+    def get_message(self) -> str:
+        parts = [
+            self.argument or self.name,
+            SCENE,
+            ": expected ",
+            self.expected,
+            ", got ",
+            self.got,
+            "; ",
+            self.remedy,
+        ]
+        return ".*".join(re.escape(part) for part in parts)
+
+
+def change(key: str, index, value) -> dict:
+    """One argument of the scene with some of its entries replaced."""
+    array = np.array(make_views()[key])
+    array[index] = value
+    return {key: array}
+
+
+def rotate(scale: float = 1.0, flip: bool = False, digits: int | None = None) -> dict:
+    poses = make_views()["cam2world"].copy()
+    poses[1, :3, :3] *= scale
+    if flip:
+        poses[1, :3, 0] *= -1
+    if digits is not None:
+        poses = poses.round(digits)
+    return {"cam2world": poses}
+
+
+def without(*keys: str) -> dict:
+    return dict.fromkeys(keys)
+
+
+CAMERA = make_views()["intrinsics"]
+GOOD_DEPTH = make_views()["depth_maps"]
+
+GEOMETRY_CASES = [
+    Case("depth_maps", {"depth_maps": (GOOD_DEPTH * 1000).astype(np.uint16)}, "metres as floating point",
+         "dtype torch.uint16", "divide millimetres by 1000",
+         {"depth_maps": (GOOD_DEPTH * 1000).astype(np.uint16) / 1000.0}),
+    Case("depth_maps", {"depth_maps": GOOD_DEPTH * 1000}, "metres", "a median of 1", "divide millimetres by 1000",
+         {"depth_maps": GOOD_DEPTH * 16}),
+    Case("depth_maps", {"depth_maps": np.zeros_like(GOOD_DEPTH)}, "a reading in at least one view",
+         "no depth above 0 in any view", "leave depth_maps out", change("depth_maps", slice(1, None), 0)),
+    Case("depth_maps", change("depth_maps", (0, 3, 4), np.nan), "finite metres >= 0", "NaN depth", "write 0",
+         change("depth_maps", (0, 3, 4), 0)),
+    Case("depth_maps", change("depth_maps", (0, 3, 4), np.inf), "finite metres >= 0", "infinite", "write 0",
+         change("depth_maps", (0, 3, 4), 20)),
+    Case("depth_maps", change("depth_maps", (2, 0, 0), -0.1), "finite metres >= 0", "negative", "write 0",
+         change("depth_maps", (2, 0, 0), 0.1)),
+    Case("depth_maps", {"depth_maps": GOOD_DEPTH[:2]}, "shape (3, H, W)", "(2, 36, 48)", "pass one depth map a view",
+         {"depth_maps": list(GOOD_DEPTH)}),
+    Case("depth_maps", {"depth_maps": [GOOD_DEPTH[0], GOOD_DEPTH[1], GOOD_DEPTH[2][:20]]}, "arrays of one shape",
+         "[(20, 48), (36, 48)]", "resize them", {"depth_maps": list(GOOD_DEPTH)}),
+    Case("intrinsics", without("intrinsics"), "cameras beside depth_maps", "None", "pass intrinsics= and cam2world=",
+         without("intrinsics", "depth_maps")),
+    Case("cam2world", without("cam2world"), "cameras beside depth_maps", "None", "pass intrinsics= and cam2world=",
+         without("cam2world", "intrinsics", "depth_maps")),
+    Case("intrinsics", {"intrinsics": np.eye(4) * 40}, "shape (3, 3)", "(4, 4)", "of a 4 x 4 matrix pass [:3, :3]",
+         {"intrinsics": CAMERA}),
+    Case("intrinsics", {"intrinsics": np.stack([CAMERA] * 2)}, "shape (3, 3, 3)", "(2, 3, 3)", "pass one matrix",
+         {"intrinsics": np.stack([CAMERA] * 3)}),
+    Case("intrinsics", {"intrinsics": CAMERA * 3}, "in pixels of the 36 x 48 depth map", "centre [70.5, 52.5]",
+         "scale the calibration", {"intrinsics": CAMERA * 2}),
+    Case("intrinsics", {"intrinsics": CAMERA / WIDTH}, "in pixels of the 36 x 48 depth map", "focal [0.9375",
+         "scale the calibration", {"intrinsics": CAMERA / 10}),
+    Case("intrinsics", {"intrinsics": np.full((3, 3), np.nan)}, "finite numbers", "NaN", "repair the calibration",
+         {"intrinsics": CAMERA}),
+    Case("cam2world", change("cam2world", (2, 0, 3), np.nan), "finite numbers", "NaN or infinity in views [2]",
+         "drop the views", change("cam2world", (2, 0, 3), 1.0)),
+    Case("cam2world", change("cam2world", (0,), -np.inf), "finite numbers", "NaN or infinity in views [0]",
+         "drop the views", change("cam2world", (0,), np.eye(4))),
+    Case("cam2world", rotate(scale=1.01), "rigid camera-to-world matrices", "others in views [1]", "remove scale",
+         rotate(scale=1.0005)),
+    Case("cam2world", rotate(flip=True), "rigid camera-to-world matrices", "others in views [1]", "mirroring",
+         rotate(digits=4)),
+    Case("cam2world", {"cam2world": make_views()["cam2world"].transpose(0, 2, 1)}, "last row 0 0 0 1",
+         "others in views [0, 1, 2]", "transpose matrices that are stored by columns", rotate()),
+    Case("cam2world", {"cam2world": np.zeros((3, 4, 4))}, "a rotation", "others in views [0, 1, 2]", "remove scale",
+         rotate()),
+    Case("cam2world", {"cam2world": make_views()["cam2world"][:, :3]}, "shape (3, 4, 4)", "(3, 3, 4)",
+         "pass one camera-to-world matrix a view", rotate()),
+    Case("cam2world", change("cam2world", (0, 0, 3), 2150.0), "translations in metres", "a camera 2150 away",
+         "divide the translations by 1000", change("cam2world", (0, 0, 3), 215.0)),
+    Case("proposal_boxes", change("proposal_boxes", (3, 4), -0.1), "sizes >= 0",
+         "a negative size in proposals [3]", "turn corners into centre and size",
+         change("proposal_boxes", (3, 4), 0.0)),
+    Case("proposal_boxes", {"proposal_boxes": np.zeros((2, 7))}, "shape (K, 6)", "(2, 7)", "pass centre xyz and size",
+         {"proposal_boxes": np.zeros((2, 6))}),
+    Case("proposal_boxes", change("proposal_boxes", (0, 0), np.nan), "finite metres", "NaN", "drop the broken",
+         change("proposal_boxes", (0, 0), 40.0)),
+]  # fmt: skip
+
+
+def make_picture(*shape: int, dtype=np.uint8) -> np.ndarray:
+    return np.zeros(shape, dtype=dtype)
+
+
+VIEWS = make_views()["images"]
+PICTURE_CASES = [
+    Case("images", {"images": []}, "at least one view", "none", "pass the scene's pictures",
+         {"images": VIEWS[:1]} | without("depth_maps")),
+    Case("images[1]", {"images": [VIEWS[0], VIEWS[1] / 255.0, VIEWS[2]]}, "uint8 colours in 0..255", "dtype float64",
+         "scale colours", {"images": VIEWS}),
+    Case("images[2]", {"images": [*VIEWS[:2], make_picture(HEIGHT, WIDTH)]}, "shape (H, W, 3)", "(36, 48)",
+         "pass RGB pictures", {"images": [*VIEWS[:2], make_picture(HEIGHT, WIDTH, 3)]}),
+    Case("images[2]", {"images": [*VIEWS[:2], make_picture(HEIGHT, WIDTH, 4)]}, "shape (H, W, 3)", "(36, 48, 4)",
+         "pass RGB pictures", {"images": [*VIEWS[:2], Image.fromarray(make_picture(HEIGHT, WIDTH, 4))]}),
+    Case("images[0]", {"images": [Image.fromarray(make_picture(HEIGHT, WIDTH, dtype=np.uint16)), *VIEWS[1:]]},
+         "a colour picture", "PIL mode I;16", "16-bit pictures are depth",
+         {"images": [Image.fromarray(make_picture(HEIGHT, WIDTH)), *VIEWS[1:]]}),
+]  # fmt: skip
+
+WORDS_CASES = [
+    Case("text", {"text": ["Hm?", f"{GROUND_TOKEN} or {GROUND_TOKEN}"]}, "at most one <ground>", "2 of them",
+         "one referring expression at a time", {"text": ["Hm?", f"or {GROUND_TOKEN}"]}, "text of question 1"),
+    Case("text", {"text": f"Which? {GROUND_TOKEN}", "answers": GROUND_TOKEN, "target_objects": [0]},
+         "at most one <ground>, the answer's included", "2 of them", "one referring expression",
+         {"text": "Which?", "answers": GROUND_TOKEN, "target_objects": [0]}),
+    Case("text", {"text": f"{COORD_TOKEN} {COORD_TOKEN}", "query_coords": (0, 0, 0)}, "at most one <coord>",
+         "2 of them", "ask about one place", {"text": COORD_TOKEN, "query_coords": (0, 0, 0)}),
+    Case("text", {"text": f"<|im_start|>user\nHm?{TURN_END}\n{ANSWER_HEADER}"}, "exactly one <image>", "0 of them",
+         "write one <image>", {"text": f"<|im_start|>user\n<image>Hm?{TURN_END}\n{ANSWER_HEADER}"}),
+    Case("text", {"text": "<image> or <image>?"}, "exactly one <image>", "2 of them", "write one <image>",
+         {"text": "<image> Hm?"}),
+    Case("text", {"text": 7}, "a string", "int", "pass words", {"text": "7"}),
+    Case("text", {"text": ["Hm?", f"<image>Hm?{TURN_END}\n"]}, "questions that share all that stands before <image>",
+         "2 different beginnings", "scenes of their own",
+         {"text": ["Hm?", f"{SCENE_PREFIX}Hm?{TURN_END}\n"]}),
+    Case("text", {"text": "<image>Hm?", "answers": "yes"}, "a whole prompt that ends with", "'Hm?'",
+         "add the assistant's header", {"text": f"<image>Hm?{ANSWER_HEADER}", "answers": "yes"}),
+    Case("text", {"text": [f"{SCENE_PREFIX}{ANSWER_HEADER}", f"{SCENE_PREFIX}\n{ANSWER_HEADER}"],
+                  "answers": ["yes", "no"]},
+         "segments whose first supervised token is the same", "token ids", "pass one question a row",
+         {"text": [f"{SCENE_PREFIX}\nHm?{ANSWER_HEADER}", f"{SCENE_PREFIX}\n{ANSWER_HEADER}"],
+          "answers": ["yes", "no"]}),
+    Case("query_coords", {"text": f"At {COORD_TOKEN} ?"}, "a point (x, y, z) in metres", "none", "pass query_coords=",
+         {"text": f"At {COORD_TOKEN} ?", "query_coords": (0, 0, 0)}),
+    Case("query_coords", {"text": ["A?", "B?"], "query_coords": [None, (0, 0, 0)]}, "none, since it has no <coord>",
+         "[0.0, 0.0, 0.0]", "write <coord> where",
+         {"text": ["A?", f"{COORD_TOKEN}?"], "query_coords": [None, (0, 0, 0)]},
+         "query_coords of question 1"),
+    Case("query_coords", {"text": ["A?", "B?"], "query_coords": (0, 0, 0)}, "a question with <coord>", "none",
+         "write <coord>", {"text": ["A?", f"{COORD_TOKEN}?"], "query_coords": (0, 0, 0)}),
+    Case("query_coords", {"text": COORD_TOKEN, "query_coords": (0, np.nan, 0)}, "finite metres", "nan",
+         "leave the point out", {"text": COORD_TOKEN, "query_coords": (0, 99, 0)}),
+    Case("query_coords", {"text": COORD_TOKEN, "query_coords": [(0, 1, 2, 3, 4, 5)]}, "shape (3,)", "(6,)",
+         "pass x, y, z", {"text": COORD_TOKEN, "query_coords": [(0, 1, 2)]}),
+    Case("query_coords", {"text": [COORD_TOKEN] * 2, "query_coords": [(0, 1, 2)]}, "2 items", "[(0, 1, 2)]",
+         "nest it as text", {"text": [COORD_TOKEN] * 2, "query_coords": [(0, 1, 2)] * 2}),
+    Case("answers", {"text": ["A?", "B?"], "answers": ["yes"]}, "2 items", "['yes']", "nest it as text is nested",
+         {"text": ["A?", "B?"], "answers": ["yes", "no"]}),
+    Case("answers", {"text": ["A?", "B?"], "answers": "yes"}, "2 items", "'yes'", "nest it as text is nested",
+         {"text": "A?", "answers": "yes"}),
+    Case("answers", {"text": "A?", "answers": 3}, "a string", "int", "convert numbers with str()",
+         {"text": "A?", "answers": "3"}),
+    Case("answers", {"text": ["A?", "B?"], "answers": ["yes", None]}, "a string", "None", "leave the question out",
+         {"text": ["A?", "B?"], "answers": ["yes", ""]}, "answers of question 1"),
+    Case("answers", {"text": "A?", "answers": f"yes{TURN_END}"}, "plain words", "<|im_end|>", "remove these marks",
+         {"text": "A?", "answers": "yes <end>"}),
+    Case("answers", {"text": "A?", "answers": f"it is {GROUND_TOKEN}"}, "<ground> alone", "<ground>", "remove",
+         {"text": "A?", "answers": GROUND_TOKEN, "target_objects": []}),
+    Case("answers", {"text": "A?", "answers": "\nyes"}, "no line break at the beginning", r"'\nyes'", "strip it",
+         {"text": "A?", "answers": " yes\n"}),
+    Case("target_objects", {"text": "A?", "answers": GROUND_TOKEN}, "a list of proposal indices ([] = no target)",
+         "None", "pass target_objects=", {"text": "A?", "answers": GROUND_TOKEN, "target_objects": []}),
+    Case("target_objects", {"text": "A?", "answers": "yes", "target_objects": [0]},
+         "None for a question that is not answered by <ground>", "[0]", "pass '<ground>' as its answer",
+         {"text": "A?", "answers": "yes", "target_objects": [None]}),
+    Case("target_objects", {"text": "A?", "answers": GROUND_TOKEN, "target_objects": [1, NUM_PROPOSALS]},
+         "indices of the 5 proposals", "[1, 5]", "count proposals from 0",
+         {"text": "A?", "answers": GROUND_TOKEN, "target_objects": [1, NUM_PROPOSALS - 1]}),
+    Case("target_objects", {"text": ["A?", "B?"], "answers": [GROUND_TOKEN] * 2, "target_objects": [0, [1]]},
+         "a list of proposal indices, or None", "0", "put one index into a list",
+         {"text": ["A?", "B?"], "answers": [GROUND_TOKEN] * 2, "target_objects": [[0], [1]]}),
+    Case("target_objects", {"text": "A?", "answers": GROUND_TOKEN, "target_objects": []} | without("proposal_boxes"),
+         "proposal_boxes beside it", "None", "pass proposal_boxes=",
+         {"text": "A?", "answers": GROUND_TOKEN, "target_objects": [], "proposal_boxes": np.zeros((0, 6))}),
+]  # fmt: skip
+
+BEV = make_bev()
+BEV_CASES = [
+    Case("bev_image", {"bev_image": make_picture(20, 30, 3)}, "a square picture", "20 x 30", "square bounds",
+         {"bev_image": make_picture(30, 30, 3)}),
+    Case("bev_valid", {"bev_image": BEV["bev_image"], "bev_valid": np.ones((24, 24), dtype=bool)}, "shape (30, 30)",
+         "(24, 24)", "pass one value a pixel", {"bev_image": BEV["bev_image"], "bev_valid": BEV["bev_valid"]}),
+    Case("bev_bounds", {"bev_image": BEV["bev_image"], "bev_bounds": [4.0, -3.0, -2.0, 3.0]}, "xmin < xmax",
+         "[4.0, -3.0, -2.0, 3.0]", "pass xmin, ymin, xmax, ymax",
+         {"bev_image": BEV["bev_image"], "bev_bounds": [-2.0, -3.0, 4.0, 3.0]}),
+    Case("bev_valid", {"bev_valid": BEV["bev_valid"]}, "bev_image beside it", "None", "pass bev_image=",
+         {"bev_valid": BEV["bev_valid"], "bev_image": BEV["bev_image"]}),
+    Case("bev_bounds", {"bev_bounds": BEV["bev_bounds"]}, "bev_image beside it", "None", "pass bev_image=",
+         {"bev_bounds": BEV["bev_bounds"], "bev_image": BEV["bev_image"]}),
+]  # fmt: skip
+
+CASES = GEOMETRY_CASES + PICTURE_CASES + WORDS_CASES + BEV_CASES
+
+
+@pytest.mark.filterwarnings("ignore:depth_maps of scene")
+@pytest.mark.parametrize("case", CASES, ids=[f"{i}-{case.name}" for i, case in enumerate(CASES)])
+def test_refused_with_the_way_out(ours, case):
+    scene = make_views() | {"scene_ids": [SCENE]}
+    with pytest.raises(ValueError, match=case.get_message()):
+        ours(**scene | case.bad)
+    ours(**scene | case.good)
+
+
+class TestFiles:
+    def make_jpeg(self, file, keep: float):
+        picture = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(file, quality=95)
+        content = file.read_bytes()
+        file.write_bytes(content[: int(len(content) * keep)])
+
+    @pytest.mark.parametrize("as_image", [True, False])
+    def test_truncated_jpeg(self, processor, tmp_path, as_image):
+        whole, cut = tmp_path / "whole.jpg", tmp_path / "cut.jpg"
+        self.make_jpeg(whole, 1.0)
+        self.make_jpeg(cut, 0.6)
+        load: Callable = Image.open if as_image else str
+        message = rf"images\[1\] of scene {SCENE}: expected a readable picture, got .*cut\.jpg.*truncated.*restore"
+        with pytest.raises(ValueError, match=message):
+            processor(images=[load(whole), load(cut)], scene_ids=SCENE)
+        processor(images=[load(whole), load(whole)], scene_ids=SCENE)
+
+    def test_no_picture_at_all(self, processor, tmp_path):
+        text, missing = tmp_path / "notes.jpg", tmp_path / "gone.jpg"
+        text.write_text("no picture")
+        for file in (text, missing):
+            with pytest.raises(
+                ValueError, match=rf"images\[0\] of scene 0: expected a readable picture, got .*{file.name}"
+            ):
+                processor(images=[file])
+
+
+class TestLength:
+    def test_rows_beyond_the_context(self, processor):
+        """3 views of 12 positions and the words: one position too few is refused, the very number passes."""
+        length = processor(images=VIEWS, text="Hm?")["input_ids"].shape[1]
+        exact = make_test_processor(processor.tokenizer, max_position_embeddings=length)
+        short = make_test_processor(processor.tokenizer, max_position_embeddings=length - 1)
+        message = (
+            rf"input_ids of scene {SCENE}: expected at most {length - 1} positions \(max_position_embeddings\), got"
+            rf" {length}: {NUM_VIEWS} views of 12 and {length - 36} of text; use fewer views"
+        )
+        with pytest.raises(ValueError, match=message):
+            short(images=VIEWS, text="Hm?", scene_ids=SCENE)
+        assert exact(images=VIEWS, text="Hm?")["input_ids"].shape[1] == length
+
+    def test_questions_alone(self, processor):
+        length = processor(text="Hm?")["input_ids"].shape[1]
+        make_test_processor(processor.tokenizer, max_position_embeddings=length)(text="Hm?")
+        short = make_test_processor(processor.tokenizer, max_position_embeddings=length - 1)
+        with pytest.raises(ValueError, match=r"input_ids of question 0 of scene 0: expected at most"):
+            short(text="Hm?")
+
+
+class TestNesting:
+    def test_batches_must_agree(self, processor):
+        views = [VIEWS[:2], VIEWS]
+        scenes = [make_views(2), make_views(3)]
+        cases = [
+            ({"text": ["A?"]}, "text: expected 2 items, one a scene, got 1; nest it", {"text": ["A?", "B?"]}),
+            ({"text": ["A?", "B?"], "answers": ["yes"]}, "answers: expected 2 items", {"text": ["A?", "B?"]}),
+            ({"proposal_boxes": np.zeros((4, 6))}, "proposal_boxes: expected 2 items, one a scene, got 4",
+             {"proposal_boxes": [np.zeros((4, 6)), np.zeros((1, 6))]}),
+            ({"scene_ids": ["a"]}, "scene_ids: expected 2 names, one a scene, got 1", {"scene_ids": ["a", "b"]}),
+        ]  # fmt: skip
+        for bad, message, good in cases:
+            with pytest.raises(ValueError, match=message):
+                processor(images=views, **bad)
+            processor(images=views, **good)
+        geometry = {key: [scene[key] for scene in scenes] for key in ("depth_maps", "intrinsics", "cam2world")}
+        processor(images=views, **geometry)
+        with pytest.raises(ValueError, match=r"cam2world of scene 1: expected cameras beside depth_maps"):
+            processor(images=views, **geometry | {"cam2world": [scenes[0]["cam2world"], None]})
+
+    def test_an_empty_scene_is_named(self, processor):
+        with pytest.raises(ValueError, match="images of scene b: expected at least one view, got none"):
+            processor(images=[VIEWS, []], scene_ids=["a", "b"])
+
+    def test_words_without_questions(self, processor):
+        with pytest.raises(ValueError, match=r"text: expected questions beside \['answers'\], got None; pass text="):
+            processor(images=VIEWS, answers="yes")
+        processor(images=VIEWS)
+
+    def test_nothing(self, processor):
+        with pytest.raises(ValueError, match="images: expected views of a scene, got neither images nor text; pass"):
+            processor()
+        processor(text="Hm?")
+
+
+class TestQuestionsAlone:
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"answers": "yes"}, "answers: expected views beside it, got no images; pass images= as well"),
+            ({"target_objects": [0]}, "target_objects: expected views beside it, got no images"),
+            ({"bev_image": BEV["bev_image"]}, "bev_image: expected views beside it, got no images"),
+            ({"depth_maps": GOOD_DEPTH}, "depth_maps: expected views or new proposals beside it, got questions alone"),
+            (
+                {"text": "<image>Hm?"},
+                "text of question 0 of scene 0: expected a plain question, since there are no views",
+            ),
+            ({"text": []}, "text: expected at least one question, got none"),
+            ({"scene_index": [0, 1]}, r"scene_index: expected shape \(1,\), got \(2,\); pass one number a question"),
+        ],
+    )
+    def test_what_needs_views(self, processor, given, message):
+        with pytest.raises(ValueError, match=message):
+            processor(**{"text": "Hm?"} | given)
+        processor(text="Hm?", scene_index=[0])
+
+    def test_scene_index_beside_views(self, processor):
+        with pytest.raises(ValueError, match=r"scene_index: expected None beside images, got \[0\]; row i is scene i"):
+            processor(images=VIEWS, text="Hm?", scene_index=[0])
+
+
+class TestModes:
+    def test_a_leading_line_break_merges_with_the_instruction(self, processor):
+        own = make_test_processor(processor.tokenizer, spatial_instruction=True)
+        with pytest.raises(ValueError, match=r"text of question 0 .* no line break at the beginning.*strip it"):
+            own(images=VIEWS, text="\nHm?")
+        own(images=VIEWS, text=" Hm?\n")
+        processor(images=VIEWS, text="\nHm?")
+
+    def test_pictures_and_depth_of_other_aspects(self, processor, ours):
+        """Published mode stretches pictures to the aspect of the depth map; ours refuses to."""
+        scene = make_views()
+        message = r"images\[0\] of scene 0: expected the aspect of its 36 x 48 depth map, got a 48 x 36 picture"
+        with pytest.raises(ValueError, match=message):
+            ours(**scene | {"images": [view.transpose(1, 0, 2) for view in scene["images"]]})
+        ours(**scene | {"images": [view[:, 1:] for view in scene["images"]]})
+        processor(**scene | {"images": [view.transpose(1, 0, 2) for view in scene["images"]]})
+
+    def test_portrait_depth_in_published_mode(self, processor, ours):
+        scene = make_views() | {"intrinsics": CAMERA[[1, 0, 2]][:, [1, 0, 2]]}
+        scene["depth_maps"] = scene["depth_maps"].transpose(0, 2, 1).copy()
+        scene["images"] = [view.transpose(1, 0, 2) for view in scene["images"]]
+        message = r"images\[0\] of scene 0: expected pictures at least as wide as high.*got 48 x 36.*'valid_depth'"
+        with pytest.raises(ValueError, match=message):
+            processor(**scene)
+        ours(**scene)
+
+    def test_readings_outside_the_crop_alone(self, ours):
+        """The crop of a wide view leaves its sides out: readings there place no token."""
+        scene = make_views()
+        scene["depth_maps"] = np.zeros((NUM_VIEWS, HEIGHT, WIDTH), dtype=np.float32)
+        scene["depth_maps"][:, :, 0] = 1.0
+        with pytest.raises(ValueError, match="depth_maps of scene 0: expected a reading in the part of a view"):
+            ours(**scene)
+        scene["depth_maps"][:, :, WIDTH // 2] = 1.0
+        ours(**scene)
+
+    def test_scenes_are_named_by_number_otherwise(self, processor):
+        scenes = [make_views(), make_views() | {"depth_maps": GOOD_DEPTH * 1000}]
+        with pytest.raises(ValueError, match="depth_maps of scene 1: expected metres"):
+            processor(**{key: [scene[key] for scene in scenes] for key in scenes[0]})
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"geometry_mode": "ours"}, r"geometry_mode: expected one of \('published', 'valid_depth'\), got 'ours'"),
+            ({"label_rule": "all"}, r"label_rule: expected one of \('published', 'answer_only'\), got 'all'"),
+            ({"patch_size": 41}, r"image_processor\.size: expected a square of at least one patch of 41 pixels"),
+        ],
+    )
+    def test_constructor(self, processor, settings, message):
+        with pytest.raises(ValueError, match=message):
+            make_test_processor(processor.tokenizer, **settings)
+        make_test_processor(processor.tokenizer, patch_size=40)
+
+    def test_misspelt_settings(self, processor):
+        with pytest.raises(TypeError, match="geometry_mod"):
+            make_test_processor(processor.tokenizer, geometry_mod="published")
+
+    def test_a_side_that_is_not_square(self, processor):
+        with pytest.raises(
+            ValueError, match=r"image_processor\.size: expected a square.*got \{'height': 40, 'width': 50"
+        ):
+            Ross3DProcessor(Ross3DImageProcessor(size={"height": 40, "width": 50}), processor.tokenizer)
+
+    def test_a_tokenizer_without_the_marks(self):
+        tokenizer = make_tokenizer(["chair"], vocab_size=300)
+        stripped = type(tokenizer)(tokenizer_object=make_plain_tokenizer(), pad_token="<|endoftext|>")
+        message = r"tokenizer: expected one token for <image>, got ids \[.*\]; add it with tokenizer\.add_tokens"
+        with pytest.raises(ValueError, match=message):
+            make_test_processor(stripped)
+        stripped.add_tokens(["<image>", GROUND_TOKEN, COORD_TOKEN])
+        make_test_processor(stripped)
+
+    def test_no_padding_token(self):
+        tokenizer = make_tokenizer(["chair"], vocab_size=300)
+        tokenizer.pad_token = None
+        own = make_test_processor(tokenizer)
+        with pytest.raises(ValueError, match="tokenizer.pad_token: expected a padding token for rows of different"):
+            own(text=["A?", "Is this longer?"])
+        own(text=["A?", "B?"])
+
+    def test_unknown_arguments_of_a_call(self, processor):
+        with pytest.raises(ValueError, match=r"Ross3DProcessor: expected the arguments .*, got \['depths'\]; see"):
+            processor(images=VIEWS, depths=GOOD_DEPTH)
+        with pytest.raises(ValueError, match=r"got \['videos'\]"):
+            processor(images=VIEWS, videos=VIEWS)
+        with pytest.raises(ValueError, match="return_tensors: expected 'pt' or 'np', got 'tf'"):
+            processor(images=VIEWS, return_tensors="tf")
+        processor(images=VIEWS, videos=None, padding=True)
+
+    def test_grounding_answers(self, processor):
+        scores, boxes = torch.rand(2, 4), torch.rand(2, 3, 6)
+        with pytest.raises(ValueError, match="selection: expected one of .*, got 'all'"):
+            processor.post_process_grounding(scores, boxes[0], selection="all")
+        with pytest.raises(ValueError, match="scene_index: expected the scene of each question, got None for several"):
+            processor.post_process_grounding(scores, boxes)
+        with pytest.raises(ValueError, match=r"scores: expected shape \(2, 4\), got \(2, 3\)"):
+            processor.post_process_grounding(scores[:, 1:], boxes, scene_index=[0, 1])
+        processor.post_process_grounding(scores, boxes, scene_index=[0, 1])
+
+
+def make_plain_tokenizer():
+    """Words and chat marks, without `<image>`, `<ground>`, `<coord>`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(
+        ["a chair"], BpeTrainer(special_tokens=marks, initial_alphabet=alphabet, show_progress=False)
+    )
+    return tokenizer
