@@ -248,7 +248,11 @@ def check_depth_maps(depth_maps: Any, num_views: int | None, name: str) -> torch
     )
     median = readings.median().item()
     check(
-        median <= MAX_MEDIAN_DEPTH, name, "metres", f"a median of {median:.0f}, which looks like millimetres", metres
+        median <= MAX_MEDIAN_DEPTH,
+        name,
+        "metres",
+        f"a median depth of {median:.0f}, which looks like millimetres",
+        metres,
     )
     return depth
 
@@ -426,7 +430,8 @@ def check_answer(answer: Any, name: str) -> None:
     if GROUND_TOKEN in answer and answer != GROUND_TOKEN:
         marks.append(GROUND_TOKEN)
     check(not marks, name, "plain words, or <ground> alone", f"{marks} in {answer!r}", "remove these marks")
-    check(not answer.startswith(("\n", "\r")), name, "no line break at the beginning", repr(answer[:20]), "strip it")
+    check(not answer.startswith(("\n", "\r")), name, "no line break at the beginning", repr(answer[:20]),
+          "strip the answer first")  # fmt: skip
 
 
 def is_whole_prompt(text: str) -> bool:
@@ -661,7 +666,7 @@ def split_questions(words: dict[str, Any], names: list[str], bare: bool) -> list
     by_scene = {key: [value] if bare else value for key, value in words.items()}
     for key, value in by_scene.items():
         check(value is None or len(value) == len(names), key, f"{len(names)} items, one a scene",
-              None if value is None else len(value), "nest it as images are nested")  # fmt: skip
+              None if value is None else len(value), "nest the words as images are nested")  # fmt: skip
     return [
         split_scene_questions({key: None if value is None else value[i] for key, value in by_scene.items()}, name)
         for i, name in enumerate(names)

@@ -99,11 +99,12 @@ GEOMETRY_CASES = [
     Case("depth_maps", {"depth_maps": (GOOD_DEPTH * 1000).astype(np.uint16)}, "metres as floating point",
          "dtype torch.uint16", "divide millimetres by 1000",
          {"depth_maps": (GOOD_DEPTH * 1000).astype(np.uint16) / 1000.0}),
-    Case("depth_maps", {"depth_maps": GOOD_DEPTH * 1000}, "metres", "a median of 1", "divide millimetres by 1000",
-         {"depth_maps": GOOD_DEPTH * 16}),
+    Case("depth_maps", {"depth_maps": GOOD_DEPTH * 1000}, "metres", "a median depth of 1",
+         "divide millimetres by 1000", {"depth_maps": GOOD_DEPTH * 16}),
     Case("depth_maps", {"depth_maps": np.zeros_like(GOOD_DEPTH)}, "a reading in at least one view",
          "no depth above 0 in any view", "leave depth_maps out", change("depth_maps", slice(1, None), 0)),
-    Case("depth_maps", change("depth_maps", (0, 3, 4), np.nan), "finite metres >= 0", "NaN depth", "write 0",
+    Case("depth_maps", change("depth_maps", (0, 3, 4), np.nan), "finite metres >= 0",
+         "negative, infinite or NaN depth", "write 0 where the sensor has no reading",
          change("depth_maps", (0, 3, 4), 0)),
     Case("depth_maps", change("depth_maps", (0, 3, 4), np.inf), "finite metres >= 0", "infinite", "write 0",
          change("depth_maps", (0, 3, 4), 20)),
@@ -184,7 +185,7 @@ WORDS_CASES = [
          "write one <image>", {"text": f"<|im_start|>user\n<image>Hm?{TURN_END}\n{ANSWER_HEADER}"}),
     Case("text", {"text": "<image> or <image>?"}, "exactly one <image>", "2 of them", "write one <image>",
          {"text": "<image> Hm?"}),
-    Case("text", {"text": 7}, "a string", "int", "pass words", {"text": "7"}),
+    Case("text", {"text": 7}, "a string", "int", "pass words, or no text at all", {"text": "7"}),
     Case("text", {"text": ["Hm?", f"<image>Hm?{TURN_END}\n"]}, "questions that share all that stands before <image>",
          "2 different beginnings", "scenes of their own",
          {"text": ["Hm?", f"{SCENE_PREFIX}Hm?{TURN_END}\n"]}),
@@ -221,8 +222,8 @@ WORDS_CASES = [
          {"text": "A?", "answers": "yes <end>"}),
     Case("answers", {"text": "A?", "answers": f"it is {GROUND_TOKEN}"}, "<ground> alone", "<ground>", "remove",
          {"text": "A?", "answers": GROUND_TOKEN, "target_objects": []}),
-    Case("answers", {"text": "A?", "answers": "\nyes"}, "no line break at the beginning", r"'\nyes'", "strip it",
-         {"text": "A?", "answers": " yes\n"}),
+    Case("answers", {"text": "A?", "answers": "\nyes"}, "no line break at the beginning", r"'\nyes'",
+         "strip the answer first", {"text": "A?", "answers": " yes\n"}),
     Case("target_objects", {"text": "A?", "answers": GROUND_TOKEN}, "a list of proposal indices ([] = no target)",
          "None", "pass target_objects=", {"text": "A?", "answers": GROUND_TOKEN, "target_objects": []}),
     Case("target_objects", {"text": "A?", "answers": "yes", "target_objects": [0]},
@@ -320,11 +321,13 @@ class TestNesting:
     def test_batches_must_agree(self, processor):
         views = [VIEWS[:2], VIEWS]
         scenes = [make_views(2), make_views(3)]
+        one_each = [np.zeros((4, 6)), np.zeros((1, 6))]
+        nest_words, nest = "nest the words as images are nested", "nest it as images are nested"
         cases = [
-            ({"text": ["A?"]}, "text: expected 2 items, one a scene, got 1; nest it", {"text": ["A?", "B?"]}),
+            ({"text": ["A?"]}, f"text: expected 2 items, one a scene, got 1; {nest_words}", {"text": ["A?", "B?"]}),
             ({"text": ["A?", "B?"], "answers": ["yes"]}, "answers: expected 2 items", {"text": ["A?", "B?"]}),
-            ({"proposal_boxes": np.zeros((4, 6))}, "proposal_boxes: expected 2 items, one a scene, got 4",
-             {"proposal_boxes": [np.zeros((4, 6)), np.zeros((1, 6))]}),
+            ({"proposal_boxes": one_each * 2}, f"proposal_boxes: expected 2 items, one a scene, got 4; {nest}",
+             {"proposal_boxes": one_each}),
             ({"scene_ids": ["a"]}, "scene_ids: expected 2 names, one a scene, got 1", {"scene_ids": ["a", "b"]}),
         ]  # fmt: skip
         for bad, message, good in cases:
@@ -380,7 +383,10 @@ class TestQuestionsAlone:
 class TestModes:
     def test_a_leading_line_break_merges_with_the_instruction(self, processor):
         own = make_test_processor(processor.tokenizer, spatial_instruction=True)
-        with pytest.raises(ValueError, match=r"text of question 0 .* no line break at the beginning.*strip it"):
+        with pytest.raises(
+            ValueError,
+            match=r"text of question 0 .* no line break at the beginning, which would merge with that of the",
+        ):
             own(images=VIEWS, text="\nHm?")
         own(images=VIEWS, text=" Hm?\n")
         processor(images=VIEWS, text="\nHm?")
