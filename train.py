@@ -31,13 +31,18 @@ from ross3d.training.trainer import Ross3DTrainer
 from ross3d.training.vision_warmup import warm_up_vision
 
 
-def build_training_arguments(settings: dict) -> TrainingArguments:
+def build_training_arguments(settings: dict, seed: int) -> TrainingArguments:
     """`TrainingArguments` of the run, with what our rows need.
 
     Raises:
         ValueError: when checkpoints fall between two reports, which a resumed run could not repeat.
     """
-    fixed = {"remove_unused_columns": False, "train_sampling_strategy": "sequential", "num_train_epochs": 1}
+    fixed = {
+        "remove_unused_columns": False,
+        "train_sampling_strategy": "sequential",
+        "num_train_epochs": 1,
+        "seed": seed,
+    }
     arguments = TrainingArguments(**{**settings, **fixed})
     if arguments.save_strategy == "steps" and arguments.save_steps % arguments.logging_steps:
         raise ValueError(
@@ -48,14 +53,14 @@ def build_training_arguments(settings: dict) -> TrainingArguments:
 
 
 def main(arguments: RunArguments) -> None:
-    training = build_training_arguments(arguments.trainer)
+    training = build_training_arguments(arguments.trainer, arguments.seed)
     output_dir = Path(training.output_dir)
     processor = build_processor(arguments)
     model = build_model(arguments, processor)
     checkpoint = find_checkpoint(output_dir)
     if checkpoint is None and arguments.vision_warmup is not None and not arguments.data.blind:
         paths = list_scenes(arguments.data)
-        accuracy = warm_up_vision(model, processor, paths, read_rgbd_folder, arguments.vision_warmup)
+        accuracy = warm_up_vision(model, processor, paths, read_rgbd_folder, arguments.vision_warmup, arguments.seed)
         print("vision warm-up, accuracy on object patches:", json.dumps(accuracy))
     freeze_parts(model, arguments.parts)
     groups = group_parameters(model, arguments.parts, training)

@@ -1,7 +1,7 @@
 """A run's YAML file and command line -> typed settings; an unknown key is refused by name.
 
 The file has one section per class below. Any value can be set from the command line as `--section.key value`, or as
-`--key value` where only one section has the key.
+`--key value` for keys of `trainer` and those that only one other section has.
 """
 
 import difflib
@@ -26,7 +26,6 @@ class DataArguments:
         epochs (`int`): passes over the scenes; the Trainer sees them as one.
         questions_per_row (`int`): at most so many questions behind one scene.
         blind (`bool`): train on the words alone, the baseline that every score stands beside.
-        seed (`int`): of order, choice of questions, proposals, hidden views and diffusion draws.
     """
 
     root: str = "outputs/demo/scenes"
@@ -35,7 +34,6 @@ class DataArguments:
     epochs: int = 1
     questions_per_row: int = 1
     blind: bool = False
-    seed: int = 0
 
 
 @dataclass
@@ -48,12 +46,19 @@ class PartArguments:
 
 @dataclass
 class VisionWarmupArguments:
-    """A short supervised start for vision towers that have never seen a picture (`training/vision_warmup.py`)."""
+    """A short supervised start for vision towers that have never seen a picture (`training/vision_warmup.py`).
 
-    steps: int = 400
-    scenes_per_step: int = 16
-    learning_rate: float = 2e-3
-    seed: int = 0
+    Attributes:
+        scenes (`int`): at most so many scenes, held in memory.
+        steps (`int`): optimizer steps.
+        views_per_step (`int`): views of a step.
+        learning_rate (`float`): peak of a one-cycle schedule.
+    """
+
+    scenes: int = 2000
+    steps: int = 1000
+    views_per_step: int = 32
+    learning_rate: float = 4e-3
 
 
 @dataclass
@@ -61,6 +66,7 @@ class RunArguments:
     """One run of train.py.
 
     Attributes:
+        seed (`int`): of weights, order, choice of questions, proposals, hidden views and diffusion draws.
         init_from (`str`, *optional*): checkpoint folder or Hub id to start from; new weights otherwise.
         teacher (`str`, *optional*): diffusers folder of the VAE teacher.
         model (`dict`): keys of `Ross3DConfig`; with `init_from`, changes to its config.
@@ -68,6 +74,7 @@ class RunArguments:
         data, vision_warmup, parts, trainer: see the classes; `parts` maps prefixes of parameter names to settings.
     """
 
+    seed: int = 0
     init_from: str | None = None
     teacher: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
@@ -110,10 +117,12 @@ def apply_overrides(settings: dict[str, Any], overrides: list[str]) -> dict[str,
         raise ValueError(f"command line: expected pairs `--key value`, got {overrides}; give every key a value.")
     for flag, text in zip(overrides[::2], overrides[1::2], strict=True):
         if not flag.startswith("--"):
-            raise ValueError(f"command line: expected a flag such as --data.seed, got {flag!r}; begin it with `--`.")
+            raise ValueError(f"command line: expected a flag such as --data.limit, got {flag!r}; begin it with `--`.")
         path = flag.removeprefix("--").split(".")
         if len(path) == 1 and path[0] not in {f.name for f in fields(RunArguments)}:
             owners = [name for name, cls in SECTION_CLASSES.items() if path[0] in {f.name for f in fields(cls)}]
+            if "trainer" in owners:
+                owners = ["trainer"]
             if len(owners) != 1:
                 raise ValueError(
                     f"command line: expected a key of one section, got `{path[0]}`, which is in {owners or 'none'};"

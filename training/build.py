@@ -64,7 +64,7 @@ def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DFo
         }
         for name in ("image", "ground", "coord"):
             settings[f"{name}_token_id"] = tokenizer.convert_tokens_to_ids(f"<{name}>")
-        torch.manual_seed(arguments.data.seed)
+        torch.manual_seed(arguments.seed)
         model = Ross3DForConditionalGeneration(Ross3DConfig(**settings))
         model.generation_config.eos_token_id = tokenizer.eos_token_id
         model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -94,7 +94,7 @@ def build_rows(arguments: RunArguments, processor: Ross3DProcessor) -> SceneRows
         make_proposals,
         epochs=data.epochs,
         questions_per_row=data.questions_per_row,
-        seed=data.seed,
+        seed=arguments.seed,
         blind=data.blind,
     )
 

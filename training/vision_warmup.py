@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -46,12 +45,40 @@ def label_patches(
     return labelled
 
 
+def read_labelled_views(
+    paths: Sequence[Path], processor: Any, read_scene: Callable[[Path], Scene]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, int]]:
+    """Every view of the scenes with a class for each patch.
+
+    Returns:
+        pixels (R, 3, H, W) float16, classes (R, P) int16 by label name, and how many classes each name has.
+    """
+    scenes = [read_scene(path) for path in paths]
+    vocabulary = get_label_vocabulary(scenes)
+    pixels, classes = [], {name: [] for name in LABEL_NAMES}
+    for scene in tqdm(scenes, desc="vision warm-up: reading"):
+        inputs = processor(
+            images=list(scene.images),
+            depth_maps=scene.depth_maps,
+            intrinsics=scene.intrinsics,
+            cam2world=scene.cam2world,
+            proposal_boxes=scene.boxes,
+            return_tensors="pt",
+        )
+        pixels.append(inputs["pixel_values"][0].half())
+        for name, values in label_patches(inputs["proposal_patches"][0], scene.box_labels, vocabulary).items():
+            classes[name].append(values.short())
+    numbers = {name: len(vocabulary[name]) + 1 for name in LABEL_NAMES}
+    return torch.cat(pixels), {name: torch.cat(values) for name, values in classes.items()}, numbers
+
+
 def warm_up_vision(
     model: Ross3DForConditionalGeneration,
     processor: Any,
     paths: Sequence[Path],
     read_scene: Callable[[Path], Scene],
     arguments: VisionWarmupArguments,
+    seed: int,
 ) -> dict[str, float]:
     """Train vision tower and projector in place.
 
@@ -60,45 +87,33 @@ def warm_up_vision(
         paths (sequence of `Path`): scene folders with labelled boxes.
         read_scene: folder -> `Scene`.
         arguments (`VisionWarmupArguments`): steps and learning rate.
+        seed (`int`): of heads and of the order of views.
 
     Returns:
         accuracy over patches of objects, by label name, over the last tenth of the steps.
     """
-    rng = np.random.default_rng(arguments.seed)
-    torch.manual_seed(arguments.seed)
-    vocabulary = get_label_vocabulary([read_scene(path) for path in paths[: min(len(paths), 200)]])
+    torch.manual_seed(seed)
+    pixels, classes, numbers = read_labelled_views(paths[: arguments.scenes], processor, read_scene)
     width = model.config.text_config.hidden_size
-    heads = nn.ModuleDict({name: nn.Linear(width, len(vocabulary[name]) + 1) for name in LABEL_NAMES})
+    heads = nn.ModuleDict({name: nn.Linear(width, numbers[name]) for name in LABEL_NAMES})
     parts = [model.model.vision_tower, model.model.multi_modal_projector, heads]
     parameters = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=arguments.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, arguments.learning_rate, total_steps=arguments.steps)
+    optimizer = torch.optim.AdamW(parameters, lr=arguments.learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, arguments.learning_rate, total_steps=arguments.steps, pct_start=0.1
+    )
     model.train()
     hits = {name: [] for name in LABEL_NAMES}
     for step in tqdm(range(arguments.steps), desc="vision warm-up"):
-        pixels, classes = [], {name: [] for name in LABEL_NAMES}
-        for index in rng.choice(len(paths), arguments.scenes_per_step):
-            scene = read_scene(paths[index])
-            inputs = processor(
-                images=list(scene.images),
-                depth_maps=scene.depth_maps,
-                intrinsics=scene.intrinsics,
-                cam2world=scene.cam2world,
-                proposal_boxes=scene.boxes,
-                return_tensors="pt",
-            )
-            pixels.append(inputs["pixel_values"][0])
-            for name, values in label_patches(inputs["proposal_patches"][0], scene.box_labels, vocabulary).items():
-                classes[name].append(values)
-        features = model.get_image_features(torch.cat(pixels)).last_hidden_state  # (R, P, D)
+        index = torch.randint(len(pixels), (arguments.views_per_step,))
+        features = model.get_image_features(pixels[index].float()).last_hidden_state  # (R, P, D)
         loss = torch.zeros(())
         for name in LABEL_NAMES:
-            target = torch.cat(classes[name])
+            target = classes[name][index].long()
             logits = heads[name](features)
             loss = loss + F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=-100)
-            objects = target > 0
             if step >= arguments.steps * 9 // 10:
-                hits[name].append((logits.argmax(dim=-1) == target)[objects].float())
+                hits[name].append((logits.argmax(dim=-1) == target)[target > 0].float())
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

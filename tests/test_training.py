@@ -1,0 +1,250 @@
+"""Settings, rows, collation, checkpoints: what stands between a YAML file and the first optimizer step."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ross3d.data.annotations import group_by_scene, load_annotations
+from ross3d.data.collator import propose_hidden_views, widen_grounding_labels
+from ross3d.data.dataset import SceneRows, get_row_seed, order_rows
+from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.scenes.build import build_scenes
+from ross3d.scenes.questions import make_proposals
+from ross3d.tests.fabricate import PAD_TOKEN, RaggedRows, make_collator, make_model, make_row
+from ross3d.tools.make_tiny import make_tiny_processor
+from ross3d.train import build_training_arguments
+from ross3d.training.arguments import DataArguments, PartArguments, read_run_arguments
+from ross3d.training.build import freeze_parts, group_parameters, list_scenes
+from ross3d.training.callbacks import COMPLETE_MARK, find_checkpoint, is_complete
+from ross3d.training.trainer import count_losses, open_view_gate
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "data: {epochs: 3}\ntrainer: {output_dir: out, learning_rate: 1.0e-3}\nparts: {lm_head: {freeze: true}}\n"
+    )
+    return path
+
+
+# ---- settings
+
+
+def test_command_line_goes_over_the_file(config_file):
+    run = read_run_arguments(config_file, ["--seed", "7", "--learning_rate", "2.0e-3", "--teacher", "folder"])
+    assert (run.data.epochs, run.seed, run.teacher) == (3, 7, "folder")
+    assert run.trainer == {"output_dir": "out", "learning_rate": 2.0e-3}
+    assert run.parts == {"lm_head": PartArguments(freeze=True)}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--data.epocs", "3"], "data: expected a known key, got `epocs`; did you mean `epochs`"),
+        (["--trainer.lr_schedule", "x"], "trainer: expected a known key, got `lr_schedule`; did you mean"),
+        (["--seed"], "command line: expected pairs `--key value`.*give every key a value"),
+        (["seed", "3"], "command line: expected a flag such as --data.limit, got 'seed'; begin it with `--`"),
+        (
+            ["--seed", "3"],
+            "command line: expected a key of one section, got `seed`, which is in .*write --section.key",
+        ),
+        (["--trainer.learning_rate", "1e-5"], "expected a number, got the text '1e-5'; write it as 1.0e-5, not 1e-5"),
+    ],
+)
+def test_settings_that_are_refused(config_file, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        read_run_arguments(config_file, overrides)
+
+
+def test_checkpoints_between_reports_are_refused(tmp_path):
+    settings = {"output_dir": str(tmp_path), "logging_steps": 10, "save_strategy": "steps", "save_steps": 25}
+    with pytest.raises(ValueError, match=r"trainer.save_steps: expected a multiple of logging_steps 10, got 25"):
+        build_training_arguments(settings, 0)
+    assert build_training_arguments(settings | {"save_steps": 30}, 0).save_steps == 30
+
+
+def test_no_scenes_is_an_error(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"data.root: expected scene folders in .*train, found none; make them"
+    ):
+        list_scenes(DataArguments(root=str(tmp_path)))
+    (tmp_path / "train" / "room-1").mkdir(parents=True)
+    assert [path.name for path in list_scenes(DataArguments(root=str(tmp_path)))] == ["room-1"]
+
+
+# ---- parts
+
+
+def test_parts_freeze_and_learn_at_their_own_rate(tmp_path):
+    model = make_model()
+    parts = {"model.vision_tower": PartArguments(freeze=True), "lm_head": PartArguments(learning_rate=0.5)}
+    freeze_parts(model, parts)
+    assert not any(p.requires_grad for p in model.model.vision_tower.parameters())
+    groups = group_parameters(
+        model, parts, build_training_arguments({"output_dir": str(tmp_path), "weight_decay": 0.1}, 0)
+    )
+    rates = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert rates[id(model.lm_head.weight)] == (0.5, 0.1)
+    assert rates[id(model.model.image_newline)][1] == 0.0
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert len(rates) == len(trained) == sum(len(group["params"]) for group in groups)
+
+
+def test_a_part_that_does_not_exist_is_refused():
+    with pytest.raises(
+        ValueError, match=r"parts: expected a prefix of a parameter's name such as .*got `model.visiontower`"
+    ):
+        freeze_parts(make_model(), {"model.visiontower": PartArguments(freeze=True)})
+
+
+# ---- collation
+
+
+def test_rows_keep_their_values_under_padding():
+    rows = [RaggedRows(8)[i] for i in range(8)]
+    batch = make_collator()(rows)
+    for place, row in enumerate(rows):
+        for key, tensor in row.items():
+            if key in ("grounding_labels", "row_seed"):
+                continue
+            kept = batch[key][(place, *(slice(size) for size in tensor.shape))]
+            assert torch.equal(kept.nan_to_num(7.0), tensor.nan_to_num(7.0)), key
+    lengths = [len(row["input_ids"]) for row in rows]
+    assert batch["attention_mask"].sum(dim=1).tolist() == lengths
+    assert (batch["input_ids"][0, lengths[0] :] == PAD_TOKEN).all()
+    assert not batch["patch_valid"][1].any() and torch.isnan(batch["query_coords"][1]).all()
+
+
+def test_no_target_stays_the_last_column():
+    labels = torch.tensor([[0, 1, 0], [0, 0, 1]])
+    assert widen_grounding_labels(labels, 4).tolist() == [[0, 1, 0, 0, 0], [0, 0, 0, 0, 1]]
+
+
+def test_rows_of_two_processors_are_refused():
+    rows = [make_row(1, 2, 1, ["text"]), make_row(2, 3, 1, ["text"])]
+    rows[1]["pixel_values"] = torch.zeros(3, 3, 24, 24)
+    with pytest.raises(ValueError, match=r"rows: expected tensors of shape \(..., 3, 20, 20\).*in row 1; prepare all"):
+        make_collator()(rows)
+    rows = [make_row(1, 2, 1, ["text"]) | {"pixels": torch.zeros(1)}]
+    with pytest.raises(ValueError, match=r"rows: expected the processor's keys .*got \['pixels'\] as well"):
+        make_collator()(rows)
+
+
+@pytest.mark.parametrize(("views", "ratio", "hidden"), [(8, 0.25, 2), (6, 0.25, 2), (32, 0.25, 8), (3, 0.0, 0)])
+def test_hidden_views_are_counted_as_published(views, ratio, hidden):
+    chosen = propose_hidden_views(torch.ones(views, dtype=torch.bool), ratio, row_seed=3)
+    assert int(chosen.sum()) == hidden == views - int(views * (1 - ratio))
+    assert torch.equal(chosen, propose_hidden_views(torch.ones(views, dtype=torch.bool), ratio, row_seed=3))
+
+
+def test_views_without_depth_are_never_hidden():
+    may_hide = torch.tensor([True, False, True, True, False])
+    for seed in range(20):
+        assert not (propose_hidden_views(may_hide, 0.5, seed) & ~may_hide).any()
+    batch = make_collator(ratio=0.9)([make_row(1, 3, 1, ["text"], depth=False), make_row(2, 3, 1, ["text"])])
+    assert not batch["bool_masked_views"][0].any() and batch["bool_masked_views"][1].any()
+
+
+def test_the_gate_opens_in_steps_divisible_by_the_period():
+    opened = []
+    for step in range(9):
+        batch = {"bool_masked_views": torch.ones(2, 3, dtype=torch.bool)}
+        open_view_gate(batch, step, period=4)
+        opened.append(bool(batch["bool_masked_views"].any()))
+    assert [step for step, is_open in enumerate(opened) if is_open] == [0, 4, 8]
+
+
+@pytest.mark.parametrize("on_grounding_rows", [True, False])
+def test_the_trainer_counts_what_the_model_counts(on_grounding_rows):
+    model = make_model(reconstruct_on_grounding_rows=on_grounding_rows).train()
+    batch = make_collator()([RaggedRows(8)[i] for i in range(8)])
+    counts = count_losses(batch, model.config)
+    assert torch.equal(model(**batch).loss_counts, counts)
+    assert (counts > 0).all()
+
+
+# ---- rows
+
+
+@pytest.fixture(scope="module")
+def rooms(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rooms")
+    build_scenes(folder, num_train=5, num_val=1, num_views=4, seed=3, workers=1)
+    return folder
+
+
+def make_rows(rooms, **changes) -> SceneRows:
+    annotations = group_by_scene(load_annotations(rooms / "annotations" / "train.jsonl"))
+    settings = {"epochs": 2, "questions_per_row": 6, "seed": 11} | changes
+    paths = sorted((rooms / "train").iterdir())
+    return SceneRows(paths, annotations, make_tiny_processor(), read_rgbd_folder, make_proposals, **settings)
+
+
+def test_rows_follow_from_seed_epoch_and_scene(rooms):
+    rows, again = make_rows(rooms), make_rows(rooms)
+    assert len(rows) == 10
+    for index in (0, 7):
+        first, second = rows[index], again[index]
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key].nan_to_num(7.0), second[key].nan_to_num(7.0)) for key in first)
+    seeds = [int(rows[i]["row_seed"]) for i in range(10)]
+    assert len(set(seeds)) == 10
+    assert seeds[0] != int(make_rows(rooms, seed=12)[0]["row_seed"])
+
+
+def test_every_epoch_visits_every_scene_in_its_own_order():
+    first, second = order_rows(50, seed=1, epoch=0), order_rows(50, seed=1, epoch=1)
+    assert sorted(first) == sorted(second) == list(range(50))
+    assert not np.array_equal(first, second)
+
+
+def test_row_seeds_fit_a_generator():
+    seeds = [get_row_seed(0, epoch, f"scene-{i}") for epoch in range(3) for i in range(100)]
+    assert len(set(seeds)) == 300 and all(0 <= seed < 2**60 for seed in seeds)
+    torch.Generator().manual_seed(max(seeds))
+
+
+def test_blind_rows_hold_words_only(rooms):
+    row = make_rows(rooms, blind=True)[0]
+    assert row["pixel_values"].shape[0] == 1 and row["pixel_values"].unique().numel() == 1
+    assert not {"patch_coords", "proposal_boxes", "bev_pixel_values", "grounding_labels"} & row.keys()
+    if "query_coords" in row:
+        assert not row["query_coords"].nan_to_num().any()
+
+
+def test_scenes_without_questions_are_rows_too(rooms):
+    rows = make_rows(rooms)
+    rows.annotations = {}
+    row = rows[0]
+    assert set(row["segment_ids"].tolist()) == {0}
+    assert "shift_labels" not in row and "bev_pixel_values" in row
+
+
+# ---- checkpoints
+
+
+def make_checkpoint(folder: Path, step: int, complete: bool) -> Path:
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(b"12345678")
+    if complete:
+        (checkpoint / COMPLETE_MARK).write_text(json.dumps({"model.safetensors": 8}))
+    return checkpoint
+
+
+def test_a_torn_checkpoint_is_never_resumed_from(tmp_path):
+    whole = make_checkpoint(tmp_path, 20, complete=True)
+    unmarked = make_checkpoint(tmp_path, 100, complete=False)
+    shortened = make_checkpoint(tmp_path, 40, complete=True)
+    (shortened / "model.safetensors").write_bytes(b"1234")
+    assert is_complete(whole) and not is_complete(unmarked) and not is_complete(shortened)
+    assert find_checkpoint(tmp_path) == whole
+    assert not unmarked.exists() and not shortened.exists()
+    assert find_checkpoint(tmp_path / "nothing") is None
