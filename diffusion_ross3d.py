@@ -21,6 +21,7 @@ Sources: squared-cosine schedule of Improved DDPM (arXiv 2102.09672), v-predicti
 
 import math
 from collections.abc import Callable
+from itertools import accumulate
 
 import torch
 
@@ -54,8 +55,9 @@ def space_timesteps(num_train_timesteps: int, num_inference_steps: int) -> list[
         )
     if num_inference_steps == 1:
         return [num_train_timesteps - 1]
+    # Summed rather than multiplied, as the release does: the rounding of halves depends on it.
     stride = (num_train_timesteps - 1) / (num_inference_steps - 1)
-    return [round(index * stride) for index in range(num_inference_steps)]
+    return [round(place) for place in accumulate([0.0] + [stride] * (num_inference_steps - 1))]
 
 
 def respace_betas(alphas_cumprod: torch.Tensor, timesteps: list[int]) -> torch.Tensor:

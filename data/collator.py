@@ -82,16 +82,21 @@ def widen_grounding_labels(labels: torch.Tensor, num_proposals: int) -> torch.Te
 
 
 def propose_hidden_views(may_hide: torch.Tensor, ratio: float, row_seed: int) -> torch.Tensor:
-    """Which views (V,) bool of a row to hide: all but `int(V * (1 - ratio))` of them, drawn from `row_seed`.
+    """Which views (V,) bool of a row to hide, drawn from `row_seed` by the published rule of `choose_hidden_views`.
 
-    Published rule: the views with the largest of V uniform numbers are hidden. Views that may not be hidden (no
-    depth: nothing says where they look) do not count.
+    Views that may not be hidden (no depth: nothing says where they look) do not count.
     """
     candidates = may_hide.nonzero()[:, 0]
-    num_kept = int(len(candidates) * (1 - ratio))
     numbers = torch.rand(len(candidates), generator=torch.Generator().manual_seed(row_seed))
     hidden = torch.zeros_like(may_hide)
-    hidden[candidates[numbers.argsort()[num_kept:]]] = True
+    hidden[candidates] = choose_hidden_views(numbers, ratio)
+    return hidden
+
+
+def choose_hidden_views(numbers: torch.Tensor, ratio: float) -> torch.Tensor:
+    """Which of V views (bool) to hide, given a uniform number (V,) each: `int(V * (1 - ratio))` smallest are kept."""
+    hidden = torch.ones(len(numbers), dtype=torch.bool)
+    hidden[numbers.argsort()[: int(len(numbers) * (1 - ratio))]] = False
     return hidden
 
 

@@ -5,6 +5,10 @@
 """
 
 import re
+from math import isqrt
+
+import torch
+from torch.nn import functional as F
 
 
 KEY_TABLE: tuple[tuple[str, str], ...] = (
@@ -74,3 +78,43 @@ def to_ours(name: str) -> str | None:
 def to_published(name: str) -> str | None:
     """The published name of one of our keys, or None when the release has no such weight."""
     return next((new for source, target in KEY_TABLE if (new := rename(name, target, source)) is not None), None)
+
+
+# A denoiser of the 2D model Ross has one branch; ours has two. Its own names are the published ones without a branch.
+INVERSE_PROJECTOR = "model.mm_inv_projector.net."
+
+
+def adapt_denoiser_file(
+    state_dict: dict[str, torch.Tensor], view_grid_size: int, bev_grid_size: int
+) -> dict[str, torch.Tensor]:
+    """Weights of a 2D-pretrained denoiser file (`mm_inv_projector.bin`) under our names, for both branches.
+
+    Its position table is resized bilinearly to the grids of the views and of the bird's-eye picture; its picture
+    embedding and condition embedding are copied to both branches. A condition embedding of another build has no
+    place in ours and is left out, as the release leaves it out; load the result with `strict=False`.
+
+    Args:
+        state_dict: published names, with or without the leading `model.mm_inv_projector.`.
+        view_grid_size, bev_grid_size (`int`): tokens along a side of a view and of the bird's-eye picture.
+    """
+    adapted = {}
+    for name, tensor in state_dict.items():
+        short = name.rpartition("mm_inv_projector.")[2].removeprefix("net.")
+        stem, _, rest = short.partition(".")
+        if short == "pos_embed":
+            for branch, grid_size in (("view", view_grid_size), ("bev", bev_grid_size)):
+                key = to_ours(f"{INVERSE_PROJECTOR}pos_embed_{branch}")
+                adapted[key] = resize_position_table(tensor, grid_size)
+        else:
+            branches = ("_view", "_bev") if stem in ("x_embedder", "z_embedder") else ("",)
+            keys = (to_ours(f"{INVERSE_PROJECTOR}{stem}{branch}.{rest}") for branch in branches)
+            adapted |= {key: tensor for key in keys if key is not None}
+    return adapted
+
+
+def resize_position_table(table: torch.Tensor, grid_size: int) -> torch.Tensor:
+    """A position table (1, g * g, C) -> (1, grid_size * grid_size, C), bilinear, corners not aligned."""
+    side = isqrt(table.shape[1])
+    grid = table.transpose(1, 2).unflatten(2, (side, side))
+    grid = F.interpolate(grid, size=(grid_size, grid_size), mode="bilinear", align_corners=False)
+    return grid.flatten(2).transpose(1, 2)
