@@ -52,8 +52,8 @@ def test_command_line_goes_over_the_file(config_file):
         (["--seed"], "command line: expected pairs `--key value`.*give every key a value"),
         (["seed", "3"], "command line: expected a flag such as --data.limit, got 'seed'; begin it with `--`"),
         (
-            ["--seed", "3"],
-            "command line: expected a key of one section, got `seed`, which is in .*write --section.key",
+            ["--sed", "3"],
+            "command line: expected a key of one section, got `sed`, which is in none; write --section.key",
         ),
         (["--trainer.learning_rate", "1e-5"], "expected a number, got the text '1e-5'; write it as 1.0e-5, not 1e-5"),
     ],
