@@ -1,20 +1,24 @@
 """Tasks: what is asked, read and scored; the records on disk; reconstruction with its controls."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoProcessor
 
 from ross3d.data.annotations import Annotation, load_annotations, save_annotations
-from ross3d.data.dataset import SceneRows
+from ross3d.data.dataset import SceneRows, get_row_seed
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.scenes.questions import QUESTION_TYPES as BUILT_TYPES
+from ross3d.scenes.questions import make_proposals
 from ross3d.tasks import reconstruction, rooms
 from ross3d.tasks.answering import BLIND_PICTURE, make_grounding_record
 from ross3d.tasks.records import RecordStore, format_lines, read_whole_lines
-from ross3d.tasks.task import EvalSettings, limit_scenes
-from ross3d.tests.tiny import get_rooms
+from ross3d.tasks.task import EvalContext, EvalSettings, limit_scenes
+from ross3d.tests.tiny import get_checkpoint, get_rooms
 
 
 BOX = [0.0, 0.0, 0.5, 1.0, 1.0, 1.0]
@@ -242,3 +246,67 @@ def test_built_questions_load_scene_by_scene():
     assert len({item.scene_id for item in items}) == 2
     everything = load_annotations(get_rooms() / "annotations" / "val.jsonl")
     assert items == everything[: len(items)] and json.dumps(rooms.get_prompt(items[0]))
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory) -> EvalContext:
+    model = Ross3DForConditionalGeneration.from_pretrained(get_checkpoint()).eval()
+    model.attach_teacher(get_checkpoint() / "teacher")
+    return EvalContext(
+        model=model,
+        processor=AutoProcessor.from_pretrained(get_checkpoint(), trust_remote_code=True),
+        device=torch.device("cpu"),
+        data_dir=get_rooms(),
+        output_dir=tmp_path_factory.mktemp("out"),
+        read_scene=read_rgbd_folder,
+        make_proposals=make_proposals,
+        get_seed=lambda seed, purpose: get_row_seed(seed, 0, purpose),
+        settings=EvalSettings(num_samples=2, num_inference_steps=2),
+    )
+
+
+@torch.no_grad()
+def test_controls_see_what_they_should_and_nothing_else(context):
+    scene, other = context.load_scene("val-000000"), context.load_scene("val-000001")
+    inputs, targets = reconstruction.prepare_scene(context, scene, [1])
+    other_inputs, _ = reconstruction.prepare_scene(context, other, [0])
+    states = reconstruction.get_control_states(context.model, inputs, other_inputs, targets.hidden)
+    same = reconstruction.get_control_states(context.model, inputs, inputs, targets.hidden)
+    assert torch.equal(same["other_scene"].states, states["mean_of_samples"].states)
+    assert not torch.allclose(states["other_scene"].states, states["mean_of_samples"].states)
+    for control in states.values():
+        assert torch.equal(control.positions, states["mean_of_samples"].positions)
+        assert torch.equal(control.visible, inputs["view_mask"] & ~targets.hidden)
+    # Other pictures at the same positions: only the states that may depend on pictures change.
+    inputs["pixel_values"] = -inputs["pixel_values"]
+    inverted = reconstruction.get_control_states(context.model, inputs, other_inputs, targets.hidden)
+    assert torch.equal(inverted["positions_only"].states, states["positions_only"].states)
+    assert not torch.allclose(inverted["mean_of_samples"].states, states["mean_of_samples"].states)
+
+
+@torch.no_grad()
+def test_a_hidden_view_does_not_leak_into_what_rebuilds_it(context):
+    inputs, targets = reconstruction.prepare_scene(context, context.load_scene("val-000000"), [2])
+    states = reconstruction.get_scene_states(context.model, inputs, targets.hidden)
+    inputs["pixel_values"][0, 2] = 0.7
+    assert torch.equal(reconstruction.get_scene_states(context.model, inputs, targets.hidden).states, states.states)
+
+
+def test_a_scene_is_scored_alike_wherever_it_is_answered(context):
+    item = reconstruction.load_items(get_rooms(), context.settings)[1]
+    (record,) = reconstruction.answer(context, [item])
+    torch.manual_seed(123)
+    assert reconstruction.answer(context, [item]) == [record]
+    assert set(record["bev"]) == {"object", "rest"} and record["num_pixels"]["object"] > 0
+    assert set(record["views"][0]["psnr"]) == set(reconstruction.PREDICTORS)
+
+
+def test_a_scene_without_a_picture_from_above_is_scored_on_its_views(context):
+    blank = replace(context, read_scene=lambda path: remove_bev(read_rgbd_folder(path)), cache={})
+    (record,) = reconstruction.answer(blank, [reconstruction.load_items(get_rooms(), context.settings)[0]])
+    assert record["bev"] == {} and record["views"] and "bev_object" not in reconstruction.score([record] * 2)
+
+
+def remove_bev(scene):
+    scene.bev_image = scene.bev_valid = scene.bev_bounds = None
+    return scene
