@@ -145,7 +145,10 @@ class Ross3DDenoiserConfig(PreTrainedConfig):
             fits = value > 0 and self.hidden_size % value == 0
             check_choice(f"denoiser_config.{heads}", value, fits, f"a divisor of hidden_size {self.hidden_size}")
         check_choice(
-            "denoiser_config.hidden_size", self.hidden_size, self.hidden_size % 4 == 0, "a multiple of 4 (2D sinusoids)"
+            "denoiser_config.hidden_size",
+            self.hidden_size,
+            self.hidden_size % 4 == 0,
+            "a multiple of 4 (2D sinusoids)",
         )
         even = self.frequency_embedding_size > 0 and self.frequency_embedding_size % 2 == 0
         check_choice("denoiser_config.frequency_embedding_size", self.frequency_embedding_size, even, "an even number")
@@ -270,8 +273,12 @@ class Ross3DConfig(PreTrainedConfig):
             value = getattr(self, name)
             check_choice(name, value, len(value) == 3, "three numbers")
         ordered = all(low < high for low, high in zip(self.scene_bounds_min, self.scene_bounds_max, strict=True))
-        check_choice("scene_bounds_min", self.scene_bounds_min, ordered, f"less than scene_bounds_max on every axis"
-                     f" {tuple(self.scene_bounds_max)}")
+        check_choice(
+            "scene_bounds_min",
+            self.scene_bounds_min,
+            ordered,
+            f"less than scene_bounds_max on every axis {tuple(self.scene_bounds_max)}",
+        )
         check_choice("voxel_size", self.voxel_size, self.voxel_size > 0, "metres above 0")
         check_choice("view_mask_ratio", self.view_mask_ratio, 0 <= self.view_mask_ratio < 1, "a share in [0, 1)")
         check_choice("view_mask_period", self.view_mask_period, self.view_mask_period >= 1, "a number of steps >= 1")

@@ -189,6 +189,7 @@ class Ross3DProjector(nn.Module):
         self.linear_1 = nn.Linear(config.vision_config.hidden_size, config.text_config.hidden_size)
         self.act = ACT2FN[config.projector_hidden_act]
         self.linear_2 = nn.Linear(config.text_config.hidden_size, config.text_config.hidden_size)
+        # CODEPATH: published checkpoints have no norm here; models trained from scratch (configs/tiny.yaml) have one.
         self.norm = nn.LayerNorm(config.text_config.hidden_size) if config.projector_norm == "layer_norm" else None
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
@@ -329,6 +330,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         Zero where `valid` (...) is False, and everywhere with `position_embedding="none"`.
         """
         width = self.config.text_config.hidden_size
+        # CODEPATH: "sin3d" in published checkpoints; "none" in ablations that drop positions.
         if self.config.position_embedding == "none":
             return coords.new_zeros(*coords.shape[:-1], width)
         bounds_min = torch.tensor(self.config.scene_bounds_min, dtype=torch.float32, device=coords.device)
@@ -362,7 +364,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
     ) -> torch.Tensor:
         """Which positions (B, L) hold visual tokens; checked row by row against the number of real views."""
         if input_ids is None:
-            image_token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
             mask = (inputs_embeds == self.get_input_embeddings()(image_token)).all(dim=-1)
         else:
             mask = input_ids == self.config.image_token_id
@@ -592,8 +594,10 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = Ross3DModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        # CODEPATH: published checkpoints ground; models of the systems without proposals do not.
         self.grounding_head = Ross3DGroundingHead(config) if config.grounding else None
         self.reconstruction_head = None
+        # CODEPATH: published checkpoints carry the denoiser; exports for inference alone may leave it out.
         if config.denoiser_config is not None:
             self.reconstruction_head = Ross3DReconstructionHead(
                 config.denoiser_config, config.text_config.hidden_size, config.view_grid_size
@@ -704,6 +708,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
     def get_loss_rows(self, view_mask, bool_masked_views, grounding_labels) -> tuple[torch.Tensor | None, ...]:
         """Which views to hide (B, V) and which rows (B,) may carry reconstruction losses."""
         allowed = None
+        # CODEPATH: published checkpoints rebuild nothing on grounding rows; models trained on mixed rows do.
         if grounding_labels is not None and not self.config.reconstruct_on_grounding_rows:
             allowed = ~(grounding_labels > 0).flatten(1).any(dim=1)
         if bool_masked_views is not None:
@@ -814,6 +819,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         scene, view = hidden.nonzero(as_tuple=True)
         slot = hidden.cumsum(dim=1)[scene, view] - 1
         queries = None
+        # CODEPATH: "pooled" in published checkpoints, "per_view" in new ones.
         if self.config.denoiser_config.condition == "per_view" and scene_states.positions is not None:
             positions = scene_states.positions
             queries = positions.new_zeros(len(hidden), int(hidden.sum(dim=1).max()), *positions.shape[2:])
@@ -827,6 +833,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         `bev_bounds` (B, 4) are the picture's edges in metres (x_min, y_min, x_max, y_max).
         """
         queries = None
+        # CODEPATH: "pooled" in published checkpoints, "per_view" in new ones.
         if self.config.denoiser_config.condition == "per_view" and bev_bounds is not None:
             size = self.config.denoiser_config.bev_grid_size
             share = (torch.arange(size, device=bev_bounds.device, dtype=torch.float32) + 0.5) / size
@@ -897,6 +904,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         )
         grid, config = head.get_grid_size(branch), self.config.denoiser_config
         queries = None
+        # CODEPATH: "pooled" in published checkpoints, "per_view" in new ones.
         if config.condition == "per_view":
             queries = one.states.new_zeros(1, 1, grid**2, one.states.shape[-1])
             if one.positions is None:
@@ -1022,7 +1030,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             features, mask = self.get_proposal_features(
                 outputs.patch_features, proposal_boxes, proposal_mask, proposal_patches
             )
-            if self.training or bool((input_ids == self.config.ground_token_id).any()):
+            has_slots = (input_ids == self.config.ground_token_id).any()
+            if self.training or bool(has_slots):
                 num_questions = 1 if grounding_labels is None else grounding_labels.shape[1]
                 scores, asked = self.compute_grounding_scores(
                     hidden_states, input_ids, segment_ids, features, mask, num_questions

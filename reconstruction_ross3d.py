@@ -27,6 +27,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_ross3d import Ross3DDenoiserConfig
 from .diffusion_ross3d import add_noise, get_alphas_cumprod, get_cosine_betas, get_target, sample_latents
@@ -258,7 +259,7 @@ def modulate(hidden_states: torch.Tensor, shift: torch.Tensor, scale: torch.Tens
     return normed * (1 + scale) + shift
 
 
-class Ross3DDenoiserBlock(nn.Module):
+class Ross3DDenoiserBlock(GradientCheckpointingLayer):
     """Transformer block whose norms and residual gates are set, token by token, by the condition."""
 
     def __init__(self, config: Ross3DDenoiserConfig):
