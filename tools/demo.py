@@ -1,0 +1,113 @@
+"""From nothing to a trained, evaluated, visible Ross3D: what `make demo` runs.
+
+    python -m ross3d.tools.demo [--config configs/tiny.yaml] [--output outputs/demo] [--train-scenes N]
+        [--val-scenes N]
+
+Builds rooms, trains the model and, beside it, a blind one (same architecture and steps, words only), evaluates both
+on held-out rooms and writes the page. A demo that was cut off goes on where it was.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.report.run import write_run_page
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class Stage:
+    """Commands that run side by side, each on its own share of the cores."""
+
+    name: str
+    budget_seconds: int
+    commands: list[list[str]]
+    threads: list[int]
+
+
+def plan(arguments: argparse.Namespace) -> list[Stage]:
+    """The stages of a demo, with the seconds each may take on two idle cores."""
+    python, output = sys.executable, arguments.output
+    scenes, model, blind_model = output / "scenes", output / "model", output / "blind_model"
+    common = [python, str(ROOT / "train.py"), arguments.config, "--data.root", str(scenes)]
+    evaluate = [python, str(ROOT / "eval.py"), "--data", str(scenes), "--report", "false"]
+    build = [python, "-m", "ross3d.scenes.build", "--output", str(scenes), "--train", str(arguments.train_scenes)]
+    return [
+        Stage("build rooms", 60, [[*build, "--val", str(arguments.val_scenes)]], [1]),
+        Stage("train", 400, [[*common, "--trainer.output_dir", str(model)]], [2]),
+        Stage(
+            "train blind",
+            60,
+            [[*common, "--trainer.output_dir", str(blind_model), "--data.blind", "true"]],
+            [2],
+        ),
+        Stage(
+            "evaluate",
+            70,
+            [
+                [*evaluate, "--model", str(model), "--task", "rooms,reconstruction", "--output", str(output)],
+                [
+                    *[*evaluate, "--model", str(blind_model), "--task", "rooms", "--blind", "true"],
+                    *["--output", str(output / "blind")],
+                ],
+            ],
+            [1, 1],
+        ),
+    ]
+
+
+def run_stage(stage: Stage) -> float:
+    """Run a stage's commands to their end; seconds it took.
+
+    Raises:
+        SystemExit: when a command fails, with what to run to see it again.
+    """
+    print(f"== {stage.name} (budget {stage.budget_seconds} s on two idle cores)", flush=True)
+    started = time.monotonic()
+    running = []
+    for command, threads in zip(stage.commands, stage.threads, strict=True):
+        running.append(subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": str(threads)}))
+    for process, command in zip(running, stage.commands, strict=True):
+        if process.wait() != 0:
+            raise SystemExit(f"{stage.name} failed; see it alone with:\n  {' '.join(map(str, command))}")
+    seconds = time.monotonic() - started
+    print(f"== {stage.name}: {seconds:.0f} s of {stage.budget_seconds} s", flush=True)
+    return seconds
+
+
+def format_scores(metrics: dict, blind: dict) -> str:
+    """The headline table: score, best baseline and number of questions by type."""
+    scores, known = metrics["scores"]["rooms"], metrics["baselines"]["rooms"]
+    return json.dumps({"model": scores, "blind": blind["scores"]["rooms"], "baselines": known}, indent=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/tiny.yaml")
+    parser.add_argument("--output", type=Path, default=Path("outputs/demo"))
+    parser.add_argument("--train-scenes", type=int, default=3000)
+    parser.add_argument("--val-scenes", type=int, default=300)
+    arguments = parser.parse_args()
+    arguments.output = arguments.output.resolve()
+    seconds = {stage.name: run_stage(stage) for stage in plan(arguments)}
+    page = write_run_page(arguments.output, read_rgbd_folder)
+    metrics, blind = (
+        json.loads((folder / "metrics.json").read_text()) for folder in (arguments.output, arguments.output / "blind")
+    )
+    print(format_scores(metrics, blind))
+    print("seconds:", json.dumps({name: round(value) for name, value in seconds.items()}))
+    print(f"metrics      {arguments.output / 'metrics.json'}")
+    print(f"predictions  {arguments.output / 'predictions.jsonl'}")
+    print(f"report       {page}")
+
+
+if __name__ == "__main__":
+    main()
