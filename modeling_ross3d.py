@@ -207,7 +207,9 @@ class Ross3DGroundingMLP(nn.Module):
         self.linear_2 = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        return F.normalize(self.linear_2(self.norm(F.relu(self.linear_1(states)))), dim=-1)
+        states = self.linear_2(self.norm(F.relu(self.linear_1(states))))
+        # In float32: in float16 the guard against a zero vector is zero itself.
+        return F.normalize(states.float(), dim=-1).to(states.dtype)
 
 
 class Ross3DGroundingHead(nn.Module):
