@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,10 @@ footer { color: var(--soft); font-size: 12.5px; padding: 6px 0 40px; }
 """.strip()
 
 
+# Characters that no page may hold, though a model may say them.
+FORBIDDEN = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\ud800-\\udfff\\ufffe\\uffff]")
+
+
 @dataclass(frozen=True)
 class Markup:
     """A string that is HTML already; everything else is escaped."""
@@ -68,7 +73,11 @@ class Markup:
 
 def render(value) -> str:
     """HTML of a value: markup as it is, anything else escaped."""
-    return value.text if isinstance(value, Markup) else html.escape(str(value))
+    return value.text if isinstance(value, Markup) else escape_text(str(value))
+
+
+def escape_text(text: str) -> str:
+    return html.escape(FORBIDDEN.sub("\ufffd", text), quote=True)
 
 
 def join(parts: Iterable) -> Markup:
@@ -78,12 +87,12 @@ def join(parts: Iterable) -> Markup:
 def element(tag: str, *children, **attributes) -> Markup:
     """`<tag attributes>children</tag>`; `class_` stands for class, None leaves an attribute out."""
     named = ((name.rstrip("_").replace("_", "-"), value) for name, value in attributes.items() if value is not None)
-    opened = "".join(f' {name}="{html.escape(str(value), quote=True)}"' for name, value in named)
+    opened = "".join(f' {name}="{escape_text(str(value))}"' for name, value in named)
     return Markup(f"<{tag}{opened}>{join(children)}</{tag}>")
 
 
 def make_page(title: str, lead: str, facts: Sequence[tuple[str, str]], sections: Sequence[Markup]) -> str:
-    """A whole document: a header with the title, a sentence and a few figures, then the sections."""
+    """A whole document, HTML that is XML too: a header with the title, a sentence and figures, then the sections."""
     boxes = [element("div", element("b", value), element("span", name), class_="fact") for name, value in facts]
     header = element(
         "header",
@@ -93,8 +102,8 @@ def make_page(title: str, lead: str, facts: Sequence[tuple[str, str]], sections:
     )
     body = element("main", *sections, element("footer", "Written by ross3d. One file, no external assets."))
     return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>\n{STYLE}\n</style>\n</head>\n'
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n<title>{escape_text(title)}</title>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"/>\n<style>\n{STYLE}\n</style>\n</head>\n'
         f"<body>\n{header}\n{body}\n</body>\n</html>\n"
     )
 
@@ -169,7 +178,7 @@ def make_figure(picture: np.ndarray | Path, caption="", width: int = 150, hidden
     image = element(
         "img", src=encode_data_uri(data), width=width, alt=str(caption) or "picture", class_="pixels", loading="lazy"
     )
-    image = Markup(image.text.removesuffix("</img>"))
+    image = Markup(image.text.removesuffix("></img>") + "/>")
     captions = [element("figcaption", caption)] if str(caption) else []
     return element("figure", image, *captions, class_="hidden" if hidden else None, style=f"width:{width}px")
 

@@ -4,8 +4,9 @@ import io
 import json
 import re
 import sys
-from html.parser import HTMLParser
+from collections import Counter
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -22,33 +23,15 @@ from ross3d.tests.tiny import get_rooms
 from ross3d.tools import view
 
 
-VOID_TAGS = {"meta", "img"}
-
-
-class PageReader(HTMLParser):
-    """Checks that tags close in order, and collects what a page would load."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.loads, self.tags = [], [], []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.loads += [value for name, value in attributes if name in {"src", "href", "xlink:href", "srcset"}]
-        if tag not in VOID_TAGS:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open.pop() == tag, tag
-
-
-def check_page(page: str) -> PageReader:
-    reader = PageReader()
-    reader.feed(page)
-    assert not reader.open
-    assert all(value.startswith("data:image/png;base64,") for value in reader.loads)
-    assert not {"script", "link", "iframe"} & set(reader.tags) and "@import" not in page and "url(" not in page
-    return reader
+def check_page(page: str) -> Counter:
+    """Refuse a page that is not well formed or would load something; returns how often each tag occurs."""
+    tree = ElementTree.fromstring(page.removeprefix("<!doctype html>\n"))
+    tags = Counter(node.tag for node in tree.iter())
+    for node in tree.iter():
+        for name in {"src", "href", "srcset"} & set(node.attrib):
+            assert node.attrib[name].startswith("data:image/png;base64,"), node.attrib[name][:80]
+    assert not {"script", "link", "iframe"} & set(tags) and "@import" not in page and "url(" not in page
+    return tags
 
 
 def write_run(folder: Path, **changes) -> Path:
@@ -86,6 +69,11 @@ def test_text_is_escaped_and_markup_is_not():
     )
     assert render(make_section("<h>", element("b", "x"))).startswith("<section><h2>&lt;h&gt;</h2><b>x</b>")
     check_page(make_page("<t>", "lead", [("name", "1")], [make_table(["<a>"], [["</td>"]], numeric=[0])]))
+
+
+def test_characters_that_no_page_may_hold_are_replaced():
+    page = make_page("\x00", "\ud800 \x1b[0m", [], [element("p", "\x0f\ufffe\tfine", title="\x01")])
+    assert "\ufffd\ufffd\tfine" in page and check_page(page)["p"] == 2 and page.encode("utf-8")
 
 
 def test_long_answers_are_clipped():
@@ -174,7 +162,7 @@ def test_the_view_tool_tells_scenes_from_runs(tmp_path, monkeypatch):
     page = view.main([str(get_rooms() / "val" / "val-000001")])
     assert page == Path("val-000001.html")
     text = page.read_text(encoding="utf-8")
-    assert check_page(text).tags.count("polygon") == 6 and "frame-000005" in text and "Boxes, by number" in text
+    assert check_page(text)["polygon"] == 6 and "frame-000005" in text and "Boxes, by number" in text
     (tmp_path / "run").mkdir()
     assert view.main([str(write_run(tmp_path / "run"))]) == tmp_path / "run" / "report.html"
 
