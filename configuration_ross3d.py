@@ -195,7 +195,14 @@ class Ross3DConfig(PreTrainedConfig):
     """
 
     model_type = "ross3d"
-    keys_to_ignore_at_inference = ["past_key_values", "lm_loss", "view_loss", "bev_loss", "grounding_loss"]
+    keys_to_ignore_at_inference = [
+        "past_key_values",
+        "lm_loss",
+        "view_loss",
+        "bev_loss",
+        "grounding_loss",
+        "loss_counts",
+    ]
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(
             config_class=AutoConfig,
