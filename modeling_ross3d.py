@@ -483,6 +483,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
+            return_dict=True,
             **kwargs,
         )
         if pixel_values is not None:
@@ -606,6 +607,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             )
         if not getattr(config, "auto_map", None):
             config.auto_map = dict(AUTO_MAP)
+        # Their vectors mean places of a scene: an answer never holds them.
+        self.generation_config.suppress_tokens = [config.image_token_id, config.coord_token_id]
         # Held in a tuple: the teacher is equipment, no sub-module, and never in a checkpoint of this model.
         self._teacher = ()
         self.post_init()
@@ -1009,6 +1012,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             patch_valid=patch_valid,
             bool_masked_views=hidden_views,
             query_coords=query_coords,
+            return_dict=True,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
@@ -1135,9 +1139,11 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 loss = loss + getattr(self.config, f"{name}_weight") * losses[name]
         return losses, loss, counts
 
-    def prepare_inputs_for_generation(self, input_ids, *args, is_first_iteration: bool = False, **kwargs):
+    def prepare_inputs_for_generation(
+        self, input_ids, *args, inputs_embeds=None, is_first_iteration: bool = False, **kwargs
+    ):
         model_inputs = super().prepare_inputs_for_generation(
-            input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
+            input_ids, *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         if not is_first_iteration and model_inputs.get("use_cache", True):
             for key in SCENE_KEYS:
@@ -1257,6 +1263,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
             past_key_values=DynamicCache(config=self.config.text_config),
             use_cache=True,
+            return_dict=True,
             **scene_inputs,
         )
         features, features_mask = None, None
@@ -1323,6 +1330,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 attention_mask=mask,
                 segment_ids=segment_ids,
                 query_coords=query_coords,
+                return_dict=True,
                 **scene_inputs,
             )
             features, features_mask = self.get_proposal_features(
@@ -1341,6 +1349,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 position_ids=positions,
                 past_key_values=scene.get_questions_cache(index),
                 query_coords=query_coords,
+                return_dict=True,
             )
         scores, asked = self.compute_grounding_scores(
             outputs.last_hidden_state, input_ids, segment_ids, features, features_mask
@@ -1400,6 +1409,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             pixel_values=pixel_values,
             view_mask=view_mask,
             bool_masked_views=bool_masked_views,
+            return_dict=True,
             **{name: inputs[name] for name in names if inputs.get(name) is not None},
         )
         scene_states = SceneStates(outputs.visual_states, view_mask & ~bool_masked_views, outputs.visual_positions)
