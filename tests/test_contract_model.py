@@ -1,0 +1,870 @@
+"""The checks Transformers makes of its own multimodal generative models, made of this one.
+
+The library's `tests` folder is not installed with it, so its checks are written anew here, each under its name in
+`docs/CONTRACT_TESTS.md`. Everything runs on a model of fifty thousand weights.
+"""
+
+import copy
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import cpu_offload, disk_offload, dispatch_model, infer_auto_device_map
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import Trainer, TrainingArguments
+
+from ross3d.configuration_ross3d import Ross3DConfig, Ross3DDenoiserConfig
+from ross3d.modeling_ross3d import LOSS_NAMES, Ross3DForConditionalGeneration, Ross3DModel
+from ross3d.reconstruction_ross3d import get_sincos_table
+from ross3d.tests.fabricate import (
+    COORD_TOKEN,
+    EOS_TOKEN,
+    GRID,
+    IMAGE_TOKEN,
+    PAD_TOKEN,
+    RaggedRows,
+    make_collator,
+    make_config,
+    make_model,
+    make_row,
+    make_teacher,
+)
+
+
+NAMED_LOSSES = (*LOSS_NAMES, "loss")
+# Same arithmetic in another order: what float32 may differ by, relative to the largest number of a tensor.
+ROUNDING = 2e-6
+
+
+def get_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Largest difference, relative to the largest wanted number; infinities must stand in the same places."""
+    assert found.shape == wanted.shape
+    finite = wanted.isfinite()
+    assert torch.equal(finite, found.isfinite())
+    if not finite.any():
+        return 0.0
+    difference = (found[finite].double() - wanted[finite].double()).abs().max()
+    return float(difference / wanted[finite].double().abs().max().clamp(min=1e-12))
+
+
+def assert_same(found, wanted, tolerance: float = 0.0, names=("logits", "grounding_scores", *NAMED_LOSSES)) -> None:
+    """Outputs hold the same tensors; with no tolerance, bit by bit."""
+    assert found.keys() == wanted.keys()
+    for name in names:
+        if wanted.get(name) is not None:
+            assert get_error(found[name], wanted[name]) <= tolerance, name
+
+
+def run(model, batch, **kwargs):
+    with torch.no_grad():
+        return model(**batch, **kwargs)
+
+
+def select(batch, *names):
+    return {name: batch[name] for name in names if name in batch}
+
+
+SCENE_NAMES = ("pixel_values", "view_mask", "patch_coords", "patch_valid", "query_coords")
+TEXT_NAMES = ("input_ids", "attention_mask", "segment_ids")
+ROW_NAMES = (*TEXT_NAMES, *SCENE_NAMES)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model().eval()
+
+
+@pytest.fixture(scope="module")
+def packed():
+    """Three ragged rows: several questions, no depth, hidden views, bird's-eye pictures, targets of every kind."""
+    return make_collator()([RaggedRows(3)[index] for index in range(3)])
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """One question about one scene, no answer, no targets."""
+    row = make_row(3, 2, 3, ["coord"])
+    end = row["input_ids"].tolist().index(COORD_TOKEN) + 1
+    return select(make_collator(0.0)([row]), *SCENE_NAMES) | {name: row[name][None, :end] for name in TEXT_NAMES}
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved")
+    model.save_pretrained(path)
+    return path
+
+
+def load(path, **kwargs) -> Ross3DForConditionalGeneration:
+    loaded = Ross3DForConditionalGeneration.from_pretrained(path, **kwargs).eval()
+    if loaded.reconstruction_head is not None:
+        loaded.attach_teacher(make_teacher())
+    return loaded
+
+
+# Initialisation
+
+
+def test_initialization_follows_the_config():
+    """With a spread of nothing, every weight outside SigLIP (whose rule has no spread) is exactly 0 or 1."""
+    text = make_config().text_config.to_dict() | {"initializer_range": 1e-9}
+    config = make_config(
+        denoiser={"initializer_range": 1e-9, "position_embedding": "zeros"},
+        text_config=text,
+        initializer_range=1e-9,
+        projector_norm="layer_norm",
+    )
+    for name, weight in Ross3DForConditionalGeneration(config).named_parameters():
+        if "vision_tower" not in name:
+            assert set(weight.detach().round(decimals=6).unique().tolist()) <= {0.0, 1.0}, name
+
+
+def test_initialization_spread_is_that_of_each_part():
+    changed = Ross3DForConditionalGeneration(make_config(denoiser={"initializer_range": 0.5}, initializer_range=0.01))
+    spread = {name: float(weight.detach().std()) for name, weight in changed.named_parameters() if weight.dim() > 1}
+    assert spread["reconstruction_head.view_pooler.k_proj.weight"] == pytest.approx(0.5, rel=0.2)
+    assert spread["reconstruction_head.denoiser.blocks.0.mlp.fc1.weight"] == pytest.approx(0.5, rel=0.2)
+    assert spread["grounding_head.query_mlp.linear_1.weight"] == pytest.approx(0.01, rel=0.2)
+    assert spread["model.multi_modal_projector.linear_1.weight"] == pytest.approx(0.01, rel=0.2)
+    assert spread["model.language_model.layers.0.mlp.up_proj.weight"] == pytest.approx(0.15, rel=0.2)
+
+
+def test_new_denoiser_begins_at_zero():
+    """Modulations and output are zero, position tables are sinusoids, so a new head predicts exactly nothing."""
+    head = Ross3DForConditionalGeneration(make_config()).reconstruction_head
+    zeros = [name for name, weight in head.named_parameters() if not weight.any() and "bias" not in name]
+    assert zeros == [
+        "denoiser.blocks.0.modulation.weight",
+        "denoiser.final_layer.modulation.weight",
+        "denoiser.final_layer.linear.weight",
+    ]
+    assert torch.equal(head.view_embedding.position_embedding, get_sincos_table(GRID, 16))
+    latents, condition = torch.randn(2, 12, GRID, GRID), torch.randn(2, GRID**2, 16)
+    assert not head(latents, torch.tensor([1, 500]), condition, "view").any()
+
+
+def test_all_missing_weights_can_be_initialised():
+    """From an empty file: nothing stays on the meta device or as the allocator left it, buffers are those of a new
+    model, constants equal and drawn weights as widely spread."""
+    config = make_config()
+    fresh = Ross3DForConditionalGeneration(config)
+    loaded = Ross3DForConditionalGeneration.from_pretrained(None, config=copy.deepcopy(config), state_dict={})
+    assert dict(loaded.named_buffers()).keys() == dict(fresh.named_buffers()).keys()
+    for name, buffer in fresh.named_buffers():
+        assert torch.equal(loaded.get_buffer(name), buffer), name
+    for name, wanted in fresh.named_parameters():
+        found = loaded.get_parameter(name).detach()
+        assert found.device.type == "cpu" and found.isfinite().all(), name
+        spread = float(wanted.detach().std())
+        if spread < 1e-5 or "position_embedding" in name and "tower" not in name:
+            assert torch.allclose(found, wanted, atol=1e-4), name
+        else:
+            assert float(found.std()) == pytest.approx(spread, rel=0.6), name
+
+
+def test_a_weight_missing_from_the_file_is_drawn_and_reported(saved, tmp_path, model):
+    weights = load_file(saved / "model.safetensors")
+    dropped = [
+        "grounding_head.no_target",
+        "model.mask_token",
+        "reconstruction_head.denoiser.final_layer.linear.weight",
+    ]
+    rest = {name: weight for name, weight in weights.items() if name not in dropped}
+    loaded, info = Ross3DForConditionalGeneration.from_pretrained(
+        None, config=make_config(), state_dict=rest, output_loading_info=True
+    )
+    assert sorted(info["missing_keys"]) == sorted(dropped)
+    assert float(loaded.grounding_head.no_target.detach().std()) == pytest.approx(0.15, rel=0.5)
+    assert float(loaded.model.mask_token.detach().std()) == pytest.approx(0.15, rel=0.5)
+    assert not loaded.reconstruction_head.denoiser.final_layer.linear.weight.any()
+    for name, weight in rest.items():
+        assert torch.equal(loaded.get_parameter(name), weight), name
+
+
+def test_mismatched_shapes_are_refused_unless_asked_for(saved):
+    other = make_config(denoiser={"hidden_size": 32})
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        Ross3DForConditionalGeneration.from_pretrained(saved, config=other)
+    loaded, info = Ross3DForConditionalGeneration.from_pretrained(
+        saved, config=other, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    mismatched = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
+    assert mismatched and all(name.startswith("reconstruction_head.") for name in mismatched)
+    assert all(weight.isfinite().all() for weight in loaded.parameters())
+
+
+def test_model_can_be_built_on_the_meta_device():
+    with torch.device("meta"):
+        built = Ross3DForConditionalGeneration(make_config())
+    assert all(weight.device.type == "meta" for weight in built.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_from_config_takes_a_dtype(dtype):
+    built = Ross3DForConditionalGeneration._from_config(make_config(), dtype=dtype)
+    assert built.lm_head.weight.dtype == dtype
+    assert all(weight.isfinite().all() for weight in built.parameters())
+
+
+# Saving and loading
+
+
+def test_save_load_is_bit_equal(model, saved, packed):
+    loaded = load(saved)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, weight in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight), name
+    assert_same(run(loaded, packed), run(model, packed))
+
+
+def test_load_reports_no_missing_and_no_unexpected_keys(saved):
+    _, info = Ross3DForConditionalGeneration.from_pretrained(saved, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+
+
+def test_only_safetensors_are_written_and_no_teacher_is_in_them(model, saved):
+    files = {file.name for file in saved.iterdir()}
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pth"))]
+    with safe_open(saved / "model.safetensors", "pt") as file:
+        names, metadata = set(file.keys()), file.metadata()
+    assert names == set(model.state_dict()) and metadata == {"format": "pt"}
+    assert not [name for name in names if "teacher" in name or "decoder" in name or "quant" in name]
+    assert not any("teacher" in name for name, _ in model.named_modules())
+
+
+def test_sharded_files_load(model, packed, tmp_path):
+    model.save_pretrained(tmp_path, max_shard_size="60KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    assert_same(run(load(tmp_path), packed), run(model, packed))
+
+
+def test_base_model_loads_from_the_whole_and_the_whole_from_the_base(model, saved, plain, tmp_path):
+    base, info = Ross3DModel.from_pretrained(saved, output_loading_info=True)
+    assert not info["missing_keys"]
+    wanted = run(model.model, plain).last_hidden_state
+    assert torch.equal(run(base.eval(), plain).last_hidden_state, wanted)
+    base.save_pretrained(tmp_path)
+    whole, info = Ross3DForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert {name.split(".")[0] for name in info["missing_keys"]} == {
+        "lm_head",
+        "grounding_head",
+        "reconstruction_head",
+    }
+    assert torch.equal(run(whole.model.eval(), plain).last_hidden_state, wanted)
+
+
+@pytest.mark.parametrize("where", ["text_config", "config"])
+def test_tied_weights_share_memory_and_are_saved_once(where, plain, tmp_path):
+    changes = {"tie_word_embeddings": True}
+    if where == "text_config":
+        changes = {"text_config": make_config().text_config.to_dict() | {"tie_word_embeddings": True}}
+    tied = make_model(**changes).eval()
+    source = tied.model.language_model.embed_tokens.weight
+    assert tied.lm_head.weight is source
+    tied.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert "lm_head.weight" not in file.keys()
+    loaded, info = Ross3DForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert loaded.lm_head.weight is loaded.model.language_model.embed_tokens.weight
+    assert torch.equal(run(loaded.eval(), plain).logits, run(tied, plain).logits)
+    loaded.resize_token_embeddings(104)
+    assert loaded.lm_head.weight is loaded.model.language_model.embed_tokens.weight
+    assert loaded.lm_head.weight.shape[0] == 104
+
+
+def test_untied_weights_stay_apart(model, saved):
+    loaded = load(saved)
+    assert not torch.equal(loaded.lm_head.weight, loaded.model.language_model.embed_tokens.weight)
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+
+
+def test_non_persistent_buffers_are_filled_after_loading(model, saved):
+    persistent = set(model.state_dict())
+    names = [name for name, _ in model.named_buffers() if name not in persistent]
+    assert [name.split(".")[-1] for name in names] == ["position_ids", "inv_freq", "original_inv_freq"]
+    loaded = load(saved)
+    for name in names:
+        assert torch.equal(loaded.get_buffer(name), model.get_buffer(name)), name
+
+
+def test_deepcopy_and_pickle_are_bit_equal(model, plain):
+    wanted = run(model, plain).logits
+    assert torch.equal(run(copy.deepcopy(model), plain).logits, wanted)
+    assert torch.equal(run(pickle.loads(pickle.dumps(model)), plain).logits, wanted)
+
+
+def test_generation_config_is_saved(model, tmp_path):
+    changed = copy.deepcopy(model)
+    changed.generation_config.max_new_tokens = 7
+    changed.save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    assert loaded.generation_config.to_dict() == changed.generation_config.to_dict()
+    assert loaded.generation_config.eos_token_id == EOS_TOKEN and loaded.generation_config.pad_token_id == PAD_TOKEN
+
+
+# Configuration
+
+
+def test_config_round_trip(saved, tmp_path):
+    config = make_config(denoiser={"condition": "pooled"}, grounding_temperature=0.5, id2label={0: "a"})
+    config.save_pretrained(tmp_path)
+    again = Ross3DConfig.from_pretrained(tmp_path)
+    assert again.to_dict() == config.to_dict() | {"transformers_version": again.transformers_version}
+    assert again.denoiser_config.condition == "pooled" and again.text_config.model_type == "qwen2"
+    assert Ross3DConfig(**config.to_dict()).to_diff_dict() == config.to_diff_dict()
+    assert Ross3DConfig.from_json_file(tmp_path / "config.json").to_dict() == again.to_dict()
+    assert copy.deepcopy(config).to_dict() == config.to_dict()
+
+
+def test_config_defaults_build_and_are_typed():
+    config = Ross3DConfig()
+    assert config.denoiser_config is None and config.tokens_per_view == 14 * 15
+    assert isinstance(Ross3DConfig(denoiser_config={}).denoiser_config, Ross3DDenoiserConfig)
+    assert config.get_text_config() is config.text_config
+    with pytest.raises(Exception, match="voxel_size"):
+        Ross3DConfig(voxel_size="ten centimetres")
+
+
+def test_config_without_heads_builds_without_them(plain, tmp_path):
+    bare = Ross3DForConditionalGeneration(make_config(denoiser_config=None, grounding=False)).eval()
+    assert bare.reconstruction_head is None and bare.grounding_head is None
+    bare.save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    assert loaded.reconstruction_head is None
+    assert torch.equal(run(loaded, plain).logits, run(bare, plain).logits)
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "near"),
+    [
+        ("Ross3DConfig", "view_mask_ration", "view_mask_ratio"),
+        ("vision_config", "num_hiden_layers", "num_hidden_layers"),
+        ("text_config", "num_key_value_head", "num_key_value_heads"),
+        ("denoiser_config", "conditions", "condition"),
+    ],
+)
+def test_unknown_config_keys_are_refused(where, key, near, tmp_path):
+    settings = make_config().to_dict()
+    (settings if where == "Ross3DConfig" else settings[where])[key] = 1
+    message = rf"{where}: expected keys of \w+, got unknown key `{key}`; did you mean `{near}`\?"
+    with pytest.raises(ValueError, match=message):
+        Ross3DConfig(**settings)
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=message):
+        Ross3DConfig.from_pretrained(tmp_path)
+
+
+def test_config_keys_of_the_library_pass():
+    config = Ross3DConfig(
+        **make_config().to_dict()
+        | {"output_attentions": True, "id2label": {"0": "x"}, "architectures": ["X"], "attn_implementation": "eager"}
+    )
+    assert config.output_attentions and config._attn_implementation == "eager"
+
+
+# Names the library relies on
+
+
+def test_forward_begins_with_input_ids_and_names_every_processor_key(model):
+    import inspect
+
+    from ross3d.processing_ross3d import Ross3DProcessor
+
+    names = list(inspect.signature(model.forward).parameters)
+    assert names[0] == model.main_input_name == "input_ids"
+    training = ["labels", "shift_labels", "loss_weights", "grounding_labels", "bev_pixel_values", "bev_valid"]
+    wanted = [*Ross3DProcessor.model_input_names.fget(None), *training, "bev_bounds", "bool_masked_views", "row_seed"]
+    assert set(wanted) <= set(names)
+
+
+def test_embeddings_can_be_read_and_replaced():
+    changed = make_model()
+    table, head = torch.nn.Embedding(99, 32), torch.nn.Linear(32, 99, bias=False)
+    changed.set_input_embeddings(table)
+    changed.set_output_embeddings(head)
+    assert changed.get_input_embeddings() is table is changed.model.get_input_embeddings()
+    assert changed.get_output_embeddings() is head is changed.lm_head
+
+
+def test_no_split_modules_are_modules_of_this_model(model):
+    classes = {type(module).__name__ for module in model.modules()}
+    own = set(type(model)._no_split_modules)
+    assert own <= classes
+    assert {"Qwen2DecoderLayer", "SiglipEncoderLayer"} <= set(model._no_split_modules)
+
+
+def test_outputs_before_logits_are_ignored_at_inference(model, packed, tmp_path):
+    """A stock Trainer's predictions begin with the logits, whatever losses there are."""
+    names = [name for name in run(model, packed).keys() if name != "loss"]
+    ignored = set(model.config.keys_to_ignore_at_inference)
+    assert next(name for name in names if name not in ignored) == "logits"
+    arguments = TrainingArguments(tmp_path, use_cpu=True, per_device_eval_batch_size=2, remove_unused_columns=False)
+    trainer = Trainer(model=model, args=arguments, data_collator=make_collator())
+    rows = [row | {"labels": row["input_ids"]} for row in (RaggedRows(2)[0], RaggedRows(2)[1])]
+    prediction = trainer.predict(rows)
+    assert prediction.predictions[0].shape[0] == 2 and prediction.predictions[0].shape[-1] == 99
+    assert prediction.metrics["test_loss"] > 0
+
+
+# Vocabulary
+
+
+@pytest.mark.parametrize("size", [112, 95])
+def test_resize_token_embeddings(size, plain, tmp_path):
+    """Larger and smaller; tokens that remain keep their logits, and the size is saved."""
+    changed = make_model().eval()
+    wanted = run(changed, plain).logits
+    changed.resize_token_embeddings(size)
+    assert changed.config.text_config.vocab_size == changed.config.get_text_config().vocab_size == size
+    assert changed.get_input_embeddings().weight.shape == changed.lm_head.weight.shape == (size, 32)
+    found = run(changed, plain).logits
+    kept = min(size, 99)
+    assert found.shape[-1] == size and torch.equal(found[..., :kept], wanted[..., :kept])
+    changed.save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    assert loaded.config.text_config.vocab_size == size
+    assert torch.equal(run(loaded, plain).logits, found)
+
+
+def test_resize_token_embeddings_to_a_multiple(plain):
+    changed = make_model().eval()
+    changed.resize_token_embeddings(pad_to_multiple_of=16)
+    assert changed.lm_head.weight.shape[0] == 112
+    more = plain | {"input_ids": plain["input_ids"].clone()}
+    more["input_ids"][0, 0] = 105
+    assert run(changed, more).logits.isfinite().all()
+    changed.train()(**more, labels=more["input_ids"]).loss.backward()
+    assert changed.get_input_embeddings().weight.grad[105].any()
+
+
+# Training
+
+
+def test_training_gives_every_trainable_weight_a_gradient(packed):
+    trained = make_model().train()
+    trained(**packed).loss.backward()
+    without = [name for name, weight in trained.named_parameters() if weight.requires_grad and weight.grad is None]
+    assert not without
+    frozen = [name for name, weight in trained.named_parameters() if not weight.requires_grad]
+    assert frozen == [f"model.vision_tower.post_layernorm.{end}" for end in ("weight", "bias")]
+
+
+def test_training_names_every_loss(packed):
+    """Also on a row that none of the visual losses applies to: a zero with a graph, never None."""
+    trained = make_model().train()
+    row = make_collator(0.0)([make_row(1, 2, 1, ["text"], depth=False, bev=False)])
+    for batch in (packed, row):
+        outputs = trained(**batch)
+        assert all(outputs[name].requires_grad for name in NAMED_LOSSES)
+        total = sum(getattr(trained.config, f"{name}_weight") * outputs[name] for name in LOSS_NAMES)
+        assert torch.equal(outputs.loss, total)
+    assert outputs.loss_counts.tolist() == [1, 0, 0, 0]
+    assert not outputs.view_loss.any() and not outputs.bev_loss.any() and not outputs.grounding_loss.any()
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_activation_checkpointing_gives_the_same_gradients(packed, use_reentrant):
+    grads = []
+    for checkpointing in (False, True):
+        trained = make_model().train()
+        if checkpointing:
+            trained.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+            trained.enable_input_require_grads()
+            assert trained.is_activation_checkpointing
+            assert sum(getattr(part, "gradient_checkpointing", False) for part in trained.modules()) >= 4
+        trained(**packed).loss.backward()
+        grads.append({name: weight.grad for name, weight in trained.named_parameters() if weight.requires_grad})
+    for name, wanted in grads[0].items():
+        assert get_error(grads[1][name], wanted) <= 1e-5, name
+    trained.activation_checkpointing_disable()
+    assert not trained.is_activation_checkpointing
+
+
+def test_evaluation_ignores_activation_checkpointing(model, plain):
+    trained = make_model().eval()
+    trained.activation_checkpointing_enable()
+    assert torch.equal(run(trained, plain).logits, run(model, plain).logits)
+    assert trained.generate(**plain, max_new_tokens=2).shape[1] <= plain["input_ids"].shape[1] + 2
+
+
+def test_forward_is_deterministic(model, packed):
+    assert_same(run(model, packed), run(model, packed))
+
+
+def test_lora_attaches_trains_and_loads_again(plain, tmp_path):
+    peft = pytest.importorskip("peft")
+    targets = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+    settings = peft.LoraConfig(r=2, target_modules=targets, modules_to_save=["multi_modal_projector"])
+    adapted = peft.get_peft_model(make_model(), settings)
+    trainable = [name for name, weight in adapted.named_parameters() if weight.requires_grad]
+    assert trainable and all("lora_" in name or "multi_modal_projector" in name for name in trainable)
+    adapted.train()(**plain, labels=plain["input_ids"]).loss.backward()
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                assert weight.grad.any(), name
+                weight += 0.1
+    adapted.eval().save_pretrained(tmp_path)
+    wanted = run(adapted, plain).logits
+    again = peft.PeftModel.from_pretrained(make_model(), tmp_path).eval()
+    assert torch.equal(run(again, plain).logits, wanted)
+    assert again.generate(**plain, max_new_tokens=2).shape[0] == 1
+    assert get_error(run(again.merge_and_unload(), plain).logits, wanted) <= ROUNDING
+
+
+# Attention
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "flex_attention"])
+@pytest.mark.parametrize("rows", ["plain", "packed"])
+def test_attention_implementations_agree(implementation, rows, request):
+    """Eager, sdpa and flex: a row with one question and packed rows with padding."""
+    batch = request.getfixturevalue(rows)
+    model = make_model().eval()
+    model.set_attn_implementation("eager")
+    assert model.config.text_config._attn_implementation == model.config.vision_config._attn_implementation == "eager"
+    wanted = run(model, batch)
+    model.set_attn_implementation(implementation)
+    # Flex attention as it is written: compiling it takes half a minute and computes the same.
+    with torch.compiler.set_stance("force_eager"):
+        found = run(model, batch)
+    real = batch["attention_mask"].bool()
+    assert get_error(found.logits[real], wanted.logits[real]) <= 5e-6
+    assert_same(found, wanted, 5e-6, ("grounding_scores", *NAMED_LOSSES))
+
+
+def test_attention_implementation_can_differ_between_parts(saved, packed, model):
+    mixed = load(saved, attn_implementation={"text_config": "eager", "vision_config": "sdpa"})
+    assert mixed.config.text_config._attn_implementation == "eager"
+    assert mixed.config.vision_config._attn_implementation == "sdpa"
+    assert_same(run(mixed, packed), run(model, packed), 5e-6, ("grounding_scores", *NAMED_LOSSES))
+
+
+def test_attentions_are_returned(packed):
+    model = make_model().eval()
+    model.set_attn_implementation("eager")
+    outputs = run(model, packed, output_attentions=True)
+    length = packed["input_ids"].shape[1]
+    assert [tuple(layer.shape) for layer in outputs.attentions] == [(3, 4, length, length)] * 2
+    rows = packed["attention_mask"].bool()
+    for layer in outputs.attentions:
+        sums = layer.sum(dim=-1).transpose(1, 2)[rows]
+        assert torch.allclose(sums, torch.ones_like(sums), atol=1e-5)
+        # A question never looks at another question, nor ahead.
+        segments = packed["segment_ids"]
+        foreign = (segments[:, :, None] != segments[:, None, :]) & (segments[:, None, :] > 0)
+        ahead = torch.ones(length, length, dtype=torch.bool).triu(1)
+        hidden = ((foreign | ahead) & rows[:, :, None])[:, None].expand_as(layer)
+        assert not layer[hidden].any()
+    model.config.text_config.output_attentions = True
+    assert len(run(model, packed).attentions) == 2
+
+
+def test_hidden_states_are_returned(model, packed):
+    outputs = run(model, packed, output_hidden_states=True)
+    length = packed["input_ids"].shape[1]
+    assert [tuple(state.shape) for state in outputs.hidden_states] == [(3, length, 32)] * 3
+    assert torch.equal(model.lm_head(outputs.hidden_states[-1]), outputs.logits)
+    assert run(model, packed).hidden_states is None
+
+
+def test_hidden_states_keep_gradients(packed):
+    trained = make_model().train()
+    outputs = trained(**packed, output_hidden_states=True)
+    outputs.hidden_states[0].retain_grad()
+    outputs.loss.backward()
+    assert outputs.hidden_states[0].grad.any()
+
+
+# Inputs
+
+
+def pad_left(batch: dict, count: int) -> dict:
+    """The same rows behind `count` tokens of padding."""
+    fill = {"input_ids": PAD_TOKEN, "attention_mask": 0, "segment_ids": -1}
+    padded = {
+        name: torch.nn.functional.pad(batch[name], (count, 0), value=value)
+        for name, value in fill.items()
+        if name in batch
+    }
+    return batch | padded
+
+
+@pytest.mark.parametrize("rows", ["plain", "packed"])
+def test_left_padding_changes_nothing(model, rows, request):
+    batch = select(request.getfixturevalue(rows), *ROW_NAMES)
+    wanted = run(model, batch).logits
+    found = run(model, pad_left(batch, 5)).logits[:, 5:]
+    real = batch["attention_mask"].bool()
+    assert get_error(found[real], wanted[real]) <= 5e-6
+
+
+def test_padding_content_changes_nothing(model, packed):
+    """What stands in padding tokens, padding views and padding proposals is never read."""
+    batch = {name: value.clone() for name, value in packed.items()}
+    batch["input_ids"][~batch["attention_mask"].bool()] = 7
+    batch["pixel_values"][~batch["view_mask"]] = 9.0
+    batch["patch_coords"][~batch["view_mask"]] = 3.0
+    batch["proposal_boxes"][~batch["proposal_mask"]] = 5.0
+    found, wanted = run(model, batch), run(model, packed)
+    real = packed["attention_mask"].bool()
+    assert torch.equal(found.logits[real], wanted.logits[real])
+    assert_same(found, wanted, names=("grounding_scores", *NAMED_LOSSES))
+
+
+def test_inputs_embeds_stand_for_input_ids(model, plain):
+    batch = {name: value for name, value in plain.items() if name not in ("input_ids", "query_coords")}
+    wanted = run(model, batch | {"input_ids": plain["input_ids"]}, labels=plain["input_ids"])
+    embeds = model.get_input_embeddings()(plain["input_ids"])
+    found = run(model, batch, inputs_embeds=embeds, labels=plain["input_ids"])
+    assert torch.equal(found.logits, wanted.logits) and torch.equal(found.loss, wanted.loss)
+
+
+def test_text_alone_is_a_row_as_well(model):
+    ids = torch.randint(1, 80, (2, 6))
+    assert run(model, {"input_ids": ids}).logits.shape == (2, 6, 99)
+    base = run(model.model.language_model, {"input_ids": ids}).last_hidden_state
+    assert torch.equal(run(model, {"input_ids": ids}).logits, model.lm_head(base))
+
+
+def test_image_features_are_reachable(model, packed):
+    features = model.get_image_features(packed["pixel_values"], packed["view_mask"])
+    views = int(packed["view_mask"].sum())
+    assert features.last_hidden_state.shape == (views, 25, 32) and features.pooler_output.shape == (views, GRID**2, 32)
+    flat = model.get_image_features(packed["pixel_values"][packed["view_mask"]])
+    assert torch.equal(flat.pooler_output, features.pooler_output)
+
+
+def test_return_dict_false_gives_the_same_tuple(model, packed):
+    wanted = run(model, packed)
+    found = run(model, packed, return_dict=False)
+    assert isinstance(found, tuple) and len(found) == len(wanted.to_tuple())
+    for name, one, other in zip(wanted.keys(), found, wanted.to_tuple(), strict=True):
+        if isinstance(one, torch.Tensor):
+            assert torch.equal(one, other), name
+    changed = make_model().eval()
+    changed.config.return_dict = False
+    found = run(changed, packed)
+    assert isinstance(found, tuple) and torch.equal(found[0], wanted.loss)
+    assert isinstance(run(model.model, select(packed, *ROW_NAMES), return_dict=False), tuple)
+
+
+def test_logits_to_keep(model, plain):
+    wanted = run(model, plain).logits
+    assert get_error(run(model, plain, logits_to_keep=1).logits, wanted[:, -1:]) <= ROUNDING
+    places = torch.tensor([0, 3, 5])
+    assert get_error(run(model, plain, logits_to_keep=places).logits, wanted[:, places]) <= ROUNDING
+
+
+def test_loss_does_not_depend_on_logits_to_keep(model, packed):
+    assert_same(run(model, packed, logits_to_keep=1), run(model, packed), names=NAMED_LOSSES)
+
+
+# Number formats and places
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_dtype_loading_keeps_the_reconstruction_head_in_float32(saved, packed, dtype, model):
+    loaded = load(saved, dtype=dtype)
+    for name, weight in loaded.named_parameters():
+        assert weight.dtype == (torch.float32 if name.startswith("reconstruction_head.") else dtype), name
+    assert loaded.dtype == dtype
+    assert loaded.model.language_model.rotary_emb.inv_freq.dtype == torch.float32
+    outputs, wanted = run(loaded, packed), run(model, packed)
+    assert outputs.logits.dtype == dtype and outputs.logits[packed["attention_mask"].bool()].isfinite().all()
+    # Of each format's spacing (2^-8, 2^-11) a few, after two layers.
+    tolerance = 0.05 if dtype == torch.bfloat16 else 0.01
+    assert_same(outputs, wanted, tolerance, NAMED_LOSSES)
+    loaded.train()(**packed).loss.backward()
+    assert all(weight.grad.isfinite().all() for weight in loaded.parameters() if weight.grad is not None)
+
+
+def test_dtype_auto_is_that_of_the_file(model, packed, tmp_path):
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    half.save_pretrained(tmp_path)
+    assert load(tmp_path, dtype="auto").lm_head.weight.dtype == torch.bfloat16
+    assert load(tmp_path).lm_head.weight.dtype == torch.bfloat16
+    assert load(tmp_path, dtype=torch.float32).lm_head.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
+def test_casting_a_built_model_runs(cast, packed, plain):
+    changed = getattr(make_model().eval(), cast)()
+    outputs = run(changed, packed)
+    assert outputs.loss.isfinite() and outputs.view_loss.isfinite() and outputs.bev_loss.isfinite()
+    assert changed.generate(**plain, max_new_tokens=2).shape[0] == 1
+    assert run(changed, plain).logits.dtype == changed.dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_runs_every_method(saved, dtype):
+    loaded = load(saved, dtype=dtype)
+    row = select(make_collator(0.0)([make_row(4, 2, 3, ["text"])]), *ROW_NAMES, "proposal_boxes", "proposal_patches")
+    assert loaded.ground(**row).isfinite().all()
+    views, bevs = loaded.reconstruct(**row, masked_views=[1], num_inference_steps=2)
+    assert views[0].isfinite().all() and bevs[0].isfinite().all()
+    prefix = int((row["segment_ids"] == 0).sum())
+    scene = loaded.encode_scene(**row | {"input_ids": row["input_ids"][:, :prefix],
+                                         "attention_mask": row["attention_mask"][:, :prefix],
+                                         "segment_ids": row["segment_ids"][:, :prefix]})  # fmt: skip
+    question = row["input_ids"][:, prefix:]
+    assert loaded.generate(scene=scene, input_ids=question, max_new_tokens=2).shape[0] == 1
+    assert loaded.ground(scene=scene, input_ids=question).isfinite().all()
+
+
+def test_autocast_runs(packed):
+    trained = make_model().train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = trained(**packed)
+    outputs.loss.backward()
+    assert outputs.loss.isfinite()
+    assert all(weight.grad.isfinite().all() for weight in trained.parameters() if weight.grad is not None)
+
+
+def call_everything(model, packed):
+    """Outputs of a forward with all losses, of an answer, of grounding and of a reconstruction."""
+    row = select(make_collator(0.0)([make_row(4, 2, 3, ["text"])]), *ROW_NAMES, "proposal_boxes", "proposal_patches")
+    views, bevs = model.reconstruct(
+        **row, masked_views=[1], num_inference_steps=2, generator=torch.Generator().manual_seed(0)
+    )
+    ids = model.generate(**row, max_new_tokens=3)
+    outputs = run(model, packed)
+    return [outputs.logits, outputs.loss, outputs.grounding_scores, ids, model.ground(**row), views[0], bevs[0]]
+
+
+@pytest.mark.parametrize("offload", ["cpu", "disk"])
+def test_offloaded_weights_give_the_same_outputs(offload, packed, model, tmp_path):
+    moved = copy.deepcopy(model)
+    if offload == "cpu":
+        cpu_offload(moved, execution_device=torch.device("cpu"), offload_buffers=True)
+    else:
+        disk_offload(moved, tmp_path, execution_device=torch.device("cpu"))
+    assert moved.lm_head.weight.device.type == "meta"
+    for found, wanted in zip(call_everything(moved, packed), call_everything(model, packed), strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_device_map_with_disk_loads(saved, model, packed, tmp_path):
+    """`from_pretrained(device_map=...)` with parts on disk, as `device_map="auto"` gives on a small machine."""
+    device_map = {
+        "model.vision_tower": "cpu", "model.multi_modal_projector": "cpu", "model.language_model": "disk",
+        "model.image_newline": "cpu", "model.mask_token": "cpu", "lm_head": "cpu", "grounding_head": "disk",
+        "reconstruction_head": "disk",
+    }  # fmt: skip
+    loaded = load(saved, device_map=device_map, offload_folder=tmp_path)
+    assert loaded.hf_device_map == device_map
+    assert loaded.reconstruction_head.view_pooler.queries.device.type == "meta"
+    for found, wanted in zip(call_everything(loaded, packed), call_everything(model, packed), strict=True):
+        assert get_error(found, wanted) <= ROUNDING
+
+
+def test_automatic_device_map_keeps_whole_modules_together(model, packed, tmp_path):
+    moved = copy.deepcopy(model)
+    device_map = infer_auto_device_map(
+        moved, max_memory={"cpu": 100_000, "disk": 10**9}, no_split_module_classes=list(moved._no_split_modules)
+    )
+    assert set(device_map.values()) == {"cpu", "disk"}
+    for name, module in moved.named_modules():
+        if type(module).__name__ in moved._no_split_modules:
+            assert not [key for key in device_map if key.startswith(f"{name}.")], name
+    dispatch_model(moved, device_map, main_device="cpu", offload_dir=tmp_path)
+    for found, wanted in zip(call_everything(moved, packed), call_everything(model, packed), strict=True):
+        assert torch.equal(found, wanted)
+
+
+# Generation
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"do_sample": True},
+        {"num_beams": 2},
+        {"num_beams": 2, "do_sample": True},
+        {"do_sample": True, "num_return_sequences": 2},
+        {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
+        {"use_cache": False},
+        {"cache_implementation": "static"},
+        {"prompt_lookup_num_tokens": 2},
+    ],
+    ids=lambda settings: "-".join(map(str, settings)) or "greedy",
+)
+def test_generation_runs_in_every_mode(model, plain, settings):
+    outputs = model.generate(
+        **plain, **settings, max_new_tokens=4, min_new_tokens=4, return_dict_in_generate=True, output_logits=True
+    )
+    copies = settings.get("num_return_sequences", 1)
+    assert outputs.sequences.shape == (copies, plain["input_ids"].shape[1] + 4)
+    assert torch.equal(outputs.sequences[:1, :-4], plain["input_ids"])
+    if not settings.keys() - {"use_cache", "cache_implementation", "prompt_lookup_num_tokens"}:
+        wanted = model.generate(**plain, max_new_tokens=4, min_new_tokens=4)
+        assert torch.equal(outputs.sequences, wanted)
+
+
+def test_generation_scores_are_those_of_forward(model, plain):
+    outputs = model.generate(**plain, max_new_tokens=3, min_new_tokens=3, return_dict_in_generate=True,
+                             output_logits=True)  # fmt: skip
+    length = plain["input_ids"].shape[1]
+    whole = plain | {"input_ids": outputs.sequences, "attention_mask": torch.ones_like(outputs.sequences)}
+    whole["segment_ids"] = torch.nn.functional.pad(plain["segment_ids"], (0, 3), value=1)
+    wanted = run(model, whole).logits[:, length - 1 : -1]
+    assert get_error(torch.stack(outputs.logits, dim=1), wanted) <= 5e-6
+
+
+def test_generation_goes_on_from_past_key_values(model, plain):
+    wanted = model.generate(**plain, max_new_tokens=5, min_new_tokens=5)
+    first = model.generate(**plain, max_new_tokens=2, min_new_tokens=2, return_dict_in_generate=True)
+    second = model.generate(
+        first.sequences, attention_mask=torch.ones_like(first.sequences), past_key_values=first.past_key_values,
+        max_new_tokens=3, min_new_tokens=3,
+    )  # fmt: skip
+    assert torch.equal(second, wanted)
+
+
+def test_generation_from_inputs_embeds(model, plain):
+    batch = {name: value for name, value in plain.items() if name not in ("input_ids", "query_coords")}
+    wanted = model.generate(**batch, input_ids=plain["input_ids"], max_new_tokens=4, min_new_tokens=4)
+    embeds = model.get_input_embeddings()(plain["input_ids"])
+    found = model.generate(**batch, inputs_embeds=embeds, max_new_tokens=4, min_new_tokens=4)
+    assert torch.equal(found, wanted[:, -4:])
+
+
+def test_generation_drops_the_scene_after_the_first_step(model, plain, monkeypatch):
+    calls = []
+    forward = model.model.get_image_features
+    monkeypatch.setattr(model.model, "get_image_features", lambda *a, **k: calls.append(1) or forward(*a, **k))
+    model.generate(**plain, max_new_tokens=4, min_new_tokens=4)
+    assert len(calls) == 1
+
+
+def test_generation_never_writes_a_placeholder(plain):
+    """A model that would say `<image>` or `<coord>` next: their vectors mean places of a scene, not words."""
+    biased = make_model().eval()
+    with torch.no_grad():
+        state = run(biased, plain, output_hidden_states=True).hidden_states[-1][0, -1]
+        biased.lm_head.weight[IMAGE_TOKEN] = 50 * state
+        biased.lm_head.weight[COORD_TOKEN] = 40 * state
+    for use_cache in (True, False):
+        answer = biased.generate(**plain, max_new_tokens=4, use_cache=use_cache)[0, plain["input_ids"].shape[1] :]
+        assert not set(answer.tolist()) & {IMAGE_TOKEN, COORD_TOKEN}
+
+
+# The list
+
+
+def test_every_check_is_listed_in_the_docs():
+    root = Path(__file__).parents[1]
+    listed = set()
+    for line in (root / "docs/CONTRACT_TESTS.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("| `test_"):
+            listed.add(line.split("`")[1])
+    written = set()
+    for name in ("model", "processor"):
+        text = (root / f"tests/test_contract_{name}.py").read_text(encoding="utf-8")
+        written |= {line.split("(")[0][4:] for line in text.splitlines() if line.startswith("def test_")}
+    assert listed == written - {"test_every_check_is_listed_in_the_docs"}
