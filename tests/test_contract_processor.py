@@ -1,0 +1,342 @@
+"""The checks Transformers makes of its own processors and image processors, made of ours.
+
+Each stands under its name in `docs/CONTRACT_TESTS.md`. What the processor computes is tested in `test_processing.py`.
+"""
+
+import copy
+import inspect
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, pipeline
+from transformers.processing_utils import ProcessorMixin
+
+from ross3d.processing_ross3d import CHAT_TEMPLATE, Ross3DImageProcessor, Ross3DProcessor
+from ross3d.tests.posed_views import VIEW_SIZE, make_test_processor, make_views
+from ross3d.tools.make_tiny import make_tiny_model, make_tiny_processor
+
+
+QUESTION = "How many chairs are there?"
+
+
+def make_pictures(count: int = 2, height: int = 30, width: int = 42) -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    return list(generator.integers(0, 256, (count, height, width, 3), dtype=np.uint8))
+
+
+def make_chat(pictures, text=QUESTION) -> list[dict]:
+    blocks = [{"type": "image", "image": picture} for picture in pictures]
+    return [{"role": "user", "content": [*blocks, {"type": "text", "text": text}]}]
+
+
+def assert_equal(found, wanted) -> None:
+    assert found.keys() == wanted.keys()
+    for key in wanted:
+        assert torch.equal(found[key], wanted[key]), key
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return make_test_processor()
+
+
+@pytest.fixture(scope="module")
+def saved(processor, tmp_path_factory):
+    path = tmp_path_factory.mktemp("processor")
+    processor.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def image_processor(processor):
+    return processor.image_processor
+
+
+# The processor
+
+
+def test_processor_to_json_string(processor):
+    written = json.loads(processor.to_json_string())
+    for name in list(inspect.signature(Ross3DProcessor.__init__).parameters)[4:]:
+        if getattr(processor, name) is not None:
+            assert written[name] == getattr(processor, name)
+    assert written["processor_class"] == "Ross3DProcessor"
+
+
+def test_processor_from_and_save_pretrained(processor, saved, tmp_path):
+    again = Ross3DProcessor.from_pretrained(saved)
+    assert again.to_dict() == {key: value for key, value in processor.to_dict().items() if key != "auto_map"}
+    again.save_pretrained(tmp_path)
+    first, second = ((path / "processor_config.json").read_text() for path in (saved, tmp_path))
+    assert first == second
+    for part in Ross3DProcessor.get_attributes():
+        one, other = getattr(processor, part), getattr(again, part)
+        assert type(one).__name__ == type(other).__name__
+        if part == "tokenizer":
+            assert one.get_vocab() == other.get_vocab()
+        else:
+            assert one.to_dict() == other.to_dict()
+
+
+def test_processor_from_pretrained_equals_processor_from_parts(saved):
+    whole = AutoProcessor.from_pretrained(saved, trust_remote_code=True)
+    parts = Ross3DProcessor(
+        image_processor=AutoImageProcessor.from_pretrained(saved, trust_remote_code=True),
+        tokenizer=AutoTokenizer.from_pretrained(saved),
+        **{name: getattr(whole, name) for name in ("patch_size", "bev_size")},
+    )
+    assert_equal(parts(**make_views(), text=QUESTION), whole(**make_views(), text=QUESTION))
+
+
+def test_processor_from_pretrained_takes_other_settings(saved):
+    changed = Ross3DProcessor.from_pretrained(saved, label_rule="answer_only", bev_size=32)
+    assert changed.label_rule == "answer_only" and changed.bev_size == 32
+
+
+def test_processor_is_a_processor_with_two_parts(processor):
+    assert isinstance(processor, ProcessorMixin)
+    assert Ross3DProcessor.get_attributes() == ["image_processor", "tokenizer"]
+
+
+def test_wrong_parts_are_refused(processor):
+    with pytest.raises(TypeError, match="tokenizer"):
+        Ross3DProcessor(processor.image_processor, processor.image_processor)
+
+
+def test_model_input_names(processor):
+    given = processor(**make_views(), text="What is at <coord>?", query_coords=[0.0, 1.0, 0.5])
+    assert set(given) == set(processor.model_input_names)
+    assert processor.model_input_names[0] == "input_ids"
+
+
+def test_tokenizer_defaults_are_kept(saved):
+    """A tokenizer that pads right and cuts by itself leaves our rows as they are."""
+    tokenizer = AutoTokenizer.from_pretrained(saved, padding_side="right", truncation_side="left", model_max_length=8)
+    changed = make_test_processor(tokenizer)
+    scenes = [make_views(2, 1, seed)["images"] for seed in (0, 1)]
+    texts = [QUESTION, "Why?"]
+    assert_equal(changed(images=scenes, text=texts), make_test_processor()(images=scenes, text=texts))
+    assert tokenizer.padding_side == "right"
+
+
+def test_image_processor_defaults_are_kept(processor):
+    changed = copy.deepcopy(processor)
+    changed.image_processor = Ross3DImageProcessor(
+        size={"height": VIEW_SIZE, "width": VIEW_SIZE}, do_rescale=False, image_mean=[0.0] * 3, image_std=[1.0] * 3
+    )
+    pixels = changed(images=make_pictures())["pixel_values"]
+    assert pixels.max() > 200 and torch.equal(pixels, pixels.round())
+
+
+def test_unknown_keyword_arguments_are_refused(processor):
+    """The library warns and drops them; a misspelt `depth_map` would be a scene without depth."""
+    with pytest.raises(ValueError, match=r"Ross3DProcessor: expected the arguments of its __call__, got \['depth_map"):
+        processor(images=make_pictures(), depth_map=None)
+    assert "pixel_values" in processor(images=make_pictures(), depth_maps=None)
+
+
+@pytest.mark.parametrize("return_tensors", ["pt", "np", None])
+def test_return_tensors(processor, return_tensors):
+    given = processor(images=make_pictures(), text=QUESTION, return_tensors=return_tensors)
+    kind = np.ndarray if return_tensors == "np" else torch.Tensor
+    assert all(isinstance(value, kind) for value in given.values())
+
+
+def test_text_without_pictures_has_no_visual_tensors(processor):
+    given = processor(text=QUESTION)
+    assert set(given) == {"input_ids", "attention_mask", "segment_ids"}
+    assert processor.image_token_id not in given["input_ids"]
+
+
+def test_pictures_without_text_have_placeholders_alone(processor):
+    given = processor(images=make_pictures())
+    assert int((given["input_ids"] == processor.image_token_id).sum()) == 2 * processor.tokens_per_view
+    assert not given["segment_ids"].any()
+
+
+def test_batches_of_one_equal_bare_input(processor):
+    pictures = make_pictures()
+    wanted = processor(images=pictures, text=QUESTION)
+    assert_equal(processor(images=[pictures], text=[QUESTION]), wanted)
+    assert_equal(processor(images=np.stack(pictures), text=QUESTION), wanted)
+
+
+def test_batch_feature_moves_and_casts(processor):
+    given = processor(**make_views(), text=QUESTION).to("cpu", torch.bfloat16)
+    assert given["pixel_values"].dtype == torch.bfloat16 and given["input_ids"].dtype == torch.int64
+    assert given["patch_coords"].dtype == torch.float32 and given.input_ids is given["input_ids"]
+
+
+def test_decode_and_batch_decode_are_those_of_the_tokenizer(processor):
+    ids = processor(text=[QUESTION, "Why?"])["input_ids"]
+    kwargs = {"skip_special_tokens": True}
+    assert processor.batch_decode(ids, **kwargs) == processor.tokenizer.batch_decode(ids, **kwargs)
+    assert processor.decode(ids[0], **kwargs) == processor.tokenizer.decode(ids[0], **kwargs)
+    texts = processor.post_process_image_text_to_text(ids, skip_special_tokens=True)
+    assert texts == processor.batch_decode(ids, **kwargs)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_number_of_image_tokens_is_that_of_a_call(processor, count):
+    sizes = [(30, 42)] * count
+    told = processor._get_num_multimodal_tokens(image_sizes=sizes)
+    row = processor(images=make_pictures(count), text=QUESTION)["input_ids"]
+    assert sum(told["num_image_tokens"]) == int((row == processor.image_token_id).sum())
+    assert len(told["num_image_patches"]) == count
+    assert processor._get_num_multimodal_tokens()["num_image_tokens"] == []
+
+
+def test_special_tokens_have_ids(processor):
+    for name in ("image", "ground", "coord"):
+        token = getattr(processor, f"{name}_token")
+        assert processor.tokenizer.convert_tokens_to_ids(token) == getattr(processor, f"{name}_token_id")
+
+
+# The chat template
+
+
+def test_chat_template_is_saved_beside_the_processor(processor, saved, tmp_path):
+    assert (saved / "chat_template.jinja").read_text() == CHAT_TEMPLATE == processor.chat_template
+    assert "chat_template" not in json.loads((saved / "processor_config.json").read_text())
+    changed = Ross3DProcessor.from_pretrained(saved, chat_template="{{ messages[0]['role'] }}")
+    changed.save_pretrained(tmp_path)
+    again = AutoProcessor.from_pretrained(tmp_path, trust_remote_code=True)
+    assert again.apply_chat_template(make_chat([])) == "user"
+
+
+def test_chat_template_gives_the_ids_of_text(processor):
+    pictures = make_pictures()
+    found = processor.apply_chat_template(
+        make_chat(pictures), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert_equal(found, processor(images=pictures, text=QUESTION))
+
+
+@pytest.mark.parametrize("kind", ["array", "PIL", "path", "file URL"])
+def test_chat_template_takes_every_kind_of_picture(processor, kind, tmp_path):
+    pictures = make_pictures()
+    chat = make_chat(pictures)
+    for block, picture in zip(chat[0]["content"], pictures, strict=False):
+        file = tmp_path / f"{len(list(tmp_path.iterdir()))}.png"
+        image = Image.fromarray(picture)
+        image.save(file)
+        if kind == "PIL":
+            block["image"] = image
+        elif kind == "path":
+            block |= {"image": str(file)}
+        elif kind == "file URL":
+            block["path"] = str(file)
+            del block["image"]
+    found = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True)
+    assert_equal(found, processor(images=pictures, text=QUESTION))
+
+
+def test_chat_template_batches(processor):
+    scenes = [make_pictures(2), make_pictures(1)]
+    chats = [make_chat(scenes[0]), make_chat(scenes[1], "Why?")]
+    found = processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=True)
+    assert_equal(found, processor(images=scenes, text=[QUESTION, "Why?"]))
+
+
+def test_chat_template_without_tokenizing_is_text(processor):
+    text = processor.apply_chat_template(make_chat(make_pictures()), add_generation_prompt=True)
+    assert text.count("<image>") == 1 and text.endswith("<|im_start|>assistant\n")
+    assert_equal(processor(images=make_pictures(), text=text), processor(images=make_pictures(), text=QUESTION))
+
+
+def test_chat_template_passes_processor_arguments(processor):
+    boxes = make_views()["proposal_boxes"]
+    found = processor.apply_chat_template(
+        make_chat(make_pictures()), add_generation_prompt=True, tokenize=True, return_dict=True,
+        processor_kwargs={"proposal_boxes": boxes},
+    )  # fmt: skip
+    assert_equal(found, processor(images=make_pictures(), text=QUESTION, proposal_boxes=boxes))
+
+
+def test_pipeline_answers():
+    """`pipeline("image-text-to-text")` needs no code of its own."""
+    processor = make_tiny_processor()
+    model = make_tiny_model(processor.tokenizer)
+    ask = pipeline("image-text-to-text", model=model, processor=processor)
+    pictures = [Image.fromarray(picture) for picture in make_pictures()]
+    answer = ask(text=make_chat(pictures), max_new_tokens=3, return_full_text=False)[0]["generated_text"]
+    inputs = processor(images=pictures, text=QUESTION)
+    ids = model.generate(**inputs, max_new_tokens=3)[:, inputs["input_ids"].shape[1] :]
+    assert answer == processor.batch_decode(ids, skip_special_tokens=True)[0]
+
+
+# The image processor
+
+
+def test_image_processor_to_json_string(image_processor):
+    written = json.loads(image_processor.to_json_string())
+    assert written["size"] == {"height": VIEW_SIZE, "width": VIEW_SIZE}
+    assert written["image_mean"] == list(image_processor.image_mean)
+
+
+def test_image_processor_to_json_file(image_processor, tmp_path):
+    image_processor.to_json_file(tmp_path / "image_processor.json")
+    again = Ross3DImageProcessor.from_json_file(tmp_path / "image_processor.json")
+    assert again.to_dict() == image_processor.to_dict()
+
+
+def test_image_processor_from_and_save_pretrained(image_processor, tmp_path):
+    image_processor.save_pretrained(tmp_path)
+    again = Ross3DImageProcessor.from_pretrained(tmp_path)
+    assert again.to_dict() == image_processor.to_dict()
+    auto = AutoImageProcessor.from_pretrained(tmp_path, trust_remote_code=True)
+    assert auto.to_dict() == image_processor.to_dict() and auto.backend == "pil"
+
+
+def test_image_processor_builds_without_arguments():
+    default = Ross3DImageProcessor()
+    assert dict(default.size) == {"height": 384, "width": 384} and default.do_normalize
+
+
+def test_image_processor_takes_keyword_arguments(image_processor):
+    other = Ross3DImageProcessor.from_dict(image_processor.to_dict(), size={"height": 8, "width": 8})
+    assert other.size.height == 8
+    pixels = image_processor(make_pictures(), size={"height": 12, "width": 12}, return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (2, 3, 12, 12)
+
+
+def test_image_processor_takes_pil_numpy_and_torch(image_processor):
+    pictures = make_pictures()
+    wanted = image_processor(pictures, return_tensors="pt")["pixel_values"]
+    assert wanted.shape == (2, 3, VIEW_SIZE, VIEW_SIZE) and wanted.dtype == torch.float32
+    kinds = {
+        "PIL": [Image.fromarray(picture) for picture in pictures],
+        "torch": [torch.from_numpy(picture) for picture in pictures],
+        "channels first": [picture.transpose(2, 0, 1) for picture in pictures],
+        "stacked": np.stack(pictures),
+    }
+    for kind, given in kinds.items():
+        assert torch.equal(image_processor(given, return_tensors="pt")["pixel_values"], wanted), kind
+    single = image_processor(pictures[0], return_tensors="pt")["pixel_values"]
+    assert torch.equal(single, wanted[:1])
+
+
+def test_image_processor_drops_transparency(image_processor):
+    picture = make_pictures(1)[0]
+    rgba = Image.fromarray(np.dstack([picture, np.full(picture.shape[:2], 255, np.uint8)]), "RGBA")
+    pixels = image_processor([rgba], return_tensors="pt")["pixel_values"]
+    assert torch.equal(pixels, image_processor([picture], return_tensors="pt")["pixel_values"])
+
+
+def test_image_processor_is_deterministic_and_leaves_its_input(image_processor):
+    pictures = make_pictures()
+    before = [picture.copy() for picture in pictures]
+    first, second = (image_processor(pictures, return_tensors="pt")["pixel_values"] for _ in range(2))
+    assert torch.equal(first, second)
+    assert all(np.array_equal(one, other) for one, other in zip(pictures, before, strict=True))
+
+
+def test_processor_leaves_its_input(processor):
+    scene = make_views()
+    before = copy.deepcopy(scene)
+    processor(**scene, text=QUESTION)
+    for key, value in before.items():
+        assert np.array_equal(np.asarray(scene[key]), np.asarray(value)), key
