@@ -1,0 +1,1 @@
+"""Shipped functions against recorded outputs of the published code."""

@@ -1,0 +1,320 @@
+"""Teacher, denoiser, losses, gradients and sampler against the recorded cases."""
+
+import torch
+
+from ross3d.data.collator import choose_hidden_views
+from ross3d.diffusion_ross3d import (
+    add_noise,
+    get_alphas_cumprod,
+    get_cosine_betas,
+    respace_betas,
+    sample_latents,
+    space_timesteps,
+)
+from ross3d.reconstruction_ross3d import SceneStates, get_bev_cells, prepare_view_pictures
+from ross3d.tests.parity.build import Recorded, split_weights
+from ross3d.tests.parity.compare_model import compare_image_block
+from ross3d.tests.parity.golden import GoldenCase, read_slices
+from ross3d.tests.parity.gradients import compare_gradients
+from ross3d.tests.parity.tables import ACTIVATIONS, EXACT_ARITHMETIC, GRADIENTS, LOSSES
+from ross3d.tools.checkpoint_keys import adapt_denoiser_file, to_ours, to_published
+from ross3d.training.trainer import open_view_gate
+
+
+def get_hidden_views(recorded: Recorded, numbers: torch.Tensor) -> torch.Tensor:
+    """Hidden views (1, V) bool for recorded uniform numbers."""
+    return choose_hidden_views(numbers, recorded.model.config.view_mask_ratio)[None]
+
+
+def get_scene_states(recorded: Recorded, hidden: torch.Tensor) -> tuple[SceneStates, torch.Tensor, dict]:
+    """States of the training row with these views hidden, all output states (1, L, D), and the row itself."""
+    inputs = recorded.get_inputs("qa", train=True, bev=True)
+    names = ("input_ids", "attention_mask", "segment_ids", "pixel_values", "view_mask", "patch_coords", "patch_valid")
+    with torch.no_grad():
+        outputs = recorded.model.model(**{name: inputs[name] for name in names}, bool_masked_views=hidden)
+    states = SceneStates(outputs.visual_states, inputs["view_mask"] & ~hidden, outputs.visual_positions)
+    return states, outputs.last_hidden_state, inputs
+
+
+def get_draws(view: GoldenCase | None, bev: GoldenCase) -> dict[str, torch.Tensor]:
+    """Recorded draws as arguments of the model's `forward`."""
+    draws = {}
+    for branch, case in (("view", view), ("bev", bev)):
+        if case is not None:
+            draws[f"{branch}_timesteps"] = case.read("t")
+            draws[f"{branch}_noise"] = case.read("noise")
+            draws[f"{branch}_posterior_noise"] = case.read("posterior_noise")
+    return draws
+
+
+def compare_targets(recorded: Recorded, case: GoldenCase, pictures: torch.Tensor, branch: str) -> torch.Tensor:
+    """Posterior of the teacher and the folded latents (n, Z, g, g)."""
+    mean, logvar = recorded.model.encode_pictures(pictures)
+    case.close("posterior_mean", mean, ACTIVATIONS)
+    case.close("posterior_logvar", logvar, ACTIVATIONS)
+    latents = mean + torch.exp(0.5 * logvar) * case.read("posterior_noise")
+    targets = recorded.model.reconstruction_head.get_targets(latents, branch)
+    case.close("z_q", targets, ACTIVATIONS)
+    return targets
+
+
+def predict_noise(recorded: Recorded, targets, timesteps, noise, condition, branch: str) -> torch.Tensor:
+    head = recorded.model.reconstruction_head
+    schedule = get_alphas_cumprod(get_cosine_betas(head.config.num_train_timesteps))
+    return head(add_noise(targets, noise, timesteps, schedule), timesteps, condition, branch)
+
+
+@torch.no_grad()
+def compare_recon_view(recorded: Recorded, case: GoldenCase) -> None:
+    model, config = recorded.model, recorded.model.config
+    head = model.reconstruction_head
+    hidden = get_hidden_views(recorded, case.read("mask_noise"))
+    case.same("mask", hidden[0])
+    case.same("scalars|mask", hidden[0].float())
+    states, final_hidden, inputs = get_scene_states(recorded, hidden)
+    case.close("final_hidden", final_hidden, ACTIVATIONS)
+    positions = compare_image_block(recorded, case, inputs)
+    case.same("scalars|newline_ids", positions[..., -1].flatten())
+    visible = head.normalize_states(states.states)[states.visible]  # (n, N, D)
+    grid = config.view_grid_size
+    case.close("context", visible.transpose(1, 2).unflatten(2, (grid, grid)), ACTIVATIONS)
+
+    mean, std = torch.tensor(config.image_mean), torch.tensor(config.image_std)
+    size = config.denoiser_config.view_image_size
+    pictures = prepare_view_pictures(inputs["pixel_values"][hidden], mean, std, size)
+    case.same("scalars|vae_input_shape", list(pictures.shape))
+    rows, columns = read_slices(case.describe("vae_input_crop"))
+    case.close("vae_input_crop", pictures[:, :, rows, columns], ACTIVATIONS)
+    targets = compare_targets(recorded, case, pictures, "view")
+    repeats = model.get_view_repeats(inputs["view_mask"], hidden)[0]
+    case.same("scalars|repeat_factor", repeats)
+
+    condition = model.get_view_conditions(states, hidden)
+    case.close("pooled_condition", condition[:1], ACTIVATIONS)
+    items = list(range(len(targets))) * repeats
+    timesteps, noise = case.read("t"), case.read("noise")
+    prediction = predict_noise(recorded, targets[items], timesteps, noise, condition[items], "view")
+    case.close("denoiser_out", prediction, ACTIVATIONS)
+    errors = head.compute_errors(targets[items], timesteps, noise, condition[items], "view")
+    case.close("loss_elements", errors, ACTIVATIONS)
+    case.close("scalars|loss_elements_sum", errors.double().sum(), LOSSES)
+    total, count = model.compute_view_loss(
+        states, inputs["view_mask"], hidden, inputs["pixel_values"], timesteps=timesteps, noise=noise,
+        posterior_noise=case.read("posterior_noise"),
+    )  # fmt: skip
+    assert count == 1
+    case.close("scalars|vm_loss", total, LOSSES)
+    settings = {
+        "decode_image_size": size,
+        "image_embed_len": head.get_grid_size("view") ** 2,
+        "scaling_factor": config.denoiser_config.scaling_factor,
+        "shift_factor": config.denoiser_config.shift_factor,
+        "num_timesteps": config.denoiser_config.num_train_timesteps,
+    }
+    for key, value in settings.items():
+        case.same(f"scalars|{key}", value)
+
+
+@torch.no_grad()
+def compare_recon_bev(recorded: Recorded, case: GoldenCase) -> None:
+    model, config = recorded.model, recorded.model.config.denoiser_config
+    head = model.reconstruction_head
+    hidden = get_hidden_views(recorded, recorded.golden.get_case("recon_view").read("mask_noise"))
+    case.same("scalars|mask", hidden[0].float())
+    states, _, inputs = get_scene_states(recorded, hidden)
+    pictures = 2 * inputs["bev_pixel_values"] - 1
+    targets = compare_targets(recorded, case, pictures, "bev")
+    condition = model.get_bev_conditions(states, None)
+    case.close("pooled_condition", condition, ACTIVATIONS)
+    timesteps, noise = case.read("t"), case.read("noise")
+    prediction = predict_noise(recorded, targets, timesteps, noise, condition, "bev")
+    case.close("denoiser_out", prediction, ACTIVATIONS)
+    errors = head.compute_errors(targets, timesteps, noise, condition, "bev")
+    case.close("loss_elements", errors, ACTIVATIONS)
+    case.close("scalars|loss_elements_sum", errors.double().sum(), LOSSES)
+    cells = get_bev_cells(inputs["bev_pixel_values"], None, config.bev_grid_size, config.bev_loss_mask)
+    case.same("loss_mask", cells[:, None])
+    case.same("scalars|loss_mask_cells", cells.sum())
+    total, count = model.compute_bev_loss(
+        states, inputs["bev_pixel_values"], None, None, None, timesteps=timesteps, noise=noise,
+        posterior_noise=case.read("posterior_noise"),
+    )  # fmt: skip
+    assert count == 1
+    case.close("scalars|bev_loss", total, LOSSES)
+
+
+def compare_step(recorded: Recorded, case: GoldenCase, hidden: torch.Tensor, draws: dict, global_step: int) -> None:
+    """Losses and gradients of one optimizer step, through the gate that hides views in some steps only."""
+    inputs = recorded.get_inputs("qa", train=True, bev=True) | {"bool_masked_views": hidden}
+    open_view_gate(inputs, global_step, recorded.model.config.view_mask_period)
+    outputs = compare_gradients(recorded, case, "", inputs | draws)
+    case.same("scalars|global_step", global_step)
+    case.close("scalars|loss", outputs.loss, LOSSES)
+    case.close("scalars|lm_loss", outputs.lm_loss, LOSSES)
+    case.close("scalars|vm_loss", outputs.view_loss, LOSSES)
+    case.close("scalars|bev_loss", outputs.bev_loss, LOSSES)
+    if "mask" in case.scalars:
+        case.same("scalars|mask", inputs["bool_masked_views"][0].float())
+
+
+def compare_train_step(recorded: Recorded, case: GoldenCase) -> None:
+    view, bev = recorded.golden.get_case("recon_view"), recorded.golden.get_case("recon_bev")
+    hidden = get_hidden_views(recorded, view.read("mask_noise"))
+    compare_step(recorded, case, hidden, get_draws(view, bev), case.scalars["global_step"])
+    frozen = [to_published(name) for name, p in recorded.model.named_parameters() if not p.requires_grad]
+    frozen += [name for name in recorded.golden.weights if to_ours(name).startswith("teacher.")]
+    prefixes = case.scalars["frozen_prefixes"]
+    assert all(name.startswith(tuple(prefixes)) for name in frozen)
+    used = [prefix for prefix in prefixes if any(name.startswith(prefix) for name in frozen)]
+    case.same("scalars|frozen_prefixes", used)
+    weight = recorded.model.get_input_embeddings().weight
+    case.close("grad_rows.embed_tokens", weight.grad[read_token_ids(recorded, case)], GRADIENTS)
+
+
+def read_token_ids(recorded: Recorded, case: GoldenCase) -> list[int]:
+    """The rows named in the description, `[im_start, 198, ...]`."""
+    words = case.describe("grad_rows.embed_tokens").partition("[")[2].partition("]")[0].split(",")
+    special = {name.strip("<|>"): token for name, token in recorded.golden.config["special_ids"].items()}
+    return [int(word) if word.strip().isdigit() else special[word.strip()] for word in words]
+
+
+def compare_train_step_unmasked(recorded: Recorded, case: GoldenCase) -> None:
+    hidden = get_hidden_views(recorded, recorded.golden.get_case("recon_view").read("mask_noise"))
+    compare_step(recorded, case, hidden, get_draws(None, case), case.scalars["global_step"])
+    with torch.no_grad():
+        states, _, inputs = get_scene_states(recorded, torch.zeros_like(hidden))
+        grid = recorded.model.config.view_grid_size
+        visible = states.states[states.visible].transpose(1, 2).unflatten(2, (grid, grid))
+        case.same("scalars|context_frames", list(visible.shape))
+        mean, logvar = recorded.model.encode_pictures(2 * inputs["bev_pixel_values"] - 1)
+        latents = mean + torch.exp(0.5 * logvar) * case.read("posterior_noise")
+        targets = recorded.model.reconstruction_head.get_targets(latents, "bev")
+        condition = recorded.model.get_bev_conditions(states, None)
+        case.close("pooled_condition", condition, ACTIVATIONS)
+        prediction = predict_noise(recorded, targets, case.read("t"), case.read("noise"), condition, "bev")
+        case.close("denoiser_out", prediction, ACTIVATIONS)
+
+
+@torch.no_grad()
+def compare_sampling(recorded: Recorded, case: GoldenCase) -> None:
+    head = recorded.model.reconstruction_head
+    betas = get_cosine_betas(head.config.num_train_timesteps)
+    alphas_cumprod = get_alphas_cumprod(betas)
+    for name, schedule in {"betas": betas, "alphas_cumprod": alphas_cumprod}.items():
+        case.close(f"sched_{name}", schedule, EXACT_ARITHMETIC)
+        case.close(f"scalars|{name}_last", schedule[-len(case.scalars[f"{name}_last"]) :], EXACT_ARITHMETIC)
+    case.same("scalars|clip_denoised", head.config.sampler == "published")
+    case.same("scalars|temperature", 1.0)
+    compare_direct(recorded, case)
+    for branch in ("view", "bev"):
+        compare_chain(recorded, case, branch, alphas_cumprod)
+
+
+def get_recorded_condition(recorded: Recorded, case: GoldenCase, branch: str) -> torch.Tensor:
+    """(1, M, C) pooled from the recorded context, which is normalised already."""
+    head = recorded.model.reconstruction_head
+    states = case.read("context").flatten(2).transpose(1, 2).flatten(0, 1)[None]
+    pooler = head.view_pooler if branch == "view" else head.bev_pooler
+    return pooler(states, torch.ones(states.shape[:2], dtype=torch.bool))[:, 0]
+
+
+def compare_direct(recorded: Recorded, case: GoldenCase) -> None:
+    """Plain calls of the denoiser and its timestep embedding."""
+    head, timesteps = recorded.model.reconstruction_head, case.read("direct_t")
+    embedding = head.denoiser.timestep_embedding
+    case.close("direct_t_freq", embedding.get_frequencies(timesteps), ACTIVATIONS)
+    case.close("direct_t_emb", embedding(timesteps), ACTIVATIONS)
+    condition = get_recorded_condition(recorded, case, "view").expand(len(timesteps), -1, -1)
+    case.close("direct_out", head(case.read("direct_x"), timesteps, condition, "view"), ACTIVATIONS)
+
+
+def compare_chain(recorded: Recorded, case: GoldenCase, branch: str, alphas_cumprod: torch.Tensor) -> None:
+    """The published sampler with the recorded noise, from the beginning and from the recorded middle."""
+    head = recorded.model.reconstruction_head
+    steps = int(case.scalars[f"{branch}_respacing"])
+    timesteps = space_timesteps(head.config.num_train_timesteps, steps)
+    case.same(f"scalars|{branch}_timestep_map", timesteps)
+    case.close(f"scalars|{branch}_betas", respace_betas(alphas_cumprod, timesteps), EXACT_ARITHMETIC)
+    case.same(f"scalars|{branch}_respacing", str(len(timesteps)))
+    temperature = case.scalars[f"{branch}_temperature"]
+    case.same(f"scalars|{branch}_temperature", temperature)
+    condition = get_recorded_condition(recorded, case, branch)
+    noise = case.read(f"{branch}_step_noise")
+
+    def walk(on_step) -> torch.Tensor:
+        return sample_latents(
+            lambda sample, t: head(sample, t, condition, branch),
+            case.read(f"{branch}_x_T"),
+            lambda index: noise[steps - 1 - index],
+            num_train_timesteps=head.config.num_train_timesteps,
+            num_inference_steps=steps,
+            prediction_type=head.config.prediction_type,
+            clip=True,
+            large_variance=True,
+            temperature=temperature,
+            on_step=on_step,
+        )
+
+    trail = []
+    final = walk(lambda index, sample, latents: trail.append((sample.clone(), latents.clone())))
+    channels = case.tensors[f"{branch}_first_sample"].shape[1]
+    compare_ill_conditioned(case, f"{branch}_first_sample", trail[0][0][:, :channels], f"{branch}_first")
+    compare_ill_conditioned(case, f"{branch}_first_xstart", trail[0][1][:, :channels], f"{branch}_first")
+    if f"{branch}_mid_steps" not in case.scalars:
+        compare_ill_conditioned(case, f"{branch}_sample", final, f"{branch}_final")
+        return
+    middle = case.scalars[f"{branch}_mid_steps"]
+    compare_ill_conditioned(case, f"{branch}_mid_sample", trail[middle - 1][0], f"{branch}_first")
+    compare_ill_conditioned(case, f"{branch}_sample", final, f"{branch}_final")
+    recorded_middle = case.read(f"{branch}_mid_sample")
+
+    def continue_from_middle(index: int, sample: torch.Tensor, latents: torch.Tensor) -> None:
+        if index == steps - middle:
+            sample.copy_(recorded_middle)
+
+    case.close(f"{branch}_sample", walk(continue_from_middle), ACTIVATIONS)
+
+
+def compare_ill_conditioned(case: GoldenCase, path: str, got: torch.Tensor, stage: str) -> None:
+    """A sample behind the first step, whose division by sqrt(alphas_cumprod) magnifies rounding.
+
+    Nearly all elements have to be as close as others are; the largest error may be a few times that of the recorded
+    run itself against float64.
+    """
+    floor = case.scalars[f"{stage}_float32_vs_float64"]
+    errors = (got.double() - case.get_leaf(path).double()).abs().flatten()
+    typical = errors.kthvalue(1 + int(0.99 * (len(errors) - 1))).values.item()
+    assert typical <= 10 * floor["p999"] + ACTIVATIONS, f"{case.name}:{path}: typical error {typical:.3g}"
+    case.close(path, got, 10 * floor["max_abs"] + ACTIVATIONS, scale=1.0)
+
+
+@torch.no_grad()
+def compare_vae(recorded: Recorded, case: GoldenCase) -> None:
+    model = recorded.model
+    mean, logvar = model.encode_pictures(case.read("x") / 127.5 - 1)
+    case.close("mean", mean, ACTIVATIONS)
+    case.close("logvar", logvar, ACTIVATIONS)
+    decoded = model.get_teacher().decode(case.read("z")).sample
+    case.close("decoded", decoded, ACTIVATIONS)
+    assert torch.equal(model.decode_latents(case.read("z")), (decoded / 2 + 0.5).clamp(0, 1))
+    case.same("scalars|latent_dim_property", model.config.denoiser_config.token_channels)
+
+
+def compare_inv_adapter(recorded: Recorded, case: GoldenCase) -> None:
+    """A denoiser file of the 2D model, loaded into both branches."""
+    config = recorded.model.config
+    file = {name.removeprefix("old."): case.read(name) for name in case.tensors if name.startswith("old.")}
+    adapted = adapt_denoiser_file(file, config.view_grid_size, config.denoiser_config.bev_grid_size)
+    weights, _ = split_weights(recorded.golden)
+    loaded = {name for name in adapted if name in weights}
+    assert loaded == set(adapted) and all(adapted[name].shape == weights[name].shape for name in loaded)
+    published = {to_published(name).removeprefix("model.mm_inv_projector."): name for name in adapted}
+    assert sorted(published) == sorted(case.scalars["changed"])
+    case.same("scalars|changed", [name for name in case.scalars["changed"] if name in published])
+    for path in case.tensors:
+        if path.startswith("new."):
+            case.close(path, adapted[published[path.removeprefix("new.")]], ACTIVATIONS)
+    for name, tensor in adapted.items():
+        if "embedding.proj" in name:
+            short = name.rpartition(".")[2]
+            assert torch.equal(tensor, file[f"model.mm_inv_projector.net.x_embedder.proj.{short}"])
