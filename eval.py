@@ -27,6 +27,7 @@ from ross3d.data.dataset import get_row_seed
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.report.run import write_run_page
+from ross3d.report.summary import format_summary
 from ross3d.scenes.questions import lookup_baseline, make_proposals
 from ross3d.tasks import reconstruction, rooms
 from ross3d.tasks.records import RecordStore, write_json
@@ -211,6 +212,7 @@ def main(arguments: EvalArguments) -> dict[str, Any]:
         if arguments.report:
             write_run_page(arguments.output, read_rgbd_folder)
         store.remove_parts()
+        print(format_summary(metrics))
     state.wait_for_everyone()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

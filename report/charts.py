@@ -7,9 +7,9 @@ from ross3d.report.html import Markup, element
 
 
 WIDTH, HEIGHT = 420, 190
-LEFT, RIGHT, TOP, BOTTOM = 48, 10, 10, 26
+LEFT, RIGHT, TOP, BOTTOM = 48, 18, 10, 26
 # Share of the previous smoothed value in the next.
-SMOOTHING = 0.85
+SMOOTHING = 0.7
 
 
 def choose_ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -23,7 +23,9 @@ def choose_ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def format_tick(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 10_000 else f"{value / 1000:.0f}k"
+    if abs(value) >= 10_000:
+        return f"{value / 1000:g}k"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def smooth(values: Sequence[float]) -> list[float]:

@@ -25,6 +25,7 @@ from ross3d.report.html import (
     make_table,
 )
 from ross3d.report.plan import DrawnBox, make_plan
+from ross3d.report.summary import get_baselines, get_main_score
 
 
 PAGE_NAME = "report.html"
@@ -47,7 +48,7 @@ PREDICTOR_NAMES = {
     "positions_only": "positions only, every view hidden",
 }
 REGION_NAMES = {"view": "hidden views", "bev_object": "from above: objects", "bev_rest": "from above: the rest"}
-TARGET_COLOR, RIGHT_COLOR, WRONG_COLOR, PROPOSAL_COLOR = "#ffd60a", "#34c759", "#ff453a", "#9fb3c8"
+TARGET_COLOR, RIGHT_COLOR, WRONG_COLOR = "#ffd60a", "#34c759", "#ff453a"
 
 
 def read_json(path: Path) -> Any:
@@ -70,11 +71,6 @@ def read_loss_history(model: str) -> list[dict[str, float]]:
 
 def format_percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
-
-
-def get_main_score(scores: dict[str, Any] | None, question_type: str) -> float | None:
-    row = ((scores or {}).get("types") or {}).get(question_type)
-    return None if row is None else row[row["main_score"]]
 
 
 def make_score_table(scores: dict[str, Any], baselines: dict[str, dict[str, Any] | None]) -> Markup:
@@ -179,8 +175,8 @@ def make_grounding_figure(record: dict[str, Any], scene: Scene) -> Markup:
     best = [] if record["no_target_wins"] or record["best_box"] is None else [record["best_box"]]
     predicted = record["predicted_boxes"] if record["question_type"] == "grounding_multiple" else best
     color = RIGHT_COLOR if record["right"] else WRONG_COLOR
-    boxes = [DrawnBox(box, TARGET_COLOR, dashed=True, width=3.0) for box in record["target_boxes"]]
-    boxes += [DrawnBox(box, color) for box in predicted]
+    boxes = [DrawnBox(box, color, width=6.0) for box in predicted]
+    boxes += [DrawnBox(box, TARGET_COLOR, dashed=True, width=3.0) for box in record["target_boxes"]]
     said = f"{len(predicted)} found" if predicted else "says there is none"
     caption = join(
         [
@@ -291,9 +287,7 @@ def make_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir:
     predictions, rebuilt = read_records(run_dir / "predictions.jsonl"), read_records(run_dir / "reconstruction.jsonl")
     settings, sections = metrics["settings"], []
     if "rooms" in metrics["scores"]:
-        scores, known = metrics["scores"]["rooms"], metrics["baselines"].get("rooms", {})
-        baselines = {"blind": blind and blind["scores"].get("rooms")} if blind else {}
-        baselines |= {"look-up": known.get("lookup"), "majority": known.get("majority")}
+        scores, baselines = metrics["scores"]["rooms"], get_baselines(metrics, blind)
         note = (
             "Gain is over the best baseline. Blind: the same model trained and asked without pictures, coordinates and"
             " proposals. Look-up and majority know the training answers only."

@@ -19,6 +19,7 @@ from ross3d.report.charts import choose_ticks, make_line_chart, smooth
 from ross3d.report.html import clip_text, element, encode_png, make_page, make_section, make_table, render, shrink
 from ross3d.report.plan import SIDE, DrawnBox, draw_cameras, make_plan, place_points
 from ross3d.report.run import make_run_page, make_score_table, write_run_page
+from ross3d.report.summary import format_summary
 from ross3d.tests.tiny import get_rooms
 from ross3d.tools import view
 
@@ -129,6 +130,19 @@ def test_the_score_table_names_the_gain_over_the_best_baseline():
     other = {"macro_exact_match": 0.5, "types": {"color": row | {"exact_match": 0.5}}}
     table = render(make_score_table(scores, {"blind": other, "majority": None}))
     assert "+25.0" in table and "75.0" in table and "50.0" in table and "–" in table
+
+
+def test_the_summary_holds_what_counts(tmp_path):
+    metrics = json.loads((write_run(tmp_path) / "metrics.json").read_text())
+    row = dict.fromkeys(("one_sample", "mean_of_samples", "teacher", "mean_picture", "other_scene"), 20.0)
+    difference = {"mean": 1.0, "low": 0.5, "high": 1.5, "num_pairs": 64}
+    part = {"psnr": row | {"positions_only": 18.0}, "differences": {"mean_of_samples - other_scene": difference}}
+    metrics["scores"]["reconstruction"] = {"view": part, "bev_object": part, "bev_rest": part}
+    lines = format_summary(metrics, metrics).split("\n")
+    assert lines[0].split() == "score, % questions model blind look-up majority gain".split()
+    assert "existence 2 50.0 50.0 - - +0.0".split() in [line.split() for line in lines]
+    assert "hidden views, mean of samples - other scene: +1.00 [+0.50, +1.50] over 64" in lines
+    assert not any(line.startswith("bev rest, ") for line in lines)
 
 
 def test_a_run_page_shows_scores_curves_answers_and_boxes(tmp_path):

@@ -1,0 +1,79 @@
+"""An evaluated run in a few lines of plain text: the headline of what the page shows."""
+
+from typing import Any
+
+
+RECONSTRUCTION_ROWS = (
+    ("one_sample", "one sample"),
+    ("mean_of_samples", "mean of samples"),
+    ("teacher", "teacher (ceiling)"),
+    ("mean_picture", "mean picture"),
+    ("other_scene", "other scene"),
+    ("positions_only", "positions only"),
+)
+REGIONS = (("view", "hidden views"), ("bev_object", "bev objects"), ("bev_rest", "bev rest"))
+
+
+def get_main_score(scores: dict[str, Any] | None, question_type: str) -> float | None:
+    """The score that stands for a question type; None where there is none."""
+    row = ((scores or {}).get("types") or {}).get(question_type)
+    return None if row is None else row[row["main_score"]]
+
+
+def get_baselines(metrics: dict[str, Any], blind: dict[str, Any] | None) -> dict[str, dict[str, Any] | None]:
+    """Scores of the rooms questions to stand beside the model's, by name."""
+    known = metrics["baselines"].get("rooms", {})
+    seen = {"blind": blind["scores"].get("rooms")} if blind else {}
+    return seen | {"look-up": known.get("lookup"), "majority": known.get("majority")}
+
+
+def format_value(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def format_rooms(scores: dict[str, Any], baselines: dict[str, dict[str, Any] | None]) -> list[str]:
+    """Lines of per cent, one a question type, with the gain over the best baseline last."""
+    rows = [
+        (name, row["num_questions"], row[row["main_score"]], [get_main_score(b, name) for b in baselines.values()])
+        for name, row in scores["types"].items()
+    ]
+    macro = [(scores_of or {}).get("macro_exact_match") for scores_of in baselines.values()]
+    rows.append(("mean of exact-match types", "", scores["macro_exact_match"], macro))
+    lines = [
+        f"{'score, %':<26}{'questions':>10}{'model':>8}" + "".join(f"{n:>10}" for n in baselines) + f"{'gain':>8}"
+    ]
+    for name, count, own, others in rows:
+        known = [value for value in others if value is not None]
+        gain = f"{100 * (own - max(known)):+.1f}" if known and own is not None else "-"
+        cells = "".join(f"{format_value(value):>10}" for value in others)
+        lines.append(f"{name:<26}{count:>10}{format_value(own):>8}{cells}{gain:>8}")
+    return lines
+
+
+def format_reconstruction(scores: dict[str, Any]) -> list[str]:
+    """Lines of PSNR, then the differences that count with their intervals."""
+    regions = [(key, title) for key, title in REGIONS if key in scores]
+    lines = [f"{'PSNR, dB':<26}" + "".join(f"{title:>14}" for _, title in regions)]
+    lines += [
+        f"{title:<26}" + "".join(f"{scores[region]['psnr'][name]:>14.2f}" for region, _ in regions)
+        for name, title in RECONSTRUCTION_ROWS
+    ]
+    for region, title in regions:
+        for name, row in scores[region]["differences"].items():
+            if name.startswith("mean_of_samples") and region != "bev_rest":
+                interval = f"{row['mean']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+                lines.append(f"{title}, {name.replace('_', ' ')}: {interval} over {row['num_pairs']}")
+    return lines
+
+
+def format_summary(metrics: dict[str, Any], blind: dict[str, Any] | None = None) -> str:
+    """What `metrics.json` (and that of a blind model) says, for a terminal."""
+    blocks = []
+    if "rooms" in metrics["scores"]:
+        blocks.append(format_rooms(metrics["scores"]["rooms"], get_baselines(metrics, blind)))
+    if "reconstruction" in metrics["scores"]:
+        blocks.append(format_reconstruction(metrics["scores"]["reconstruction"]))
+    return "\n\n".join("\n".join(lines) for lines in blocks)
+
+
+__all__ = ["format_summary", "get_baselines", "get_main_score"]
