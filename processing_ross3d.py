@@ -752,18 +752,33 @@ def get_question_inputs(requests: list[SceneRequest]) -> dict[str, torch.Tensor]
     return data
 
 
+# Leading axes of a scene's tensors that other tensors of it have as well: a batch pads all of them to one length.
+SHARED_AXES = {
+    "pixel_values": "V", "view_mask": "V", "patch_coords": "V", "patch_valid": "V", "proposal_boxes": "K",
+    "proposal_mask": "K", "proposal_patches": "KV",
+}  # fmt: skip
+
+
 def stack_scenes(scenes: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Tensors of each scene -> (B, ...), padded with 0 or False; a key that no scene has is absent."""
+    longest: dict[str, int] = {}
+    for scene in scenes:
+        for key, tensor in scene.items():
+            for axis, size in zip(SHARED_AXES.get(key, ""), tensor.shape, strict=False):
+                longest[axis] = max(size, longest.get(axis, 0))
     keys = dict.fromkeys(key for scene in scenes for key in scene)
-    return {key: stack_padded([scene.get(key) for scene in scenes]) for key in keys}
+    return {
+        key: stack_padded([scene.get(key) for scene in scenes], [longest[axis] for axis in SHARED_AXES.get(key, "")])
+        for key in keys
+    }
 
 
-def stack_padded(tensors: list[torch.Tensor | None]) -> torch.Tensor:
+def stack_padded(tensors: list[torch.Tensor | None], leading: list[int]) -> torch.Tensor:
+    """Stack tensors of one kind, their leading axes padded to the given lengths; None becomes padding alone."""
     given = [tensor for tensor in tensors if tensor is not None]
     if len(tensors) == 1:
         return given[0][None]
-    shape = [max(sizes) for sizes in zip(*(tensor.shape for tensor in given), strict=True)]
-    stacked = torch.zeros(len(tensors), *shape, dtype=given[0].dtype)
+    stacked = torch.zeros(len(tensors), *leading, *given[0].shape[len(leading) :], dtype=given[0].dtype)
     for row, tensor in zip(stacked, tensors, strict=True):
         if tensor is not None:
             row[tuple(slice(size) for size in tensor.shape)] = tensor
