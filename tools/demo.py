@@ -1,7 +1,7 @@
 """From nothing to a trained, evaluated, visible Ross3D: what `make demo` runs.
 
     python -m ross3d.tools.demo [--config configs/tiny.yaml] [--output outputs/demo] [--train-scenes N]
-        [--val-scenes N]
+        [--val-scenes N] [--sampler-steps N]
 
 Builds rooms, trains the model and, beside it, a blind one (same architecture and steps, words only), evaluates both
 on held-out rooms and writes the page. A demo that was cut off goes on where it was.
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.report.run import write_run_page
+from ross3d.report.summary import format_summary
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +40,7 @@ def plan(arguments: argparse.Namespace) -> list[Stage]:
     scenes, model, blind_model = output / "scenes", output / "model", output / "blind_model"
     common = [python, str(ROOT / "train.py"), arguments.config, "--data.root", str(scenes)]
     evaluate = [python, str(ROOT / "eval.py"), "--data", str(scenes), "--report", "false"]
+    rebuild = ["--num_inference_steps", str(arguments.sampler_steps)]
     build = [python, "-m", "ross3d.scenes.build", "--output", str(scenes), "--train", str(arguments.train_scenes)]
     return [
         Stage("build rooms", 60, [[*build, "--val", str(arguments.val_scenes)]], [1]),
@@ -53,7 +55,16 @@ def plan(arguments: argparse.Namespace) -> list[Stage]:
             "evaluate",
             70,
             [
-                [*evaluate, "--model", str(model), "--task", "rooms,reconstruction", "--output", str(output)],
+                [
+                    *evaluate,
+                    "--model",
+                    str(model),
+                    "--task",
+                    "rooms,reconstruction",
+                    "--output",
+                    str(output),
+                    *rebuild,
+                ],
                 [
                     *[*evaluate, "--model", str(blind_model), "--task", "rooms", "--blind", "true"],
                     *["--output", str(output / "blind")],
@@ -83,18 +94,13 @@ def run_stage(stage: Stage) -> float:
     return seconds
 
 
-def format_scores(metrics: dict, blind: dict) -> str:
-    """The headline table: score, best baseline and number of questions by type."""
-    scores, known = metrics["scores"]["rooms"], metrics["baselines"]["rooms"]
-    return json.dumps({"model": scores, "blind": blind["scores"]["rooms"], "baselines": known}, indent=1)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/tiny.yaml")
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"))
     parser.add_argument("--train-scenes", type=int, default=3000)
     parser.add_argument("--val-scenes", type=int, default=300)
+    parser.add_argument("--sampler-steps", type=int, default=20, help="of each sampled picture")
     arguments = parser.parse_args()
     arguments.output = arguments.output.resolve()
     seconds = {stage.name: run_stage(stage) for stage in plan(arguments)}
@@ -102,7 +108,7 @@ def main() -> None:
     metrics, blind = (
         json.loads((folder / "metrics.json").read_text()) for folder in (arguments.output, arguments.output / "blind")
     )
-    print(format_scores(metrics, blind))
+    print(format_summary(metrics, blind))
     print("seconds:", json.dumps({name: round(value) for name, value in seconds.items()}))
     print(f"metrics      {arguments.output / 'metrics.json'}")
     print(f"predictions  {arguments.output / 'predictions.jsonl'}")

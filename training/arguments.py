@@ -5,7 +5,7 @@ The file has one section per class below. Any value can be set from the command 
 """
 
 import difflib
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,12 @@ class RunArguments:
     parts: dict[str, PartArguments] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
 
+
+# Settings that may differ when a run goes on: they change none of its results.
+FREE_SETTINGS = frozenset(
+    f"trainer.{name}"
+    for name in ("output_dir", "dataloader_num_workers", "disable_tqdm", "report_to", "run_name", "save_total_limit")
+)
 
 SECTION_CLASSES = {
     "data": DataArguments,
@@ -177,3 +183,40 @@ def check_numbers(values: Any, where: str) -> None:
         except ValueError:
             return
         raise ValueError(f"{where}: expected a number, got the text {values!r}; write it as 1.0e-5, not 1e-5.")
+
+
+def flatten_settings(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings -> dotted name -> value."""
+    flat = {}
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten_settings(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def check_same_run(arguments: RunArguments, file: Path) -> None:
+    """Refuse to go on with a run that other settings began.
+
+    Args:
+        arguments (`RunArguments`): of the run that starts now.
+        file (`Path`): where `describe_run` was written when the run began; nothing is checked where it is absent.
+
+    Raises:
+        ValueError: names the first setting that differs.
+    """
+    if not file.is_file():
+        return
+    before, now = (flatten_settings(yaml.safe_load(text)) for text in (file.read_text(), describe_run(arguments)))
+    for name in sorted((before.keys() | now.keys()) - FREE_SETTINGS):
+        if before.get(name) != now.get(name):
+            raise ValueError(
+                f"{file}: expected {name}={before.get(name)!r}, with which the run there began, got {now.get(name)!r};"
+                " choose another --trainer.output_dir, or remove that folder to begin anew."
+            )
+
+
+def describe_run(arguments: RunArguments) -> str:
+    """All settings of a run as YAML that `read_run_arguments` reads."""
+    return yaml.safe_dump(asdict(arguments), sort_keys=False)

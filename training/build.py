@@ -1,12 +1,14 @@
 """Settings -> processor, model, data: what train.py puts together before the Trainer runs."""
 
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoProcessor, TrainingArguments
+from transformers import AutoProcessor, TrainerState, TrainingArguments
 
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.annotations import group_by_scene, load_annotations
@@ -18,6 +20,7 @@ from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
 from ross3d.scenes.questions import make_proposals
 from ross3d.scenes.tokenizer import make_tokenizer
 from ross3d.training.arguments import DataArguments, PartArguments, RunArguments
+from ross3d.training.callbacks import COMPLETE_MARK, mark_complete
 
 
 def list_scenes(arguments: DataArguments) -> list[Path]:
@@ -134,12 +137,29 @@ def group_parameters(
     return [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()]
 
 
-def save_run(model: nn.Module, processor: Ross3DProcessor, teacher: Path | None, output_dir: Path) -> None:
-    """Final model, processor and teacher, as one loadable folder."""
-    model.save_pretrained(output_dir)
-    processor.save_pretrained(output_dir)
+def save_run(
+    model: nn.Module, processor: Ross3DProcessor, teacher: Path | None, state: TrainerState, output_dir: Path
+) -> None:
+    """Final model, processor, teacher and log, as one loadable folder.
+
+    All is written aside first and then moved into place, the mark of completeness last: after a kill the folder is
+    finished or has no mark.
+    """
+    aside = output_dir / ".final.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    model.save_pretrained(aside)
+    processor.save_pretrained(aside)
     if teacher is not None and isinstance(model, Ross3DForConditionalGeneration) and model._teacher:
-        model.get_teacher().save_pretrained(output_dir / "teacher")
+        model.get_teacher().save_pretrained(aside / "teacher")
+    # The Trainer's summary tells the time and the mean loss since the last start, not of the run.
+    state.log_history = [record for record in state.log_history if "train_runtime" not in record]
+    state.save_to_json(str(aside / "trainer_state.json"))
+    mark_complete(aside)
+    files = [path.relative_to(aside) for path in aside.rglob("*") if path.is_file()]
+    for file in sorted(files, key=lambda path: (path.name == COMPLETE_MARK, path)):
+        (output_dir / file).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(aside / file, output_dir / file)
+    shutil.rmtree(aside)
 
 
 def sample_paths(paths: Sequence[Path], count: int) -> list[Path]:

@@ -62,21 +62,52 @@ class NamedLosses(TrainerCallback):
 
 
 class MarkComplete(TrainerCallback):
-    """Writes `complete.json` as the last file of a checkpoint, so that a torn one is never resumed from."""
+    """Writes `complete.json` as the last file of a checkpoint, and only then removes older ones.
+
+    A torn checkpoint is never resumed from, and at no moment is there none that is whole.
+
+    Args:
+        keep (`int`, *optional*): how many whole checkpoints stay; all when absent.
+    """
+
+    def __init__(self, keep: int | None = None):
+        self.keep = keep
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.remove_old(Path(args.output_dir))
 
     def on_save(self, args, state, control, **kwargs):
-        if not state.is_world_process_zero:
-            return
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-        sizes = {name: (folder / name).stat().st_size for name in files if name != COMPLETE_MARK}
-        partial = folder / f"{COMPLETE_MARK}.partial"
-        partial.write_text(json.dumps(sizes, indent=1))
-        os.replace(partial, folder / COMPLETE_MARK)
+        if args.world_size > 1:
+            # Every rank writes files of its own into the folder.
+            torch.distributed.barrier()
+        if state.is_world_process_zero:
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            self.remove_old(Path(args.output_dir))
+
+    def remove_old(self, output_dir: Path) -> None:
+        """Removes all but the last `keep` checkpoints, those that an earlier removal left torn included."""
+        folders = list_checkpoints(output_dir)
+        for folder in folders[: -self.keep] if self.keep else []:
+            shutil.rmtree(folder)
+
+
+def mark_complete(folder: Path) -> None:
+    """Write the mark of a folder, which lists its files with their sizes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE_MARK)
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+    write_text(folder / COMPLETE_MARK, json.dumps(sizes, indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a kill leaves the old one or the whole new one."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a checkpoint folder has its mark and every file that the mark lists, at its size."""
+    """Whether a folder has its mark and every file that the mark lists, at its size."""
     mark = folder / COMPLETE_MARK
     if not mark.exists():
         return False
@@ -84,15 +115,20 @@ def is_complete(folder: Path) -> bool:
     return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
 
 
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """Checkpoint folders of a run, whole or torn, by step."""
+    return sorted(output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1]))
+
+
 def find_checkpoint(output_dir: Path) -> Path | None:
-    """The last whole checkpoint of a run; torn ones are removed.
+    """The last whole checkpoint of a run; torn ones behind it are removed.
 
     Returns:
         its folder, or None when the run has to begin anew.
     """
-    folders = sorted(output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1]))
-    for folder in reversed(folders):
+    for folder in reversed(list_checkpoints(output_dir)):
         if is_complete(folder):
             return folder
-        shutil.rmtree(folder)
+        # Ranks look side by side: another one may have removed it first.
+        shutil.rmtree(folder, ignore_errors=True)
     return None
