@@ -34,7 +34,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_ross3d import Ross3DConfig
-from .geometry_ross3d import get_sin3d_embedding, quantize_coords
+from .geometry_ross3d import check_shape, get_sin3d_embedding, quantize_coords
 from .reconstruction_ross3d import (
     Ross3DReconstructionHead,
     SceneStates,
@@ -389,7 +389,11 @@ class Ross3DModel(Ross3DPreTrainedModel):
     ) -> torch.Tensor:
         """Add to each `<coord>` token the 3D position embedding of its question's point (B, Q, 3), metres."""
         if input_ids is None:
-            raise ValueError("query_coords: expected input_ids beside them (to find <coord>), got inputs_embeds only.")
+            raise ValueError(
+                "query_coords: expected input_ids beside them, where <coord> can be found, got inputs_embeds only; pass"
+                " input_ids, or embeddings that hold the points already."
+            )
+        check_shape("query_coords", query_coords, (len(input_ids), "Q", 3), "pass x, y, z of each question, metres.")
         is_coord = input_ids == self.config.coord_token_id
         question = torch.zeros_like(input_ids) if segment_ids is None else (segment_ids - 1).clamp(min=0)
         question = question.clamp(max=query_coords.shape[1] - 1)
@@ -423,6 +427,20 @@ class Ross3DModel(Ross3DPreTrainedModel):
         )
         return mask, get_segment_positions(segment_ids)
 
+    def check_scene_inputs(self, pixel_values, view_mask, patch_coords, patch_valid, bool_masked_views) -> None:
+        """Refuse tensors of a scene that do not belong together."""
+        grid = self.config.view_grid_size
+        views = tuple(pixel_values.shape[:2])
+        hint = "build rows with this model's processor."
+        check_shape("pixel_values", pixel_values, ("B", "V", 3, "S", "S"), hint)
+        check_shape("view_mask", view_mask, views, hint)
+        if patch_coords is not None:
+            check_shape("patch_coords", patch_coords, (*views, grid, grid, 3), hint)
+        if patch_valid is not None:
+            check_shape("patch_valid", patch_valid, (*views, grid, grid), hint)
+        if bool_masked_views is not None:
+            check_shape("bool_masked_views", bool_masked_views, views, "pass one value a view, True = hidden.")
+
     def check_length(self, length: int) -> None:
         limit = self.config.text_config.max_position_embeddings
         if length > limit:
@@ -450,7 +468,15 @@ class Ross3DModel(Ross3DPreTrainedModel):
     ) -> Ross3DModelOutput:
         """Shapes as in the processor's output; see `Ross3DForConditionalGeneration.forward`."""
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Ross3DModel: expected exactly one of input_ids and inputs_embeds.")
+            got = "neither" if input_ids is None else "both"
+            raise ValueError(
+                f"input_ids: expected either input_ids or inputs_embeds, got {got}; pass the processor's input_ids."
+            )
+        if past_key_values is not None and self.training and self.is_activation_checkpointing:
+            raise ValueError(
+                "past_key_values: expected no cache while activation checkpointing is on, which drops it, got one;"
+                " call model.eval() or model.activation_checkpointing_disable() first."
+            )
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -461,6 +487,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         if pixel_values is not None:
             if view_mask is None:
                 view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
+            self.check_scene_inputs(pixel_values, view_mask, patch_coords, patch_valid, bool_masked_views)
             images = self.get_image_features(pixel_values, view_mask)
             positions, hidden = None, None
             if patch_coords is not None:
@@ -476,7 +503,12 @@ class Ross3DModel(Ross3DPreTrainedModel):
             inputs_embeds = inputs_embeds.masked_scatter(placeholders[..., None].to(inputs_embeds.device), visual)
             extras["patch_features"] = pad_views(images.last_hidden_state, view_mask)
             extras["visual_positions"] = None if positions is None else pad_views(positions, view_mask)
-        if segment_ids is not None and past_key_values is None and int(segment_ids.max()) > 1:
+        if segment_ids is not None and int(segment_ids.max()) > 1:
+            if past_key_values is not None:
+                raise ValueError(
+                    f"past_key_values: expected none for rows with several questions, whose segments would see each"
+                    f" other, got a cache of {seen} positions; pass one question a row."
+                )
             attention_mask, position_ids = self.prepare_packed_rows(inputs_embeds, segment_ids, attention_mask)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
@@ -755,6 +787,9 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             scores (B, Q, K + 1), has_slot (B, Q) bool: see `compute_grounding_scores`.
             grounding_labels (B, Q, K + 1): multi-hot; an all-zero row is no grounding question.
         """
+        if grounding_labels is not None:
+            hint = "pass one row a question and one column a proposal, then one for no target."
+            check_shape("grounding_labels", grounding_labels, tuple(scores.shape), hint)
         asked = torch.zeros_like(has_slot) if grounding_labels is None else (grounding_labels > 0).any(dim=-1)
         if bool((asked & ~has_slot).any()):
             row, question = (asked & ~has_slot).nonzero()[0].tolist()
@@ -1188,9 +1223,13 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                     " scene once with scene = model.encode_scene(**processor(images=...)) and ask"
                     " model.generate(scene=scene, **processor(text=questions))."
                 )
+            self.check_left_padding(kwargs.get("attention_mask"))
             return super().generate(inputs, **kwargs)
+        self.check_questions_alone("generate", kwargs)
         input_ids = kwargs.pop("input_ids", inputs)
-        question_mask = kwargs.pop("attention_mask", torch.ones_like(input_ids))
+        question_mask = kwargs.pop("attention_mask", None)
+        self.check_left_padding(question_mask)
+        question_mask = torch.ones_like(input_ids) if question_mask is None else question_mask
         scene_index = self.check_scene_index(scene, scene_index, len(input_ids))
         generation_config = kwargs.get("generation_config") or self.generation_config
         copies = max(
@@ -1201,6 +1240,21 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         prefix_mask = scene.prefix_mask[scene_index].to(question_mask)
         attention_mask = torch.cat([prefix_mask, question_mask], dim=1)
         return super().generate(input_ids, attention_mask=attention_mask, past_key_values=cache, **kwargs)
+
+    def check_left_padding(self, attention_mask: torch.Tensor | None) -> None:
+        if attention_mask is not None and attention_mask.dim() == 2 and not bool(attention_mask[:, -1].all()):
+            raise ValueError(
+                "attention_mask: expected rows padded on the left, since answers go on at their ends, got padding at"
+                f" the end of row {int((attention_mask[:, -1] == 0).nonzero()[0])}; leave answers= out of the"
+                " processor."
+            )
+
+    def check_questions_alone(self, name: str, inputs: dict) -> None:
+        if inputs.get("pixel_values") is not None:
+            raise ValueError(
+                f"{name}: expected questions alone beside scene=, which holds the views already, got pixel_values;"
+                " call the processor without images=, or leave scene= out."
+            )
 
     def check_scene_index(self, scene: Ross3DSceneCache, scene_index, num_questions: int) -> torch.Tensor:
         num_scenes = len(scene.prefix_mask)
@@ -1239,17 +1293,12 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             keep_patch_features (`bool`): keep the projected patches, so that other boxes can be grounded later.
 
         Raises:
-            ValueError: when the rows hold questions, or activation checkpointing is on (it drops the cache).
+            ValueError: when the rows hold questions.
         """
         if segment_ids is not None and bool((segment_ids > 0).any()):
             raise ValueError(
                 "encode_scene: expected rows without questions, got text; call the processor without text= and ask"
                 " with model.generate(scene=scene, **processor(text=questions))."
-            )
-        if self.is_activation_checkpointing and self.training:
-            raise ValueError(
-                "encode_scene: expected no activation checkpointing, which drops the cache of a scene; call"
-                " model.eval() first."
             )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         scene_inputs = {
@@ -1337,6 +1386,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 outputs.patch_features, proposal_boxes, proposal_mask, proposal_patches
             )
         else:
+            self.check_questions_alone("ground", inputs)
             index = self.check_scene_index(scene, scene_index, len(input_ids))
             features, features_mask = self.get_cached_proposals(scene, proposal_boxes, proposal_mask, proposal_patches)
             features, features_mask = features[index], features_mask[index]
@@ -1428,6 +1478,11 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         """Indices of views to hide -> (B, V) bool."""
         per_scene = masked_views if masked_views and isinstance(masked_views[0], list | tuple) else None
         lists = per_scene if per_scene is not None else [masked_views] * len(view_mask)
+        if len(lists) != len(view_mask):
+            raise ValueError(
+                f"masked_views: expected one list for each of {len(view_mask)} scenes, got {len(lists)}; pass [] for a"
+                " scene that keeps all its views."
+            )
         hidden = torch.zeros_like(view_mask)
         for row, indices in enumerate(lists):
             for index in indices:

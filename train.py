@@ -3,7 +3,7 @@
     accelerate launch train.py configs/tiny.yaml [--section.key value ...]
 
 Parse -> build -> train -> save. A run that was cut off goes on from its last whole checkpoint when it is started
-again with the same settings.
+again with the same settings, and ends with the same files; a finished one is left alone.
 """
 
 import json
@@ -14,7 +14,7 @@ import torch
 from transformers import TrainingArguments
 
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
-from ross3d.training.arguments import RunArguments, read_run_arguments
+from ross3d.training.arguments import RunArguments, check_same_run, describe_run, read_run_arguments
 from ross3d.training.build import (
     build_collator,
     build_model,
@@ -26,7 +26,7 @@ from ross3d.training.build import (
     list_scenes,
     save_run,
 )
-from ross3d.training.callbacks import MarkComplete, NamedLosses, find_checkpoint
+from ross3d.training.callbacks import MarkComplete, NamedLosses, find_checkpoint, is_complete, write_text
 from ross3d.training.trainer import Ross3DTrainer
 from ross3d.training.vision_warmup import warm_up_vision
 
@@ -42,6 +42,8 @@ def build_training_arguments(settings: dict, seed: int) -> TrainingArguments:
         "train_sampling_strategy": "sequential",
         "num_train_epochs": 1,
         "seed": seed,
+        # Ours are removed by `MarkComplete`: the Trainer would do it before the new one is known to be whole.
+        "save_total_limit": None,
     }
     arguments = TrainingArguments(**{**settings, **fixed})
     if arguments.save_strategy == "steps" and arguments.save_steps % arguments.logging_steps:
@@ -55,6 +57,13 @@ def build_training_arguments(settings: dict, seed: int) -> TrainingArguments:
 def main(arguments: RunArguments) -> None:
     training = build_training_arguments(arguments.trainer, arguments.seed)
     output_dir = Path(training.output_dir)
+    check_same_run(arguments, output_dir / "run.yaml")
+    if is_complete(output_dir):
+        print(f"{output_dir}: this run is finished; nothing to do.")
+        return
+    if training.process_index == 0:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_text(output_dir / "run.yaml", describe_run(arguments))
     processor = build_processor(arguments)
     model = build_model(arguments, processor)
     checkpoint = find_checkpoint(output_dir)
@@ -70,15 +79,14 @@ def main(arguments: RunArguments) -> None:
         train_dataset=build_rows(arguments, processor),
         data_collator=build_collator(processor, model.config),
         processing_class=processor,
-        callbacks=[MarkComplete()],
+        callbacks=[MarkComplete(keep=arguments.trainer.get("save_total_limit"))],
         optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": groups, "lr": training.learning_rate}),
     )
     # In front of the reporting callbacks, which otherwise report before the named losses are known.
     trainer.callback_handler.callbacks.insert(0, NamedLosses(model))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.is_world_process_zero():
-        save_run(model, processor, find_teacher(arguments), output_dir)
-        trainer.state.save_to_json(str(output_dir / "trainer_state.json"))
+        save_run(model, processor, find_teacher(arguments), trainer.state, output_dir)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

@@ -136,10 +136,13 @@ def get_scene_points(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"scene {scene.scene_id!r} has no depth or no cameras, so it cannot be seen from above.")
     depth = torch.from_numpy(np.ascontiguousarray(scene.depth_maps, dtype=np.float32))
     world = unproject(depth, torch.from_numpy(scene.intrinsics), torch.from_numpy(scene.cam2world)).numpy()
-    rows = np.arange(depth.shape[1]) * scene.images.shape[1] // depth.shape[1]
-    columns = np.arange(depth.shape[2]) * scene.images.shape[2] // depth.shape[2]
-    real = scene.depth_maps > 0
-    return world[real], scene.images[:, rows[:, None], columns][real]
+    images = scene.images
+    if images.shape[1:3] != depth.shape[1:]:
+        rows = np.arange(depth.shape[1]) * images.shape[1] // depth.shape[1]
+        columns = np.arange(depth.shape[2]) * images.shape[2] // depth.shape[2]
+        images = images[:, rows[:, None], columns]
+    real = scene.depth_maps.reshape(-1) > 0
+    return world.reshape(-1, 3)[real], images.reshape(-1, 3)[real]
 
 
 def render_scene_bev(scene: Scene, size: int = 432, **settings) -> BEVPicture:

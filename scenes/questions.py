@@ -19,7 +19,7 @@ from ross3d.data.scene import Scene
 from ross3d.scenes.rooms import CATEGORIES, COLORS, Room
 
 
-TASK = "synthetic"
+TASK = "rooms"
 
 # Questions a room gets on average, by type.
 QUESTIONS_PER_SCENE = {
@@ -32,13 +32,13 @@ QUESTIONS_PER_SCENE = {
     "nearest": 2.0,
     "room_size": 1.0,
     "caption": 1.5,
-    "ground_unique": 3.0,
-    "ground_multiple": 1.0,
-    "ground_none": 2.0,
+    "grounding_unique": 3.0,
+    "grounding_multiple": 1.0,
+    "grounding_none": 2.0,
 }
 QUESTION_TYPES = tuple(QUESTIONS_PER_SCENE)
 EXACT_MATCH_TYPES = ("existence", "color", "count", "size_comparison", "object_at", "direction", "nearest")
-GROUNDING_TYPES = ("ground_unique", "ground_multiple", "ground_none")
+GROUNDING_TYPES = ("grounding_unique", "grounding_multiple", "grounding_none")
 DIRECTIONS = ("left", "right", "front", "back")
 
 # A piece counts as seen when one view shows at least this share of its pixels.
@@ -349,7 +349,7 @@ def _ask_grounding_one(pieces: _Pieces, rng: np.random.Generator) -> list[Candid
             "ground_one",
             (phrase,),
             "one" if ids else "none",
-            "ground_unique" if ids else "ground_none",
+            "grounding_unique" if ids else "grounding_none",
             _word("ground_one", rng, one=phrase),
             "<ground>",
             object_ids=ids,
@@ -367,7 +367,7 @@ def _ask_grounding_all(pieces: _Pieces, rng: np.random.Generator) -> list[Candid
             "ground_all",
             (many,),
             "several" if ids else "none",
-            "ground_multiple" if ids else "ground_none",
+            "grounding_multiple" if ids else "grounding_none",
             _word("ground_all", rng, many=many),
             "<ground>",
             object_ids=tuple(int(i) for i in ids),
@@ -392,10 +392,10 @@ def balance_candidates(
     wanted = dict(QUESTIONS_PER_SCENE if questions_per_scene is None else questions_per_scene)
     # Grounding wordings share their "none" questions; each wording is balanced on its own.
     shares = {name: wanted.get(name, 0.0) for name in QUESTION_TYPES if name not in GROUNDING_TYPES}
-    answering = wanted.get("ground_unique", 0.0) + wanted.get("ground_multiple", 0.0)
-    none_share = wanted.get("ground_none", 0.0) / answering if answering else 0.0
-    shares["ground_one"] = wanted.get("ground_unique", 0.0) * (1 + none_share)
-    shares["ground_all"] = wanted.get("ground_multiple", 0.0) * (1 + none_share)
+    answering = wanted.get("grounding_unique", 0.0) + wanted.get("grounding_multiple", 0.0)
+    none_share = wanted.get("grounding_none", 0.0) / answering if answering else 0.0
+    shares["ground_one"] = wanted.get("grounding_unique", 0.0) * (1 + none_share)
+    shares["ground_all"] = wanted.get("grounding_multiple", 0.0) * (1 + none_share)
 
     rng = np.random.default_rng([seed, 2 if split == "train" else 3])
     places: dict[str, dict] = {group: defaultdict(lambda: defaultdict(list)) for group in shares}

@@ -69,7 +69,7 @@ def _exit_room(room: Room, origins, directions, num_pixels: int) -> tuple[np.nda
 def _rays_near(piece: Furniture, intrinsics, cam2world, image_size) -> np.ndarray:
     """Flat indices of the rays whose pixel lies in the rectangle around the projected hull of `piece`."""
     width, height = image_size
-    low, high = piece.part_low.min(0), piece.part_high.max(0)
+    low, high = piece.low, piece.high
     corners = np.stack(np.meshgrid(*zip(low, high, strict=True), indexing="ij"), -1).reshape(8, 3)
     cos, sin = np.cos(piece.yaw), np.sin(piece.yaw)
     world = np.stack([cos * corners[:, 0] - sin * corners[:, 1], sin * corners[:, 0] + cos * corners[:, 1]], -1)
@@ -99,18 +99,14 @@ def _hit_furniture(piece, number, light, rays, origins, directions, num_pixels, 
     cos, sin = np.float32(np.cos(piece.yaw)), np.float32(np.sin(piece.yaw))
     offset = origins - np.append(piece.position, 0).astype(np.float32)
     local = np.stack([cos * offset[:, 0] + sin * offset[:, 1], cos * offset[:, 1] - sin * offset[:, 0], offset[:, 2]])
-    origin = local[:, rays // num_pixels]  # (3, N)
-    dx, dy, dz = directions[:, rays]
-    turned = (cos * dx + sin * dy, cos * dy - sin * dx, dz)
-    enter, leave = None, None
-    for axis in range(3):
-        direction = np.where(np.abs(turned[axis]) < 1e-7, np.float32(1e-7), turned[axis])
-        inverse = 1 / direction
-        first = (piece.part_low[:, axis, None].astype(np.float32) - origin[axis]) * inverse  # (P, N)
-        second = (piece.part_high[:, axis, None].astype(np.float32) - origin[axis]) * inverse
-        near, far = np.minimum(first, second), np.maximum(first, second)
-        enter = near if enter is None else np.maximum(enter, near)
-        leave = far if leave is None else np.minimum(leave, far)
+    origin, (dx, dy, dz) = local[:, rays // num_pixels], directions[:, rays]
+    turned = np.stack([cos * dx + sin * dy, cos * dy - sin * dx, dz])  # (3, N)
+    enter, leave = _meet_boxes(piece.low[None], piece.high[None], origin, turned)
+    near = np.flatnonzero((enter[0] <= leave[0]) & (enter[0] < depth[rays]))
+    rays, origin, turned = rays[near], origin[:, near], turned[:, near]
+    if not len(rays):
+        return
+    enter, leave = _meet_boxes(piece.part_low, piece.part_high, origin, turned)
     reach = np.where((enter <= leave) & (enter > NEAR), enter, np.float32(np.inf))
     part = reach.argmin(0)
     reach = reach[part, np.arange(len(rays))]
@@ -120,12 +116,25 @@ def _hit_furniture(piece, number, light, rays, origins, directions, num_pixels, 
     rays, part, reach = rays[won], part[won], reach[won]
     depth[rays] = reach
     object_ids[rays] = number
-    point = origin[:, won] + np.stack([t[won] for t in turned]) * reach  # (3, M) on one face of its part
+    point = origin[:, won] + turned[:, won] * reach  # (3, M) on one face of its part
     low, high = piece.part_low.astype(np.float32)[part].T, piece.part_high.astype(np.float32)[part].T
     face = np.abs(np.concatenate([point - low, high - point])).argmin(0)  # -x -y -z +x +y +z
     normals = np.array([[-cos, -sin, 0], [sin, -cos, 0], [0, 0, -1], [cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
     shade = (0.78 + 0.27 * normals @ light).astype(np.float32)
     colors[rays] = piece.part_colors.astype(np.float32)[part] * shade[face][:, None]
+
+
+def _meet_boxes(low, high, origins, directions) -> tuple[np.ndarray, np.ndarray]:
+    """Depths (P, N) at which rays (3, N) enter and leave boxes (P, 3); entered after left means missed."""
+    enter = leave = None
+    for axis in range(3):
+        inverse = 1 / np.where(np.abs(directions[axis]) < 1e-7, np.float32(1e-7), directions[axis])
+        first = (low[:, axis, None].astype(np.float32) - origins[axis]) * inverse
+        second = (high[:, axis, None].astype(np.float32) - origins[axis]) * inverse
+        near, far = np.minimum(first, second), np.maximum(first, second)
+        enter = near if enter is None else np.maximum(enter, near, out=enter)
+        leave = far if leave is None else np.minimum(leave, far, out=leave)
+    return enter, leave
 
 
 def _paint_room(room: Room, origins, directions, num_pixels, depth, face, object_ids, colors) -> None:
@@ -157,7 +166,7 @@ def _floor_shadow(room: Room, points: np.ndarray) -> np.ndarray:
     for piece in room.furniture:
         cos, sin = np.float32(np.cos(piece.yaw)), np.float32(np.sin(piece.yaw))
         x, y = points - piece.position[:, None].astype(np.float32)
-        low, high = piece.part_low.min(0).astype(np.float32), piece.part_high.max(0).astype(np.float32)
+        low, high = piece.low.astype(np.float32), piece.high.astype(np.float32)
         local_x, local_y = cos * x + sin * y, cos * y - sin * x
         outside = np.maximum(
             np.maximum(low[0] - local_x, local_x - high[0]), np.maximum(low[1] - local_y, local_y - high[1])

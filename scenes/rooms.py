@@ -8,6 +8,7 @@ Every draw comes from one `np.random.default_rng([seed, split, index])`, so a ro
 the rooms of two splits never share a stream.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,9 @@ FLOOR_COLORS = ((140, 122, 104), (118, 112, 108), (156, 146, 132), (104, 96, 90)
 CEILING_COLOR = (238, 238, 234)
 DARK = (38, 38, 44)
 EARTH = (96, 68, 52)
+WOOD = (150, 104, 62)
+LINEN = (236, 230, 214)
+STEEL = (150, 154, 162)
 MAX_HEIGHT = 2.1
 
 
@@ -41,11 +45,11 @@ def _box(x0, x1, y0, y1, z0, z1, tone=1.0, paint=None):
     return (x0, y0, z0, x1, y1, z1), tone, paint
 
 
-def _legs(half_width, half_depth, height, thickness, tone):
+def _legs(half_width, half_depth, height, thickness, paint):
     parts = []
     for x in (-half_width, half_width - thickness):
         for y in (-half_depth, half_depth - thickness):
-            parts.append(_box(x, x + thickness, y, y + thickness, 0, height, tone))
+            parts.append(_box(x, x + thickness, y, y + thickness, 0, height, paint=paint))
     return parts
 
 
@@ -53,7 +57,7 @@ def _bed():
     return [
         _box(-0.75, 0.75, -1.0, 0.95, 0.0, 0.28, 0.75),
         _box(-0.72, 0.72, -0.97, 0.95, 0.28, 0.52),
-        _box(-0.55, 0.55, 0.55, 0.9, 0.52, 0.62, paint=(244, 242, 236)),
+        _box(-0.62, 0.62, 0.35, 0.9, 0.52, 0.64, paint=LINEN),
         _box(-0.75, 0.75, 0.92, 1.0, 0.0, 0.95, 0.75),
     ]
 
@@ -62,6 +66,8 @@ def _sofa():
     return [
         _box(-0.9, 0.9, -0.42, 0.42, 0.0, 0.42),
         _box(-0.9, 0.9, 0.2, 0.42, 0.42, 0.82, 0.9),
+        _box(-0.62, -0.08, -0.2, 0.2, 0.42, 0.66, paint=LINEN),
+        _box(0.08, 0.62, -0.2, 0.2, 0.42, 0.66, paint=LINEN),
         _box(-0.9, -0.7, -0.42, 0.2, 0.42, 0.62, 0.8),
         _box(0.7, 0.9, -0.42, 0.2, 0.42, 0.62, 0.8),
     ]
@@ -71,19 +77,19 @@ def _chair():
     return [
         _box(-0.27, 0.27, -0.27, 0.27, 0.42, 0.5),
         _box(-0.27, 0.27, 0.2, 0.27, 0.5, 0.98),
-        *_legs(0.27, 0.27, 0.42, 0.07, 0.8),
+        *_legs(0.27, 0.27, 0.42, 0.08, DARK),
     ]
 
 
 def _table():
-    return [_box(-0.65, 0.65, -0.45, 0.45, 0.66, 0.76), *_legs(0.6, 0.4, 0.66, 0.1, 0.8)]
+    return [_box(-0.65, 0.65, -0.45, 0.45, 0.66, 0.76), *_legs(0.6, 0.4, 0.66, 0.12, WOOD)]
 
 
 def _desk():
     return [
         _box(-0.65, 0.65, -0.33, 0.33, 0.68, 0.76),
-        _box(-0.65, -0.28, -0.3, 0.33, 0.0, 0.68, 0.85),
-        _box(0.28, 0.65, -0.3, 0.33, 0.0, 0.68, 0.85),
+        _box(-0.65, -0.28, -0.3, 0.33, 0.0, 0.68, paint=STEEL),
+        _box(0.28, 0.65, -0.3, 0.33, 0.0, 0.68, paint=STEEL),
         _box(-0.06, 0.06, 0.12, 0.2, 0.76, 0.86, paint=DARK),
         _box(-0.34, 0.34, 0.12, 0.18, 0.86, 1.22, paint=DARK),
     ]
@@ -92,8 +98,8 @@ def _desk():
 def _cabinet():
     return [
         _box(-0.5, 0.5, -0.24, 0.26, 0.0, 1.15),
-        _box(-0.46, -0.02, -0.26, -0.24, 0.08, 1.08, 0.8),
-        _box(0.02, 0.46, -0.26, -0.24, 0.08, 1.08, 0.8),
+        _box(-0.46, -0.02, -0.26, -0.24, 0.12, 0.56, paint=WOOD),
+        _box(0.02, 0.46, -0.26, -0.24, 0.12, 0.56, paint=WOOD),
         _box(-0.1, -0.05, -0.29, -0.26, 0.55, 0.7, paint=DARK),
         _box(0.05, 0.1, -0.29, -0.26, 0.55, 0.7, paint=DARK),
     ]
@@ -102,7 +108,7 @@ def _cabinet():
 def _shelf():
     boards = [_box(-0.45, 0.45, -0.16, 0.16, z, z + 0.06) for z in (0.04, 0.46, 0.88, 1.3, 1.72)]
     sides = [_box(x, x + 0.06, -0.18, 0.18, 0.0, 1.8, 0.85) for x in (-0.5, 0.44)]
-    return [*boards, *sides, _box(-0.44, 0.44, 0.15, 0.18, 0.0, 1.8, 0.55)]
+    return [*boards, *sides, _box(-0.44, 0.44, 0.12, 0.18, 0.0, 1.8, paint=DARK)]
 
 
 def _lamp():
@@ -161,7 +167,7 @@ class Furniture:
     Attributes:
         category, color, size (`str`): keys of `CATEGORIES`, `COLORS`, `SIZES`.
         position (`(2,)`): x, y of its middle, metres. yaw (`float`): radians.
-        part_low, part_high (`(P, 3)`): corners of the boxes in its own frame, metres.
+        part_low, part_high (`(P, 3)`): corners of the boxes in its own frame, metres; `low`, `high` (`(3,)`) of all.
         part_colors (`(P, 3)`): RGB 0..255.
     """
 
@@ -174,15 +180,26 @@ class Furniture:
     part_high: np.ndarray
     part_colors: np.ndarray
 
+    def __post_init__(self):
+        self.low, self.high = self.part_low.min(0), self.part_high.max(0)
+
     @property
     def box(self) -> np.ndarray:
         """Axis-aligned hull in the world: centre xyz, size xyz, metres."""
-        low, high = self.part_low.min(0), self.part_high.max(0)
-        cos, sin = np.cos(self.yaw), np.sin(self.yaw)
-        x, y = np.meshgrid((low[0], high[0]), (low[1], high[1]))
-        corners = np.stack([cos * x - sin * y, sin * x + cos * y], -1).reshape(4, 2) + self.position
-        bottom, top = np.append(corners.min(0), low[2]), np.append(corners.max(0), high[2])
-        return np.concatenate([(bottom + top) / 2, top - bottom])
+        low, high = self.low, self.high
+        cos, sin = math.cos(self.yaw), math.sin(self.yaw)
+        x, y, z = (low + high) / 2
+        width, depth, height = high - low
+        return np.array(
+            [
+                self.position[0] + cos * x - sin * y,
+                self.position[1] + sin * x + cos * y,
+                z,
+                abs(cos) * width + abs(sin) * depth,
+                abs(sin) * width + abs(cos) * depth,
+                height,
+            ]
+        )
 
 
 @dataclass
@@ -409,8 +426,8 @@ def _make_camera(room: Room, hulls: np.ndarray, angle: float, rng: np.random.Gen
 def look_at(eye: np.ndarray, target: np.ndarray) -> np.ndarray:
     """cam2world (4, 4) of a level camera at `eye` looking at `target`: OpenCV axes, world z up."""
     forward = (target - eye) / np.linalg.norm(target - eye)
-    right = np.cross(forward, (0.0, 0.0, 1.0))
-    right /= np.linalg.norm(right)
+    x, y, z = forward / math.hypot(forward[0], forward[1])
+    right, down = np.array([y, -x, 0.0]), np.array([x * z, y * z, -1.0]) / math.hypot(1.0, z)
     cam2world = np.eye(4)
-    cam2world[:3, :4] = np.stack([right, np.cross(forward, right), forward, eye], axis=1)
+    cam2world[:3, :4] = np.stack([right, down, forward, eye], axis=1)
     return cam2world

@@ -1,0 +1,267 @@
+"""Killed at any moment and started again, train.py and eval.py end with the files they would have written anyway."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ross3d.data.annotations import load_annotations
+from ross3d.scenes.build import build_scenes
+from ross3d.training.callbacks import COMPLETE_MARK, is_complete
+from ross3d.training.teacher import build_teacher
+
+
+ROOT = Path(__file__).resolve().parents[2]
+NUM_SCENES, NUM_STEPS, STEPS_PER_EPOCH, SAVE_STEPS = 10, 10, 5, 2
+# Every process starts in a folder of its own with this name in it, so that no file can hold a path that differs.
+OUTPUT, RECORDS = Path("run"), Path("records.jsonl")
+
+
+@dataclass(frozen=True)
+class Kill:
+    """When a process is killed: `delay` seconds after the start, or after it wrote its settings, trained step `place`,
+    began to write the first checkpoint from step `place` on, or began to write the final files."""
+
+    after: str
+    place: int = 0
+    delay: float = 0.0
+
+
+def make_settings(folder: Path) -> dict:
+    """configs/tiny.yaml, cut down to seconds: two epochs, two workers, a checkpoint every two steps."""
+    settings = yaml.safe_load((ROOT / "configs" / "tiny.yaml").read_text())
+    settings["teacher"] = str(folder / "teacher")
+    model = settings["model"]
+    model["vision_config"] |= {"hidden_size": 32, "intermediate_size": 64}
+    model["text_config"] |= {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}
+    model["denoiser_config"] |= {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "scaling_factor": 1.0, "shift_factor": 0.0,
+    }  # fmt: skip
+    settings["data"] |= {"root": str(folder / "rooms"), "epochs": 2, "questions_per_row": 3}
+    settings["vision_warmup"] |= {"scenes": 4, "steps": 20, "views_per_step": 4}
+    settings["trainer"] |= {
+        "output_dir": str(OUTPUT), "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2,
+        "logging_steps": SAVE_STEPS, "save_steps": SAVE_STEPS, "dataloader_num_workers": 2, "disable_tqdm": True,
+    }  # fmt: skip
+    return settings
+
+
+def start(command: list[str], folder: Path) -> subprocess.Popen:
+    folder.mkdir(exist_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with (folder / "errors.txt").open("a") as errors:
+        return subprocess.Popen(
+            command, cwd=folder, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=errors
+        )
+
+
+def finish(process: subprocess.Popen, folder: Path) -> None:
+    process.wait(timeout=300)
+    assert process.returncode == 0, (folder / "errors.txt").read_text()[-3000:]
+
+
+def kill(process: subprocess.Popen, is_time: Callable[[], bool], delay: float) -> None:
+    """SIGKILL to the process and its workers, `delay` seconds after `is_time()`."""
+    while not is_time():
+        assert process.poll() is None, "the process ended before its moment"
+        time.sleep(0.001)
+    time.sleep(delay)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the process ended before it was killed"
+
+
+def get_moment(chosen: Kill, folder: Path) -> Callable[[], bool]:
+    """Whether the time has come, as seen from the files of a run in `folder`."""
+    seen = len(read_records(folder))
+    before = set((folder / OUTPUT).glob("checkpoint-*"))
+
+    def has_trained() -> bool:
+        return any(record["step"] >= chosen.place for record in read_records(folder)[seen:])
+
+    def is_writing_checkpoint() -> bool:
+        new = set((folder / OUTPUT).glob("checkpoint-*")) - before
+        return any(int(path.name.split("-")[1]) >= chosen.place for path in new)
+
+    def is_writing_final() -> bool:
+        return (folder / OUTPUT / ".final.partial").exists()
+
+    moments = {
+        "start": lambda: True,
+        "settings": (folder / OUTPUT / "run.yaml").exists,
+        "step": has_trained,
+        "checkpoint": is_writing_checkpoint,
+        "final": is_writing_final,
+    }
+    return moments[chosen.after]
+
+
+def read_records(folder: Path) -> list[dict]:
+    file = folder / RECORDS
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """sha256 of every file; of copies of this checkout's code, which may be edited while tests run, the name alone."""
+    hashes = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        data = path.read_bytes()
+        if path.suffix == ".py":
+            data = b""
+        elif path.name == COMPLETE_MARK:
+            data = b"".join(line for line in data.splitlines() if b".py" not in line)
+        hashes[str(path.relative_to(folder))] = hashlib.sha256(data).hexdigest()
+    return hashes
+
+
+@dataclass
+class Runs:
+    """Runs of one command, each in its own folder under `folder`; `whole` was never killed."""
+
+    folder: Path
+
+    @property
+    def whole(self) -> Path:
+        return self.folder / "whole"
+
+    def get_command(self, *more: str) -> list[str]:
+        script = [sys.executable, "-m", "ross3d.tests.invariant.record_train"]
+        return [*script, str(RECORDS), str(self.folder / "run.yaml"), *more]
+
+    def train(self, name: str, kills: list[Kill]) -> Iterator[Path]:
+        """Start, kill, start again, ... and let the last one end; the run's folder after each kill and at the end."""
+        folder = self.folder / name
+        for chosen in kills:
+            folder.mkdir(exist_ok=True)
+            moment = get_moment(chosen, folder)
+            kill(start(self.get_command(), folder), moment, chosen.delay)
+            yield folder
+        finish(start(self.get_command(), folder), folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Runs:
+    runs = Runs(tmp_path_factory.mktemp("resume"))
+    build_scenes(runs.folder / "rooms", num_train=NUM_SCENES, num_val=3, num_views=3, workers=1)
+    build_teacher(widths=(8, 8, 8)).save_pretrained(runs.folder / "teacher")
+    (runs.folder / "run.yaml").write_text(yaml.safe_dump(make_settings(runs.folder)))
+    list(runs.train("whole", []))
+    return runs
+
+
+def check_same_as_whole(runs: Runs, folder: Path) -> None:
+    """Files by sha256, and what every step was fed."""
+    whole, killed = hash_files(runs.whole / OUTPUT), hash_files(folder / OUTPUT)
+    assert killed.keys() == whole.keys()
+    assert [name for name in whole if killed[name] != whole[name]] == []
+    wanted = {(record["step"], *record["rows"]): record for record in read_records(runs.whole)}
+    found = read_records(folder)
+    assert {(record["step"], *record["rows"]) for record in found} == wanted.keys()
+    assert all(record == wanted[record["step"], *record["rows"]] for record in found)
+
+
+def test_the_run_is_worth_killing(runs):
+    """Two epochs of different rows, hidden views, noise, every named loss, and nothing left over at the end."""
+    records = read_records(runs.whole)
+    assert [record["step"] for record in records] == [step for step in range(NUM_STEPS) for _ in range(2)]
+    assert len({record["rows"][0] for record in records}) == 2 * NUM_SCENES
+    assert {bool(record["hidden"]) for record in records} == {True, False}
+    assert len({record["noise"] for record in records}) == len({record["inputs"] for record in records}) == 20
+    names = {path.name for path in (runs.whole / OUTPUT).iterdir()}
+    assert f"checkpoint-{NUM_STEPS}" in names and not any(name.endswith(".partial") for name in names)
+    assert {"model.safetensors", "config.json", "tokenizer.json", "teacher", "run.yaml", COMPLETE_MARK} <= names
+    assert len([name for name in names if name.startswith("checkpoint")]) == 1
+    history = json.loads((runs.whole / OUTPUT / "trainer_state.json").read_text())["log_history"]
+    assert [record["step"] for record in history] == list(range(SAVE_STEPS, NUM_STEPS + 1, SAVE_STEPS))
+    assert {"lm_loss", "view_loss", "bev_loss", "grounding_loss"} <= set().union(*history)
+
+
+def test_a_kill_in_the_second_epoch_changes_nothing(runs):
+    *_, folder = runs.train("killed_once", [Kill("checkpoint", place=STEPS_PER_EPOCH + 1)])
+    check_same_as_whole(runs, folder)
+    steps = [record["step"] for record in read_records(folder)]
+    assert len(steps) > 2 * NUM_STEPS, "nothing was trained twice: the kill came too late"
+    assert steps.count(0) == 2, "the run began anew instead of going on"
+
+
+def test_a_finished_run_is_left_alone(runs):
+    def get_times() -> dict[str, int]:
+        return {str(path): path.stat().st_mtime_ns for path in (runs.whole / OUTPUT).rglob("*")}
+
+    before = get_times()
+    finish(start(runs.get_command(), runs.whole), runs.whole)
+    assert get_times() == before and len(read_records(runs.whole)) == 2 * NUM_STEPS
+
+
+def draw_kills(seed: int) -> list[list[Kill]]:
+    """Ten kills at random moments, over two runs: half of them in the second epoch, half of them inside writes."""
+    drawn = random.Random(seed)
+    late = range(STEPS_PER_EPOCH, NUM_STEPS - 1)
+    first = [
+        Kill("start", delay=drawn.uniform(0.0, 2.0)),
+        Kill("settings", delay=drawn.uniform(0.0, 0.5)),
+        Kill("checkpoint", SAVE_STEPS, drawn.uniform(0.0, 0.05)),
+        Kill("step", drawn.choice(late), drawn.uniform(0.0, 0.05)),
+        Kill("checkpoint", drawn.choice((6, 8)), drawn.uniform(0.0, 0.05)),
+        Kill("final", delay=drawn.uniform(0.0, 0.02)),
+    ]
+    second = [
+        Kill("checkpoint", drawn.choice((2, 4))),
+        Kill("step", drawn.choice(late), drawn.uniform(0.0, 0.05)),
+        Kill("checkpoint", NUM_STEPS, drawn.uniform(0.0, 0.02)),
+        Kill("final"),
+    ]
+    return [first, second]
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_change_nothing(runs):
+    torn = 0
+    for number, kills in enumerate(draw_kills(seed=0)):
+        for folder in runs.train(f"killed_{number}", kills):
+            checkpoints = list((folder / OUTPUT).glob("checkpoint-*"))
+            torn += sum(not is_complete(checkpoint) for checkpoint in checkpoints)
+        check_same_as_whole(runs, folder)
+    assert torn > 0, "no kill fell inside the writing of a checkpoint"
+
+
+# ---- evaluation
+
+
+def get_eval_command(runs: Runs) -> list[str]:
+    given = ["--model", runs.whole / OUTPUT, "--data", runs.folder / "rooms", "--output", OUTPUT]
+    few = ["--task", "rooms,reconstruction", "--num_samples", "1", "--num_inference_steps", "2"]
+    return [str(part) for part in [sys.executable, ROOT / "eval.py", *given, *few, "--max_new_tokens", "3"]]
+
+
+def check_same_answers(runs: Runs, whole: Path, killed: Path) -> None:
+    wanted, found = hash_files(whole / OUTPUT), hash_files(killed / OUTPUT)
+    assert found.keys() == wanted.keys()
+    assert [name for name in wanted if name != "timing.json" and found[name] != wanted[name]] == []
+    asked = [annotation.id for annotation in load_annotations(runs.folder / "rooms" / "annotations" / "val.jsonl")]
+    answered = [json.loads(line)["id"] for line in (killed / OUTPUT / "predictions.jsonl").read_text().splitlines()]
+    assert answered == asked and len(set(answered)) == len(answered) > 0
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_ends_with_the_same_answers(runs):
+    """Ten kills of an evaluation are in tests/test_eval.py; here the model is one that train.py wrote."""
+    whole, killed, drawn = runs.folder / "eval_whole", runs.folder / "eval_killed", random.Random(1)
+    finish(start(get_eval_command(runs), whole), whole)
+    for _ in range(3):
+        parts = killed / OUTPUT / "parts"
+        before = set(parts.glob("*"))
+        is_writing = lambda parts=parts, before=before: set(parts.glob("*")) > before
+        kill(start(get_eval_command(runs), killed), is_writing, drawn.uniform(0.0, 0.05))
+    finish(start(get_eval_command(runs), killed), killed)
+    check_same_answers(runs, whole, killed)
