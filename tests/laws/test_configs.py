@@ -81,13 +81,14 @@ def test_config_keys_hold():
     assert not violations, "\n".join(violations)
 
 
-RUN = """model:
+RUN = """seed: 3
+model:
   vision_config: {hidden_size: 32, num_attention_heads: 4}
   denoiser_config: {hidden_size: 32, num_attention_heads: 4, num_pool_heads: 4}
   voxel_size: 0.1
 processor:
   image_processor: {size: 64}
-data: {root: scenes, seed: 3}
+data: {root: scenes}
 parts:
   model.vision_tower: {learning_rate: 3.0e-4}
 trainer: {output_dir: out, learning_rate: 2.0e-3}
