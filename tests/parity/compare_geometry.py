@@ -119,9 +119,9 @@ def compare_preprocess(recorded: Recorded, case: GoldenCase) -> None:
         images=pictures, depth_maps=depth, intrinsics=intrinsics, cam2world=cam2world, proposal_boxes=boxes,
         bev_image=bev,
     )  # fmt: skip
-    frames = compare_frames(case, processor, pictures, depth, inputs["pixel_values"][0])
-    compare_world(case, depth, intrinsics, cam2world, size, inputs["patch_coords"][0], processor.patch_size)
-    compare_bev(case, processor, bev, depth, inputs["bev_pixel_values"])
+    frames = check_frames(case, processor, pictures, depth, inputs["pixel_values"][0])
+    check_world(case, depth, intrinsics, cam2world, size, inputs["patch_coords"][0], processor.patch_size)
+    check_bev(case, processor, bev, depth, inputs["bev_pixel_values"])
     shapes = case.scalars["keys"]
     case.same("scalars|keys|images", list(inputs["pixel_values"].shape[1:]))
     case.same("scalars|keys|world_coords", [*frames.shape[:3], 3])
@@ -133,10 +133,10 @@ def compare_preprocess(recorded: Recorded, case: GoldenCase) -> None:
     case.same("scalars|video_size", inputs["view_mask"].shape[1])
     chosen = sample_uniform(case.scalars["total_frames"], len(case.scalars["frame_sampled_indices"]))
     case.same("scalars|frame_sampled_indices", chosen)
-    compare_image_processor(case, processor.image_processor)
+    check_image_processor(case, processor.image_processor)
 
 
-def compare_frames(case: GoldenCase, processor, pictures, depth: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+def check_frames(case: GoldenCase, processor, pictures, depth: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
     """The cropped uint8 pictures (V, S, S, 3), and the processor's normalised values of them."""
     size, resample = processor.view_size, processor.image_processor.resample
     resized = get_resized_size(*depth.shape[1:], size, "published", "views")
@@ -160,7 +160,7 @@ def compare_frames(case: GoldenCase, processor, pictures, depth: torch.Tensor, p
     return frames
 
 
-def compare_world(case, depth, intrinsics, cam2world, size: int, patch_coords: torch.Tensor, patch_size: int) -> None:
+def check_world(case, depth, intrinsics, cam2world, size: int, patch_coords: torch.Tensor, patch_size: int) -> None:
     """World coordinates of the cropped pixels, which the processor pools and keeps to itself."""
     height, width = get_resized_size(*depth.shape[1:], size, "published", "views")
     left = (width - size) // 2
@@ -182,7 +182,7 @@ def compare_world(case, depth, intrinsics, cam2world, size: int, patch_coords: t
     case.close("boundry", edges, EXACT_ARITHMETIC)
 
 
-def compare_bev(case: GoldenCase, processor, bev: Image.Image, depth: torch.Tensor, pixels: torch.Tensor) -> None:
+def check_bev(case: GoldenCase, processor, bev: Image.Image, depth: torch.Tensor, pixels: torch.Tensor) -> None:
     size = processor.bev_size
     height, width = get_resized_size(*depth.shape[1:], size, "published", "bev_image")
     for key, value in {"new_width": width, "new_height": height, "left": (width - size) // 2}.items():
@@ -196,7 +196,7 @@ def compare_bev(case: GoldenCase, processor, bev: Image.Image, depth: torch.Tens
     case.same("bev_crop", picture[:, rows, columns])
 
 
-def compare_image_processor(case: GoldenCase, image_processor) -> None:
+def check_image_processor(case: GoldenCase, image_processor) -> None:
     """The image processor called by itself, on a picture of another aspect."""
     settings = {
         "image_mean": list(image_processor.image_mean),
@@ -232,14 +232,14 @@ def compare_dataset_samples(recorded: Recorded, case: GoldenCase) -> None:
     side = scene.scalars["image_processor"]["size"][0]
     processor = make_processor(recorded.golden, spatial_instruction=True, views=side)
     samples = {name: sample for name, sample in case.scalars.items() if isinstance(sample, dict) and "raw" in sample}
-    lengths = [compare_sample(case, recorded, processor, belongings, name) for name in samples]
+    lengths = [check_sample(case, recorded, processor, belongings, name) for name in samples]
     # The published rows grow when they are read again; ours do not.
-    again = compare_sample(case, recorded, processor, belongings, next(iter(samples)))
+    again = check_sample(case, recorded, processor, belongings, next(iter(samples)))
     case.same("scalars|second_read_of_sample_0|first_len", lengths[0])
     assert again == lengths[0]
 
 
-def compare_sample(case: GoldenCase, recorded: Recorded, processor, belongings: dict, name: str) -> int:
+def check_sample(case: GoldenCase, recorded: Recorded, processor, belongings: dict, name: str) -> int:
     """One row; returns its length with the views as one mark."""
     sample = case.scalars[name]
     raw = sample["raw"]

@@ -5,7 +5,7 @@ import torch
 from ross3d.data.collator import choose_hidden_views
 from ross3d.tests.parity.build import Recorded
 from ross3d.tests.parity.golden import GoldenCase, read_slices
-from ross3d.tests.parity.gradients import compare_gradients
+from ross3d.tests.parity.gradients import check_gradients
 from ross3d.tests.parity.tables import ACTIVATIONS, EXACT_ARITHMETIC, LOSSES
 
 
@@ -33,7 +33,7 @@ def compare_vision(recorded: Recorded, case: GoldenCase) -> None:
             case.close(f"scalars|all_frames_sum|{name}_abs", scale, ACTIVATIONS)
 
 
-def compare_image_block(recorded: Recorded, case: GoldenCase, inputs: dict) -> torch.Tensor:
+def check_image_block(recorded: Recorded, case: GoldenCase, inputs: dict) -> torch.Tensor:
     """Where views and their newlines stand in the row; returns the positions (V, h, w + 1)."""
     model = recorded.model
     embeds = model.get_input_embeddings()(inputs["input_ids"])
@@ -53,7 +53,7 @@ def get_input_embeddings(recorded: Recorded, inputs: dict) -> torch.Tensor:
 
 def compare_embed_plain(recorded: Recorded, case: GoldenCase) -> None:
     inputs = recorded.get_inputs("qa", train=True)
-    positions = compare_image_block(recorded, case, inputs)
+    positions = check_image_block(recorded, case, inputs)
     newlines = positions[..., -1].flatten()
     case.same("scalars|newline_first", newlines[: len(case.scalars["newline_first"])])
     case.same("scalars|newline_last", newlines[-1])
@@ -75,7 +75,7 @@ def compare_embed_masked(recorded: Recorded, case: GoldenCase) -> None:
     case.same("scalars|len_keep", (~hidden).sum())
     case.same("scalars|frames", len(hidden))
     inputs = recorded.get_inputs("qa", train=True)
-    positions = compare_image_block(recorded, case, inputs)
+    positions = check_image_block(recorded, case, inputs)
     first, last = int(positions.min()), int(positions.max()) + 1
     case.same("scalars|span", [first, last])
     embeds = get_input_embeddings(recorded, inputs | {"bool_masked_views": hidden[None]})
@@ -117,7 +117,7 @@ def compare_llm(recorded: Recorded, case: GoldenCase) -> None:
     case.same("scalars|seq_len", logits.shape[1])
 
 
-def compare_answer(recorded: Recorded, case: GoldenCase, task: str) -> None:
+def check_answer(recorded: Recorded, case: GoldenCase, task: str) -> None:
     """Greedy decoding, of a fixed length since no token ends it."""
     inputs = recorded.get_inputs(task)
     outputs = recorded.model.generate(
@@ -140,29 +140,29 @@ def compare_answer(recorded: Recorded, case: GoldenCase, task: str) -> None:
 
 
 def compare_generate(recorded: Recorded, case: GoldenCase) -> None:
-    compare_answer(recorded, case, "qa")
+    check_answer(recorded, case, "qa")
 
 
 def compare_generate_coord(recorded: Recorded, case: GoldenCase) -> None:
-    compare_answer(recorded, case, "cap")
+    check_answer(recorded, case, "cap")
 
 
 def compare_grounding(recorded: Recorded, case: GoldenCase) -> None:
     model = recorded.model
     case.same("scalars|temperature", model.config.grounding_temperature)
     for kind in ("single", "multi", "zero"):
-        compare_grounding_step(recorded, case, kind)
+        check_grounding_step(recorded, case, kind)
     case.close("scores_eval", model.ground(**recorded.get_inputs("ground"))[0], ACTIVATIONS)
 
 
-def compare_grounding_step(recorded: Recorded, case: GoldenCase, kind: str) -> None:
+def check_grounding_step(recorded: Recorded, case: GoldenCase, kind: str) -> None:
     """Scores, loss and gradients of a question with one, several or no targets."""
     targets = case.scalars[f"box_labels_{kind}"][0]
     inputs = recorded.get_inputs("ground", train=True, target_objects=targets)
     marked = inputs["grounding_labels"][0, 0].nonzero()[:, 0].tolist()
     last = inputs["grounding_labels"].shape[-1] - 1
     case.same(f"scalars|box_labels_{kind}_after_call", [[-1 if place == last else place for place in marked]])
-    outputs = compare_gradients(recorded, case, f"{kind}.", inputs)
+    outputs = check_gradients(recorded, case, f"{kind}.", inputs)
     names = {"vm_loss": outputs.view_loss, "bev_loss": outputs.bev_loss}
     # In training a loss that no row has is a zero with count 0, so that every rank runs the same parameters.
     for place, (name, loss) in enumerate(names.items(), start=1):
@@ -170,10 +170,10 @@ def compare_grounding_step(recorded: Recorded, case: GoldenCase, kind: str) -> N
     case.close(f"scalars|loss_{kind}", outputs.loss, LOSSES)
     case.close(f"scores_{kind}", outputs.grounding_scores[0, 0], ACTIVATIONS)
     if kind == "single":
-        compare_grounding_features(recorded, case, inputs)
+        check_grounding_features(recorded, case, inputs)
 
 
-def compare_grounding_features(recorded: Recorded, case: GoldenCase, inputs: dict) -> None:
+def check_grounding_features(recorded: Recorded, case: GoldenCase, inputs: dict) -> None:
     """What enters and leaves the two sides of the grounding head."""
     model, head = recorded.model, recorded.model.grounding_head
     place = (inputs["input_ids"][0] == model.config.ground_token_id).nonzero()[:, 0]

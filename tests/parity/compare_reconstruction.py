@@ -13,9 +13,9 @@ from ross3d.diffusion_ross3d import (
 )
 from ross3d.reconstruction_ross3d import SceneStates, get_bev_cells, prepare_view_pictures
 from ross3d.tests.parity.build import Recorded, split_weights
-from ross3d.tests.parity.compare_model import compare_image_block
+from ross3d.tests.parity.compare_model import check_image_block
 from ross3d.tests.parity.golden import GoldenCase, read_slices
-from ross3d.tests.parity.gradients import compare_gradients
+from ross3d.tests.parity.gradients import check_gradients
 from ross3d.tests.parity.tables import ACTIVATIONS, EXACT_ARITHMETIC, GRADIENTS, LOSSES
 from ross3d.tools.checkpoint_keys import adapt_denoiser_file, to_ours, to_published
 from ross3d.training.trainer import open_view_gate
@@ -47,7 +47,7 @@ def get_draws(view: GoldenCase | None, bev: GoldenCase) -> dict[str, torch.Tenso
     return draws
 
 
-def compare_targets(recorded: Recorded, case: GoldenCase, pictures: torch.Tensor, branch: str) -> torch.Tensor:
+def check_targets(recorded: Recorded, case: GoldenCase, pictures: torch.Tensor, branch: str) -> torch.Tensor:
     """Posterior of the teacher and the folded latents (n, Z, g, g)."""
     mean, logvar = recorded.model.encode_pictures(pictures)
     case.close("posterior_mean", mean, ACTIVATIONS)
@@ -73,7 +73,7 @@ def compare_recon_view(recorded: Recorded, case: GoldenCase) -> None:
     case.same("scalars|mask", hidden[0].float())
     states, final_hidden, inputs = get_scene_states(recorded, hidden)
     case.close("final_hidden", final_hidden, ACTIVATIONS)
-    positions = compare_image_block(recorded, case, inputs)
+    positions = check_image_block(recorded, case, inputs)
     case.same("scalars|newline_ids", positions[..., -1].flatten())
     visible = head.normalize_states(states.states)[states.visible]  # (n, N, D)
     grid = config.view_grid_size
@@ -85,7 +85,7 @@ def compare_recon_view(recorded: Recorded, case: GoldenCase) -> None:
     case.same("scalars|vae_input_shape", list(pictures.shape))
     rows, columns = read_slices(case.describe("vae_input_crop"))
     case.close("vae_input_crop", pictures[:, :, rows, columns], ACTIVATIONS)
-    targets = compare_targets(recorded, case, pictures, "view")
+    targets = check_targets(recorded, case, pictures, "view")
     repeats = model.get_view_repeats(inputs["view_mask"], hidden)[0]
     case.same("scalars|repeat_factor", repeats)
 
@@ -123,7 +123,7 @@ def compare_recon_bev(recorded: Recorded, case: GoldenCase) -> None:
     case.same("scalars|mask", hidden[0].float())
     states, _, inputs = get_scene_states(recorded, hidden)
     pictures = 2 * inputs["bev_pixel_values"] - 1
-    targets = compare_targets(recorded, case, pictures, "bev")
+    targets = check_targets(recorded, case, pictures, "bev")
     condition = model.get_bev_conditions(states, None)
     case.close("pooled_condition", condition, ACTIVATIONS)
     timesteps, noise = case.read("t"), case.read("noise")
@@ -143,11 +143,11 @@ def compare_recon_bev(recorded: Recorded, case: GoldenCase) -> None:
     case.close("scalars|bev_loss", total, LOSSES)
 
 
-def compare_step(recorded: Recorded, case: GoldenCase, hidden: torch.Tensor, draws: dict, global_step: int) -> None:
+def check_step(recorded: Recorded, case: GoldenCase, hidden: torch.Tensor, draws: dict, global_step: int) -> None:
     """Losses and gradients of one optimizer step, through the gate that hides views in some steps only."""
     inputs = recorded.get_inputs("qa", train=True, bev=True) | {"bool_masked_views": hidden}
     open_view_gate(inputs, global_step, recorded.model.config.view_mask_period)
-    outputs = compare_gradients(recorded, case, "", inputs | draws)
+    outputs = check_gradients(recorded, case, "", inputs | draws)
     case.same("scalars|global_step", global_step)
     case.close("scalars|loss", outputs.loss, LOSSES)
     case.close("scalars|lm_loss", outputs.lm_loss, LOSSES)
@@ -160,7 +160,7 @@ def compare_step(recorded: Recorded, case: GoldenCase, hidden: torch.Tensor, dra
 def compare_train_step(recorded: Recorded, case: GoldenCase) -> None:
     view, bev = recorded.golden.get_case("recon_view"), recorded.golden.get_case("recon_bev")
     hidden = get_hidden_views(recorded, view.read("mask_noise"))
-    compare_step(recorded, case, hidden, get_draws(view, bev), case.scalars["global_step"])
+    check_step(recorded, case, hidden, get_draws(view, bev), case.scalars["global_step"])
     frozen = [to_published(name) for name, p in recorded.model.named_parameters() if not p.requires_grad]
     frozen += [name for name in recorded.golden.weights if to_ours(name).startswith("teacher.")]
     prefixes = case.scalars["frozen_prefixes"]
@@ -180,7 +180,7 @@ def read_token_ids(recorded: Recorded, case: GoldenCase) -> list[int]:
 
 def compare_train_step_unmasked(recorded: Recorded, case: GoldenCase) -> None:
     hidden = get_hidden_views(recorded, recorded.golden.get_case("recon_view").read("mask_noise"))
-    compare_step(recorded, case, hidden, get_draws(None, case), case.scalars["global_step"])
+    check_step(recorded, case, hidden, get_draws(None, case), case.scalars["global_step"])
     with torch.no_grad():
         states, _, inputs = get_scene_states(recorded, torch.zeros_like(hidden))
         grid = recorded.model.config.view_grid_size
@@ -205,9 +205,9 @@ def compare_sampling(recorded: Recorded, case: GoldenCase) -> None:
         case.close(f"scalars|{name}_last", schedule[-len(case.scalars[f"{name}_last"]) :], EXACT_ARITHMETIC)
     case.same("scalars|clip_denoised", head.config.sampler == "published")
     case.same("scalars|temperature", 1.0)
-    compare_direct(recorded, case)
+    check_direct(recorded, case)
     for branch in ("view", "bev"):
-        compare_chain(recorded, case, branch, alphas_cumprod)
+        check_chain(recorded, case, branch, alphas_cumprod)
 
 
 def get_recorded_condition(recorded: Recorded, case: GoldenCase, branch: str) -> torch.Tensor:
@@ -218,7 +218,7 @@ def get_recorded_condition(recorded: Recorded, case: GoldenCase, branch: str) ->
     return pooler(states, torch.ones(states.shape[:2], dtype=torch.bool))[:, 0]
 
 
-def compare_direct(recorded: Recorded, case: GoldenCase) -> None:
+def check_direct(recorded: Recorded, case: GoldenCase) -> None:
     """Plain calls of the denoiser and its timestep embedding."""
     head, timesteps = recorded.model.reconstruction_head, case.read("direct_t")
     embedding = head.denoiser.timestep_embedding
@@ -228,7 +228,7 @@ def compare_direct(recorded: Recorded, case: GoldenCase) -> None:
     case.close("direct_out", head(case.read("direct_x"), timesteps, condition, "view"), ACTIVATIONS)
 
 
-def compare_chain(recorded: Recorded, case: GoldenCase, branch: str, alphas_cumprod: torch.Tensor) -> None:
+def check_chain(recorded: Recorded, case: GoldenCase, branch: str, alphas_cumprod: torch.Tensor) -> None:
     """The published sampler with the recorded noise, from the beginning and from the recorded middle."""
     head = recorded.model.reconstruction_head
     steps = int(case.scalars[f"{branch}_respacing"])
@@ -258,14 +258,14 @@ def compare_chain(recorded: Recorded, case: GoldenCase, branch: str, alphas_cump
     trail = []
     final = walk(lambda index, sample, latents: trail.append((sample.clone(), latents.clone())))
     channels = case.tensors[f"{branch}_first_sample"].shape[1]
-    compare_ill_conditioned(case, f"{branch}_first_sample", trail[0][0][:, :channels], f"{branch}_first")
-    compare_ill_conditioned(case, f"{branch}_first_xstart", trail[0][1][:, :channels], f"{branch}_first")
+    check_ill_conditioned(case, f"{branch}_first_sample", trail[0][0][:, :channels], f"{branch}_first")
+    check_ill_conditioned(case, f"{branch}_first_xstart", trail[0][1][:, :channels], f"{branch}_first")
     if f"{branch}_mid_steps" not in case.scalars:
-        compare_ill_conditioned(case, f"{branch}_sample", final, f"{branch}_final")
+        check_ill_conditioned(case, f"{branch}_sample", final, f"{branch}_final")
         return
     middle = case.scalars[f"{branch}_mid_steps"]
-    compare_ill_conditioned(case, f"{branch}_mid_sample", trail[middle - 1][0], f"{branch}_first")
-    compare_ill_conditioned(case, f"{branch}_sample", final, f"{branch}_final")
+    check_ill_conditioned(case, f"{branch}_mid_sample", trail[middle - 1][0], f"{branch}_first")
+    check_ill_conditioned(case, f"{branch}_sample", final, f"{branch}_final")
     recorded_middle = case.read(f"{branch}_mid_sample")
 
     def continue_from_middle(index: int, sample: torch.Tensor, latents: torch.Tensor) -> None:
@@ -275,7 +275,7 @@ def compare_chain(recorded: Recorded, case: GoldenCase, branch: str, alphas_cump
     case.close(f"{branch}_sample", walk(continue_from_middle), ACTIVATIONS)
 
 
-def compare_ill_conditioned(case: GoldenCase, path: str, got: torch.Tensor, stage: str) -> None:
+def check_ill_conditioned(case: GoldenCase, path: str, got: torch.Tensor, stage: str) -> None:
     """A sample behind the first step, whose division by sqrt(alphas_cumprod) magnifies rounding.
 
     Nearly all elements have to be as close as others are; the largest error may be a few times that of the recorded

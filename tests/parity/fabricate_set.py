@@ -828,7 +828,10 @@ class Fabrication:
         out = self.out
         asked = {
             "0_scanQA": ("<image> Is there a lamp? Answer simply.", "yes", {}, None),
-            "1_scan2cap": ("<image> Describe what is at <coord> , in detail.", "A lamp.", {"box_input": [0.5, 1.25, 0, 1, 1, 1]}, None),
+            "1_scan2cap": (
+                "<image> Describe what is at <coord> , in detail.", "A lamp.",
+                {"box_input": [0.5, 1.25, 0, 1, 1, 1]}, None,
+            ),
             "2_scanrefer": ("<image>Identify the object.\nThe lamp", "<ground>", {}, "2"),
             "3_multi3drefer": ("<image>Identify the objects.\nBoth lamps", "<ground>", {}, [0, 3]),
             "4_multi3drefer": ("<image>Identify the objects.\nA horse", "<ground>", {}, []),
@@ -839,7 +842,7 @@ class Fabrication:
             out.add("dataset_samples", f"{name}.labels", torch.tensor([labels]))
             turns = [{"from": "human", "value": human}, {"from": "gpt", "value": answer}]
             metadata = {} if target is None else {"object_id": target}
-            text = f"{SYSTEM}<image>\n{INSTRUCTION}\n{human.replace('<image>', '')}<|im_end|>\n{ASSISTANT}{answer}<|im_end|>\n"
+            asking = f"{SYSTEM}<image>\n{INSTRUCTION}\n{human.replace('<image>', '')}<|im_end|>\n"
             marked = None if target is None else [[int(target)] if isinstance(target, str) else target]
             points = [extra["box_input"][:3]] if extra else []
             out.note("dataset_samples", **{name: {
@@ -849,7 +852,7 @@ class Fabrication:
                     "box_input": [1, 3] if points else [0], "bev_image": shapes["bev_image"],
                     "world_coords": [1, *shapes["world_coords"]], "objects": [1, *shapes["objects"]],
                 },
-                "box_input": points, "decoded": text,
+                "box_input": points, "decoded": f"{asking}{ASSISTANT}{answer}<|im_end|>\n",
             }})  # fmt: skip
             if name.startswith("0"):
                 first = {"first_len": len(ids), "second_len": len(ids) + 7}

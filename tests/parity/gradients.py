@@ -9,7 +9,7 @@ from ross3d.tests.parity.tables import GRADIENTS
 from ross3d.tools.checkpoint_keys import to_published
 
 
-def compare_gradients(recorded: Recorded, case: GoldenCase, prefix: str, inputs: dict) -> Ross3DOutput:
+def check_gradients(recorded: Recorded, case: GoldenCase, prefix: str, inputs: dict) -> Ross3DOutput:
     """Run forward and backward in training mode; compare norms, full tensors and which parameters have none.
 
     `prefix` stands before the names of a case that records several steps.

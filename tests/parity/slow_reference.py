@@ -91,14 +91,14 @@ def pool(projected: torch.Tensor, out: int) -> torch.Tensor:
 # Geometry
 
 
-def unproject(depth_mm: torch.Tensor, intrinsic: torch.Tensor, poses: torch.Tensor) -> torch.Tensor:
+def unproject(depth_mm: torch.Tensor, intrinsic: torch.Tensor, cam2world: torch.Tensor) -> torch.Tensor:
     """mm (V, H, W), (4, 4) and float32 (V, 4, 4) -> (V, H, W, 3), in float64 until the end."""
     z = depth_mm.double() / 1000
     v, u = torch.meshgrid(torch.arange(z.shape[1]), torch.arange(z.shape[2]), indexing="ij")
     x = (u - intrinsic[0, 2]) * z / intrinsic[0, 0]
     y = (v - intrinsic[1, 2]) * z / intrinsic[1, 1]
     points = torch.stack([x, y, z, torch.ones_like(z)], dim=-1)
-    return torch.einsum("vab,vhwb->vhwa", poses.double(), points)[..., :3].float()
+    return torch.einsum("vab,vhwb->vhwa", cam2world.double(), points)[..., :3].float()
 
 
 def average_cells(world: torch.Tensor, patch: int) -> torch.Tensor:

@@ -88,3 +88,12 @@ LISTED: dict[str, str] = {
     " the test asserts that ours keeps its length",
     "dataset_samples:scalars|task_lengths|*": "sort keys of the published sampler, which ours does not have",
 }
+
+# What an index holds beside its cases.
+BESIDE_CASES: dict[str, str] = {
+    "set": "a name",
+    "reference_commit": "where the recordings come from",
+    "versions": "where the recordings come from",
+    "config": "what our model is built from",
+    "float32_noise_floor": "error of the recorded run itself, which sets our tolerances",
+}
