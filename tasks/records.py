@@ -109,7 +109,10 @@ class RecordStore:
         write_atomic(self.output_dir / name, format_lines(records))
 
     def remove_parts(self) -> None:
+        """Remove what only a running evaluation needs, and the half-written files of killed ones."""
         shutil.rmtree(self.parts_dir, ignore_errors=True)
+        for path in self.output_dir.rglob(".*.partial"):
+            path.unlink()
 
 
 __all__ = ["RecordStore", "format_lines", "read_whole_lines", "write_atomic", "write_json"]

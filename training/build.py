@@ -142,8 +142,8 @@ def save_run(
 ) -> None:
     """Final model, processor, teacher and log, as one loadable folder.
 
-    All is written aside first and then moved into place, the mark of completeness last: after a kill the folder is
-    finished or has no mark.
+    All is written aside first and then moved into place, the mark of completeness last of all: after a kill the folder
+    is finished, with nothing left over, or has no mark.
     """
     aside = output_dir / ".final.partial"
     shutil.rmtree(aside, ignore_errors=True)
@@ -155,11 +155,15 @@ def save_run(
     state.log_history = [record for record in state.log_history if "train_runtime" not in record]
     state.save_to_json(str(aside / "trainer_state.json"))
     mark_complete(aside)
-    files = [path.relative_to(aside) for path in aside.rglob("*") if path.is_file()]
-    for file in sorted(files, key=lambda path: (path.name == COMPLETE_MARK, path)):
+    files = sorted(path.relative_to(aside) for path in aside.rglob("*") if path.is_file())
+    files.remove(Path(COMPLETE_MARK))
+    for file in files:
         (output_dir / file).parent.mkdir(parents=True, exist_ok=True)
         os.replace(aside / file, output_dir / file)
+    mark = output_dir / f"{COMPLETE_MARK}.partial"
+    os.replace(aside / COMPLETE_MARK, mark)
     shutil.rmtree(aside)
+    os.replace(mark, output_dir / COMPLETE_MARK)
 
 
 def sample_paths(paths: Sequence[Path], count: int) -> list[Path]:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import yaml
 
 from ross3d.data.annotations import load_annotations
 from ross3d.scenes.build import build_scenes
+from ross3d.tasks.records import RecordStore
 from ross3d.training.callbacks import COMPLETE_MARK, is_complete
 from ross3d.training.teacher import build_teacher
 
@@ -29,12 +31,17 @@ OUTPUT, RECORDS = Path("run"), Path("records.jsonl")
 
 @dataclass(frozen=True)
 class Kill:
-    """When a process is killed: `delay` seconds after the start, or after it wrote its settings, trained step `place`,
-    began to write the first checkpoint from step `place` on, or began to write the final files."""
+    """When a process is killed.
+
+    `delay` seconds after the `start`, or after it wrote its `settings`, trained `step` number `place`, began to write
+    the first `checkpoint` from step `place` on, or began to write the `final` files. Or inside a `write`: at change
+    number `count` of the files of the checkpoint of step `place`, of the final files where `place` is 0.
+    """
 
     after: str
     place: int = 0
     delay: float = 0.0
+    count: int = 0
 
 
 def make_settings(folder: Path) -> dict:
@@ -56,9 +63,9 @@ def make_settings(folder: Path) -> dict:
     return settings
 
 
-def start(command: list[str], folder: Path) -> subprocess.Popen:
+def start(command: list[str], folder: Path, **variables: str) -> subprocess.Popen:
     folder.mkdir(exist_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     with (folder / "errors.txt").open("a") as errors:
         return subprocess.Popen(
             command, cwd=folder, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=errors
@@ -83,38 +90,36 @@ def kill(process: subprocess.Popen, is_time: Callable[[], bool], delay: float) -
 def get_moment(chosen: Kill, folder: Path) -> Callable[[], bool]:
     """Whether the time has come, as seen from the files of a run in `folder`."""
     seen = len(read_records(folder))
-    before = set((folder / OUTPUT).glob("checkpoint-*"))
 
-    def has_trained() -> bool:
-        return any(record["step"] >= chosen.place for record in read_records(folder)[seen:])
+    def list_trained() -> list[int]:
+        return [record["step"] for record in read_records(folder)[seen:]]
 
     def is_writing_checkpoint() -> bool:
-        new = set((folder / OUTPUT).glob("checkpoint-*")) - before
-        return any(int(path.name.split("-")[1]) >= chosen.place for path in new)
-
-    def is_writing_final() -> bool:
-        return (folder / OUTPUT / ".final.partial").exists()
+        # A torn folder of the same name was removed before the step was trained.
+        saved = {step + 1 for step in list_trained() if step + 1 >= chosen.place}
+        return any((folder / OUTPUT / f"checkpoint-{step}").exists() for step in saved)
 
     moments = {
         "start": lambda: True,
         "settings": (folder / OUTPUT / "run.yaml").exists,
-        "step": has_trained,
+        "step": lambda: max(list_trained(), default=-1) >= chosen.place,
         "checkpoint": is_writing_checkpoint,
-        "final": is_writing_final,
+        "final": (folder / OUTPUT / ".final.partial").exists,
     }
     return moments[chosen.after]
 
 
 def read_records(folder: Path) -> list[dict]:
     file = folder / RECORDS
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    # What follows the last line break is being written.
+    return [json.loads(line) for line in file.read_text().split("\n")[:-1]] if file.exists() else []
 
 
 def hash_files(folder: Path) -> dict[str, str]:
-    """sha256 of every file; of copies of this checkout's code, which may be edited while tests run, the name alone."""
+    """sha256 of every file; of folders and of copies of our code, which may be edited meanwhile, the name alone."""
     hashes = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        data = path.read_bytes()
+    for path in sorted(folder.rglob("*")):
+        data = path.read_bytes() if path.is_file() else b""
         if path.suffix == ".py":
             data = b""
         elif path.name == COMPLETE_MARK:
@@ -142,8 +147,13 @@ class Runs:
         folder = self.folder / name
         for chosen in kills:
             folder.mkdir(exist_ok=True)
-            moment = get_moment(chosen, folder)
-            kill(start(self.get_command(), folder), moment, chosen.delay)
+            if chosen.after == "write":
+                target = f"checkpoint-{chosen.place}" if chosen.place else ".final.partial"
+                process = start(self.get_command(), folder, KILL_AT=f"{target}:{chosen.count}")
+                assert process.wait(timeout=300) == -signal.SIGKILL, (folder / "errors.txt").read_text()[-3000:]
+            else:
+                moment = get_moment(chosen, folder)
+                kill(start(self.get_command(), folder), moment, chosen.delay)
             yield folder
         finish(start(self.get_command(), folder), folder)
         yield folder
@@ -152,7 +162,7 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Runs:
     runs = Runs(tmp_path_factory.mktemp("resume"))
-    build_scenes(runs.folder / "rooms", num_train=NUM_SCENES, num_val=3, num_views=3, workers=1)
+    build_scenes(runs.folder / "rooms", num_train=NUM_SCENES, num_val=5, num_views=3, workers=1)
     build_teacher(widths=(8, 8, 8)).save_pretrained(runs.folder / "teacher")
     (runs.folder / "run.yaml").write_text(yaml.safe_dump(make_settings(runs.folder)))
     list(runs.train("whole", []))
@@ -186,12 +196,23 @@ def test_the_run_is_worth_killing(runs):
     assert {"lm_loss", "view_loss", "bev_loss", "grounding_loss"} <= set().union(*history)
 
 
-def test_a_kill_in_the_second_epoch_changes_nothing(runs):
-    *_, folder = runs.train("killed_once", [Kill("checkpoint", place=STEPS_PER_EPOCH + 1)])
+def count_torn(folder: Path) -> int:
+    return sum(not is_complete(checkpoint) for checkpoint in (folder / OUTPUT).glob("checkpoint-*"))
+
+
+def test_kills_inside_a_write_and_in_the_second_epoch_change_nothing(runs):
+    """The first leaves a torn checkpoint behind, the second lets the run go on from within the second epoch."""
+    kills = [Kill("write", place=4, count=9), Kill("step", place=STEPS_PER_EPOCH + 2)]
+    torn, first_steps, seen = [], [], 0
+    for folder in runs.train("killed_twice", kills):
+        records = read_records(folder)
+        first_steps.append(records[seen]["step"])
+        seen = len(records)
+        torn.append(count_torn(folder))
     check_same_as_whole(runs, folder)
-    steps = [record["step"] for record in read_records(folder)]
-    assert len(steps) > 2 * NUM_STEPS, "nothing was trained twice: the kill came too late"
-    assert steps.count(0) == 2, "the run began anew instead of going on"
+    assert torn[0] == 1 and torn[-1] == 0
+    assert first_steps[:2] == [0, SAVE_STEPS] and first_steps[2] > STEPS_PER_EPOCH
+    assert seen > 2 * NUM_STEPS, "nothing was trained twice: the kills came too late"
 
 
 def test_a_finished_run_is_left_alone(runs):
@@ -204,35 +225,36 @@ def test_a_finished_run_is_left_alone(runs):
 
 
 def draw_kills(seed: int) -> list[list[Kill]]:
-    """Ten kills at random moments, over two runs: half of them in the second epoch, half of them inside writes."""
+    """Ten kills at random moments, over two runs: four at any time, two as writing begins, four inside writes."""
     drawn = random.Random(seed)
-    late = range(STEPS_PER_EPOCH, NUM_STEPS - 1)
+    second_epoch = range(STEPS_PER_EPOCH, NUM_STEPS - 2)
+    # A checkpoint takes more than 20 changes of files, the final files more than 40.
     first = [
-        Kill("start", delay=drawn.uniform(0.0, 2.0)),
-        Kill("settings", delay=drawn.uniform(0.0, 0.5)),
-        Kill("checkpoint", SAVE_STEPS, drawn.uniform(0.0, 0.05)),
-        Kill("step", drawn.choice(late), drawn.uniform(0.0, 0.05)),
-        Kill("checkpoint", drawn.choice((6, 8)), drawn.uniform(0.0, 0.05)),
+        Kill("start", delay=drawn.uniform(0.0, 1.0)),
+        Kill("settings", delay=drawn.uniform(0.0, 0.1)),
+        Kill("write", SAVE_STEPS, count=drawn.randint(1, 20)),
+        Kill("step", drawn.choice(second_epoch), drawn.uniform(0.0, 0.05)),
+        Kill("checkpoint", drawn.choice((6, 8)), drawn.uniform(0.0, 0.03)),
         Kill("final", delay=drawn.uniform(0.0, 0.02)),
     ]
     second = [
-        Kill("checkpoint", drawn.choice((2, 4))),
-        Kill("step", drawn.choice(late), drawn.uniform(0.0, 0.05)),
-        Kill("checkpoint", NUM_STEPS, drawn.uniform(0.0, 0.02)),
-        Kill("final"),
+        Kill("write", 2 * SAVE_STEPS, count=drawn.randint(1, 20)),
+        Kill("step", drawn.choice(second_epoch), drawn.uniform(0.0, 0.05)),
+        Kill("write", NUM_STEPS, count=drawn.randint(1, 20)),
+        Kill("write", count=drawn.randint(1, 40)),
     ]
     return [first, second]
 
 
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_change_nothing(runs):
-    torn = 0
+    torn = num_kills = 0
     for number, kills in enumerate(draw_kills(seed=0)):
         for folder in runs.train(f"killed_{number}", kills):
-            checkpoints = list((folder / OUTPUT).glob("checkpoint-*"))
-            torn += sum(not is_complete(checkpoint) for checkpoint in checkpoints)
+            torn += count_torn(folder)
         check_same_as_whole(runs, folder)
-    assert torn > 0, "no kill fell inside the writing of a checkpoint"
+        num_kills += len(kills)
+    assert num_kills == 10 and torn >= 3, "three kills were to fall inside the writing of a checkpoint"
 
 
 # ---- evaluation
@@ -242,6 +264,21 @@ def get_eval_command(runs: Runs) -> list[str]:
     given = ["--model", runs.whole / OUTPUT, "--data", runs.folder / "rooms", "--output", OUTPUT]
     few = ["--task", "rooms,reconstruction", "--num_samples", "1", "--num_inference_steps", "2"]
     return [str(part) for part in [sys.executable, ROOT / "eval.py", *given, *few, "--max_new_tokens", "3"]]
+
+
+def test_half_written_files_of_killed_evaluations_are_removed_at_the_end(tmp_path):
+    store = RecordStore(tmp_path, ["predictions.jsonl"])
+    store.append_scene([{"task": "rooms", "scene_id": "a", "id": "a-0"}])
+    torn = tmp_path / "pictures" / "a" / ".bev_truth.png.4711.partial"
+    torn.parent.mkdir(parents=True)
+    torn.write_bytes(b"half a pict")
+    store.write_final("predictions.jsonl", store.get_records("rooms", []))
+    store.remove_parts()
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["pictures", "a", "predictions.jsonl"]
+
+
+def has_new_file(folder: Path, before: set[Path]) -> bool:
+    return not set(folder.glob("*")) <= before
 
 
 def check_same_answers(runs: Runs, whole: Path, killed: Path) -> None:
@@ -261,7 +298,7 @@ def test_a_killed_evaluation_ends_with_the_same_answers(runs):
     for _ in range(3):
         parts = killed / OUTPUT / "parts"
         before = set(parts.glob("*"))
-        is_writing = lambda parts=parts, before=before: set(parts.glob("*")) > before
-        kill(start(get_eval_command(runs), killed), is_writing, drawn.uniform(0.0, 0.05))
+        process = start(get_eval_command(runs), killed)
+        kill(process, partial(has_new_file, parts, before), drawn.uniform(0.0, 0.03))
     finish(start(get_eval_command(runs), killed), killed)
     check_same_answers(runs, whole, killed)
