@@ -1,8 +1,11 @@
-"""20 plain-SGD steps of the Trainer on ragged rows, for comparing ways to split a step. Usage:
+"""Steps of the Trainer on ragged rows, for comparing ways to split a step. Usage:
 
-    python -m ross3d.tests.invariant.run_trainer OUTPUT BATCH_SIZE ACCUMULATION [STEPS]      (or under torchrun)
+    python -m ross3d.tests.invariant.run_trainer OUTPUT BATCH_SIZExACCUMULATION ...      (or under torchrun)
 
-Writes OUTPUT/parameters-RANK.safetensors and OUTPUT/rows-RANK.json (which rows each rank read, and the world size).
+Each split writes into OUTPUT/BATCH_SIZExACCUMULATION: for each named loss alone and for all of them the gradients of
+the first step in float64 (LOSS-RANK.safetensors), and the parameters after 20 steps of plain SGD in float32
+(parameters-RANK.safetensors). A JSON beside each tells the world size, which rows the rank read, what the first step's
+losses were counted over, and what was logged.
 """
 
 import json
@@ -12,22 +15,46 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
+from ross3d.modeling_ross3d import LOSS_NAMES
 from ross3d.tests.fabricate import RaggedRows, make_collator, make_model
+from ross3d.training.callbacks import NamedLosses
 from ross3d.training.trainer import Ross3DTrainer
 
 
-def main(output: Path, batch_size: int, accumulation: int, steps: int) -> None:
-    torch.set_num_threads(1)
-    model = make_model(view_mask_period=2)
+NUM_STEPS = 20
+
+
+class KeepGradients(TrainerCallback):
+    """Copies what the optimizer is about to use."""
+
+    def __init__(self):
+        self.gradients: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        model = getattr(model, "module", model)
+        self.gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def train(
+    output: Path, name: str, batch_size: int, accumulation: int, steps: int, dtype: torch.dtype, **weights: float
+) -> None:
+    """Train a new model and write `name`-RANK files: gradients of a single step, or parameters after several."""
+    model = make_model(view_mask_period=2, **weights).to(dtype)
+    model.get_teacher().to(dtype)
     model.model.vision_tower.requires_grad_(False)
-    collator, seen = make_collator(), []
+    collator, rows, keeper = make_collator(), [], KeepGradients()
 
-    def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        seen.extend(int(row["row_seed"]) for row in rows)
-        return collator(rows)
+    def collate(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        rows.extend(int(item["row_seed"]) for item in items)
+        batch = collator(items)
+        return {key: value.to(dtype) if value.is_floating_point() else value for key, value in batch.items()}
 
+    counts = []
+    model.register_forward_pre_hook(
+        lambda module, args, words: counts.append(words["num_items_in_batch"].tolist()), with_kwargs=True
+    )
     arguments = TrainingArguments(
         output_dir=str(output / "trainer"),
         per_device_train_batch_size=batch_size,
@@ -45,18 +72,34 @@ def main(output: Path, batch_size: int, accumulation: int, steps: int) -> None:
         report_to="none",
         disable_tqdm=True,
     )
-    trainer = Ross3DTrainer(model=model, args=arguments, train_dataset=RaggedRows(400), data_collator=collate)
+    trainer = Ross3DTrainer(
+        model=model, args=arguments, train_dataset=RaggedRows(400), data_collator=collate, callbacks=[keeper]
+    )
+    trainer.callback_handler.callbacks.insert(0, NamedLosses(model))
     trainer.train()
+    parameters = {key: value.detach().contiguous() for key, value in model.named_parameters()}
     rank = arguments.process_index
     output.mkdir(parents=True, exist_ok=True)
-    parameters = {name: value.detach().contiguous() for name, value in model.named_parameters()}
-    save_file(parameters, output / f"parameters-{rank}.safetensors")
-    record = {"world_size": arguments.world_size, "rows": seen[: batch_size * accumulation * steps]}
-    (output / f"rows-{rank}.json").write_text(json.dumps(record))
+    save_file(keeper.gradients if steps == 1 else parameters, output / f"{name}-{rank}.safetensors")
+    logs = [{key: log[key] for key in sorted({"loss", *LOSS_NAMES} & log.keys())} for log in trainer.state.log_history]
+    # Rows that were collated ahead are left out, and the summary behind the last step.
+    record = {"rows": rows[: batch_size * accumulation * steps], "logs": logs[:steps]}
+    record |= {"world_size": arguments.world_size, "counts": counts[0]}
+    (output / f"{name}-{rank}.json").write_text(json.dumps(record))
+
+
+def main(output: Path, splits: list[str]) -> None:
+    torch.set_num_threads(1)
+    for split in splits:
+        batch_size, accumulation = map(int, split.split("x"))
+        for name in (*LOSS_NAMES, "loss"):
+            weights = {f"{other}_weight": float(name in (other, "loss")) for other in LOSS_NAMES}
+            train(output / split, name, batch_size, accumulation, 1, torch.float64, **weights)
+        train(output / split, "parameters", batch_size, accumulation, NUM_STEPS, torch.float32)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]) if len(sys.argv) > 4 else 20)
+    main(Path(sys.argv[1]), sys.argv[2:])
