@@ -154,72 +154,48 @@ def make_vae_config() -> dict:
     }
 
 
-def make_weights(sizes: Sizes, language: torch.nn.Module, vae: torch.nn.Module) -> slow.Weights:
-    """Random weights under the published names."""
-    width, dim, channels = sizes.hidden, sizes.denoiser, 4 * 8
-    shapes: dict[str, tuple[int, ...]] = {
-        "ground_head_zero_target": (width,),
-        "model.mask_token": (width,),
-        "model.image_newline": (width,),
-        "model.mm_projector.0.weight": (width, sizes.vision),
-        "model.mm_projector.0.bias": (width,),
-        "model.mm_projector.2.weight": (width, width),
-        "model.mm_projector.2.bias": (width,),
-    }
-    for side in ("obj", "query"):
-        for layer in (0, 3):
-            shapes |= {
-                f"ground_head_{side}.{layer}.weight": (width, width),
-                f"ground_head_{side}.{layer}.bias": (width,),
-            }
-        shapes |= {f"ground_head_{side}.2.weight": (width,), f"ground_head_{side}.2.bias": (width,)}
+def get_affine_shapes(name: str, rows: int, *columns: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (rows, *columns), f"{name}.bias": (rows,)}
+
+
+def get_shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
+    """Shapes under the published names, language model and teacher aside."""
+    affine = get_affine_shapes
+    width, vision, dim, channels = sizes.hidden, sizes.vision, sizes.denoiser, 4 * 8
+    shapes = dict.fromkeys(("ground_head_zero_target", "model.mask_token", "model.image_newline"), (width,))
+    shapes |= affine("model.mm_projector.0", width, vision) | affine("model.mm_projector.2", width, width)
+    for side in ("ground_head_obj", "ground_head_query"):
+        shapes |= affine(f"{side}.0", width, width) | affine(f"{side}.3", width, width) | affine(f"{side}.2", width)
     root = "model.vision_tower.vision_tower.vision_model."
-    shapes |= {
-        f"{root}embeddings.patch_embedding.weight": (sizes.vision, 3, sizes.patch, sizes.patch),
-        f"{root}embeddings.patch_embedding.bias": (sizes.vision,),
-        f"{root}embeddings.position_embedding.weight": (sizes.patches**2, sizes.vision),
-        f"{root}post_layernorm.weight": (sizes.vision,),
-        f"{root}post_layernorm.bias": (sizes.vision,),
-    }
+    shapes |= affine(f"{root}embeddings.patch_embedding", vision, 3, sizes.patch, sizes.patch)
+    shapes[f"{root}embeddings.position_embedding.weight"] = (sizes.patches**2, vision)
+    shapes |= affine(f"{root}post_layernorm", vision)
     for layer in range(sizes.vision_layers):
         name = f"{root}encoder.layers.{layer}."
-        for part in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"):
-            shapes |= {f"{name}{part}.weight": (sizes.vision, sizes.vision), f"{name}{part}.bias": (sizes.vision,)}
-        for part in ("layer_norm1", "layer_norm2"):
-            shapes |= {f"{name}{part}.weight": (sizes.vision,), f"{name}{part}.bias": (sizes.vision,)}
-        shapes |= {
-            f"{name}mlp.fc1.weight": (2 * sizes.vision, sizes.vision),
-            f"{name}mlp.fc1.bias": (2 * sizes.vision,),
-        }
-        shapes |= {f"{name}mlp.fc2.weight": (sizes.vision, 2 * sizes.vision), f"{name}mlp.fc2.bias": (sizes.vision,)}
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            shapes |= affine(f"{name}self_attn.{part}", vision, vision)
+        shapes |= affine(f"{name}layer_norm1", vision) | affine(f"{name}layer_norm2", vision)
+        shapes |= affine(f"{name}mlp.fc1", 2 * vision, vision) | affine(f"{name}mlp.fc2", vision, 2 * vision)
     for branch, count in (("view", sizes.grid**2), ("bev", sizes.bev_grid**2)):
         embed = f"{slow.HEAD}z_embedder_{branch}."
-        shapes |= {
-            f"{slow.HEAD}pos_embed_{branch}": (1, count, dim),
-            f"{slow.HEAD}x_embedder_{branch}.proj.weight": (dim, channels, 1, 1),
-            f"{slow.HEAD}x_embedder_{branch}.proj.bias": (dim,),
-            f"{embed}cls_token": (1, count, dim),
-            f"{embed}proj.1.weight": (dim, width),
-            f"{embed}proj.1.bias": (dim,),
-        }
+        shapes[f"{slow.HEAD}pos_embed_{branch}"] = (1, count, dim)
+        shapes |= affine(f"{slow.HEAD}x_embedder_{branch}.proj", dim, channels, 1, 1)
+        shapes[f"{embed}cls_token"] = (1, count, dim)
+        shapes |= affine(f"{embed}proj.1", dim, width)
         shapes |= {f"{embed}{part}.weight": (dim, dim) for part in ("k", "v", "linear")}
-    shapes |= {f"{slow.HEAD}t_embedder.mlp.0.weight": (dim, 20), f"{slow.HEAD}t_embedder.mlp.0.bias": (dim,)}
-    shapes |= {f"{slow.HEAD}t_embedder.mlp.2.weight": (dim, dim), f"{slow.HEAD}t_embedder.mlp.2.bias": (dim,)}
+    shapes |= affine(f"{slow.HEAD}t_embedder.mlp.0", dim, 20) | affine(f"{slow.HEAD}t_embedder.mlp.2", dim, dim)
     for block in range(sizes.depth):
         name = f"{slow.HEAD}blocks.{block}."
-        rows = {
-            "attn.qkv": 3 * dim,
-            "attn.proj": dim,
-            "mlp.fc1": 3 * dim,
-            "mlp.fc2": dim,
-            "adaLN_modulation.1": 6 * dim,
-        }
-        for part, count in rows.items():
-            columns = 3 * dim if part == "mlp.fc2" else dim
-            shapes |= {f"{name}{part}.weight": (count, columns), f"{name}{part}.bias": (count,)}
-    for part, count in {"linear": channels, "adaLN_modulation.1": 2 * dim}.items():
-        name = f"{slow.HEAD}final_layer.{part}"
-        shapes |= {f"{name}.weight": (count, dim), f"{name}.bias": (count,)}
+        shapes |= affine(f"{name}attn.qkv", 3 * dim, dim) | affine(f"{name}attn.proj", dim, dim)
+        shapes |= affine(f"{name}mlp.fc1", 3 * dim, dim) | affine(f"{name}mlp.fc2", dim, 3 * dim)
+        shapes |= affine(f"{name}adaLN_modulation.1", 6 * dim, dim)
+    name = f"{slow.HEAD}final_layer."
+    return shapes | affine(f"{name}linear", channels, dim) | affine(f"{name}adaLN_modulation.1", 2 * dim, dim)
+
+
+def make_weights(sizes: Sizes, language: torch.nn.Module, vae: torch.nn.Module) -> slow.Weights:
+    """Random weights under the published names."""
+    shapes = get_shapes(sizes)
     shapes |= {name: tuple(p.shape) for name, p in language.named_parameters()}
     weights = {}
     for name, shape in shapes.items():
