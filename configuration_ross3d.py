@@ -19,6 +19,7 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
 
 
@@ -294,9 +295,16 @@ class Ross3DConfig(PreTrainedConfig):
         )
         tokens = [self.image_token_id, self.ground_token_id, self.coord_token_id]
         check_choice("image_token_id, ground_token_id, coord_token_id", tokens, len(set(tokens)) == 3, "distinct ids")
+        known = all(0 <= token < self.text_config.vocab_size for token in tokens)
+        expected = f"ids below text_config.vocab_size {self.text_config.vocab_size}"
+        check_choice("image_token_id, ground_token_id, coord_token_id", tokens, known, expected)
+        act = self.projector_hidden_act
+        check_choice("projector_hidden_act", act, act in ACT2FN, f"an activation of the library {sorted(ACT2FN)}")
         for name in ("image_size", "patch_size"):
             value = getattr(self.vision_config, name)
             check_choice(f"vision_config.{name}", value, isinstance(value, int), "one number (square pictures)")
+        size, patch = self.vision_config.image_size, self.vision_config.patch_size
+        check_choice("vision_config.patch_size", patch, 0 < patch <= size, f"1..{size} pixels (image_size)")
 
     @property
     def patch_grid_size(self) -> int:
