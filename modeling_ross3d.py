@@ -140,10 +140,31 @@ class Ross3DSceneCache:
 
 
 def pad_views(flat: torch.Tensor, view_mask: torch.Tensor) -> torch.Tensor:
-    """Real views (R, ...) -> (B, V, ...), zero where `view_mask` (B, V) is False."""
-    padded = flat.new_zeros(*view_mask.shape, *flat.shape[1:])
-    padded[view_mask] = flat
+    """Real views (R, ...) -> (B, V, ...), zero where `view_mask` (B, V) is False, on the device of the mask.
+
+    Under a device map parts of the model lie on several devices: what is indexed by inputs goes back to them.
+    """
+    padded = flat.new_zeros(*view_mask.shape, *flat.shape[1:], device=view_mask.device)
+    padded[view_mask] = flat.to(view_mask.device)
     return padded
+
+
+def read_float32(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of metres or loss weights in float32; int32 is taken for the bits of float32.
+
+    Raises:
+        ValueError: for half precision. bfloat16 moves a point five metres away by up to 16 mm and into another voxel,
+            and nothing here could tell.
+    """
+    if tensor.dtype in (torch.float32, torch.float64):
+        return tensor.float()
+    if tensor.dtype == torch.int32:
+        return tensor.view(torch.float32)
+    raise ValueError(
+        f"{name}: expected float32, which voxels and loss weights need in every precision, got {tensor.dtype}; cast"
+        f" with the processor's output.to(dtype), which leaves {name} alone, or, where every float tensor of a batch"
+        f" is cast (Trainer under DeepSpeed), pass {name}.view(torch.int32), the same bits."
+    )
 
 
 def get_segment_positions(segment_ids: torch.Tensor) -> torch.Tensor:
@@ -292,17 +313,26 @@ class Ross3DModel(Ross3DPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module):
         self.language_model.set_input_embeddings(value)
 
+    @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None = None, **kwargs
+        self,
+        pixel_values: torch.Tensor,
+        view_mask: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
     ) -> BaseModelOutputWithPooling:
         """Encode views: tower without its post-norm, projector, bilinear pooling to half the grid.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(B, V, 3, H, W)` or `(R, 3, H, W)`): normalised views.
             view_mask (`torch.BoolTensor` of shape `(B, V)`, *optional*): True for real views; the others are left out.
+            output_hidden_states, output_attentions (`bool`, *optional*): also return those of the tower; by default
+                what `vision_config` says.
 
         Returns:
-            `last_hidden_state` (R, P, D): projected patches; `pooler_output` (R, N, D): pooled tokens.
+            `last_hidden_state` (R, P, D): projected patches; `pooler_output` (R, N, D): pooled tokens;
+            `hidden_states` and `attentions` of the tower's layers when asked for.
         """
         if pixel_values.dim() == 5:
             pixel_values = pixel_values.flatten(0, 1) if view_mask is None else pixel_values[view_mask]
@@ -314,10 +344,28 @@ class Ross3DModel(Ross3DPreTrainedModel):
             )
         if self.vision_tower.device.type != "meta":
             pixel_values = pixel_values.to(self.vision_tower.device)
-        embedded = self.vision_tower.embeddings(pixel_values)
-        patches = self.vision_tower.encoder(inputs_embeds=embedded).last_hidden_state
+        vision_config = self.config.vision_config
+        if output_hidden_states is None:
+            output_hidden_states = vision_config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = vision_config.output_attentions
+        if output_hidden_states or output_attentions:
+            tower = self.vision_tower(
+                pixel_values, output_hidden_states=True, output_attentions=output_attentions, return_dict=True
+            )
+            patches, attentions = tower.hidden_states[-1], tower.get("attentions")
+            hidden_states = tower.hidden_states if output_hidden_states else None
+        else:
+            embedded = self.vision_tower.embeddings(pixel_values)
+            patches = self.vision_tower.encoder(inputs_embeds=embedded).last_hidden_state
+            hidden_states, attentions = None, None
         projected = self.multi_modal_projector(patches)
-        return BaseModelOutputWithPooling(last_hidden_state=projected, pooler_output=self.pool_patches(projected))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=projected,
+            pooler_output=self.pool_patches(projected),
+            hidden_states=hidden_states,
+            attentions=attentions,
+        )
 
     def pool_patches(self, projected: torch.Tensor) -> torch.Tensor:
         """(R, P, D) on a p x p grid -> (R, N, D) on the h x w grid, bilinear, corners not aligned."""
@@ -353,12 +401,13 @@ class Ross3DModel(Ross3DPreTrainedModel):
         """
         if hidden is None:
             hidden = torch.zeros(len(pooled), dtype=torch.bool, device=pooled.device)
-        tokens = torch.where(hidden[:, None, None], self.mask_token.to(pooled.dtype), pooled)
+        # Under a device map the views, their positions and these two vectors may lie on different devices.
+        tokens = torch.where(hidden.to(pooled.device)[:, None, None], self.mask_token.to(pooled), pooled)
         if positions is not None:
-            tokens = tokens + positions.to(tokens.dtype)
+            tokens = tokens + positions.to(tokens)
         grid = self.config.view_grid_size
         rows = tokens.unflatten(1, (grid, grid))
-        newline = self.image_newline.to(tokens.dtype).expand(rows.shape[0], grid, 1, -1)
+        newline = self.image_newline.to(tokens).expand(rows.shape[0], grid, 1, -1)
         return torch.cat([rows, newline], dim=2).flatten(1, 2)
 
     def get_placeholder_mask(
@@ -390,10 +439,11 @@ class Ross3DModel(Ross3DPreTrainedModel):
         """Add to each `<coord>` token the 3D position embedding of its question's point (B, Q, 3), metres."""
         if input_ids is None:
             raise ValueError(
-                "query_coords: expected input_ids beside them, where <coord> can be found, got inputs_embeds only; pass"
-                " input_ids, or embeddings that hold the points already."
+                "query_coords: expected input_ids beside them, where <coord> can be found, got inputs_embeds only;"
+                " pass input_ids, or embeddings that hold the points already."
             )
         check_shape("query_coords", query_coords, (len(input_ids), "Q", 3), "pass x, y, z of each question, metres.")
+        query_coords = read_float32("query_coords", query_coords).to(input_ids.device)
         is_coord = input_ids == self.config.coord_token_id
         question = torch.zeros_like(input_ids) if segment_ids is None else (segment_ids - 1).clamp(min=0)
         question = question.clamp(max=query_coords.shape[1] - 1)
@@ -406,7 +456,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
                 " question that names <coord>."
             )
         positions = self.get_position_embedding(points.nan_to_num(), is_coord & given)
-        return inputs_embeds + positions.to(inputs_embeds.dtype)
+        return inputs_embeds + positions.to(inputs_embeds)
 
     def prepare_packed_rows(self, inputs_embeds: torch.Tensor, segment_ids: torch.Tensor, attention_mask):
         """Attention mask and position ids of rows that hold several questions behind one scene."""
@@ -433,7 +483,8 @@ class Ross3DModel(Ross3DPreTrainedModel):
         views = tuple(pixel_values.shape[:2])
         hint = "build rows with this model's processor."
         check_shape("pixel_values", pixel_values, ("B", "V", 3, "S", "S"), hint)
-        check_shape("view_mask", view_mask, views, hint)
+        if view_mask is not None:
+            check_shape("view_mask", view_mask, views, hint)
         if patch_coords is not None:
             check_shape("patch_coords", patch_coords, (*views, grid, grid, 3), hint)
         if patch_valid is not None:
@@ -441,7 +492,11 @@ class Ross3DModel(Ross3DPreTrainedModel):
         if bool_masked_views is not None:
             check_shape("bool_masked_views", bool_masked_views, views, "pass one value a view, True = hidden.")
 
-    def check_length(self, length: int) -> None:
+    def check_length(self, length: int, past_key_values: Cache | None) -> None:
+        """Refuse rows over the context limit, those in the cache included."""
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        # A static cache counts on the device: reading it would stop every step of an answer, and a compiled graph.
+        length += seen if isinstance(seen, int) else 0
         limit = self.config.text_config.max_position_embeddings
         if length > limit:
             raise ValueError(
@@ -479,8 +534,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
             )
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-        self.check_length(inputs_embeds.shape[1] + seen)
+        self.check_length(inputs_embeds.shape[1], past_key_values)
         if query_coords is not None:
             inputs_embeds = self.add_query_positions(inputs_embeds, input_ids, segment_ids, query_coords)
         extras = {}
@@ -488,10 +542,10 @@ class Ross3DModel(Ross3DPreTrainedModel):
             if view_mask is None:
                 view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
             self.check_scene_inputs(pixel_values, view_mask, patch_coords, patch_valid, bool_masked_views)
-            images = self.get_image_features(pixel_values, view_mask)
+            images = self.get_image_features(pixel_values, view_mask, return_dict=True)
             positions, hidden = None, None
             if patch_coords is not None:
-                coords, valid = patch_coords[view_mask].flatten(1, 2), None
+                coords, valid = read_float32("patch_coords", patch_coords)[view_mask].flatten(1, 2), None
                 if patch_valid is not None:
                     valid = patch_valid[view_mask].flatten(1, 2)
                 positions = self.get_position_embedding(coords, valid)
@@ -506,8 +560,9 @@ class Ross3DModel(Ross3DPreTrainedModel):
         if segment_ids is not None and int(segment_ids.max()) > 1:
             if past_key_values is not None:
                 raise ValueError(
-                    f"past_key_values: expected none for rows with several questions, whose segments would see each"
-                    f" other, got a cache of {seen} positions; pass one question a row."
+                    "past_key_values: expected none for rows with several questions, whose segments would see each"
+                    f" other, got a cache of {int(past_key_values.get_seq_length())} positions; pass one question a"
+                    " row."
                 )
             attention_mask, position_ids = self.prepare_packed_rows(inputs_embeds, segment_ids, attention_mask)
         outputs = self.language_model(
@@ -535,7 +590,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         grid = self.config.view_grid_size
         flat = hidden_states[placeholders.to(hidden_states.device)]
         rows = flat.unflatten(0, (-1, grid, grid + 1))[:, :, :grid]
-        return pad_views(rows.flatten(1, 2), view_mask.to(flat.device))
+        return pad_views(rows.flatten(1, 2), view_mask)
 
 
 # What a scene brings to the first forward of `generate`; later steps read the cache.
@@ -607,17 +662,18 @@ def get_ground_queries(
     rows, positions = (input_ids == ground_token_id).nonzero(as_tuple=True)
     questions = torch.zeros_like(rows) if segment_ids is None else (segment_ids[rows, positions] - 1).clamp(min=0)
     num_questions = max(num_questions, int(questions.max()) + 1 if len(rows) else 1)
-    counts = hidden_states.new_zeros(input_ids.shape[0], num_questions)
-    counts.index_put_((rows, questions), torch.ones_like(rows, dtype=counts.dtype), accumulate=True)
+    counts = torch.zeros(input_ids.shape[0], num_questions, dtype=torch.long, device=input_ids.device)
+    counts.index_put_((rows, questions), torch.ones_like(rows), accumulate=True)
     if bool((counts > 1).any()):
         row, question = (counts > 1).nonzero()[0].tolist()
         raise ValueError(
             f"input_ids: expected at most one <ground> a question, got {int(counts[row, question])} in question"
             f" {question} of row {row}; ask about one referring expression at a time."
         )
-    queries = hidden_states.new_zeros(*counts.shape, hidden_states.shape[-1])
-    queries = queries.index_put((rows, questions), hidden_states[rows, positions])
-    return queries, counts > 0
+    device = hidden_states.device
+    found = hidden_states[rows.to(device), positions.to(device)].to(rows.device)
+    queries = found.new_zeros(*counts.shape, found.shape[-1])
+    return queries.index_put((rows, questions), found), counts > 0
 
 
 class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
@@ -706,7 +762,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         teacher = self.get_teacher()
         with torch.no_grad():
             posterior = teacher.encode(pictures.to(teacher.device, teacher.dtype).contiguous()).latent_dist
-        return posterior.mean, posterior.logvar
+        return posterior.mean.to(pictures.device), posterior.logvar.to(pictures.device)
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures (n, 3, H, W) in [0, 1] of teacher latents (n, z, a, b)."""
@@ -733,13 +789,19 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         Returns:
             features (B, K, D) and mask (B, K).
         """
+        hint = "build rows with this model's processor."
+        sizes = check_shape("proposal_boxes", proposal_boxes, ("B", "K", 6), hint)
         if proposal_mask is None:
             proposal_mask = torch.ones(proposal_boxes.shape[:2], dtype=torch.bool, device=proposal_boxes.device)
-        features = self.model.get_position_embedding(proposal_boxes[..., :3].float(), proposal_mask)
+        check_shape("proposal_mask", proposal_mask, (sizes["B"], sizes["K"]), hint)
+        centres = read_float32("proposal_boxes", proposal_boxes)[..., :3]
+        features = self.model.get_position_embedding(centres, proposal_mask)
         if proposal_patches is not None and patch_features is not None:
-            member = proposal_patches.flatten(2).to(patch_features.dtype)  # (B, K, V*P)
+            views, grid = patch_features.shape[1], self.config.patch_grid_size
+            check_shape("proposal_patches", proposal_patches, (sizes["B"], sizes["K"], views, grid, grid), hint)
+            member = proposal_patches.flatten(2).to(patch_features)  # (B, K, V*P)
             pooled = member @ patch_features.flatten(1, 2) / member.sum(dim=-1, keepdim=True).clamp(min=1)
-            features = features.to(pooled.dtype) + pooled
+            features = features.to(pooled) + pooled
         return features, proposal_mask
 
     def get_loss_rows(self, view_mask, bool_masked_views, grounding_labels) -> tuple[torch.Tensor | None, ...]:
@@ -766,6 +828,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         """Sum over answers of their mean cross entropy, and the number of answers."""
         if shift_labels is None:
             shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
+        if loss_weights is not None:
+            loss_weights = read_float32("loss_weights", loss_weights)
         if loss_weights is None:
             supervised = shift_labels != -100
             if grounding_labels is not None:
@@ -774,7 +838,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         keep = loss_weights > 0
         if not bool(keep.any()):
             return self.lm_head(hidden_states[:, :1]).sum() * 0.0, loss_weights.new_zeros(())
-        logits = self.lm_head(hidden_states[keep]).float()
+        logits = self.lm_head(hidden_states[keep.to(hidden_states.device)]).float().to(keep.device)
         errors = F.cross_entropy(logits, shift_labels[keep], reduction="none")
         return (errors * loss_weights[keep]).sum(), loss_weights.sum().round()
 
@@ -875,6 +939,9 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         queries = None
         # CODEPATH: "pooled" in published checkpoints, "per_view" in new ones.
         if self.config.denoiser_config.condition == "per_view" and bev_bounds is not None:
+            hint = "pass x_min, y_min, x_max, y_max of each picture, metres."
+            check_shape("bev_bounds", bev_bounds, (len(scene_states.states), 4), hint)
+            bev_bounds = read_float32("bev_bounds", bev_bounds)
             size = self.config.denoiser_config.bev_grid_size
             share = (torch.arange(size, device=bev_bounds.device, dtype=torch.float32) + 0.5) / size
             x = bev_bounds[:, None, 0] + share * (bev_bounds[:, None, 2] - bev_bounds[:, None, 0])  # (B, size)
@@ -967,7 +1034,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         queries, asked = get_ground_queries(
             hidden_states, input_ids, segment_ids, self.config.ground_token_id, num_questions
         )
-        return self.grounding_head(queries, proposal_features, proposal_mask), asked
+        return self.grounding_head(queries, proposal_features, proposal_mask).to(asked.device), asked
 
     @can_return_tuple
     def forward(
@@ -1033,6 +1100,9 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 scenes with a bird's-eye picture and grounding questions the losses are averaged; by default those
                 of this batch.
         """
+        if pixel_values is not None:
+            # Before the masks of views meet: a wrong one would spread over all views of a row.
+            self.model.check_scene_inputs(pixel_values, view_mask, patch_coords, patch_valid, bool_masked_views)
         hidden_views, allowed = self.get_loss_rows(view_mask, bool_masked_views, grounding_labels)
         outputs = self.model(
             input_ids=input_ids,
@@ -1109,8 +1179,10 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         )
 
     def check_text_targets(self, segment_ids, labels, shift_labels) -> None:
-        packed = segment_ids is not None and int(segment_ids.max()) > 1
-        if packed and labels is not None and shift_labels is None:
+        """Refuse unshifted labels for rows with several questions; rows of the processor are not even looked at."""
+        if labels is None or shift_labels is not None or segment_ids is None:
+            return
+        if int(segment_ids.max()) > 1:
             raise ValueError(
                 "shift_labels: expected shift_labels and loss_weights beside labels, since a row holds several"
                 " questions and only its processor knows what each may predict, got None; pass answers= to the"
@@ -1170,7 +1242,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         losses, loss = {}, torch.zeros((), device=device)
         for name, divisor in zip(LOSS_NAMES, divisors, strict=True):
             if name in totals:
-                losses[name] = totals[name][0] / divisor.clamp(min=1)
+                losses[name] = totals[name][0].to(device) / divisor.clamp(min=1)
                 loss = loss + getattr(self.config, f"{name}_weight") * losses[name]
         return losses, loss, counts
 

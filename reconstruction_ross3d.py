@@ -369,7 +369,7 @@ class Ross3DReconstructionHead(nn.Module):
         states = self.normalize_states(scene_states.states).flatten(1, 2)  # (B, S, D)
         num_tokens = scene_states.states.shape[2]
         mask = scene_states.visible[:, :, None].expand(-1, -1, num_tokens).flatten(1)
-        # A scene without a visible view attends everything, so that nothing is NaN; its loss has weight zero.
+        # A scene without a visible view attends everything, hidden views too, so that nothing is NaN.
         mask = mask | ~mask.any(dim=1, keepdim=True)
         positions = None
         if scene_states.positions is not None:
@@ -377,7 +377,7 @@ class Ross3DReconstructionHead(nn.Module):
         pooler = self.view_pooler if branch == "view" else self.bev_pooler
         if query_positions is not None:
             query_positions = query_positions.to(self.dtype)
-        return pooler(states, mask, positions, query_positions)
+        return pooler(states, mask, positions, query_positions).to(states.device)
 
     def get_targets(self, latents: torch.Tensor, branch: str) -> torch.Tensor:
         """Teacher latents (n, z, a, b) -> scaled, resized to the grid and folded (n, Z, g, g)."""
@@ -396,7 +396,7 @@ class Ross3DReconstructionHead(nn.Module):
         """Squared errors (n, Z, g, g) of the denoiser at the given timesteps and noise."""
         schedule = get_alphas_cumprod(get_cosine_betas(self.config.num_train_timesteps))
         noisy_latents = add_noise(targets, noise, timesteps, schedule)
-        prediction = self(noisy_latents, timesteps, condition, branch)
+        prediction = self(noisy_latents, timesteps, condition, branch).to(targets.device)
         wanted = get_target(targets, noise, timesteps, schedule, self.config.prediction_type)
         return (wanted - prediction).square()
 
@@ -417,7 +417,7 @@ class Ross3DReconstructionHead(nn.Module):
 
         published = self.config.sampler == "published"
         tokens = sample_latents(
-            lambda sample, timesteps: self(sample, timesteps, condition, branch),
+            lambda sample, timesteps: self(sample, timesteps, condition, branch).to(sample.device),
             draw(num_inference_steps),
             draw,
             num_train_timesteps=self.config.num_train_timesteps,

@@ -1,0 +1,493 @@
+"""What the model refuses: name, expected, got and remedy of each message, beside a near-miss that passes."""
+
+import re
+
+import pytest
+import torch
+
+from ross3d.diffusion_ross3d import space_timesteps
+from ross3d.modeling_ross3d import Ross3DForConditionalGeneration, read_float32
+from ross3d.reconstruction_ross3d import get_bev_cells
+from ross3d.tests.fabricate import (
+    COORD_TOKEN,
+    GRID,
+    GROUND_TOKEN,
+    IMAGE_TOKEN,
+    RaggedRows,
+    make_collator,
+    make_config,
+    make_model,
+    make_row,
+    make_teacher,
+)
+
+
+FROM_PROCESSOR = ("input_ids", "attention_mask", "segment_ids", "pixel_values", "view_mask", "patch_coords")
+PROPOSALS = ("proposal_boxes", "proposal_mask", "proposal_patches")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model().eval()
+
+
+@pytest.fixture(scope="module")
+def bare():
+    """A model without grounding and reconstruction."""
+    return make_model(denoiser_config=None, grounding=False).eval()
+
+
+@pytest.fixture
+def row():
+    """Two views, three proposals, one question with its answer."""
+    return make_collator(0.0)([make_row(3, 2, 3, ["text"])])
+
+
+@pytest.fixture
+def grounding():
+    """A question that is answered by `<ground>` and one in words."""
+    return make_collator(0.0)([make_row(5, 2, 3, ["ground", "text"])])
+
+
+@pytest.fixture
+def packed():
+    return make_collator()([RaggedRows(3)[index] for index in range(3)])
+
+
+def select(batch, *names):
+    return {name: batch[name] for name in names if name in batch}
+
+
+def get_prefix(batch) -> dict:
+    """The scene alone."""
+    length = int((batch["segment_ids"] == 0).sum())
+    cut = {name: batch[name][:, :length] for name in ("input_ids", "attention_mask", "segment_ids")}
+    return select(batch, *FROM_PROCESSOR, *PROPOSALS) | cut
+
+
+def refuses(message: str, kind=ValueError):
+    """`pytest.raises` for a literal message in which `...` stands for anything."""
+    return pytest.raises(kind, match=".*".join(re.escape(part) for part in message.split("...")))
+
+
+def forward(model, batch, **changes):
+    with torch.no_grad():
+        return model(**batch | changes)
+
+
+# Tensors of a scene
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (
+            "pixel_values",
+            lambda x: x[..., :16, :16],
+            "pixel_values: expected views of 20 x 20 pixels (vision_config.image_size), got (16, 16); prepare them",
+        ),
+        (
+            "pixel_values",
+            lambda x: x[:, :, :1],
+            "pixel_values: expected shape (B, V, 3, S, S), got (1, 2, 1, 20, 20); build rows with",
+        ),
+        ("view_mask", lambda x: x[:, :1], "view_mask: expected shape (1, 2), got (1, 1); build rows with"),
+        (
+            "view_mask",
+            lambda x: torch.tensor([[True, False]]),
+            "input_ids: expected [12] image placeholders (id 90) per row, 12 for each of [1] views, got [24]; build",
+        ),
+        (
+            "patch_coords",
+            lambda x: x[:, :, :2],
+            "patch_coords: expected shape (1, 2, 3, 3, 3), got (1, 2, 2, 3, 3); build rows with this model's",
+        ),
+        ("patch_valid", lambda x: x[:, 0], "patch_valid: expected shape (1, 2, 3, 3), got (1, 3, 3); build rows with"),
+        (
+            "bool_masked_views",
+            lambda x: x[:, :1],
+            "bool_masked_views: expected shape (1, 2), got (1, 1); pass one value a view, True = hidden",
+        ),
+        (
+            "proposal_boxes",
+            lambda x: x[..., :3],
+            "proposal_boxes: expected shape (B, K, 6), got (1, 3, 3); build rows with this model's processor",
+        ),
+        ("proposal_mask", lambda x: x[:, :2], "proposal_mask: expected shape (1, 3), got (1, 2); build rows with"),
+        (
+            "proposal_patches",
+            lambda x: x[:, :, :1],
+            "proposal_patches: expected shape (1, 3, 2, 5, 5), got (1, 3, 1, 5, 5); build rows with this model's",
+        ),
+        (
+            "bev_bounds",
+            lambda x: x[:, :2],
+            "bev_bounds: expected shape (1, 4), got (1, 2); pass x_min, y_min, x_max, y_max of each picture, metres",
+        ),
+    ],
+)
+def test_scene_tensors_belong_together(model, row, name, change, message):
+    with refuses(message):
+        forward(model, row, **{name: change(row[name])})
+    assert forward(model, row).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_number_of_placeholders(model, row, change):
+    """One placeholder too few or too many, as a prompt with no slot or two would bring."""
+    place = int((row["input_ids"][0] == IMAGE_TOKEN).nonzero()[0]) + (0 if change < 0 else -1)
+    ids = row["input_ids"].clone()
+    ids[0, place] = 5 if change < 0 else IMAGE_TOKEN
+    with refuses(f"expected [24] image placeholders (id 90) per row, 12 for each of [2] views, got [{24 + change}]"):
+        forward(model, row, input_ids=ids)
+    assert forward(model, row).logits.isfinite().all()
+
+
+def test_number_of_placeholders_in_embeddings(model, row):
+    embeds = model.get_input_embeddings()(row["input_ids"])
+    batch = select(row, "attention_mask", "segment_ids", "pixel_values", "view_mask")
+    changed = embeds.clone()
+    changed[:, 3] = 0.0
+    with refuses("expected [24] image placeholders (id 90) per row, 12 for each of [2] views, got [23]; build rows"):
+        forward(model, batch, inputs_embeds=changed)
+    assert forward(model, batch, inputs_embeds=embeds).logits.isfinite().all()
+
+
+# Rows
+
+
+def test_either_ids_or_embeddings(model):
+    ids = torch.tensor([[4, 5, 6]])
+    embeds = model.get_input_embeddings()(ids)
+    with refuses("input_ids: expected either input_ids or inputs_embeds, got neither; pass the processor's input_ids"):
+        forward(model, {})
+    with refuses("input_ids: expected either input_ids or inputs_embeds, got both; pass the processor's input_ids"):
+        forward(model, {"input_ids": ids, "inputs_embeds": embeds})
+    assert torch.equal(forward(model, {"inputs_embeds": embeds}).logits, forward(model, {"input_ids": ids}).logits)
+
+
+def test_rows_over_the_context_limit(model):
+    ids = torch.randint(1, 80, (1, 257))
+    with refuses("input_ids: expected at most 256 positions (max_position_embeddings), got 257; use fewer views (12"):
+        forward(model, {"input_ids": ids})
+    cache = forward(model, {"input_ids": ids[:, :250]}, use_cache=True).past_key_values
+    with refuses("expected at most 256 positions (max_position_embeddings), got 257; use fewer views (12 positions"):
+        forward(model, {"input_ids": ids[:, 250:]}, past_key_values=cache)
+    assert forward(model, {"input_ids": ids[:, 250:256]}, past_key_values=cache).logits.shape == (1, 6, 99)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 2), (2, 1, 3)])
+def test_points_of_the_wrong_shape(model, shape):
+    ids = torch.tensor([[4, COORD_TOKEN, 6]])
+    with refuses(f"query_coords: expected shape (1, Q, 3), got {shape}; pass x, y, z of each question, metres"):
+        forward(model, {"input_ids": ids}, query_coords=torch.zeros(shape))
+    assert forward(model, {"input_ids": ids}, query_coords=torch.zeros(1, 1, 3)).logits.isfinite().all()
+
+
+def test_points_that_are_not_there(model):
+    ids = torch.tensor([[4, 5, 6], [4, COORD_TOKEN, 6]])
+    given, missing = torch.zeros(2, 1, 3), torch.full((2, 1, 3), float("nan"))
+    with refuses("query_coords: expected a point for the <coord> of row 1, got NaN; pass query_coords for every"):
+        forward(model, {"input_ids": ids}, query_coords=missing)
+    # A row without <coord> needs no point.
+    missing[1] = 0.0
+    assert torch.equal(
+        forward(model, {"input_ids": ids}, query_coords=missing).logits,
+        forward(model, {"input_ids": ids}, query_coords=given).logits,
+    )
+    embeds = model.get_input_embeddings()(ids)
+    with refuses("query_coords: expected input_ids beside them, where <coord> can be found, got inputs_embeds"):
+        forward(model, {"inputs_embeds": embeds}, query_coords=given)
+    assert forward(model, {"inputs_embeds": embeds}).logits.isfinite().all()
+
+
+def test_several_questions_a_row_need_masks_that_flash_attention_has_not(packed):
+    """Asked by name alone: the kernels are not installed, and a row with one question never meets the refusal."""
+    changed = make_model().eval()
+    changed.config.text_config._attn_implementation_internal = "flash_attention_2"
+    with refuses("attn_implementation: expected 'sdpa', 'eager' or 'flex_attention' for rows with several questions"):
+        forward(changed, packed)
+    changed.config.text_config._attn_implementation_internal = "eager"
+    assert forward(changed, packed).loss.isfinite()
+
+
+def test_several_questions_a_row_take_no_cache(model, row, packed):
+    cache = forward(model, {"input_ids": torch.tensor([[4, 5]] * 3)}, use_cache=True).past_key_values
+    batch = select(packed, *FROM_PROCESSOR)
+    with refuses("past_key_values: expected none for rows with several questions, ... got a cache of 2 positions"):
+        forward(model, batch, past_key_values=cache)
+    assert forward(model, batch).logits.isfinite().all()
+
+
+def test_no_cache_under_activation_checkpointing():
+    trained = make_model().train()
+    ids = torch.tensor([[4, 5, 6]])
+    with torch.no_grad():
+        cache = trained(input_ids=ids, use_cache=True).past_key_values
+        trained.activation_checkpointing_enable()
+        with refuses("past_key_values: expected no cache while activation checkpointing is on, ... model.eval()"):
+            trained(input_ids=ids, past_key_values=cache)
+        assert trained.eval()(input_ids=ids, past_key_values=cache).logits.isfinite().all()
+
+
+# Precision of metres and weights
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["patch_coords", "proposal_boxes", "query_coords", "bev_bounds", "loss_weights"])
+def test_metres_and_weights_in_half_precision(model, name, dtype):
+    """What a Trainer under DeepSpeed does to every float tensor of a batch, and what it cannot do."""
+    batch = make_collator(0.0)([make_row(5, 2, 3, ["coord", "ground"])])
+    wanted = forward(model, batch)
+    with refuses(f"{name}: expected float32, which voxels and loss weights need in every precision, got {dtype}"):
+        forward(model, batch, **{name: batch[name].to(dtype)})
+    bits = {name: batch[name].view(torch.int32)}
+    cast = {key: value.to(dtype) if value.is_floating_point() else value for key, value in bits.items()}
+    found = forward(model, batch, **cast)
+    assert torch.equal(found.loss, wanted.loss) and torch.equal(found.grounding_scores, wanted.grounding_scores)
+    assert torch.equal(forward(model, batch, **{name: batch[name].double()}).loss, wanted.loss)
+
+
+def test_half_precision_would_move_points_into_other_voxels(model):
+    """Why it is refused: in bfloat16 a tenth of the points of a room are read 10 cm away or more."""
+    points = torch.rand(4000, 3, generator=torch.Generator().manual_seed(0)) * 12 - 6
+    exact = model.model.get_position_embedding(points)
+    rounded = model.model.get_position_embedding(points.to(torch.bfloat16).float())
+    moved = (exact != rounded).any(dim=-1).float().mean()
+    assert 0.1 < moved < 0.5
+    assert torch.equal(read_float32("points", points.view(torch.int32)), points)
+
+
+# Losses
+
+
+def test_more_than_one_ground_a_question(model, grounding):
+    ids = grounding["input_ids"].clone()
+    place = int((ids[0] == GROUND_TOKEN).nonzero()[0])
+    ids[0, place - 1] = GROUND_TOKEN
+    with refuses("input_ids: expected at most one <ground> a question, got 2 in question 0 of row 0; ask about one"):
+        forward(model, grounding, input_ids=ids)
+    assert forward(model, grounding).grounding_loss.isfinite()
+
+
+def test_grounding_labels_without_a_ground(model, grounding):
+    labels = grounding["grounding_labels"]
+    wrong = labels.clone()
+    wrong[0, 1, 0] = 1
+    with refuses("expected a <ground> in question 1 of row 0, which has labels, got none; answer grounding"):
+        forward(model, grounding, grounding_labels=wrong)
+    with refuses(
+        "grounding_labels: expected shape (1, 2, 4), got (1, 2, 3); pass one row a question and one column a"
+    ):
+        forward(model, grounding, grounding_labels=labels[..., :3])
+    assert forward(model, grounding).grounding_loss.isfinite()
+
+
+def test_labels_alone_do_not_say_what_packed_rows_may_predict(model, packed, row):
+    batch = {name: value for name, value in packed.items() if name not in ("shift_labels", "loss_weights")}
+    message = "shift_labels: expected shift_labels and loss_weights beside labels, since a row holds several questions"
+    with refuses(f"{message} ... got None; pass answers= to the processor and give the model all that it returns"):
+        forward(model, batch, labels=packed["input_ids"])
+    assert forward(model, packed, labels=packed["input_ids"]).lm_loss.isfinite()
+    alone = select(row, *FROM_PROCESSOR)
+    assert forward(model, alone, labels=row["input_ids"]).lm_loss.isfinite()
+
+
+def test_counts_of_a_stock_trainer(model, packed):
+    with refuses(
+        "num_items_in_batch: expected 4 counts ('lm_loss', ..., got shape (); a stock Trainer counts tokens: use"
+    ):
+        forward(model, packed, num_items_in_batch=torch.tensor(7))
+    counts = forward(model, packed).loss_counts
+    found = forward(model, packed, num_items_in_batch=counts)
+    assert torch.equal(found.loss, forward(model, packed).loss)
+
+
+@pytest.mark.parametrize(
+    ("rule", "missing", "message"),
+    [
+        (
+            "valid",
+            "bev_valid",
+            "bev_valid: expected a mask (B, H, W) of the pixels that were seen, since bev_loss_mask='valid' ...",
+        ),
+        (
+            "rgb_positive",
+            "bev_pixel_values",
+            "bev_pixel_values: expected the picture itself, since bev_loss_mask='rgb_positive' counts its ...",
+        ),
+    ],
+)
+def test_cells_of_the_birds_eye_loss(rule, missing, message):
+    given = {"bev_pixel_values": torch.ones(1, 3, 8, 8), "bev_valid": torch.ones(1, 8, 8, dtype=torch.bool)}
+    with refuses(f"{message} got None; pass"):
+        get_bev_cells(**given | {missing: None}, grid_size=2, rule=rule)
+    other = (set(given) - {missing}).pop()
+    assert get_bev_cells(**given | {other: None}, grid_size=2, rule=rule).all()
+
+
+# The teacher and reconstruction
+
+
+def test_no_teacher(row):
+    untaught = Ross3DForConditionalGeneration(make_config()).eval()
+    message = "teacher: expected an attached VAE, since pictures are to be encoded or decoded, got none; call"
+    with refuses(message):
+        forward(untaught, row)
+    with refuses(message):
+        untaught.reconstruct(**select(row, *FROM_PROCESSOR), masked_views=[0])
+    untaught.attach_teacher(make_teacher())
+    assert forward(untaught, row).bev_loss.isfinite()
+
+
+def test_a_teacher_of_another_model(model):
+    other = make_teacher()
+    other.register_to_config(scaling_factor=0.5)
+    changed = make_model()
+    with refuses("attach_teacher: expected a VAE with scaling_factor=1.0 (denoiser_config), got 0.5; attach the VAE"):
+        changed.attach_teacher(other)
+    changed.attach_teacher(make_teacher(seed=6))
+    assert changed.get_teacher() is not model.get_teacher()
+
+
+def test_nothing_to_reconstruct_with(bare, row):
+    with refuses("attach_teacher: expected a model with denoiser_config, got None; it has nothing to teach"):
+        bare.attach_teacher(make_teacher())
+    with refuses("reconstruct: expected a model with denoiser_config, got None; load another checkpoint"):
+        bare.reconstruct(**select(row, *FROM_PROCESSOR), masked_views=[0])
+    assert forward(bare, row).view_loss is None
+
+
+@pytest.mark.parametrize("views", [[2], [-1], [[5]]])
+def test_views_that_do_not_exist(model, row, views):
+    inputs = select(row, *FROM_PROCESSOR)
+    number = views[0][0] if isinstance(views[0], list) else views[0]
+    with refuses(f"masked_views: expected views 0..1 of scene 0, got {number}; name views that exist"):
+        model.reconstruct(**inputs, masked_views=views, num_inference_steps=1)
+    pictures, _ = model.reconstruct(**inputs, masked_views=[1], num_inference_steps=1)
+    assert len(pictures[0]) == 1
+
+
+def test_hidden_views_of_several_scenes(model):
+    batch = make_collator(0.0)([make_row(seed, 2, 1, []) for seed in (1, 2)])
+    inputs = select(batch, *FROM_PROCESSOR)
+    with refuses("masked_views: expected one list for each of 2 scenes, got 1; pass [] for a scene that keeps all"):
+        model.reconstruct(**inputs, masked_views=[[0]], num_inference_steps=1)
+    pictures, _ = model.reconstruct(**inputs, masked_views=[[0], []], num_inference_steps=1)
+    assert len(pictures[0]) == 1 and pictures[1] is None
+
+
+@pytest.mark.parametrize("steps", [0, 1001])
+def test_number_of_sampler_steps(steps):
+    with refuses(
+        f"num_inference_steps: expected 1..1000 (the training schedule's length), got {steps}; ask for fewer"
+    ):
+        space_timesteps(1000, steps)
+    assert len(space_timesteps(1000, 1000)) == 1000 and space_timesteps(1000, 1) == [999]
+
+
+# Answers
+
+
+def test_answers_of_rows_with_several_questions(model, packed, row):
+    batch = select(packed, *FROM_PROCESSOR)
+    with refuses("generate: expected one question a row, got rows with up to 4; encode the scene once with scene ="):
+        model.generate(**batch, max_new_tokens=1)
+    assert len(model.generate(**select(row, *FROM_PROCESSOR), max_new_tokens=1)) == 1
+
+
+def test_answers_of_rows_padded_at_their_ends(model):
+    ids = torch.tensor([[4, 5, 6], [4, 5, 0]])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    message = (
+        "attention_mask: expected rows padded on the left, since answers go on at their ends, got padding at the end"
+    )
+    with refuses(f"{message} of row 1; leave answers= out of the processor"):
+        model.generate(ids, attention_mask=mask, max_new_tokens=1)
+    assert len(model.generate(ids.roll(1), attention_mask=mask.flip(1), max_new_tokens=1)) == 2
+
+
+@pytest.fixture(scope="module")
+def scenes(model):
+    """Two encoded scenes, with and without proposals."""
+    batch = make_collator(0.0)([make_row(seed, 2, 3, []) for seed in (1, 2)])
+    inputs = select(batch, *FROM_PROCESSOR)
+    return {
+        "two": model.encode_scene(**inputs, **select(batch, *PROPOSALS)),
+        "one": model.encode_scene(**get_prefix({name: value[:1] for name, value in batch.items()})),
+        "bare": model.encode_scene(**{name: value[:1] for name, value in inputs.items()}),
+        "patches": model.encode_scene(**{name: value[:1] for name, value in inputs.items()}, keep_patch_features=True),
+    }
+
+
+QUESTIONS = torch.tensor([[4, 5, 6], [7, 8, 9]])
+
+
+def test_scenes_are_encoded_without_questions(model, row):
+    with refuses("encode_scene: expected rows without questions, got text; call the processor without text= and ask"):
+        model.encode_scene(**select(row, *FROM_PROCESSOR))
+    assert model.encode_scene(**get_prefix(row)).prefix_mask.all()
+
+
+@pytest.mark.parametrize("method", ["generate", "ground"])
+def test_views_beside_a_scene(model, scenes, row, method):
+    ask = getattr(model, method)
+    with refuses(f"{method}: expected questions alone beside scene=, which holds the views already, got pixel_values"):
+        ask(scene=scenes["one"], input_ids=QUESTIONS, pixel_values=row["pixel_values"])
+    assert len(ask(scene=scenes["one"], input_ids=QUESTIONS, pixel_values=None)) == 2
+
+
+@pytest.mark.parametrize("method", ["generate", "ground"])
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (
+            None,
+            "scene_index: expected the scene (0..1) of each of 2 questions, got None while 2 scenes are cached; pass",
+        ),
+        ([0], "scene_index: expected 2 numbers in 0..1, got [0]; one scene for each question"),
+        ([0, 2], "scene_index: expected 2 numbers in 0..1, got [0, 2]; one scene for each question"),
+        ([-1, 0], "scene_index: expected 2 numbers in 0..1, got [-1, 0]; one scene for each question"),
+    ],
+)
+def test_which_of_several_scenes(model, scenes, method, index, message):
+    ask = getattr(model, method)
+    with refuses(message):
+        ask(scene=scenes["two"], scene_index=index, input_ids=QUESTIONS)
+    assert len(ask(scene=scenes["two"], scene_index=[1, 0], input_ids=QUESTIONS)) == 2
+    assert len(ask(scene=scenes["one"], input_ids=QUESTIONS)) == 2
+
+
+def test_grounding_needs_a_head_and_proposals(model, bare, row):
+    with refuses("ground: expected a model with config.grounding=True, got False; load another checkpoint"):
+        bare.ground(**select(row, *FROM_PROCESSOR, *PROPOSALS))
+    with refuses("ground: expected proposal_boxes (B, K, 6), got None; pass proposal_boxes= to the processor (K = 0"):
+        model.ground(**select(row, *FROM_PROCESSOR))
+    none = {"proposal_boxes": torch.zeros(1, 0, 6)}
+    assert model.ground(**select(row, *FROM_PROCESSOR), **none).shape == (1, 1)
+    assert model.ground(**select(row, *FROM_PROCESSOR, *PROPOSALS)).shape == (1, 4)
+
+
+def test_grounding_in_a_scene_encoded_without_what_it_takes(model, scenes, row):
+    boxes = select(row, *PROPOSALS)
+    with refuses("ground: expected a scene encoded with proposal_boxes, got one without; pass proposal_boxes= to the"):
+        model.ground(scene=scenes["bare"], input_ids=QUESTIONS)
+    with refuses(
+        "ground: expected a scene encoded with keep_patch_features=True, since new proposal_boxes are given,"
+    ):
+        model.ground(scene=scenes["one"], input_ids=QUESTIONS, **boxes)
+    assert model.ground(scene=scenes["one"], input_ids=QUESTIONS).shape == (2, 4)
+    assert model.ground(scene=scenes["patches"], input_ids=QUESTIONS, **boxes).shape == (2, 4)
+
+
+def test_more_than_one_ground_in_a_question_to_be_grounded(model, scenes):
+    twice = torch.tensor([[4, GROUND_TOKEN, 6, GROUND_TOKEN]])
+    with refuses("expected at most one <ground> a question, got 2 in question 0 of row 0; ask about one referring"):
+        model.ground(scene=scenes["one"], input_ids=twice)
+    assert model.ground(scene=scenes["one"], input_ids=twice[:, :2]).shape == (1, 4)
+
+
+def test_grid_of_the_fabricated_rows():
+    """The numbers in the messages above follow from these."""
+    config = make_config()
+    assert (config.view_grid_size, config.tokens_per_view, config.patch_grid_size) == (GRID, 12, 5)
