@@ -279,6 +279,13 @@ class Ross3DPreTrainedModel(PreTrainedModel):
     # A loss of ours is a mean over answers or scenes, never over tokens: a stock Trainer divides it by its steps.
     accepts_loss_kwargs = False
 
+    def initialize_weights(self):
+        # In custom code the library passes over modules without weights of their own: there SigLIP draws its layers.
+        for module in self.modules():
+            if isinstance(module, PreTrainedModel) and not module.is_custom_code():
+                module.initialize_weights()
+        super().initialize_weights()
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         head = getattr(self, "reconstruction_head", None)
@@ -683,6 +690,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: Ross3DConfig):
         super().__init__(config)
+        checkpointing = getattr(config, "gradient_checkpointing", False)
         self.model = Ross3DModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         # CODEPATH: published checkpoints ground; models of the systems without proposals do not.
@@ -700,6 +708,9 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         # Held in a tuple: the teacher is equipment, no sub-module, and never in a checkpoint of this model.
         self._teacher = ()
         self.post_init()
+        # The base model has used this old switch up before the denoiser was there.
+        if checkpointing:
+            self.activation_checkpointing_enable()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
