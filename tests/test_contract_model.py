@@ -334,6 +334,18 @@ def test_untied_weights_stay_apart(model, saved):
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
 
 
+def test_loading_under_a_device_as_context_or_default(saved, model):
+    with torch.device("cpu"):
+        loaded = Ross3DForConditionalGeneration.from_pretrained(saved)
+    torch.set_default_device("cpu")
+    try:
+        again = Ross3DForConditionalGeneration.from_pretrained(saved)
+    finally:
+        torch.set_default_device(None)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight) and torch.equal(again.state_dict()[name], weight), name
+
+
 def test_non_persistent_buffers_are_filled_after_loading(model, saved):
     persistent = set(model.state_dict())
     names = [name for name, _ in model.named_buffers() if name not in persistent]
@@ -533,6 +545,14 @@ def test_resize_token_embeddings(size, plain, tmp_path):
     assert torch.equal(run(loaded, plain).logits, found)
 
 
+def test_resized_head_is_not_drawn_anew():
+    changed = make_model()
+    changed.resize_token_embeddings(109)
+    before = changed.lm_head.weight.detach().clone()
+    changed.post_init()
+    assert torch.equal(changed.lm_head.weight, before)
+
+
 def test_resize_token_embeddings_to_a_multiple(plain):
     changed = make_model().eval()
     changed.resize_token_embeddings(pad_to_multiple_of=16)
@@ -545,6 +565,34 @@ def test_resize_token_embeddings_to_a_multiple(plain):
 
 
 # Training
+
+
+def test_shift_labels_replace_labels(model, plain):
+    """The loss reads `shift_labels` alone where both are given, as sequence parallel training needs."""
+    ids = plain["input_ids"]
+    logits = run(model, plain).logits
+    likely, unlikely = logits.argmax(dim=-1), logits.argmin(dim=-1)
+    wanted = run(model, plain, labels=ids, shift_labels=likely).loss
+    assert torch.equal(run(model, plain, labels=ids.flip(1), shift_labels=likely).loss, wanted)
+    assert run(model, plain, labels=ids, shift_labels=unlikely).loss > wanted
+    shifted = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100)
+    assert torch.equal(run(model, plain, labels=ids).loss, run(model, plain, shift_labels=shifted).loss)
+
+
+def test_training_fits_one_batch(packed):
+    """Forty steps on the same three rows: answers and objects are learnt by heart, noise is not made worse."""
+    trained = make_model().train()
+    optimizer = torch.optim.Adam(trained.parameters(), lr=5e-3)
+    history = []
+    for _ in range(40):
+        outputs = trained(**packed)
+        optimizer.zero_grad()
+        outputs.loss.backward()
+        optimizer.step()
+        history.append([float(outputs[name].detach()) for name in LOSS_NAMES])
+    first, last = (dict(zip(LOSS_NAMES, losses, strict=True)) for losses in (history[0], history[-1]))
+    assert last["lm_loss"] < 0.1 * first["lm_loss"] and last["grounding_loss"] < 0.1 * first["grounding_loss"]
+    assert last["view_loss"] < first["view_loss"] and last["bev_loss"] < first["bev_loss"]
 
 
 def test_training_gives_every_trainable_weight_a_gradient(packed):
@@ -734,6 +782,26 @@ def test_hidden_states_are_returned(model, packed):
     changed.config.text_config.output_hidden_states = True
     for found, wanted in zip(run(changed, packed).hidden_states, outputs.hidden_states, strict=True):
         assert torch.equal(found, wanted)
+
+
+def test_hidden_states_of_some_layers(model, packed):
+    every = run(model, packed, output_hidden_states=True).hidden_states
+    some = run(model, packed, output_hidden_states=[0, -1]).hidden_states
+    assert torch.equal(some[0], every[0]) and torch.equal(some[2], every[2]) and some[1] is None
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn"])
+def test_rope_scaling_reaches_the_language_model(kind, plain):
+    """Rows longer than the original context: `linear` and `yarn` turn every position, `dynamic` longer rows alone."""
+    text = make_config().text_config.to_dict()
+    original = plain["input_ids"].shape[1] // 2
+    parameters = {"rope_type": kind, "rope_theta": 10000.0, "factor": 10.0}
+    if kind == "yarn":
+        parameters["original_max_position_embeddings"] = original
+    text |= {"rope_parameters": parameters, "max_position_embeddings": original * (10 if kind == "yarn" else 8)}
+    wanted, found = (run(built.eval(), plain).logits for built in (make_model(), make_model(text_config=text)))
+    assert found.isfinite().all()
+    assert torch.equal(found, wanted) == (kind == "dynamic")
 
 
 def test_hidden_states_and_attentions_keep_gradients(packed):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, pipeline
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
 from ross3d.processing_ross3d import CHAT_TEMPLATE, Ross3DImageProcessor, Ross3DProcessor
 from ross3d.tests.posed_views import VIEW_SIZE, make_test_processor, make_views
@@ -340,3 +340,111 @@ def test_processor_leaves_its_input(processor):
     processor(**scene, text=QUESTION)
     for key, value in before.items():
         assert np.array_equal(np.asarray(scene[key]), np.asarray(value)), key
+
+
+def get_arguments(method) -> set[str]:
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(method).parameters
+    return {name for name, found in parameters.items() if name != "self" and found.kind not in kinds}
+
+
+def test_arguments_have_one_place():
+    """No argument of the constructor or of a call is also a class attribute, an option of the library or a setting."""
+    options = Ross3DProcessor.valid_processor_kwargs
+    assert options is ProcessingKwargs
+    names = set(options.__annotations__)
+    for part in options.__annotations__.values():
+        names |= set(getattr(part, "__annotations__", {}))
+    built, called = get_arguments(Ross3DProcessor.__init__), get_arguments(Ross3DProcessor.__call__)
+    assert not {name for name in built if hasattr(Ross3DProcessor, name)}
+    assert not built & names
+    assert called & names <= {"return_tensors"}
+    assert not {name for name in called if hasattr(make_test_processor(), name)}
+    defaults = {name: found.default for name, found in inspect.signature(Ross3DProcessor.__call__).parameters.items()}
+    assert {name for name in called if defaults[name] is not None} == {"return_tensors"}
+    assert not [name for name in ("text_kwargs", "images_kwargs") if getattr(Ross3DProcessor, name, None)]
+
+
+def test_arguments_of_from_pretrained_reach_the_parts(saved):
+    changed = Ross3DProcessor.from_pretrained(saved, cls_token="(CLS)", sep_token="(SEP)", do_normalize=False)
+    assert changed.tokenizer.cls_token == "(CLS)" and changed.tokenizer.sep_token == "(SEP)"
+    assert changed.image_processor.do_normalize is False
+
+
+def test_part_given_to_from_pretrained_is_taken(saved, image_processor):
+    own = copy.deepcopy(image_processor)
+    assert Ross3DProcessor.from_pretrained(saved, image_processor=own).image_processor is own
+
+
+def test_pictures_are_prepared_as_by_the_image_processor(processor, image_processor):
+    pictures = make_pictures(2, VIEW_SIZE, VIEW_SIZE)
+    wanted = image_processor(pictures, return_tensors="pt")["pixel_values"]
+    assert torch.equal(processor(images=pictures)["pixel_values"][0], wanted)
+
+
+def test_call_without_input_is_refused(processor):
+    with pytest.raises((TypeError, ValueError)):
+        processor()
+
+
+def test_number_of_texts_must_be_that_of_the_scenes(processor):
+    scenes = [make_pictures(1)] * 3
+    with pytest.raises(ValueError, match="text: expected 3 items, one a scene, got 2"):
+        processor(images=scenes, text=[QUESTION] * 2)
+    with pytest.raises(ValueError, match="<image>"):
+        processor(images=make_pictures(), text="<image> <image> what?")
+
+
+def test_named_chat_templates_are_saved(saved, tmp_path):
+    changed = Ross3DProcessor.from_pretrained(saved)
+    changed.chat_template = {"default": "a", "secondary": "b"}
+    changed.save_pretrained(tmp_path)
+    again = Ross3DProcessor.from_pretrained(tmp_path)
+    assert again.chat_template == changed.chat_template == again.tokenizer.chat_template
+    assert again.apply_chat_template(make_chat([]), chat_template="secondary") == "b"
+    changed.chat_template = {"default": "a", "../../outside": "b"}
+    with pytest.raises(ValueError, match="outside"):
+        changed.save_pretrained(tmp_path / "deep/folder")
+    assert not list(tmp_path.rglob("outside*"))
+
+
+def test_chat_template_takes_arguments_of_its_own(processor):
+    template = "{% if loud %}{{ 'Hey! ' }}{% endif %}{{ messages[0]['content'][0]['text'] }}"
+    text = processor.apply_chat_template(make_chat([]), chat_template=template, loud=True)
+    assert text == f"Hey! {QUESTION}"
+
+
+def test_chat_template_does_not_mark_what_the_assistant_said(processor):
+    """Targets come from `answers=`: placeholders stand for many tokens, which would shift the library's marks."""
+    with pytest.raises(ValueError, match="return_offsets_mapping"):
+        processor.apply_chat_template(
+            make_chat(make_pictures()), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+
+
+def test_image_processor_output_moves_and_casts(image_processor):
+    given = image_processor(make_pictures(), return_tensors="pt")
+    given["input_ids"] = torch.ones(1, 2, dtype=torch.long)
+    cast = given.to("cpu", torch.bfloat16)
+    assert cast.pixel_values.dtype == torch.bfloat16 and cast.input_ids.dtype == torch.long
+    with pytest.raises(TypeError):
+        given.to(torch.bfloat16, "cpu")
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_image_processor_makes_every_kind_rgb(image_processor, channels):
+    picture = np.random.default_rng(0).integers(0, 256, (30, 42, channels), dtype=np.uint8)
+    image = Image.fromarray(picture[..., 0] if channels == 1 else picture)
+    first = picture.transpose(2, 0, 1).copy()
+    kinds = [image, picture, first, torch.from_numpy(picture), torch.from_numpy(first)]
+    for given in [*([kind] for kind in kinds), kinds]:
+        pixels = image_processor(given, return_tensors="pt")["pixel_values"]
+        assert pixels.shape == (len(given), 3, VIEW_SIZE, VIEW_SIZE)
+        assert all(torch.equal(one, pixels[0]) for one in pixels)
+
+
+def test_image_processors_share_no_settings():
+    one, other = Ross3DImageProcessor(), Ross3DImageProcessor()
+    one.size["height"] = 7
+    assert other.size["height"] == Ross3DImageProcessor().size["height"] == 384
+    assert isinstance(one.image_mean, tuple) and one.image_mean == other.image_mean
