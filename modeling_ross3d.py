@@ -18,6 +18,7 @@ Shapes: B scenes, V views (R real views of all scenes together), N = h*w tokens 
 L sequence, D width, K proposals, Q questions of a scene, H W pixels.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,13 +140,14 @@ class Ross3DSceneCache:
         return cache
 
 
-def pad_views(flat: torch.Tensor, view_mask: torch.Tensor) -> torch.Tensor:
-    """Real views (R, ...) -> (B, V, ...), zero where `view_mask` (B, V) is False, on the device of the mask.
+def pad_views(flat: torch.Tensor, real: tuple[torch.Tensor, ...], view_mask: torch.Tensor) -> torch.Tensor:
+    """Real views (R, ...) -> (B, V, ...), zero for padding, on the device of the mask.
 
-    Under a device map parts of the model lie on several devices: what is indexed by inputs goes back to them.
+    `real` are the places (scene, view) where `view_mask` (B, V) is True. Under a device map parts of the model lie on
+    several devices: what is indexed by inputs goes back to them.
     """
     padded = flat.new_zeros(*view_mask.shape, *flat.shape[1:], device=view_mask.device)
-    padded[view_mask] = flat.to(view_mask.device)
+    padded[real] = flat.to(view_mask.device)
     return padded
 
 
@@ -542,6 +544,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         self.check_length(inputs_embeds.shape[1], past_key_values)
+        is_packed = segment_ids is not None and int(segment_ids.max()) > 1
         if query_coords is not None:
             inputs_embeds = self.add_query_positions(inputs_embeds, input_ids, segment_ids, query_coords)
         extras = {}
@@ -549,22 +552,24 @@ class Ross3DModel(Ross3DPreTrainedModel):
             if view_mask is None:
                 view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
             self.check_scene_inputs(pixel_values, view_mask, patch_coords, patch_valid, bool_masked_views)
-            images = self.get_image_features(pixel_values, view_mask, return_dict=True)
+            placeholders = self.get_placeholder_mask(input_ids, inputs_embeds, view_mask)
+            # Once, before the tower runs: a GPU has to tell the host where masks are True (docs/CONTRACT_TESTS.md).
+            real, slots = view_mask.nonzero(as_tuple=True), placeholders.nonzero(as_tuple=True)
+            images = self.get_image_features(pixel_values[real], return_dict=True)
             positions, hidden = None, None
             if patch_coords is not None:
-                coords, valid = read_float32("patch_coords", patch_coords)[view_mask].flatten(1, 2), None
+                coords, valid = read_float32("patch_coords", patch_coords)[real].flatten(1, 2), None
                 if patch_valid is not None:
-                    valid = patch_valid[view_mask].flatten(1, 2)
+                    valid = patch_valid[real].flatten(1, 2)
                 positions = self.get_position_embedding(coords, valid)
             if bool_masked_views is not None:
-                hidden = bool_masked_views[view_mask]
+                hidden = bool_masked_views[real]
             visual = self.get_visual_embeddings(images.pooler_output, positions, hidden)
-            placeholders = self.get_placeholder_mask(input_ids, inputs_embeds, view_mask)
             visual = visual.to(inputs_embeds.device, inputs_embeds.dtype)
             inputs_embeds = inputs_embeds.masked_scatter(placeholders[..., None].to(inputs_embeds.device), visual)
-            extras["patch_features"] = pad_views(images.last_hidden_state, view_mask)
-            extras["visual_positions"] = None if positions is None else pad_views(positions, view_mask)
-        if segment_ids is not None and int(segment_ids.max()) > 1:
+            extras["patch_features"] = pad_views(images.last_hidden_state, real, view_mask)
+            extras["visual_positions"] = None if positions is None else pad_views(positions, real, view_mask)
+        if is_packed:
             if past_key_values is not None:
                 raise ValueError(
                     "past_key_values: expected none for rows with several questions, whose segments would see each"
@@ -581,7 +586,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
             **kwargs,
         )
         if pixel_values is not None:
-            extras["visual_states"] = self.gather_visual_states(outputs.last_hidden_state, placeholders, view_mask)
+            extras["visual_states"] = self.gather_visual_states(outputs.last_hidden_state, slots, real, view_mask)
         return Ross3DModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,
@@ -591,13 +596,20 @@ class Ross3DModel(Ross3DPreTrainedModel):
         )
 
     def gather_visual_states(
-        self, hidden_states: torch.Tensor, placeholders: torch.Tensor, view_mask: torch.Tensor
+        self,
+        hidden_states: torch.Tensor,
+        slots: tuple[torch.Tensor, ...],
+        real: tuple[torch.Tensor, ...],
+        view_mask: torch.Tensor,
     ) -> torch.Tensor:
-        """States at the placeholders (B, L, D) -> (B, V, N, D), without the newline that ends each grid row."""
+        """States at the placeholders (B, L, D) -> (B, V, N, D), without the newline that ends each grid row.
+
+        `slots` are the places (row, position) of the placeholders; `real` and `view_mask` as in `pad_views`.
+        """
         grid = self.config.view_grid_size
-        flat = hidden_states[placeholders.to(hidden_states.device)]
-        rows = flat.unflatten(0, (-1, grid, grid + 1))[:, :, :grid]
-        return pad_views(rows.flatten(1, 2), view_mask)
+        row, position = (index.to(hidden_states.device) for index in slots)
+        rows = hidden_states[row, position].unflatten(0, (-1, grid, grid + 1))[:, :, :grid]
+        return pad_views(rows.flatten(1, 2), real, view_mask)
 
 
 # What a scene brings to the first forward of `generate`; later steps read the cache.
@@ -668,19 +680,20 @@ def get_ground_queries(
     """
     rows, positions = (input_ids == ground_token_id).nonzero(as_tuple=True)
     questions = torch.zeros_like(rows) if segment_ids is None else (segment_ids[rows, positions] - 1).clamp(min=0)
-    num_questions = max(num_questions, int(questions.max()) + 1 if len(rows) else 1)
-    counts = torch.zeros(input_ids.shape[0], num_questions, dtype=torch.long, device=input_ids.device)
-    counts.index_put_((rows, questions), torch.ones_like(rows), accumulate=True)
-    if bool((counts > 1).any()):
-        row, question = (counts > 1).nonzero()[0].tolist()
-        raise ValueError(
-            f"input_ids: expected at most one <ground> a question, got {int(counts[row, question])} in question"
-            f" {question} of row {row}; ask about one referring expression at a time."
-        )
+    places = Counter(zip(*torch.stack([rows, questions]).tolist(), strict=True))
+    for (row, question), count in sorted(places.items()):
+        if count > 1:
+            raise ValueError(
+                f"input_ids: expected at most one <ground> a question, got {count} in question {question} of row"
+                f" {row}; ask about one referring expression at a time."
+            )
+    num_questions = max([num_questions, *(question + 1 for _, question in places)])
     device = hidden_states.device
     found = hidden_states[rows.to(device), positions.to(device)].to(rows.device)
-    queries = found.new_zeros(*counts.shape, found.shape[-1])
-    return queries.index_put((rows, questions), found), counts > 0
+    asked = torch.zeros(input_ids.shape[0], num_questions, dtype=torch.bool, device=input_ids.device)
+    asked[rows, questions] = True
+    queries = found.new_zeros(*asked.shape, found.shape[-1])
+    return queries.index_put((rows, questions), found), asked
 
 
 class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
@@ -846,12 +859,13 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             if grounding_labels is not None:
                 supervised = supervised & ~(grounding_labels > 0).flatten(1).any(dim=1)[:, None]
             loss_weights = supervised / supervised.sum(dim=1, keepdim=True).clamp(min=1)
-        keep = loss_weights > 0
-        if not bool(keep.any()):
+        kept = (loss_weights > 0).nonzero(as_tuple=True)
+        if not len(kept[0]):
             return self.lm_head(hidden_states[:, :1]).sum() * 0.0, loss_weights.new_zeros(())
-        logits = self.lm_head(hidden_states[keep.to(hidden_states.device)]).float().to(keep.device)
-        errors = F.cross_entropy(logits, shift_labels[keep], reduction="none")
-        return (errors * loss_weights[keep]).sum(), loss_weights.sum().round()
+        row, position = (index.to(hidden_states.device) for index in kept)
+        logits = self.lm_head(hidden_states[row, position]).float().to(loss_weights.device)
+        errors = F.cross_entropy(logits, shift_labels[kept], reduction="none")
+        return (errors * loss_weights[kept]).sum(), loss_weights.sum().round()
 
     def compute_grounding_loss(
         self, scores: torch.Tensor, has_slot: torch.Tensor, grounding_labels: torch.Tensor | None
@@ -866,20 +880,21 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             hint = "pass one row a question and one column a proposal, then one for no target."
             check_shape("grounding_labels", grounding_labels, tuple(scores.shape), hint)
         asked = torch.zeros_like(has_slot) if grounding_labels is None else (grounding_labels > 0).any(dim=-1)
-        if bool((asked & ~has_slot).any()):
+        places = asked.nonzero(as_tuple=True)
+        if not bool(has_slot[places].all()):
             row, question = (asked & ~has_slot).nonzero()[0].tolist()
             raise ValueError(
                 f"grounding_labels: expected a <ground> in question {question} of row {row}, which has labels, got"
                 " none; answer grounding questions with `<ground>`."
             )
-        if not bool(asked.any()):
+        if not len(places[0]):
             return scores[..., -1].sum() * 0.0, asked.sum().to(scores.dtype)
-        losses = compute_grounding_losses(scores[asked], grounding_labels[asked], self.config.grounding_temperature)
+        losses = compute_grounding_losses(scores[places], grounding_labels[places], self.config.grounding_temperature)
         return losses.sum(), asked.sum().to(losses.dtype)
 
     def get_view_repeats(self, view_mask: torch.Tensor, hidden: torch.Tensor) -> list[int]:
         """Noise draws per hidden view of each scene: V // hidden, as published, so that a scene counts V pictures."""
-        views, counts = view_mask.sum(dim=1).tolist(), hidden.sum(dim=1).tolist()
+        views, counts = torch.stack([view_mask.sum(dim=1), hidden.sum(dim=1)]).tolist()
         return [view // count if count else 0 for view, count in zip(views, counts, strict=True)]
 
     def compute_view_loss(
@@ -896,15 +911,16 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Sum over scenes of the mean denoising error of their hidden views, and the number of such scenes."""
         head, config = self.reconstruction_head, self.config.denoiser_config
-        if hidden is None or not bool(hidden.any()):
+        places = () if hidden is None else hidden.nonzero(as_tuple=True)
+        if hidden is None or not len(places[0]):
             return self.run_placeholder(scene_states, "view"), scene_states.states.new_zeros((), dtype=torch.float32)
         if view_latents is None:
             mean = torch.tensor(self.config.image_mean, device=pixel_values.device)
             std = torch.tensor(self.config.image_std, device=pixel_values.device)
-            pictures = prepare_view_pictures(pixel_values[hidden].float(), mean, std, config.view_image_size)
+            pictures = prepare_view_pictures(pixel_values[places].float(), mean, std, config.view_image_size)
             latent_mean, logvar = self.encode_pictures(pictures)
         else:
-            latent_mean, logvar = view_latents[hidden].chunk(2, dim=1)
+            latent_mean, logvar = view_latents[places].chunk(2, dim=1)
         counts = hidden.sum(dim=1).tolist()
         if posterior_noise is None:
             shapes = [(count, *latent_mean.shape[1:]) for count in counts]
@@ -923,9 +939,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             noise = torch.cat(draw_rows(row_seed, 2, shapes, draw_normal))
 
         condition = self.get_view_conditions(scene_states, hidden)  # (n, M, C)
-        errors = head.compute_errors(
-            targets[items], timesteps.to(targets.device), noise.to(targets), condition[items], "view"
-        )
+        errors = head.compute_errors(targets[items], timesteps, noise.to(targets), condition[items], "view")
         total = (errors.flatten(1).mean(dim=1) * torch.tensor(weights, device=errors.device)).sum()
         return total, hidden.any(dim=1).sum().to(total.dtype)
 
@@ -984,14 +998,15 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             cells = get_bev_cells(bev_pixel_values, bev_valid, config.bev_grid_size, config.bev_loss_mask)
             rows = cells.flatten(1).any(dim=1)
             rows = rows if allowed is None else rows & allowed
-        if not bool(rows.any()):
+        places = rows.nonzero()[:, 0]
+        if not len(places):
             return self.run_placeholder(scene_states, "bev"), scene_states.states.new_zeros((), dtype=torch.float32)
         if bev_latents is None:
-            pictures = (2 * bev_pixel_values[rows].float() - 1).clamp(-1, 1)
+            pictures = (2 * bev_pixel_values[places].float() - 1).clamp(-1, 1)
             latent_mean, logvar = self.encode_pictures(pictures)
         else:
-            latent_mean, logvar = bev_latents[rows].chunk(2, dim=1)
-        seeds = None if row_seed is None else row_seed[rows]
+            latent_mean, logvar = bev_latents[places].chunk(2, dim=1)
+        seeds = None if row_seed is None else row_seed[places.to(row_seed.device)]
         count = len(latent_mean)
         if posterior_noise is None:
             posterior_noise = torch.cat(draw_rows(seeds, 3, [(1, *latent_mean.shape[1:])] * count, draw_normal))
@@ -1002,13 +1017,13 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         if noise is None:
             noise = torch.cat(draw_rows(seeds, 5, [(1, *targets.shape[1:])] * count, draw_normal))
         chosen = SceneStates(
-            scene_states.states[rows],
-            scene_states.visible[rows],
-            None if scene_states.positions is None else scene_states.positions[rows],
+            scene_states.states[places],
+            scene_states.visible[places],
+            None if scene_states.positions is None else scene_states.positions[places],
         )
-        condition = self.get_bev_conditions(chosen, None if bev_bounds is None else bev_bounds[rows])
-        errors = head.compute_errors(targets, timesteps.to(targets.device), noise.to(targets), condition, "bev")
-        counted = cells[rows][:, None].to(errors)  # (n, 1, g, g)
+        condition = self.get_bev_conditions(chosen, None if bev_bounds is None else bev_bounds[places])
+        errors = head.compute_errors(targets, timesteps, noise.to(targets), condition, "bev")
+        counted = cells[places][:, None].to(errors)  # (n, 1, g, g)
         totals = (errors * counted).flatten(1).sum(dim=1) / (counted.flatten(1).sum(dim=1) * errors.shape[1])
         return totals.sum(), rows.sum().to(totals.dtype)
 
@@ -1219,6 +1234,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         if view_mask is None:
             view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
         visible = view_mask if hidden_views is None else view_mask & ~hidden_views
+        # Draws are made on the host: the seeds go there once.
+        row_seed = None if row_seed is None else row_seed.cpu()
         scene_states = SceneStates(outputs.visual_states, visible, outputs.visual_positions)
         totals = {}
         if self.training or (hidden_views is not None and bool(hidden_views.any())):

@@ -393,10 +393,10 @@ class Ross3DReconstructionHead(nn.Module):
         condition: torch.Tensor,
         branch: str,
     ) -> torch.Tensor:
-        """Squared errors (n, Z, g, g) of the denoiser at the given timesteps and noise."""
+        """Squared errors (n, Z, g, g) of the denoiser at the given timesteps, best on CPU as drawn, and noise."""
         schedule = get_alphas_cumprod(get_cosine_betas(self.config.num_train_timesteps))
         noisy_latents = add_noise(targets, noise, timesteps, schedule)
-        prediction = self(noisy_latents, timesteps, condition, branch).to(targets.device)
+        prediction = self(noisy_latents, timesteps.to(targets.device), condition, branch).to(targets.device)
         wanted = get_target(targets, noise, timesteps, schedule, self.config.prediction_type)
         return (wanted - prediction).square()
 
