@@ -15,6 +15,7 @@ import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model, infer_auto_device_map
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 from transformers import GenerationMixin, PreTrainedModel, StaticCache, Trainer, TrainingArguments
 
 from ross3d.configuration_ross3d import Ross3DConfig, Ross3DDenoiserConfig
@@ -593,6 +594,60 @@ def test_training_fits_one_batch(packed):
     first, last = (dict(zip(LOSS_NAMES, losses, strict=True)) for losses in (history[0], history[-1]))
     assert last["lm_loss"] < 0.1 * first["lm_loss"] and last["grounding_loss"] < 0.1 * first["grounding_loss"]
     assert last["view_loss"] < first["view_loss"] and last["bev_loss"] < first["bev_loss"]
+
+
+class HostReads(TorchFunctionMode):
+    """Counts what makes a GPU tell the host a value: numbers, lists, comparisons, places where a mask is True."""
+
+    NAMES = {"__bool__", "__int__", "__float__", "__index__", "item", "tolist", "cpu", "equal", "nonzero"}
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        masks = ()
+        if name in ("__getitem__", "__setitem__"):
+            masks = args[1] if isinstance(args[1], tuple) else (args[1],)
+        self.count += name in self.NAMES or any(getattr(mask, "dtype", None) == torch.bool for mask in masks)
+        return func(*args, **(kwargs or {}))
+
+
+def test_training_reads_few_values_back():
+    """Checks and masks together; six of the lists are seeds, read from one copy. More rows do not add to it."""
+    trained = make_model().train()
+    counts = []
+    for rows in (3, 8):
+        batch = make_collator()([RaggedRows(rows)[index] for index in range(rows)])
+        with HostReads() as reads:
+            trained(**batch)
+        counts.append(reads.count)
+    assert counts[0] == counts[1] <= 25, counts
+
+
+def test_step_of_an_answer_is_one_graph(model, plain):
+    """No check and no mask of a scene breaks the step that is repeated, on a cache of fixed length."""
+    length = plain["input_ids"].shape[1]
+    cache = StaticCache(config=model.config.text_config, max_cache_len=length + 1)
+    run(model, plain, past_key_values=cache, use_cache=True)
+    step = {
+        "input_ids": torch.tensor([[5]]), "position_ids": torch.tensor([[length]]),
+        "attention_mask": torch.ones(1, length + 1, dtype=torch.long),
+    }  # fmt: skip
+    wanted = run(model, step, past_key_values=copy.deepcopy(cache), use_cache=True).logits
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert get_error(run(compiled, step, past_key_values=cache, use_cache=True).logits, wanted) <= ROUNDING
+
+
+@pytest.mark.slow
+def test_compiled_training_has_the_same_gradients(packed):
+    """Graphs break where the data says how many views and questions there are; what they compute does not change."""
+    found, wanted = make_model().train(), make_model().train()
+    torch.compile(found, backend="eager")(**packed).loss.backward()
+    wanted(**packed).loss.backward()
+    for (name, one), other in zip(found.named_parameters(), wanted.parameters(), strict=True):
+        assert one.grad is None and other.grad is None or get_error(one.grad, other.grad) <= ROUNDING, name
 
 
 def test_training_gives_every_trainable_weight_a_gradient(packed):
@@ -1188,8 +1243,10 @@ def test_cache_has_the_format_of_the_library(model, packed, plain):
 
 def test_generation_by_an_assistant_gives_the_same_answer(model, plain):
     wanted = model.generate(**plain, max_new_tokens=4, min_new_tokens=4)
-    found = model.generate(**plain, assistant_model=model, max_new_tokens=4, min_new_tokens=4)
-    assert torch.equal(found, wanted)
+    settings = {"assistant_model": model, "max_new_tokens": 4, "min_new_tokens": 4}
+    assert torch.equal(model.generate(**plain, **settings), wanted)
+    assert torch.equal(model.generate(**plain, **settings, logits_to_keep=0), wanted)
+    assert model.generate(**plain, **settings, do_sample=True).shape == wanted.shape
 
 
 def test_generation_takes_position_ids(model, plain):

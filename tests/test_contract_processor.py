@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, pipeline
-from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, ProcessorMixin
 
 from ross3d.processing_ross3d import CHAT_TEMPLATE, Ross3DImageProcessor, Ross3DProcessor
 from ross3d.tests.posed_views import VIEW_SIZE, make_test_processor, make_views
@@ -256,10 +256,11 @@ def test_chat_template_passes_processor_arguments(processor):
     assert_equal(found, processor(images=make_pictures(), text=QUESTION, proposal_boxes=boxes))
 
 
-def test_pipeline_answers():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_pipeline_answers(dtype):
     """`pipeline("image-text-to-text")` needs no code of its own."""
     processor = make_tiny_processor()
-    model = make_tiny_model(processor.tokenizer)
+    model = make_tiny_model(processor.tokenizer).to(dtype)
     ask = pipeline("image-text-to-text", model=model, processor=processor)
     pictures = [Image.fromarray(picture) for picture in make_pictures()]
     answer = ask(text=make_chat(pictures), max_new_tokens=3, return_full_text=False)[0]["generated_text"]
@@ -293,6 +294,7 @@ def test_image_processor_from_and_save_pretrained(image_processor, tmp_path):
 
 def test_image_processor_builds_without_arguments():
     default = Ross3DImageProcessor()
+    assert default.valid_kwargs is ImagesKwargs
     assert dict(default.size) == {"height": 384, "width": 384} and default.do_normalize
 
 

@@ -248,6 +248,24 @@ def test_metres_and_weights_in_half_precision(model, name, dtype):
     assert torch.equal(forward(model, batch, **{name: batch[name].double()}).loss, wanted.loss)
 
 
+def test_model_in_half_precision_takes_metres_in_float32():
+    """The usual way to load a large model, and a batch that was cast as a whole on its way to it."""
+    half = make_model().eval().to(torch.bfloat16)
+    batch = make_collator(0.4)([make_row(5, 3, 3, ["coord", "ground", "text"])])
+    metres = ("patch_coords", "proposal_boxes", "query_coords", "bev_bounds", "loss_weights")
+
+    def cast(inputs):
+        return {key: value.bfloat16() if value.is_floating_point() else value for key, value in inputs.items()}
+
+    wanted = forward(half, cast(batch) | {name: batch[name] for name in metres})
+    assert wanted.loss.isfinite() and wanted.loss_counts.tolist() == [2, 1, 1, 1]
+    with refuses("expected float32, ... in every precision, got torch.bfloat16; cast with the processor's output.to"):
+        forward(half, cast(batch))
+    found = forward(half, cast(batch | {name: batch[name].view(torch.int32) for name in metres}))
+    for name in ("loss", "grounding_scores", "logits"):
+        assert torch.equal(found[name], wanted[name]), name
+
+
 def test_half_precision_would_move_points_into_other_voxels(model):
     """Why it is refused: in bfloat16 a tenth of the points of a room are read 10 cm away or more."""
     points = torch.rand(4000, 3, generator=torch.Generator().manual_seed(0)) * 12 - 6
