@@ -27,6 +27,7 @@ from ross3d.training.build import (
     save_run,
 )
 from ross3d.training.callbacks import MarkComplete, NamedLosses, find_checkpoint, is_complete, write_text
+from ross3d.training.optimizer import MuonAdamW
 from ross3d.training.trainer import Ross3DTrainer
 from ross3d.training.vision_warmup import warm_up_vision
 
@@ -73,6 +74,7 @@ def main(arguments: RunArguments) -> None:
         print("vision warm-up, accuracy on object patches:", json.dumps(accuracy))
     freeze_parts(model, arguments.parts)
     groups = group_parameters(model, arguments.parts, training)
+    optimizer = MuonAdamW if any(group["muon"] for group in groups) else torch.optim.AdamW
     trainer = Ross3DTrainer(
         model=model,
         args=training,
@@ -80,7 +82,7 @@ def main(arguments: RunArguments) -> None:
         data_collator=build_collator(processor, model.config),
         processing_class=processor,
         callbacks=[MarkComplete(keep=arguments.trainer.get("save_total_limit"))],
-        optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": groups, "lr": training.learning_rate}),
+        optimizer_cls_and_kwargs=(optimizer, {"params": groups, "lr": training.learning_rate}),
     )
     # In front of the reporting callbacks, which otherwise report before the named losses are known.
     trainer.callback_handler.callbacks.insert(0, NamedLosses(model))

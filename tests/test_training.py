@@ -1,5 +1,6 @@
 """Settings, rows, collation, checkpoints: what stands between a YAML file and the first optimizer step."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from ross3d.scenes.questions import make_proposals
 from ross3d.tests.fabricate import PAD_TOKEN, RaggedRows, make_collator, make_model, make_row
 from ross3d.tools.make_tiny import make_tiny_processor
 from ross3d.train import build_training_arguments
-from ross3d.training.arguments import DataArguments, PartArguments, read_run_arguments
-from ross3d.training.build import freeze_parts, group_parameters, list_scenes
+from ross3d.training.arguments import DataArguments, NewWeightsArguments, PartArguments, read_run_arguments
+from ross3d.training.build import freeze_parts, group_parameters, list_scenes, scale_new_weights
 from ross3d.training.callbacks import COMPLETE_MARK, find_checkpoint, is_complete
+from ross3d.training.optimizer import MuonAdamW
 from ross3d.training.trainer import count_losses, open_view_gate
 
 
@@ -95,6 +97,78 @@ def test_parts_freeze_and_learn_at_their_own_rate(tmp_path):
     assert rates[id(model.model.image_newline)][1] == 0.0
     trained = [p for p in model.parameters() if p.requires_grad]
     assert len(rates) == len(trained) == sum(len(group["params"]) for group in groups)
+
+
+def test_muon_takes_the_matrices_of_its_part_and_resumes(tmp_path):
+    """Vectors of the part stay with AdamW at the trainer's rate; a loaded state goes on to the same bits."""
+    training = build_training_arguments({"output_dir": str(tmp_path), "learning_rate": 1.0e-3}, 0)
+    parts = {
+        "model": PartArguments(learning_rate=0.3),
+        "model.language_model.layers": PartArguments(optimizer="muon", learning_rate=0.02),
+    }
+
+    def take_steps(model, optimizer, numbers):
+        for number in numbers:
+            for place, p in enumerate(model.parameters()):
+                generator = torch.Generator().manual_seed(1000 * number + place)
+                p.grad = torch.randn(p.shape, generator=generator)
+            optimizer.step()
+
+    def start(weights):
+        model = make_model()
+        model.load_state_dict(weights)
+        return model, MuonAdamW(group_parameters(model, parts, training), lr=1.0e-3)
+
+    weights = {name: value.clone() for name, value in make_model().state_dict().items()}
+    model, optimizer = start(weights)
+    of = {id(p): (group["muon"], group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert len(of) == len(trained)
+    for name, p in trained.items():
+        matrix = name.startswith("model.language_model.layers") and p.dim() == 2
+        vector = name.startswith("model.language_model.layers") and p.dim() == 1
+        rate = 0.02 if matrix else 1.0e-3 if vector or not name.startswith("model.") else 0.3
+        assert of[id(p)] == (matrix, rate), name
+    take_steps(model, optimizer, [0])
+    # Muon's first step on a square matrix is orthogonal: all singular values are about the same.
+    name = "model.language_model.layers.0.self_attn.q_proj.weight"
+    moved = torch.linalg.svdvals((model.state_dict()[name] - weights[name]) / 0.02)
+    assert 0.5 < moved.min() and moved.max() < 1.5
+    take_steps(model, optimizer, [1])
+    halfway = {key: value.clone() for key, value in model.state_dict().items()}
+    again, other = start(halfway)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for each in ((model, optimizer), (again, other)):
+        take_steps(*each, [2, 3])
+    for key, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+    with pytest.raises(ValueError, match="closure: expected None, got a function; Muon and AdamW take one gradient"):
+        optimizer.step(lambda: 0.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": "adam"}, r"optimizer: expected one of \('adamw', 'muon'\), got 'adam'\."),
+        ({"optimizer": "muon"}, "optimizer: expected a learning_rate beside muon, got none; AdamW's is too small"),
+    ],
+)
+def test_optimizers_of_parts_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PartArguments(**settings)
+    assert PartArguments(optimizer="muon", learning_rate=0.02).learning_rate == 0.02
+
+
+def test_new_weights_are_scaled():
+    model, plain = make_model(), make_model()
+    language_model = model.model.language_model
+    scale_new_weights(language_model, NewWeightsArguments(embedding_std=0.7, residual_scale=0.25))
+    assert language_model.embed_tokens.weight.std().item() == pytest.approx(0.7)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, plain.state_dict()[name])}
+    kinds = {name.split(".")[-2] for name in changed}
+    assert kinds - {"lm_head"} == {"embed_tokens", "o_proj", "down_proj"}  # lm_head follows where it is tied
+    name = "model.language_model.layers.1.mlp.down_proj.weight"
+    assert torch.allclose(model.state_dict()[name], 0.25 * plain.state_dict()[name])
 
 
 def test_a_part_that_does_not_exist_is_refused():

@@ -36,12 +36,45 @@ class DataArguments:
     blind: bool = False
 
 
+OPTIMIZERS = ("adamw", "muon")
+
+
 @dataclass
 class PartArguments:
-    """How one part of the model trains: `freeze` it, or give it a `learning_rate` of its own."""
+    """How one part of the model trains.
+
+    Attributes:
+        freeze (`bool`): not at all.
+        learning_rate (`float`, *optional*): its own; the trainer's otherwise.
+        optimizer (`str`): `adamw`, or `muon` for its matrices (not its vectors: they keep AdamW and the trainer's rate).
+    """
 
     freeze: bool = False
     learning_rate: float | None = None
+    optimizer: str = "adamw"
+
+    def __post_init__(self):
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer: expected one of {OPTIMIZERS}, got {self.optimizer!r}.")
+        if self.optimizer == "muon" and self.learning_rate is None:
+            raise ValueError(
+                "optimizer: expected a learning_rate beside muon, got none; AdamW's is too small for it, try 2.0e-2."
+            )
+
+
+@dataclass
+class NewWeightsArguments:
+    """How a language model from scratch begins, where the library's one `initializer_range` does not suit.
+
+    Words as small as `initializer_range` are drowned by visual tokens and by what the first layer adds to them.
+
+    Attributes:
+        embedding_std (`float`): standard deviation of word embeddings; with tied embeddings it is the output's too.
+        residual_scale (`float`): factor on the matrices through which attention and MLP add to the residual stream.
+    """
+
+    embedding_std: float = 1.0
+    residual_scale: float = 0.1
 
 
 @dataclass
@@ -71,7 +104,8 @@ class RunArguments:
         teacher (`str`, *optional*): diffusers folder of the VAE teacher.
         model (`dict`): keys of `Ross3DConfig`; with `init_from`, changes to its config.
         processor (`dict`): settings of `Ross3DProcessor`, and those of its image processor.
-        data, vision_warmup, parts, trainer: see the classes; `parts` maps prefixes of parameter names to settings.
+        data, new_weights, vision_warmup, parts, trainer: see the classes; `parts` maps prefixes of parameter names to
+            settings.
     """
 
     seed: int = 0
@@ -80,6 +114,7 @@ class RunArguments:
     model: dict[str, Any] = field(default_factory=dict)
     processor: dict[str, Any] = field(default_factory=dict)
     data: DataArguments = field(default_factory=DataArguments)
+    new_weights: NewWeightsArguments | None = None
     vision_warmup: VisionWarmupArguments | None = None
     parts: dict[str, PartArguments] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -93,6 +128,7 @@ FREE_SETTINGS = frozenset(
 
 SECTION_CLASSES = {
     "data": DataArguments,
+    "new_weights": NewWeightsArguments,
     "vision_warmup": VisionWarmupArguments,
     "trainer": TrainingArguments,
     "model": Ross3DConfig,
@@ -160,11 +196,13 @@ def read_run_arguments(config_file: str | Path, overrides: list[str] | None = No
     check_keys(settings.get("trainer") or {}, {f.name for f in fields(TrainingArguments)}, f"{config_file}: trainer")
     for section, values in settings.items():
         check_numbers(values, f"{config_file}: {section}")
-    if settings.get("data") is not None:
-        settings["data"] = read_section(DataArguments, settings["data"], f"{config_file}: data")
-    if settings.get("vision_warmup") is not None:
-        where = f"{config_file}: vision_warmup"
-        settings["vision_warmup"] = read_section(VisionWarmupArguments, settings["vision_warmup"], where)
+    for section, cls in (
+        ("data", DataArguments),
+        ("new_weights", NewWeightsArguments),
+        ("vision_warmup", VisionWarmupArguments),
+    ):
+        if settings.get(section) is not None:
+            settings[section] = read_section(cls, settings[section], f"{config_file}: {section}")
     settings["parts"] = {
         name: read_section(PartArguments, values, f"{config_file}: parts.{name}")
         for name, values in (settings.get("parts") or {}).items()

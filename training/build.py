@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoProcessor, TrainerState, TrainingArguments
+from transformers import AutoProcessor, Qwen2Model, TrainerState, TrainingArguments
 
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.annotations import group_by_scene, load_annotations
@@ -19,7 +19,7 @@ from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
 from ross3d.scenes.questions import make_proposals
 from ross3d.scenes.tokenizer import make_tokenizer
-from ross3d.training.arguments import DataArguments, PartArguments, RunArguments
+from ross3d.training.arguments import DataArguments, NewWeightsArguments, PartArguments, RunArguments
 from ross3d.training.callbacks import COMPLETE_MARK, mark_complete
 
 
@@ -69,12 +69,24 @@ def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DFo
             settings[f"{name}_token_id"] = tokenizer.convert_tokens_to_ids(f"<{name}>")
         torch.manual_seed(arguments.seed)
         model = Ross3DForConditionalGeneration(Ross3DConfig(**settings))
+        if arguments.new_weights is not None:
+            scale_new_weights(model.model.language_model, arguments.new_weights)
         model.generation_config.eos_token_id = tokenizer.eos_token_id
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     teacher = find_teacher(arguments)
     if teacher is not None and model.reconstruction_head is not None:
         model.attach_teacher(teacher)
     return model
+
+
+@torch.no_grad()
+def scale_new_weights(language_model: Qwen2Model, arguments: NewWeightsArguments) -> None:
+    """Widen the word embeddings and shrink what each layer adds, in place, before any training."""
+    words = language_model.embed_tokens.weight
+    words.mul_(arguments.embedding_std / words.std())
+    for layer in language_model.layers:
+        layer.self_attn.o_proj.weight.mul_(arguments.residual_scale)
+        layer.mlp.down_proj.weight.mul_(arguments.residual_scale)
 
 
 def find_teacher(arguments: RunArguments) -> Path | None:
@@ -125,16 +137,22 @@ def freeze_parts(model: nn.Module, parts: dict[str, PartArguments]) -> None:
 def group_parameters(
     model: nn.Module, parts: dict[str, PartArguments], arguments: TrainingArguments
 ) -> list[dict[str, Any]]:
-    """Optimizer groups: each part at its own learning rate, no weight decay on biases, norms and single vectors."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    """Optimizer groups: each part by the rule of its longest prefix, no weight decay on biases, norms and single vectors."""
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        rates = [part.learning_rate for prefix, part in parts.items() if name.startswith(prefix)]
-        rate = next((rate for rate in rates if rate is not None), arguments.learning_rate)
+        prefixes = [prefix for prefix in parts if name.startswith(prefix)]
+        part = parts[max(prefixes, key=len)] if prefixes else PartArguments()
+        muon = part.optimizer == "muon" and parameter.dim() == 2
+        own_rate = part.learning_rate is not None and (muon or part.optimizer == "adamw")
+        rate = part.learning_rate if own_rate else arguments.learning_rate
         decay = arguments.weight_decay if parameter.dim() > 1 else 0.0
-        groups.setdefault((rate, decay), []).append(parameter)
-    return [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()]
+        groups.setdefault((rate, decay, muon), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "weight_decay": decay, "muon": muon}
+        for (rate, decay, muon), parameters in groups.items()
+    ]
 
 
 def save_run(
