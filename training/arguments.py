@@ -46,7 +46,7 @@ class PartArguments:
     Attributes:
         freeze (`bool`): not at all.
         learning_rate (`float`, *optional*): its own; the trainer's otherwise.
-        optimizer (`str`): `adamw`, or `muon` for its matrices (not its vectors: they keep AdamW and the trainer's rate).
+        optimizer (`str`): `adamw`, or `muon` for its matrices; its vectors keep AdamW and the trainer's rate.
     """
 
     freeze: bool = False

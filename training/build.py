@@ -137,7 +137,7 @@ def freeze_parts(model: nn.Module, parts: dict[str, PartArguments]) -> None:
 def group_parameters(
     model: nn.Module, parts: dict[str, PartArguments], arguments: TrainingArguments
 ) -> list[dict[str, Any]]:
-    """Optimizer groups: each part by the rule of its longest prefix, no weight decay on biases, norms and single vectors."""
+    """Optimizer groups: each part by the rule of its longest prefix; no decay of biases, norms and single vectors."""
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
