@@ -251,7 +251,7 @@ def make_room(seed: int, split: str, index: int) -> tuple[Room, np.random.Genera
 
 
 def _make_empty_room(rng: np.random.Generator) -> Room:
-    area = np.exp(rng.uniform(np.log(9.6), np.log(46.0)))
+    area = np.exp(rng.uniform(np.log(10.0), np.log(28.0)))
     widest = min(7.0 / np.sqrt(area), np.sqrt(area) / 3.0)
     ratio = np.exp(rng.uniform(-1, 1) * np.log(max(1.0, min(widest, 1.45))))
     size = np.array([np.sqrt(area) * ratio, np.sqrt(area) / ratio, rng.uniform(2.4, 2.8)])

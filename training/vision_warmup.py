@@ -1,9 +1,8 @@
 """A supervised start for a vision tower that has never seen a picture: name each patch's object and colour.
 
-Only for training from scratch (the tiny run). The names are the language model's own word embeddings, so that the
-tower comes out speaking its language, as a tower that was pretrained on captions would.
+Only for training from scratch (the tiny run). The two linear heads are thrown away afterwards.
 
-Shapes: R views of a step, P = p*p patches of a view, K boxes of a scene, D width of the language model.
+Shapes: R views of all scenes of a step, P = p*p patches of a view, K boxes of a scene.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,11 +47,11 @@ def label_patches(
 
 def read_labelled_views(
     paths: Sequence[Path], processor: Any, read_scene: Callable[[Path], Scene]
-) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, dict[str, int]]]:
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, int]]:
     """Every view of the scenes with a class for each patch.
 
     Returns:
-        pixels (R, 3, H, W) float16, classes (R, P) int16 by label name, and the numbered words of each name.
+        pixels (R, 3, H, W) float16, classes (R, P) int16 by label name, and how many classes each name has.
     """
     scenes = [read_scene(path) for path in paths]
     vocabulary = get_label_vocabulary(scenes)
@@ -69,22 +68,8 @@ def read_labelled_views(
         pixels.append(inputs["pixel_values"][0].half())
         for name, values in label_patches(inputs["proposal_patches"][0], scene.box_labels, vocabulary).items():
             classes[name].append(values.short())
-    return torch.cat(pixels), {name: torch.cat(values) for name, values in classes.items()}, vocabulary
-
-
-class WordClassifier(nn.Module):
-    """Scores of a patch for each word of one label name: its dot products with their embeddings; 0 is "no object"."""
-
-    def __init__(self, words: dict[str, int], tokenizer: Any, embedding: nn.Embedding):
-        super().__init__()
-        self.token_ids = [tokenizer(f" {word}", add_special_tokens=False).input_ids for word in words]
-        self.nothing = nn.Parameter(torch.zeros(1, embedding.embedding_dim))
-        self.embedding = embedding
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(R, P, D) -> (R, P, number of words + 1)."""
-        words = torch.stack([self.embedding.weight[ids].mean(dim=0) for ids in self.token_ids])
-        return features @ torch.cat([self.nothing, words]).T
+    numbers = {name: len(vocabulary[name]) + 1 for name in LABEL_NAMES}
+    return torch.cat(pixels), {name: torch.cat(values) for name, values in classes.items()}, numbers
 
 
 def warm_up_vision(
@@ -95,24 +80,22 @@ def warm_up_vision(
     arguments: VisionWarmupArguments,
     seed: int,
 ) -> dict[str, float]:
-    """Train vision tower, projector and the embeddings of the words it names, in place.
+    """Train vision tower and projector in place.
 
     Args:
         model, processor: the model to start and its processor.
         paths (sequence of `Path`): scene folders with labelled boxes.
         read_scene: folder -> `Scene`.
         arguments (`VisionWarmupArguments`): steps and learning rate.
-        seed (`int`): of the order of views.
+        seed (`int`): of heads and of the order of views.
 
     Returns:
         accuracy over patches of objects, by label name, over the last tenth of the steps.
     """
     torch.manual_seed(seed)
-    pixels, classes, vocabulary = read_labelled_views(paths[: arguments.scenes], processor, read_scene)
-    embedding = model.get_input_embeddings()
-    heads = nn.ModuleDict(
-        {name: WordClassifier(vocabulary[name], processor.tokenizer, embedding) for name in LABEL_NAMES}
-    )
+    pixels, classes, numbers = read_labelled_views(paths[: arguments.scenes], processor, read_scene)
+    width = model.config.text_config.hidden_size
+    heads = nn.ModuleDict({name: nn.Linear(width, numbers[name]) for name in LABEL_NAMES})
     parts = [model.model.vision_tower, model.model.multi_modal_projector, heads]
     parameters = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=arguments.learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
