@@ -159,16 +159,18 @@ def test_optimizers_of_parts_are_checked(settings, message):
     assert PartArguments(optimizer="muon", learning_rate=0.02).learning_rate == 0.02
 
 
-def test_new_weights_are_scaled():
-    model, plain = make_model(), make_model()
-    language_model = model.model.language_model
-    scale_new_weights(language_model, NewWeightsArguments(embedding_std=0.7, residual_scale=0.25))
-    assert language_model.embed_tokens.weight.std().item() == pytest.approx(0.7)
-    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, plain.state_dict()[name])}
-    kinds = {name.split(".")[-2] for name in changed}
-    assert kinds - {"lm_head"} == {"embed_tokens", "o_proj", "down_proj"}  # lm_head follows where it is tied
-    name = "model.language_model.layers.1.mlp.down_proj.weight"
-    assert torch.allclose(model.state_dict()[name], 0.25 * plain.state_dict()[name])
+@pytest.mark.parametrize(("norm", "scaled"), [("none", "linear_2.weight"), ("layer_norm", "norm.weight")])
+def test_new_weights_are_scaled(norm, scaled):
+    model, plain = make_model(projector_norm=norm), make_model(projector_norm=norm)
+    scale_new_weights(model, NewWeightsArguments(embedding_std=0.7, residual_scale=0.25, visual_scale=3.0))
+    assert model.get_input_embeddings().weight.std().item() == pytest.approx(0.7)
+    found, before = model.state_dict(), plain.state_dict()
+    changed = {name for name in found if not torch.equal(found[name], before[name])}
+    for name in changed - {"lm_head.weight", "model.language_model.embed_tokens.weight"}:
+        factor = 3.0 if name == f"model.multi_modal_projector.{scaled}" else 0.25
+        assert torch.allclose(found[name], factor * before[name]), name
+    kinds = {name.split(".")[-2] for name in changed - {"lm_head.weight"}}
+    assert kinds == {"embed_tokens", "o_proj", "down_proj", scaled.split(".")[0]}
 
 
 def test_a_part_that_does_not_exist_is_refused():

@@ -64,17 +64,20 @@ class PartArguments:
 
 @dataclass
 class NewWeightsArguments:
-    """How a language model from scratch begins, where the library's one `initializer_range` does not suit.
+    """How a model from scratch begins, where the library's one `initializer_range` does not suit.
 
-    Words as small as `initializer_range` are drowned by visual tokens and by what the first layer adds to them.
+    Words as small as `initializer_range` are drowned by visual tokens and by what the first layer adds to them, and
+    visual features by the position embedding beside them.
 
     Attributes:
         embedding_std (`float`): standard deviation of word embeddings; with tied embeddings it is the output's too.
         residual_scale (`float`): factor on the matrices through which attention and MLP add to the residual stream.
+        visual_scale (`float`): factor on projected visual features.
     """
 
     embedding_std: float = 1.0
     residual_scale: float = 0.1
+    visual_scale: float = 1.0
 
 
 @dataclass

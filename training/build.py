@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoProcessor, Qwen2Model, TrainerState, TrainingArguments
+from transformers import AutoProcessor, TrainerState, TrainingArguments
 
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.annotations import group_by_scene, load_annotations
@@ -70,7 +70,7 @@ def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DFo
         torch.manual_seed(arguments.seed)
         model = Ross3DForConditionalGeneration(Ross3DConfig(**settings))
         if arguments.new_weights is not None:
-            scale_new_weights(model.model.language_model, arguments.new_weights)
+            scale_new_weights(model, arguments.new_weights)
         model.generation_config.eos_token_id = tokenizer.eos_token_id
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     teacher = find_teacher(arguments)
@@ -80,11 +80,13 @@ def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DFo
 
 
 @torch.no_grad()
-def scale_new_weights(language_model: Qwen2Model, arguments: NewWeightsArguments) -> None:
-    """Widen the word embeddings and shrink what each layer adds, in place, before any training."""
-    words = language_model.embed_tokens.weight
+def scale_new_weights(model: Ross3DForConditionalGeneration, arguments: NewWeightsArguments) -> None:
+    """Widen words and visual features and shrink what each layer adds to them, in place, before any training."""
+    words = model.get_input_embeddings().weight
     words.mul_(arguments.embedding_std / words.std())
-    for layer in language_model.layers:
+    projector = model.model.multi_modal_projector
+    (projector.norm or projector.linear_2).weight.mul_(arguments.visual_scale)
+    for layer in model.model.language_model.layers:
         layer.self_attn.o_proj.weight.mul_(arguments.residual_scale)
         layer.mlp.down_proj.weight.mul_(arguments.residual_scale)
 
