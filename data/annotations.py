@@ -60,8 +60,8 @@ def check_annotation(annotation: Annotation, where: str) -> Annotation:
         raise ValueError(f"{where}: object_ids must be a list of box indices >= 0, got {ids!r}.")
     if (ids is not None) != (annotation.answer == "<ground>"):
         raise ValueError(
-            f"{where}: answer is {annotation.answer!r} while object_ids is {ids!r}; a grounding question has the answer "
-            "'<ground>' and object_ids ([] = no target), every other has object_ids null."
+            f"{where}: answer is {annotation.answer!r} while object_ids is {ids!r}; a grounding question has the "
+            "answer '<ground>' and object_ids ([] = no target), every other has object_ids null."
         )
     return annotation
 

@@ -2,9 +2,10 @@
 
 Framing: the square `bounds` (xmin, ymin, xmax, ymax) in metres of the aligned world; x grows to the right, y grows
 upwards (row 0 is the ymax side), so the picture is a map with one scale on both axes. Rule of a cell: points above
-`ceiling_height` are dropped, then the highest point wins. A cell without a point that lies in a gap of at most
-twice `splat` metres between seen ones (a morphological closing) takes its highest neighbour; every other cell is void,
-exactly (0, 0, 0). A seen cell is never exactly black.
+`ceiling_height` are dropped, then the highest point wins. The heights are closed (morphologically): a cell without a
+point in a gap of at most twice `splat` metres gets the height of the gap's lower rim and the colour beside it, so
+holes disappear and objects do not grow; every other cell is void, exactly (0, 0, 0). A seen cell is never exactly
+black.
 
 Shape letters: N points, S pixels of the picture's side.
 """
@@ -19,6 +20,8 @@ from ross3d.geometry_ross3d import get_bev_bounds, project_bev, unproject
 
 
 POINTS_AT_ONCE = 2_000_000
+# A pit of at most twice as many cells and at least this depth in metres was seen through the gaps of a surface.
+PIT_REACH, PIT_DEPTH = 2, 0.1
 
 
 @dataclass
@@ -96,38 +99,43 @@ def _draw_highest(points, colors, bounds, size: int, height: np.ndarray, image: 
 
 
 def _close_gaps(image: np.ndarray, height: np.ndarray, reach: int) -> np.ndarray:
-    """Fill cells (in place) that dilation by `reach` cells reaches and erosion by `reach` cells does not take back."""
-    seen = np.isfinite(height)
-    grown_image, grown_height = image.copy(), height.copy()
-    for _ in range(reach):
-        grown_image, grown_height = _grow(grown_image, grown_height)
-    valid = np.isfinite(grown_height)
-    for _ in range(reach):
-        valid = np.logical_and.reduce(_neighbours(valid, False))
-    filled = valid & ~seen
-    image[filled] = grown_image[filled]
-    return valid | seen
+    """Close the height map and colour the cells (in place) that this raises; cells that have a height at the end.
+
+    A closing lifts a cell to the lower rim of the gap it lies in, so a hole in a table takes the table's height, a gap
+    between table and floor the floor's, and no object grows.
+    """
+    closed = np.where(np.isfinite(height), _close(height, PIT_REACH), _close(height, reach))
+    raised = closed > height + PIT_DEPTH
+    _color_raised(image, height, closed, raised)
+    return np.isfinite(closed)
 
 
 def _neighbours(array: np.ndarray, outside) -> np.ndarray:
-    """The 3 x 3 neighbourhood of every cell, stacked first (9, ...)."""
-    rows, columns = array.shape[:2]
-    padded = np.pad(array, [(1, 1), (1, 1)] + [(0, 0)] * (array.ndim - 2), constant_values=outside)
+    """The 3 x 3 neighbourhood of every cell, stacked first (9, S, S)."""
+    rows, columns = array.shape
+    padded = np.pad(array, 1, constant_values=outside)
     return np.stack([padded[i : i + rows, j : j + columns] for i in range(3) for j in range(3)])
 
 
-def _grow(image: np.ndarray, height: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unseen cells take their highest neighbour; seen ones stay."""
-    heights = _neighbours(height, -np.inf)
-    best = heights.argmax(0)
-    unseen = ~np.isfinite(height)
-    grown = np.where(unseen, heights.max(0), height)
-    rows, columns = np.nonzero(unseen & np.isfinite(grown))
-    from_rows = rows + best[rows, columns] // 3 - 1
-    from_columns = columns + best[rows, columns] % 3 - 1
-    image = image.copy()
-    image[rows, columns] = image[from_rows, from_columns]
-    return image, grown
+def _close(height: np.ndarray, reach: int) -> np.ndarray:
+    """Grey-scale closing with a square of 2 * reach + 1 cells: the largest value around, the smallest of those."""
+    for _ in range(reach):
+        height = _neighbours(height, -np.inf).max(0)
+    for _ in range(reach):
+        height = _neighbours(height, np.inf).min(0)
+    return height
+
+
+def _color_raised(image: np.ndarray, height: np.ndarray, closed: np.ndarray, raised: np.ndarray) -> None:
+    """From the rim inwards, raised cells take the colour of the neighbour whose height is nearest to theirs."""
+    done = ~raised & np.isfinite(height)
+    while raised.any():
+        known = np.where(done, closed, np.inf)
+        steps = np.abs(_neighbours(known, np.inf) - np.where(raised, closed, 0.0))
+        rows, columns = np.nonzero(raised & np.isfinite(steps).any(0))
+        best = steps[:, rows, columns].argmin(0)
+        image[rows, columns] = image[rows + best // 3 - 1, columns + best % 3 - 1]
+        done[rows, columns], raised[rows, columns] = True, False
 
 
 def get_scene_points(scene: Scene) -> tuple[np.ndarray, np.ndarray]:

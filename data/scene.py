@@ -87,7 +87,7 @@ def check_scene(scene: Scene) -> Scene:
     _check_images(scene, where)
     if scene.view_names and len(scene.view_names) != scene.num_views:
         raise ValueError(
-            f"{where}: view_names has {len(scene.view_names)} names for {scene.num_views} views; give one name a view."
+            f"{where}: view_names has {len(scene.view_names)} names for {scene.num_views} views; give each a name."
         )
     if scene.depth_maps is not None:
         _check_depth_maps(scene, where)
@@ -129,19 +129,20 @@ def _check_depth_maps(scene: Scene, where: str) -> None:
         raise ValueError(f"{where}: depth_maps came without {missing}; give the cameras too, or leave the depth out.")
     if not np.isfinite(depth).all() or (depth < 0).any():
         raise ValueError(
-            f"{where}: depth_maps must be finite and >= 0, found {np.nanmin(depth)} or NaN/inf; write 0 for no reading."
+            f"{where}: depth_maps must be finite and >= 0, found {np.nanmin(depth)} or NaN/inf; write 0 for no"
+            " reading."
         )
     readings = depth[depth > 0]
     if readings.size == 0:
         raise ValueError(
-            f"{where}: depth_maps hold no reading at all (every pixel is 0); check the depth files, or leave depth_maps "
-            "out to use the pictures alone."
+            f"{where}: depth_maps hold no reading at all (every pixel is 0); check the depth files, or leave"
+            " depth_maps out to use the pictures alone."
         )
     middle = float(np.median(readings))
     if middle > MAX_DEPTH_METRES:
         raise ValueError(
-            f"{where}: depth_maps must be metres, but the median reading is {middle:.0f}, which looks like millimetres; "
-            "divide by 1000."
+            f"{where}: depth_maps must be metres, but the median reading is {middle:.0f}, which looks like"
+            " millimetres; divide by 1000."
         )
     if middle < MIN_DEPTH_METRES:
         raise ValueError(
@@ -154,14 +155,14 @@ def _check_intrinsics(scene: Scene, where: str) -> None:
     intrinsics = scene.intrinsics
     if intrinsics.shape not in {(3, 3), (scene.num_views, 3, 3)}:
         raise ValueError(
-            f"{where}: intrinsics must be (3, 3) or ({scene.num_views}, 3, 3), got {intrinsics.shape}; drop the fourth "
-            "row and column of a 4x4 matrix."
+            f"{where}: intrinsics must be (3, 3) or ({scene.num_views}, 3, 3), got {intrinsics.shape}; drop the"
+            " fourth row and column of a 4x4 matrix."
         )
     if not np.isfinite(intrinsics).all() or (intrinsics[..., 0, 0] <= 1).any() or (intrinsics[..., 1, 1] <= 1).any():
         raise ValueError(
             f"{where}: intrinsics must be finite with focal lengths in pixels (> 1), got fx, fy = "
-            f"{np.ravel(intrinsics[..., 0, 0])[0]}, {np.ravel(intrinsics[..., 1, 1])[0]}; multiply normalised values by "
-            "the size of the depth map."
+            f"{np.ravel(intrinsics[..., 0, 0])[0]}, {np.ravel(intrinsics[..., 1, 1])[0]}; multiply normalised values"
+            " by the size of the depth map."
         )
 
 
@@ -180,8 +181,8 @@ def check_cam2world(cam2world: np.ndarray, num_views: int, where: str, view_name
         error = np.abs(rotation @ rotation.T - np.eye(3)).max()
         if error > RIGID_TOLERANCE or np.linalg.det(rotation) < 0 or np.abs(matrix[3] - [0, 0, 0, 1]).max() > 1e-6:
             raise ValueError(
-                f"{where}, {name}: cam2world must be rigid (rotation times its transpose = 1, determinant +1, last row "
-                f"0 0 0 1), got deviation {error:.3g}, determinant {np.linalg.det(rotation):.3g}, last row "
+                f"{where}, {name}: cam2world must be rigid (rotation times its transpose = 1, determinant +1, last"
+                f" row 0 0 0 1), got deviation {error:.3g}, determinant {np.linalg.det(rotation):.3g}, last row "
                 f"{matrix[3].tolist()}; remove scale or a mirrored axis (OpenCV axes: x right, y down, z forward)."
             )
 
@@ -195,8 +196,8 @@ def check_boxes(boxes: np.ndarray, where: str) -> None:
     if (boxes[:, 3:] <= 0).any():
         index = int(np.where((boxes[:, 3:] <= 0).any(1))[0][0])
         raise ValueError(
-            f"{where}: box sizes must be positive, box {index} has size {boxes[index, 3:].tolist()}; boxes are centre and "
-            "size, not two corners."
+            f"{where}: box sizes must be positive, box {index} has size {boxes[index, 3:].tolist()}; boxes are centre"
+            " and size, not two corners."
         )
 
 

@@ -1,6 +1,6 @@
 """Build furnished rooms with questions on disk: `python -m ross3d.scenes.build --output DIR --train 4000 --val 300`.
 
-    DIR/{train,val}/<scene_id>/           posed RGB-D folder (data/sources/rgbd_folder.py) with boxes and a picture from above
+    DIR/{train,val}/<scene_id>/           posed RGB-D folder (data/sources/rgbd_folder.py), boxes, picture from above
     DIR/annotations/{train,val}.jsonl     questions (data/annotations.py)
     DIR/manifest.json                     arguments, version and counts, written last
 
@@ -30,7 +30,7 @@ from ross3d.scenes.rooms import SPLITS, Room, make_cameras, make_room
 
 
 # Raise when the same arguments would give other scenes or questions.
-VERSION = 1
+VERSION = 2
 
 
 def make_scene(

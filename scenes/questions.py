@@ -1,8 +1,9 @@
 """Questions about a room whose answers are known by construction, balanced against what their words give away.
 
-`make_candidates` lists far more questions than are used. `balance_candidates` then picks, over all rooms of a split, so
-that every answer is equally frequent *for each key*, where the key is what the question's words say (the category asked
-about, the phrase, the pair compared). A look-up that knows the words is left at chance; `lookup_baseline` measures it.
+`make_candidates` lists far more questions than are used. `balance_candidates` then picks, over all rooms of a split,
+so that every answer is equally frequent *for each key*, where the key is what the question's words say (the category
+asked about, the phrase, the pair compared). A look-up that knows the words is left at chance; `lookup_baseline`
+measures it.
 
 A room in which something is hidden from every view is not asked about that thing, nor about its category or colour.
 """

@@ -1,8 +1,8 @@
 """An analytic ray caster for rooms of boxes: RGB, exact depth along z, and which object each pixel shows.
 
 Every pixel is one ray through the pixel's centre (OpenCV: the top-left centre is at 0, 0). A camera ray is scaled to
-z = 1, so the distance along it *is* the depth. Objects are met by slab tests in their own frame, on the rays whose pixel
-lies inside the object's projected hull only.
+z = 1, so the distance along it *is* the depth. Objects are met by slab tests in their own frame, on the rays whose
+pixel lies inside the object's projected hull only.
 
 Shape letters: V views, H W pixels, R rays (V * H * W), N rays near one object, P parts of one object.
 """
@@ -138,7 +138,7 @@ def _meet_boxes(low, high, origins, directions) -> tuple[np.ndarray, np.ndarray]
 
 
 def _paint_room(room: Room, origins, directions, num_pixels, depth, face, object_ids, colors) -> None:
-    """Colour the rays that met no furniture: floor with soft shadows below the furniture, walls with their fixtures."""
+    """Colour the rays that met no furniture: floor with soft shadows of the furniture, walls with their fixtures."""
     rays = np.flatnonzero(object_ids < 0)
     points = origins[rays // num_pixels].T + directions[:, rays] * depth[rays]  # (3, M)
     face = face[rays]

@@ -1,8 +1,9 @@
 """Procedural furnished rooms, described by boxes; nothing here is rendered yet.
 
 World frame: metres, z up, floor at z = 0, walls along x and y, the room roughly centred on the origin. A piece of
-furniture is a handful of boxes in its own frame (origin on the floor below its middle, back towards +y), turned by `yaw`
-(radians, counter-clockwise seen from above) and moved to `position`. Its `box` is the axis-aligned hull in the world.
+furniture is a handful of boxes in its own frame (origin on the floor below its middle, back towards +y), turned by
+`yaw` (radians, counter-clockwise seen from above) and moved to `position`. Its `box` is the axis-aligned hull in the
+world.
 
 Every draw comes from one `np.random.default_rng([seed, split, index])`, so a room never depends on its neighbours, and
 the rooms of two splits never share a stream.
@@ -41,7 +42,7 @@ MAX_HEIGHT = 2.1
 
 
 def _box(x0, x1, y0, y1, z0, z1, tone=1.0, paint=None):
-    """One part: its corners in the furniture's frame (metres), and the object's colour times `tone`, or a fixed paint."""
+    """One part: its corners in the furniture's frame (metres), and its colour times `tone`, or a fixed paint."""
     return (x0, y0, z0, x1, y1, z1), tone, paint
 
 

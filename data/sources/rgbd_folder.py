@@ -9,7 +9,8 @@
                                            in the aligned world
     DIR/bev.png, DIR/bev.json              optional RGBA picture from above (alpha 0 = void) and {"bounds": [...]}
 
-Depth and colour may differ in size when their aspect agrees; a folder in which no frame has depth is read without depth.
+Depth and colour may differ in size when their aspect agrees; a folder in which no frame has depth is read without
+depth.
 """
 
 import json
@@ -111,7 +112,9 @@ def _read_matrix(file: Path, shape: tuple[int, int], meaning: str) -> np.ndarray
     except ValueError as error:
         raise ValueError(f"{file}: expected a {shape[0]}x{shape[1]} matrix of numbers, got {error}.") from error
     if values.size != shape[0] * shape[1]:
-        raise ValueError(f"{file}: expected a {shape[0]}x{shape[1]} matrix ({meaning}), got {values.size} numbers.")
+        raise ValueError(
+            f"{file}: expected a {shape[0]}x{shape[1]} matrix ({meaning}), {values.size} values are in it."
+        )
     return values.reshape(shape)
 
 
@@ -121,8 +124,8 @@ def _open_image(file: Path) -> Image.Image:
         image.load()
     except (OSError, SyntaxError) as error:
         raise ValueError(
-            f"{file}: the picture cannot be read ({error}); it is truncated or damaged: copy it again, or leave the frame "
-            "out."
+            f"{file}: the picture cannot be read ({error}); it is truncated or damaged: copy it again, or leave the"
+            " frame out."
         ) from error
     return image
 
@@ -137,7 +140,8 @@ def _same_sizes(files_and_arrays: list[tuple[Path, np.ndarray]]) -> list[np.ndar
         if array.shape != first.shape:
             raise ValueError(
                 f"{file}: size {array.shape[1]}x{array.shape[0]} differs from {first_file.name} with "
-                f"{first.shape[1]}x{first.shape[0]}; one folder is one camera: split it, or resize with the intrinsics."
+                f"{first.shape[1]}x{first.shape[0]}; one folder is one camera: split it, or resize"
+                " with the intrinsics."
             )
     return [array for _, array in files_and_arrays]
 
@@ -149,16 +153,16 @@ def _read_depths(path: Path, names: list[str], image_size: tuple[int, int], intr
         return None
     if missing:
         raise FileNotFoundError(
-            f"{missing[0]} is missing ({len(missing)} of {len(files)} frames have no depth); remove those frames, or all "
-            "depth files to use the pictures alone."
+            f"{missing[0]} is missing ({len(missing)} of {len(files)} frames have no depth); remove those frames, or"
+            " all depth files to use the pictures alone."
         )
     depth = np.stack(_same_sizes([(file, _read_depth(file)) for file in files]))
     height, width = depth.shape[1:]
     # Pictures of another size are fine when they show the same field of view, that is, have the same aspect.
     if abs(width * image_size[0] - height * image_size[1]) > max(width, height, *image_size):
         raise ValueError(
-            f"{files[0]}: depth is {width}x{height} but the colour picture is {image_size[1]}x{image_size[0]}, another "
-            "aspect; register depth and colour to one camera first."
+            f"{files[0]}: depth is {width}x{height} but the colour picture is {image_size[1]}x{image_size[0]},"
+            " another aspect; register depth and colour to one camera first."
         )
     if not (0 <= intrinsics[0, 2] < width and 0 <= intrinsics[1, 2] < height):
         raise ValueError(
@@ -178,8 +182,8 @@ def _read_depth(file: Path) -> np.ndarray:
     readings = values[values > 0]
     if readings.size and readings.max() < MILLIMETRES_PER_METRE / 20:
         raise ValueError(
-            f"{file}: the largest depth is {readings.max()}, which looks like metres; expected millimetres: multiply by "
-            "1000 before saving as uint16."
+            f"{file}: the largest depth is {readings.max()}, which looks like metres; expected millimetres: multiply"
+            " by 1000 before saving as uint16."
         )
     # TSDF tools and 7-Scenes mark "no reading" with the largest value.
     values = np.where(values == 65535, 0, values)
