@@ -127,12 +127,13 @@ def _close(height: np.ndarray, reach: int) -> np.ndarray:
 
 
 def _color_raised(image: np.ndarray, height: np.ndarray, closed: np.ndarray, raised: np.ndarray) -> None:
-    """From the rim inwards, raised cells take the colour of the neighbour whose height is nearest to theirs."""
+    """From the rim inwards, raised cells take the colour of a neighbour of their height, or else of the nearest."""
     done = ~raised & np.isfinite(height)
     while raised.any():
         known = np.where(done, closed, np.inf)
         steps = np.abs(_neighbours(known, np.inf) - np.where(raised, closed, 0.0))
-        rows, columns = np.nonzero(raised & np.isfinite(steps).any(0))
+        nearest = np.where(raised, steps.min(0), np.inf)
+        rows, columns = np.nonzero(nearest <= max(PIT_DEPTH, nearest.min()))
         best = steps[:, rows, columns].argmin(0)
         image[rows, columns] = image[rows + best // 3 - 1, columns + best % 3 - 1]
         done[rows, columns], raised[rows, columns] = True, False
