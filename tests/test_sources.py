@@ -248,7 +248,7 @@ FOLDER_FAULTS = {
     ),
     "negative size": (
         spoil_text("boxes.json", '[{"box": [1, 2, 3, 4, 5, 6]}, {"box": [1, 2, 3, 4, -5, 6]}]'),
-        r"boxes.json: box sizes must be positive, box 1 has size \[4.0, -5.0, 6.0\]; boxes are centre and size, not two",
+        r"boxes.json: box sizes must be positive, box 1 has size \[4.0, -5.0, 6.0\]; boxes are centre and size",
     ),
     "picture from above without alpha": (
         spoil_picture("bev.png", np.ones((10, 10, 3), np.uint8)),
