@@ -638,6 +638,16 @@ NOT_FOR_GENERATION = (
 )
 
 
+def check_input_names(method: str, inputs: dict[str, torch.Tensor | None]) -> None:
+    """Refuse names that no processor output has: a misspelt one would be left out without a word."""
+    unknown = sorted(inputs.keys() - {"input_ids", "attention_mask", *SCENE_KEYS, *NOT_FOR_GENERATION})
+    if unknown:
+        raise TypeError(
+            f"{method}: expected the processor's output and this method's own arguments, got {', '.join(unknown)};"
+            " check the spelling."
+        )
+
+
 def append_ground_slots(
     input_ids: torch.Tensor, real: torch.Tensor, segment_ids: torch.Tensor, ground_token_id: int, pad_token_id: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -1395,6 +1405,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: when the rows hold questions.
         """
+        check_input_names("encode_scene", inputs)
         if segment_ids is not None and bool((segment_ids > 0).any()):
             raise ValueError(
                 "encode_scene: expected rows without questions, got text; call the processor without text= and ask"
@@ -1453,6 +1464,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         Returns:
             scores (sum of Q, K + 1): cosines in [-1, 1], -inf at padding, last column "no target".
         """
+        check_input_names("ground", inputs)
         if self.grounding_head is None:
             raise ValueError(
                 "ground: expected a model with config.grounding=True, got False; load another checkpoint."
@@ -1547,6 +1559,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         Returns:
             per scene: views (n, 3, h, w) in [0, 1], or None when none was hidden; bird's-eye picture (3, h, w).
         """
+        check_input_names("reconstruct", inputs)
         if self.reconstruction_head is None:
             raise ValueError("reconstruct: expected a model with denoiser_config, got None; load another checkpoint.")
         self.get_teacher()

@@ -386,6 +386,18 @@ def test_views_that_do_not_exist(model, row, views):
     assert len(pictures[0]) == 1
 
 
+@pytest.mark.parametrize("method", ["encode_scene", "ground", "reconstruct"])
+def test_misspelt_inputs(model, row, method):
+    """`views` is none of the names; everything that the processor gives is taken, needed or not."""
+    inputs = select(row, *FROM_PROCESSOR, *PROPOSALS)
+    if method == "encode_scene":
+        inputs = select(make_collator(0.0)([make_row(1, 2, 3, [])]), *FROM_PROCESSOR, *PROPOSALS)
+    own = {"masked_views": [1], "num_inference_steps": 1} if method == "reconstruct" else {}
+    getattr(model, method)(**inputs, **own, bev_valid=None)
+    with pytest.raises(TypeError, match=f"{method}: expected the processor's output and this method's own arguments,"):
+        getattr(model, method)(**inputs, **own, views=[1])
+
+
 def test_hidden_views_of_several_scenes(model):
     batch = make_collator(0.0)([make_row(seed, 2, 1, []) for seed in (1, 2)])
     inputs = select(batch, *FROM_PROCESSOR)
