@@ -55,6 +55,7 @@ def make_settings(folder: Path) -> dict:
     model["denoiser_config"] |= {
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "scaling_factor": 1.0, "shift_factor": 0.0,
     }  # fmt: skip
+    model["view_mask_period"] = 2
     settings["data"] |= {"root": str(folder / "rooms"), "epochs": 2, "questions_per_row": 3}
     settings["vision_warmup"] |= {"scenes": 4, "steps": 20, "views_per_step": 4}
     settings["trainer"] |= {
