@@ -17,6 +17,7 @@ from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.geometry_ross3d import project_bev
 from ross3d.report.charts import choose_ticks, make_line_chart, smooth
 from ross3d.report.html import clip_text, element, encode_png, make_page, make_section, make_table, render, shrink
+from ross3d.report.picture import COLUMNS, GAP, HEAD, TILE, make_picture, save_picture
 from ross3d.report.plan import SIDE, DrawnBox, draw_cameras, make_plan, place_points
 from ross3d.report.run import make_run_page, make_score_table, write_run_page
 from ross3d.report.summary import format_summary
@@ -161,6 +162,32 @@ def test_a_run_page_says_what_is_not_there(tmp_path):
     assert "is not there any more" in page and "No trainer_state.json beside the weights" in page
     with pytest.raises(FileNotFoundError, match="expected the output folder of eval.py, got no such file"):
         make_run_page(tmp_path / "model", read_rgbd_folder)
+
+
+def test_the_picture_of_a_run_has_a_row_for_each_thing_rebuilt(tmp_path):
+    """Two scenes with a view and a bird's-eye picture each: four rows, six columns, tiles where they belong."""
+    with pytest.raises(FileNotFoundError, match="expected pictures of rebuilt scenes, found none; evaluate with --task"):
+        make_picture(tmp_path)
+    shades = {}
+    for scene in ("val-000000", "val-000001"):
+        for name in ("view02", "view05", "bev"):
+            for column in COLUMNS:
+                shades[scene, name, column] = color = (len(shades) * 5 + 9, 90, 200)
+                path = tmp_path / "pictures" / scene / f"{name}_{column}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (16, 16), color).save(path)
+    picture = make_picture(tmp_path)
+    step = TILE + GAP
+    assert picture.size == (6 * step + GAP, HEAD + 4 * step + GAP)
+    rows = [(scene, name) for scene in ("val-000000", "val-000001") for name in ("view02", "bev")]
+    for row, beginning in enumerate(rows):
+        for column, name in enumerate(COLUMNS):
+            place = (GAP + column * step + TILE // 2, HEAD + row * step + TILE // 2)
+            assert picture.getpixel(place) == shades[*beginning, name]
+    save_picture(tmp_path / "deep" / "sheet.png", picture)
+    with Image.open(tmp_path / "deep" / "sheet.png") as saved:
+        assert saved.size == picture.size
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["sheet.png"]
 
 
 def test_blind_scores_stand_beside(tmp_path):

@@ -22,6 +22,8 @@ from ross3d.report.summary import format_summary
 
 
 ROOT = Path(__file__).resolve().parents[1]
+# glibc gives large blocks back to the system after each use; keeping them saves a quarter of a training step on CPU.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 
 
 @dataclass
@@ -43,17 +45,17 @@ def plan(arguments: argparse.Namespace) -> list[Stage]:
     rebuild = ["--num_inference_steps", str(arguments.sampler_steps)]
     build = [python, "-m", "ross3d.scenes.build", "--output", str(scenes), "--train", str(arguments.train_scenes)]
     return [
-        Stage("build rooms", 60, [[*build, "--val", str(arguments.val_scenes)]], [1]),
-        Stage("train", 400, [[*common, "--trainer.output_dir", str(model)]], [2]),
+        Stage("build rooms", 50, [[*build, "--val", str(arguments.val_scenes)]], [1]),
+        Stage("train", 350, [[*common, "--trainer.output_dir", str(model)]], [2]),
         Stage(
             "train blind",
-            60,
+            120,
             [[*common, "--trainer.output_dir", str(blind_model), "--data.blind", "true"]],
             [2],
         ),
         Stage(
             "evaluate",
-            70,
+            75,
             [
                 [
                     *evaluate,
@@ -85,7 +87,8 @@ def run_stage(stage: Stage) -> float:
     started = time.monotonic()
     running = []
     for command, threads in zip(stage.commands, stage.threads, strict=True):
-        running.append(subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": str(threads)}))
+        environment = {**os.environ, **KEEP_MEMORY, "OMP_NUM_THREADS": str(threads)}
+        running.append(subprocess.Popen(command, cwd=ROOT, env=environment))
     for process, command in zip(running, stage.commands, strict=True):
         if process.wait() != 0:
             raise SystemExit(f"{stage.name} failed; see it alone with:\n  {' '.join(map(str, command))}")

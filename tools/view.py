@@ -1,9 +1,11 @@
 """Write an HTML page of a scene or of an evaluated run.
 
-    python tools/view.py SCENE_OR_RUN [--output PAGE.html] [--blind DIR] [--axis-align FILE] [--boxes FILE] [--rerun]
+    python tools/view.py SCENE_OR_RUN [--output PAGE.html] [--blind DIR] [--picture PICTURE.png]
+        [--axis-align FILE] [--boxes FILE] [--rerun]
 
-A folder with `metrics.json` is a run: its page goes to `report.html` in it. Any other is read as a scan of posed RGB-D
-frames. `--rerun` opens the scan in the rerun viewer, where rerun is installed.
+A folder with `metrics.json` is a run: its page goes to `report.html` in it, `--picture` writes its reconstructions as
+one picture too. Any other is read as a scan of posed RGB-D frames. `--rerun` opens the scan in the rerun viewer, where
+rerun is installed.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import numpy as np
 from ross3d.data.bev import get_scene_points, render_scene_bev
 from ross3d.data.scene import Scene
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.report.picture import make_picture, save_picture
 from ross3d.report.run import make_run_page, write_page
 from ross3d.report.scene import make_scene_page
 
@@ -64,6 +67,7 @@ def main(args: list[str] | None = None) -> Path:
     parser.add_argument("path", type=Path, help="folder of a scan, or output folder of eval.py")
     parser.add_argument("--output", type=Path, help="page to write")
     parser.add_argument("--blind", type=Path, help="run: output folder of the blind model's evaluation")
+    parser.add_argument("--picture", type=Path, help="run: picture of its reconstructions to write")
     parser.add_argument("--axis-align", type=Path, help="scan: 4x4 matrix, scan to upright world")
     parser.add_argument("--boxes", type=Path, help="scan: JSON file of boxes")
     parser.add_argument("--rerun", action="store_true", help="scan: open rerun as well")
@@ -71,6 +75,8 @@ def main(args: list[str] | None = None) -> Path:
     if (options.path / "metrics.json").is_file():
         page = make_run_page(options.path, read_rgbd_folder, options.blind)
         output = options.output or options.path / "report.html"
+        if options.picture is not None:
+            save_picture(options.picture, make_picture(options.path))
     else:
         scene = read_rgbd_folder(
             options.path, axis_align_matrix=options.axis_align, num_views=MAX_VIEWS, boxes=options.boxes
