@@ -46,16 +46,16 @@ def plan(arguments: argparse.Namespace) -> list[Stage]:
     build = [python, "-m", "ross3d.scenes.build", "--output", str(scenes), "--train", str(arguments.train_scenes)]
     return [
         Stage("build rooms", 50, [[*build, "--val", str(arguments.val_scenes)]], [1]),
-        Stage("train", 350, [[*common, "--trainer.output_dir", str(model)]], [2]),
+        Stage("train", 380, [[*common, "--trainer.output_dir", str(model)]], [2]),
         Stage(
             "train blind",
-            120,
+            110,
             [[*common, "--trainer.output_dir", str(blind_model), "--data.blind", "true"]],
             [2],
         ),
         Stage(
             "evaluate",
-            75,
+            70,
             [
                 [
                     *evaluate,
@@ -101,8 +101,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/tiny.yaml")
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"))
-    parser.add_argument("--train-scenes", type=int, default=3000)
-    parser.add_argument("--val-scenes", type=int, default=300)
+    parser.add_argument("--train-scenes", type=int, default=2800)
+    parser.add_argument("--val-scenes", type=int, default=250)
     parser.add_argument("--sampler-steps", type=int, default=20, help="of each sampled picture")
     arguments = parser.parse_args()
     arguments.output = arguments.output.resolve()
