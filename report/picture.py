@@ -37,7 +37,7 @@ def list_rows(run_dir: Path, num_scenes: int) -> list[Path]:
     return rows
 
 
-def make_picture(run_dir: Path, num_scenes: int = 3) -> Image.Image:
+def make_picture(run_dir: Path, num_scenes: int = 2) -> Image.Image:
     """Rows of the run's first scenes, columns of `COLUMNS`, with a line of headings."""
     rows = list_rows(run_dir, num_scenes)
     step = TILE + GAP
@@ -54,11 +54,10 @@ def make_picture(run_dir: Path, num_scenes: int = 3) -> Image.Image:
 
 
 def save_picture(path: Path, picture: Image.Image) -> None:
-    """Write a PNG of few colours, which is a third as large."""
+    """Write a PNG; a reader finds the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    palette = picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    palette.save(partial, format="PNG", optimize=True)
+    picture.save(partial, format="PNG", optimize=True)
     partial.replace(path)
 
 
