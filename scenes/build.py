@@ -30,7 +30,7 @@ from ross3d.scenes.rooms import SPLITS, Room, make_cameras, make_room
 
 
 # Raise when the same arguments would give other scenes or questions.
-VERSION = 2
+VERSION = 3
 
 
 def make_scene(

@@ -43,7 +43,7 @@ GROUNDING_TYPES = ("grounding_unique", "grounding_multiple", "grounding_none")
 DIRECTIONS = ("left", "right", "front", "back")
 
 # A piece counts as seen when one view shows at least this share of its pixels.
-MIN_VISIBLE_SHARE = 0.015
+MIN_VISIBLE_SHARE = 0.02
 
 TEMPLATES = {
     "existence": ("Is there {a} in the room?", "Does the room have {a}?", "Can you see {a}?"),

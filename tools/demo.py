@@ -49,7 +49,7 @@ def plan(arguments: argparse.Namespace) -> list[Stage]:
         Stage("train", 380, [[*common, "--trainer.output_dir", str(model)]], [2]),
         Stage(
             "train blind",
-            110,
+            125,
             [[*common, "--trainer.output_dir", str(blind_model), "--data.blind", "true"]],
             [2],
         ),
@@ -101,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/tiny.yaml")
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"))
-    parser.add_argument("--train-scenes", type=int, default=2800)
+    parser.add_argument("--train-scenes", type=int, default=2400)
     parser.add_argument("--val-scenes", type=int, default=250)
     parser.add_argument("--sampler-steps", type=int, default=20, help="of each sampled picture")
     arguments = parser.parse_args()
