@@ -130,6 +130,8 @@ def test_boxes_can_be_given(tmp_path):
     assert np.array_equal(scene.boxes, boxes) and scene.box_labels is None
     (tmp_path / "boxes.json").write_text(json.dumps([{"box": [0, 0, 0.5, 1, 2, 1]}] * 3))
     assert read_rgbd_folder(folder, boxes=tmp_path / "boxes.json").boxes.shape == (3, 6)
+    (tmp_path / "boxes.json").write_text(json.dumps([[0, 0, 0.5, 1, 2, 1]] * 4))
+    assert read_rgbd_folder(folder, boxes=tmp_path / "boxes.json").boxes.shape == (4, 6)
     (tmp_path / "none.json").write_text("[]")
     assert read_rgbd_folder(folder, boxes=tmp_path / "none.json").boxes.shape == (0, 6)
 

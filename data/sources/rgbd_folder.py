@@ -5,8 +5,8 @@
     DIR/frame-NNNNNN.pose.txt              4x4 camera to world, metres, OpenCV axes
     DIR/camera-intrinsics.txt              3x3, pixels of the depth map
     DIR/axis_align.txt                     optional 4x4: the world of the poses -> z up, floor at 0; applied here, once
-    DIR/boxes.json                         optional [{"box": [cx, cy, cz, dx, dy, dz], "category": ..., ...}, ...],
-                                           in the aligned world
+    DIR/boxes.json                         optional [{"box": [cx, cy, cz, dx, dy, dz], "category": ..., ...}, ...]
+                                           or [[cx, cy, cz, dx, dy, dz], ...], metres, in the aligned world
     DIR/bev.png, DIR/bev.json              optional RGBA picture from above (alpha 0 = void) and {"bounds": [...]}
 
 Depth and colour may differ in size when their aspect agrees; a folder in which no frame has depth is read without
@@ -218,11 +218,13 @@ def _read_boxes(path: Path, given) -> tuple[np.ndarray | None, list[dict] | None
         return None, None
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
+        rows = [{"box": row} if isinstance(row, list) else row for row in rows]
         array = np.array([row["box"] for row in rows], dtype=np.float32).reshape(len(rows), -1 if rows else 6)
         labels = [{key: value for key, value in row.items() if key != "box"} for row in rows]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f'{file}: expected [{{"box": [cx, cy, cz, dx, dy, dz], "category": ...}}, ...], got {error!r}.'
+            f'{file}: expected [{{"box": [cx, cy, cz, dx, dy, dz], "category": ...}}, ...] or '
+            f"[[cx, cy, cz, dx, dy, dz], ...] in metres, got {error!r}."
         ) from error
     check_boxes(array, str(file))
     return array, labels
