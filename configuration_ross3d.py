@@ -14,6 +14,8 @@
 """Every number the Ross3D architecture has: nested, typed, validated; a misspelt key is refused by name."""
 
 import difflib
+import math
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Literal
 
@@ -48,6 +50,11 @@ LIBRARY_KEYS = frozenset(
     }
 )
 
+DENOISER_COUNTS = (
+    "hidden_size", "num_hidden_layers", "intermediate_size", "num_train_timesteps", "view_image_size",
+    "bev_image_size", "bev_grid_size", "latent_channels", "latent_patch_size",
+)  # fmt: skip
+
 
 def check_config_keys(config_class: type, keys, where: str) -> None:
     """Refuse keys that neither `config_class` nor the library knows.
@@ -74,6 +81,18 @@ def check_choice(name: str, value, rule: bool, expected: str) -> None:
     """Raise a `ValueError` that names the field, the rule and the value unless `rule` holds."""
     if not rule:
         raise ValueError(f"{name}: expected {expected}, got {value!r}; change it in the config.")
+
+
+def check_ranges(config, where: str, counts: Sequence[str], positive: Sequence[str], weights: Sequence[str]) -> None:
+    """Counts are whole numbers from 1 on, `positive` numbers lie above 0, `weights` are finite and not negative."""
+    for name in counts:
+        check_choice(f"{where}{name}", getattr(config, name), getattr(config, name) >= 1, "a number >= 1")
+    for name in positive:
+        value = getattr(config, name)
+        check_choice(f"{where}{name}", value, 0 < value < math.inf, "a finite number above 0")
+    for name in weights:
+        value = getattr(config, name)
+        check_choice(f"{where}{name}", value, 0 <= value < math.inf, "a finite number >= 0")
 
 
 @strict
@@ -141,6 +160,7 @@ class Ross3DDenoiserConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of `@strict` validation: each refusal names the field, the rule and the value."""
+        check_ranges(self, "denoiser_config.", DENOISER_COUNTS, ("scaling_factor", "initializer_range"), ())
         for heads in ("num_attention_heads", "num_pool_heads"):
             value = getattr(self, heads)
             fits = value > 0 and self.hidden_size % value == 0
@@ -245,11 +265,11 @@ class Ross3DConfig(PreTrainedConfig):
     projector_norm: Literal["none", "layer_norm"] = "none"
     position_embedding: Literal["none", "sin3d"] = "sin3d"
     position_embedding_base: float | int = 10000.0
-    voxel_size: float = 0.1
+    voxel_size: float | int = 0.1
     scene_bounds_min: list[float | int] | tuple[float | int, ...] = (-15.0, -15.0, -5.0)
     scene_bounds_max: list[float | int] | tuple[float | int, ...] = (15.0, 15.0, 5.0)
     grounding: bool = True
-    grounding_temperature: float = 0.07
+    grounding_temperature: float | int = 0.07
     view_mask_ratio: float = 0.25
     view_mask_period: int = 4
     reconstruct_on_grounding_rows: bool = False
@@ -287,12 +307,10 @@ class Ross3DConfig(PreTrainedConfig):
             ordered,
             f"less than scene_bounds_max on every axis {tuple(self.scene_bounds_max)}",
         )
-        check_choice("voxel_size", self.voxel_size, self.voxel_size > 0, "metres above 0")
+        positive = ("voxel_size", "position_embedding_base", "grounding_temperature", "initializer_range")
+        weights = [f"{name}_loss_weight" for name in ("lm", "view", "bev", "grounding")]
+        check_ranges(self, "", ("view_mask_period",), positive, weights)
         check_choice("view_mask_ratio", self.view_mask_ratio, 0 <= self.view_mask_ratio < 1, "a share in [0, 1)")
-        check_choice("view_mask_period", self.view_mask_period, self.view_mask_period >= 1, "a number of steps >= 1")
-        check_choice(
-            "grounding_temperature", self.grounding_temperature, self.grounding_temperature > 0, "a number above 0"
-        )
         tokens = [self.image_token_id, self.ground_token_id, self.coord_token_id]
         check_choice("image_token_id, ground_token_id, coord_token_id", tokens, len(set(tokens)) == 3, "distinct ids")
         known = all(0 <= token < self.text_config.vocab_size for token in tokens)

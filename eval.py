@@ -89,10 +89,13 @@ def get_fingerprint(model: str) -> str | None:
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.suffix in {".safetensors", ".json", ".jinja", ".py"}):
         if path.name != "trainer_state.json":
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(f"{path.name} {hash_file(path)}".encode())
     return digest.hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_model(arguments: EvalArguments, tasks: list[Task], device: torch.device) -> tuple[Any, Any]:
@@ -121,6 +124,8 @@ def describe_settings(arguments: EvalArguments, processor: Any) -> dict[str, Any
     values["spatial_instruction"] = bool(processor.spatial_instruction)
     values["generation"] = {"do_sample": False, "num_beams": 1, "max_new_tokens": arguments.max_new_tokens}
     values["model_sha256"] = get_fingerprint(arguments.model)
+    annotations = arguments.data / "annotations" / f"{arguments.split}.jsonl"
+    values["annotations_sha256"] = hash_file(annotations) if annotations.is_file() else None
     return values
 
 

@@ -29,6 +29,11 @@ from torch.nn import functional as F
 
 # Patch-and-box pairs whose points are compared at once; bounds the memory of `assign_patches`.
 PAIRS_AT_ONCE = 8192
+# Readings are metres: a room's median depth, and every view's, lies between these, or it is another unit.
+MIN_MEDIAN_DEPTH = 0.05
+MAX_MEDIAN_DEPTH = 50.0
+# Entries of rotation times its transpose may miss those of the identity by so much.
+MAX_ROTATION_ERROR = 1e-2
 
 
 def check_shape(name: str, tensor: torch.Tensor, spec: Sequence[int | str], hint: str = "") -> dict[str, int]:
@@ -56,6 +61,19 @@ def check_shape(name: str, tensor: torch.Tensor, spec: Sequence[int | str], hint
         expected = f"({', '.join(str(wanted) for wanted in spec)}{',' if len(spec) == 1 else ''})"
         raise ValueError(f"{name}: expected shape {expected}, got {shape}{'; ' + hint if hint else '.'}")
     return sizes
+
+
+def get_median_depths(depth_maps: torch.Tensor) -> torch.Tensor:
+    """Median reading (V,) of each depth map (V, H, W), 0 = no reading; NaN where a view has none.
+
+    Every eighth pixel along both sides is looked at, or all where those hold no reading.
+    """
+    medians = []
+    for depth in depth_maps:
+        readings = depth[::8, ::8]
+        readings = readings[readings > 0]
+        medians.append((readings if len(readings) else depth[depth > 0]).nanmedian())
+    return torch.stack(medians)
 
 
 def compose_cam2world(axis_align_matrix: torch.Tensor, cam2world: torch.Tensor) -> torch.Tensor:

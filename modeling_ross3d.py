@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,7 +33,8 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
-from transformers.utils import ModelOutput, can_return_tuple, logging
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
+from transformers.utils.generic import maybe_autocast
 
 from .configuration_ross3d import Ross3DConfig
 from .geometry_ross3d import check_shape, get_sin3d_embedding, quantize_coords
@@ -156,12 +158,18 @@ def read_float32(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
     Raises:
         ValueError: for half precision. bfloat16 moves a point five metres away by up to 16 mm and into another voxel,
-            and nothing here could tell.
+            and nothing here could tell. For int32 that is counted metres, no bits: it reads as numbers below 1e-30.
     """
     if tensor.dtype in (torch.float32, torch.float64):
         return tensor.float()
     if tensor.dtype == torch.int32:
-        return tensor.view(torch.float32)
+        values = tensor.view(torch.float32)
+        if bool(((values != 0) & (values.abs() < 1e-30)).any()):
+            raise ValueError(
+                f"{name}: expected float32, or int32 that holds its bits, got int32 numbers such as"
+                f" {int(tensor.flatten()[tensor.flatten().nonzero()[0]])}; pass {name}.float()."
+            )
+        return values
     raise ValueError(
         f"{name}: expected float32, which voxels and loss weights need in every precision, got {tensor.dtype}; cast"
         f" with the processor's output.to(dtype), which leaves {name} alone, or, where every float tensor of a batch"
@@ -531,6 +539,14 @@ class Ross3DModel(Ross3DPreTrainedModel):
         **kwargs,
     ) -> Ross3DModelOutput:
         """Shapes as in the processor's output; see `Ross3DForConditionalGeneration.forward`."""
+        unknown = sorted(kwargs.keys() - LIBRARY_KEYS)
+        if unknown:
+            raise TypeError(
+                f"forward: expected the processor's output and the library's own arguments, got {', '.join(unknown)};"
+                " check the spelling."
+            )
+        if self.training and past_key_values is None:
+            kwargs.setdefault("use_cache", False)
         if (input_ids is None) == (inputs_embeds is None):
             got = "neither" if input_ids is None else "both"
             raise ValueError(
@@ -638,14 +654,21 @@ NOT_FOR_GENERATION = (
 )
 
 
-def check_input_names(method: str, inputs: dict[str, torch.Tensor | None]) -> None:
-    """Refuse names that no processor output has: a misspelt one would be left out without a word."""
+# What the library hands from `generate` and `Trainer` down to the language model and its attention.
+LIBRARY_KEYS = frozenset(TransformersKwargs.__annotations__) | {"use_cache", "cache_position", "return_dict"}
+
+
+def check_input_names(method: str, inputs: dict[str, Any], unused: tuple[str, ...] = ()) -> None:
+    """Refuse names that no processor output has, and those that the method would leave out without a word."""
     unknown = sorted(inputs.keys() - {"input_ids", "attention_mask", *SCENE_KEYS, *NOT_FOR_GENERATION})
     if unknown:
         raise TypeError(
             f"{method}: expected the processor's output and this method's own arguments, got {', '.join(unknown)};"
             " check the spelling."
         )
+    given = [name for name in unused if inputs.get(name) is not None]
+    if given:
+        raise TypeError(f"{method}: expected no {given[0]}, which means nothing here, got one; leave it out.")
 
 
 def append_ground_slots(
@@ -794,14 +817,14 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
     def encode_pictures(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Posterior mean and log-variance (n, z, a, b) of pictures (n, 3, H, W) in [-1, 1]."""
         teacher = self.get_teacher()
-        with torch.no_grad():
+        with torch.no_grad(), maybe_autocast(teacher.device.type, enabled=False):
             posterior = teacher.encode(pictures.to(teacher.device, teacher.dtype).contiguous()).latent_dist
         return posterior.mean.to(pictures.device), posterior.logvar.to(pictures.device)
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures (n, 3, H, W) in [0, 1] of teacher latents (n, z, a, b)."""
         teacher = self.get_teacher()
-        with torch.no_grad():
+        with torch.no_grad(), maybe_autocast(teacher.device.type, enabled=False):
             pictures = teacher.decode(latents.to(teacher.device, teacher.dtype)).sample
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
 
@@ -1139,6 +1162,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         if pixel_values is not None:
             # Before the masks of views meet: a wrong one would spread over all views of a row.
             self.model.check_scene_inputs(pixel_values, view_mask, patch_coords, patch_valid, bool_masked_views)
+        self.check_grounding_targets(grounding_labels, input_ids, proposal_boxes)
         hidden_views, allowed = self.get_loss_rows(view_mask, bool_masked_views, grounding_labels)
         outputs = self.model(
             input_ids=input_ids,
@@ -1213,6 +1237,18 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def check_grounding_targets(self, grounding_labels, input_ids, proposal_boxes) -> None:
+        """Refuse labels of proposals that nothing would be scored against."""
+        if grounding_labels is None:
+            return
+        needed = {"input_ids": input_ids, "proposal_boxes": proposal_boxes, "grounding_head": self.grounding_head}
+        for name, value in needed.items():
+            if value is None:
+                raise ValueError(
+                    f"grounding_labels: expected {name} beside them, got None; pass the processor's whole output to a"
+                    " model with config.grounding=True, or leave grounding questions out."
+                )
 
     def check_text_targets(self, segment_ids, labels, shift_labels) -> None:
         """Refuse unshifted labels for rows with several questions; rows of the processor are not even looked at."""
@@ -1321,7 +1357,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             ids of prompt (or question) and answer.
 
         Raises:
-            ValueError: for rows with several questions, or a `scene_index` that is missing or wrong.
+            ValueError: for rows with several questions, questions without a scene, `use_cache=False` beside `scene`,
+                or a `scene_index` that is missing or wrong.
         """
         for key in NOT_FOR_GENERATION:
             kwargs.pop(key, None)
@@ -1333,15 +1370,21 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                     " scene once with scene = model.encode_scene(**processor(images=...)) and ask"
                     " model.generate(scene=scene, **processor(text=questions))."
                 )
+            self.check_has_scene("generate", segments, kwargs, scene_index)
             self.check_left_padding(kwargs.get("attention_mask"))
             return super().generate(inputs, **kwargs)
         self.check_questions_alone("generate", kwargs)
+        generation_config = kwargs.get("generation_config") or self.generation_config
+        if kwargs.get("use_cache", generation_config.use_cache) is False:
+            raise ValueError(
+                "generate: expected use_cache=True beside scene=, whose views are nowhere but in the cache, got False;"
+                " leave it out, or pass the views with each question."
+            )
         input_ids = kwargs.pop("input_ids", inputs)
         question_mask = kwargs.pop("attention_mask", None)
         self.check_left_padding(question_mask)
         question_mask = torch.ones_like(input_ids) if question_mask is None else question_mask
         scene_index = self.check_scene_index(scene, scene_index, len(input_ids))
-        generation_config = kwargs.get("generation_config") or self.generation_config
         copies = max(
             kwargs.get("num_beams") or getattr(generation_config, "num_beams", 1) or 1,
             kwargs.get("num_return_sequences") or getattr(generation_config, "num_return_sequences", 1) or 1,
@@ -1350,6 +1393,17 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         prefix_mask = scene.prefix_mask[scene_index].to(question_mask)
         attention_mask = torch.cat([prefix_mask, question_mask], dim=1)
         return super().generate(input_ids, attention_mask=attention_mask, past_key_values=cache, **kwargs)
+
+    def check_has_scene(self, name: str, segment_ids: torch.Tensor | None, inputs: dict, scene_index) -> None:
+        """Refuse questions that the processor made for a scene read before, when no such scene is given."""
+        asks_alone = segment_ids is not None and not bool((segment_ids == 0).any())
+        if (asks_alone or scene_index is not None) and inputs.get("pixel_values") is None:
+            raise ValueError(
+                f"{name}: expected scene= or views, since the processor made these questions without images, got"
+                " neither; pass scene=model.encode_scene(...), or images= to the processor."
+            )
+        if scene_index is not None:
+            raise ValueError(f"scene_index: expected None without scene=, got {scene_index}; row i is scene i.")
 
     def check_left_padding(self, attention_mask: torch.Tensor | None) -> None:
         if attention_mask is not None and attention_mask.dim() == 2 and not bool(attention_mask[:, -1].all()):
@@ -1405,7 +1459,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: when the rows hold questions.
         """
-        check_input_names("encode_scene", inputs)
+        check_input_names("encode_scene", inputs, unused=("bool_masked_views", "query_coords"))
         if segment_ids is not None and bool((segment_ids > 0).any()):
             raise ValueError(
                 "encode_scene: expected rows without questions, got text; call the processor without text= and ask"
@@ -1464,14 +1518,20 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         Returns:
             scores (sum of Q, K + 1): cosines in [-1, 1], -inf at padding, last column "no target".
         """
-        check_input_names("ground", inputs)
+        check_input_names("ground", inputs, unused=("bool_masked_views",))
         if self.grounding_head is None:
             raise ValueError(
                 "ground: expected a model with config.grounding=True, got False; load another checkpoint."
             )
         real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        given_segments = segment_ids
         if segment_ids is None:
             segment_ids = torch.ones_like(input_ids)
+        if not bool((segment_ids > 0).any()):
+            raise ValueError(
+                "ground: expected at least one question, got scenes alone; pass text= to the processor, one expression"
+                " for each object that is meant."
+            )
         pad = self.config.text_config.pad_token_id or 0
         input_ids, segment_ids = append_ground_slots(input_ids, real, segment_ids, self.config.ground_token_id, pad)
         mask = (segment_ids >= 0).long()
@@ -1481,6 +1541,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                     "ground: expected proposal_boxes (B, K, 6), got None; pass proposal_boxes= to the"
                     " processor (K = 0 is legal)."
                 )
+            self.check_has_scene("ground", given_segments, inputs, scene_index)
             scene_inputs = {
                 key: inputs[key]
                 for key in ("pixel_values", "view_mask", "patch_coords", "patch_valid")

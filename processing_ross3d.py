@@ -35,8 +35,12 @@ from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .geometry_ross3d import (
+    MAX_MEDIAN_DEPTH,
+    MAX_ROTATION_ERROR,
+    MIN_MEDIAN_DEPTH,
     assign_patches,
     check_shape,
+    get_median_depths,
     get_nearest_indices,
     get_token_grid_size,
     pool_patch_coords,
@@ -76,10 +80,8 @@ CHAT_TEMPLATE = (
 )
 IGNORED_LABEL = -100
 PADDING_SEGMENT = -1
-# Readings are metres; indoor depth beyond this median, and cameras beyond this distance, are another unit.
-MAX_MEDIAN_DEPTH = 50.0
+# Cameras are metres away; beyond this distance it is another unit.
 MAX_CAMERA_DISTANCE = 500.0
-MAX_ROTATION_ERROR = 5e-3
 MAX_ASPECT_DIFFERENCE = 0.05
 # Tensors that `Ross3DInputs.to(dtype)` leaves in float32: metres lose centimetres in half precision.
 FLOAT32_KEYS = frozenset({"patch_coords", "proposal_boxes", "query_coords", "bev_bounds", "loss_weights"})
@@ -235,24 +237,29 @@ def check_depth_maps(depth_maps: Any, num_views: int | None, name: str) -> torch
         "negative, infinite or NaN depth",
         "write 0 where the sensor has no reading",
     )
-    readings = depth[:, ::8, ::8]
-    readings = readings[readings > 0]
-    if len(readings) == 0:
-        readings = depth[depth > 0]
+    medians = get_median_depths(depth)
     check(
-        len(readings) > 0,
+        not bool(medians.isnan().all()),
         name,
         "a reading in at least one view",
         "no depth above 0 in any view",
         "leave depth_maps out to use the pictures alone, or pass the views that have readings",
     )
-    median = readings.median().item()
+    far = (medians > MAX_MEDIAN_DEPTH).nonzero()[:, 0].tolist()
     check(
-        median <= MAX_MEDIAN_DEPTH,
+        not far,
         name,
         "metres",
-        f"a median depth of {median:.0f}, which looks like millimetres",
+        f"a median depth of {medians[far[:1]].sum():.0f} in views {far}, which looks like millimetres",
         metres,
+    )
+    median = medians.nanmedian().item()
+    check(
+        median >= MIN_MEDIAN_DEPTH,
+        name,
+        "metres",
+        f"a median depth of {median:.5f}, which looks divided by 1000 twice",
+        "pass metres",
     )
     return depth
 
@@ -760,7 +767,7 @@ SHARED_AXES = {
 
 
 def stack_scenes(scenes: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Tensors of each scene -> (B, ...), padded with 0 or False; a key that no scene has is absent."""
+    """Tensors of each scene -> (B, ...), padded with 0 or False (bounds: NaN); a key that no scene has is absent."""
     longest: dict[str, int] = {}
     for scene in scenes:
         for key, tensor in scene.items():
@@ -768,17 +775,22 @@ def stack_scenes(scenes: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tenso
                 longest[axis] = max(size, longest.get(axis, 0))
     keys = dict.fromkeys(key for scene in scenes for key in scene)
     return {
-        key: stack_padded([scene.get(key) for scene in scenes], [longest[axis] for axis in SHARED_AXES.get(key, "")])
+        key: stack_padded(
+            [scene.get(key) for scene in scenes],
+            [longest[axis] for axis in SHARED_AXES.get(key, "")],
+            # A scene without a bird's-eye picture has no edges either; zeros would be a place.
+            torch.nan if key == "bev_bounds" else 0,
+        )
         for key in keys
     }
 
 
-def stack_padded(tensors: list[torch.Tensor | None], leading: list[int]) -> torch.Tensor:
+def stack_padded(tensors: list[torch.Tensor | None], leading: list[int], value: float) -> torch.Tensor:
     """Stack tensors of one kind, their leading axes padded to the given lengths; None becomes padding alone."""
     given = [tensor for tensor in tensors if tensor is not None]
     if len(tensors) == 1:
         return given[0][None]
-    stacked = torch.zeros(len(tensors), *leading, *given[0].shape[len(leading) :], dtype=given[0].dtype)
+    stacked = torch.full((len(tensors), *leading, *given[0].shape[len(leading) :]), value, dtype=given[0].dtype)
     for row, tensor in zip(stacked, tensors, strict=True):
         if tensor is not None:
             row[tuple(slice(size) for size in tensor.shape)] = tensor
@@ -800,7 +812,7 @@ def select_proposals(
     probabilities = (scores / temperature).softmax(dim=0)[:-1]
     ordered, indices = probabilities.sort(descending=True, stable=True)
     reached = int((ordered.cumsum(dim=0) < threshold).sum()) + 1
-    return indices[:reached]
+    return indices[: min(reached, int((ordered > 0).sum()))]
 
 
 class Ross3DProcessor(ProcessorMixin):
@@ -1162,6 +1174,12 @@ class Ross3DProcessor(ProcessorMixin):
         if boxes is not None:
             inputs = {"proposal_boxes": boxes, "proposal_mask": torch.ones(len(boxes), dtype=torch.bool)}
         if depth is None:
+            if request.cam2world is not None:
+                warnings.warn(
+                    f"cam2world of {name}: without depth_maps nothing says how far away a pixel is; views get no"
+                    " position.",
+                    stacklevel=2,
+                )
             return inputs
         num_views, height, width = depth.shape
         for key, value in (("intrinsics", request.intrinsics), ("cam2world", request.cam2world)):

@@ -28,6 +28,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.generic import maybe_autocast
 
 from .configuration_ross3d import Ross3DDenoiserConfig
 from .diffusion_ross3d import add_noise, get_alphas_cumprod, get_cosine_betas, get_target, sample_latents
@@ -318,7 +319,8 @@ class Ross3DPictureEmbedding(nn.Module):
 class Ross3DReconstructionHead(nn.Module):
     """Condition poolers, picture embeddings and the shared denoiser.
 
-    `forward` predicts the noise (or v) of noisy latents; the losses and the sampler around it are methods.
+    `forward` predicts the noise (or v) of noisy latents; the losses and the sampler around it are methods. All work is
+    done in the dtype of the head's weights (float32 as loaded), under autocast too.
     """
 
     def __init__(self, config: Ross3DDenoiserConfig, state_size: int, view_grid_size: int):
@@ -346,7 +348,8 @@ class Ross3DReconstructionHead(nn.Module):
         `branch` is `"view"` or `"bev"`.
         """
         embedding = self.view_embedding if branch == "view" else self.bev_embedding
-        tokens = self.denoiser(embedding(noisy_latents), timesteps, condition)
+        with maybe_autocast(noisy_latents.device.type, enabled=False):
+            tokens = self.denoiser(embedding(noisy_latents.to(self.dtype)), timesteps, condition.to(self.dtype))
         return tokens.transpose(1, 2).unflatten(2, noisy_latents.shape[-2:])
 
     def normalize_states(self, states: torch.Tensor) -> torch.Tensor:
@@ -377,7 +380,8 @@ class Ross3DReconstructionHead(nn.Module):
         pooler = self.view_pooler if branch == "view" else self.bev_pooler
         if query_positions is not None:
             query_positions = query_positions.to(self.dtype)
-        return pooler(states, mask, positions, query_positions).to(states.device)
+        with maybe_autocast(states.device.type, enabled=False):
+            return pooler(states, mask, positions, query_positions).to(states.device)
 
     def get_targets(self, latents: torch.Tensor, branch: str) -> torch.Tensor:
         """Teacher latents (n, z, a, b) -> scaled, resized to the grid and folded (n, Z, g, g)."""

@@ -20,33 +20,40 @@ from ross3d.training.build import (
     build_model,
     build_processor,
     build_rows,
+    choose_optimizer,
     find_teacher,
     freeze_parts,
-    group_parameters,
     list_scenes,
     save_run,
 )
 from ross3d.training.callbacks import MarkComplete, NamedLosses, find_checkpoint, is_complete, write_text
-from ross3d.training.optimizer import MuonAdamW
 from ross3d.training.trainer import Ross3DTrainer
 from ross3d.training.vision_warmup import warm_up_vision
+
+
+# What our rows and losses need of the Trainer, and where a user sets what is behind each.
+FIXED_ARGUMENTS = {
+    "remove_unused_columns": (False, "the collator reads every column of a row"),
+    "train_sampling_strategy": ("sequential", "rows are shuffled by seed and epoch in data/dataset.py"),
+    "num_train_epochs": (1, "set data.epochs"),
+    "average_tokens_across_devices": (True, "losses are averaged over the answers and scenes of all processes"),
+    "resume_from_checkpoint": (None, "a run that is started again with the same settings resumes by itself"),
+}
 
 
 def build_training_arguments(settings: dict, seed: int) -> TrainingArguments:
     """`TrainingArguments` of the run, with what our rows need.
 
     Raises:
-        ValueError: when checkpoints fall between two reports, which a resumed run could not repeat.
+        ValueError: for a setting that is given elsewhere or has to be as it is, and when checkpoints fall between two
+            reports, which a resumed run could not repeat.
     """
-    fixed = {
-        "remove_unused_columns": False,
-        "train_sampling_strategy": "sequential",
-        "num_train_epochs": 1,
-        "seed": seed,
-        # Ours are removed by `MarkComplete`: the Trainer would do it before the new one is known to be whole.
-        "save_total_limit": None,
-    }
-    arguments = TrainingArguments(**{**settings, **fixed})
+    for name, (value, remedy) in {**FIXED_ARGUMENTS, "seed": (seed, "set the seed of the run: --seed")}.items():
+        if settings.get(name, value) != value:
+            raise ValueError(f"trainer.{name}: expected {value!r} or nothing, got {settings[name]!r}; {remedy}.")
+    fixed = {name: value for name, (value, _) in FIXED_ARGUMENTS.items()}
+    # Checkpoints are removed by `MarkComplete`: the Trainer would do it before the new one is known to be whole.
+    arguments = TrainingArguments(**{**settings, **fixed, "seed": seed, "save_total_limit": None})
     if arguments.save_strategy == "steps" and arguments.save_steps % arguments.logging_steps:
         raise ValueError(
             f"trainer.save_steps: expected a multiple of logging_steps {arguments.logging_steps}, got"
@@ -73,8 +80,6 @@ def main(arguments: RunArguments) -> None:
         accuracy = warm_up_vision(model, processor, paths, read_rgbd_folder, arguments.vision_warmup, arguments.seed)
         print("vision warm-up, accuracy on object patches:", json.dumps(accuracy))
     freeze_parts(model, arguments.parts)
-    groups = group_parameters(model, arguments.parts, training)
-    optimizer = MuonAdamW if any(group["muon"] for group in groups) else torch.optim.AdamW
     trainer = Ross3DTrainer(
         model=model,
         args=training,
@@ -82,7 +87,7 @@ def main(arguments: RunArguments) -> None:
         data_collator=build_collator(processor, model.config),
         processing_class=processor,
         callbacks=[MarkComplete(keep=arguments.trainer.get("save_total_limit"))],
-        optimizer_cls_and_kwargs=(optimizer, {"params": groups, "lr": training.learning_rate}),
+        optimizer_cls_and_kwargs=choose_optimizer(model, arguments.parts, training),
     )
     # In front of the reporting callbacks, which otherwise report before the named losses are known.
     trainer.callback_handler.callbacks.insert(0, NamedLosses(model))

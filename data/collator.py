@@ -75,6 +75,17 @@ def stack_padded(tensors: list[torch.Tensor | None], padding: Padding, sizes: di
     return stacked
 
 
+def check_latents(rows: list[dict[str, torch.Tensor]]) -> None:
+    """Refuse a batch in which some pictures come with their latents and some without: those would be taught zeros."""
+    for latents, pictures in (("view_latents", "pixel_values"), ("bev_latents", "bev_pixel_values")):
+        bare = [place for place, row in enumerate(rows) if latents not in row and pictures in row]
+        if bare and any(latents in row for row in rows):
+            raise ValueError(
+                f"rows: expected {latents} in every row with {pictures}, got none in row {bare[0]}; give them to all"
+                " rows of a batch or to none."
+            )
+
+
 def widen_grounding_labels(labels: torch.Tensor, num_proposals: int) -> torch.Tensor:
     """(Q, K + 1) -> (Q, num_proposals + 1): new proposals are no targets, "no target" stays the last column."""
     missing = num_proposals + 1 - labels.shape[1]
@@ -117,6 +128,7 @@ class Ross3DCollator:
         unknown = set(keys) - set(PADDING) - {"input_ids"}
         if unknown:
             raise ValueError(f"rows: expected the processor's keys {sorted(PADDING)}, got {sorted(unknown)} as well.")
+        check_latents(rows)
         padding = PADDING | {"input_ids": Padding("L", self.pad_token_id)}
         sizes = get_sizes(rows, padding)
         columns = {key: [row.get(key) for row in rows] for key in keys}

@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-
-MAX_DEPTH_METRES = 100.0
-MIN_DEPTH_METRES = 0.05
-RIGID_TOLERANCE = 1e-2
+from ross3d.geometry_ross3d import MAX_MEDIAN_DEPTH, MAX_ROTATION_ERROR, MIN_MEDIAN_DEPTH, get_median_depths
 
 
 @dataclass
@@ -132,19 +130,21 @@ def _check_depth_maps(scene: Scene, where: str) -> None:
             f"{where}: depth_maps must be finite and >= 0, found {np.nanmin(depth)} or NaN/inf; write 0 for no"
             " reading."
         )
-    readings = depth[depth > 0]
-    if readings.size == 0:
+    medians = get_median_depths(torch.from_numpy(depth)).numpy()
+    if np.isnan(medians).all():
         raise ValueError(
             f"{where}: depth_maps hold no reading at all (every pixel is 0); check the depth files, or leave"
             " depth_maps out to use the pictures alone."
         )
-    middle = float(np.median(readings))
-    if middle > MAX_DEPTH_METRES:
+    far = np.flatnonzero(medians > MAX_MEDIAN_DEPTH)
+    if len(far):
+        name = scene.view_names[far[0]] if scene.view_names else f"view {far[0]}"
         raise ValueError(
-            f"{where}: depth_maps must be metres, but the median reading is {middle:.0f}, which looks like"
-            " millimetres; divide by 1000."
+            f"{where}: depth_maps must be metres, but the median reading of {name} is {medians[far[0]]:.0f}, which"
+            " looks like millimetres; divide by 1000."
         )
-    if middle < MIN_DEPTH_METRES:
+    middle = float(np.nanmedian(medians))
+    if middle < MIN_MEDIAN_DEPTH:
         raise ValueError(
             f"{where}: depth_maps must be metres, but the median reading is {middle:.5f} m; it looks divided by 1000 "
             "once too often."
@@ -179,7 +179,7 @@ def check_cam2world(cam2world: np.ndarray, num_views: int, where: str, view_name
             )
         rotation = matrix[:3, :3]
         error = np.abs(rotation @ rotation.T - np.eye(3)).max()
-        if error > RIGID_TOLERANCE or np.linalg.det(rotation) < 0 or np.abs(matrix[3] - [0, 0, 0, 1]).max() > 1e-6:
+        if error > MAX_ROTATION_ERROR or np.linalg.det(rotation) < 0 or np.abs(matrix[3] - [0, 0, 0, 1]).max() > 1e-4:
             raise ValueError(
                 f"{where}, {name}: cam2world must be rigid (rotation times its transpose = 1, determinant +1, last"
                 f" row 0 0 0 1), got deviation {error:.3g}, determinant {np.linalg.det(rotation):.3g}, last row "
@@ -188,15 +188,15 @@ def check_cam2world(cam2world: np.ndarray, num_views: int, where: str, view_name
 
 
 def check_boxes(boxes: np.ndarray, where: str) -> None:
-    """Refuse boxes that are not (K, 6) finite centre and positive size."""
+    """Refuse boxes that are not (K, 6) finite centre and size >= 0."""
     if boxes.ndim != 2 or boxes.shape[1] != 6:
         raise ValueError(f"{where}: boxes must be (K, 6), centre xyz and size xyz in metres, got {boxes.shape}.")
     if not np.isfinite(boxes).all():
         raise ValueError(f"{where}: boxes must be finite, box {np.where(~np.isfinite(boxes).all(1))[0][0]} is not.")
-    if (boxes[:, 3:] <= 0).any():
-        index = int(np.where((boxes[:, 3:] <= 0).any(1))[0][0])
+    if (boxes[:, 3:] < 0).any():
+        index = int(np.where((boxes[:, 3:] < 0).any(1))[0][0])
         raise ValueError(
-            f"{where}: box sizes must be positive, box {index} has size {boxes[index, 3:].tolist()}; boxes are centre"
+            f"{where}: box sizes must be >= 0, box {index} has size {boxes[index, 3:].tolist()}; boxes are centre"
             " and size, not two corners."
         )
 

@@ -43,13 +43,16 @@ def test_every_question_is_grounded_when_asked_to(tmp_path):
     assert answer.boxes is not None and all(box in known for box in answer.boxes)
 
 
-def test_without_boxes_and_teacher_words_are_all_there_is(tmp_path):
+def test_without_boxes_and_teacher_words_are_all_there_is(tmp_path, capsys):
     scan, model = tmp_path / "scan", tmp_path / "model"
     shutil.copytree(get_rooms() / "val" / "val-000000", scan)
     (scan / "boxes.json").unlink()
     shutil.copytree(get_checkpoint(), model, ignore=shutil.ignore_patterns("teacher"))
     (answer,) = run(scan, tmp_path / "page.html", "find the bed", model=model)
     assert answer.boxes is None and "having not seen it" not in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "no boxes were given (--boxes FILE or a boxes.json)" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--ground: expected boxes to choose among, got none; give --boxes FILE"):
+        run(scan, tmp_path / "page.html", "--ground", "the bed", model=model)
 
 
 def test_an_axis_align_file_moves_the_cameras(tmp_path):

@@ -47,21 +47,36 @@ REFUSED = [
         {"scene_bounds_min": [-1.0, -1.0, 4.9]},
         "scene_bounds_min: expected less than scene_bounds_max on every axis (15.0, 15.0, 5.0), got [-1.0, -1.0, 5.0]",
     ),
-    ({"voxel_size": 0.0}, {"voxel_size": 1e-3}, "voxel_size: expected metres above 0, got 0.0; change it"),
+    ({"voxel_size": 0.0}, {"voxel_size": 1e-3}, "voxel_size: expected a finite number above 0, got 0.0; change it"),
     (
         {"view_mask_ratio": 1.0},
         {"view_mask_ratio": 0.0},
         "view_mask_ratio: expected a share in [0, 1), got 1.0; change it in the config",
     ),
     (
+        {"view_loss_weight": float("nan")},
+        {"view_loss_weight": 0},
+        "view_loss_weight: expected a finite number >= 0, got nan; change it",
+    ),
+    (
+        {"denoiser": {"bev_grid_size": 0}},
+        {"denoiser": {"bev_grid_size": 1}},
+        "denoiser_config.bev_grid_size: expected a number >= 1, got 0; change it",
+    ),
+    (
+        {"denoiser": {"num_hidden_layers": -1}},
+        {"denoiser": {"num_hidden_layers": 1}},
+        "denoiser_config.num_hidden_layers: expected a number >= 1, got -1; change it",
+    ),
+    (
         {"view_mask_period": 0},
         {"view_mask_period": 1},
-        "view_mask_period: expected a number of steps >= 1, got 0; change it in the config",
+        "view_mask_period: expected a number >= 1, got 0; change it in the config",
     ),
     (
         {"grounding_temperature": -0.07},
         {"grounding_temperature": 0.01},
-        "grounding_temperature: expected a number above 0, got -0.07; change it in the config",
+        "grounding_temperature: expected a finite number above 0, got -0.07; change it in the config",
     ),
     (
         {"coord_token_id": 91},
@@ -115,7 +130,7 @@ def test_wrong_numbers_are_refused(wrong, right, message):
         ),
         ({"projector_norm": "rms"}, {"projector_norm": "layer_norm"}, r"'none', 'layer_norm'\), got rms"),
         ({"position_embedding": "rope"}, {"position_embedding": "none"}, r"'none', 'sin3d'\), got rope"),
-        ({"voxel_size": "10 cm"}, {"voxel_size": 0.1}, "'voxel_size' expected float, got str"),
+        ({"voxel_size": "10 cm"}, {"voxel_size": 0.1}, "'voxel_size'.*10 cm"),
     ],
 )
 def test_wrong_kinds_are_refused_by_the_library(wrong, right, message):

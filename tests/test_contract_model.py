@@ -1058,11 +1058,17 @@ def test_half_precision_runs_every_method(saved, dtype):
 
 
 def test_autocast_runs(packed):
+    """The language model works in bfloat16, the reconstruction head and the teacher in their own float32."""
     trained = make_model().train()
+    dtypes = {}
+    teacher = trained.get_teacher().encoder.conv_in
+    for module in (trained.reconstruction_head.denoiser, trained.reconstruction_head.view_pooler, teacher):
+        module.register_forward_hook(lambda part, _, output: dtypes.update({part: output.dtype}))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = trained(**packed)
     outputs.loss.backward()
     assert outputs.loss.isfinite()
+    assert len(dtypes) == 3 and set(dtypes.values()) == {torch.float32}
     assert all(weight.grad.isfinite().all() for weight in trained.parameters() if weight.grad is not None)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,6 +123,16 @@ def test_other_settings_do_not_go_on_with_an_evaluation(finished):
         evaluate(finished, "--limit", "1")
 
 
+def test_other_questions_do_not_go_on_with_an_evaluation(tmp_path):
+    shutil.copytree(get_rooms(), tmp_path / "rooms")
+    own = ["--data", str(tmp_path / "rooms"), "--no_report"]
+    evaluate(tmp_path / "out", *own, task="rooms")
+    file = tmp_path / "rooms" / "annotations" / "val.jsonl"
+    file.write_text(file.read_text().replace("Is there", "Can you see", 1))
+    with pytest.raises(ValueError, match="expected annotations_sha256='"):
+        evaluate(tmp_path / "out", *own, task="rooms")
+
+
 def test_a_blind_evaluation_looks_at_nothing(tmp_path, monkeypatch):
     seen = []
     processor = door.AutoProcessor.from_pretrained(get_checkpoint(), trust_remote_code=True)
@@ -160,8 +171,8 @@ def test_what_cannot_be_evaluated_is_refused(tmp_path, monkeypatch):
         evaluate(tmp_path / "out", task="rooms")
 
 
-def start(output: Path, *launcher: str) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def start(output: Path, *launcher: str, **variables: str) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     command = [sys.executable, *launcher, str(ROOT / "eval.py"), *get_arguments(output)]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -173,20 +184,30 @@ def finish(process: subprocess.Popen) -> None:
     assert process.returncode == 0, errors.decode()[-3000:]
 
 
+def get_time(file: Path) -> int:
+    return file.stat().st_mtime_ns if file.exists() else 0
+
+
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_change_no_file(tmp_path):
     finish(start(tmp_path / "whole"))
-    parts, moments = tmp_path / "killed" / "parts", random.Random(0)
+    settings, drawn = tmp_path / "killed" / "settings.json", random.Random(0)
     for number in range(10):
-        before = set(parts.glob("*"))
-        process = start(tmp_path / "killed")
-        # Every other kill waits until this process has written, where it still has something to write.
-        while number % 2 and process.poll() is None and set(parts.glob("*")) <= before:
-            time.sleep(0.005)
-        time.sleep(moments.uniform(0.0, 0.2) if number % 2 else moments.uniform(1.0, 7.0))
-        if process.poll() is None:
+        if number % 2:
+            # Whatever is left to do, the settings and the final files are more than 14 changes of files.
+            inside = ["-m", "ross3d.tests.invariant.kill_inside"]
+            process = start(tmp_path / "killed", *inside, KILL_AT=f"killed:{drawn.randint(1, 14)}")
+        else:
+            before = get_time(settings)
+            process = start(tmp_path / "killed")
+            # The first one dies before it has written anything.
+            while number and process.poll() is None and get_time(settings) == before:
+                time.sleep(0.002)
+            time.sleep(drawn.uniform(0.0, 0.2))
+            assert process.poll() is None, "the evaluation ended before its moment"
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        _, errors = process.communicate()
+        assert process.returncode == -signal.SIGKILL, errors.decode()[-3000:]
     finish(start(tmp_path / "killed"))
     whole, killed = hash_files(tmp_path / "whole"), hash_files(tmp_path / "killed")
     assert killed == whole

@@ -437,6 +437,42 @@ def test_answers_of_rows_padded_at_their_ends(model):
     assert len(model.generate(ids.roll(1), attention_mask=mask.flip(1), max_new_tokens=1)) == 2
 
 
+def test_misspelt_inputs_of_a_forward(model, row):
+    with pytest.raises(TypeError, match="forward: expected the processor's output and the library's own .* got bool"):
+        model(**row, bool_masked_view=1)
+    assert model(**row, use_cache=False, output_hidden_states=True).hidden_states is not None
+
+
+@pytest.mark.parametrize(
+    ("method", "unused"),
+    [("encode_scene", "bool_masked_views"), ("encode_scene", "query_coords"), ("ground", "bool_masked_views")],
+)
+def test_inputs_that_would_be_left_out(model, row, method, unused):
+    inputs = get_prefix(row) if method == "encode_scene" else select(row, *FROM_PROCESSOR, *PROPOSALS)
+    with pytest.raises(TypeError, match=f"{method}: expected no {unused}, which means nothing here, got one; leave"):
+        getattr(model, method)(**inputs, **{unused: torch.zeros(1, 2)})
+    getattr(model, method)(**inputs, **{unused: None})
+
+
+def test_grounding_labels_without_what_they_label(model, bare, grounding):
+    with refuses("grounding_labels: expected proposal_boxes beside them, got None; pass the processor's whole output"):
+        model(**{name: value for name, value in grounding.items() if name not in PROPOSALS})
+    with refuses("grounding_labels: expected grounding_head beside them, got None; pass the processor's whole output"):
+        bare(**grounding)
+    embedded = {name: value for name, value in grounding.items() if name not in ("input_ids", "query_coords")}
+    embedded["inputs_embeds"] = model.get_input_embeddings()(grounding["input_ids"])
+    with refuses("grounding_labels: expected input_ids beside them, got None; pass the processor's whole output"):
+        model(**embedded)
+    assert model(**grounding).grounding_loss > 0
+
+
+def test_int32_that_is_no_bits(model):
+    with refuses("boxes: expected float32, or int32 that holds its bits, got int32 numbers such as 3; pass boxes.f"):
+        read_float32("boxes", torch.tensor([0, 3], dtype=torch.int32))
+    metres = torch.tensor([0.0, 3.0, -1e-3])
+    assert torch.equal(read_float32("boxes", metres.view(torch.int32)), metres)
+
+
 @pytest.fixture(scope="module")
 def scenes(model):
     """Two encoded scenes, with and without proposals."""
@@ -468,6 +504,28 @@ def test_views_beside_a_scene(model, scenes, row, method):
 
 
 @pytest.mark.parametrize("method", ["generate", "ground"])
+def test_questions_without_their_scene(model, scenes, method):
+    """What the processor makes of text alone has no scene in it; an answer would be made up."""
+    ask, asks = getattr(model, method), {"input_ids": QUESTIONS, "segment_ids": torch.ones_like(QUESTIONS)}
+    boxes = {"proposal_boxes": torch.zeros(2, 0, 6)} if method == "ground" else {}
+    for given in ({}, {"scene_index": [0, 0]}):
+        with refuses(f"{method}: expected scene= or views, since the processor made these questions without images,"):
+            ask(**asks, **boxes, **given)
+    assert len(ask(scene=scenes["one"], **asks)) == 2
+
+
+def test_a_scene_index_without_a_scene(model, row):
+    with refuses("scene_index: expected None without scene=, got [0]; row i is scene i"):
+        model.ground(**select(row, *FROM_PROCESSOR, *PROPOSALS), scene_index=[0])
+
+
+def test_a_scene_is_nowhere_but_in_the_cache(model, scenes):
+    with refuses("generate: expected use_cache=True beside scene=, whose views are nowhere but in the cache, got"):
+        model.generate(scene=scenes["one"], input_ids=QUESTIONS, use_cache=False)
+    assert len(model.generate(scene=scenes["one"], input_ids=QUESTIONS, use_cache=True, max_new_tokens=2)) == 2
+
+
+@pytest.mark.parametrize("method", ["generate", "ground"])
 @pytest.mark.parametrize(
     ("index", "message"),
     [
@@ -493,6 +551,8 @@ def test_grounding_needs_a_head_and_proposals(model, bare, row):
         bare.ground(**select(row, *FROM_PROCESSOR, *PROPOSALS))
     with refuses("ground: expected proposal_boxes (B, K, 6), got None; pass proposal_boxes= to the processor (K = 0"):
         model.ground(**select(row, *FROM_PROCESSOR))
+    with refuses("ground: expected at least one question, got scenes alone; pass text= to the processor, one expr"):
+        model.ground(**get_prefix(row))
     none = {"proposal_boxes": torch.zeros(1, 0, 6)}
     assert model.ground(**select(row, *FROM_PROCESSOR), **none).shape == (1, 1)
     assert model.ground(**select(row, *FROM_PROCESSOR, *PROPOSALS)).shape == (1, 4)

@@ -18,6 +18,7 @@ from ross3d.geometry_ross3d import (
     pool_patch_coords,
     unproject,
 )
+from ross3d.metrics.grounding import select_proposals
 from ross3d.processing_ross3d import (
     ANSWER_HEADER,
     COORD_TOKEN,
@@ -516,6 +517,13 @@ class TestGeometry:
         assert all(isinstance(value, np.ndarray) for value in inputs.values())
 
 
+def test_cameras_without_depth_are_said_to_be_of_no_use(processor):
+    views = make_views() | {"depth_maps": None, "proposal_boxes": None}
+    with pytest.warns(UserWarning, match="cam2world of .*: without depth_maps nothing says how far away a pixel is"):
+        inputs = processor(**views)
+    assert "patch_coords" not in inputs
+
+
 class TestBirdsEyePicture:
     def test_ours_resizes_a_square(self, tokenizer):
         own = make_test_processor(tokenizer, geometry_mode="valid_depth")
@@ -530,6 +538,13 @@ class TestBirdsEyePicture:
         assert (inputs["bev_pixel_values"][0][:, ~inputs["bev_valid"][0]] == 0).all(), "void stays exactly black"
         assert 0 <= inputs["bev_pixel_values"].min() and inputs["bev_pixel_values"].max() <= 1
         assert inputs["bev_pixel_values"].is_contiguous()
+
+    def test_a_scene_without_a_picture_has_no_edges(self, tokenizer):
+        own, bev = make_test_processor(tokenizer, geometry_mode="valid_depth"), make_bev()
+        both = {name: [value, None] for name, value in bev.items()}
+        inputs = own(images=[make_views(2)["images"], make_views(3)["images"]], **both)
+        assert inputs["bev_bounds"][0].tolist() == [-2, -3, 4, 3] and inputs["bev_bounds"][1].isnan().all()
+        assert not inputs["bev_valid"][1].any() and not inputs["bev_pixel_values"][1].any()
 
     def test_published_stretches_to_the_aspect_of_the_views(self, processor):
         bev = make_bev()
@@ -604,6 +619,23 @@ class TestGroundingAnswers:
             self.SCORES, torch.rand(3, 6), selection="cumulative", threshold=0.55
         )
         assert [answer["proposals"] for answer in answers] == [[1], [], [0, 1], [0]]
+
+    def test_padding_is_never_chosen(self, processor):
+        answers = processor.post_process_grounding(
+            self.SCORES[3:], torch.rand(3, 6), selection="cumulative", threshold=0.999
+        )
+        assert answers[0]["proposals"] == [0]
+
+    @pytest.mark.parametrize("threshold", [0.3, 0.55, 0.9, 0.999])
+    def test_the_rule_is_that_of_the_metrics(self, processor, threshold):
+        """One rule, written for tensors where checkpoints need it and for arrays where answers are scored."""
+        scores = torch.rand(40, 6, generator=torch.Generator().manual_seed(1)) * 0.4
+        scores[::3, 4] = -torch.inf
+        answers = processor.post_process_grounding(
+            scores, torch.rand(5, 6), selection="cumulative", threshold=threshold
+        )
+        chosen = [select_proposals(row, threshold) for row in scores.numpy()]
+        assert [answer["proposals"] for answer in answers] == chosen and len({len(row) for row in chosen}) > 2
 
     def test_several_scenes(self, processor):
         boxes = torch.rand(2, 3, 6)

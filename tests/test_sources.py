@@ -250,7 +250,7 @@ FOLDER_FAULTS = {
     ),
     "negative size": (
         spoil_text("boxes.json", '[{"box": [1, 2, 3, 4, 5, 6]}, {"box": [1, 2, 3, 4, -5, 6]}]'),
-        r"boxes.json: box sizes must be positive, box 1 has size \[4.0, -5.0, 6.0\]; boxes are centre and size",
+        r"boxes.json: box sizes must be >= 0, box 1 has size \[4.0, -5.0, 6.0\]; boxes are centre and size",
     ),
     "picture from above without alpha": (
         spoil_picture("bev.png", np.ones((10, 10, 3), np.uint8)),
@@ -346,7 +346,11 @@ SCENE_FAULTS = {
     ),
     "millimetres": (
         lambda scene: set_to(depth_maps=1000 * scene.depth_maps)(scene),
-        r"depth_maps must be metres, but the median reading is \d+, which looks like millimetres; divide by 1000",
+        r"depth_maps must be metres, but the median reading of frame-000000 is \d+, which looks like millimetres;",
+    ),
+    "one view in millimetres": (
+        lambda scene: scene.depth_maps.__setitem__(2, 1000 * scene.depth_maps[2]),
+        r"depth_maps must be metres, but the median reading of frame-000020 is \d+, which looks like millimetres;",
     ),
     "divided twice": (
         lambda scene: set_to(depth_maps=scene.depth_maps / 1000)(scene),

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,26 @@ from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.scenes.build import build_scenes
 from ross3d.scenes.questions import make_proposals
 from ross3d.tests.fabricate import PAD_TOKEN, RaggedRows, make_collator, make_model, make_row
+from ross3d.tests.tiny import get_checkpoint, get_rooms
 from ross3d.tools.make_tiny import make_tiny_processor
 from ross3d.train import build_training_arguments
-from ross3d.training.arguments import DataArguments, NewWeightsArguments, PartArguments, read_run_arguments
-from ross3d.training.build import freeze_parts, group_parameters, list_scenes, scale_new_weights
+from ross3d.training.arguments import (
+    DataArguments,
+    NewWeightsArguments,
+    PartArguments,
+    RunArguments,
+    read_run_arguments,
+)
+from ross3d.training.build import (
+    build_model,
+    build_processor,
+    build_rows,
+    choose_optimizer,
+    freeze_parts,
+    group_parameters,
+    list_scenes,
+    scale_new_weights,
+)
 from ross3d.training.callbacks import COMPLETE_MARK, find_checkpoint, is_complete
 from ross3d.training.optimizer import MuonAdamW
 from ross3d.training.trainer import count_losses, open_view_gate
@@ -70,6 +87,58 @@ def test_checkpoints_between_reports_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"trainer.save_steps: expected a multiple of logging_steps 10, got 25"):
         build_training_arguments(settings, 0)
     assert build_training_arguments(settings | {"save_steps": 30}, 0).save_steps == 30
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_train_epochs": 3}, "trainer.num_train_epochs: expected 1 or nothing, got 3; set data.epochs"),
+        ({"seed": 5}, "trainer.seed: expected 0 or nothing, got 5; set the seed of the run: --seed"),
+        ({"average_tokens_across_devices": False}, "expected True or nothing, got False; losses are averaged"),
+        ({"resume_from_checkpoint": "x"}, "expected None or nothing, got 'x'; a run that is started again"),
+    ],
+)
+def test_what_is_set_elsewhere_is_refused(tmp_path, given, message):
+    with pytest.raises(ValueError, match=message):
+        build_training_arguments({"output_dir": str(tmp_path)} | given, 0)
+    same = {"num_train_epochs": 1, "seed": 0, "average_tokens_across_devices": True}
+    assert build_training_arguments({"output_dir": str(tmp_path)} | same, 0).num_train_epochs == 1
+
+
+def test_the_optimizer_is_the_one_that_was_asked_for(tmp_path):
+    model, settings = make_model(), {"output_dir": str(tmp_path), "adam_beta2": 0.5, "adam_epsilon": 1.0e-6}
+    muon = {"model.language_model.layers": PartArguments(optimizer="muon", learning_rate=0.02)}
+    cls, given = choose_optimizer(model, {}, build_training_arguments(settings, 0))
+    assert cls is torch.optim.AdamW and given["betas"] == (0.9, 0.5) and given["eps"] == 1.0e-6
+    cls, given = choose_optimizer(model, muon, build_training_arguments(settings, 0))
+    optimizer = cls(**given)
+    assert cls is MuonAdamW and {g["betas"] for g in optimizer.param_groups if not g["muon"]} == {(0.9, 0.5)}
+    adafactor = build_training_arguments(settings | {"optim": "adafactor"}, 0)
+    assert choose_optimizer(model, {}, adafactor)[0].__name__ == "Adafactor"
+    with pytest.raises(ValueError, match="trainer.optim: expected adamw_torch beside parts with optimizer: muon, got"):
+        choose_optimizer(model, muon, adafactor)
+
+
+def test_settings_of_a_run_change_those_of_its_checkpoint():
+    """Nothing that is written in a config is left out because a checkpoint brings its own."""
+    saved = build_processor(RunArguments(init_from=str(get_checkpoint())))
+    changed = {"label_rule": "published", "image_processor": {"size": {"height": 48, "width": 48}}}
+    ours = build_processor(RunArguments(init_from=str(get_checkpoint()), processor=changed))
+    assert (saved.label_rule, ours.label_rule) == ("answer_only", "published")
+    assert ours.view_size == 48 != saved.view_size and ours.geometry_mode == saved.geometry_mode
+    assert ours.tokenizer.get_vocab() == saved.tokenizer.get_vocab()
+    wanted = RunArguments(init_from=str(get_checkpoint()), new_weights=NewWeightsArguments())
+    with pytest.raises(ValueError, match="new_weights: expected none beside init_from, got NewWeights"):
+        build_model(wanted, saved)
+
+
+def test_annotations_of_unknown_scenes_are_refused(tmp_path):
+    shutil.copytree(get_rooms(), tmp_path / "rooms")
+    arguments = RunArguments(data=DataArguments(root=str(tmp_path / "rooms"), limit=2))
+    assert len(build_rows(arguments, None)) == 2
+    shutil.rmtree(tmp_path / "rooms" / "train" / "train-000004")
+    with pytest.raises(ValueError, match=r"train.jsonl: expected scene_ids that are folders of .*000004'\] and 1 un"):
+        build_rows(arguments, None)
 
 
 def test_no_scenes_is_an_error(tmp_path):
@@ -228,6 +297,15 @@ def test_views_without_depth_are_never_hidden():
     assert not batch["bool_masked_views"][0].any() and batch["bool_masked_views"][1].any()
 
 
+def test_latents_come_with_every_row_or_with_none():
+    rows = [make_row(seed, 2, 1, ["text"]) for seed in (1, 2)]
+    rows[1]["view_latents"] = torch.ones(2, 4, 2, 2)
+    with pytest.raises(ValueError, match="rows: expected view_latents in every row with pixel_values, got none"):
+        make_collator()(rows)
+    rows[0]["view_latents"] = torch.zeros(2, 4, 2, 2)
+    assert make_collator()(rows)["view_latents"].shape == (2, 2, 4, 2, 2)
+
+
 def test_the_gate_opens_in_steps_divisible_by_the_period():
     opened = []
     for step in range(9):
@@ -244,6 +322,14 @@ def test_the_trainer_counts_what_the_model_counts(on_grounding_rows):
     counts = count_losses(batch, model.config)
     assert torch.equal(model(**batch).loss_counts, counts)
     assert (counts > 0).all()
+
+
+def test_counting_stays_on_the_device_of_the_batch():
+    """On a GPU the batches have been moved before they are counted; `meta` stands for it here."""
+    config = make_model().config
+    for batch in (make_collator()([RaggedRows(8)[i] for i in range(8)]), make_collator()([make_row(1, 2, 0, [])])):
+        moved = {name: tensor.to("meta") for name, tensor in batch.items()}
+        assert count_losses(moved, config).device.type == "meta"
 
 
 # ---- rows

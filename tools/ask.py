@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
 from transformers import AutoProcessor
 
 from ross3d.data.bev import BEVPicture, render_scene_bev
@@ -30,17 +31,29 @@ from ross3d.tasks.answering import get_scene_inputs
 BEV_FRAMES = 64
 
 
-def load_model(name: str, device: str) -> tuple[Any, Any]:
-    """Model and processor of a checkpoint; its teacher is attached where there is one."""
-    processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
-    model = Ross3DForConditionalGeneration.from_pretrained(name, dtype="auto").to(device).eval()
-    if (Path(name) / "teacher").is_dir() and model.reconstruction_head is not None:
-        model.attach_teacher(Path(name) / "teacher")
-    return model, processor
+def load_model(name: str, device: str) -> tuple[Any, Any, bool]:
+    """Model and processor of a checkpoint folder or Hub id, and whether a teacher came with them (then attached)."""
+    folder = Path(name) if Path(name).is_dir() else Path(snapshot_download(name))
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    model = Ross3DForConditionalGeneration.from_pretrained(folder, dtype="auto").to(device).eval()
+    has_teacher = (folder / "teacher").is_dir() and model.reconstruction_head is not None
+    if has_teacher:
+        model.attach_teacher(folder / "teacher")
+    return model, processor, has_teacher
 
 
-def is_about_boxes(question: str, ground_all: bool, has_boxes: bool) -> bool:
-    return has_boxes and (ground_all or question.lower().startswith("find "))
+def choose_grounded(questions: list[str], ground_all: bool, has_boxes: bool) -> list[bool]:
+    """For each question, whether boxes answer it.
+
+    Raises:
+        ValueError: when all questions are to be grounded and there are no boxes.
+    """
+    if ground_all and not has_boxes:
+        raise ValueError("--ground: expected boxes to choose among, got none; give --boxes FILE or a boxes.json.")
+    about_boxes = [ground_all or question.lower().startswith("find ") for question in questions]
+    if any(about_boxes) and not has_boxes:
+        print('no boxes were given (--boxes FILE or a boxes.json): "find ..." is answered in words.')
+    return [has_boxes and about for about in about_boxes]
 
 
 def answer_in_words(model: Any, processor: Any, cache: Any, questions: list[str], max_new_tokens: int) -> list[Answer]:
@@ -105,13 +118,12 @@ def main(args: list[str] | None = None) -> list[Answer]:
     frames = {"axis_align_matrix": options.axis_align, "boxes": options.boxes}
     scene = read_rgbd_folder(options.scan, num_views=options.views, **frames)
     print(f"{scene.num_views} views: {', '.join(scene.view_names)}")
-    model, processor = load_model(options.model, options.device)
+    model, processor, has_teacher = load_model(options.model, options.device)
     inputs = processor(**get_scene_inputs(scene, scene.boxes), return_tensors="pt").to(options.device)
     cache = model.encode_scene(**inputs)
 
     has_boxes = scene.boxes is not None and len(scene.boxes) > 0
-    about_boxes = [is_about_boxes(question, options.ground, has_boxes) for question in options.questions]
-    asked = list(zip(options.questions, about_boxes, strict=True))
+    asked = list(zip(options.questions, choose_grounded(options.questions, options.ground, has_boxes), strict=True))
     spoken = [question for question, boxes in asked if not boxes]
     grounded = [question for question, boxes in asked if boxes]
     in_words = iter(answer_in_words(model, processor, cache, spoken, options.max_new_tokens))
@@ -124,7 +136,7 @@ def main(args: list[str] | None = None) -> list[Answer]:
     if scene.depth_maps is not None:
         picture = render_scene_bev(read_rgbd_folder(options.scan, num_views=BEV_FRAMES, **frames))
         plan = Plan(picture.image, picture.bounds, scene.boxes if has_boxes else [])
-        if model.reconstruction_head is not None and (Path(options.model) / "teacher").is_dir():
+        if has_teacher:
             hidden_view = scene.num_views // 2 if options.hide is None else options.hide
             rebuilt = rebuild_hidden_view(model, inputs, scene, hidden_view, picture, options.steps)
     print(write_page(options.output, make_ask_page(scene, answers, plan, rebuilt, options.model)))

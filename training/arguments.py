@@ -88,12 +88,14 @@ class VisionWarmupArguments:
         scenes (`int`): at most so many scenes, held in memory.
         steps (`int`): optimizer steps.
         views_per_step (`int`): views of a step.
-        learning_rate (`float`): peak of a one-cycle schedule.
+        muon_learning_rate (`float`): peak of a one-cycle schedule, for the matrices of tower and projector.
+        learning_rate (`float`): the same for everything else, which AdamW trains.
     """
 
     scenes: int = 2000
     steps: int = 1000
     views_per_step: int = 32
+    muon_learning_rate: float = 3e-2
     learning_rate: float = 4e-3
 
 

@@ -1,5 +1,6 @@
 """Settings -> processor, model, data: what train.py puts together before the Trainer runs."""
 
+import inspect
 import os
 import shutil
 from collections.abc import Sequence
@@ -8,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoProcessor, TrainerState, TrainingArguments
+from torch.optim import Optimizer
+from transformers import AutoProcessor, Trainer, TrainerState, TrainingArguments
 
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.annotations import group_by_scene, load_annotations
@@ -21,14 +23,19 @@ from ross3d.scenes.questions import make_proposals
 from ross3d.scenes.tokenizer import make_tokenizer
 from ross3d.training.arguments import DataArguments, NewWeightsArguments, PartArguments, RunArguments
 from ross3d.training.callbacks import COMPLETE_MARK, mark_complete
+from ross3d.training.optimizer import MuonAdamW
 
 
 def list_scenes(arguments: DataArguments) -> list[Path]:
-    """Scene folders of the split, by name.
+    """Scene folders of the split, by name, `limit` of them.
 
     Raises:
         FileNotFoundError: when there are none.
     """
+    return list_split(arguments)[: arguments.limit]
+
+
+def list_split(arguments: DataArguments) -> list[Path]:
     folder = Path(arguments.root) / arguments.split
     scenes = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     if not scenes:
@@ -36,15 +43,22 @@ def list_scenes(arguments: DataArguments) -> list[Path]:
             f"data.root: expected scene folders in {folder}, found none; make them with"
             f" `python -m ross3d.scenes.build --output {arguments.root}`."
         )
-    return scenes[: arguments.limit]
+    return scenes
 
 
 def build_processor(arguments: RunArguments) -> Ross3DProcessor:
-    """The checkpoint's processor, or a new one with a tokenizer trained on the questions."""
-    if arguments.init_from is not None:
-        return AutoProcessor.from_pretrained(arguments.init_from, trust_remote_code=True)
+    """The checkpoint's processor with the settings that the run changes, or a new one whose tokenizer is trained on
+    the questions."""
     settings = dict(arguments.processor)
     image_settings = settings.pop("image_processor", {})
+    if arguments.init_from is not None:
+        saved = AutoProcessor.from_pretrained(arguments.init_from, trust_remote_code=True)
+        names = inspect.signature(Ross3DProcessor.__init__).parameters.keys() - {"self"}
+        return Ross3DProcessor(
+            **{name: getattr(saved, name) for name in names - {"image_processor"} - settings.keys()},
+            image_processor=Ross3DImageProcessor.from_pretrained(arguments.init_from, **image_settings),
+            **settings,
+        )
     annotations = load_annotations(Path(arguments.data.root) / "annotations" / "train.jsonl")
     texts = [text for annotation in annotations for text in (annotation.question, annotation.answer)]
     return Ross3DProcessor(
@@ -55,6 +69,11 @@ def build_processor(arguments: RunArguments) -> Ross3DProcessor:
 def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DForConditionalGeneration:
     """The checkpoint's model, or a new one whose vocabulary is the tokenizer's."""
     if arguments.init_from is not None:
+        if arguments.new_weights is not None:
+            raise ValueError(
+                f"new_weights: expected none beside init_from, got {arguments.new_weights}; the checkpoint's weights"
+                " are kept as they are. Write new_weights: null."
+            )
         model = Ross3DForConditionalGeneration.from_pretrained(arguments.init_from, **arguments.model)
     else:
         settings = dict(arguments.model)
@@ -100,9 +119,20 @@ def find_teacher(arguments: RunArguments) -> Path | None:
 
 
 def build_rows(arguments: RunArguments, processor: Ross3DProcessor) -> SceneRows:
-    """Training rows of all epochs."""
+    """Training rows of all epochs.
+
+    Raises:
+        ValueError: when annotations are about scenes that the split does not have.
+    """
     data = arguments.data
-    annotations = load_annotations(Path(data.root) / "annotations" / f"{data.split}.jsonl")
+    file = Path(data.root) / "annotations" / f"{data.split}.jsonl"
+    annotations = load_annotations(file)
+    unknown = sorted({annotation.scene_id for annotation in annotations} - {path.name for path in list_split(data)})
+    if unknown:
+        raise ValueError(
+            f"{file}: expected scene_ids that are folders of {Path(data.root) / data.split}, got {unknown[:3]} and"
+            f" {len(unknown)} unknown in all; scene_id is the folder's name."
+        )
     return SceneRows(
         list_scenes(data),
         group_by_scene(annotations),
@@ -155,6 +185,28 @@ def group_parameters(
         {"params": parameters, "lr": rate, "weight_decay": decay, "muon": muon}
         for (rate, decay, muon), parameters in groups.items()
     ]
+
+
+def choose_optimizer(
+    model: nn.Module, parts: dict[str, PartArguments], arguments: TrainingArguments
+) -> tuple[type[Optimizer], dict[str, Any]]:
+    """Class and arguments of the optimizer: the one `trainer.optim` names, with Muon beside it where parts ask for it.
+
+    Raises:
+        ValueError: for Muon beside another optimizer than the library's AdamW.
+    """
+    cls, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    groups = group_parameters(model, parts, arguments)
+    if not any(group["muon"] for group in groups):
+        return cls, {**settings, "params": [{k: v for k, v in group.items() if k != "muon"} for group in groups]}
+    if cls is not torch.optim.AdamW:
+        raise ValueError(
+            f"trainer.optim: expected adamw_torch beside parts with optimizer: muon, got {arguments.optim};"
+            " leave one of the two out."
+        )
+    adamw = {name: settings[name] for name in ("betas", "eps")}
+    groups = [group if group["muon"] else group | adamw for group in groups]
+    return MuonAdamW, {"params": groups, "lr": arguments.learning_rate}
 
 
 def save_run(

@@ -18,21 +18,21 @@ def open_view_gate(batch: dict[str, torch.Tensor], global_step: int, period: int
 
 def count_losses(batch: dict[str, torch.Tensor], config: Ross3DConfig) -> torch.Tensor:
     """How many items (4,) each named loss of a batch averages over, in the order of `LOSS_NAMES`."""
-    num_rows = len(batch["input_ids"])
+    nothing = torch.zeros_like(batch["input_ids"][:, 0], dtype=torch.bool)
     grounding = batch.get("grounding_labels")
-    asked = torch.zeros(num_rows, 1, dtype=torch.bool) if grounding is None else (grounding > 0).any(dim=-1)
-    allowed = torch.ones(num_rows, dtype=torch.bool)
+    asked = nothing[:, None] if grounding is None else (grounding > 0).any(dim=-1)
+    allowed = ~nothing
     if not config.reconstruct_on_grounding_rows:
         allowed = ~asked.any(dim=1)
     hidden = batch["bool_masked_views"].any(dim=1) & allowed
-    pictured = torch.zeros(num_rows, dtype=torch.bool)
+    pictured = nothing
     if "bev_pixel_values" in batch and config.denoiser_config is not None:
         head = config.denoiser_config
         cells = get_bev_cells(
             batch["bev_pixel_values"], batch.get("bev_valid"), head.bev_grid_size, head.bev_loss_mask
         )
         pictured = cells.flatten(1).any(dim=1) & allowed
-    answers = batch["loss_weights"].sum().round() if "loss_weights" in batch else torch.zeros(())
+    answers = batch["loss_weights"].sum().round() if "loss_weights" in batch else nothing.sum()
     return torch.stack([answers.float(), hidden.sum().float(), pictured.sum().float(), asked.sum().float()])
 
 
@@ -53,11 +53,10 @@ class Ross3DTrainer(Trainer):
         """The step's micro-batches, with the gate on hidden views applied, and their global counts (4,)."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         config = self.accelerator.unwrap_model(self.model).config
-        counts = torch.zeros(len(LOSS_NAMES))
+        counts = torch.zeros(len(LOSS_NAMES), device=device)
         for batch in batches:
             open_view_gate(batch, self.state.global_step, config.view_mask_period)
-            counts += count_losses(batch, config)
-        counts = counts.to(device)
+            counts += count_losses(batch, config).to(device)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")
         return batches, counts

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ross3d.data.scene import Scene
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.training.arguments import VisionWarmupArguments
+from ross3d.training.optimizer import MuonAdamW
 
 
 LABEL_NAMES = ("category", "color")
@@ -72,6 +73,24 @@ def read_labelled_views(
     return torch.cat(pixels), {name: torch.cat(values) for name, values in classes.items()}, numbers
 
 
+def group_parameters(
+    parts: Sequence[nn.Module], heads: nn.Module, arguments: VisionWarmupArguments
+) -> list[dict[str, Any]]:
+    """Muon for the matrices of the parts' linear layers, AdamW for all else that is trained."""
+    matrices = [
+        module.weight
+        for part in parts
+        for module in part.modules()
+        if isinstance(module, nn.Linear) and module.weight.requires_grad
+    ]
+    known = {id(parameter) for parameter in matrices}
+    rest = [p for part in (*parts, heads) for p in part.parameters() if p.requires_grad and id(p) not in known]
+    return [
+        {"params": matrices, "lr": arguments.muon_learning_rate, "weight_decay": 0.05, "muon": True},
+        {"params": rest, "lr": arguments.learning_rate, "weight_decay": 0.05, "betas": (0.9, 0.98), "muon": False},
+    ]
+
+
 def warm_up_vision(
     model: Ross3DForConditionalGeneration,
     processor: Any,
@@ -86,7 +105,7 @@ def warm_up_vision(
         model, processor: the model to start and its processor.
         paths (sequence of `Path`): scene folders with labelled boxes.
         read_scene: folder -> `Scene`.
-        arguments (`VisionWarmupArguments`): steps and learning rate.
+        arguments (`VisionWarmupArguments`): steps and learning rates.
         seed (`int`): of heads and of the order of views.
 
     Returns:
@@ -96,12 +115,16 @@ def warm_up_vision(
     pixels, classes, numbers = read_labelled_views(paths[: arguments.scenes], processor, read_scene)
     width = model.config.text_config.hidden_size
     heads = nn.ModuleDict({name: nn.Linear(width, numbers[name]) for name in LABEL_NAMES})
-    parts = [model.model.vision_tower, model.model.multi_modal_projector, heads]
-    parameters = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=arguments.learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
+    groups = group_parameters([model.model.vision_tower, model.model.multi_modal_projector], heads, arguments)
+    optimizer = MuonAdamW(groups, lr=arguments.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, arguments.learning_rate, total_steps=arguments.steps, pct_start=0.1
+        optimizer,
+        [group["lr"] for group in groups],
+        total_steps=arguments.steps,
+        pct_start=0.1,
+        cycle_momentum=False,
     )
+    parameters = [parameter for group in groups for parameter in group["params"]]
     model.train()
     hits = {name: [] for name in LABEL_NAMES}
     for step in tqdm(range(arguments.steps), desc="vision warm-up"):

@@ -5,26 +5,20 @@
 Appends a line of JSON to RECORDS for every micro-batch: the step, the rows by their seeds, a hash of all tensors of
 the batch, the hidden views and a hash of the diffusion draws. Nothing else differs from `python train.py CONFIG ...`.
 
-With KILL_AT=FOLDER:COUNT in the environment the process and its workers are killed at the COUNT-th change of files in
-FOLDER, that is, inside of what is written there.
+KILL_AT=FOLDER:COUNT in the environment kills it inside of a write; see `kill_inside.py`.
 """
 
 import hashlib
 import json
-import os
-import signal
 import sys
 from pathlib import Path
 
 import torch
 
 from ross3d import modeling_ross3d, train
+from ross3d.tests.invariant.kill_inside import kill_inside_write
 from ross3d.training.arguments import read_run_arguments
 from ross3d.training.trainer import Ross3DTrainer
-
-
-# Events of the interpreter that change a file or a folder; safetensors and torch.save write without one.
-CHANGES = ("open", "os.mkdir", "os.remove", "os.rename", "shutil.rmtree")
 
 
 def hash_tensors(tensors: list[torch.Tensor]) -> str:
@@ -63,24 +57,7 @@ def record_steps(file: Path) -> None:
     Ross3DTrainer.training_step = step_and_write
 
 
-def kill_inside_write(folder: str, count: int) -> None:
-    """From here on the `count`-th change of files in folders of this name is not made: SIGKILL comes instead."""
-    changes = 0
-
-    def watch(event: str, arguments: tuple) -> None:
-        nonlocal changes
-        is_write = event in CHANGES and (event != "open" or set(arguments[1] or "r") & set("wax"))
-        if is_write and folder in Path(str(arguments[0])).parts:
-            changes += 1
-            if changes == count:
-                os.killpg(0, signal.SIGKILL)
-
-    sys.addaudithook(watch)
-
-
 if __name__ == "__main__":
-    if "KILL_AT" in os.environ:
-        folder, count = os.environ["KILL_AT"].split(":")
-        kill_inside_write(folder, int(count))
+    kill_inside_write()
     record_steps(Path(sys.argv[1]))
     train.main(read_run_arguments(sys.argv[2], sys.argv[3:]))

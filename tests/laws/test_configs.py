@@ -111,7 +111,7 @@ def test_known_keys_pass(tmp_path):
         ("{learning_rate: 3.0e-4}", "{lr: 3.0e-4}", "parts.*.lr"),
         ("output_dir: out", "output_folder: out", "trainer.output_folder"),
         ("data:", "dataset:", "dataset"),
-        ("voxel_size: 0.1", "voxel_size: -1.0", "voxel_size: expected metres above 0"),
+        ("voxel_size: 0.1", "voxel_size: -1.0", "voxel_size: expected a finite number above 0"),
         ("learning_rate: 2.0e-3", "learning_rate: 2e-3", "expected a number"),
     ],
 )

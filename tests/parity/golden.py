@@ -25,8 +25,15 @@ DEFAULT_GOLDENS = ROOT.parent / "shared" / "goldens"
 
 
 def get_goldens_folder() -> Path:
-    """The folder that holds the sets, from the environment variable ROSS3D_GOLDENS."""
-    return Path(os.environ.get("ROSS3D_GOLDENS", DEFAULT_GOLDENS))
+    """The folder that holds the sets, from the environment variable ROSS3D_GOLDENS.
+
+    Raises:
+        FileNotFoundError: when the variable names a folder that is not there; without the variable, tests skip.
+    """
+    folder = Path(os.environ.get("ROSS3D_GOLDENS", DEFAULT_GOLDENS))
+    if "ROSS3D_GOLDENS" in os.environ and not any(folder.glob("*")):
+        raise FileNotFoundError(f"ROSS3D_GOLDENS: expected a folder of recorded sets, got {folder}; correct the path.")
+    return folder
 
 
 def list_tensor_sets(folder: Path) -> list[Path]:
