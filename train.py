@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
+from ross3d.data.atomic import write_text
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.training.arguments import RunArguments, check_same_run, describe_run, read_run_arguments
 from ross3d.training.build import (
@@ -26,7 +27,7 @@ from ross3d.training.build import (
     list_scenes,
     save_run,
 )
-from ross3d.training.callbacks import MarkComplete, NamedLosses, find_checkpoint, is_complete, write_text
+from ross3d.training.callbacks import MarkComplete, NamedLosses, find_checkpoint, is_complete
 from ross3d.training.trainer import Ross3DTrainer
 from ross3d.training.vision_warmup import warm_up_vision
 

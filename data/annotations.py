@@ -6,6 +6,8 @@ import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from ross3d.data.atomic import replace_file
+
 
 @dataclass
 class Annotation:
@@ -113,13 +115,10 @@ def _parse_row(row, where: str) -> Annotation:
 def save_annotations(annotations: list[Annotation], path: str | os.PathLike) -> None:
     """Write a JSON-lines file at once: a reader sees the old file or the whole new one."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("w", encoding="utf-8") as file:
+    with replace_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         for number, annotation in enumerate(annotations, start=1):
             check_annotation(annotation, f"{path.name}:{number}")
             file.write(json.dumps(asdict(annotation), ensure_ascii=False) + "\n")
-    os.replace(part, path)
 
 
 def group_by_scene(annotations: list[Annotation]) -> dict[str, list[Annotation]]:

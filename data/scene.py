@@ -17,6 +17,10 @@ import torch
 from ross3d.geometry_ross3d import MAX_MEDIAN_DEPTH, MAX_ROTATION_ERROR, MIN_MEDIAN_DEPTH, get_median_depths
 
 
+# What a model that has to be blind sees instead of views.
+BLIND_PICTURE = np.full((8, 8, 3), 128, dtype=np.uint8)
+
+
 @dataclass
 class Scene:
     """Posed RGB-D views of one place with optional boxes and a picture from above.

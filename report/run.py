@@ -4,11 +4,11 @@ Everything is read from what `eval.py` and `train.py` wrote; scenes are read aga
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ross3d.data.atomic import write_text
 from ross3d.data.scene import Scene
 from ross3d.report.charts import make_line_chart
 from ross3d.report.html import (
@@ -316,10 +316,7 @@ def make_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir:
 
 def write_page(path: Path, page: str) -> Path:
     """Write a page so that nobody reads half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, page)
     return path
 
 

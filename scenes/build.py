@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from ross3d.data.annotations import load_annotations, save_annotations
+from ross3d.data.atomic import write_text
 from ross3d.data.bev import render_scene_bev
 from ross3d.data.scene import Scene
 from ross3d.data.sources.rgbd_folder import write_rgbd_folder
@@ -165,9 +166,7 @@ def build_scenes(
 
 
 def _write_json(value: dict, file: Path) -> None:
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(part, file)
+    write_text(file, json.dumps(value, indent=2) + "\n")
 
 
 def format_baselines(output: str | os.PathLike) -> str:

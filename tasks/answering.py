@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 
 from ross3d.data.annotations import Annotation
-from ross3d.data.scene import Scene
+from ross3d.data.scene import BLIND_PICTURE, Scene
 from ross3d.metrics.grounding import choose_proposal, select_above_no_target, select_proposals
 from ross3d.tasks.task import EvalContext, Record
 
 
-# What a blind model looks at; training's blind rows show the same.
-BLIND_PICTURE = np.full((8, 8, 3), 128, dtype=np.uint8)
 # Written numbers keep as many decimals, so that a record reads the same wherever it was computed.
 DECIMALS = 5
 

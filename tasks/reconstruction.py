@@ -8,7 +8,6 @@ colour does well on the rest.
 Shapes: n hidden views of a scene, S samples, H W pixels.
 """
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ross3d.data.atomic import replace_file
 from ross3d.data.scene import Scene
 from ross3d.geometry_ross3d import project_bev, unproject
 from ross3d.metrics.bootstrap import compute_paired_interval
@@ -242,10 +242,8 @@ def rebuild(
 def save_picture(path: Path, picture: torch.Tensor) -> None:
     """A picture (3, H, W) in [0, 1] as PNG, written at once."""
     pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    Image.fromarray(pixels).save(partial, format="PNG")
-    os.replace(partial, path)
+    with replace_file(path) as partial:
+        Image.fromarray(pixels).save(partial, format="PNG")
 
 
 def save_pictures(folder: Path, name: str, truth: torch.Tensor, pictures: dict[str, torch.Tensor], index: int) -> None:

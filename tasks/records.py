@@ -14,25 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ross3d.data.atomic import write_text
 from ross3d.tasks.task import Record
 
 
 PARTS_FOLDER = "parts"
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a kill, sees the old one or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
 def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def format_lines(records: Sequence[Record]) -> str:
@@ -106,7 +96,7 @@ class RecordStore:
         return [self.records[task_name, item.id] for item in items]
 
     def write_final(self, name: str, records: Sequence[Record]) -> None:
-        write_atomic(self.output_dir / name, format_lines(records))
+        write_text(self.output_dir / name, format_lines(records))
 
     def remove_parts(self) -> None:
         """Remove what only a running evaluation needs, and the half-written files of killed ones."""
@@ -115,4 +105,4 @@ class RecordStore:
             path.unlink()
 
 
-__all__ = ["RecordStore", "format_lines", "read_whole_lines", "write_atomic", "write_json"]
+__all__ = ["RecordStore", "format_lines", "read_whole_lines", "write_json"]

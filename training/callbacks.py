@@ -1,13 +1,13 @@
 """What training tells and keeps besides the stock Trainer: named losses, and which checkpoints are whole."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
 
+from ross3d.data.atomic import write_text
 from ross3d.modeling_ross3d import LOSS_NAMES
 
 
@@ -97,13 +97,6 @@ def mark_complete(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE_MARK)
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
     write_text(folder / COMPLETE_MARK, json.dumps(sizes, indent=1))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a kill leaves the old one or the whole new one."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def is_complete(folder: Path) -> bool:

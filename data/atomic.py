@@ -1,0 +1,27 @@
+"""Files that are written at once: a kill, or a reader in another process, sees the old one or the whole new one."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replace_file(path: str | os.PathLike) -> Iterator[Path]:
+    """A path beside `path` to write to; what was written is on disk and under its name when the block is left.
+
+    The block's name is `.NAME.PROCESS.partial`; a killed process leaves it behind.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    yield partial
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a UTF-8 file at once."""
+    with replace_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
