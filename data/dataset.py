@@ -101,11 +101,22 @@ class SceneRows(Dataset):
         }
 
     def get_inputs(self, path: Path, questions: list[Annotation], row_seed: int) -> dict[str, Any]:
-        """What the processor gets for a scene and its questions."""
+        """What the processor gets for a scene and its questions.
+
+        Raises:
+            ValueError: for a question about objects of a scene without boxes.
+        """
         scene = self.read_scene(path)
-        boxes, proposal_of = self.make_proposals(scene, row_seed)
-        inputs = self.get_text(questions)
-        if questions:
+        inputs, boxes = self.get_text(questions), None
+        if scene.boxes is not None:
+            boxes, proposal_of = self.make_proposals(scene, row_seed)
+        elif any(question.object_ids is not None for question in questions):
+            name = next(question.id for question in questions if question.object_ids is not None)
+            raise ValueError(
+                f"object_ids of question {name!r}: expected boxes of scene {scene.scene_id!r} that they number, got"
+                f" none; add {path / 'boxes.json'} or leave the question out."
+            )
+        if questions and boxes is not None:
             inputs["target_objects"] = [
                 None if question.object_ids is None else [int(proposal_of[i]) for i in question.object_ids]
                 for question in questions

@@ -163,4 +163,4 @@ def answer_questions(
     return [records[index] for index in range(len(annotations))]
 
 
-__all__ = ["BLIND_PICTURE", "answer_questions", "encode_for_questions", "get_scene_inputs", "ground_questions"]
+__all__ = ["answer_questions", "encode_for_questions", "get_scene_inputs", "ground_questions"]

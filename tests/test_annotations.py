@@ -1,6 +1,7 @@
 """Annotation files: what is written comes back; what is wrong is refused with file and line."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,15 @@ def make_rows() -> list[dict]:
         | {"id": "d", "scene_id": "s0", "question_type": "grounding_none", "question": "Find the lamp."}
         | {"answer": "<ground>", "object_ids": []},
     ]
+
+
+def test_the_lines_of_the_documentation_are_read(tmp_path):
+    page = (Path(__file__).resolve().parents[1] / "docs" / "CONVENTIONS.md").read_text(encoding="utf-8")
+    lines = page.split("```json\n")[1].split("```")[0]
+    (tmp_path / "train.jsonl").write_text(lines)
+    rows = load_annotations(tmp_path / "train.jsonl")
+    assert [row.id for row in rows] == ["q0", "q1", "q2"]
+    assert rows[1].query_coords == (1.5, -0.2, 0.4) and rows[2].object_ids == [3]
 
 
 def write(path, rows) -> None:

@@ -10,12 +10,13 @@ from transformers import AutoProcessor
 
 from ross3d.data.annotations import Annotation, load_annotations, save_annotations
 from ross3d.data.dataset import SceneRows, get_row_seed
+from ross3d.data.scene import BLIND_PICTURE
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.scenes.questions import QUESTION_TYPES as BUILT_TYPES
 from ross3d.scenes.questions import make_proposals
 from ross3d.tasks import reconstruction, rooms
-from ross3d.tasks.answering import BLIND_PICTURE, make_grounding_record
+from ross3d.tasks.answering import make_grounding_record
 from ross3d.tasks.records import RecordStore, format_lines, read_whole_lines
 from ross3d.tasks.task import EvalContext, EvalSettings, limit_scenes
 from ross3d.tests.tiny import get_checkpoint, get_rooms

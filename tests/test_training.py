@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ from ross3d.training.build import (
 from ross3d.training.callbacks import COMPLETE_MARK, find_checkpoint, is_complete
 from ross3d.training.optimizer import MuonAdamW
 from ross3d.training.trainer import count_losses, open_view_gate
+from ross3d.training.vision_warmup import check_labels
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -387,6 +389,31 @@ def test_scenes_without_questions_are_rows_too(rooms):
     row = rows[0]
     assert set(row["segment_ids"].tolist()) == {0}
     assert "shift_labels" not in row and "bev_pixel_values" in row
+
+
+def test_scenes_without_boxes_are_rows_too(rooms, tmp_path):
+    """Questions in words are asked as ever; one that is answered by boxes is refused by its name."""
+    shutil.copytree(rooms, tmp_path / "rooms")
+    for file in (tmp_path / "rooms" / "train").glob("*/boxes.json"):
+        file.unlink()
+    rows = make_rows(tmp_path / "rooms", questions_per_row=100)
+    grounding = next(q for questions in rows.annotations.values() for q in questions if q.object_ids is not None)
+    with pytest.raises(ValueError, match=r"object_ids of question '.*': expected boxes of scene '.*' that they"):
+        [rows[index] for index in range(5)]
+    rows.annotations = {name: [q for q in asked if q.object_ids is None] for name, asked in rows.annotations.items()}
+    batch = make_collator()([rows[0] | {"row_seed": torch.tensor(1)}, rows[1]])
+    assert grounding.id and "proposal_boxes" not in batch and batch["loss_weights"].sum() > 2
+
+
+def test_patches_that_nothing_names_are_refused(rooms):
+    path = sorted((rooms / "train").iterdir())[0]
+    scene = read_rgbd_folder(path)
+    check_labels(path, scene)
+    no_color = [{"category": "bed"}] * len(scene.boxes)
+    for change in ({"box_labels": None}, {"box_labels": no_color}, {"depth_maps": None}):
+        wrong = replace(scene, **change)
+        with pytest.raises(ValueError, match="vision_warmup: expected depth, and boxes with category and color, in"):
+            check_labels(path, wrong)
 
 
 # ---- checkpoints

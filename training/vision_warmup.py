@@ -46,6 +46,22 @@ def label_patches(
     return labelled
 
 
+def check_labels(path: Path, scene: Scene) -> None:
+    """Refuse a scene whose patches cannot be named.
+
+    Raises:
+        ValueError: names what it lacks.
+    """
+    labels = scene.box_labels or []
+    missing = [name for name in LABEL_NAMES if not labels or any(name not in label for label in labels)]
+    missing += [] if scene.depth_maps is not None else ["depth"]
+    if missing:
+        raise ValueError(
+            f"vision_warmup: expected depth, and boxes with {' and '.join(LABEL_NAMES)}, in scene {path}, got no"
+            f" {missing[0]}; set vision_warmup: null, or complete boxes.json."
+        )
+
+
 def read_labelled_views(
     paths: Sequence[Path], processor: Any, read_scene: Callable[[Path], Scene]
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, int]]:
@@ -55,6 +71,8 @@ def read_labelled_views(
         pixels (R, 3, H, W) float16, classes (R, P) int16 by label name, and how many classes each name has.
     """
     scenes = [read_scene(path) for path in paths]
+    for path, scene in zip(paths, scenes, strict=True):
+        check_labels(path, scene)
     vocabulary = get_label_vocabulary(scenes)
     pixels, classes = [], {name: [] for name in LABEL_NAMES}
     for scene in tqdm(scenes, desc="vision warm-up: reading"):
