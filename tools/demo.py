@@ -107,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/tiny.yaml")
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"))
-    parser.add_argument("--train-scenes", type=int, default=2400)
+    parser.add_argument("--train-scenes", type=int, default=2200)
     parser.add_argument("--val-scenes", type=int, default=250)
     parser.add_argument("--sampler-steps", type=int, default=20, help="of each sampled picture")
     arguments = parser.parse_args()
