@@ -46,8 +46,8 @@ def build_training_arguments(settings: dict, seed: int) -> TrainingArguments:
     """`TrainingArguments` of the run, with what our rows need.
 
     Raises:
-        ValueError: for a setting that is given elsewhere or has to be as it is, and when checkpoints fall between two
-            reports, which a resumed run could not repeat.
+        ValueError: for a setting that is given elsewhere or has to be as it is, for several GPUs in one process, and
+            when checkpoints fall between two reports, which a resumed run could not repeat.
     """
     for name, (value, remedy) in {**FIXED_ARGUMENTS, "seed": (seed, "set the seed of the run: --seed")}.items():
         if settings.get(name, value) != value:
@@ -55,6 +55,11 @@ def build_training_arguments(settings: dict, seed: int) -> TrainingArguments:
     fixed = {name: value for name, (value, _) in FIXED_ARGUMENTS.items()}
     # Checkpoints are removed by `MarkComplete`: the Trainer would do it before the new one is known to be whole.
     arguments = TrainingArguments(**{**settings, **fixed, "seed": seed, "save_total_limit": None})
+    if arguments.n_gpu > 1:
+        raise ValueError(
+            f"train.py: expected one GPU a process, got {arguments.n_gpu}, among which the Trainer would split rows;"
+            " start it with `accelerate launch train.py ...`, or show it one with CUDA_VISIBLE_DEVICES=0."
+        )
     if arguments.save_strategy == "steps" and arguments.save_steps % arguments.logging_steps:
         raise ValueError(
             f"trainer.save_steps: expected a multiple of logging_steps {arguments.logging_steps}, got"

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from ross3d.data.annotations import group_by_scene, load_annotations
 from ross3d.data.collator import propose_hidden_views, widen_grounding_labels
@@ -107,6 +108,13 @@ def test_what_is_set_elsewhere_is_refused(tmp_path, given, message):
     assert build_training_arguments({"output_dir": str(tmp_path)} | same, 0).num_train_epochs == 1
 
 
+def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
+    assert build_training_arguments({"output_dir": str(tmp_path)}, 0).n_gpu <= 1
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    with pytest.raises(ValueError, match=r"train.py: expected one GPU a process, got 2, .* `accelerate launch"):
+        build_training_arguments({"output_dir": str(tmp_path)}, 0)
+
+
 def test_the_optimizer_is_the_one_that_was_asked_for(tmp_path):
     model, settings = make_model(), {"output_dir": str(tmp_path), "adam_beta2": 0.5, "adam_epsilon": 1.0e-6}
     muon = {"model.language_model.layers": PartArguments(optimizer="muon", learning_rate=0.02)}
@@ -150,6 +158,12 @@ def test_no_scenes_is_an_error(tmp_path):
         list_scenes(DataArguments(root=str(tmp_path)))
     (tmp_path / "train" / "room-1").mkdir(parents=True)
     assert [path.name for path in list_scenes(DataArguments(root=str(tmp_path)))] == ["room-1"]
+
+
+def test_no_is_a_strategy(config_file):
+    """YAML reads a bare `no` as false."""
+    assert read_run_arguments(config_file, ["--save_strategy", "no"]).trainer["save_strategy"] == "no"
+    assert read_run_arguments(config_file, ["--bf16", "no"]).trainer["bf16"] is False
 
 
 # ---- parts

@@ -199,6 +199,9 @@ def read_run_arguments(config_file: str | Path, overrides: list[str] | None = No
     settings = apply_overrides(settings, overrides or [])
     check_keys(settings, {f.name for f in fields(RunArguments)}, f"{config_file}")
     check_keys(settings.get("trainer") or {}, {f.name for f in fields(TrainingArguments)}, f"{config_file}: trainer")
+    for name, value in (settings.get("trainer") or {}).items():
+        if name.endswith("_strategy") and value is False:
+            settings["trainer"][name] = "no"  # what YAML made of it
     for section, values in settings.items():
         check_numbers(values, f"{config_file}: {section}")
     for section, cls in (
