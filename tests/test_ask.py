@@ -51,6 +51,8 @@ def test_without_boxes_and_teacher_words_are_all_there_is(tmp_path, capsys):
     (answer,) = run(scan, tmp_path / "page.html", "find the bed", model=model)
     assert answer.boxes is None and "having not seen it" not in (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "no boxes were given (--boxes FILE or a boxes.json)" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"questions: expected words in each, got \['the bed', ' '\]; ask something"):
+        run(scan, tmp_path / "page.html", "the bed", " ", model=model)
     with pytest.raises(ValueError, match="--ground: expected boxes to choose among, got none; give --boxes FILE"):
         run(scan, tmp_path / "page.html", "--ground", "the bed", model=model)
 

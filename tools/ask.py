@@ -46,8 +46,10 @@ def choose_grounded(questions: list[str], ground_all: bool, has_boxes: bool) -> 
     """For each question, whether boxes answer it.
 
     Raises:
-        ValueError: when all questions are to be grounded and there are no boxes.
+        ValueError: for a question without words, and when all are to be grounded and there are no boxes.
     """
+    if not all(question.strip() for question in questions):
+        raise ValueError(f"questions: expected words in each, got {questions}; ask something.")
     if ground_all and not has_boxes:
         raise ValueError("--ground: expected boxes to choose among, got none; give --boxes FILE or a boxes.json.")
     about_boxes = [ground_all or question.lower().startswith("find ") for question in questions]
