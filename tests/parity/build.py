@@ -13,7 +13,11 @@ from ross3d.geometry_ross3d import assign_patches, pool_patch_coords
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.processing_ross3d import IMAGE_TOKEN, Ross3DImageProcessor, Ross3DProcessor
 from ross3d.tests.parity.golden import GoldenCase, GoldenSet, read_factor
-from ross3d.tools.checkpoint_keys import to_ours
+from ross3d.tools.checkpoints.ingredients import VISION_KEYS
+from ross3d.tools.checkpoints.keys import to_ours
+from ross3d.tools.checkpoints.plan import get_vocab_size
+from ross3d.tools.checkpoints.published_config import get_denoiser_settings
+from ross3d.tools.checkpoints.published_config import make_config as convert_config
 
 
 # What the published code writes where its one scene slot is.
@@ -23,76 +27,35 @@ SLOT = -200
 def make_config(golden: GoldenSet) -> Ross3DConfig:
     """Our config of the recorded model, with the published choice of every named value."""
     reference, vision = golden.config["reference_config"], golden.config["siglip_config"]
-    head, vae = golden.config["denoiser"], golden.config["vae_config"]
+    head, special = golden.config["denoiser"], golden.config["special_ids"]
     assert head["noise_schedule"] == "cosine" and not head["learn_sigma"]
-    assert reference["mm_projector_type"] == "mlp2x_gelu"
-    assert reference["world_position_embedding_type"] == "avg-discrete-sin3d"
-    weights, special = golden.weights, golden.config["special_ids"]
-    bev = golden.get_case("inputs")
-    return Ross3DConfig(
-        vision_config={
-            "hidden_size": vision["hidden_size"],
-            "intermediate_size": vision["intermediate_size"],
-            "num_hidden_layers": vision["num_layers_kept"],
-            "num_attention_heads": vision["num_attention_heads"],
-            "image_size": vision["image_size"],
-            "patch_size": vision["patch_size"],
-            "hidden_act": vision["hidden_act"],
-            "layer_norm_eps": vision["layer_norm_eps"],
+    shapes = {name: tuple(tensor.shape) for name, tensor in golden.weights.items()}
+    denoiser = get_denoiser_settings(shapes, golden.config["vae_config"])
+    recorded = {
+        "hidden_size": head["embed_dim"],
+        "num_hidden_layers": head["depth"],
+        "num_attention_heads": head["num_heads"],
+        "num_pool_heads": head["attn_pool_heads"],
+        "intermediate_size": int(head["embed_dim"] * head["mlp_ratio"]),
+        "prediction_type": head["predict"],
+        "num_train_timesteps": head["diffusion_steps"],
+        "bev_grid_size": math.isqrt(head["n_patches_bev"]),
+    }
+    return convert_config(
+        reference,
+        vocab_size=get_vocab_size(shapes),
+        token_ids={
+            **{name: special[f"<{name}>"] for name in ("image", "ground", "coord")},
+            # Recorded answers go on behind the end mark.
+            "eos": None,
+            "pad": special["<|endoftext|>"],
         },
-        text_config={
-            "vocab_size": len(weights["model.embed_tokens.weight"]),
-            "hidden_size": reference["hidden_size"],
-            "intermediate_size": reference["intermediate_size"],
-            "num_hidden_layers": reference["num_hidden_layers"],
-            "num_attention_heads": reference["num_attention_heads"],
-            "num_key_value_heads": reference["num_key_value_heads"],
-            "hidden_act": reference["hidden_act"],
-            "rms_norm_eps": reference["rms_norm_eps"],
-            # The published code checks no length; its tokenizer's limit is the real one.
-            "max_position_embeddings": max(
-                reference["max_position_embeddings"], reference["tokenizer_model_max_length"]
-            ),
-            "rope_parameters": {"rope_type": "default", "rope_theta": reference["rope_theta"]},
-            "eos_token_id": None,
-            "pad_token_id": special["<|endoftext|>"],
+        vision={
+            **{key: value for key, value in vision.items() if key in VISION_KEYS},
+            "num_hidden_layers": vision["num_layers_kept"] + 1,
         },
-        denoiser_config={
-            "hidden_size": head["embed_dim"],
-            "num_hidden_layers": head["depth"],
-            "num_attention_heads": head["num_heads"],
-            "num_pool_heads": head["attn_pool_heads"],
-            "intermediate_size": int(head["embed_dim"] * head["mlp_ratio"]),
-            "frequency_embedding_size": weights["model.mm_inv_projector.net.t_embedder.mlp.0.weight"].shape[1],
-            "condition": "pooled",
-            "prediction_type": head["predict"],
-            "num_train_timesteps": head["diffusion_steps"],
-            "sampler": "published",
-            "bev_loss_mask": "rgb_positive",
-            "view_image_size": reference["decode_image_size"],
-            "bev_image_size": len(bev.read("bev_small")) * bev.scalars["bev_upsample"],
-            "bev_grid_size": math.isqrt(head["n_patches_bev"]),
-            "latent_channels": vae["latent_channels"],
-            "latent_patch_size": math.isqrt(head["x_channel"] // vae["latent_channels"]),
-            "scaling_factor": vae["scaling_factor"],
-            "shift_factor": vae["shift_factor"],
-            "position_embedding": "zeros",
-        },
-        image_token_id=special["<image>"],
-        ground_token_id=special["<ground>"],
-        coord_token_id=special["<coord>"],
-        projector_hidden_act="gelu",
-        projector_norm="none",
-        position_embedding="sin3d",
-        voxel_size=reference["voxel_size"],
-        scene_bounds_min=reference["min_xyz_range"],
-        scene_bounds_max=reference["max_xyz_range"],
-        grounding_temperature=reference["ground_head_temperature"],
-        grounding_loss_weight=reference["ground_loss_scale"],
-        view_mask_ratio=reference["view_mask_ratio"],
-        view_mask_period=int(1 / reference["view_mask_prob"]),
-        reconstruct_on_grounding_rows=False,
-        tie_word_embeddings=reference["tie_word_embeddings"],
+        denoiser=denoiser | recorded,
+        grounding=True,
     )
 
 

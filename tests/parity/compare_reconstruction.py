@@ -17,7 +17,7 @@ from ross3d.tests.parity.compare_model import check_image_block
 from ross3d.tests.parity.golden import GoldenCase, read_slices
 from ross3d.tests.parity.gradients import check_gradients
 from ross3d.tests.parity.tables import ACTIVATIONS, EXACT_ARITHMETIC, GRADIENTS, LOSSES
-from ross3d.tools.checkpoint_keys import adapt_denoiser_file, to_ours, to_published
+from ross3d.tools.checkpoints.keys import adapt_denoiser_file, to_ours, to_published
 from ross3d.training.trainer import open_view_gate
 
 

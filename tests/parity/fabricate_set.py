@@ -54,6 +54,8 @@ class Sizes:
     image: int
     patch: int
     denoiser: int
+    denoiser_heads: int
+    diffusion_steps: int
     depth: int
     bev_grid: int
     decode: int
@@ -225,7 +227,7 @@ class Fabrication:
         frozen = ("model.vision_tower", "model.mm_pixel_decoder")
         self.trained = [name for name in self.weights if not name.startswith(frozen)]
         self.voxel, self.low, self.high = 0.125, [-8, -8, -2], [8, 8, 4]
-        self.betas, self.products = slow.get_schedule(500)
+        self.betas, self.products = slow.get_schedule(sizes.diffusion_steps)
 
     def noise(self, *shape: int) -> torch.Tensor:
         """Normal numbers that a byte holds exactly."""
@@ -537,9 +539,9 @@ class Fabrication:
         return slow.fold(slow.resize(latents, 2 * grid) if latents.shape[-1] != 2 * grid else latents)
 
     def get_errors(self, weights, branch: str, target, noise, timesteps, context) -> dict[str, torch.Tensor]:
-        condition = slow.pool_condition(weights, branch, context.flatten(0, 1), 4)
+        condition = slow.pool_condition(weights, branch, context.flatten(0, 1), self.sizes.denoiser_heads)
         noisy = slow.add_noise(target, noise, timesteps, self.products)
-        guess = slow.denoise(weights, branch, noisy, timesteps, condition, self.sizes.depth, 4)
+        guess = slow.denoise(weights, branch, noisy, timesteps, condition, self.sizes.depth, self.sizes.denoiser_heads)
         return {"condition": condition, "guess": guess, "errors": (noise - guess).square()}
 
     def record_reconstruction(self) -> None:
@@ -555,7 +557,7 @@ class Fabrication:
         repeat = sizes.views // len(hidden)
         draw = self.noise(*mean.shape)
         target = self.get_target(mean, logvar, draw, sizes.grid)
-        timesteps = torch.randint(0, 500, (len(hidden) * repeat,))
+        timesteps = torch.randint(0, self.sizes.diffusion_steps, (len(hidden) * repeat,))
         noise = self.noise(len(timesteps), *target.shape[1:])
         view = self.get_errors(weights, "view", target.repeat(repeat, 1, 1, 1), noise, timesteps, context)
         vm_loss = view["errors"].mean()
@@ -578,9 +580,10 @@ class Fabrication:
         out.note(
             "recon_view", vm_loss=vm_loss.item(), mask=mask, repeat_factor=repeat, decode_image_size=sizes.decode,
             image_embed_len=sizes.grid**2, scaling_factor=self.vae.config.scaling_factor,
-            shift_factor=self.vae.config.shift_factor, num_timesteps=500, boi=where["boi"], eoi=where["eoi"],
-            newline_ids=where["newlines"], vae_input_shape=list(pictures.shape), pool_input_shape=[1, 2, 3],
-            denoiser_out_channel_stride=sizes.stride, loss_elements_sum=view["errors"].double().sum().item(),
+            shift_factor=self.vae.config.shift_factor, num_timesteps=self.sizes.diffusion_steps, boi=where["boi"],
+            eoi=where["eoi"], newline_ids=where["newlines"], vae_input_shape=list(pictures.shape),
+            pool_input_shape=[1, 2, 3], denoiser_out_channel_stride=sizes.stride,
+            loss_elements_sum=view["errors"].double().sum().item(),
         )  # fmt: skip
         # The bird's-eye picture.
         cells = (slow.resize(self.bev, sizes.bev_grid).mean(dim=1, keepdim=True) > 0).float()
@@ -619,7 +622,7 @@ class Fabrication:
         mean, logvar = self.encode_pictures(2 * self.bev - 1)
         draw = self.noise(*mean.shape)
         target = self.get_target(mean, logvar, draw, self.sizes.bev_grid)
-        timesteps, noise = torch.randint(0, 500, (1,)), self.noise(*target.shape)
+        timesteps, noise = torch.randint(0, self.sizes.diffusion_steps, (1,)), self.noise(*target.shape)
         parts = self.get_errors(weights, "bev", target, noise, timesteps, context)
         parts |= {"posterior_noise": draw, "noise": noise, "t": timesteps, "target": target}
         counted = cells.expand_as(parts["errors"])
@@ -657,14 +660,14 @@ class Fabrication:
             kept, place = [], 0.0
             for _ in range(steps):
                 kept.append(round(place))
-                place += 499 / (steps - 1)
+                place += (sizes.diffusion_steps - 1) / (steps - 1)
             runs = []
             for dtype in (torch.float32, torch.float64):
                 cast = {name: tensor.to(dtype) for name, tensor in weights.items() if name.startswith(slow.HEAD)}
-                condition = slow.pool_condition(cast, branch, states.to(dtype), 4)
+                condition = slow.pool_condition(cast, branch, states.to(dtype), sizes.denoiser_heads)
 
                 def predict(x, t, cast=cast, condition=condition, branch=branch):
-                    return slow.denoise(cast, branch, x.to(condition), t, condition, sizes.depth, 4)
+                    return slow.denoise(cast, branch, x.to(condition), t, condition, sizes.depth, sizes.denoiser_heads)
 
                 runs.append(slow.sample(predict, start, noises, kept, self.products, temperature))
             (samples, cleans, betas), (exact, _, _) = runs
@@ -684,11 +687,15 @@ class Fabrication:
         x = out.add("sampling", "direct_x", self.noise(3, 32, sizes.grid, sizes.grid), PACKED)
         timesteps = out.add("sampling", "direct_t", torch.tensor([0, 250, 499]))
         frequencies, embedding = slow.embed_timesteps(weights, timesteps)
-        condition = slow.pool_condition(weights, "view", states, 4)
+        condition = slow.pool_condition(weights, "view", states, sizes.denoiser_heads)
         out.add("sampling", "direct_t_freq", frequencies)
         out.add("sampling", "direct_t_emb", embedding)
         out.thin(
-            "sampling", "direct_out", slow.denoise(weights, "view", x, timesteps, condition, sizes.depth, 4), 1, 3
+            "sampling",
+            "direct_out",
+            slow.denoise(weights, "view", x, timesteps, condition, sizes.depth, sizes.denoiser_heads),
+            1,
+            3,
         )
 
     def record_teacher(self) -> None:
@@ -859,8 +866,10 @@ class Fabrication:
             },
             "denoiser": {
                 "x_channel": 32, "z_channel": sizes.hidden, "embed_dim": sizes.denoiser, "depth": sizes.depth,
-                "num_heads": 4, "mlp_ratio": 3.0, "n_patches_view": sizes.grid**2, "n_patches_bev": sizes.bev_grid**2,
-                "attn_pool_heads": 4, "noise_schedule": "cosine", "diffusion_steps": 500, "learn_sigma": False,
+                "num_heads": sizes.denoiser_heads, "mlp_ratio": 3.0,
+                "n_patches_view": sizes.grid**2, "n_patches_bev": sizes.bev_grid**2,
+                "attn_pool_heads": sizes.denoiser_heads, "noise_schedule": "cosine",
+                "diffusion_steps": sizes.diffusion_steps, "learn_sigma": False,
                 "predict": "epsilon",
             },
         }  # fmt: skip

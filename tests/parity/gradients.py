@@ -6,7 +6,7 @@ from ross3d.modeling_ross3d import Ross3DOutput
 from ross3d.tests.parity.build import Recorded
 from ross3d.tests.parity.golden import GoldenCase
 from ross3d.tests.parity.tables import GRADIENTS
-from ross3d.tools.checkpoint_keys import to_published
+from ross3d.tools.checkpoints.keys import to_published
 
 
 def check_gradients(recorded: Recorded, case: GoldenCase, prefix: str, inputs: dict) -> Ross3DOutput:

@@ -10,7 +10,7 @@ from ross3d.configuration_ross3d import Ross3DConfig, Ross3DDenoiserConfig
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.tests.parity.build import make_model, split_weights
 from ross3d.tests.parity.golden import GoldenSet, get_goldens_folder, list_tensor_sets
-from ross3d.tools.checkpoint_keys import adapt_denoiser_file, to_ours, to_published
+from ross3d.tools.checkpoints.keys import adapt_denoiser_file, to_ours, to_published
 
 
 pytestmark = pytest.mark.parity

@@ -59,6 +59,29 @@ KEY_TABLE: tuple[tuple[str, str], ...] = (
     ("ground_head_query.3.*", "grounding_head.query_mlp.linear_2.*"),
 )
 
+# Published keys that have no place in ours, and why nothing is lost with them.
+DROPPED_KEYS: tuple[tuple[str, str], ...] = (
+    ("model.layers.*.self_attn.rotary_emb.inv_freq", "computed from rope_theta"),
+    ("model.rotary_emb.inv_freq", "computed from rope_theta"),
+    ("model.vision_tower.vision_tower.vision_model.embeddings.position_ids", "0, 1, 2, ..."),
+    ("model.vision_tower.vision_tower.vision_model.head.*", "the tower's pooling head is never read"),
+    ("model.vision_tower.vision_tower.text_model.*", "SigLIP's text half is never read"),
+    ("model.vision_tower.vision_tower.logit_*", "SigLIP's text half is never read"),
+)
+VISION_LAYER = "model.vision_tower.vision_tower.vision_model.encoder.layers."
+
+
+def explain_dropped(name: str, num_vision_layers: int) -> str | None:
+    """Why a published key has no place in ours, or None when it should have one.
+
+    Args:
+        name (`str`): a published key.
+        num_vision_layers (`int`): layers of the tower that run; the published code deletes those behind them.
+    """
+    if name.startswith(VISION_LAYER) and int(name.removeprefix(VISION_LAYER).split(".")[0]) >= num_vision_layers:
+        return "the tower's last layer is never run"
+    return next((reason for pattern, reason in DROPPED_KEYS if rename(name, pattern, pattern) is not None), None)
+
 
 def rename(name: str, source: str, target: str) -> str | None:
     """The name under pattern `target` of a `name` that fits pattern `source`, or None."""
@@ -84,6 +107,11 @@ def to_published(name: str) -> str | None:
 INVERSE_PROJECTOR = "model.mm_inv_projector.net."
 
 
+def get_short_name(name: str) -> str:
+    """The name of a denoiser's weight without what files put before it."""
+    return name.rpartition("mm_inv_projector.")[2].removeprefix("net.")
+
+
 def adapt_denoiser_file(
     state_dict: dict[str, torch.Tensor], view_grid_size: int, bev_grid_size: int
 ) -> dict[str, torch.Tensor]:
@@ -99,7 +127,7 @@ def adapt_denoiser_file(
     """
     adapted = {}
     for name, tensor in state_dict.items():
-        short = name.rpartition("mm_inv_projector.")[2].removeprefix("net.")
+        short = get_short_name(name)
         stem, _, rest = short.partition(".")
         if short == "pos_embed":
             for branch, grid_size in (("view", view_grid_size), ("bev", bev_grid_size)):

@@ -1,0 +1,287 @@
+"""Checkpoints on disk, tensor by tensor: where each lies, and shards that are written as their tensors are read.
+
+Nothing here holds more than one shard of the output in memory, however large the checkpoint.
+"""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from huggingface_hub import snapshot_download, split_torch_state_dict_into_shards
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from ross3d.data.atomic import replace_file, write_text
+
+
+# What a checkpoint folder may call its weights, the preferred first: an index of shards, or one file.
+WEIGHT_FILES = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+)
+PLAN_FILE = "plan.json"
+
+
+class Readable(Protocol):
+    """A tensor that is known by shape and type and made or read when it is needed."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def read(self) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file: `name` is what the file calls it."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def read(self) -> torch.Tensor:
+        if self.file.suffix != ".safetensors":
+            return load_pickle(self.file)[self.name]
+        # Opened anew each time: the pages of a mapped file count as memory until it is closed.
+        with safe_open(self.file, "pt") as opened:
+            return opened.get_tensor(self.name)
+
+
+@dataclass(frozen=True)
+class MadeTensor:
+    """A tensor that is computed when it is needed.
+
+    Attributes:
+        note (`str`): how, for the report.
+        source (`str`, *optional*): the key of a file that it is made from; None when it is new.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[], torch.Tensor]
+    note: str = ""
+    source: str | None = None
+
+    def read(self) -> torch.Tensor:
+        tensor = self.make().to(self.dtype)
+        if tuple(tensor.shape) != self.shape:
+            raise ValueError(f"MadeTensor: expected to make {self.shape}, made {tuple(tensor.shape)}.")
+        return tensor
+
+
+@lru_cache(maxsize=1)
+def load_pickle(file: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a `.bin` file, mapped where its format allows it; nothing else in it is ever run.
+
+    Raises:
+        ValueError: when it is broken, or holds anything but named tensors.
+    """
+    expected = f"{file}: expected a dictionary of tensors as torch.save writes it"
+    try:
+        try:
+            state_dict = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        except RuntimeError as error:
+            # The format of torch before 1.6 cannot be mapped.
+            if "mmap can only be used" not in str(error):
+                raise
+            state_dict = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{expected}, got other objects, which could run code; save its state_dict alone. ({error})"
+        ) from error
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(f"{expected}, got a broken file; fetch it again. ({error})") from error
+    if not isinstance(state_dict, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state_dict.values()):
+        found = sorted(state_dict)[:3] if isinstance(state_dict, dict) else type(state_dict).__name__
+        raise ValueError(f"{expected}, got {found}; save the inner state_dict alone.")
+    return state_dict
+
+
+def list_file(file: Path) -> dict[str, StoredTensor]:
+    """Names in one weight file -> where they lie; no tensor is read.
+
+    Raises:
+        ValueError: when the file is broken.
+    """
+    if file.suffix != ".safetensors":
+        found = load_pickle(file)
+        return {name: StoredTensor(file, name, tuple(tensor.shape), tensor.dtype) for name, tensor in found.items()}
+    try:
+        with safe_open(file, "pt") as opened:
+            # A mapped tensor costs no memory until it is touched.
+            found = {name: opened.get_tensor(name) for name in opened.keys()}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file}: expected a whole safetensors file, got a broken one; fetch it again. ({error})"
+        ) from error
+    return {name: StoredTensor(file, name, tuple(tensor.shape), tensor.dtype) for name, tensor in found.items()}
+
+
+def list_tensors(path: Path) -> dict[str, StoredTensor]:
+    """Names in a checkpoint folder, or in one weight file, -> where they lie; no tensor is read.
+
+    Raises:
+        FileNotFoundError: when there are no weights, or a shard that the index names is absent.
+        ValueError: when a file is broken, or a shard lacks a tensor that the index promises.
+    """
+    if path.is_file():
+        return list_file(path)
+    found = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"{path}: expected weights, one of {', '.join(WEIGHT_FILES)}, found none of them.")
+    if found.suffix != ".json":
+        return list_file(found)
+    where = read_json(found).get("weight_map", {})
+    missing = sorted({name for name in where.values() if not (path / name).is_file()})
+    if missing:
+        raise FileNotFoundError(f"{found}: expected the shards it names, found no {missing}; fetch the rest.")
+    files = {name: list_file(path / name) for name in dict.fromkeys(where.values())}
+    lost = [name for name, file in where.items() if name not in files[file]]
+    if lost:
+        raise ValueError(f"{found}: expected its tensors in the shards, found no {lost[:3]}; fetch both again.")
+    return {name: tensor for tensors in files.values() for name, tensor in tensors.items()}
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object of a file.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it holds no JSON object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected this file of a checkpoint, found none.")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: expected JSON, got a broken file; fetch it again. ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, got a {type(value).__name__}.")
+    return value
+
+
+def find_folder(name: str | os.PathLike, only_config: bool = False) -> Path:
+    """A folder or file on disk, or the local copy of a Hub repository, downloaded when it is not there.
+
+    Args:
+        name: a path, or a Hub id such as `user/model`.
+        only_config (`bool`): leave the weights of a Hub repository where they are.
+
+    Raises:
+        FileNotFoundError: when `name` is neither.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    kinds = ["*.json", "*.txt", "*.model", "*.jinja"]
+    try:
+        folder = Path(snapshot_download(str(name), allow_patterns=kinds))
+        if not only_config:
+            folder = Path(snapshot_download(str(name), allow_patterns=[*kinds, "*.safetensors"]))
+            if not any(folder.rglob("*.safetensors")):
+                folder = Path(snapshot_download(str(name), allow_patterns=[*kinds, "*.bin"]))
+    except HFValidationError as error:
+        raise FileNotFoundError(f"{name}: expected a folder or a Hub id such as user/model, found neither.") from error
+    return folder
+
+
+def count_bytes(tensors: Iterable[Readable]) -> int:
+    return sum(tensor.dtype.itemsize * torch.Size(tensor.shape).numel() for tensor in tensors)
+
+
+def read_separately(tensors: Mapping[str, Readable]) -> dict[str, torch.Tensor]:
+    """Contiguous tensors that share no memory, as safetensors wants them."""
+    state_dict: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, source in tensors.items():
+        tensor = source.read().detach()
+        storage = tensor.untyped_storage()
+        if not tensor.is_contiguous() or storage.data_ptr() in seen:
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+        seen.add(storage.data_ptr())
+        state_dict[name] = tensor
+    return state_dict
+
+
+def write_shards(
+    tensors: Mapping[str, Readable], folder: Path, stem: str, max_shard_size: str | int, progress: tqdm
+) -> None:
+    """Write `stem.safetensors`, or numbered shards with their index, reading each tensor when its shard is due.
+
+    A shard that is there already is kept: the folder is one of `replace_folder`, whose shards are whole.
+
+    Args:
+        tensors: name -> what to write under it, in the order of writing.
+        folder (`Path`): made where it is not there.
+        max_shard_size: such as `"2GB"`; a larger tensor gets a shard of its own.
+        progress (`tqdm`): counts bytes.
+    """
+    shapes = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in tensors.items()}
+    split = split_torch_state_dict_into_shards(
+        shapes, filename_pattern=stem + "{suffix}.safetensors", max_shard_size=max_shard_size
+    )
+    for file, names in split.filename_to_tensors.items():
+        if not (folder / file).exists():
+            with replace_file(folder / file) as partial:
+                save_file(read_separately({name: tensors[name] for name in names}), partial, {"format": "pt"})
+        progress.update(count_bytes(tensors[name] for name in names))
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": dict(sorted(split.tensor_to_filename.items()))}
+        write_text(folder / f"{stem}.safetensors.index.json", json.dumps(index, indent=2) + "\n")
+
+
+def describe_files(paths: Iterable[Path]) -> list[list]:
+    """Name, size and time of change of files, and of those in folders: what tells one source from another."""
+    files = sorted({file for path in paths for file in ([path] if path.is_file() else path.rglob("*"))})
+    return [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
+
+
+@contextmanager
+def replace_folder(path: Path, plan: dict, num_bytes: int) -> Iterator[Path]:
+    """A folder beside `path` to write to, which becomes `path` when the block is left without an error.
+
+    After a kill `path` is not there; what was written waits in `.NAME.partial` and is taken up by the next call with
+    the same `plan`. Another plan starts anew.
+
+    Args:
+        path (`Path`): must not exist, or be an empty folder.
+        plan (`dict`): all that decides the contents, as JSON.
+        num_bytes (`int`): how much will be written; checked against the free space.
+
+    Raises:
+        FileExistsError: when `path` has contents.
+        OSError: when the disk has too little room.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path}: expected a folder that is not there yet, found contents; choose another.")
+    partial = path.absolute().with_name(f".{path.absolute().name}.partial")
+    text = json.dumps(plan, indent=1)
+    known = partial / PLAN_FILE
+    if not known.is_file() or known.read_text(encoding="utf-8") != text:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    for left in partial.rglob(".*.partial"):
+        left.unlink()
+    free = shutil.disk_usage(partial).free + sum(f.stat().st_size for f in partial.rglob("*") if f.is_file())
+    if free < num_bytes:
+        raise OSError(f"{path}: expected {num_bytes / 1e9:.1f} GB of free space, got {free / 1e9:.1f} GB; make room.")
+    write_text(known, text)
+    yield partial
+    known.unlink()
+    os.replace(partial, path)

@@ -1,0 +1,361 @@
+"""Which tensor becomes which: every key of a checkpoint mapped, generated, or dropped with a reason."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKL
+
+from ross3d.configuration_ross3d import Ross3DConfig, Ross3DDenoiserConfig
+from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
+from ross3d.tools.checkpoints.files import MadeTensor, Readable, StoredTensor
+from ross3d.tools.checkpoints.keys import (
+    INVERSE_PROJECTOR,
+    adapt_denoiser_file,
+    explain_dropped,
+    get_short_name,
+    to_ours,
+    to_published,
+)
+from ross3d.tools.checkpoints.published_config import explain_dropped_denoiser, get_denoiser_settings
+
+
+TEACHER = "teacher."
+NEW_PARTS = ("model.mask_token", "model.image_newline", "grounding_head.", "reconstruction_head.")
+EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
+
+
+@dataclass(frozen=True)
+class KeyRecord:
+    """What became of one key: its name on both sides, where it has one."""
+
+    published: str | None
+    ours: str | None
+    fate: Literal["mapped", "generated", "dropped"]
+    reason: str = ""
+
+
+@dataclass
+class Plan:
+    """Tensors to write, by their new names, and what became of every key.
+
+    `rest` holds what has no place in the model and is kept beside it for the way back.
+    """
+
+    model: dict[str, Readable] = field(default_factory=dict)
+    teacher: dict[str, Readable] = field(default_factory=dict)
+    rest: dict[str, Readable] = field(default_factory=dict)
+    records: list[KeyRecord] = field(default_factory=list)
+
+    def put(self, name: str, tensor: Readable) -> None:
+        """File a tensor under one of our names."""
+        if name.startswith(TEACHER):
+            self.teacher[name.removeprefix(TEACHER)] = tensor
+        else:
+            self.model[name] = tensor
+
+    def list_tensors(self) -> list[Readable]:
+        return [*self.model.values(), *self.teacher.values(), *self.rest.values()]
+
+
+def get_own_shapes(config: Ross3DConfig, teacher: Mapping[str, Any] | None) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of our model, and of the teacher behind `teacher.`; nothing is allocated."""
+    with torch.device("meta"):
+        tensors = Ross3DForConditionalGeneration(config).state_dict()
+        if teacher is not None:
+            vae = AutoencoderKL.from_config(dict(teacher)).state_dict()
+            tensors |= {f"{TEACHER}{name}": tensor for name, tensor in vae.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if config.tie_word_embeddings:
+        del shapes["lm_head.weight"]
+    return shapes
+
+
+def get_vocab_size(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Rows that input and output embeddings have in common.
+
+    Raises:
+        ValueError: when there are no word embeddings.
+    """
+    rows = [shapes[name][0] for name in EMBEDDINGS if name in shapes]
+    if EMBEDDINGS[0] not in shapes:
+        raise ValueError(
+            f"{EMBEDDINGS[0]}: expected it among the published weights, found {sorted(shapes)[:3]}; this is not a"
+            " whole checkpoint."
+        )
+    return min(rows)
+
+
+def check_shapes(pairs: list[tuple[str, str, tuple[int, ...], tuple[int, ...]]]) -> None:
+    """Refuse tensors (name, target, shape, shape of the target) that do not fit.
+
+    Raises:
+        ValueError: with both names of the first, and how many there are.
+    """
+    wrong = [pair for pair in pairs if pair[2] != pair[3]]
+    if wrong:
+        name, target, shape, wanted = wrong[0]
+        raise ValueError(
+            f"{name} -> {target}: expected shape {wanted}, got {shape} ({len(wrong)} such keys); config.json, vision"
+            " tower or VAE belong to another checkpoint."
+        )
+
+
+def plan_ours(
+    tensors: Mapping[str, Readable],
+    config: Ross3DConfig,
+    teacher: Mapping[str, Any] | None,
+    new: Mapping[str, MadeTensor],
+) -> Plan:
+    """A published checkpoint under our names.
+
+    Args:
+        tensors: by published name, the teacher's included where it is there.
+        config: ours.
+        teacher: the diffusers configuration of the VAE; None when its weights are not there.
+        new: by our name, what stands in where the checkpoint has nothing.
+
+    Raises:
+        ValueError: for keys that have no place, that are missing, or whose shape is another.
+    """
+    plan, unknown, pairs = Plan(), [], []
+    shapes = get_own_shapes(config, teacher)
+    for name, tensor in tensors.items():
+        ours, reason = to_ours(name), explain_dropped(name, config.vision_config.num_hidden_layers)
+        if config.tie_word_embeddings and name == "lm_head.weight":
+            reason = "tied to the word embeddings"
+        if reason is not None:
+            plan.records.append(KeyRecord(name, None, "dropped", reason))
+        elif ours not in shapes:
+            unknown.append(name if ours is None else f"{name} (ours: {ours})")
+        else:
+            kept = trim_rows(plan, name, tensor, config.text_config.vocab_size)
+            pairs.append((name, ours, tuple(kept.shape), shapes[ours]))
+            plan.put(ours, kept)
+            plan.records.append(KeyRecord(name, ours, "mapped", getattr(kept, "note", "")))
+    if unknown:
+        raise ValueError(
+            f"{unknown[0]}: expected a key of the published model, got {len(unknown)} without a place in ours, such as"
+            f" {', '.join(unknown[:3])}; leave them out with --drop PATTERN if nothing needs them."
+        )
+    check_shapes(pairs)
+    brought = {record.ours for record in plan.records}
+    for name, tensor in new.items():
+        if name in shapes and name not in brought:
+            plan.put(name, tensor)
+            fate = "generated" if tensor.source is None else "mapped"
+            plan.records.append(KeyRecord(tensor.source or to_published(name), name, fate, tensor.note))
+    check_complete(plan, shapes)
+    return plan
+
+
+def trim_rows(plan: Plan, name: str, tensor: Readable, vocab_size: int) -> Readable:
+    """The first `vocab_size` rows of word embeddings; those behind them go to `plan.rest`."""
+    if name not in EMBEDDINGS or tensor.shape[0] <= vocab_size:
+        return tensor
+    shape, behind = ((n, *tensor.shape[1:]) for n in (vocab_size, tensor.shape[0] - vocab_size))
+    plan.rest[name] = MadeTensor(behind, tensor.dtype, lambda: tensor.read()[vocab_size:])
+    note = f"rows {vocab_size} to {tensor.shape[0] - 1} belong to no token; kept for the way back"
+    return MadeTensor(shape, tensor.dtype, lambda: tensor.read()[:vocab_size], note)
+
+
+def check_complete(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a plan that lacks keys of our model.
+
+    Raises:
+        ValueError: with the names that the checkpoint should have brought.
+    """
+    planned = plan.model.keys() | {f"{TEACHER}{name}" for name in plan.teacher}
+    missing = [to_published(name) or name for name in shapes if name not in planned]
+    if missing:
+        raise ValueError(
+            f"{missing[0]}: expected it in the checkpoint, found {len(missing)} keys missing, such as {missing[:3]};"
+            " fetch the rest, or name the part they belong to (--vision-tower, --teacher)."
+        )
+
+
+# New weights
+
+
+def make_new_weights(config: Ross3DConfig, seed: int) -> dict[str, torch.Tensor]:
+    """Mask token, newline and heads as a new model of this config begins; no other part is built at its size.
+
+    The vector of "no target" is drawn at unit spread, as the published recipe does.
+    """
+    settings = config.to_dict()
+    settings["text_config"] |= {"num_hidden_layers": 0, "layer_types": [], "vocab_size": 3, "bos_token_id": None}
+    settings["text_config"] |= {"eos_token_id": None, "pad_token_id": None}
+    settings["vision_config"] |= {"num_hidden_layers": 0}
+    settings |= {"image_token_id": 0, "ground_token_id": 1, "coord_token_id": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        weights = Ross3DForConditionalGeneration(Ross3DConfig.from_dict(settings)).state_dict()
+        if config.grounding:
+            weights["grounding_head.no_target"] = torch.randn(config.text_config.hidden_size)
+    return {name: tensor for name, tensor in weights.items() if name.startswith(NEW_PARTS)}
+
+
+def hold(tensor: torch.Tensor, dtype: torch.dtype, note: str, source: str | None = None) -> MadeTensor:
+    """A small tensor that is in memory already."""
+    return MadeTensor(tuple(tensor.shape), dtype, lambda: tensor, note, source)
+
+
+def make_mask_token(config: Ross3DConfig, dtype: torch.dtype, seed: int) -> dict[str, MadeTensor]:
+    """What a checkpoint may lack: its mask token, whose memory the published code then leaves as it finds it."""
+    name = "model.mask_token"
+    token = make_new_weights(config, seed)[name]
+    return {name: hold(token, dtype, "the checkpoint has none: drawn as for a new model")}
+
+
+# The start of training
+
+
+def get_new_denoiser_settings(shapes: Mapping[str, tuple[int, ...]], teacher: Mapping[str, Any]) -> dict[str, Any]:
+    """`denoiser_config` of the published recipe: what the file it begins from tells, else the released sizes.
+
+    Args:
+        shapes: of the file, by its own names; empty to begin without one, with sinusoids as position tables.
+        teacher: the diffusers configuration of the VAE.
+    """
+    released = Ross3DDenoiserConfig()
+    told = {get_short_name(name).replace("x_embedder.", "x_embedder_view."): tuple(s) for name, s in shapes.items()}
+    embedding = "x_embedder_view.proj.weight"
+    width, channels = told.get(embedding, (released.hidden_size, released.token_channels))[:2]
+    mlp = (width * released.intermediate_size // released.hidden_size, width)
+    layers = {name.split(".")[1] for name in told if name.startswith("blocks.")} or range(released.num_hidden_layers)
+    sizes = {f"blocks.{layer}.mlp.fc1.weight": mlp for layer in layers}
+    sizes["t_embedder.mlp.0.weight"] = (width, released.frequency_embedding_size)
+    sizes |= {embedding: (width, channels)} | told | {"pos_embed_bev": (1, released.bev_grid_size**2, width)}
+    settings = get_denoiser_settings({f"{INVERSE_PROJECTOR}{name}": shape for name, shape in sizes.items()}, teacher)
+    return settings | ({} if shapes else {"position_embedding": "sincos"})
+
+
+def plan_start(
+    tensors: Mapping[str, Readable],
+    denoiser: Mapping[str, Readable],
+    config: Ross3DConfig,
+    teacher: Mapping[str, Any] | None,
+    num_old_tokens: int,
+    seed: int,
+) -> Plan:
+    """A base model with the parts that the published recipe adds to it, under our names.
+
+    Args:
+        tensors: of the base model (and tower and teacher), by published name.
+        denoiser: of the 2D-pretrained denoiser file, by its own names; empty to begin with new weights.
+        config: ours.
+        teacher: the diffusers configuration of the VAE; None when its weights are not there.
+        num_old_tokens (`int`): tokens that the base model knew; rows of the others begin as the mean of theirs.
+        seed (`int`): of all that is drawn.
+
+    Raises:
+        ValueError: as `plan_ours` does.
+    """
+    dtype = tensors[EMBEDDINGS[0]].dtype
+    vocab_size = config.text_config.vocab_size
+    grown = {name: add_rows(tensors[name], num_old_tokens, vocab_size) for name in EMBEDDINGS if name in tensors}
+    note = "new weights of the published recipe"
+    new = {name: hold(tensor, dtype, note) for name, tensor in make_new_weights(config, seed).items()}
+    begun, dropped = read_denoiser(denoiser, config, {name: tensor.shape for name, tensor in new.items()})
+    plan = plan_ours({**tensors, **grown}, config, teacher, new | begun)
+    plan.records += dropped
+    return plan
+
+
+def add_rows(tensor: Readable, num_old: int, num_rows: int) -> MadeTensor:
+    """The first `num_old` rows of word embeddings, the others their mean."""
+
+    def make() -> torch.Tensor:
+        old = tensor.read()[:num_old]
+        mean = old.mean(dim=0, dtype=torch.float32).to(old.dtype)
+        return torch.cat([old, mean.expand(num_rows - num_old, -1)])
+
+    note = f"rows {num_old} to {num_rows - 1} are the mean of those before them"
+    return MadeTensor((num_rows, *tensor.shape[1:]), tensor.dtype, make, note)
+
+
+def read_denoiser(
+    tensors: Mapping[str, Readable], config: Ross3DConfig, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, MadeTensor], list[KeyRecord]]:
+    """Weights of a denoiser file by our name, and its keys that have no place.
+
+    Raises:
+        ValueError: for a weight of another shape than the model's; a condition embedding of another width is left
+            out instead, as the published code leaves it out.
+    """
+    found, dropped, pairs = {}, [], []
+    for name, stored in tensors.items():
+        short, grids = get_short_name(name), (config.view_grid_size, config.denoiser_config.bev_grid_size)
+        adapted = adapt_denoiser_file({name: stored.read()}, *grids)
+        fitting = {ours: tensor for ours, tensor in adapted.items() if shapes.get(ours) == tuple(tensor.shape)}
+        if not adapted or (short.startswith("z_embedder.") and len(fitting) < len(adapted)):
+            dropped.append(KeyRecord(name, None, "dropped", "no such weight in a denoiser with two branches"))
+            continue
+        pairs += [(name, ours, tuple(tensor.shape), shapes.get(ours)) for ours, tensor in adapted.items()]
+        note = f"resized from {tuple(stored.shape)}" if short == "pos_embed" else "from the denoiser file"
+        found |= {ours: hold(tensor, tensor.dtype, note, name) for ours, tensor in adapted.items()}
+    check_shapes(pairs)
+    return found, dropped
+
+
+# The way back
+
+
+def plan_published(
+    tensors: Mapping[str, StoredTensor],
+    teacher: Mapping[str, StoredTensor],
+    rest: Mapping[str, StoredTensor],
+    config: Ross3DConfig,
+    embedding_rows: int | None,
+) -> Plan:
+    """One of our checkpoints under the published names.
+
+    Args:
+        tensors: of our model, by our names.
+        teacher: of its VAE, by their names in the diffusers folder; empty when there is none.
+        rest: rows of word embeddings that were set aside on the way here, by published name.
+        config: ours.
+        embedding_rows (`int`, *optional*): rows of `model.embed_tokens.weight`; those behind the vocabulary are 0.
+
+    Raises:
+        ValueError: for keys that are not of our model, that are missing, or whose shape is another.
+    """
+    plan, shapes = Plan(), get_own_shapes(config, None)
+    if unknown := sorted(set(tensors) - set(shapes)):
+        raise ValueError(f"{unknown[0]}: expected keys of this model, got {len(unknown)} others: {unknown[:3]}.")
+    if missing := sorted(set(shapes) - set(tensors)):
+        raise ValueError(f"{missing[0]}: expected it in the checkpoint, found {len(missing)} keys missing.")
+    check_shapes([(name, to_published(name) or name, tensor.shape, shapes[name]) for name, tensor in tensors.items()])
+    reason = explain_dropped_denoiser(config)
+    for name, tensor in tensors.items():
+        if reason is not None and name.startswith("reconstruction_head."):
+            plan.records.append(KeyRecord(None, name, "dropped", reason))
+            continue
+        published = to_published(name)
+        written = extend_rows(tensor, rest.get(published), embedding_rows if published == EMBEDDINGS[0] else None)
+        plan.model[published] = written
+        plan.records.append(KeyRecord(published, name, "mapped", getattr(written, "note", "")))
+    for name, tensor in teacher.items():
+        published = to_published(f"{TEACHER}{name}")
+        plan.model[published] = tensor
+        plan.records.append(KeyRecord(published, f"{TEACHER}{name}", "mapped"))
+    return plan
+
+
+def extend_rows(tensor: StoredTensor, rest: StoredTensor | None, num_rows: int | None) -> Readable:
+    """Word embeddings with the rows that were set aside, then rows of 0 up to `num_rows`."""
+    pieces = [tensor] if rest is None else [tensor, rest]
+    rows = sum(piece.shape[0] for piece in pieces)
+    if rest is None and num_rows in (None, rows):
+        return tensor
+    total = rows if num_rows is None else num_rows
+    if total < rows:
+        raise ValueError(f"--embedding-rows: expected at least the {rows} rows there are, got {num_rows}.")
+
+    def make() -> torch.Tensor:
+        read = [piece.read() for piece in pieces]
+        return torch.cat([*read, read[0].new_zeros(total - rows, *tensor.shape[1:])])
+
+    note = f"{total - tensor.shape[0]} rows behind the vocabulary"
+    return MadeTensor((total, *tensor.shape[1:]), tensor.dtype, make, note)

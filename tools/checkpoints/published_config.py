@@ -1,0 +1,336 @@
+"""A published `config.json` (`mm_*` keys) and `Ross3DConfig`: one table, read in both directions.
+
+The published file leaves out what its code fixes: sizes of denoiser and grounding head are those of the weights,
+vision tower and VAE are folders of their own. `make_config` takes all of it together.
+"""
+
+from collections.abc import Mapping
+from math import isqrt
+from typing import Any
+
+from transformers import GenerationConfig, Qwen2Config
+
+from ross3d.configuration_ross3d import Ross3DConfig
+from ross3d.tools.checkpoints.keys import INVERSE_PROJECTOR
+
+
+REQUIRED = object()
+
+# Published key, our key, the published value where a config.json has none.
+CONFIG_TABLE: tuple[tuple[str, str, Any], ...] = (
+    ("hidden_size", "text_config.hidden_size", REQUIRED),
+    ("intermediate_size", "text_config.intermediate_size", REQUIRED),
+    ("num_hidden_layers", "text_config.num_hidden_layers", REQUIRED),
+    ("num_attention_heads", "text_config.num_attention_heads", REQUIRED),
+    ("num_key_value_heads", "text_config.num_key_value_heads", REQUIRED),
+    ("hidden_act", "text_config.hidden_act", "silu"),
+    ("rms_norm_eps", "text_config.rms_norm_eps", 1e-6),
+    ("initializer_range", "text_config.initializer_range", 0.02),
+    ("attention_dropout", "text_config.attention_dropout", 0.0),
+    ("use_sliding_window", "text_config.use_sliding_window", False),
+    ("sliding_window", "text_config.sliding_window", None),
+    ("max_window_layers", "text_config.max_window_layers", 28),
+    ("tie_word_embeddings", "tie_word_embeddings", False),
+    ("voxel_size", "voxel_size", 0.1),
+    ("min_xyz_range", "scene_bounds_min", [-15, -15, -5]),
+    ("max_xyz_range", "scene_bounds_max", [15, 15, 5]),
+    ("ground_head_temperature", "grounding_temperature", 0.07),
+    ("ground_loss_scale", "grounding_loss_weight", 1),
+    ("view_mask_ratio", "view_mask_ratio", 0.25),
+    ("decode_image_size", "denoiser_config.view_image_size", 216),
+)
+# Keys whose value has another form in ours.
+CONVERTED_KEYS = (
+    "max_position_embeddings", "tokenizer_model_max_length", "rope_theta", "view_mask_prob", "vocab_size",
+    "ground_token_ids", "coord_token_ids", "mm_vision_tower", "mm_pixel_decoder", "mm_hidden_size",
+    "mm_inv_hidden_size", "image_embed_len",
+)  # fmt: skip
+# Choices of the published code that ours has no other side of: any other value is refused.
+ONLY_VALUES: dict[str, Any] = {
+    "mm_projector_type": "mlp2x_gelu",
+    "world_position_embedding_type": "avg-discrete-sin3d",
+    "object_feature_type": "patch14-pe",
+    "ground_head_type": "infonce",
+    "rope_scaling": None,
+}
+# Keys that the published code writes and that change nothing at the published setting, or are of its training alone.
+IDLE_KEYS = frozenset(
+    {
+        "add_faster_video", "add_time_instruction", "delay_load", "faster_token_stride", "force_sample",
+        "freeze_mm_mlp_adapter", "ground_head_hidden_size", "image_aspect_ratio", "image_crop_resolution",
+        "image_grid_pinpoints", "image_split_resolution", "mm_inv_projector_lr", "mm_inv_projector_type",
+        "mm_newline_position", "mm_patch_merge_type", "mm_projector_lr", "mm_resampler_type",
+        "mm_spatial_pool_mode", "mm_spatial_pool_out_channels", "mm_spatial_pool_stride", "mm_tunable_parts",
+        "mm_use_im_patch_token", "mm_use_im_start_end", "mm_vision_select_feature", "mm_vision_select_layer",
+        "mm_vision_tower_lr", "pos_skipping_range", "ross_enable", "ross_multi_task", "tokenizer_padding_side",
+        "unfreeze_mm_vision_tower", "use_mm_inv_proj", "use_mm_proj", "use_pos_skipping", "vision_tower_pretrained",
+    }
+)  # fmt: skip
+# Keys that Transformers writes, today or at the time of the release.
+LIBRARY_KEYS = frozenset(
+    {
+        "_attn_implementation", "_name_or_path", "add_cross_attention", "architectures", "attn_implementation",
+        "auto_map", "bad_words_ids", "begin_suppress_tokens", "chunk_size_feed_forward",
+        "cross_attention_hidden_size", "dtype", "finetuning_task", "id2label", "is_decoder", "is_encoder_decoder",
+        "label2id", "model_type", "prefix", "problem_type", "pruned_heads", "return_dict", "sep_token_id",
+        "task_specific_params", "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class", "torch_dtype",
+        "torchscript", "transformers_version", "use_bfloat16", "use_cache",
+    }
+    | set(Qwen2Config().to_dict())
+    | set(GenerationConfig._get_default_generation_params())
+    | set(GenerationConfig().to_dict())
+)  # fmt: skip
+
+# Heads of the released denoiser and its poolers: weights of any width look the same.
+DENOISER_HEADS = 16
+
+
+def list_unknown_keys(published: Mapping[str, Any]) -> list[str]:
+    """Keys of a published config that are neither converted nor known to change nothing."""
+    known = {key for key, _, _ in CONFIG_TABLE} | set(CONVERTED_KEYS) | set(ONLY_VALUES) | IDLE_KEYS | LIBRARY_KEYS
+    return sorted(set(published) - known)
+
+
+def make_config(
+    published: Mapping[str, Any],
+    vocab_size: int,
+    token_ids: Mapping[str, int | None],
+    vision: Mapping[str, Any],
+    denoiser: Mapping[str, Any] | None,
+    grounding: bool,
+) -> Ross3DConfig:
+    """Our config of a published model, with the published choice of every named value.
+
+    Args:
+        published: its `config.json`.
+        vocab_size (`int`): rows of the word embeddings.
+        token_ids: of `image`, `ground`, `coord`, `eos`, `pad`.
+        vision: SigLIP's configuration; its `num_hidden_layers` counts the last layer, which the model leaves out.
+        denoiser: see `get_denoiser_settings`; None for a model without one.
+        grounding (`bool`): whether it has a grounding head.
+
+    Raises:
+        ValueError: for a setting that this model cannot have, or one that is missing.
+    """
+    for key, only in ONLY_VALUES.items():
+        if published.get(key, only) != only:
+            raise ValueError(f"{key}: expected {only!r}, the only one this model has, got {published[key]!r}.")
+    settings: dict[str, Any] = {"text_config": {}, "denoiser_config": {}}
+    for key, ours, default in CONFIG_TABLE:
+        value = published.get(key, default)
+        if value is REQUIRED:
+            raise ValueError(f"{key}: expected it in the published config.json, found none; this is another model's.")
+        section, _, name = ours.rpartition(".")
+        (settings[section] if section else settings)[name] = value
+    settings["text_config"] |= {
+        "vocab_size": vocab_size,
+        "max_position_embeddings": get_max_positions(published),
+        "rope_parameters": {"rope_type": "default", "rope_theta": published.get("rope_theta", 1000000.0)},
+        "bos_token_id": published.get("bos_token_id"),
+        "eos_token_id": token_ids["eos"],
+        "pad_token_id": token_ids["pad"],
+    }
+    settings["denoiser_config"] = None if denoiser is None else settings["denoiser_config"] | denoiser
+    settings["view_mask_ratio"] = get_mask_ratio(published)
+    return Ross3DConfig(
+        **settings,
+        vision_config={**vision, "num_hidden_layers": vision["num_hidden_layers"] - 1},
+        **{f"{name}_token_id": token_ids[name] for name in ("image", "ground", "coord")},
+        projector_hidden_act="gelu",
+        projector_norm="none",
+        position_embedding="sin3d",
+        grounding=grounding,
+        view_mask_period=get_mask_period(published),
+        reconstruct_on_grounding_rows=False,
+    )
+
+
+def get_shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, ...]:
+    if name not in shapes:
+        raise ValueError(f"{name}: expected it among the published weights, found none; the checkpoint is not whole.")
+    return shapes[name]
+
+
+def get_max_positions(published: Mapping[str, Any]) -> int:
+    """The published code checks no length; its tokenizer's limit is the real one."""
+    return max(published.get("max_position_embeddings", 0), published.get("tokenizer_model_max_length", 32768))
+
+
+def get_mask_period(published: Mapping[str, Any]) -> int:
+    """`view_mask_prob` is used as a period, truncated."""
+    return int(1 / (published.get("view_mask_prob") or 0.25))
+
+
+def get_mask_ratio(published: Mapping[str, Any]) -> float:
+    """With a `view_mask_prob` of 0 no view is ever hidden."""
+    return 0.0 if published.get("view_mask_prob", 0.25) == 0 else published.get("view_mask_ratio", 0.25)
+
+
+def get_denoiser_settings(shapes: Mapping[str, tuple[int, ...]], teacher: Mapping[str, Any]) -> dict[str, Any] | None:
+    """`denoiser_config` of published weights, or None when they have no denoiser.
+
+    Heads, schedule and sampler are those that the published code fixes.
+
+    Args:
+        shapes: of the weights, by published name.
+        teacher: the diffusers configuration of the VAE.
+
+    Raises:
+        ValueError: when it is there in part.
+    """
+    if not any(name.startswith(INVERSE_PROJECTOR) for name in shapes):
+        return None
+    hidden_size, token_channels = get_shape(shapes, f"{INVERSE_PROJECTOR}x_embedder_view.proj.weight")[:2]
+    blocks = {name.split(".")[4] for name in shapes if name.startswith(f"{INVERSE_PROJECTOR}blocks.")}
+    latent_patch_size = isqrt(token_channels // teacher["latent_channels"])
+    bev_grid_size = isqrt(get_shape(shapes, f"{INVERSE_PROJECTOR}pos_embed_bev")[1])
+    latent_pixels = 2 ** (len(teacher["block_out_channels"]) - 1)
+    return {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": len(blocks),
+        "num_attention_heads": DENOISER_HEADS,
+        "num_pool_heads": DENOISER_HEADS,
+        "intermediate_size": get_shape(shapes, f"{INVERSE_PROJECTOR}blocks.0.mlp.fc1.weight")[0],
+        "frequency_embedding_size": get_shape(shapes, f"{INVERSE_PROJECTOR}t_embedder.mlp.0.weight")[1],
+        "condition": "pooled",
+        "prediction_type": "epsilon",
+        "num_train_timesteps": 1000,
+        "sampler": "published",
+        "bev_loss_mask": "rgb_positive",
+        "bev_image_size": bev_grid_size * latent_patch_size * latent_pixels,
+        "bev_grid_size": bev_grid_size,
+        "latent_channels": teacher["latent_channels"],
+        "latent_patch_size": latent_patch_size,
+        "scaling_factor": teacher["scaling_factor"],
+        "shift_factor": teacher["shift_factor"] or 0.0,
+        "position_embedding": "zeros",
+    }
+
+
+# What the release's config.json says besides, for checkpoints that never came from one.
+PUBLISHED_TEMPLATE: dict[str, Any] = {
+    "architectures": ["Ross3DQwenForCausalLM"],
+    "model_type": "ross3d_qwen",
+    "mm_newline_position": "grid",
+    "mm_patch_merge_type": "spatial_unpad",
+    "mm_spatial_pool_mode": "bilinear",
+    "mm_spatial_pool_stride": 2,
+    "mm_use_im_patch_token": False,
+    "mm_use_im_start_end": False,
+    "mm_vision_select_feature": "patch",
+    "mm_vision_select_layer": -2,
+    "image_aspect_ratio": "anyres_max_9",
+    "mm_inv_projector_type": "denoiser_vit3x",
+    "ross_enable": True,
+    "ross_multi_task": True,
+    "tokenizer_padding_side": "right",
+    "use_cache": True,
+    "use_mm_inv_proj": True,
+    "use_mm_proj": True,
+} | ONLY_VALUES
+
+
+def check_publishable(config: Ross3DConfig) -> None:
+    """Refuse models whose answers the published code cannot compute.
+
+    Raises:
+        ValueError: for the first setting that it does not have.
+    """
+    only = {
+        "text_config.model_type": "qwen2",
+        "vision_config.model_type": "siglip_vision_model",
+        "projector_hidden_act": "gelu",
+        "projector_norm": "none",
+        "position_embedding": "sin3d",
+        "position_embedding_base": 10000.0,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    for name, wanted in only.items():
+        value = get_value(config, name)
+        if not same(value, wanted):
+            raise ValueError(
+                f"{name}: expected {wanted!r}, the only one the published code has, got {value!r}; this model has no"
+                " published form."
+            )
+
+
+def explain_dropped_denoiser(config: Ross3DConfig) -> str | None:
+    """Why the published code could not use this model's denoiser; None when it could."""
+    denoiser = config.denoiser_config
+    if denoiser is None:
+        return None
+    only = {"condition": "pooled", "prediction_type": "epsilon", "num_train_timesteps": 1000}
+    only |= {"num_attention_heads": DENOISER_HEADS, "num_pool_heads": DENOISER_HEADS}
+    found = {name: getattr(denoiser, name) for name in only}
+    other = [f"{name}={value!r}" for name, value in found.items() if value != only[name]]
+    return f"the published denoiser has no {', '.join(other)}" if other else None
+
+
+def make_published_config(
+    config: Ross3DConfig, base: Mapping[str, Any] | None, parts: Mapping[str, str], has_denoiser: bool
+) -> dict[str, Any]:
+    """The published `config.json` of our config: `base` where it says the same, changed where it does not.
+
+    Args:
+        config: ours.
+        base: the published config that the model came from, or None.
+        parts: `mm_vision_tower` and `mm_pixel_decoder`, used where `base` has none.
+        has_denoiser (`bool`): whether denoiser weights go with it.
+    """
+    published = dict(PUBLISHED_TEMPLATE if base is None else base)
+    for key, name in parts.items():
+        published.setdefault(key, name)
+    for key, ours, default in CONFIG_TABLE:
+        section = ours.rpartition(".")[0]
+        if section and getattr(config, section) is None:
+            continue
+        if key == "view_mask_ratio" and base is not None and get_mask_ratio(base) == config.view_mask_ratio:
+            continue
+        if key in ("sliding_window", "max_window_layers") and not config.text_config.use_sliding_window and base:
+            continue
+        value = get_value(config, ours)
+        if (base is None and key not in published) or not same(published.get(key, default), value):
+            published[key] = list(value) if isinstance(value, tuple) else value
+    text = config.text_config
+    if base is None or get_max_positions(base) != text.max_position_embeddings:
+        published["max_position_embeddings"] = text.max_position_embeddings
+        published["tokenizer_model_max_length"] = text.max_position_embeddings
+    if base is None or get_mask_period(base) != config.view_mask_period:
+        published["view_mask_prob"] = get_mask_share(config.view_mask_period)
+    theta = text.rope_parameters["rope_theta"]
+    if published.get("rope_theta") != theta:
+        published["rope_theta"] = theta
+    derived = {
+        "vocab_size": text.vocab_size,
+        "ground_token_ids": [config.ground_token_id],
+        "coord_token_ids": [config.coord_token_id],
+        "mm_hidden_size": config.vision_config.hidden_size,
+        "mm_inv_hidden_size": config.text_config.hidden_size,
+        "image_embed_len": config.view_grid_size**2,
+    }
+    if base is None:
+        derived |= {"bos_token_id": text.bos_token_id, "eos_token_id": text.eos_token_id}
+    # A base may leave out what it does not change; what it says must be so.
+    published |= {key: value for key, value in derived.items() if base is None or key in base}
+    published["vocab_size"] = text.vocab_size
+    if not has_denoiser:
+        published |= {key: False for key in ("ross_enable", "ross_multi_task", "use_mm_inv_proj") if key in published}
+    return published
+
+
+def get_mask_share(period: int) -> float:
+    """A `view_mask_prob` whose truncated inverse is `period`, whatever the division rounds to."""
+    return next(share for share in (1 / period, 1 / (period + 0.5)) if int(1 / share) == period)
+
+
+def get_value(config: Any, path: str) -> Any:
+    for name in path.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def same(first: Any, second: Any) -> bool:
+    """Equal, lists and tuples alike."""
+    plain = [list(value) if isinstance(value, (list, tuple)) else value for value in (first, second)]
+    return plain[0] == plain[1]
