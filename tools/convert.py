@@ -47,17 +47,16 @@ from ross3d.tools.checkpoints.ingredients import (
     read_teacher_config,
 )
 from ross3d.tools.checkpoints.plan import (
-    EMBEDDINGS,
     KeyRecord,
     Plan,
     get_new_denoiser_settings,
-    get_vocab_size,
     make_mask_token,
     plan_ours,
     plan_published,
     plan_start,
 )
 from ross3d.tools.checkpoints.published_config import (
+    EMBEDDINGS,
     check_publishable,
     explain_dropped_denoiser,
     get_denoiser_settings,
@@ -65,22 +64,23 @@ from ross3d.tools.checkpoints.published_config import (
     make_config,
     make_published_config,
 )
-from ross3d.tools.checkpoints.source import PublishedSource, make_processor, read_source
+from ross3d.tools.checkpoints.source import (
+    PublishedSource,
+    make_processor,
+    make_release_config,
+    read_source,
+    set_generation_defaults,
+)
 
 
 # Base models of the published recipe, by what `--init` calls them.
 BASES = {"llava_video": "lmms-lab/LLaVA-Video-7B-Qwen2"}
-# What the published evaluation generates at most.
-MAX_NEW_TOKENS = 512
 
 
 def convert_release(options: argparse.Namespace) -> Path:
     """A published checkpoint under our names."""
     source = read_source(options.source, options.vision_tower, options.teacher, options.drop)
-    denoiser = get_denoiser_settings(source.shapes, source.teacher)
-    grounding = any(name.startswith("ground_head_") for name in source.tensors)
-    vocab_size = get_vocab_size(source.shapes)
-    config = make_config(source.config, vocab_size, source.token_ids, source.vision, denoiser, grounding)
+    config = make_release_config(source)
     token = make_mask_token(config, source.tensors[EMBEDDINGS[0]].dtype, options.seed)
     plan = plan_ours(source.tensors, config, source.teacher if source.has_teacher else None, token)
     return write_ours(options, source, config, plan, for_training=False)
@@ -157,7 +157,8 @@ def convert_back(options: argparse.Namespace) -> Path:
     teacher_config = read_teacher_config(source / "teacher") if has_teacher else None
     teacher_name = DEFAULT_TEACHER if teacher_config in (None, *TEACHERS.values()) else "pixel_decoder"
     parts = {"mm_vision_tower": tower_name, "mm_pixel_decoder": teacher_name}
-    published = make_published_config(config, base, parts, has_denoiser)
+    rows = {plan.model[name].shape[0] for name in EMBEDDINGS if name in plan.model}
+    published = make_published_config(config, base, parts, has_denoiser, rows)
     with open_output(options, [source], plan) as (folder, progress):
         write_shards(plan.model, folder, "model", options.max_shard_size, progress)
         write_json(folder / "config.json", published)
@@ -200,10 +201,8 @@ def write_model_files(folder: Path, config: Ross3DConfig) -> None:
     model.config.architectures = [type(model).__name__]
     custom_object_save(model, folder, config=model.config)
     model.config.save_pretrained(folder)
-    generation = model.generation_config
-    generation.eos_token_id, generation.pad_token_id = config.text_config.eos_token_id, config.text_config.pad_token_id
-    generation.max_new_tokens, generation.do_sample = MAX_NEW_TOKENS, False
-    generation.save_pretrained(folder)
+    set_generation_defaults(model)
+    model.generation_config.save_pretrained(folder)
 
 
 def write_teacher_config(folder: Path, teacher: Mapping[str, Any]) -> None:

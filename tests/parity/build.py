@@ -15,8 +15,7 @@ from ross3d.processing_ross3d import IMAGE_TOKEN, Ross3DImageProcessor, Ross3DPr
 from ross3d.tests.parity.golden import GoldenCase, GoldenSet, read_factor
 from ross3d.tools.checkpoints.ingredients import VISION_KEYS
 from ross3d.tools.checkpoints.keys import to_ours
-from ross3d.tools.checkpoints.plan import get_vocab_size
-from ross3d.tools.checkpoints.published_config import get_denoiser_settings
+from ross3d.tools.checkpoints.published_config import get_denoiser_settings, get_vocab_size
 from ross3d.tools.checkpoints.published_config import make_config as convert_config
 
 

@@ -105,7 +105,7 @@ def load_pickle(file: Path) -> dict[str, torch.Tensor]:
         raise ValueError(
             f"{expected}, got other objects, which could run code; save its state_dict alone. ({error})"
         ) from error
-    except (RuntimeError, EOFError) as error:
+    except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{expected}, got a broken file; fetch it again. ({error})") from error
     if not isinstance(state_dict, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state_dict.values()):
         found = sorted(state_dict)[:3] if isinstance(state_dict, dict) else type(state_dict).__name__

@@ -104,30 +104,48 @@ def read_teacher_config(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in AutoencoderKL.load_config(folder).items() if not key.startswith("_")}
 
 
-def find_teacher_folder(name: str, only_config: bool = False) -> Path:
-    """A diffusers VAE's folder: `name` itself, or its `vae` where `name` is a whole pipeline."""
-    folder = find_folder(name, only_config)
+# Key of a published config: configurations known by name, how to read another, the option that names a folder.
+PARTS = {
+    "mm_vision_tower": (VISION_TOWERS, read_vision_config, "--vision-tower"),
+    "mm_pixel_decoder": (TEACHERS, read_teacher_config, "--teacher"),
+}
+
+
+def find_part(
+    key: str, published: Mapping[str, Any], beside: Path, given: str | None, only_config: bool = False
+) -> Path:
+    """The folder of vision tower or VAE: the one given, or the one that `published[key]` names.
+
+    A name is a folder, also one in `beside`, or a Hub id; the VAE of a whole pipeline is its `vae`.
+
+    Raises:
+        ValueError: when it is neither.
+    """
+    known, _, option = PARTS[key]
+    name = published.get(key) if given is None else given
+    if given is not None:
+        folder = find_folder(given, only_config)
+    elif (folder := next((path for path in (Path(name), beside / name) if path.is_dir()), None)) is not None:
+        pass
+    elif name.count("/") == 1 and not name.startswith((".", "/")):
+        folder = find_folder(name, only_config)
+    else:
+        raise ValueError(
+            f"{key} of {beside / 'config.json'}: expected a folder, a Hub id or one of {sorted(known)}, got {name!r};"
+            f" say with {option} DIR_OR_REPO where this part is."
+        )
     return folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
 
 
-def find_config(
-    key: str, published: Mapping[str, Any], beside: Path, known: Mapping[str, dict], read, option: str
-) -> dict[str, Any]:
-    """The configuration of the part that `published[key]` names: beside the checkpoint, on disk, known, or on the Hub.
+def find_config(key: str, published: Mapping[str, Any], beside: Path, given: str | None) -> dict[str, Any]:
+    """The configuration of vision tower or VAE, which its weights do not tell; well-known names need no folder.
 
     Raises:
-        ValueError: when none of these has it.
+        ValueError: as `find_part` does.
     """
-    name = published.get(key)
-    folders = [] if name is None else [Path(name), beside / name]
-    found = next((folder for folder in folders if (folder / "config.json").is_file()), None)
-    if found is not None:
-        return read(found)
-    if name is not None and Path(name).name in known:
+    known, read, _ = PARTS[key]
+    name = published[key]
+    is_here = Path(name).is_dir() or (beside / name).is_dir()
+    if given is None and not is_here and Path(name).name in known:
         return dict(known[Path(name).name])
-    if name is not None and name.count("/") == 1 and not name.startswith((".", "/")):
-        return read(find_folder(name, only_config=True))
-    raise ValueError(
-        f"{key} of {beside / 'config.json'}: expected a folder, a Hub id or one of {sorted(known)}, got {name!r}; say"
-        f" with {option} where this part is: its weights do not tell all of its configuration."
-    )
+    return read(find_part(key, published, beside, given, only_config=True))

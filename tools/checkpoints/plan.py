@@ -18,12 +18,11 @@ from ross3d.tools.checkpoints.keys import (
     to_ours,
     to_published,
 )
-from ross3d.tools.checkpoints.published_config import explain_dropped_denoiser, get_denoiser_settings
+from ross3d.tools.checkpoints.published_config import EMBEDDINGS, explain_dropped_denoiser, get_denoiser_settings
 
 
 TEACHER = "teacher."
 NEW_PARTS = ("model.mask_token", "model.image_newline", "grounding_head.", "reconstruction_head.")
-EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 @dataclass(frozen=True)
@@ -70,21 +69,6 @@ def get_own_shapes(config: Ross3DConfig, teacher: Mapping[str, Any] | None) -> d
     if config.tie_word_embeddings:
         del shapes["lm_head.weight"]
     return shapes
-
-
-def get_vocab_size(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Rows that input and output embeddings have in common.
-
-    Raises:
-        ValueError: when there are no word embeddings.
-    """
-    rows = [shapes[name][0] for name in EMBEDDINGS if name in shapes]
-    if EMBEDDINGS[0] not in shapes:
-        raise ValueError(
-            f"{EMBEDDINGS[0]}: expected it among the published weights, found {sorted(shapes)[:3]}; this is not a"
-            " whole checkpoint."
-        )
-    return min(rows)
 
 
 def check_shapes(pairs: list[tuple[str, str, tuple[int, ...], tuple[int, ...]]]) -> None:

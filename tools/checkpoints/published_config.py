@@ -4,7 +4,7 @@ The published file leaves out what its code fixes: sizes of denoiser and groundi
 vision tower and VAE are folders of their own. `make_config` takes all of it together.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import isqrt
 from typing import Any
 
@@ -15,6 +15,7 @@ from ross3d.tools.checkpoints.keys import INVERSE_PROJECTOR
 
 
 REQUIRED = object()
+EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 
 # Published key, our key, the published value where a config.json has none.
 CONFIG_TABLE: tuple[tuple[str, str, Any], ...] = (
@@ -145,6 +146,21 @@ def make_config(
     )
 
 
+def get_vocab_size(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Rows that input and output embeddings have in common.
+
+    Raises:
+        ValueError: when there are no word embeddings.
+    """
+    rows = [shapes[name][0] for name in EMBEDDINGS if name in shapes]
+    if EMBEDDINGS[0] not in shapes:
+        raise ValueError(
+            f"{EMBEDDINGS[0]}: expected it among the published weights, found {sorted(shapes)[:3]}; this is not a"
+            " whole checkpoint."
+        )
+    return min(rows)
+
+
 def get_shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, ...]:
     if name not in shapes:
         raise ValueError(f"{name}: expected it among the published weights, found none; the checkpoint is not whole.")
@@ -268,7 +284,11 @@ def explain_dropped_denoiser(config: Ross3DConfig) -> str | None:
 
 
 def make_published_config(
-    config: Ross3DConfig, base: Mapping[str, Any] | None, parts: Mapping[str, str], has_denoiser: bool
+    config: Ross3DConfig,
+    base: Mapping[str, Any] | None,
+    parts: Mapping[str, str],
+    has_denoiser: bool,
+    vocab_sizes: Collection[int],
 ) -> dict[str, Any]:
     """The published `config.json` of our config: `base` where it says the same, changed where it does not.
 
@@ -277,6 +297,7 @@ def make_published_config(
         base: the published config that the model came from, or None.
         parts: `mm_vision_tower` and `mm_pixel_decoder`, used where `base` has none.
         has_denoiser (`bool`): whether denoiser weights go with it.
+        vocab_sizes: rows of input and output embeddings that go with it.
     """
     published = dict(PUBLISHED_TEMPLATE if base is None else base)
     for key, name in parts.items():
@@ -302,7 +323,7 @@ def make_published_config(
     if published.get("rope_theta") != theta:
         published["rope_theta"] = theta
     derived = {
-        "vocab_size": text.vocab_size,
+        "vocab_size": published["vocab_size"] if published.get("vocab_size") in vocab_sizes else text.vocab_size,
         "ground_token_ids": [config.ground_token_id],
         "coord_token_ids": [config.coord_token_id],
         "mm_hidden_size": config.vision_config.hidden_size,
@@ -313,7 +334,6 @@ def make_published_config(
         derived |= {"bos_token_id": text.bos_token_id, "eos_token_id": text.eos_token_id}
     # A base may leave out what it does not change; what it says must be so.
     published |= {key: value for key, value in derived.items() if base is None or key in base}
-    published["vocab_size"] = text.vocab_size
     if not has_denoiser:
         published |= {key: False for key in ("ross_enable", "ross_multi_task", "use_mm_inv_proj") if key in published}
     return published

@@ -1,29 +1,30 @@
 """A published checkpoint as it lies on disk or on the Hub, with the parts that it names."""
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config
+from transformers import AddedToken, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ross3d.configuration_ross3d import Ross3DConfig
+from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.processing_ross3d import COORD_TOKEN, GROUND_TOKEN, IMAGE_TOKEN, Ross3DImageProcessor, Ross3DProcessor
 from ross3d.tools.checkpoints.files import Readable, find_folder, list_tensors, read_json
 from ross3d.tools.checkpoints.ingredients import (
     DEFAULT_TEACHER,
     DEFAULT_VISION_TOWER,
-    TEACHERS,
-    VISION_TOWERS,
     find_config,
-    find_teacher_folder,
-    read_teacher_config,
-    read_vision_config,
+    find_part,
 )
+from ross3d.tools.checkpoints.published_config import get_denoiser_settings, get_vocab_size, make_config
 
 
 TOWER_PREFIX, TEACHER_PREFIX = "model.vision_tower.vision_tower.", "model.mm_pixel_decoder.pixel_decoder."
+MAX_NEW_TOKENS = 512
 TOKENS = {"image": IMAGE_TOKEN, "ground": GROUND_TOKEN, "coord": COORD_TOKEN}
 
 
@@ -94,30 +95,31 @@ def read_source(
     }
     used = [folder]
     if not any(key.startswith(TOWER_PREFIX) for key in tensors):
-        tower = find_folder(vision_tower or config["mm_vision_tower"])
+        tower = find_part("mm_vision_tower", config, folder, vision_tower)
         tensors |= list_tower(tower)
         used.append(tower)
     if teacher is not None and not any(key.startswith(TEACHER_PREFIX) for key in tensors):
-        vae = find_teacher_folder(teacher)
+        vae = find_part("mm_pixel_decoder", config, folder, teacher)
         tensors |= {f"{TEACHER_PREFIX}{key}": tensor for key, tensor in list_tensors(vae).items()}
         used.append(vae)
-    if vision_tower is None:
-        vision = find_config(
-            "mm_vision_tower", config, folder, VISION_TOWERS, read_vision_config, "--vision-tower DIR_OR_REPO"
-        )
-    else:
-        vision = read_vision_config(find_folder(vision_tower, only_config=True))
-    if teacher is None:
-        vae_config = find_config(
-            "mm_pixel_decoder", config, folder, TEACHERS, read_teacher_config, "--teacher DIR_OR_REPO"
-        )
-    else:
-        vae_config = read_teacher_config(find_teacher_folder(teacher, only_config=True))
+    vision = find_config("mm_vision_tower", config, folder, vision_tower)
+    vae_config = find_config("mm_pixel_decoder", config, folder, teacher)
     tokenizer, num_old_tokens = load_tokenizer(folder, config)
     return PublishedSource(
         folder, config, tensors, vision, vae_config, tokenizer, num_old_tokens,
         sorted(set(found) - set(tensors)), used,
     )  # fmt: skip
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The library's warnings and reports are off inside."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def list_tower(folder: Path) -> dict[str, Readable]:
@@ -140,8 +142,8 @@ def load_tokenizer(folder: Path, config: Mapping[str, Any]) -> tuple[PreTrainedT
         raise FileNotFoundError(
             f"{folder}: expected a tokenizer (tokenizer.json or vocab.json), found none; copy it there."
         )
-    # The config keeps the library from guessing the tokenizer by the published model_type, which it does not know.
-    tokenizer = AutoTokenizer.from_pretrained(folder, config=Qwen2Config())
+    with quiet():  # The library warns of a model_type that it does not know.
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     num_old_tokens = len(tokenizer)
     for token in TOKENS.values():
         if token not in tokenizer.get_vocab():
@@ -154,11 +156,49 @@ def load_tokenizer(folder: Path, config: Mapping[str, Any]) -> tuple[PreTrainedT
                 f"{name}_token_ids of {folder / 'config.json'}: expected those of the tokenizer beside it, {found},"
                 f" got {wanted}; the tokenizer belongs to another checkpoint."
             )
-    if tokenizer.pad_token_id is None:
-        raise ValueError(
-            f"{folder}: expected a tokenizer with a padding token, got none; set pad_token in tokenizer_config.json."
-        )
+    for name in ("pad_token", "eos_token"):
+        if getattr(tokenizer, name) is None:
+            raise ValueError(
+                f"{folder}: expected a tokenizer with a {name}, got none; set it in tokenizer_config.json."
+            )
     return tokenizer, num_old_tokens
+
+
+def make_release_config(source: PublishedSource) -> Ross3DConfig:
+    """Our config of a released checkpoint: it has the heads whose weights are there.
+
+    Raises:
+        ValueError: when word embeddings lack rows of scene tokens, as those of base models do.
+    """
+    vocab_size = get_vocab_size(source.shapes)
+    tokens = {token: source.token_ids[name] for name, token in TOKENS.items()}
+    if max(tokens.values()) >= vocab_size:
+        raise ValueError(
+            f"{source.folder}: expected a row of word embeddings for each of {tokens}, got {vocab_size} rows; a base"
+            " model gets them with --init."
+        )
+    return make_config(
+        source.config,
+        vocab_size,
+        source.token_ids,
+        source.vision,
+        get_denoiser_settings(source.shapes, source.teacher),
+        grounding=any(name.startswith("ground_head_") for name in source.tensors),
+    )
+
+
+def set_generation_defaults(model: Ross3DForConditionalGeneration) -> None:
+    """Answers as the published evaluation generates them: greedy, to the end mark, 512 tokens at most."""
+    config = model.config
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        eos_token_id=config.text_config.eos_token_id,
+        pad_token_id=config.text_config.pad_token_id,
+        max_new_tokens=MAX_NEW_TOKENS,
+        # Their vectors mean places of a scene: an answer never holds them.
+        suppress_tokens=[config.image_token_id, config.coord_token_id],
+        use_cache=True,
+    )
 
 
 def make_processor(tokenizer: PreTrainedTokenizerBase, config: Ross3DConfig, for_training: bool) -> Ross3DProcessor:

@@ -1,0 +1,131 @@
+"""Small checkpoints as the published code saves them, made of random weights."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
+from ross3d.tests.fabricate import make_config, make_teacher
+from ross3d.tools.checkpoints.keys import to_published
+
+
+MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<ground>", "<coord>")
+HEADS = ("ground_head_", "model.mm_inv_projector.", "model.mm_pixel_decoder.", "model.mask_token")
+VISION = {
+    "model_type": "siglip_vision_model", "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,
+    "num_attention_heads": 3, "image_size": 20, "patch_size": 4, "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+}  # fmt: skip
+CONFIG = {
+    "architectures": ["Ross3DQwenForCausalLM"], "model_type": "ross3d_qwen", "hidden_size": 32,
+    "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "max_position_embeddings": 300, "tokenizer_model_max_length": 400, "rope_theta": 5000.0, "rms_norm_eps": 1e-5,
+    "use_sliding_window": False, "sliding_window": 128, "mm_vision_tower": "tower", "mm_pixel_decoder": "vae",
+    "mm_projector_type": "mlp2x_gelu", "voxel_size": 0.2, "min_xyz_range": [-9, -8, -4], "max_xyz_range": [9, 8, 4],
+    "ground_head_temperature": 0.1, "view_mask_ratio": 0.4, "view_mask_prob": 0.3, "decode_image_size": 12,
+    "image_embed_len": 9, "mm_hidden_size": 24, "use_cache": False,
+}  # fmt: skip
+
+
+@dataclass
+class Published:
+    """A checkpoint on disk and the tensors it was made of, by published name."""
+
+    folder: Path
+    tensors: dict[str, torch.Tensor]
+
+    @property
+    def config(self) -> dict:
+        return json.loads((self.folder / "config.json").read_text())
+
+    def change_config(self, **changes) -> None:
+        """Overwrite keys of its config.json; None removes them."""
+        config = {key: value for key, value in (self.config | changes).items() if value is not None}
+        (self.folder / "config.json").write_text(json.dumps(config))
+
+
+def make_base_tokenizer(marks: Sequence[str] = MARKS) -> PreTrainedTokenizerFast:
+    """A token a byte, then the marks, as in Qwen2; `<ground>` and `<coord>` are ordinary tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in marks if mark in MARKS[:4]])
+    tokenizer.add_tokens([AddedToken(mark, special=False) for mark in marks if mark in MARKS[4:]])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=MARKS[0], eos_token=MARKS[2], clean_up_tokenization_spaces=False
+    )
+
+
+def make_tensors(vocab_size: int, dtype: torch.dtype, seed: int) -> dict[str, torch.Tensor]:
+    """All weights of a small model and its VAE, by published name; the tower's last layer is gone, as published."""
+    torch.manual_seed(seed)
+    config = make_config(
+        denoiser={"condition": "pooled", "hidden_size": 32, "num_attention_heads": 16, "num_pool_heads": 16},
+    )
+    config.text_config.vocab_size = vocab_size
+    model = Ross3DForConditionalGeneration(config).to(dtype).state_dict()
+    tensors = {to_published(name): tensor for name, tensor in model.items()}
+    teacher = make_teacher(seed).to(dtype).state_dict()
+    return tensors | {to_published(f"teacher.{name}"): tensor for name, tensor in teacher.items()}
+
+
+def save_tensors(folder: Path, tensors: dict[str, torch.Tensor], kind: str, num_shards: int) -> None:
+    """Write one file, or shards with an index, as safetensors or as `torch.save` does."""
+    stem, suffix = ("model", "safetensors") if kind == "safetensors" else ("pytorch_model", "bin")
+    save = save_file if kind == "safetensors" else torch.save
+    if num_shards == 1:
+        save(tensors, folder / f"{stem}.{suffix}")
+        return
+    where = {}
+    for shard in range(num_shards):
+        names = list(tensors)[shard::num_shards]
+        file = f"{stem}-{shard + 1:05}-of-{num_shards:05}.{suffix}"
+        save({name: tensors[name] for name in names}, folder / file)
+        where |= dict.fromkeys(names, file)
+    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+
+
+def write_published(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    kind: str = "safetensors",
+    num_shards: int = 1,
+    extra_rows: tuple[int, int] = (0, 0),
+    marks: Sequence[str] = MARKS,
+    leave_out: Sequence[str] = (),
+    seed: int = 0,
+) -> Published:
+    """Write a checkpoint.
+
+    Args:
+        kind (`str`): `"safetensors"` or `"bin"`.
+        extra_rows: rows of input and of output embeddings behind the tokens.
+        marks: those that the tokenizer knows.
+        leave_out: beginnings of keys that are not written.
+    """
+    folder.mkdir(parents=True)
+    tokenizer = make_base_tokenizer(marks)
+    tokenizer.save_pretrained(folder)
+    tensors = make_tensors(len(tokenizer), dtype, seed)
+    for name, rows in zip(("model.embed_tokens.weight", "lm_head.weight"), extra_rows, strict=True):
+        tensors[name] = torch.cat([tensors[name], torch.rand(rows, tensors[name].shape[1]).to(dtype)])
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items() if not name.startswith(tuple(leave_out))}
+    save_tensors(folder, tensors, kind, num_shards)
+    teacher = {key: value for key, value in make_teacher().config.items() if not key.startswith("_")}
+    tokens = {f"{name}_token_ids": [tokenizer.convert_tokens_to_ids(f"<{name}>")] for name in ("ground", "coord")
+              if f"<{name}>" in marks}  # fmt: skip
+    for file, value in {
+        "config.json": CONFIG | tokens,
+        "tower/config.json": VISION,
+        "vae/config.json": teacher,
+    }.items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text(json.dumps(value))
+    return Published(folder, tensors)

@@ -1,0 +1,112 @@
+"""A published checkpoint as a model, without converting it first: Transformers renames its keys while it loads."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+
+from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
+from ross3d.tools.checkpoints.keys import KEY_TABLE, explain_dropped
+from ross3d.tools.checkpoints.published_config import EMBEDDINGS
+from ross3d.tools.checkpoints.source import (
+    TEACHER_PREFIX,
+    PublishedSource,
+    make_release_config,
+    quiet,
+    read_source,
+    set_generation_defaults,
+)
+
+
+def get_key_mapping() -> dict[str, str]:
+    """The key table as `from_pretrained(key_mapping=)` takes it: beginnings of names, a layer number as a group."""
+    mapping = {}
+    for published, ours in KEY_TABLE:
+        if published != ours and not ours.startswith("teacher."):
+            source, target = (name.removesuffix("*") for name in (published, ours))
+            mapping["^" + re.escape(source).replace(r"\*", "(.+)")] = target.replace("*", r"\1")
+    return mapping
+
+
+def load_published(
+    path: str | Path, vision_tower: str | None = None, teacher: str | None = None, **kwargs
+) -> Ross3DForConditionalGeneration:
+    """A published checkpoint as our model, the teacher attached when its weights are there.
+
+    `save_pretrained` of the result writes our names. For a processor, or a checkpoint whose tower lies elsewhere,
+    convert it with `tools/convert.py`.
+
+    Args:
+        path: folder or Hub id of the checkpoint.
+        vision_tower, teacher (`str`, *optional*): where the parts are that it names, as in `tools/convert.py`.
+        kwargs: of `from_pretrained`, such as `dtype` and `device_map`.
+
+    Raises:
+        ValueError: for a checkpoint that cannot be read without being rewritten.
+    """
+    source = read_source(path, vision_tower, teacher)
+    config = make_release_config(source)
+    check_direct(source)
+    with quiet():
+        model, report = Ross3DForConditionalGeneration.from_pretrained(
+            source.folder, config=config, key_mapping=get_key_mapping(), output_loading_info=True, **kwargs
+        )
+    check_loaded(source, model, report)
+    # Without this the library would undo the renaming when the model is saved.
+    model._weight_conversions = []
+    model.config.architectures = [type(model).__name__]
+    set_generation_defaults(model)
+    if source.has_teacher and model.reconstruction_head is not None:
+        model.attach_teacher(load_teacher(source))
+    return model
+
+
+def check_direct(source: PublishedSource) -> None:
+    """Refuse checkpoints whose tensors have to change.
+
+    Raises:
+        ValueError: with the way out.
+    """
+    rows = {name: source.tensors[name].shape[0] for name in EMBEDDINGS if name in source.tensors}
+    elsewhere = [str(path) for path in source.used[1:] if path != source.folder]
+    if len(set(rows.values())) > 1:
+        raise ValueError(
+            f"{source.folder}: expected input and output embeddings of one size, got {rows}; convert the checkpoint"
+            " with tools/convert.py."
+        )
+    if any(name.startswith("model.vision_tower.") for name in source.tensors) and not elsewhere:
+        return
+    raise ValueError(
+        f"{source.folder}: expected the vision tower's weights in the checkpoint, found them in {elsewhere}; convert"
+        " it with tools/convert.py."
+    )
+
+
+def check_loaded(source: PublishedSource, model: Ross3DForConditionalGeneration, report: dict[str, Any]) -> None:
+    """Refuse a model that did not get all of its weights, or that left some unread without a reason.
+
+    Raises:
+        ValueError: with the names.
+    """
+    layers = model.config.vision_config.num_hidden_layers
+    unread = [name for name in report["unexpected_keys"]
+              if not name.startswith(TEACHER_PREFIX) and explain_dropped(name, layers) is None]  # fmt: skip
+    lost = set(report["missing_keys"]) - {"model.mask_token"}
+    wrong = {"missing": sorted(lost), "unread": sorted(unread), "of another shape": sorted(report["mismatched_keys"])}
+    for kind, names in wrong.items():
+        if names:
+            raise ValueError(
+                f"{source.folder}: expected the keys of the published model, got {len(names)} {kind}, such as"
+                f" {names[:3]}; tools/convert.py says more."
+            )
+
+
+def load_teacher(source: PublishedSource) -> AutoencoderKL:
+    with torch.device("meta"):
+        teacher = AutoencoderKL.from_config(source.teacher)
+    weights = {name.removeprefix(TEACHER_PREFIX): tensor.read() for name, tensor in source.tensors.items()
+               if name.startswith(TEACHER_PREFIX)}  # fmt: skip
+    teacher.load_state_dict(weights, assign=True)
+    return teacher
