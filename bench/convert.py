@@ -120,6 +120,14 @@ def run_converter(*arguments: str) -> tuple[float, float]:
     return time.perf_counter() - begin, usage.ru_maxrss * 1024 / 1e9
 
 
+def describe_run(device: str) -> dict[str, str]:
+    """What every line of figures begins with: commit and hardware."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    name = torch.cuda.get_device_name() if device != "cpu" else f"{platform.machine()}, {os.cpu_count()} cores"
+    return {"commit": commit, "hardware": name}
+
+
 def read_sample(tensor) -> torch.Tensor:
     return tensor.read().flatten()[: SAMPLE // 2].clone().view(torch.int16)
 
@@ -157,15 +165,11 @@ def main() -> None:
     arrived = count_arrived(published, ours)
     again = run_converter("--from", str(ours), "--to", str(back), "--reverse")
     returned = count_same(list_tensors(published), list_tensors(back))
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()  # fmt: skip
     figures = {
-        "bench": "convert", "commit": commit, "tensors": arrived, "tensors_back": returned,
+        "bench": "convert", **describe_run("cpu"), "tensors": arrived, "tensors_back": returned,
         "checkpoint_gb": round(sum(sizes), 2), "largest_shard_gb": round(sizes[-1], 2),
         "bound_gb": round(sizes[-1] + 2, 2), "peak_gb": round(forth[1], 2), "peak_back_gb": round(again[1], 2),
         "seconds": round(forth[0], 1), "seconds_back": round(again[0], 1),
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
     }  # fmt: skip
     print(json.dumps(figures))
     shutil.rmtree(folder)

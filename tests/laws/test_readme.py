@@ -90,9 +90,10 @@ def test_documents_hold():
     assert not violations, "\n".join(violations)
 
 
-def test_python_blocks_run(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("document", ["README.md", "docs/CHECKPOINTS.md"])
+def test_python_blocks_run(document, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    run_python_blocks(ROOT, Path("README.md"))
+    run_python_blocks(ROOT, Path(document))
     assert capsys.readouterr().out
 
 
