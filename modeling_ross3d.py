@@ -316,8 +316,6 @@ class Ross3DModel(Ross3DPreTrainedModel):
     def __init__(self, config: Ross3DConfig):
         super().__init__(config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
-        # Published weights have the tower's post-norm, yet nothing reads it: it stays out of training.
-        self.vision_tower.post_layernorm.requires_grad_(False)
         self.multi_modal_projector = Ross3DProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.image_newline = nn.Parameter(torch.zeros(config.text_config.hidden_size))
@@ -376,6 +374,10 @@ class Ross3DModel(Ross3DPreTrainedModel):
             embedded = self.vision_tower.embeddings(pixel_values)
             patches = self.vision_tower.encoder(inputs_embeds=embedded).last_hidden_state
             hidden_states, attentions = None, None
+        if self.training:
+            # Published weights have a post-norm that nothing reads; with nothing it takes part, so that no parameter
+            # of a tower in training is without a gradient.
+            patches = patches + sum(p.sum() * 0.0 for p in self.vision_tower.post_layernorm.parameters())
         projected = self.multi_modal_projector(patches)
         return BaseModelOutputWithPooling(
             last_hidden_state=projected,
@@ -1197,7 +1199,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         grounding_scores = None
         if self.grounding_head is not None and (proposal_boxes is not None or self.training) and input_ids is not None:
             if proposal_boxes is None:
-                proposal_boxes = hidden_states.new_zeros(len(input_ids), 0, 6)
+                proposal_boxes = hidden_states.new_zeros(len(input_ids), 0, 6, dtype=torch.float32)
             features, mask = self.get_proposal_features(
                 outputs.patch_features, proposal_boxes, proposal_mask, proposal_patches
             )

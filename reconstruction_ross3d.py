@@ -190,6 +190,13 @@ class Ross3DConditionPooler(nn.Module):
     def split_heads(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
+    def add_positions(self, tensor: torch.Tensor, proj: nn.Linear, positions: torch.Tensor | None) -> torch.Tensor:
+        """Without positions the weights take part in training all the same, with nothing: ranks that have positions
+        and ranks that have none agree on what gets a gradient."""
+        if positions is not None:
+            return tensor + proj(positions)
+        return tensor + proj.weight.sum() * 0.0 if self.training else tensor
+
     def forward(
         self,
         states: torch.Tensor,
@@ -210,10 +217,9 @@ class Ross3DConditionPooler(nn.Module):
         hidden = self.state_proj(F.silu(states))
         keys, values = self.k_proj(hidden), self.v_proj(hidden)
         queries = self.queries[:, None].expand(states.shape[0], -1, -1, -1)
-        if self.per_view and query_positions is not None:
-            queries = queries + self.query_position_proj(query_positions)
-        if self.per_view and state_positions is not None:
-            keys = keys + self.key_position_proj(state_positions)
+        if self.per_view:
+            queries = self.add_positions(queries, self.query_position_proj, query_positions)
+            keys = self.add_positions(keys, self.key_position_proj, state_positions)
         num_pictures, num_queries = queries.shape[1:3]
         pooled = F.scaled_dot_product_attention(
             self.split_heads(queries.flatten(1, 2)),

@@ -111,7 +111,7 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad()
         for name in ("lm_loss", "view_loss", "bev_loss"):
-            losses[name] = round(float(getattr(output, name)), 3)
+            losses[name] = round(getattr(output, name).item(), 3)
 
     step()
     seconds_step, peak_step = measure(options.device, step)

@@ -653,10 +653,7 @@ def test_compiled_training_has_the_same_gradients(packed):
 def test_training_gives_every_trainable_weight_a_gradient(packed):
     trained = make_model().train()
     trained(**packed).loss.backward()
-    without = [name for name, weight in trained.named_parameters() if weight.requires_grad and weight.grad is None]
-    assert not without
-    frozen = [name for name, weight in trained.named_parameters() if not weight.requires_grad]
-    assert frozen == [f"model.vision_tower.post_layernorm.{end}" for end in ("weight", "bias")]
+    assert all(weight.requires_grad and weight.grad is not None for weight in trained.parameters())
 
 
 def test_training_names_every_loss(packed):
@@ -708,12 +705,16 @@ def test_activation_checkpointing_reaches_every_part(way):
     assert {name.split(".")[0] for name in parts if name} == {"model", "reconstruction_head"}
 
 
-def test_unfrozen_post_norm_of_the_tower_gets_no_gradient(packed):
-    """The one weight the method never reads (docs/DEVIATIONS.md); all others learn when everything is unfrozen."""
-    trained = make_model().train().requires_grad_(True)
-    trained(**packed).loss.backward()
-    without = [name for name, weight in trained.named_parameters() if weight.grad is None]
-    assert without == [f"model.vision_tower.post_layernorm.{end}" for end in ("weight", "bias")]
+def test_post_norm_of_the_tower_takes_part_with_nothing(packed, saved):
+    """The one weight the method never reads (docs/DEVIATIONS.md) gets a gradient of zeros, so that no rank waits for
+    it; the library switches on the gradients of all that it loads, so freezing it where it is made would not last."""
+    for trained in (make_model().train(), load(saved).train()):
+        trained(**packed).loss.backward()
+        zero = [
+            name for name, weight in trained.named_parameters() if weight.grad is not None and not weight.grad.any()
+        ]
+        assert {f"model.vision_tower.post_layernorm.{end}" for end in ("weight", "bias")} <= set(zero)
+        assert all(weight.grad is not None for weight in trained.parameters())
 
 
 def test_evaluation_ignores_activation_checkpointing(model, plain):

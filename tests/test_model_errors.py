@@ -266,6 +266,28 @@ def test_model_in_half_precision_takes_metres_in_float32():
         assert torch.equal(found[name], wanted[name]), name
 
 
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("proposals", [False, True])
+@pytest.mark.parametrize("index", range(len(RaggedRows.KINDS)))
+def test_every_kind_of_row_trains_in_half_precision(index, proposals, saved, tmp_path):
+    """What a row does not have is computed on placeholders, whose types have to fit as well; `saved`: the head in
+    float32, as loading makes it."""
+    half = make_model().to(torch.bfloat16)
+    if saved:
+        half.save_pretrained(tmp_path)
+        half = type(half).from_pretrained(tmp_path, dtype=torch.bfloat16)
+        half.attach_teacher(make_teacher())
+    row = RaggedRows(len(RaggedRows.KINDS))[index]
+    if not proposals and "ground" not in RaggedRows.KINDS[index][2]:
+        row = {name: value for name, value in row.items() if name not in PROPOSALS}
+    batch = make_collator(0.4)([row])
+    batch["pixel_values"] = batch["pixel_values"].bfloat16()
+    output = half.train()(**batch)
+    output.loss.backward()
+    grads = {name: parameter.grad for name, parameter in half.named_parameters() if parameter.requires_grad}
+    assert output.loss.isfinite() and all(grad is not None and grad.isfinite().all() for grad in grads.values())
+
+
 def test_half_precision_would_move_points_into_other_voxels(model):
     """Why it is refused: in bfloat16 a tenth of the points of a room are read 10 cm away or more."""
     points = torch.rand(4000, 3, generator=torch.Generator().manual_seed(0)) * 12 - 6
