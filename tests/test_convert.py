@@ -24,6 +24,7 @@ from ross3d.tools.checkpoints.load import load_published
 
 
 ROOT = Path(__file__).resolve().parents[1]
+VAE = "model.mm_pixel_decoder.pixel_decoder."
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -113,8 +114,7 @@ def test_the_folder_is_all_that_is_needed(ours, published):
     text = (ours / "README.md").read_text()
     assert USAGE in text and "FLUX.1 [dev] Non-Commercial License" in text and text.startswith("---\n")
     teacher = AutoencoderKL.from_pretrained(ours / "teacher").state_dict()
-    prefix = "model.mm_pixel_decoder.pixel_decoder."
-    check_same({n.removeprefix(prefix): t for n, t in published.tensors.items() if n.startswith(prefix)}, teacher)
+    check_same({n.removeprefix(VAE): t for n, t in published.tensors.items() if n.startswith(VAE)}, teacher)
 
 
 def test_report_has_every_key(ours, published, capsys):
@@ -154,33 +154,41 @@ def test_checkpoints_without_heads(tmp_path, capsys):
     check_same(source.tensors, back)
 
 
+def make_siglip() -> SiglipModel:
+    """A whole SigLIP: all layers of the tower, its pooling head, and the text half."""
+    words = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    return SiglipModel(
+        SiglipConfig(vision_config=VISION, text_config=words | {"projection_size": 24, "vocab_size": 9})
+    )
+
+
+def make_pipeline(whole: Published, folder: Path) -> Path:
+    """A diffusers pipeline with the VAE of a whole checkpoint."""
+    (folder / "vae").mkdir(parents=True)
+    weights = {n.removeprefix(VAE): tensor for n, tensor in whole.tensors.items() if n.startswith(VAE)}
+    save_file(weights, folder / "vae" / "diffusion_pytorch_model.safetensors")
+    (folder / "vae" / "config.json").write_text((whole.folder / "vae" / "config.json").read_text())
+    return folder
+
+
 def test_parts_that_lie_elsewhere(tmp_path):
     """A SigLIP folder (its last layer, head and words unread) and the `vae` of a pipeline folder."""
     left = ("model.vision_tower.", "model.mm_pixel_decoder.")
     whole = write_published(tmp_path / "whole")
     source = write_published(tmp_path / "published", leave_out=left)
     source.change_config(mm_vision_tower="nowhere", mm_pixel_decoder="nowhere")
-    words = {
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 8,
-        "vocab_size": 9,
-    }
-    siglip = SiglipModel(SiglipConfig(vision_config=VISION, text_config=words | {"projection_size": 24}))
+    siglip = make_siglip()
     siglip.save_pretrained(tmp_path / "siglip")
-    vae = {name.removeprefix(f"{left[1]}pixel_decoder."): tensor for name, tensor in whole.tensors.items()
-           if name.startswith(left[1])}  # fmt: skip
-    (tmp_path / "pipeline" / "vae").mkdir(parents=True)
-    save_file(vae, tmp_path / "pipeline" / "vae" / "diffusion_pytorch_model.safetensors")
-    (whole.folder / "vae" / "config.json").rename(tmp_path / "pipeline" / "vae" / "config.json")
+    make_pipeline(whole, tmp_path / "pipeline")
     parts = ("--vision-tower", tmp_path / "siglip", "--teacher", tmp_path / "pipeline")
     middle = run(source.folder, tmp_path / "ours", *parts)
     tower = Ross3DForConditionalGeneration.from_pretrained(middle).model.vision_tower
     wanted = siglip.vision_model.state_dict()
     for name, tensor in tower.state_dict().items():
         assert torch.equal(tensor, wanted[name]), name
-    check_same(vae, read(middle / "teacher"))
+    check_same(
+        {n.removeprefix(VAE): t for n, t in whole.tensors.items() if n.startswith(VAE)}, read(middle / "teacher")
+    )
     dropped = {record["reason"] for record in json.loads((middle / "conversion.json").read_text())["keys"]
                if record["fate"] == "dropped"}  # fmt: skip
     assert dropped == {
@@ -195,29 +203,35 @@ def test_parts_that_lie_elsewhere(tmp_path):
         load_published(source.folder, *map(str, parts[1::2]))
 
 
-def test_weights_of_the_hub(published, tmp_path, monkeypatch):
-    """Ids go to the library; weights are asked for once, `.bin` files only where there are no others."""
+def test_ids_of_the_hub(published, tmp_path, monkeypatch):
+    """Each part is asked for by what is needed of it; `.bin` files come only where there are no others."""
+    hub = {"user/model": published.folder, "user/bins": write_published(tmp_path / "bins", kind="bin").folder}
+    start = write_published(tmp_path / "start", marks=MARKS[:4], leave_out=(*HEADS, "model.vision_tower."))
+    hub |= {"user/base": start.folder, "user/siglip": tmp_path / "siglip", "user/utils": tmp_path / "utils"}
+    hub["user/pipeline"] = make_pipeline(published, tmp_path / "pipeline")
+    make_siglip().save_pretrained(tmp_path / "siglip")
+    (tmp_path / "utils").mkdir()
+    make_denoiser_file(tmp_path / "utils" / "mm_inv_projector.bin")
     asked = []
 
     def download(name: str, allow_patterns: list[str]) -> str:
-        asked.append((name, [pattern for pattern in allow_patterns if pattern.endswith(("safetensors", "bin"))]))
-        return str(tmp_path / "bins" if name == "user/bins" else published.folder)
+        asked.append((name, allow_patterns))
+        return str(hub[name])
 
     monkeypatch.setattr(files, "snapshot_download", download)
-    write_published(tmp_path / "bins", kind="bin")
     middle = run("user/model", tmp_path / "ours")
-    assert asked == [("user/model", []), ("user/model", ["*.safetensors"])]
+    assert [name for name, _ in asked] == ["user/model"] and "*.safetensors" in asked[0][1]
     assert "base_model: user/model" in (middle / "README.md").read_text()
     run("user/bins", tmp_path / "ours_of_bins")
-    assert asked[-1] == ("user/bins", ["*.bin"])
-    published_config = published.config
-    try:
-        published.change_config(mm_vision_tower="user/tower")
-        with pytest.raises(ValueError, match="expected a SigLIP model"):
-            run(published.folder, tmp_path / "others")
-        assert asked[-1] == ("user/tower", [])
-    finally:
-        published.change_config(**published_config)
+    assert "*.safetensors" in asked[1][1] and "*.bin" in asked[2][1] and len(asked) == 3
+    asked.clear()
+    start.change_config(mm_vision_tower="user/siglip", mm_pixel_decoder="unheard-of")
+    options = ("--init", "llava_video", "--denoiser", "user/utils", "--teacher", "user/pipeline")
+    run("user/base", tmp_path / "started", *options)
+    assert {name for name, _ in asked} == hub.keys() - {"user/model", "user/bins"}
+    assert ("user/utils", ["mm_inv_projector.bin"]) in asked
+    assert ("user/pipeline", ["config.json", "diffusion_pytorch_model*", "vae/*"]) in asked
+    assert ("user/siglip", ["config.json"]) in asked
 
 
 # Our own models to the published form
@@ -358,11 +372,8 @@ def test_training_starts_as_published(base, tmp_path):
 def test_a_started_checkpoint_trains(base, tmp_path):
     """One step of all losses gives every new part a finite gradient."""
     make_denoiser_file(tmp_path / "file.bin")
-    vae = write_published(tmp_path / "whole")
-    prefix = "model.mm_pixel_decoder.pixel_decoder."
-    weights = {n.removeprefix(prefix): t for n, t in vae.tensors.items() if n.startswith(prefix)}
-    save_file(weights, vae.folder / "vae" / "diffusion_pytorch_model.safetensors")
-    options = ("--init", "llava_video", "--denoiser", tmp_path / "file.bin", "--teacher", vae.folder / "vae")
+    vae = make_pipeline(write_published(tmp_path / "whole"), tmp_path / "pipeline")
+    options = ("--init", "llava_video", "--denoiser", tmp_path / "file.bin", "--teacher", vae)
     start = run(base.folder, tmp_path / "start", *options)
     model = AutoModel.from_pretrained(start, trust_remote_code=True, dtype=torch.float32).train()
     processor = AutoProcessor.from_pretrained(start, trust_remote_code=True)

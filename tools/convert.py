@@ -31,6 +31,7 @@ from ross3d.tools.checkpoints.card import list_licenses, make_card
 from ross3d.tools.checkpoints.files import (
     count_bytes,
     describe_files,
+    find_checkpoint,
     find_folder,
     list_tensors,
     read_json,
@@ -76,6 +77,8 @@ from ross3d.tools.checkpoints.source import (
 # Base models of the published recipe, by what `--init` calls them.
 BASES = {"llava_video": "lmms-lab/LLaVA-Video-7B-Qwen2"}
 
+DENOISER_FILE = "mm_inv_projector.bin"
+
 
 def convert_release(options: argparse.Namespace) -> Path:
     """A published checkpoint under our names."""
@@ -107,8 +110,8 @@ def start_training(options: argparse.Namespace) -> Path:
 
 def find_denoiser_file(name: str) -> Path:
     """A denoiser file, or the one in a folder or Hub repository."""
-    path = find_folder(name)
-    return path / "mm_inv_projector.bin" if path.is_dir() else path
+    path = find_folder(name, [DENOISER_FILE])
+    return path / DENOISER_FILE if path.is_dir() else path
 
 
 def write_ours(
@@ -139,7 +142,7 @@ def write_ours(
 
 def convert_back(options: argparse.Namespace) -> Path:
     """One of our checkpoints under the published names."""
-    source = find_folder(options.source)
+    source = find_checkpoint(options.source)
     if read_json(source / "config.json").get("model_type") != "ross3d":
         raise ValueError(f"{source}: expected a checkpoint of ross3d, got another; leave --reverse out.")
     config = Ross3DConfig.from_pretrained(source)

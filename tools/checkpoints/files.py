@@ -7,7 +7,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,6 +34,8 @@ WEIGHT_FILES = (
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.bin",
 )
+# Configurations, tokenizer and templates.
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 PLAN_FILE = "plan.json"
 
 
@@ -176,28 +178,29 @@ def read_json(path: Path) -> dict:
     return value
 
 
-def find_folder(name: str | os.PathLike, only_config: bool = False) -> Path:
-    """A folder or file on disk, or the local copy of a Hub repository, downloaded when it is not there.
+def find_folder(name: str | os.PathLike, patterns: Sequence[str]) -> Path:
+    """A folder or file on disk, or the local copy of a Hub repository's files that fit `patterns`.
 
     Args:
         name: a path, or a Hub id such as `user/model`.
-        only_config (`bool`): leave the weights of a Hub repository where they are.
+        patterns: of what is needed; a Hub repository may hold much more.
 
     Raises:
         FileNotFoundError: when `name` is neither.
     """
-    path = Path(name)
-    if path.exists():
-        return path
-    kinds = ["*.json", "*.txt", "*.model", "*.jinja"]
+    if Path(name).exists():
+        return Path(name)
     try:
-        folder = Path(snapshot_download(str(name), allow_patterns=kinds))
-        if not only_config:
-            folder = Path(snapshot_download(str(name), allow_patterns=[*kinds, "*.safetensors"]))
-            if not any(folder.rglob("*.safetensors")):
-                folder = Path(snapshot_download(str(name), allow_patterns=[*kinds, "*.bin"]))
+        return Path(snapshot_download(str(name), allow_patterns=list(patterns)))
     except HFValidationError as error:
         raise FileNotFoundError(f"{name}: expected a folder or a Hub id such as user/model, found neither.") from error
+
+
+def find_checkpoint(name: str | os.PathLike) -> Path:
+    """A checkpoint's folder; from the Hub come `.bin` files only where there are no safetensors."""
+    folder = find_folder(name, (*SMALL_FILES, "*.safetensors"))
+    if not Path(name).exists() and not any(folder.glob("*.safetensors")):
+        folder = find_folder(name, (*SMALL_FILES, "*.bin"))
     return folder
 
 

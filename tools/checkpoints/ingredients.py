@@ -1,6 +1,6 @@
 """What a published checkpoint is made of: the parts it names, what weights do not tell of them, their licences."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,10 +104,29 @@ def read_teacher_config(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in AutoencoderKL.load_config(folder).items() if not key.startswith("_")}
 
 
-# Key of a published config: configurations known by name, how to read another, the option that names a folder.
+@dataclass(frozen=True)
+class Part:
+    """What a published config calls by name: configurations known by it, how to read another, the option that names a
+    folder, and what is needed of a Hub repository."""
+
+    known: Mapping[str, dict[str, Any]]
+    read: Callable[[Path], dict[str, Any]]
+    option: str
+    config_files: tuple[str, ...]
+    weight_files: tuple[str, ...]
+
+
 PARTS = {
-    "mm_vision_tower": (VISION_TOWERS, read_vision_config, "--vision-tower"),
-    "mm_pixel_decoder": (TEACHERS, read_teacher_config, "--teacher"),
+    "mm_vision_tower": Part(
+        VISION_TOWERS, read_vision_config, "--vision-tower", ("config.json",), ("config.json", "model*.safetensors*")
+    ),
+    "mm_pixel_decoder": Part(
+        TEACHERS,
+        read_teacher_config,
+        "--teacher",
+        ("config.json", "vae/config.json"),
+        ("config.json", "diffusion_pytorch_model*", "vae/*"),
+    ),
 }
 
 
@@ -121,18 +140,19 @@ def find_part(
     Raises:
         ValueError: when it is neither.
     """
-    known, _, option = PARTS[key]
+    part = PARTS[key]
     name = published.get(key) if given is None else given
+    needed = part.config_files if only_config else part.weight_files
     if given is not None:
-        folder = find_folder(given, only_config)
+        folder = find_folder(given, needed)
     elif (folder := next((path for path in (Path(name), beside / name) if path.is_dir()), None)) is not None:
         pass
     elif name.count("/") == 1 and not name.startswith((".", "/")):
-        folder = find_folder(name, only_config)
+        folder = find_folder(name, needed)
     else:
         raise ValueError(
-            f"{key} of {beside / 'config.json'}: expected a folder, a Hub id or one of {sorted(known)}, got {name!r};"
-            f" say with {option} DIR_OR_REPO where this part is."
+            f"{key} of {beside / 'config.json'}: expected a folder, a Hub id or one of {sorted(part.known)}, got"
+            f" {name!r}; say with {part.option} DIR_OR_REPO where this part is."
         )
     return folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
 
@@ -143,9 +163,8 @@ def find_config(key: str, published: Mapping[str, Any], beside: Path, given: str
     Raises:
         ValueError: as `find_part` does.
     """
-    known, read, _ = PARTS[key]
-    name = published[key]
+    part, name = PARTS[key], published[key]
     is_here = Path(name).is_dir() or (beside / name).is_dir()
-    if given is None and not is_here and Path(name).name in known:
-        return dict(known[Path(name).name])
-    return read(find_part(key, published, beside, given, only_config=True))
+    if given is None and not is_here and Path(name).name in part.known:
+        return dict(part.known[Path(name).name])
+    return part.read(find_part(key, published, beside, given, only_config=True))

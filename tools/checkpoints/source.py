@@ -13,7 +13,7 @@ from transformers.utils import logging
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.processing_ross3d import COORD_TOKEN, GROUND_TOKEN, IMAGE_TOKEN, Ross3DImageProcessor, Ross3DProcessor
-from ross3d.tools.checkpoints.files import Readable, find_folder, list_tensors, read_json
+from ross3d.tools.checkpoints.files import Readable, find_checkpoint, list_tensors, read_json
 from ross3d.tools.checkpoints.ingredients import (
     DEFAULT_TEACHER,
     DEFAULT_VISION_TOWER,
@@ -83,7 +83,7 @@ def read_source(
         FileNotFoundError: for absent files.
         ValueError: for broken or contradicting ones.
     """
-    folder = find_folder(name)
+    folder = find_checkpoint(name)
     config = read_json(folder / "config.json")
     if config.get("model_type") == "ross3d":
         raise ValueError(f"{folder}: expected a published checkpoint, got one of ours; add --reverse to go back.")
