@@ -67,6 +67,11 @@ def check_config_keys(config_class: type, keys, where: str) -> None:
     Raises:
         ValueError: for the first unknown key, with the nearest known name.
     """
+    if "mm_vision_tower" in keys:
+        raise ValueError(
+            f"{where}: expected keys of {config_class.__name__}, got those of a published checkpoint"
+            " (mm_vision_tower); convert it with tools/convert.py."
+        )
     known = {field.name for field in fields(config_class)} | set(getattr(config_class, "attribute_map", {}))
     known |= LIBRARY_KEYS | set(GenerationConfig._get_default_generation_params())
     for key in keys:

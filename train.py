@@ -22,6 +22,7 @@ from ross3d.training.build import (
     build_processor,
     build_rows,
     choose_optimizer,
+    find_published,
     find_teacher,
     freeze_parts,
     list_scenes,
@@ -75,11 +76,11 @@ def main(arguments: RunArguments) -> None:
     if is_complete(output_dir):
         print(f"{output_dir}: this run is finished; nothing to do.")
         return
+    processor = build_processor(arguments)
+    model = build_model(arguments, processor)
     if training.process_index == 0:
         output_dir.mkdir(parents=True, exist_ok=True)
         write_text(output_dir / "run.yaml", describe_run(arguments))
-    processor = build_processor(arguments)
-    model = build_model(arguments, processor)
     checkpoint = find_checkpoint(output_dir)
     if checkpoint is None and arguments.vision_warmup is not None and not arguments.data.blind:
         paths = list_scenes(arguments.data)
@@ -99,7 +100,7 @@ def main(arguments: RunArguments) -> None:
     trainer.callback_handler.callbacks.insert(0, NamedLosses(model))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.is_world_process_zero():
-        save_run(model, processor, find_teacher(arguments), trainer.state, output_dir)
+        save_run(model, processor, find_teacher(arguments), find_published(arguments), trainer.state, output_dir)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

@@ -19,15 +19,15 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from huggingface_hub import split_torch_state_dict_into_shards
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from ross3d.configuration_ross3d import Ross3DConfig, Ross3DDenoiserConfig
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
+from ross3d.tests.published import make_base_tokenizer
 from ross3d.tools.checkpoints.files import list_tensors
 from ross3d.tools.checkpoints.ingredients import TEACHERS
 from ross3d.tools.checkpoints.keys import to_ours, to_published
@@ -35,6 +35,8 @@ from ross3d.tools.checkpoints.keys import to_ours, to_published
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = 2048
+# Tokens of Qwen2 before its marks: the scene tokens come to lie at the released ids.
+NUM_WORDS = 151643
 CONFIG = {
     "model_type": "ross3d_qwen", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
     "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 32768, "rope_theta": 1000000.0,
@@ -85,25 +87,7 @@ def write_released(folder: Path, small: bool) -> None:
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps(CONFIG | ({"num_hidden_layers": 2} if small else {})))
-    make_large_tokenizer().save_pretrained(folder)
-
-
-def make_large_tokenizer() -> PreTrainedTokenizerFast:
-    """As many tokens as Qwen2's, with the chat marks and scene tokens at the released ids."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = alphabet + [f"word{number}" for number in range(151643 - len(alphabet))]
-    tokenizer = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    marks = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
-    tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in marks])
-    tokenizer.add_tokens([AddedToken(mark, special=False) for mark in ("<ground>", "<coord>")])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<|endoftext|>",
-        eos_token="<|im_end|>",
-        clean_up_tokenization_spaces=False,
-    )
+    make_base_tokenizer(num_words=NUM_WORDS).save_pretrained(folder)
 
 
 def run_converter(*arguments: str) -> tuple[float, float]:
@@ -158,21 +142,27 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.folder / "ross3d_convert"
     shutil.rmtree(folder, ignore_errors=True)
+    try:
+        print(json.dumps(measure(folder, options.small)))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def measure(folder: Path, small: bool) -> dict[str, Any]:
+    """There and back, compared after each way."""
     published, ours, back = (folder / name for name in ("published", "ours", "back"))
-    write_released(published, options.small)
+    write_released(published, small)
     sizes = sorted(file.stat().st_size / 1e9 for file in published.glob("*.safetensors"))
     forth = run_converter("--from", str(published), "--to", str(ours))
     arrived = count_arrived(published, ours)
     again = run_converter("--from", str(ours), "--to", str(back), "--reverse")
     returned = count_same(list_tensors(published), list_tensors(back))
-    figures = {
+    return {
         "bench": "convert", **describe_run("cpu"), "tensors": arrived, "tensors_back": returned,
         "checkpoint_gb": round(sum(sizes), 2), "largest_shard_gb": round(sizes[-1], 2),
         "bound_gb": round(sizes[-1] + 2, 2), "peak_gb": round(forth[1], 2), "peak_back_gb": round(again[1], 2),
         "seconds": round(forth[0], 1), "seconds_back": round(again[0], 1),
     }  # fmt: skip
-    print(json.dumps(figures))
-    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

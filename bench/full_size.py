@@ -18,7 +18,8 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModel, AutoProcessor
 
-from ross3d.bench.convert import CONFIG, describe_run, get_released_shapes, make_large_tokenizer, run_converter
+from ross3d.bench.convert import CONFIG, NUM_WORDS, describe_run, get_released_shapes, run_converter
+from ross3d.tests.published import make_base_tokenizer
 from ross3d.tools.checkpoints.files import MadeTensor, write_shards
 
 
@@ -39,7 +40,7 @@ def write_random(folder: Path, small: bool) -> None:
         tensors[name] = MadeTensor(tuple(tensor.shape), torch.bfloat16, make)
     write_shards(tensors, folder, "model", "5GB", tqdm(desc="random weights", unit="B", unit_scale=True))
     (folder / "config.json").write_text(json.dumps(CONFIG | ({"num_hidden_layers": 2} if small else {})))
-    make_large_tokenizer().save_pretrained(folder)
+    make_base_tokenizer(num_words=NUM_WORDS).save_pretrained(folder)
 
 
 def make_scan(num_views: int) -> dict[str, Any]:
@@ -78,20 +79,28 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.folder / "ross3d_full_size"
     shutil.rmtree(folder, ignore_errors=True)
-    write_random(folder / "published", options.small)
+    try:
+        print(json.dumps(run(folder, options.device, options.views, options.small)))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run(folder: Path, device: str, num_views: int, small: bool) -> dict[str, Any]:
+    """Convert, answer, train."""
+    write_random(folder / "published", small)
     seconds_convert, peak_convert = run_converter("--from", str(folder / "published"), "--to", str(folder / "ours"))
     shutil.rmtree(folder / "published")
 
     processor = AutoProcessor.from_pretrained(folder / "ours", trust_remote_code=True)
-    model = AutoModel.from_pretrained(folder / "ours", trust_remote_code=True, dtype=torch.bfloat16).to(options.device)
-    scan = make_scan(options.views)
-    asked = processor(**scan, text="How many chairs are there?").to(options.device, torch.bfloat16)
+    model = AutoModel.from_pretrained(folder / "ours", trust_remote_code=True, dtype=torch.bfloat16).to(device)
+    scan = make_scan(num_views)
+    asked = processor(**scan, text="How many chairs are there?").to(device, torch.bfloat16)
 
     def answer() -> None:
         model.generate(**asked, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS)
 
     answer()
-    seconds_answer, peak_answer = measure(options.device, answer)
+    seconds_answer, peak_answer = measure(device, answer)
 
     model.attach_teacher(str(folder / "ours" / "teacher"))
     model.train()
@@ -99,9 +108,9 @@ def main() -> None:
     model.activation_checkpointing_enable()
     bev = np.random.default_rng(1).integers(1, 256, (432, 432, 3), dtype=np.uint8)
     row = processor(**scan, text="How many chairs are there?", answers="four", bev_image=bev)
-    row = row.to(options.device, torch.bfloat16)
-    row["bool_masked_views"] = (torch.arange(options.views) % 4 == 3)[None].to(options.device)
-    row["row_seed"] = torch.tensor([0], device=options.device)
+    row = row.to(device, torch.bfloat16)
+    row["bool_masked_views"] = (torch.arange(num_views) % 4 == 3)[None].to(device)
+    row["row_seed"] = torch.tensor([0], device=device)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, weight_decay=0)
     losses = {}
 
@@ -114,17 +123,15 @@ def main() -> None:
             losses[name] = round(getattr(output, name).item(), 3)
 
     step()
-    seconds_step, peak_step = measure(options.device, step)
-    figures = {
-        "bench": "full_size", **describe_run(options.device), "views": options.views, "small": options.small,
+    seconds_step, peak_step = measure(device, step)
+    return {
+        "bench": "full_size", **describe_run(device), "views": num_views, "small": small,
         "parameters": sum(p.numel() for p in model.parameters()), "tokens": row["input_ids"].shape[1],
         "convert_seconds": round(seconds_convert, 1), "convert_peak_gb": round(peak_convert, 2),
         "answer_seconds": round(seconds_answer, 2), "answer_peak_gb": round(peak_answer, 1),
         "new_tokens": NEW_TOKENS, "step_seconds": round(seconds_step, 2), "step_peak_gb": round(peak_step, 1),
         "losses": losses,
     }  # fmt: skip
-    print(json.dumps(figures))
-    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

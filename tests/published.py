@@ -29,7 +29,7 @@ CONFIG = {
     "use_sliding_window": False, "sliding_window": 128, "mm_vision_tower": "tower", "mm_pixel_decoder": "vae",
     "mm_projector_type": "mlp2x_gelu", "voxel_size": 0.2, "min_xyz_range": [-9, -8, -4], "max_xyz_range": [9, 8, 4],
     "ground_head_temperature": 0.1, "view_mask_ratio": 0.4, "view_mask_prob": 0.3, "decode_image_size": 12,
-    "image_embed_len": 9, "mm_hidden_size": 24, "use_cache": False,
+    "image_embed_len": 9, "mm_hidden_size": 24, "mm_inv_hidden_size": 12, "use_cache": False, "torch_dtype": None,
 }  # fmt: skip
 
 
@@ -50,10 +50,12 @@ class Published:
         (self.folder / "config.json").write_text(json.dumps(config))
 
 
-def make_base_tokenizer(marks: Sequence[str] = MARKS) -> PreTrainedTokenizerFast:
-    """A token a byte, then the marks, as in Qwen2; `<ground>` and `<coord>` are ordinary tokens."""
+def make_base_tokenizer(marks: Sequence[str] = MARKS, num_words: int = 256) -> PreTrainedTokenizerFast:
+    """A token a byte, words up to `num_words` tokens, then the marks, as in Qwen2; `<ground>` and `<coord>` are
+    ordinary tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(alphabet)}, merges=[]))
+    words = alphabet + [f"word{number}" for number in range(num_words - len(alphabet))]
+    tokenizer = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in marks if mark in MARKS[:4]])

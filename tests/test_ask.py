@@ -53,6 +53,11 @@ def test_without_boxes_and_teacher_words_are_all_there_is(tmp_path, capsys):
     assert "no boxes were given (--boxes FILE or a boxes.json)" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"questions: expected words in each, got \['the bed', ' '\]; ask something"):
         run(scan, tmp_path / "page.html", "the bed", " ", model=model)
+    with pytest.raises(ValueError, match="--ground: expected a model with a grounding head, got one without"):
+        ask.choose_grounded(["the bed"], ground_all=True, has_boxes=True, has_head=False)
+    assert ask.choose_grounded(["find it", "why?"], ground_all=False, has_boxes=True, has_head=False) == [False, False]
+    assert ask.choose_grounded(["find it", "why?"], ground_all=False, has_boxes=True, has_head=True) == [True, False]
+    assert "this model has no grounding head" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--ground: expected boxes to choose among, got none; give --boxes FILE"):
         run(scan, tmp_path / "page.html", "--ground", "the bed", model=model)
 

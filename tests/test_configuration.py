@@ -152,3 +152,8 @@ def test_unknown_keys_without_a_near_one_are_refused():
     with pytest.raises(ValueError, match=message):
         Ross3DDenoiserConfig(qqqq=1)
     assert Ross3DDenoiserConfig(hidden_size=64).hidden_size == 64
+
+
+def test_a_published_config_is_sent_to_the_converter():
+    with pytest.raises(ValueError, match=r"got those of a published checkpoint \(mm_vision_tower\); convert it with"):
+        Ross3DConfig(hidden_size=64, mm_vision_tower="google/siglip-so400m-patch14-384")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,16 +12,21 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
-from transformers import AutoModel, AutoProcessor, SiglipConfig, SiglipModel
+from transformers import AutoModel, AutoProcessor, SiglipConfig, SiglipModel, TrainerState
 
+from ross3d import train
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.tests.posed_views import make_views
 from ross3d.tests.published import HEADS, MARKS, VISION, Published, save_tensors, write_published
+from ross3d.tests.tiny import get_rooms
 from ross3d.tools import convert
 from ross3d.tools.checkpoints import files
 from ross3d.tools.checkpoints.card import USAGE
 from ross3d.tools.checkpoints.files import list_tensors, load_pickle
+from ross3d.tools.checkpoints.keys import to_published
 from ross3d.tools.checkpoints.load import load_published
+from ross3d.training.arguments import read_run_arguments
+from ross3d.training.build import save_run
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,7 +80,11 @@ def test_back_again_bit_for_bit(tmp_path, kind, num_shards, dtype, extra_rows):
     assert model.dtype == dtype and model.config.text_config.vocab_size == rows
     back = run(middle, tmp_path / "back", "--reverse")
     check_same(source.tensors, read(back))
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (back / file).read_bytes() == (source.folder / file).read_bytes() or file == "config.json"
     assert json.loads((back / "config.json").read_text()) == source.config
+    again = run(back, tmp_path / "again")
+    check_same(read(middle), read(again))
 
 
 def test_config_means_what_was_published(ours):
@@ -112,7 +122,7 @@ def test_the_folder_is_all_that_is_needed(ours, published):
     views, bev = model.reconstruct(**processor(**make_views()), masked_views=[1], num_inference_steps=2)
     assert views[0].shape == (1, 3, 12, 12) and bev[0].shape == (3, 8, 8)
     text = (ours / "README.md").read_text()
-    assert USAGE in text and "FLUX.1 [dev] Non-Commercial License" in text and text.startswith("---\n")
+    assert USAGE in text and "VAE (`teacher/`)" in text and text.startswith("---\n") and str(ours.parent) not in text
     teacher = AutoencoderKL.from_pretrained(ours / "teacher").state_dict()
     check_same({n.removeprefix(VAE): t for n, t in published.tensors.items() if n.startswith(VAE)}, teacher)
 
@@ -234,6 +244,22 @@ def test_ids_of_the_hub(published, tmp_path, monkeypatch):
     assert ("user/siglip", ["config.json"]) in asked
 
 
+def test_settings_that_the_release_writes(tmp_path):
+    """Normalisation of pictures, rope among its parameters, nulls."""
+    source = write_published(tmp_path / "published")
+    source.change_config(image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4], mm_hidden_size=None, rope_theta=None)
+    config = source.config | {"rope_parameters": {"rope_type": "default", "rope_theta": 77.0}, "voxel_size": None}
+    (source.folder / "config.json").write_text(json.dumps(config | {"tokenizer_model_max_length": None}))
+    middle = run(source.folder, tmp_path / "ours")
+    found = Ross3DForConditionalGeneration.from_pretrained(middle).config
+    assert list(found.image_mean) == [0.4, 0.5, 0.6] and found.voxel_size == 0.1
+    assert found.text_config.rope_parameters["rope_theta"] == 77.0
+    processor = AutoProcessor.from_pretrained(middle, trust_remote_code=True)
+    assert list(processor.image_processor.image_std) == [0.2, 0.3, 0.4]
+    back = run(middle, tmp_path / "back", "--reverse")
+    assert json.loads((back / "config.json").read_text()) == json.loads((source.folder / "config.json").read_text())
+
+
 # Our own models to the published form
 
 
@@ -258,6 +284,10 @@ def test_our_own_model_goes_there_and_comes_back(ours, tmp_path):
     config = json.loads((there / "config.json").read_text())
     assert config["model_type"] == "ross3d_qwen" and int(1 / config["view_mask_prob"]) == 7
     assert (config["voxel_size"], config["mm_hidden_size"], config["image_embed_len"]) == (0.05, 24, 9)
+    assert (config["mm_inv_hidden_size"], config["torch_dtype"]) == (12, "float32")
+    tokenizer = json.loads((there / "tokenizer_config.json").read_text())
+    assert tokenizer["additional_special_tokens"] == ["<|im_start|>", "<|im_end|>"] and "auto_map" not in tokenizer
+    assert tokenizer["tokenizer_class"] == "Qwen2Tokenizer" and not (there / "chat_template.jinja").exists()
     again = run(there, tmp_path / "again")
     check_same(read(own), read(again))
     check_same(read(own / "teacher"), read(again / "teacher"))
@@ -269,6 +299,9 @@ def test_a_denoiser_that_the_published_code_lacks_is_left_out(ours, tmp_path, ca
     own = make_own(tmp_path / "own", ours, {"condition": "per_view", "prediction_type": "v_prediction"})
     there = run(own, tmp_path / "there", "--reverse")
     assert "condition='per_view', prediction_type='v_prediction'" in capsys.readouterr().out
+    records = json.loads((there / "conversion.json").read_text())["keys"]
+    dropped = {record["ours"] for record in records if record["fate"] == "dropped"}
+    assert {f"teacher.{name}" for name in read(own / "teacher")} <= dropped
     assert not [name for name in read(there) if name.startswith(("model.mm_inv_projector", "model.mm_pixel_decoder"))]
     assert json.loads((there / "config.json").read_text())["ross_enable"] is False
     again = Ross3DForConditionalGeneration.from_pretrained(run(there, tmp_path / "again"))
@@ -279,17 +312,13 @@ def test_changed_settings_reach_a_published_config(ours, tmp_path):
     """A converted checkpoint that was trained on: what changed is changed, the rest is as it came."""
     model = Ross3DForConditionalGeneration.from_pretrained(ours)
     model.config.view_mask_period, model.config.view_mask_ratio = 5, 0.25
-    target = tmp_path / "trained"
-    model.save_pretrained(target)
-    AutoProcessor.from_pretrained(ours, trust_remote_code=True).save_pretrained(target)
-    (target / "published").mkdir()
-    (target / "published" / "config.json").write_text((ours / "published" / "config.json").read_text())
-    config = json.loads((run(target, tmp_path / "back", "--reverse") / "config.json").read_text())
-    before = json.loads((ours / "published" / "config.json").read_text())
-    assert {key for key in config.keys() | before.keys() if config.get(key) != before.get(key)} == {
-        "view_mask_prob", "view_mask_ratio",
-    }  # fmt: skip
-    assert int(1 / config["view_mask_prob"]) == 5
+    processor = AutoProcessor.from_pretrained(ours, trust_remote_code=True)
+    save_run(model, processor, ours / "teacher", ours / "published", TrainerState(), tmp_path / "trained")
+    back = run(tmp_path / "trained", tmp_path / "back", "--reverse")
+    config, before = (json.loads((path / "config.json").read_text()) for path in (back, ours / "published"))
+    changed = {key for key in config.keys() | before.keys() if config.get(key) != before.get(key)}
+    assert changed == {"view_mask_prob", "view_mask_ratio"} and int(1 / config["view_mask_prob"]) == 5
+    assert set(json.loads((back / "conversion.json").read_text())["changed_config_keys"]) == changed
 
 
 def test_embedding_rows_for_the_published_code(ours, published, tmp_path):
@@ -390,11 +419,58 @@ def test_a_started_checkpoint_trains(base, tmp_path):
     assert model.model.language_model.embed_tokens.weight.grad.abs().sum() > 0
 
 
+def test_the_run_of_the_docs_trains_a_started_checkpoint(base, tmp_path):
+    """Conversion, the YAML of docs/CHECKPOINTS.md, two steps, and the way to the published format."""
+    make_denoiser_file(tmp_path / "file.bin")
+    vae = make_pipeline(write_published(tmp_path / "whole"), tmp_path / "pipeline")
+    options = ("--init", "llava_video", "--denoiser", tmp_path / "file.bin", "--teacher", vae)
+    start = run(base.folder, tmp_path / "start", *options)
+    text = (ROOT / "docs" / "CHECKPOINTS.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "run.yaml").write_text(block)
+    changes = {
+        "init_from": start, "data.root": get_rooms(), "trainer.output_dir": tmp_path / "trained",
+        "trainer.max_steps": 2, "trainer.use_cpu": "true", "trainer.bf16": "false", "trainer.report_to": "none",
+    }  # fmt: skip
+    words = [str(word) for key, value in changes.items() for word in (f"--{key}", value)]
+    train.main(read_run_arguments(str(tmp_path / "run.yaml"), words))
+    there, untrained = (run(tmp_path / name, tmp_path / f"{name}_back", "--reverse") for name in ("trained", "start"))
+    assert read(there).keys() == read(untrained).keys()
+    assert not torch.equal(read(there)[EMBED], read(untrained)[EMBED])
+
+
 def test_training_starts_without_a_file(base, tmp_path):
     start = run(base.folder, tmp_path / "start", "--init", "llava_video")
     config = Ross3DForConditionalGeneration.from_pretrained(start).config.denoiser_config
     assert (config.hidden_size, config.num_hidden_layers, config.position_embedding) == (1024, 3, "sincos")
     assert read(start)["reconstruction_head.bev_embedding.position_embedding"].abs().sum() > 0
+
+
+def test_a_start_has_a_published_form(base, tmp_path):
+    """Its config is that of the recipe, not of the base model."""
+    vae = make_pipeline(write_published(tmp_path / "whole"), tmp_path / "pipeline")
+    start = run(base.folder, tmp_path / "start", "--init", "llava_video", "--teacher", vae)
+    there = run(start, tmp_path / "there", "--reverse")
+    config = json.loads((there / "config.json").read_text())
+    assert (config["model_type"], config["ground_token_ids"], config["coord_token_ids"]) == (
+        "ross3d_qwen",
+        [260],
+        [261],
+    )
+    assert config["mm_inv_projector_type"] == "denoiser_vit3x" and config["use_mm_inv_proj"]
+    again = run(there, tmp_path / "again")
+    check_same(read(start), read(again))
+
+
+def test_a_denoiser_with_two_branches_begins_training_too(base, published, tmp_path):
+    """A released denoiser in place of the 2D one: tables and embeddings are taken as they are."""
+    prefix = "model.mm_inv_projector."
+    file = {name: tensor for name, tensor in published.tensors.items() if name.startswith(prefix)}
+    torch.save(file, tmp_path / "file.bin")
+    begun = read(run(base.folder, tmp_path / "start", "--init", "llava_video", "--denoiser", tmp_path / "file.bin"))
+    for name in ("view_embedding.position_embedding", "bev_embedding.position_embedding", "view_pooler.queries"):
+        name = f"reconstruction_head.{name}"
+        assert torch.equal(begun[name], published.tensors[to_published(name)])
 
 
 # Refusals
@@ -416,8 +492,10 @@ def test_keys_without_a_place(tmp_path):
     save_tensors(source.folder, source.tensors | {"model.proj_3d.0.weight": torch.ones(2)}, "safetensors", 1)
     with pytest.raises(ValueError, match=r"model\.proj_3d\.0\.weight: expected a key .*--drop"):
         run(source.folder, tmp_path / "ours")
-    with pytest.raises(ValueError, match=r"1 unread.*model\.proj_3d\.0\.weight"):
+    with pytest.raises(ValueError, match=r"model\.proj_3d\.0\.weight: expected a key"):
         load_published(source.folder)
+    with pytest.raises(ValueError, match=r"--drop: expected patterns of keys .*got \['model.none.\*'\]"):
+        run(source.folder, tmp_path / "ours", "--drop", "model.none.*")
     middle = run(source.folder, tmp_path / "ours", "--drop", "model.proj_3d.*")
     records = json.loads((middle / "conversion.json").read_text())["keys"]
     assert [r["published"] for r in records if r["reason"] == "--drop"] == ["model.proj_3d.0.weight"]
@@ -444,6 +522,13 @@ def test_missing_keys(tmp_path, left, message):
         ({"hidden_size": None}, "hidden_size: expected it in the published config.json"),
         ({"mm_projector_type": "linear"}, "mm_projector_type: expected 'mlp2x_gelu'"),
         ({"world_position_embedding_type": "mlp"}, "world_position_embedding_type: expected 'avg-discrete-sin3d'"),
+        ({"mm_newline_position": "one_token"}, "mm_newline_position: expected 'grid'"),
+        ({"mm_patch_merge_type": "flat"}, "mm_patch_merge_type: expected 'spatial_unpad'"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1.0, "factor": 2.0}},
+            "rope_parameters: expected rope_type 'default'",
+        ),
+        ({"image_embed_len": 196}, "image_embed_len: expected 9"),
         ({"ground_token_ids": [3]}, r"ground_token_ids of .*config.json: expected those of the tokenizer"),
         ({"mm_vision_tower": "unheard-of"}, "mm_vision_tower of .*--vision-tower"),
         ({"mm_pixel_decoder": "unheard-of"}, "mm_pixel_decoder of .*--teacher"),
@@ -465,7 +550,7 @@ def test_broken_files(tmp_path, published):
     with pytest.raises(ValueError, match="00002.*expected a whole safetensors file"):
         run(source.folder, tmp_path / "ours")
     save_file({"other": torch.ones(1)}, shard)
-    with pytest.raises(ValueError, match="expected its tensors in the shards"):
+    with pytest.raises(ValueError, match="117 that are in no shard and 1 that it does not name"):
         run(source.folder, tmp_path / "ours")
     shard.unlink()
     with pytest.raises(FileNotFoundError, match="expected the shards it names"):
@@ -479,10 +564,13 @@ def test_broken_files(tmp_path, published):
     (source.folder / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="config.json: expected this file"):
         run(source.folder, tmp_path / "ours")
-    with pytest.raises(FileNotFoundError, match="expected a folder or a Hub id"):
+    with pytest.raises(FileNotFoundError, match="expected a folder that is there, or a Hub id"):
         run(tmp_path / "no such folder", tmp_path / "ours")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text("{}")
+    (tmp_path / "empty" / "tokenizer.json").write_bytes((published.folder / "tokenizer.json").read_bytes())
+    settings = (published.folder / "tokenizer_config.json").read_bytes()
+    (tmp_path / "empty" / "tokenizer_config.json").write_bytes(settings)
     with pytest.raises(FileNotFoundError, match="expected weights, one of"):
         run(tmp_path / "empty", tmp_path / "ours")
 
@@ -515,6 +603,9 @@ def test_tokenizers(tmp_path, published):
     (source.folder / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="expected a tokenizer with a pad_token"):
         run(source.folder, tmp_path / "ours")
+    (source.folder / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match="expected a whole tokenizer"):
+        run(source.folder, tmp_path / "ours")
     (source.folder / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match="expected a tokenizer"):
         run(source.folder, tmp_path / "ours")
@@ -534,7 +625,7 @@ def test_embeddings_of_two_sizes_are_not_loaded_directly(tmp_path):
 def test_parts_of_another_kind(tmp_path, published):
     (tmp_path / "clip").mkdir()
     (tmp_path / "clip" / "config.json").write_text(json.dumps({"model_type": "clip", "_class_name": "UNet2DModel"}))
-    with pytest.raises(ValueError, match="expected a SigLIP model"):
+    with pytest.raises(ValueError, match="expected model_type siglip or siglip_vision_model, got 'clip'"):
         run(published.folder, tmp_path / "ours", "--vision-tower", tmp_path / "clip")
     with pytest.raises(ValueError, match="expected a diffusers AutoencoderKL, got UNet2DModel"):
         run(published.folder, tmp_path / "ours", "--teacher", tmp_path / "clip")
@@ -563,8 +654,57 @@ def test_wrong_directions(published, ours, base, tmp_path):
     make_denoiser_file(tmp_path / "file.bin")
     wrong = torch.load(tmp_path / "file.bin") | {"net.blocks.0.mlp.fc2.weight": torch.ones(3, 3)}
     torch.save(wrong, tmp_path / "file.bin")
+    start = ("--init", "llava_video", "--denoiser", tmp_path / "file.bin")
     with pytest.raises(ValueError, match=r"net\.blocks\.0\.mlp\.fc2\.weight -> reconstruction_head.*got \(3, 3\)"):
-        run(base.folder, tmp_path / "start", "--init", "llava_video", "--denoiser", tmp_path / "file.bin")
+        run(base.folder, tmp_path / "start", *start)
+    torch.save({"model.mm_projector.0.weight": torch.ones(2, 2)}, tmp_path / "file.bin")
+    with pytest.raises(ValueError, match="--denoiser: expected a file with pos_embed"):
+        run(base.folder, tmp_path / "start", *start)
+    file = make_denoiser_file(tmp_path / "file.bin")
+    torch.save(file | {"pos_embed": torch.ones(1, 26, 32)}, tmp_path / "file.bin")
+    with pytest.raises(ValueError, match=r"pos_embed: expected a position table .*got \(1, 26, 32\)"):
+        run(base.folder, tmp_path / "start", *start)
+    torch.save(file | {"x_embedder.proj.weight": torch.ones(32, 3, 1, 1)}, tmp_path / "file.bin")
+    with pytest.raises(ValueError, match="x_embedder: expected 4 times the 3 latent channels"):
+        run(base.folder, tmp_path / "start", *start)
+    short = write_published(tmp_path / "short", marks=MARKS[:4], leave_out=HEADS)
+    tensors = short.tensors | {EMBED: short.tensors[EMBED][:250].clone()}
+    save_tensors(short.folder, tensors, "safetensors", 1)
+    with pytest.raises(ValueError, match=f"{EMBED}: expected a row for each of the 260 tokens"):
+        run(short.folder, tmp_path / "start", "--init", "llava_video")
+
+
+def test_towers_that_count_other_layers(tmp_path):
+    """Published checkpoints leave out the last layer; a config that counts what is there would lose another."""
+    source = write_published(tmp_path / "published")
+    for layers in (2, 12):
+        (source.folder / "tower" / "config.json").write_text(json.dumps(VISION | {"num_hidden_layers": layers}))
+        with pytest.raises(ValueError, match=f"expected one more than the 2 layers in .*got {layers}"):
+            run(source.folder, tmp_path / "ours")
+    (source.folder / "tower" / "config.json").write_text(json.dumps(VISION | {"num_attention_heads": 5}))
+    with pytest.raises(ValueError, match="expected num_attention_heads that divide hidden_size 24, got 5"):
+        run(source.folder, tmp_path / "ours")
+
+
+def test_index_and_shards(tmp_path):
+    """A tensor that is in two shards is read from the one that the index names."""
+    source = write_published(tmp_path / "published", num_shards=2)
+    index = source.folder / "model.safetensors.index.json"
+    where = json.loads(index.read_text())["weight_map"]
+    first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    name = next(name for name, file in where.items() if file == first)
+    more = {n: source.tensors[n] for n, file in where.items() if file == second} | {name: source.tensors[name] + 1}
+    save_file(more, source.folder / second)
+    assert torch.equal(list_tensors(source.folder)[name].read(), source.tensors[name])
+    for broken in ({"weight_map": None}, {}):
+        index.write_text(json.dumps(broken))
+        with pytest.raises(ValueError, match="expected a weight_map"):
+            run(source.folder, tmp_path / "ours")
+    (source.folder / "pointer.safetensors").write_bytes(files.POINTER + b"\noid sha256:0\n")
+    with pytest.raises(ValueError, match="got a Git LFS pointer"):
+        list_tensors(source.folder / "pointer.safetensors")
+    with pytest.raises(ValueError, match="expected the checkpoint's folder, got a file"):
+        run(source.folder / first, tmp_path / "ours")
 
 
 @pytest.mark.parametrize(
@@ -574,6 +714,8 @@ def test_wrong_directions(published, ours, base, tmp_path):
         (["--from", "a", "--to", "x", "--denoiser", "d"], "--denoiser: expected --init"),
         (["--from", "a", "--to", "x", "--embedding-rows", "9"], "--embedding-rows: expected --reverse"),
         (["--from", "a", "--to", "x", "--reverse", "--teacher", "t"], "--reverse: expected --from and --to alone"),
+        (["--from", "a", "--to", "x", "--reverse", "--seed", "1"], "--reverse: expected --from and --to alone"),
+        (["--from", "a", "--to", "x", "--max-shard-size", "2XB"], "expected a size such as 2GB"),
     ],
 )
 def test_options_that_contradict(options, message, capsys):
@@ -620,6 +762,29 @@ def test_another_source_starts_anew(published, tmp_path, monkeypatch):
     save_tensors(source.folder, changed, "safetensors", 1)
     back = run(run(source.folder, tmp_path / "ours", "--max-shard-size", "40KB"), tmp_path / "back", "--reverse")
     check_same(changed, read(back))
+
+
+def test_two_runs_do_not_write_to_one_place(published, tmp_path, monkeypatch):
+    """The second is refused while the first writes, and so cannot mix its shards with it."""
+    save, refused = files.save_file, []
+
+    def write_twice(state_dict, file, metadata):
+        if not refused:
+            refused.append(True)
+            with pytest.raises(OSError, match="expected to write there alone"):
+                run(published.folder, tmp_path / "ours", "--seed", "1")
+        save(state_dict, file, metadata)
+
+    monkeypatch.setattr(files, "save_file", write_twice)
+    check_same(published.tensors, read(run(run(published.folder, tmp_path / "ours"), tmp_path / "back", "--reverse")))
+    assert refused and {path.name for path in tmp_path.iterdir()} == {"ours", "back"}
+
+
+def test_a_link_to_an_empty_folder_is_filled(published, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    run(published.folder, tmp_path / "link")
+    assert (tmp_path / "real" / "config.json").is_file() and (tmp_path / "link").is_symlink()
 
 
 def test_no_folder_is_overwritten(published, ours, tmp_path, monkeypatch):

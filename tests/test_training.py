@@ -18,6 +18,7 @@ from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.scenes.build import build_scenes
 from ross3d.scenes.questions import make_proposals
 from ross3d.tests.fabricate import PAD_TOKEN, RaggedRows, make_collator, make_model, make_row
+from ross3d.tests.published import write_published
 from ross3d.tests.tiny import get_checkpoint, get_rooms
 from ross3d.tools.make_tiny import make_tiny_processor
 from ross3d.train import build_training_arguments
@@ -129,7 +130,7 @@ def test_the_optimizer_is_the_one_that_was_asked_for(tmp_path):
         choose_optimizer(model, muon, adafactor)
 
 
-def test_settings_of_a_run_change_those_of_its_checkpoint():
+def test_settings_of_a_run_change_those_of_its_checkpoint(tmp_path):
     """Nothing that is written in a config is left out because a checkpoint brings its own."""
     saved = build_processor(RunArguments(init_from=str(get_checkpoint())))
     changed = {"label_rule": "published", "image_processor": {"size": {"height": 48, "width": 48}}}
@@ -137,6 +138,12 @@ def test_settings_of_a_run_change_those_of_its_checkpoint():
     assert (saved.label_rule, ours.label_rule) == ("answer_only", "published")
     assert ours.view_size == 48 != saved.view_size and ours.geometry_mode == saved.geometry_mode
     assert ours.tokenizer.get_vocab() == saved.tokenizer.get_vocab()
+    for name in ("nowhere", "/no/where", str(get_rooms())):
+        with pytest.raises(FileNotFoundError, match="init_from: expected a checkpoint's folder or a Hub id"):
+            build_processor(RunArguments(init_from=name))
+    published = write_published(tmp_path / "published")
+    with pytest.raises(ValueError, match="init_from: expected a checkpoint of ross3d, got model_type 'ross3d_qwen'"):
+        build_processor(RunArguments(init_from=str(published.folder)))
     wanted = RunArguments(init_from=str(get_checkpoint()), new_weights=NewWeightsArguments())
     with pytest.raises(ValueError, match="new_weights: expected none beside init_from, got NewWeights"):
         build_model(wanted, saved)

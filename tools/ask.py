@@ -42,20 +42,25 @@ def load_model(name: str, device: str) -> tuple[Any, Any, bool]:
     return model, processor, has_teacher
 
 
-def choose_grounded(questions: list[str], ground_all: bool, has_boxes: bool) -> list[bool]:
+def choose_grounded(questions: list[str], ground_all: bool, has_boxes: bool, has_head: bool) -> list[bool]:
     """For each question, whether boxes answer it.
 
     Raises:
-        ValueError: for a question without words, and when all are to be grounded and there are no boxes.
+        ValueError: for a question without words, and when all are to be grounded and there are no boxes or the model
+            has no grounding head.
     """
     if not all(question.strip() for question in questions):
         raise ValueError(f"questions: expected words in each, got {questions}; ask something.")
     if ground_all and not has_boxes:
         raise ValueError("--ground: expected boxes to choose among, got none; give --boxes FILE or a boxes.json.")
+    if ground_all and not has_head:
+        raise ValueError("--ground: expected a model with a grounding head, got one without; leave --ground out.")
     about_boxes = [ground_all or question.lower().startswith("find ") for question in questions]
     if any(about_boxes) and not has_boxes:
         print('no boxes were given (--boxes FILE or a boxes.json): "find ..." is answered in words.')
-    return [has_boxes and about for about in about_boxes]
+    elif any(about_boxes) and not has_head:
+        print('this model has no grounding head: "find ..." is answered in words.')
+    return [has_boxes and has_head and about for about in about_boxes]
 
 
 def answer_in_words(model: Any, processor: Any, cache: Any, questions: list[str], max_new_tokens: int) -> list[Answer]:
@@ -125,7 +130,9 @@ def main(args: list[str] | None = None) -> list[Answer]:
     cache = model.encode_scene(**inputs)
 
     has_boxes = scene.boxes is not None and len(scene.boxes) > 0
-    asked = list(zip(options.questions, choose_grounded(options.questions, options.ground, has_boxes), strict=True))
+    has_head = model.grounding_head is not None
+    about_boxes = choose_grounded(options.questions, options.ground, has_boxes, has_head)
+    asked = list(zip(options.questions, about_boxes, strict=True))
     spoken = [question for question, boxes in asked if not boxes]
     grounded = [question for question, boxes in asked if boxes]
     in_words = iter(answer_in_words(model, processor, cache, spoken, options.max_new_tokens))

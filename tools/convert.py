@@ -10,25 +10,32 @@ when it is whole, and what a killed run has written is taken up by the next.
 """
 
 import argparse
+import hashlib
 import json
+import re
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL
 from tqdm import tqdm
-from transformers import AutoProcessor
+from transformers import PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import custom_object_save
 
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.atomic import write_text
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
+from ross3d.processing_ross3d import TURN_END, TURN_START
+from ross3d.tools import checkpoints
 from ross3d.tools.checkpoints.card import list_licenses, make_card
 from ross3d.tools.checkpoints.files import (
+    check_new_folder,
     count_bytes,
     describe_files,
     find_checkpoint,
@@ -45,8 +52,12 @@ from ross3d.tools.checkpoints.ingredients import (
     TEACHERS,
     VISION_KEYS,
     VISION_TOWERS,
+    Ingredient,
+    find_config,
+    find_known_name,
     read_teacher_config,
 )
+from ross3d.tools.checkpoints.keys import INVERSE_PROJECTOR
 from ross3d.tools.checkpoints.plan import (
     KeyRecord,
     Plan,
@@ -58,18 +69,21 @@ from ross3d.tools.checkpoints.plan import (
 )
 from ross3d.tools.checkpoints.published_config import (
     EMBEDDINGS,
+    PUBLISHED_TEMPLATE,
+    SET_BY_RECIPE,
     check_publishable,
     explain_dropped_denoiser,
-    get_denoiser_settings,
     list_unknown_keys,
     make_config,
     make_published_config,
 )
 from ross3d.tools.checkpoints.source import (
     PublishedSource,
+    list_ingredients,
     make_processor,
     make_release_config,
     read_source,
+    read_tokenizer,
     set_generation_defaults,
 )
 
@@ -77,6 +91,10 @@ from ross3d.tools.checkpoints.source import (
 # Base models of the published recipe, by what `--init` calls them.
 BASES = {"llava_video": "lmms-lab/LLaVA-Video-7B-Qwen2"}
 
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
+    "special_tokens_map.json", "generation_config.json",
+)  # fmt: skip
 DENOISER_FILE = "mm_inv_projector.bin"
 
 
@@ -84,28 +102,32 @@ def convert_release(options: argparse.Namespace) -> Path:
     """A published checkpoint under our names."""
     source = read_source(options.source, options.vision_tower, options.teacher, options.drop)
     config = make_release_config(source)
-    token = make_mask_token(config, source.tensors[EMBEDDINGS[0]].dtype, options.seed)
+    token = make_mask_token(config, source.tensors[EMBEDDINGS[0]].dtype, options.seed or 0)
     plan = plan_ours(source.tensors, config, source.teacher if source.has_teacher else None, token)
-    return write_ours(options, source, config, plan, for_training=False)
+    return write_ours(options, source, config, plan, "release")
 
 
 def start_training(options: argparse.Namespace) -> Path:
     """The checkpoint from which the published recipe trains."""
     source = read_source(options.source or BASES[options.init], options.vision_tower, options.teacher, options.drop)
-    file = None if options.denoiser is None else find_denoiser_file(options.denoiser)
-    stored = {} if file is None else list_tensors(file)
-    denoiser = get_new_denoiser_settings({name: t.shape for name, t in stored.items()}, source.teacher)
-    if get_denoiser_settings(source.shapes, source.teacher) is not None:
+    if any(name.startswith(INVERSE_PROJECTOR) for name in source.tensors):
         raise ValueError(
             f"--init: expected a base model without a denoiser, got {source.folder}, which has one; leave --init out"
             " to convert it."
         )
-    vocab_size = len(source.tokenizer)
-    config = make_config(source.config, vocab_size, source.token_ids, source.vision, denoiser, grounding=True)
-    teacher = source.teacher if source.has_teacher else None
-    plan = plan_start(source.tensors, stored, config, teacher, source.num_old_tokens, options.seed)
-    source.used += [] if file is None else [file]
-    return write_ours(options, source, config, plan, for_training=True)
+    file = None if options.denoiser is None else find_denoiser_file(options.denoiser)
+    stored = {} if file is None else list_tensors(file)
+    teacher = source.teacher or find_config("mm_pixel_decoder", source.config, source.folder, options.teacher)
+    denoiser = get_new_denoiser_settings({name: t.shape for name, t in stored.items()}, teacher)
+    published = source.config | {key: PUBLISHED_TEMPLATE[key] for key in SET_BY_RECIPE}
+    config = make_config(published, len(source.tokenizer), source.token_ids, source.vision, denoiser, grounding=True)
+    plan = plan_start(
+        source.tensors, stored, config, teacher if source.has_teacher else None, source.num_old_tokens,
+        options.seed or 0,
+    )  # fmt: skip
+    if not source.has_teacher:
+        print("no VAE comes with it: give --teacher, or teacher: in the config of the run that trains it")
+    return write_ours(options, source, config, plan, "start", file)
 
 
 def find_denoiser_file(name: str) -> Path:
@@ -115,29 +137,59 @@ def find_denoiser_file(name: str) -> Path:
 
 
 def write_ours(
-    options: argparse.Namespace, source: PublishedSource, config: Ross3DConfig, plan: Plan, for_training: bool
+    options: argparse.Namespace,
+    source: PublishedSource,
+    config: Ross3DConfig,
+    plan: Plan,
+    kind: Literal["release", "start"],
+    denoiser_file: Path | None = None,
 ) -> Path:
     """Write model, processor, teacher, card and report; returns the folder."""
     plan.records += [KeyRecord(name, None, "dropped", "--drop") for name in source.dropped]
-    name = options.source or BASES[options.init]
-    parts = ["code", "release", "base", "language_model", "vision_tower"] + ["teacher"] * bool(plan.teacher)
-    ingredients = [INGREDIENTS[part] for part in parts]
+    name = get_display_name(options.source or BASES[options.init])
+    unknown = list_unknown_keys(source.config)
+    if unknown:
+        print(f"config.json has keys that nothing here reads: {', '.join(unknown)}")
+    has_release = kind == "release" or denoiser_file is not None
+    ingredients = list_ingredients(name, source, bool(plan.teacher), has_release)
     config.dtype = source.tensors[EMBEDDINGS[0]].dtype
-    with open_output(options, source.used, plan) as (folder, progress):
+    used = source.used + ([] if denoiser_file is None else [denoiser_file])
+    with open_output(options, used, plan) as (folder, progress):
         write_shards(plan.model, folder, "model", options.max_shard_size, progress)
         write_model_files(folder, config)
-        make_processor(source.tokenizer, config, for_training).save_pretrained(folder)
+        make_processor(source.tokenizer, config, kind == "start").save_pretrained(folder)
         if plan.teacher:
             write_shards(plan.teacher, folder / "teacher", "diffusion_pytorch_model", options.max_shard_size, progress)
             write_teacher_config(folder / "teacher", source.teacher)
-        if plan.rest:
-            write_shards(plan.rest, folder / "published", "model", options.max_shard_size, progress)
-        write_json(folder / "published" / "config.json", source.config)
+        if kind == "release":
+            keep_published(source, plan, folder / "published", options.max_shard_size, progress)
         make_card(name, summarize(plan.records), ingredients).save(folder / "README.md")
-        write_report(folder, name, plan, list_unknown_keys(source.config))
-    for line in list_licenses(ingredients):
-        print(f"licence of {line}")
+        write_report(folder, name, plan, ingredients, unknown_config_keys=unknown)
     return options.to
+
+
+def get_display_name(source: str) -> str:
+    """A Hub id, or the folder's own name: what is written goes to other machines."""
+    return Path(source).resolve().name if Path(source).exists() else source
+
+
+def keep_published(source: PublishedSource, plan: Plan, folder: Path, max_shard_size: str, progress: tqdm) -> None:
+    """What the way back needs and our checkpoint has no place for: config, tokenizer files, rows behind the tokens."""
+    if plan.rest:
+        write_shards(plan.rest, folder, "model", max_shard_size, progress)
+    folder.mkdir(exist_ok=True)
+    for file in ("config.json", *TOKENIZER_FILES):
+        if (source.folder / file).is_file():
+            shutil.copyfile(source.folder / file, folder / file)
+
+
+def name_teacher(config: Ross3DConfig, teacher: dict[str, Any] | None) -> str:
+    """What the published config calls the VAE: the released one by its name, another by a folder of the checkpoint."""
+    released = TEACHERS[Path(DEFAULT_TEACHER).name]
+    if teacher is None and config.denoiser_config is not None:
+        keys = ("latent_channels", "scaling_factor", "shift_factor")
+        teacher = released if all(getattr(config.denoiser_config, key) == released[key] for key in keys) else {}
+    return DEFAULT_TEACHER if teacher in (None, released) else "pixel_decoder"
 
 
 def convert_back(options: argparse.Namespace) -> Path:
@@ -149,32 +201,59 @@ def convert_back(options: argparse.Namespace) -> Path:
     check_publishable(config)
     came_from = source / "published"
     base = read_json(came_from / "config.json") if (came_from / "config.json").is_file() else None
-    has_rest = any(came_from.glob("model*.safetensors"))
-    rest = list_tensors(came_from) if has_rest else {}
+    tokenizer = read_tokenizer(source)
+    rest = list_tensors(came_from) if any(came_from.glob("model*.safetensors")) else {}
     reason = explain_dropped_denoiser(config)
     has_denoiser = config.denoiser_config is not None and reason is None
-    has_teacher = has_denoiser and (source / "teacher").is_dir()
-    teacher = list_tensors(source / "teacher") if has_teacher else {}
+    teacher = list_tensors(source / "teacher") if (source / "teacher").is_dir() else {}
+    teacher_config = read_teacher_config(source / "teacher") if teacher else None
     plan = plan_published(list_tensors(source), teacher, rest, config, options.embedding_rows)
     tower_config, tower_name = name_tower(config)
-    teacher_config = read_teacher_config(source / "teacher") if has_teacher else None
-    teacher_name = DEFAULT_TEACHER if teacher_config in (None, *TEACHERS.values()) else "pixel_decoder"
-    parts = {"mm_vision_tower": tower_name, "mm_pixel_decoder": teacher_name}
+    parts = {"mm_vision_tower": tower_name, "mm_pixel_decoder": name_teacher(config, teacher_config)}
     rows = {plan.model[name].shape[0] for name in EMBEDDINGS if name in plan.model}
     published = make_published_config(config, base, parts, has_denoiser, rows)
+    changed = sorted(key for key in published if base is not None and published[key] != base.get(key))
+    ingredients = [INGREDIENTS["teacher"]] if teacher_config in TEACHERS.values() and has_denoiser else []
     with open_output(options, [source], plan) as (folder, progress):
         write_shards(plan.model, folder, "model", options.max_shard_size, progress)
         write_json(folder / "config.json", published)
-        if base is None and tower_name == "vision_tower":
-            write_json(folder / tower_name / "config.json", tower_config)
-        if base is None and teacher_name == "pixel_decoder":
-            write_teacher_config(folder / teacher_name, teacher_config)
-        AutoProcessor.from_pretrained(source, trust_remote_code=True).tokenizer.save_pretrained(folder)
-        write_json(folder / "generation_config.json", read_json(source / "generation_config.json"))
-        write_report(folder, str(options.source), plan, [])
-    if reason is not None:
-        print(f"the denoiser was left out: {reason}")
+        # A part that no well-known name tells is described where its name leads: beside the weights.
+        if find_known_name("mm_vision_tower", published["mm_vision_tower"]) is None:
+            describe_part(folder, published["mm_vision_tower"], tower_config)
+        if (
+            teacher_config
+            and has_denoiser
+            and find_known_name("mm_pixel_decoder", published["mm_pixel_decoder"]) is None
+        ):
+            describe_part(folder, published["mm_pixel_decoder"], {"_class_name": "AutoencoderKL", **teacher_config})
+        write_tokenizer(folder, tokenizer, came_from)
+        write_report(folder, get_display_name(options.source), plan, ingredients, changed_config_keys=changed)
+    if base is None:
+        print("config.json was made anew: this checkpoint has no published/ with the one it came from")
     return options.to
+
+
+def describe_part(folder: Path, name: str, config: Mapping[str, Any]) -> None:
+    """Configuration of a part in a folder of the checkpoint, where its name is that of one."""
+    if len(Path(name).parts) == 1:
+        write_json(folder / name / "config.json", config)
+
+
+def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, came_from: Path) -> None:
+    """The tokenizer's files as they came, or as the published code's library reads them."""
+    kept = [came_from / file for file in TOKENIZER_FILES if (came_from / file).is_file()]
+    for file in kept:
+        shutil.copyfile(file, folder / file.name)
+    if kept:
+        return
+    tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    settings = read_json(folder / "tokenizer_config.json")
+    for key in ("auto_map", "backend", "extra_special_tokens", "is_local", "local_files_only", "processor_class"):
+        settings.pop(key, None)
+    # The published code unpacks exactly these two.
+    marks = {"tokenizer_class": "Qwen2Tokenizer", "additional_special_tokens": [TURN_START, TURN_END]}
+    write_json(folder / "tokenizer_config.json", settings | marks)
 
 
 def name_tower(config: Ross3DConfig) -> tuple[dict[str, Any], str]:
@@ -191,7 +270,13 @@ def open_output(options: argparse.Namespace, sources: Sequence[Path], plan: Plan
     print_records(plan.records)
     num_bytes = count_bytes(plan.list_tensors())
     arguments = {key: str(value) for key, value in vars(options).items()}
-    identity = {"arguments": arguments, "sources": describe_files(sources)}
+    code = [
+        hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(Path(checkpoints.__file__).parent.glob("*.py"))
+    ]
+    identity = {
+        "arguments": arguments, "sources": describe_files(sources), "tensors": plan.describe(), "code": code,
+    }  # fmt: skip
     bar = tqdm(total=num_bytes, unit="B", unit_scale=True, desc=f"writing {options.to}")
     with bar, replace_folder(options.to, identity, num_bytes) as folder:
         yield folder, bar
@@ -217,12 +302,13 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def write_report(folder: Path, source: str, plan: Plan, unknown: list[str]) -> None:
-    """`conversion.json`: what became of every key."""
-    if unknown:
-        print(f"config.json has keys that nothing here reads: {', '.join(unknown)}; they are kept for --reverse")
+def write_report(folder: Path, source: str, plan: Plan, ingredients: Sequence[Ingredient], **more: list[str]) -> None:
+    """`conversion.json`: what became of every key, and on what terms each part is published."""
+    licenses = list_licenses(ingredients)
+    for line in licenses:
+        print(f"licence of {line}")
     keys = [asdict(record) for record in plan.records]
-    report = {"source": source, "summary": summarize(plan.records), "unknown_config_keys": unknown, "keys": keys}
+    report = {"source": source, "summary": summarize(plan.records), "licenses": licenses, **more, "keys": keys}
     write_json(folder / "conversion.json", report)
 
 
@@ -253,8 +339,8 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--teacher", help="the VAE's folder or Hub id, where the checkpoint's own name fails")
     parser.add_argument("--drop", action="append", default=[], help="leave out published keys that match, as in a.b.*")
     parser.add_argument("--embedding-rows", type=int, help="with --reverse: the published code builds 152064")
-    parser.add_argument("--max-shard-size", default="2GB")
-    parser.add_argument("--seed", type=int, default=0, help="of weights that are drawn")
+    parser.add_argument("--max-shard-size", type=parse_size, default="2GB", help="of the files that are written")
+    parser.add_argument("--seed", type=int, help="of weights that are drawn (default: 0)")
     options = parser.parse_args(args)
     if options.source is None and options.init is None:
         parser.error("--from: expected a folder or Hub id, got none")
@@ -263,9 +349,17 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     if options.embedding_rows is not None and not options.reverse:
         parser.error("--embedding-rows: expected --reverse beside it: ours has the rows of its vocabulary")
     only_forward = [options.init, options.denoiser, options.vision_tower, options.teacher, options.drop or None]
+    only_forward += [options.seed]
     if options.reverse and any(value is not None for value in only_forward):
         parser.error("--reverse: expected --from and --to alone: everything else is in the checkpoint")
+    check_new_folder(options.to)
     return options
+
+
+def parse_size(text: str) -> str:
+    if re.fullmatch(r"[1-9]\d*(KB|MB|GB)", text) is None:
+        raise argparse.ArgumentTypeError(f"expected a size such as 2GB or 500MB, got {text!r}")
+    return text
 
 
 def main(args: list[str] | None = None) -> Path:
@@ -278,4 +372,7 @@ def main(args: list[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")

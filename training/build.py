@@ -1,6 +1,7 @@
 """Settings -> processor, model, data: what train.py puts together before the Trainer runs."""
 
 import inspect
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -46,12 +47,33 @@ def list_split(arguments: DataArguments) -> list[Path]:
     return scenes
 
 
+def check_init_from(name: str) -> None:
+    """Refuse a folder that holds no checkpoint of ours.
+
+    Raises:
+        FileNotFoundError: for a path that leads nowhere.
+        ValueError: for a checkpoint of another model, the published one among them.
+    """
+    file = Path(name) / "config.json"
+    if not file.is_file():
+        if Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/")):
+            raise FileNotFoundError(f"init_from: expected a checkpoint's folder or a Hub id, got {name}; correct it.")
+        return
+    kind = json.loads(file.read_text(encoding="utf-8")).get("model_type")
+    if kind != "ross3d":
+        raise ValueError(
+            f"init_from: expected a checkpoint of ross3d, got model_type {kind!r} in {file}; convert it with"
+            " tools/convert.py (docs/CHECKPOINTS.md)."
+        )
+
+
 def build_processor(arguments: RunArguments) -> Ross3DProcessor:
     """The checkpoint's processor with the settings that the run changes, or a new one whose tokenizer is trained on
     the questions."""
     settings = dict(arguments.processor)
     image_settings = settings.pop("image_processor", {})
     if arguments.init_from is not None:
+        check_init_from(arguments.init_from)
         saved = AutoProcessor.from_pretrained(arguments.init_from, trust_remote_code=True)
         names = inspect.signature(Ross3DProcessor.__init__).parameters.keys() - {"self"}
         return Ross3DProcessor(
@@ -209,10 +231,21 @@ def choose_optimizer(
     return MuonAdamW, {"params": groups, "lr": arguments.learning_rate}
 
 
+def find_published(arguments: RunArguments) -> Path | None:
+    """What a converted checkpoint keeps beside its weights for the way back to the published format."""
+    beside = Path(arguments.init_from or "") / "published"
+    return beside if arguments.init_from is not None and beside.is_dir() else None
+
+
 def save_run(
-    model: nn.Module, processor: Ross3DProcessor, teacher: Path | None, state: TrainerState, output_dir: Path
+    model: nn.Module,
+    processor: Ross3DProcessor,
+    teacher: Path | None,
+    published: Path | None,
+    state: TrainerState,
+    output_dir: Path,
 ) -> None:
-    """Final model, processor, teacher and log, as one loadable folder.
+    """Final model, processor, teacher, log and what the way back needs, as one loadable folder.
 
     All is written aside first and then moved into place, the mark of completeness last of all: after a kill the folder
     is finished, with nothing left over, or has no mark.
@@ -223,6 +256,8 @@ def save_run(
     processor.save_pretrained(aside)
     if teacher is not None and isinstance(model, Ross3DForConditionalGeneration) and model._teacher:
         model.get_teacher().save_pretrained(aside / "teacher")
+    if published is not None:
+        shutil.copytree(published, aside / "published")
     # The Trainer's summary tells the time and the mean loss since the last start, not of the run.
     state.log_history = [record for record in state.log_history if "train_runtime" not in record]
     state.save_to_json(str(aside / "trainer_state.json"))

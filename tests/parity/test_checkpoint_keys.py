@@ -10,6 +10,7 @@ from ross3d.configuration_ross3d import Ross3DConfig, Ross3DDenoiserConfig
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.tests.parity.build import make_model, split_weights
 from ross3d.tests.parity.golden import GoldenSet, get_goldens_folder, list_tensor_sets
+from ross3d.tools.checkpoints.ingredients import TEACHERS
 from ross3d.tools.checkpoints.keys import adapt_denoiser_file, to_ours, to_published
 
 
@@ -21,16 +22,6 @@ RELEASED = [
     pytest.param(path, id=path.parent.name) for path in sorted(GOLDENS.glob("**/released_checkpoint_keys.json"))
 ]
 SKIP = pytest.param(None, marks=pytest.mark.skip(reason=f"no recorded sets in {GOLDENS} (ROSS3D_GOLDENS)"))
-# The teacher of the 7B model: the VAE of FLUX.
-FLUX_VAE = {
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "latent_channels": 16,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-}
 
 
 @pytest.mark.parametrize("golden", SETS or [SKIP])
@@ -61,7 +52,7 @@ def test_released_7b_checkpoint_fits_our_defaults(keys_file, vocab_size: int):
         denoiser_config=Ross3DDenoiserConfig(condition="pooled").to_dict(),
     )
     with torch.device("meta"):
-        model, teacher = Ross3DForConditionalGeneration(config), AutoencoderKL(**FLUX_VAE)
+        model, teacher = Ross3DForConditionalGeneration(config), AutoencoderKL.from_config(TEACHERS["FLUX.1-dev"])
     shapes = {to_published(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     shapes |= {to_published(f"teacher.{name}"): tuple(tensor.shape) for name, tensor in teacher.state_dict().items()}
     assert None not in shapes

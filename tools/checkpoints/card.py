@@ -1,7 +1,6 @@
 """The page of a converted checkpoint: what it is, how it is used, and on what terms each part of it is published."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -29,7 +28,7 @@ def make_card(source: str, summary: str, ingredients: Sequence[Ingredient]) -> M
     """The card of a checkpoint.
 
     Args:
-        source (`str`): what it was converted from, a Hub id or a folder.
+        source (`str`): what it was converted from, a Hub id or a folder's name.
         summary (`str`): what became of its keys.
         ingredients: everything that its weights come from.
     """
@@ -38,14 +37,13 @@ def make_card(source: str, summary: str, ingredients: Sequence[Ingredient]) -> M
         license_name="several-see-below",
         library_name="transformers",
         pipeline_tag="image-text-to-text",
-        base_model=None if Path(source).exists() else source,
+        base_model=source if "/" in source else None,
         tags=["ross3d", "3d-scene-understanding", "rgb-d"],
     )
-    name = Path(source).name if Path(source).exists() else source
     licenses = "\n".join(f"- {line}" for line in list_licenses(ingredients))
     return ModelCard(
         f"---\n{data.to_yaml()}\n---\n\n# ross3d\n\nA language model over posed RGB-D views of an indoor scene"
-        f" ([Ross3D](https://arxiv.org/abs/2504.01901)), converted from `{name}`: {summary}. `conversion.json` has"
+        f" ([Ross3D](https://arxiv.org/abs/2504.01901)), converted from `{source}`: {summary}. `conversion.json` has"
         " what became of every key.\n\n"
         f"```python\n{USAGE}\n```\n\n## Licences\n\n{licenses}\n"
     )

@@ -1,8 +1,9 @@
 """Checkpoints on disk, tensor by tensor: where each lies, and shards that are written as their tensors are read.
 
-Nothing here holds more than one shard of the output in memory, however large the checkpoint.
+Nothing here holds more in memory than one shard of the output and, of `.bin` files, the shard that is being read.
 """
 
+import fcntl
 import json
 import os
 import pickle
@@ -16,7 +17,7 @@ from typing import Protocol
 
 import torch
 from huggingface_hub import snapshot_download, split_torch_state_dict_into_shards
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
@@ -36,7 +37,9 @@ WEIGHT_FILES = (
 )
 # Configurations, tokenizer and templates.
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
-PLAN_FILE = "plan.json"
+PLAN_FILE, LOCK_FILE = "plan.json", "lock"
+# How a Git LFS pointer begins; neither format of weights does.
+POINTER = b"version http"
 
 
 class Readable(Protocol):
@@ -87,13 +90,19 @@ class MadeTensor:
         return tensor
 
 
-@lru_cache(maxsize=1)
 def load_pickle(file: Path) -> dict[str, torch.Tensor]:
     """Tensors of a `.bin` file, mapped where its format allows it; nothing else in it is ever run.
 
     Raises:
         ValueError: when it is broken, or holds anything but named tensors.
     """
+    stat = file.stat()
+    return load_unchanged_pickle(file, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def load_unchanged_pickle(file: Path, size: int, changed: int) -> dict[str, torch.Tensor]:
+    """The last file is kept open; another size or time of change makes it another file."""
     expected = f"{file}: expected a dictionary of tensors as torch.save writes it"
     try:
         try:
@@ -104,9 +113,7 @@ def load_pickle(file: Path) -> dict[str, torch.Tensor]:
                 raise
             state_dict = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{expected}, got other objects, which could run code; save its state_dict alone. ({error})"
-        ) from error
+        raise ValueError(f"{expected}, got other objects, which could run code; save its state_dict alone.") from error
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{expected}, got a broken file; fetch it again. ({error})") from error
     if not isinstance(state_dict, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state_dict.values()):
@@ -121,6 +128,9 @@ def list_file(file: Path) -> dict[str, StoredTensor]:
     Raises:
         ValueError: when the file is broken.
     """
+    with file.open("rb") as opened:
+        if opened.read(len(POINTER)) == POINTER:
+            raise ValueError(f"{file}: expected weights, got a Git LFS pointer to them; run `git lfs pull`.")
     if file.suffix != ".safetensors":
         found = load_pickle(file)
         return {name: StoredTensor(file, name, tuple(tensor.shape), tensor.dtype) for name, tensor in found.items()}
@@ -140,7 +150,7 @@ def list_tensors(path: Path) -> dict[str, StoredTensor]:
 
     Raises:
         FileNotFoundError: when there are no weights, or a shard that the index names is absent.
-        ValueError: when a file is broken, or a shard lacks a tensor that the index promises.
+        ValueError: when a file is broken, or index and shards disagree.
     """
     if path.is_file():
         return list_file(path)
@@ -149,15 +159,21 @@ def list_tensors(path: Path) -> dict[str, StoredTensor]:
         raise FileNotFoundError(f"{path}: expected weights, one of {', '.join(WEIGHT_FILES)}, found none of them.")
     if found.suffix != ".json":
         return list_file(found)
-    where = read_json(found).get("weight_map", {})
+    where = read_json(found).get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise ValueError(f"{found}: expected a weight_map with the shard of every tensor, got {where!r}.")
     missing = sorted({name for name in where.values() if not (path / name).is_file()})
     if missing:
         raise FileNotFoundError(f"{found}: expected the shards it names, found no {missing}; fetch the rest.")
     files = {name: list_file(path / name) for name in dict.fromkeys(where.values())}
     lost = [name for name, file in where.items() if name not in files[file]]
-    if lost:
-        raise ValueError(f"{found}: expected its tensors in the shards, found no {lost[:3]}; fetch both again.")
-    return {name: tensor for tensors in files.values() for name, tensor in tensors.items()}
+    unnamed = sorted({name for tensors in files.values() for name in tensors} - where.keys())
+    if lost or unnamed:
+        raise ValueError(
+            f"{found}: expected the tensors of its shards and no others, got {len(lost)} that are in no shard and"
+            f" {len(unnamed)} that it does not name: {(lost + unnamed)[:3]}; fetch index and shards again."
+        )
+    return {name: files[file][name] for name, file in where.items()}
 
 
 def read_json(path: Path) -> dict:
@@ -192,8 +208,11 @@ def find_folder(name: str | os.PathLike, patterns: Sequence[str]) -> Path:
         return Path(name)
     try:
         return Path(snapshot_download(str(name), allow_patterns=list(patterns)))
-    except HFValidationError as error:
-        raise FileNotFoundError(f"{name}: expected a folder or a Hub id such as user/model, found neither.") from error
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise FileNotFoundError(
+            f"{name}: expected a folder that is there, or a Hub id such as user/model that can be reached, found"
+            f" neither. ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def find_checkpoint(name: str | os.PathLike) -> Path:
@@ -251,8 +270,19 @@ def write_shards(
 
 def describe_files(paths: Iterable[Path]) -> list[list]:
     """Name, size and time of change of files, and of those in folders: what tells one source from another."""
-    files = sorted({file for path in paths for file in ([path] if path.is_file() else path.rglob("*"))})
-    return [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
+    found = {file for path in paths for file in ([path] if path.is_file() else path.rglob("*"))}
+    kept = sorted(f for f in found if f.is_file() and not any(part.endswith(".partial") for part in f.parts))
+    return [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in kept]
+
+
+def check_new_folder(path: Path) -> None:
+    """Refuse a place to write to that has contents.
+
+    Raises:
+        FileExistsError: when it has.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path}: expected a folder that is not there yet, found contents; choose another.")
 
 
 @contextmanager
@@ -269,22 +299,38 @@ def replace_folder(path: Path, plan: dict, num_bytes: int) -> Iterator[Path]:
 
     Raises:
         FileExistsError: when `path` has contents.
-        OSError: when the disk has too little room.
+        OSError: when the disk has too little room, or another process writes to the same place.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{path}: expected a folder that is not there yet, found contents; choose another.")
-    partial = path.absolute().with_name(f".{path.absolute().name}.partial")
-    text = json.dumps(plan, indent=1)
-    known = partial / PLAN_FILE
-    if not known.is_file() or known.read_text(encoding="utf-8") != text:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    for left in partial.rglob(".*.partial"):
-        left.unlink()
-    free = shutil.disk_usage(partial).free + sum(f.stat().st_size for f in partial.rglob("*") if f.is_file())
-    if free < num_bytes:
-        raise OSError(f"{path}: expected {num_bytes / 1e9:.1f} GB of free space, got {free / 1e9:.1f} GB; make room.")
-    write_text(known, text)
-    yield partial
-    known.unlink()
-    os.replace(partial, path)
+    check_new_folder(path)
+    path = path.resolve()
+    partial = path.with_name(f".{path.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    with (partial / LOCK_FILE).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OSError(f"{path}: expected to write there alone, but another process does; wait for it.") from error
+        known, text = partial / PLAN_FILE, json.dumps(plan, indent=1)
+        if not known.is_file() or known.read_text(encoding="utf-8") != text:
+            empty_folder(partial)
+        for left in partial.rglob(".*.partial"):
+            left.unlink()
+        free = shutil.disk_usage(partial).free + sum(f.stat().st_size for f in partial.rglob("*") if f.is_file())
+        if free < num_bytes:
+            raise OSError(
+                f"{path}: expected {num_bytes / 1e9:.1f} GB of free space, got {free / 1e9:.1f} GB; make room."
+            )
+        write_text(known, text)
+        yield partial
+        os.replace(partial, path)
+        # Not before: without its plan a finished folder would be begun anew after a kill.
+        (path / PLAN_FILE).unlink()
+        (path / LOCK_FILE).unlink()
+
+
+def empty_folder(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK_FILE:
+            path.unlink()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import AutoencoderKL
 from transformers import SiglipVisionConfig
 
@@ -21,7 +22,7 @@ class Ingredient:
     note: str = ""
 
 
-INGREDIENTS = {
+INGREDIENTS: dict[str, Ingredient] = {
     "code": Ingredient("ross3d", "this repository", "Apache-2.0"),
     "release": Ingredient(
         "Ross3D weights and `mm_inv_projector.bin`",
@@ -86,8 +87,16 @@ def read_vision_config(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     kind = config.get("model_type")
     if kind not in ("siglip", "siglip_vision_model"):
-        raise ValueError(f"{folder}: expected a SigLIP model (model_type siglip), got {kind!r}; name another tower.")
+        raise ValueError(
+            f"{folder / 'config.json'}: expected model_type siglip or siglip_vision_model, got {kind!r}; name a SigLIP"
+            " tower, or add its model_type."
+        )
     vision = SiglipVisionConfig(**config.get("vision_config", config))
+    if vision.hidden_size % vision.num_attention_heads:
+        raise ValueError(
+            f"{folder / 'config.json'}: expected num_attention_heads that divide hidden_size {vision.hidden_size}, got"
+            f" {vision.num_attention_heads}; write the tower's own number."
+        )
     return {key: getattr(vision, key) for key in VISION_KEYS}
 
 
@@ -101,7 +110,9 @@ def read_teacher_config(folder: Path) -> dict[str, Any]:
     kind = config.get("_class_name", "AutoencoderKL")
     if kind != "AutoencoderKL":
         raise ValueError(f"{folder}: expected a diffusers AutoencoderKL, got {kind}; name the folder of the VAE.")
-    return {key: value for key, value in AutoencoderKL.load_config(folder).items() if not key.startswith("_")}
+    with torch.device("meta"):
+        whole = AutoencoderKL.from_config(config).config
+    return {key: value for key, value in whole.items() if not key.startswith("_")}
 
 
 @dataclass(frozen=True)
@@ -130,6 +141,11 @@ PARTS = {
 }
 
 
+def find_known_name(key: str, name: str) -> str | None:
+    """The well-known part that a name ends in or leads through, such as that of `/models/FLUX.1-dev/vae`."""
+    return next((part for part in Path(name).parts if part in PARTS[key].known), None)
+
+
 def find_part(
     key: str, published: Mapping[str, Any], beside: Path, given: str | None, only_config: bool = False
 ) -> Path:
@@ -150,9 +166,11 @@ def find_part(
     elif name.count("/") == 1 and not name.startswith((".", "/")):
         folder = find_folder(name, needed)
     else:
+        needed = "configuration" if only_config else "weights, which are not in the checkpoint"
         raise ValueError(
-            f"{key} of {beside / 'config.json'}: expected a folder, a Hub id or one of {sorted(part.known)}, got"
-            f" {name!r}; say with {part.option} DIR_OR_REPO where this part is."
+            f"{key} of {beside / 'config.json'}: expected a folder (also one beside this file) or a Hub id with its"
+            f" {needed}, got {name!r}, which is neither; say with {part.option} DIR_OR_REPO where it is. A"
+            " configuration is a config.json as Transformers or diffusers writes it."
         )
     return folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
 
@@ -165,6 +183,7 @@ def find_config(key: str, published: Mapping[str, Any], beside: Path, given: str
     """
     part, name = PARTS[key], published[key]
     is_here = Path(name).is_dir() or (beside / name).is_dir()
-    if given is None and not is_here and Path(name).name in part.known:
-        return dict(part.known[Path(name).name])
+    known = find_known_name(key, name)
+    if given is None and not is_here and known is not None:
+        return dict(part.known[known])
     return part.read(find_part(key, published, beside, given, only_config=True))

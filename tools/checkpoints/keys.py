@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 
+TOWER_PREFIX, TEACHER_PREFIX = "model.vision_tower.vision_tower.", "model.mm_pixel_decoder.pixel_decoder."
 KEY_TABLE: tuple[tuple[str, str], ...] = (
     ("model.mask_token", "model.mask_token"),
     ("model.image_newline", "model.image_newline"),
@@ -18,10 +19,10 @@ KEY_TABLE: tuple[tuple[str, str], ...] = (
     ("model.layers.*", "model.language_model.layers.*"),
     ("model.norm.weight", "model.language_model.norm.weight"),
     ("lm_head.weight", "lm_head.weight"),
-    ("model.vision_tower.vision_tower.vision_model.*", "model.vision_tower.*"),
+    (f"{TOWER_PREFIX}vision_model.*", "model.vision_tower.*"),
     ("model.mm_projector.0.*", "model.multi_modal_projector.linear_1.*"),
     ("model.mm_projector.2.*", "model.multi_modal_projector.linear_2.*"),
-    ("model.mm_pixel_decoder.pixel_decoder.*", "teacher.*"),
+    (f"{TEACHER_PREFIX}*", "teacher.*"),
     ("model.mm_inv_projector.net.pos_embed_view", "reconstruction_head.view_embedding.position_embedding"),
     ("model.mm_inv_projector.net.pos_embed_bev", "reconstruction_head.bev_embedding.position_embedding"),
     ("model.mm_inv_projector.net.x_embedder_view.proj.*", "reconstruction_head.view_embedding.proj.*"),
@@ -63,12 +64,12 @@ KEY_TABLE: tuple[tuple[str, str], ...] = (
 DROPPED_KEYS: tuple[tuple[str, str], ...] = (
     ("model.layers.*.self_attn.rotary_emb.inv_freq", "computed from rope_theta"),
     ("model.rotary_emb.inv_freq", "computed from rope_theta"),
-    ("model.vision_tower.vision_tower.vision_model.embeddings.position_ids", "0, 1, 2, ..."),
-    ("model.vision_tower.vision_tower.vision_model.head.*", "the tower's pooling head is never read"),
-    ("model.vision_tower.vision_tower.text_model.*", "SigLIP's text half is never read"),
-    ("model.vision_tower.vision_tower.logit_*", "SigLIP's text half is never read"),
+    (f"{TOWER_PREFIX}vision_model.embeddings.position_ids", "0, 1, 2, ..."),
+    (f"{TOWER_PREFIX}vision_model.head.*", "the tower's pooling head is never read"),
+    (f"{TOWER_PREFIX}text_model.*", "SigLIP's text half is never read"),
+    (f"{TOWER_PREFIX}logit_*", "SigLIP's text half is never read"),
 )
-VISION_LAYER = "model.vision_tower.vision_tower.vision_model.encoder.layers."
+VISION_LAYER = f"{TOWER_PREFIX}vision_model.encoder.layers."
 
 
 def explain_dropped(name: str, num_vision_layers: int) -> str | None:
@@ -119,11 +120,15 @@ def adapt_denoiser_file(
 
     Its position table is resized bilinearly to the grids of the views and of the bird's-eye picture; its picture
     embedding and condition embedding are copied to both branches. A condition embedding of another build has no
-    place in ours and is left out, as the release leaves it out; load the result with `strict=False`.
+    place in ours and is left out, as the release leaves it out; load the result with `strict=False`. Names that have
+    a branch already are taken as they are.
 
     Args:
         state_dict: published names, with or without the leading `model.mm_inv_projector.`.
         view_grid_size, bev_grid_size (`int`): tokens along a side of a view and of the bird's-eye picture.
+
+    Raises:
+        ValueError: for a position table that is no square.
     """
     adapted = {}
     for name, tensor in state_dict.items():
@@ -132,17 +137,22 @@ def adapt_denoiser_file(
         if short == "pos_embed":
             for branch, grid_size in (("view", view_grid_size), ("bev", bev_grid_size)):
                 key = to_ours(f"{INVERSE_PROJECTOR}pos_embed_{branch}")
-                adapted[key] = resize_position_table(tensor, grid_size)
+                adapted[key] = resize_position_table(tensor, grid_size, name)
         else:
             branches = ("_view", "_bev") if stem in ("x_embedder", "z_embedder") else ("",)
-            keys = (to_ours(f"{INVERSE_PROJECTOR}{stem}{branch}.{rest}") for branch in branches)
+            names = (f"{stem}{branch}.{rest}" if rest else short for branch in branches)
+            keys = (to_ours(f"{INVERSE_PROJECTOR}{branch_name}") for branch_name in names)
             adapted |= {key: tensor for key in keys if key is not None}
     return adapted
 
 
-def resize_position_table(table: torch.Tensor, grid_size: int) -> torch.Tensor:
+def resize_position_table(table: torch.Tensor, grid_size: int, name: str) -> torch.Tensor:
     """A position table (1, g * g, C) -> (1, grid_size * grid_size, C), bilinear, corners not aligned."""
-    side = isqrt(table.shape[1])
+    side = isqrt(table.shape[1]) if table.dim() == 3 else 0
+    if table.dim() != 3 or len(table) != 1 or side**2 != table.shape[1]:
+        raise ValueError(
+            f"{name}: expected a position table (1, g * g, channels), got {tuple(table.shape)}; this is another file."
+        )
     grid = table.transpose(1, 2).unflatten(2, (side, side))
     grid = F.interpolate(grid, size=(grid_size, grid_size), mode="bilinear", align_corners=False)
     return grid.flatten(2).transpose(1, 2)

@@ -22,7 +22,8 @@ from ross3d.tools.checkpoints.published_config import EMBEDDINGS, explain_droppe
 
 
 TEACHER = "teacher."
-NEW_PARTS = ("model.mask_token", "model.image_newline", "grounding_head.", "reconstruction_head.")
+NEW_PARTS = ("model.mask_token", "grounding_head.", "reconstruction_head.")
+ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,15 @@ class Plan:
 
     def list_tensors(self) -> list[Readable]:
         return [*self.model.values(), *self.teacher.values(), *self.rest.values()]
+
+    def describe(self) -> list[list]:
+        """Every tensor that will be written: name, shape, type, and how it is made."""
+        parts = {"model": self.model, "teacher": self.teacher, "rest": self.rest}
+        return [
+            [f"{part}/{name}", list(tensor.shape), str(tensor.dtype), getattr(tensor, "note", "")]
+            for part, tensors in parts.items()
+            for name, tensor in tensors.items()
+        ]
 
 
 def get_own_shapes(config: Ross3DConfig, teacher: Mapping[str, Any] | None) -> dict[str, tuple[int, ...]]:
@@ -163,7 +173,7 @@ def check_complete(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def make_new_weights(config: Ross3DConfig, seed: int) -> dict[str, torch.Tensor]:
-    """Mask token, newline and heads as a new model of this config begins; no other part is built at its size.
+    """Mask token and heads as a new model of this config begins; no other part is built at its size.
 
     The vector of "no target" is drawn at unit spread, as the published recipe does.
     """
@@ -187,9 +197,9 @@ def hold(tensor: torch.Tensor, dtype: torch.dtype, note: str, source: str | None
 
 def make_mask_token(config: Ross3DConfig, dtype: torch.dtype, seed: int) -> dict[str, MadeTensor]:
     """What a checkpoint may lack: its mask token, whose memory the published code then leaves as it finds it."""
-    name = "model.mask_token"
-    token = make_new_weights(config, seed)[name]
-    return {name: hold(token, dtype, "the checkpoint has none: drawn as for a new model")}
+    generator = torch.Generator().manual_seed(seed)
+    token = torch.randn(config.text_config.hidden_size, generator=generator) * config.initializer_range
+    return {"model.mask_token": hold(token, dtype, "the checkpoint has none: drawn as for a new model")}
 
 
 # The start of training
@@ -201,16 +211,25 @@ def get_new_denoiser_settings(shapes: Mapping[str, tuple[int, ...]], teacher: Ma
     Args:
         shapes: of the file, by its own names; empty to begin without one, with sinusoids as position tables.
         teacher: the diffusers configuration of the VAE.
+
+    Raises:
+        ValueError: when the file is no denoiser's.
     """
     released = Ross3DDenoiserConfig()
     told = {get_short_name(name).replace("x_embedder.", "x_embedder_view."): tuple(s) for name, s in shapes.items()}
     embedding = "x_embedder_view.proj.weight"
-    width, channels = told.get(embedding, (released.hidden_size, released.token_channels))[:2]
+    if told and not (embedding in told and told.keys() & {"pos_embed", "pos_embed_view"}):
+        raise ValueError(
+            f"--denoiser: expected a file with pos_embed and x_embedder.proj.weight, got keys {sorted(shapes)[:3]};"
+            " this is no mm_inv_projector.bin."
+        )
+    channels = teacher["latent_channels"] * released.latent_patch_size**2
+    width, channels = told.get(embedding, (released.hidden_size, channels))[:2]
     mlp = (width * released.intermediate_size // released.hidden_size, width)
     layers = {name.split(".")[1] for name in told if name.startswith("blocks.")} or range(released.num_hidden_layers)
     sizes = {f"blocks.{layer}.mlp.fc1.weight": mlp for layer in layers}
     sizes["t_embedder.mlp.0.weight"] = (width, released.frequency_embedding_size)
-    sizes |= {embedding: (width, channels)} | told | {"pos_embed_bev": (1, released.bev_grid_size**2, width)}
+    sizes |= {embedding: (width, channels), "pos_embed_bev": (1, released.bev_grid_size**2, width)} | told
     settings = get_denoiser_settings({f"{INVERSE_PROJECTOR}{name}": shape for name, shape in sizes.items()}, teacher)
     return settings | ({} if shapes else {"position_embedding": "sincos"})
 
@@ -238,24 +257,39 @@ def plan_start(
     """
     dtype = tensors[EMBEDDINGS[0]].dtype
     vocab_size = config.text_config.vocab_size
-    grown = {name: add_rows(tensors[name], num_old_tokens, vocab_size) for name in EMBEDDINGS if name in tensors}
-    note = "new weights of the published recipe"
-    new = {name: hold(tensor, dtype, note) for name, tensor in make_new_weights(config, seed).items()}
+    grown = {name: add_rows(name, tensors[name], num_old_tokens, vocab_size) for name in EMBEDDINGS if name in tensors}
+    new = {}
+    for name, tensor in make_new_weights(config, seed).items():
+        lacking = bool(denoiser) and name.startswith("reconstruction_head.")
+        note = "not in the denoiser file: new weights" if lacking else "new weights of the published recipe"
+        new[name] = hold(tensor, dtype, note)
     begun, dropped = read_denoiser(denoiser, config, {name: tensor.shape for name, tensor in new.items()})
     plan = plan_ours({**tensors, **grown}, config, teacher, new | begun)
     plan.records += dropped
     return plan
 
 
-def add_rows(tensor: Readable, num_old: int, num_rows: int) -> MadeTensor:
-    """The first `num_old` rows of word embeddings, the others their mean."""
+def add_rows(name: str, tensor: Readable, num_old: int, num_rows: int) -> MadeTensor:
+    """The first `num_old` rows of word embeddings, the others their mean.
+
+    Raises:
+        ValueError: when there are fewer rows than old tokens.
+    """
+    if tensor.shape[0] < num_old:
+        raise ValueError(
+            f"{name}: expected a row for each of the {num_old} tokens of the checkpoint's tokenizer, got"
+            f" {tensor.shape[0]}; weights or tokenizer belong to another checkpoint."
+        )
 
     def make() -> torch.Tensor:
         old = tensor.read()[:num_old]
-        mean = old.mean(dim=0, dtype=torch.float32).to(old.dtype)
-        return torch.cat([old, mean.expand(num_rows - num_old, -1)])
+        rows = old.new_empty(num_rows, *old.shape[1:])
+        rows[:num_old] = old
+        # Part by part: a copy of all rows in float32 would be the largest tensor of the conversion.
+        rows[num_old:] = sum(part.sum(dim=0, dtype=torch.float64) for part in old.split(ROWS_AT_ONCE)) / num_old
+        return rows
 
-    note = f"rows {num_old} to {num_rows - 1} are the mean of those before them"
+    note = f"rows {num_old} to {num_rows - 1} are the mean of those before them" if num_rows > num_old else ""
     return MadeTensor((num_rows, *tensor.shape[1:]), tensor.dtype, make, note)
 
 
@@ -274,7 +308,9 @@ def read_denoiser(
         adapted = adapt_denoiser_file({name: stored.read()}, *grids)
         fitting = {ours: tensor for ours, tensor in adapted.items() if shapes.get(ours) == tuple(tensor.shape)}
         if not adapted or (short.startswith("z_embedder.") and len(fitting) < len(adapted)):
-            dropped.append(KeyRecord(name, None, "dropped", "no such weight in a denoiser with two branches"))
+            reason = "condition embedding of another build, left out as published"
+            reason = reason if short.startswith("z_embedder.") else "no weight of a denoiser"
+            dropped.append(KeyRecord(name, None, "dropped", reason))
             continue
         pairs += [(name, ours, tuple(tensor.shape), shapes.get(ours)) for ours, tensor in adapted.items()]
         note = f"resized from {tuple(stored.shape)}" if short == "pos_embed" else "from the denoiser file"
@@ -321,6 +357,9 @@ def plan_published(
         plan.model[published] = written
         plan.records.append(KeyRecord(published, name, "mapped", getattr(written, "note", "")))
     for name, tensor in teacher.items():
+        if reason is not None:
+            plan.records.append(KeyRecord(None, f"{TEACHER}{name}", "dropped", reason))
+            continue
         published = to_published(f"{TEACHER}{name}")
         plan.model[published] = tensor
         plan.records.append(KeyRecord(published, f"{TEACHER}{name}", "mapped"))

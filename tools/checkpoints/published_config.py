@@ -39,10 +39,13 @@ CONFIG_TABLE: tuple[tuple[str, str, Any], ...] = (
     ("ground_loss_scale", "grounding_loss_weight", 1),
     ("view_mask_ratio", "view_mask_ratio", 0.25),
     ("decode_image_size", "denoiser_config.view_image_size", 216),
+    ("image_mean", "image_mean", [0.5, 0.5, 0.5]),
+    ("image_std", "image_std", [0.5, 0.5, 0.5]),
 )
 # Keys whose value has another form in ours.
 CONVERTED_KEYS = (
-    "max_position_embeddings", "tokenizer_model_max_length", "rope_theta", "view_mask_prob", "vocab_size",
+    "max_position_embeddings", "tokenizer_model_max_length", "rope_theta", "rope_parameters", "view_mask_prob",
+    "vocab_size",
     "ground_token_ids", "coord_token_ids", "mm_vision_tower", "mm_pixel_decoder", "mm_hidden_size",
     "mm_inv_hidden_size", "image_embed_len",
 )  # fmt: skip
@@ -52,17 +55,22 @@ ONLY_VALUES: dict[str, Any] = {
     "world_position_embedding_type": "avg-discrete-sin3d",
     "object_feature_type": "patch14-pe",
     "ground_head_type": "infonce",
+    "mm_newline_position": "grid",
+    "mm_patch_merge_type": "spatial_unpad",
+    "mm_use_im_start_end": False,
     "rope_scaling": None,
 }
+# Those of them that the published recipe sets itself, whatever the base model had.
+SET_BY_RECIPE = tuple(key for key in ONLY_VALUES if key not in ("mm_projector_type", "rope_scaling"))
 # Keys that the published code writes and that change nothing at the published setting, or are of its training alone.
 IDLE_KEYS = frozenset(
     {
         "add_faster_video", "add_time_instruction", "delay_load", "faster_token_stride", "force_sample",
         "freeze_mm_mlp_adapter", "ground_head_hidden_size", "image_aspect_ratio", "image_crop_resolution",
         "image_grid_pinpoints", "image_split_resolution", "mm_inv_projector_lr", "mm_inv_projector_type",
-        "mm_newline_position", "mm_patch_merge_type", "mm_projector_lr", "mm_resampler_type",
+        "mm_projector_lr", "mm_resampler_type",
         "mm_spatial_pool_mode", "mm_spatial_pool_out_channels", "mm_spatial_pool_stride", "mm_tunable_parts",
-        "mm_use_im_patch_token", "mm_use_im_start_end", "mm_vision_select_feature", "mm_vision_select_layer",
+        "mm_use_im_patch_token", "mm_vision_select_feature", "mm_vision_select_layer",
         "mm_vision_tower_lr", "pos_skipping_range", "ross_enable", "ross_multi_task", "tokenizer_padding_side",
         "unfreeze_mm_vision_tower", "use_mm_inv_proj", "use_mm_proj", "use_pos_skipping", "vision_tower_pretrained",
     }
@@ -83,7 +91,7 @@ LIBRARY_KEYS = frozenset(
 )  # fmt: skip
 
 # Heads of the released denoiser and its poolers: weights of any width look the same.
-DENOISER_HEADS = 16
+DENOISER_HEADS, LATENT_PATCH_SIZE = 16, 2
 
 
 def list_unknown_keys(published: Mapping[str, Any]) -> list[str]:
@@ -103,7 +111,7 @@ def make_config(
     """Our config of a published model, with the published choice of every named value.
 
     Args:
-        published: its `config.json`.
+        published: its `config.json`; null is as good as absent.
         vocab_size (`int`): rows of the word embeddings.
         token_ids: of `image`, `ground`, `coord`, `eos`, `pad`.
         vision: SigLIP's configuration; its `num_hidden_layers` counts the last layer, which the model leaves out.
@@ -113,6 +121,7 @@ def make_config(
     Raises:
         ValueError: for a setting that this model cannot have, or one that is missing.
     """
+    published = {key: value for key, value in published.items() if value is not None}
     for key, only in ONLY_VALUES.items():
         if published.get(key, only) != only:
             raise ValueError(f"{key}: expected {only!r}, the only one this model has, got {published[key]!r}.")
@@ -126,14 +135,14 @@ def make_config(
     settings["text_config"] |= {
         "vocab_size": vocab_size,
         "max_position_embeddings": get_max_positions(published),
-        "rope_parameters": {"rope_type": "default", "rope_theta": published.get("rope_theta", 1000000.0)},
+        "rope_parameters": {"rope_type": "default", "rope_theta": get_rope_theta(published)},
         "bos_token_id": published.get("bos_token_id"),
         "eos_token_id": token_ids["eos"],
         "pad_token_id": token_ids["pad"],
     }
     settings["denoiser_config"] = None if denoiser is None else settings["denoiser_config"] | denoiser
     settings["view_mask_ratio"] = get_mask_ratio(published)
-    return Ross3DConfig(
+    config = Ross3DConfig(
         **settings,
         vision_config={**vision, "num_hidden_layers": vision["num_hidden_layers"] - 1},
         **{f"{name}_token_id": token_ids[name] for name in ("image", "ground", "coord")},
@@ -144,6 +153,22 @@ def make_config(
         view_mask_period=get_mask_period(published),
         reconstruct_on_grounding_rows=False,
     )
+    sizes = {"mm_hidden_size": vision["hidden_size"], "image_embed_len": config.view_grid_size**2}
+    for key, size in sizes.items():
+        if published.get(key, size) != size:
+            raise ValueError(
+                f"{key}: expected {size}, as vision tower and pooling give it, got {published[key]}; the tower belongs"
+                " to another checkpoint."
+            )
+    return config
+
+
+def get_rope_theta(published: Mapping[str, Any]) -> float:
+    """Written by itself when the release was made, among `rope_parameters` today."""
+    rope = published.get("rope_parameters") or {}
+    if rope.get("rope_type", "default") != "default":
+        raise ValueError(f"rope_parameters: expected rope_type 'default', the only one this model has, got {rope}.")
+    return rope.get("rope_theta") or published.get("rope_theta") or 1000000.0
 
 
 def get_vocab_size(shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -169,7 +194,7 @@ def get_shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, ..
 
 def get_max_positions(published: Mapping[str, Any]) -> int:
     """The published code checks no length; its tokenizer's limit is the real one."""
-    return max(published.get("max_position_embeddings", 0), published.get("tokenizer_model_max_length", 32768))
+    return max(published.get("max_position_embeddings") or 0, published.get("tokenizer_model_max_length") or 32768)
 
 
 def get_mask_period(published: Mapping[str, Any]) -> int:
@@ -198,7 +223,11 @@ def get_denoiser_settings(shapes: Mapping[str, tuple[int, ...]], teacher: Mappin
         return None
     hidden_size, token_channels = get_shape(shapes, f"{INVERSE_PROJECTOR}x_embedder_view.proj.weight")[:2]
     blocks = {name.split(".")[4] for name in shapes if name.startswith(f"{INVERSE_PROJECTOR}blocks.")}
-    latent_patch_size = isqrt(token_channels // teacher["latent_channels"])
+    if token_channels != LATENT_PATCH_SIZE**2 * teacher["latent_channels"]:
+        raise ValueError(
+            f"{INVERSE_PROJECTOR}x_embedder: expected {LATENT_PATCH_SIZE**2} times the {teacher['latent_channels']}"
+            f" latent channels of the VAE, got {token_channels} channels; the VAE belongs to another checkpoint."
+        )
     bev_grid_size = isqrt(get_shape(shapes, f"{INVERSE_PROJECTOR}pos_embed_bev")[1])
     latent_pixels = 2 ** (len(teacher["block_out_channels"]) - 1)
     return {
@@ -213,10 +242,10 @@ def get_denoiser_settings(shapes: Mapping[str, tuple[int, ...]], teacher: Mappin
         "num_train_timesteps": 1000,
         "sampler": "published",
         "bev_loss_mask": "rgb_positive",
-        "bev_image_size": bev_grid_size * latent_patch_size * latent_pixels,
+        "bev_image_size": bev_grid_size * LATENT_PATCH_SIZE * latent_pixels,
         "bev_grid_size": bev_grid_size,
         "latent_channels": teacher["latent_channels"],
-        "latent_patch_size": latent_patch_size,
+        "latent_patch_size": LATENT_PATCH_SIZE,
         "scaling_factor": teacher["scaling_factor"],
         "shift_factor": teacher["shift_factor"] or 0.0,
         "position_embedding": "zeros",
@@ -227,12 +256,9 @@ def get_denoiser_settings(shapes: Mapping[str, tuple[int, ...]], teacher: Mappin
 PUBLISHED_TEMPLATE: dict[str, Any] = {
     "architectures": ["Ross3DQwenForCausalLM"],
     "model_type": "ross3d_qwen",
-    "mm_newline_position": "grid",
-    "mm_patch_merge_type": "spatial_unpad",
     "mm_spatial_pool_mode": "bilinear",
     "mm_spatial_pool_stride": 2,
     "mm_use_im_patch_token": False,
-    "mm_use_im_start_end": False,
     "mm_vision_select_feature": "patch",
     "mm_vision_select_layer": -2,
     "image_aspect_ratio": "anyres_max_9",
@@ -259,8 +285,6 @@ def check_publishable(config: Ross3DConfig) -> None:
         "projector_norm": "none",
         "position_embedding": "sin3d",
         "position_embedding_base": 10000.0,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
     }
     for name, wanted in only.items():
         value = get_value(config, name)
@@ -295,13 +319,11 @@ def make_published_config(
     Args:
         config: ours.
         base: the published config that the model came from, or None.
-        parts: `mm_vision_tower` and `mm_pixel_decoder`, used where `base` has none.
+        parts: `mm_vision_tower` and `mm_pixel_decoder`, used without `base`.
         has_denoiser (`bool`): whether denoiser weights go with it.
         vocab_sizes: rows of input and output embeddings that go with it.
     """
-    published = dict(PUBLISHED_TEMPLATE if base is None else base)
-    for key, name in parts.items():
-        published.setdefault(key, name)
+    published = {**PUBLISHED_TEMPLATE, **parts} if base is None else dict(base)
     for key, ours, default in CONFIG_TABLE:
         section = ours.rpartition(".")[0]
         if section and getattr(config, section) is None:
@@ -311,7 +333,8 @@ def make_published_config(
         if key in ("sliding_window", "max_window_layers") and not config.text_config.use_sliding_window and base:
             continue
         value = get_value(config, ours)
-        if (base is None and key not in published) or not same(published.get(key, default), value):
+        said = default if published.get(key) is None else published[key]
+        if (base is None and key not in published) or not same(said, value):
             published[key] = list(value) if isinstance(value, tuple) else value
     text = config.text_config
     if base is None or get_max_positions(base) != text.max_position_embeddings:
@@ -319,22 +342,25 @@ def make_published_config(
         published["tokenizer_model_max_length"] = text.max_position_embeddings
     if base is None or get_mask_period(base) != config.view_mask_period:
         published["view_mask_prob"] = get_mask_share(config.view_mask_period)
-    theta = text.rope_parameters["rope_theta"]
-    if published.get("rope_theta") != theta:
-        published["rope_theta"] = theta
+    if base is None or get_rope_theta(base) != text.rope_parameters["rope_theta"]:
+        published["rope_theta"] = text.rope_parameters["rope_theta"]
+    dtype = str(config.dtype).removeprefix("torch.")
+    if base is None or base.get("torch_dtype") not in (None, dtype):
+        published["torch_dtype"] = dtype
     derived = {
         "vocab_size": published["vocab_size"] if published.get("vocab_size") in vocab_sizes else text.vocab_size,
         "ground_token_ids": [config.ground_token_id],
         "coord_token_ids": [config.coord_token_id],
         "mm_hidden_size": config.vision_config.hidden_size,
-        "mm_inv_hidden_size": config.text_config.hidden_size,
         "image_embed_len": config.view_grid_size**2,
     }
+    if has_denoiser:
+        derived["mm_inv_hidden_size"] = config.denoiser_config.token_channels
     if base is None:
         derived |= {"bos_token_id": text.bos_token_id, "eos_token_id": text.eos_token_id}
     # A base may leave out what it does not change; what it says must be so.
     published |= {key: value for key, value in derived.items() if base is None or key in base}
-    if not has_denoiser:
+    if not has_denoiser and (base is None or config.denoiser_config is not None):
         published |= {key: False for key in ("ross_enable", "ross_multi_task", "use_mm_inv_proj") if key in published}
     return published
 

@@ -1,13 +1,14 @@
 """A published checkpoint as it lies on disk or on the Hub, with the parts that it names."""
 
 import fnmatch
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AddedToken, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AddedToken, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, Qwen2Tokenizer
 from transformers.utils import logging
 
 from ross3d.configuration_ross3d import Ross3DConfig
@@ -17,13 +18,18 @@ from ross3d.tools.checkpoints.files import Readable, find_checkpoint, list_tenso
 from ross3d.tools.checkpoints.ingredients import (
     DEFAULT_TEACHER,
     DEFAULT_VISION_TOWER,
+    INGREDIENTS,
+    TEACHERS,
+    VISION_TOWERS,
+    Ingredient,
     find_config,
+    find_known_name,
     find_part,
 )
+from ross3d.tools.checkpoints.keys import INVERSE_PROJECTOR, TEACHER_PREFIX, TOWER_PREFIX, VISION_LAYER
 from ross3d.tools.checkpoints.published_config import get_denoiser_settings, get_vocab_size, make_config
 
 
-TOWER_PREFIX, TEACHER_PREFIX = "model.vision_tower.vision_tower.", "model.mm_pixel_decoder.pixel_decoder."
 MAX_NEW_TOKENS = 512
 TOKENS = {"image": IMAGE_TOKEN, "ground": GROUND_TOKEN, "coord": COORD_TOKEN}
 
@@ -34,25 +40,33 @@ class PublishedSource:
 
     Attributes:
         folder (`Path`): of the checkpoint.
-        config (`dict`): its `config.json`, with the parts of the published recipe where it names none.
+        raw_config (`dict`): its `config.json`.
+        config (`dict`): the same without nulls, with the parts of the published recipe where it names none.
         tensors: by published name, vision tower and VAE included where they were found.
         vision (`dict`): SigLIP's configuration.
-        teacher (`dict`): the VAE's configuration.
+        teacher (`dict`, *optional*): the VAE's configuration, where there are weights that need it.
         tokenizer: with all three scene tokens.
         num_old_tokens (`int`): how many tokens it knew before.
+        tower_folder, teacher_folder (`Path`, *optional*): where weights come from that the checkpoint lacks.
         dropped: keys left out because they were asked to be.
-        used (list of `Path`): folders and files that tensors come from.
     """
 
     folder: Path
+    raw_config: dict[str, Any]
     config: dict[str, Any]
     tensors: dict[str, Readable]
     vision: dict[str, Any]
-    teacher: dict[str, Any]
+    teacher: dict[str, Any] | None
     tokenizer: PreTrainedTokenizerBase
     num_old_tokens: int
-    dropped: list[str] = field(default_factory=list)
-    used: list[Path] = field(default_factory=list)
+    tower_folder: Path | None
+    teacher_folder: Path | None
+    dropped: list[str]
+
+    @property
+    def used(self) -> list[Path]:
+        """Folders that tensors come from."""
+        return [path for path in (self.folder, self.tower_folder, self.teacher_folder) if path is not None]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -84,31 +98,70 @@ def read_source(
         ValueError: for broken or contradicting ones.
     """
     folder = find_checkpoint(name)
-    config = read_json(folder / "config.json")
-    if config.get("model_type") == "ross3d":
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder}: expected the checkpoint's folder, got a file; config and tokenizer are needed too."
+        )
+    raw_config = read_json(folder / "config.json")
+    if raw_config.get("model_type") == "ross3d":
         raise ValueError(f"{folder}: expected a published checkpoint, got one of ours; add --reverse to go back.")
     parts = {"mm_vision_tower": DEFAULT_VISION_TOWER, "mm_pixel_decoder": DEFAULT_TEACHER}
-    config = {**parts, **config}
+    config = parts | {key: value for key, value in raw_config.items() if value not in (None, "")}
+    tokenizer, num_old_tokens = load_tokenizer(folder, config)
     found = list_tensors(folder)
-    tensors: dict[str, Readable] = {
-        key: tensor for key, tensor in found.items() if not any(fnmatch.fnmatch(key, pattern) for pattern in drop)
-    }
-    used = [folder]
+    tensors: dict[str, Readable] = {key: t for key, t in found.items() if not fits_any(key, drop)}
+    idle = [pattern for pattern in drop if not any(fnmatch.fnmatch(key, pattern) for key in found)]
+    if idle:
+        raise ValueError(f"--drop: expected patterns of keys of {folder}, got {idle}, which fit none; leave them out.")
+    vision = find_config("mm_vision_tower", config, folder, vision_tower)
+    tower = None
     if not any(key.startswith(TOWER_PREFIX) for key in tensors):
         tower = find_part("mm_vision_tower", config, folder, vision_tower)
         tensors |= list_tower(tower)
-        used.append(tower)
+    is_known = vision_tower is None and find_known_name("mm_vision_tower", config["mm_vision_tower"]) is not None
+    check_tower(vision, tensors, folder if tower is None else tower, is_whole=tower is not None or is_known)
+    needs_teacher = teacher is not None or any(key.startswith((TEACHER_PREFIX, INVERSE_PROJECTOR)) for key in tensors)
+    vae_config = find_config("mm_pixel_decoder", config, folder, teacher) if needs_teacher else None
+    vae = None
     if teacher is not None and not any(key.startswith(TEACHER_PREFIX) for key in tensors):
         vae = find_part("mm_pixel_decoder", config, folder, teacher)
         tensors |= {f"{TEACHER_PREFIX}{key}": tensor for key, tensor in list_tensors(vae).items()}
-        used.append(vae)
-    vision = find_config("mm_vision_tower", config, folder, vision_tower)
-    vae_config = find_config("mm_pixel_decoder", config, folder, teacher)
-    tokenizer, num_old_tokens = load_tokenizer(folder, config)
     return PublishedSource(
-        folder, config, tensors, vision, vae_config, tokenizer, num_old_tokens,
-        sorted(set(found) - set(tensors)), used,
-    )  # fmt: skip
+        folder=folder,
+        raw_config=raw_config,
+        config=config,
+        tensors=tensors,
+        vision=vision,
+        teacher=vae_config,
+        tokenizer=tokenizer,
+        num_old_tokens=num_old_tokens,
+        tower_folder=tower,
+        teacher_folder=vae,
+        dropped=sorted(set(found) - set(tensors)),
+    )
+
+
+def fits_any(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
+def check_tower(vision: Mapping[str, Any], tensors: Mapping[str, Readable], where: Path, is_whole: bool) -> None:
+    """Refuse a tower whose configuration counts other layers than its weights.
+
+    Args:
+        vision: the configuration, whose `num_hidden_layers` counts the last layer.
+        tensors: by published name.
+        where (`Path`): what the error calls it.
+        is_whole (`bool`): whether the weights may have the last layer, which published checkpoints leave out.
+    """
+    layers = {int(name.removeprefix(VISION_LAYER).split(".")[0]) for name in tensors if name.startswith(VISION_LAYER)}
+    wanted = vision["num_hidden_layers"]
+    if len(layers) == wanted - 1 or (is_whole and len(layers) == wanted):
+        return
+    raise ValueError(
+        f"num_hidden_layers of the vision tower's config.json: expected one more than the {len(layers)} layers in"
+        f" {where}, since published checkpoints leave out the last, got {wanted}; correct it (--vision-tower)."
+    )
 
 
 @contextmanager
@@ -117,7 +170,9 @@ def quiet() -> Iterator[None]:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(verbosity)
 
@@ -129,6 +184,26 @@ def list_tower(folder: Path) -> dict[str, Readable]:
     return {f"{TOWER_PREFIX}{'vision_model.' if alone else ''}{name}": tensor for name, tensor in found.items()}
 
 
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint folder, published or ours, without running code of it.
+
+    Raises:
+        FileNotFoundError: when there is none.
+        ValueError: when its files are broken.
+    """
+    if not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+        raise FileNotFoundError(
+            f"{folder}: expected a tokenizer (tokenizer.json or vocab.json), found none; copy it there."
+        )
+    # With a tokenizer of several files the library goes by model_type, which it does not know here.
+    cls = AutoTokenizer if (folder / "tokenizer.json").is_file() else Qwen2Tokenizer
+    try:
+        with quiet():
+            return cls.from_pretrained(folder)
+    except (ValueError, OSError, KeyError) as error:
+        raise ValueError(f"{folder}: expected a whole tokenizer, got files that do not load: {error}.") from error
+
+
 def load_tokenizer(folder: Path, config: Mapping[str, Any]) -> tuple[PreTrainedTokenizerBase, int]:
     """The checkpoint's tokenizer with the scene tokens, and how many tokens it had without those that were added.
 
@@ -138,12 +213,7 @@ def load_tokenizer(folder: Path, config: Mapping[str, Any]) -> tuple[PreTrainedT
         FileNotFoundError: when there is no tokenizer.
         ValueError: when the ids are not those that `config` says.
     """
-    if not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
-        raise FileNotFoundError(
-            f"{folder}: expected a tokenizer (tokenizer.json or vocab.json), found none; copy it there."
-        )
-    with quiet():  # The library warns of a model_type that it does not know.
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = read_tokenizer(folder)
     num_old_tokens = len(tokenizer)
     for token in TOKENS.values():
         if token not in tokenizer.get_vocab():
@@ -182,9 +252,25 @@ def make_release_config(source: PublishedSource) -> Ross3DConfig:
         vocab_size,
         source.token_ids,
         source.vision,
-        get_denoiser_settings(source.shapes, source.teacher),
+        None if source.teacher is None else get_denoiser_settings(source.shapes, source.teacher),
         grounding=any(name.startswith("ground_head_") for name in source.tensors),
     )
+
+
+def list_ingredients(name: str, source: PublishedSource, has_teacher: bool, has_release: bool) -> list[Ingredient]:
+    """What a converted checkpoint is made of; of other sizes than the released ones it knows no more than the name."""
+    ingredients = [INGREDIENTS["code"]]
+    is_7b = source.config["hidden_size"] == 3584 and source.vision == VISION_TOWERS[Path(DEFAULT_VISION_TOWER).name]
+    if is_7b:
+        parts = (["release"] if has_release else []) + ["base", "language_model", "vision_tower"]
+        ingredients += [INGREDIENTS[part] for part in parts]
+    else:
+        ingredients.append(Ingredient("weights", name, "as their authors state"))
+    if has_teacher and source.teacher in TEACHERS.values():
+        ingredients.append(INGREDIENTS["teacher"])
+    elif has_teacher:
+        ingredients.append(Ingredient("VAE (`teacher/`)", source.config["mm_pixel_decoder"], "as its authors state"))
+    return ingredients
 
 
 def set_generation_defaults(model: Ross3DForConditionalGeneration) -> None:
@@ -206,7 +292,11 @@ def make_processor(tokenizer: PreTrainedTokenizerBase, config: Ross3DConfig, for
     side = config.vision_config.image_size
     denoiser = config.denoiser_config
     return Ross3DProcessor(
-        image_processor=Ross3DImageProcessor(size={"height": side, "width": side}),
+        image_processor=Ross3DImageProcessor(
+            size={"height": side, "width": side},
+            image_mean=list(config.image_mean),
+            image_std=list(config.image_std),
+        ),
         tokenizer=tokenizer,
         patch_size=config.vision_config.patch_size,
         geometry_mode="published",
