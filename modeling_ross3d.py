@@ -36,6 +36,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import maybe_autocast
 
+from .attention_ross3d import (
+    SharedPrefixCache,
+    count_segments,
+    get_packed_rows,
+    share_prefixes_of,
+    shares_prefixes,
+)
 from .configuration_ross3d import Ross3DConfig
 from .geometry_ross3d import check_shape, get_sin3d_embedding, quantize_coords
 from .reconstruction_ross3d import (
@@ -133,8 +140,18 @@ class Ross3DSceneCache:
     proposal_mask: torch.Tensor | None = None
     patch_features: torch.Tensor | None = None
 
-    def get_questions_cache(self, scene_index: torch.Tensor) -> DynamicCache:
-        """A cache with one row a question: the prefix of scene `scene_index[i]` in row i."""
+    def share_prefixes(self, scene_index: torch.Tensor) -> SharedPrefixCache:
+        """A cache with one row a question about scene `scene_index[i]`, whose prefix stays where it is."""
+        lengths = self.prefix_mask.sum(dim=1)
+        starts = (self.prefix_mask.shape[1] - lengths).tolist()
+        prefixes = [
+            [(layer.keys[s : s + 1, :, start:], layer.values[s : s + 1, :, start:]) for s, start in enumerate(starts)]
+            for layer in self.past_key_values.layers
+        ]
+        return SharedPrefixCache(prefixes, scene_index, lengths)
+
+    def copy_prefixes(self, scene_index: torch.Tensor) -> DynamicCache:
+        """The same for attention implementations that know nothing of sharing: a copy of the prefix in every row."""
         cache = DynamicCache()
         for layer_index, layer in enumerate(self.past_key_values.layers):
             rows = scene_index.to(layer.keys.device)
@@ -318,6 +335,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = Ross3DProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
+        share_prefixes_of(self.language_model.config)
         self.image_newline = nn.Parameter(torch.zeros(config.text_config.hidden_size))
         self.mask_token = nn.Parameter(torch.zeros(config.text_config.hidden_size))
         self.post_init()
@@ -477,9 +495,15 @@ class Ross3DModel(Ross3DPreTrainedModel):
         positions = self.get_position_embedding(points.nan_to_num(), is_coord & given)
         return inputs_embeds + positions.to(inputs_embeds)
 
-    def prepare_packed_rows(self, inputs_embeds: torch.Tensor, segment_ids: torch.Tensor, attention_mask):
-        """Attention mask and position ids of rows that hold several questions behind one scene."""
+    def prepare_packed_rows(
+        self, inputs_embeds: torch.Tensor, segment_ids: torch.Tensor, attention_mask, prefix_length: int
+    ):
+        """Attention mask, position ids and what attention is told of rows with several questions behind one scene."""
         implementation = self.config.text_config._attn_implementation
+        positions = get_segment_positions(segment_ids)
+        if shares_prefixes(self.config.text_config):
+            # The library makes a mask of its own where none is given; its name for the layers' mask says there is.
+            return {"full_attention": None}, positions, {"packed_rows": get_packed_rows(segment_ids, prefix_length)}
         if implementation is not None and "flash" in implementation:
             raise ValueError(
                 f"attn_implementation: expected 'sdpa', 'eager' or 'flex_attention' for rows with several questions,"
@@ -494,7 +518,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
             position_ids=None,
             and_mask_function=get_segment_visibility(segment_ids),
         )
-        return mask, get_segment_positions(segment_ids)
+        return mask, positions, {}
 
     def check_scene_inputs(self, pixel_values, view_mask, patch_coords, patch_valid, bool_masked_views) -> None:
         """Refuse tensors of a scene that do not belong together."""
@@ -516,6 +540,8 @@ class Ross3DModel(Ross3DPreTrainedModel):
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         # A static cache counts on the device: reading it would stop every step of an answer, and a compiled graph.
         length += seen if isinstance(seen, int) else 0
+        if isinstance(past_key_values, SharedPrefixCache):
+            length += int(past_key_values.get_row_prefix_lengths().max())
         limit = self.config.text_config.max_position_embeddings
         if length > limit:
             raise ValueError(
@@ -562,7 +588,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         self.check_length(inputs_embeds.shape[1], past_key_values)
-        is_packed = segment_ids is not None and int(segment_ids.max()) > 1
+        num_segments, prefix_length = (1, 0) if segment_ids is None else count_segments(segment_ids)
         if query_coords is not None:
             inputs_embeds = self.add_query_positions(inputs_embeds, input_ids, segment_ids, query_coords)
         extras = {}
@@ -587,14 +613,21 @@ class Ross3DModel(Ross3DPreTrainedModel):
             inputs_embeds = inputs_embeds.masked_scatter(placeholders[..., None].to(inputs_embeds.device), visual)
             extras["patch_features"] = pad_views(images.last_hidden_state, real, view_mask)
             extras["visual_positions"] = None if positions is None else pad_views(positions, real, view_mask)
-        if is_packed:
+        if num_segments > 1:
             if past_key_values is not None:
                 raise ValueError(
                     "past_key_values: expected none for rows with several questions, whose segments would see each"
                     f" other, got a cache of {int(past_key_values.get_seq_length())} positions; pass one question a"
                     " row."
                 )
-            attention_mask, position_ids = self.prepare_packed_rows(inputs_embeds, segment_ids, attention_mask)
+            attention_mask, position_ids, packed = self.prepare_packed_rows(
+                inputs_embeds, segment_ids, attention_mask, prefix_length
+            )
+            kwargs |= packed
+        if isinstance(past_key_values, SharedPrefixCache):
+            # Questions count from 0; what they are asked about stands before them.
+            position_ids = position_ids + past_key_values.get_row_prefix_lengths().to(position_ids.device)
+            kwargs["shared_prefix"] = past_key_values
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -1391,10 +1424,20 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             kwargs.get("num_beams") or getattr(generation_config, "num_beams", 1) or 1,
             kwargs.get("num_return_sequences") or getattr(generation_config, "num_return_sequences", 1) or 1,
         )
-        cache = scene.get_questions_cache(scene_index.repeat_interleave(copies))
-        prefix_mask = scene.prefix_mask[scene_index].to(question_mask)
-        attention_mask = torch.cat([prefix_mask, question_mask], dim=1)
+        cache, attention_mask = self.get_questions_cache(scene, scene_index, question_mask, copies)
         return super().generate(input_ids, attention_mask=attention_mask, past_key_values=cache, **kwargs)
+
+    def get_questions_cache(
+        self, scene: Ross3DSceneCache, scene_index: torch.Tensor, question_mask: torch.Tensor, copies: int = 1
+    ) -> tuple[Cache, torch.Tensor]:
+        """The cache of questions about encoded scenes, `copies` rows each, and the attention mask (B, L) that goes
+        with it."""
+        rows = scene_index.repeat_interleave(copies)
+        # CODEPATH: shared for sdpa, the default; copied for the other implementations of the library.
+        if shares_prefixes(self.config.text_config):
+            return scene.share_prefixes(rows), question_mask
+        prefix_mask = scene.prefix_mask[scene_index].to(question_mask)
+        return scene.copy_prefixes(rows), torch.cat([prefix_mask, question_mask], dim=1)
 
     def check_has_scene(self, name: str, segment_ids: torch.Tensor | None, inputs: dict, scene_index) -> None:
         """Refuse questions that the processor made for a scene read before, when no such scene is given."""
@@ -1565,14 +1608,14 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             index = self.check_scene_index(scene, scene_index, len(input_ids))
             features, features_mask = self.get_cached_proposals(scene, proposal_boxes, proposal_mask, proposal_patches)
             features, features_mask = features[index], features_mask[index]
-            prefix_mask = scene.prefix_mask[index].to(mask)
-            positions = prefix_mask.sum(dim=1, keepdim=True) + (mask.cumsum(dim=1) - 1).clamp(min=0)
+            cache, attention_mask = self.get_questions_cache(scene, index, mask)
+            positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)[:, -mask.shape[1] :]
             outputs = self.model(
                 input_ids=input_ids,
-                attention_mask=torch.cat([prefix_mask, mask], dim=1),
+                attention_mask=attention_mask,
                 segment_ids=segment_ids,
                 position_ids=positions,
-                past_key_values=scene.get_questions_cache(index),
+                past_key_values=cache,
                 query_coords=query_coords,
                 return_dict=True,
             )

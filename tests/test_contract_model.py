@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 from transformers import GenerationMixin, PreTrainedModel, StaticCache, Trainer, TrainingArguments
 
+from ross3d.attention_ross3d import SHARED_PREFIX_ATTENTION
 from ross3d.configuration_ross3d import Ross3DConfig, Ross3DDenoiserConfig
 from ross3d.modeling_ross3d import LOSS_NAMES, Ross3DForConditionalGeneration, Ross3DModel
 from ross3d.reconstruction_ross3d import get_sincos_table
@@ -802,7 +803,7 @@ def test_attention_implementation_is_set_by_config_and_by_method():
 
 def test_attention_implementation_by_default_is_sdpa_and_is_not_saved(saved):
     loaded = load(saved)
-    assert loaded.model.language_model.config._attn_implementation == "sdpa"
+    assert loaded.model.language_model.config._attn_implementation == SHARED_PREFIX_ATTENTION
     assert loaded.model.vision_tower.config._attn_implementation == "sdpa"
     assert "attn_implementation" not in (saved / "config.json").read_text()
 

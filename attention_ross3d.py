@@ -1,0 +1,299 @@
+# Copyright 2026 The ross3d authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Attention over one scene that many questions share: in training rows, and from a cache that holds it once.
+
+`SHARED_PREFIX_ATTENTION` is the name of an attention implementation of the library; without anything shared it is its
+`sdpa`. Shapes: B rows, S scenes, H heads, G heads that share a key head, L positions, P of them prefix, T of a
+question, C channels of a head.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedConfig
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+
+SHARED_PREFIX_ATTENTION = "sdpa_shared_prefix"
+# Scores (float32) that are held at once where no kernel computes attention with its log-sum-exp.
+SCORES_AT_ONCE = 2**26
+
+
+@dataclass
+class PackedRows:
+    """What may be seen in rows `[prefix | segment 1 | ... | segment Q | padding]`.
+
+    Attributes:
+        prefix_length (`int`): so many first positions are prefix in every row, and see what stands before them.
+        mask (`torch.BoolTensor` of shape `(B, 1, L - P, L)`): what each of the other positions sees. It grows with the
+            questions' length times the row's, not with the row's squared.
+    """
+
+    prefix_length: int
+    mask: torch.Tensor
+
+
+def count_segments(segment_ids: torch.Tensor) -> tuple[int, int]:
+    """The largest number of segments of a row, and how many first positions are prefix in every row; one read of the
+    device."""
+    prefix_lengths = (segment_ids == 0).long().cumprod(dim=1).sum(dim=1)
+    most, shortest = torch.stack([segment_ids.max(), prefix_lengths.min()]).tolist()
+    return most, shortest
+
+
+def get_packed_rows(segment_ids: torch.Tensor, prefix_length: int) -> PackedRows:
+    """The layout of rows by their `segment_ids` (B, L): 0 prefix, 1..Q segments, -1 padding.
+
+    A position sees the prefix before it and what stands before it in its own segment. Padding sees the same, so that
+    no position sees nothing. `prefix_length`: see `count_segments`.
+    """
+    length = segment_ids.shape[1]
+    queries, keys = segment_ids[:, prefix_length:, None], segment_ids[:, None, :]
+    place = torch.arange(length, device=segment_ids.device)
+    before = place[None, :] <= place[prefix_length:, None]
+    return PackedRows(prefix_length, (((keys == 0) | (keys == queries)) & before)[:, None])
+
+
+class SharedPrefixCache(DynamicCache):
+    """Keys and values of questions behind scenes that are held once, however many questions there are.
+
+    To the library it is a cache of the questions alone: lengths, masks and what is appended, reordered or cropped
+    concern them. `SHARED_PREFIX_ATTENTION` adds what the scene of each row has to say.
+
+    Args:
+        prefixes: for each layer, keys and values of every scene, each (1, H / G, P, C).
+        scene_index (`torch.LongTensor` of shape `(B,)`): the scene of each row.
+        prefix_lengths (`torch.LongTensor` of shape `(S,)`): P of each scene.
+    """
+
+    def __init__(
+        self,
+        prefixes: Sequence[Sequence[tuple[torch.Tensor, torch.Tensor]]],
+        scene_index: torch.Tensor,
+        prefix_lengths: torch.Tensor,
+    ):
+        super().__init__()
+        self.prefixes = prefixes
+        self.prefix_lengths = prefix_lengths
+        self.assign_rows(scene_index)
+
+    def assign_rows(self, scene_index: torch.Tensor) -> None:
+        """Say which scene each row asks about (B,)."""
+        self.row_scenes = scene_index
+        asked = scene_index.unique().tolist()
+        everyone = len(asked) == 1
+        # A slice where all rows ask about one scene: nothing has to be gathered.
+        self.groups = [(s, slice(None) if everyone else (scene_index == s).nonzero()[:, 0]) for s in asked]
+
+    def get_row_prefix_lengths(self) -> torch.Tensor:
+        """P of the scene of each row: (B, 1)."""
+        return self.prefix_lengths[self.row_scenes][:, None]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self.assign_rows(self.row_scenes.repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.assign_rows(self.row_scenes[indices.to(self.row_scenes.device)])
+
+
+def attend_by_kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Attention and its log-sum-exp from a fused kernel of torch, or None where there is none for these tensors."""
+    if query.device.type == "cpu":
+        bias = None if mask is None else torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return kernel(query, key, value, 0.0, is_causal, attn_mask=bias, scale=scale)
+    if query.device.type == "cuda" and mask is None and query.dtype in (torch.float16, torch.bfloat16):
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention
+        return kernel(query, key, value, 0.0, is_causal, scale=scale)[:2]
+    if query.device.type == "cuda" and mask is None:
+        kernel = torch.ops.aten._scaled_dot_product_efficient_attention
+        out, log_sum = kernel(query, key, value, None, True, 0.0, is_causal, scale=scale)[:2]
+        # The kernel pads its log-sum-exp to a multiple of its tiles.
+        return out, log_sum[..., : query.shape[2]]
+    return None
+
+
+def attend_by_parts(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same without a kernel: scores in float32, so many queries at once that they stay small."""
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    if is_causal:
+        place = torch.arange(num_keys, device=query.device)
+        mask = (place[None, :] <= place[:num_queries, None])[None, None]
+    step = max(SCORES_AT_ONCE // (query.shape[0] * query.shape[1] * num_keys), 1)
+    outs, log_sums = [], []
+    for start in range(0, num_queries, step):
+        part = query[:, :, start : start + step]
+        scores = (part.float() @ key.float().transpose(2, 3)) * scale
+        if mask is not None:
+            rows = mask if mask.shape[2] == 1 else mask[:, :, start : start + step]
+            scores = scores.masked_fill(~rows, -torch.inf)
+        log_sum = scores.logsumexp(dim=-1)
+        weights = torch.exp(scores - log_sum[..., None]).nan_to_num()
+        outs.append((weights @ value.float()).to(query.dtype))
+        log_sums.append(log_sum)
+    return torch.cat(outs, dim=2), torch.cat(log_sums, dim=2)
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention and the logarithm of the sum that its weights were divided by; without gradients.
+
+    Args:
+        query (B, H, T, C), key and value (B, H, L, C); `mask` (B or 1, 1, T, L) bool, True = seen.
+
+    Returns:
+        (B, H, T, C) and (B, H, T) float32; a query that sees nothing gets 0 and -inf.
+    """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    found = attend_by_kernel(query, key, value, mask, is_causal, scale)
+    out, log_sum = attend_by_parts(query, key, value, mask, is_causal, scale) if found is None else found
+    if mask is not None:
+        sees = mask.any(dim=-1)  # (B or 1, 1, T)
+        out = out.masked_fill(~sees[..., None], 0)
+        log_sum = log_sum.float().masked_fill(~sees, -torch.inf)
+    return out, log_sum.float()
+
+
+def merge_attention(
+    first: torch.Tensor, first_log_sum: torch.Tensor, second: torch.Tensor, second_log_sum: torch.Tensor
+) -> torch.Tensor:
+    """Attention over two sets of keys from that over each and their log-sum-exps; at least one set has to be seen."""
+    share = torch.sigmoid(first_log_sum - second_log_sum)[..., None]  # exp(a) / (exp(a) + exp(b))
+    return (first * share + second * (1 - share)).to(first.dtype)
+
+
+def attend_shared_prefix(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    cache: SharedPrefixCache,
+    layer: int,
+) -> torch.Tensor:
+    """Questions attend their scene and themselves apart; the two are merged by their log-sum-exps.
+
+    All heads that share a key head, of all questions about a scene, are queries of one call, so the scene's keys and
+    values are neither copied nor read more than once.
+
+    Args:
+        query (B, H, T, C): of the new tokens; key and value (B, H / G, L, C): of the questions so far.
+        mask (B, 1, T, L) bool: what of the questions is seen; None: all that stands before.
+
+    Returns:
+        (B, H, T, C).
+    """
+    num_rows, num_heads, length, channels = query.shape
+    groups = num_heads // key.shape[1]
+    own, own_log_sum = attend(
+        query, repeat_kv(key, groups), repeat_kv(value, groups), mask, mask is None and length > 1, scale
+    )
+    scene_out, scene_log_sum = torch.empty_like(own), torch.empty_like(own_log_sum)
+    for scene, rows in cache.groups:
+        keys, values = cache.prefixes[layer][scene]
+        asked = query[rows].unflatten(1, (-1, groups))  # (n, H / G, G, T, C)
+        count = len(asked)
+        asked = asked.transpose(0, 1).reshape(1, -1, count * groups * length, channels)
+        out, log_sum = attend(asked, keys, values, scale=scale)
+        out = out.view(-1, count, groups, length, channels).transpose(0, 1).flatten(1, 2)
+        scene_out[rows] = out
+        scene_log_sum[rows] = log_sum.view(-1, count, groups, length).transpose(0, 1).flatten(1, 2)
+    return merge_attention(scene_out, scene_log_sum, own, own_log_sum)
+
+
+def shared_prefix_attention_forward(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    packed_rows: PackedRows | None = None,
+    shared_prefix: SharedPrefixCache | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """An attention function of the library: (B, H, L, C) -> (B, L, H, C), and no weights.
+
+    Args:
+        packed_rows: in training rows with several questions; prefix and rest are attended apart.
+        shared_prefix: in questions about cached scenes; the cache whose update gave `key` and `value`.
+    """
+    if shared_prefix is not None:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        mask = attention_mask if attention_mask is None else attention_mask[..., : key.shape[2]]
+        out = attend_shared_prefix(query, key, value, mask, scale, shared_prefix, module.layer_idx)
+        return out.transpose(1, 2).contiguous(), None
+    settings = {"dropout": dropout, "scaling": scaling, **kwargs}
+    if packed_rows is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+    end = packed_rows.prefix_length
+    rest, _ = sdpa_attention_forward(module, query[:, :, end:], key, value, packed_rows.mask, **settings)
+    if end == 0:
+        return rest, None
+    settings["is_causal"] = True
+    prefix, _ = sdpa_attention_forward(module, query[:, :, :end], key[:, :, :end], value[:, :, :end], None, **settings)
+    return torch.cat([prefix, rest], dim=1), None
+
+
+def share_prefixes_of(config: PreTrainedConfig) -> None:
+    """Where the library chose `sdpa` for a language model, choose the same kernels with shared prefixes.
+
+    Models with sliding windows keep `sdpa`: their layers do not see a whole prefix.
+    """
+    if config._attn_implementation == "sdpa" and "sliding_attention" not in config.layer_types:
+        config._attn_implementation = SHARED_PREFIX_ATTENTION
+
+
+def shares_prefixes(config: PreTrainedConfig) -> bool:
+    """Whether a language model's attention knows of shared prefixes; `eager` and others of the library do not."""
+    return config._attn_implementation == SHARED_PREFIX_ATTENTION
+
+
+AttentionInterface.register(SHARED_PREFIX_ATTENTION, shared_prefix_attention_forward)
+AttentionMaskInterface.register(SHARED_PREFIX_ATTENTION, sdpa_mask)
+
+__all__ = [
+    "SHARED_PREFIX_ATTENTION",
+    "PackedRows",
+    "SharedPrefixCache",
+    "count_segments",
+    "get_packed_rows",
+    "share_prefixes_of",
+    "shares_prefixes",
+]
