@@ -25,6 +25,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedConfig
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 SHARED_PREFIX_ATTENTION = "sdpa_shared_prefix"
@@ -276,13 +277,15 @@ def share_prefixes_of(config: PreTrainedConfig) -> None:
 
     Models with sliding windows keep `sdpa`: their layers do not see a whole prefix.
     """
-    if config._attn_implementation == "sdpa" and "sliding_attention" not in config.layer_types:
+    is_sdpa = ALL_ATTENTION_FUNCTIONS.get(config._attn_implementation) is sdpa_attention_forward
+    # CODEPATH: Qwen2 of published checkpoints has full attention alone; long-context variants slide.
+    if is_sdpa and "sliding_attention" not in config.layer_types:
         config._attn_implementation = SHARED_PREFIX_ATTENTION
 
 
 def shares_prefixes(config: PreTrainedConfig) -> bool:
     """Whether a language model's attention knows of shared prefixes; `eager` and others of the library do not."""
-    return config._attn_implementation == SHARED_PREFIX_ATTENTION
+    return ALL_ATTENTION_FUNCTIONS.get(config._attn_implementation) is shared_prefix_attention_forward
 
 
 AttentionInterface.register(SHARED_PREFIX_ATTENTION, shared_prefix_attention_forward)

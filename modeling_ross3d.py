@@ -501,6 +501,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         """Attention mask, position ids and what attention is told of rows with several questions behind one scene."""
         implementation = self.config.text_config._attn_implementation
         positions = get_segment_positions(segment_ids)
+        # CODEPATH: shared for sdpa, the default; masks of the whole row for the other implementations of the library.
         if shares_prefixes(self.config.text_config):
             # The library makes a mask of its own where none is given; its name for the layers' mask says there is.
             return {"full_attention": None}, positions, {"packed_rows": get_packed_rows(segment_ids, prefix_length)}
