@@ -11,7 +11,6 @@ shard that is read plus 2 GB.
 import argparse
 import json
 import os
-import platform
 import random
 import shutil
 import subprocess
@@ -25,6 +24,7 @@ import torch
 from diffusers import AutoencoderKL
 from huggingface_hub import split_torch_state_dict_into_shards
 
+from ross3d.bench.harness import ROOT, describe_run, print_line
 from ross3d.configuration_ross3d import Ross3DConfig, Ross3DDenoiserConfig
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.tests.published import make_base_tokenizer
@@ -33,7 +33,6 @@ from ross3d.tools.checkpoints.ingredients import TEACHERS
 from ross3d.tools.checkpoints.keys import to_ours, to_published
 
 
-ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = 2048
 # Tokens of Qwen2 before its marks: the scene tokens come to lie at the released ids.
 NUM_WORDS = 151643
@@ -104,14 +103,6 @@ def run_converter(*arguments: str) -> tuple[float, float]:
     return time.perf_counter() - begin, usage.ru_maxrss * 1024 / 1e9
 
 
-def describe_run(device: str) -> dict[str, str]:
-    """What every line of figures begins with: commit and hardware."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    name = torch.cuda.get_device_name() if device != "cpu" else f"{platform.machine()}, {os.cpu_count()} cores"
-    return {"commit": commit, "hardware": name}
-
-
 def read_sample(tensor) -> torch.Tensor:
     return tensor.read().flatten()[: SAMPLE // 2].clone().view(torch.int16)
 
@@ -143,7 +134,7 @@ def main() -> None:
     folder = options.folder / "ross3d_convert"
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        print(json.dumps(measure(folder, options.small)))
+        print_line(measure(folder, options.small))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -158,7 +149,7 @@ def measure(folder: Path, small: bool) -> dict[str, Any]:
     again = run_converter("--from", str(ours), "--to", str(back), "--reverse")
     returned = count_same(list_tensors(published), list_tensors(back))
     return {
-        "bench": "convert", **describe_run("cpu"), "tensors": arrived, "tensors_back": returned,
+        "bench": "convert", **describe_run(), "tensors": arrived, "tensors_back": returned,
         "checkpoint_gb": round(sum(sizes), 2), "largest_shard_gb": round(sizes[-1], 2),
         "bound_gb": round(sizes[-1] + 2, 2), "peak_gb": round(forth[1], 2), "peak_back_gb": round(again[1], 2),
         "seconds": round(forth[0], 1), "seconds_back": round(again[0], 1),

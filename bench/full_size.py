@@ -18,7 +18,8 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModel, AutoProcessor
 
-from ross3d.bench.convert import CONFIG, NUM_WORDS, describe_run, get_released_shapes, run_converter
+from ross3d.bench.convert import CONFIG, NUM_WORDS, get_released_shapes, run_converter
+from ross3d.bench.harness import describe_run, print_line
 from ross3d.tests.published import make_base_tokenizer
 from ross3d.tools.checkpoints.files import MadeTensor, write_shards
 
@@ -80,7 +81,7 @@ def main() -> None:
     folder = options.folder / "ross3d_full_size"
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        print(json.dumps(run(folder, options.device, options.views, options.small)))
+        print_line(run(folder, options.device, options.views, options.small))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
