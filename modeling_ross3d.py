@@ -55,6 +55,7 @@ from .reconstruction_ross3d import (
     init_reconstruction_weights,
     prepare_view_pictures,
 )
+from .scene_cache_ross3d import Ross3DSceneCache
 
 
 try:
@@ -119,44 +120,6 @@ class Ross3DOutput(ModelOutput):
     past_key_values: Cache | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-@dataclass
-class Ross3DSceneCache:
-    """Scenes read once, ready for any number of questions (`Ross3DForConditionalGeneration.encode_scene`).
-
-    Attributes:
-        past_key_values (`DynamicCache`): keys and values of the B prefixes, aligned at their ends.
-        prefix_mask (`torch.BoolTensor` of shape `(B, L)`): True for real prefix tokens.
-        proposal_features (`torch.FloatTensor` of shape `(B, K, D)`, *optional*): features of the proposals.
-        proposal_mask (`torch.BoolTensor` of shape `(B, K)`, *optional*): True for real proposals.
-        patch_features (`torch.FloatTensor` of shape `(B, V, P, D)`, *optional*): kept on request, so that other boxes
-            can be grounded later.
-    """
-
-    past_key_values: DynamicCache
-    prefix_mask: torch.Tensor
-    proposal_features: torch.Tensor | None = None
-    proposal_mask: torch.Tensor | None = None
-    patch_features: torch.Tensor | None = None
-
-    def share_prefixes(self, scene_index: torch.Tensor) -> SharedPrefixCache:
-        """A cache with one row a question about scene `scene_index[i]`, whose prefix stays where it is."""
-        lengths = self.prefix_mask.sum(dim=1)
-        starts = (self.prefix_mask.shape[1] - lengths).tolist()
-        prefixes = [
-            [(layer.keys[s : s + 1, :, start:], layer.values[s : s + 1, :, start:]) for s, start in enumerate(starts)]
-            for layer in self.past_key_values.layers
-        ]
-        return SharedPrefixCache(prefixes, scene_index, lengths)
-
-    def copy_prefixes(self, scene_index: torch.Tensor) -> DynamicCache:
-        """The same for attention implementations that know nothing of sharing: a copy of the prefix in every row."""
-        cache = DynamicCache()
-        for layer_index, layer in enumerate(self.past_key_values.layers):
-            rows = scene_index.to(layer.keys.device)
-            cache.update(layer.keys[rows], layer.values[rows], layer_index)
-        return cache
 
 
 def pad_views(flat: torch.Tensor, real: tuple[torch.Tensor, ...], view_mask: torch.Tensor) -> torch.Tensor:

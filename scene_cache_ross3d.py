@@ -1,0 +1,176 @@
+# Copyright 2026 The ross3d authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Scenes that a language model has read: asked about again and again, kept on disk, read back by the same model."""
+
+import hashlib
+import json
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import DynamicCache
+
+from .attention_ross3d import SharedPrefixCache
+
+
+# Changes whenever what a file holds, or what the numbers in it mean, changes.
+SCENE_CACHE_VERSION = 1
+# Processor settings that decide what the model read of a scene.
+SCENE_SETTINGS = ("patch_size", "geometry_mode", "spatial_instruction", "object_patch_threshold")
+
+
+@dataclass
+class Ross3DSceneCache:
+    """Scenes read once, ready for any number of questions (`Ross3DForConditionalGeneration.encode_scene`).
+
+    Attributes:
+        past_key_values (`DynamicCache`): keys and values of the B prefixes, aligned at their ends.
+        prefix_mask (`torch.BoolTensor` of shape `(B, L)`): True for real prefix tokens.
+        proposal_features (`torch.FloatTensor` of shape `(B, K, D)`, *optional*): features of the proposals.
+        proposal_mask (`torch.BoolTensor` of shape `(B, K)`, *optional*): True for real proposals.
+        patch_features (`torch.FloatTensor` of shape `(B, V, P, D)`, *optional*): kept on request, so that other boxes
+            can be grounded later.
+    """
+
+    past_key_values: DynamicCache
+    prefix_mask: torch.Tensor
+    proposal_features: torch.Tensor | None = None
+    proposal_mask: torch.Tensor | None = None
+    patch_features: torch.Tensor | None = None
+
+    def share_prefixes(self, scene_index: torch.Tensor) -> SharedPrefixCache:
+        """A cache with one row a question about scene `scene_index[i]`, whose prefix stays where it is."""
+        lengths = self.prefix_mask.sum(dim=1)
+        starts = (self.prefix_mask.shape[1] - lengths).tolist()
+        prefixes = [
+            [(layer.keys[s : s + 1, :, start:], layer.values[s : s + 1, :, start:]) for s, start in enumerate(starts)]
+            for layer in self.past_key_values.layers
+        ]
+        return SharedPrefixCache(prefixes, scene_index, lengths)
+
+    def copy_prefixes(self, scene_index: torch.Tensor) -> DynamicCache:
+        """The same for attention implementations that know nothing of sharing: a copy of the prefix in every row."""
+        cache = DynamicCache()
+        for layer_index, layer in enumerate(self.past_key_values.layers):
+            rows = scene_index.to(layer.keys.device)
+            cache.update(layer.keys[rows], layer.values[rows], layer_index)
+        return cache
+
+    def save(self, file: str | os.PathLike, model: nn.Module, processor: Any = None) -> None:
+        """Write the scenes to one file, which is there whole or not at all.
+
+        Args:
+            file: such as `kitchen.scene`.
+            model: the one that read them; another cannot read the file back.
+            processor (*optional*): the one that prepared them; given here and to `load`, its settings are compared.
+        """
+        file = Path(file)
+        state = {
+            "version": SCENE_CACHE_VERSION,
+            "model": get_model_fingerprint(model),
+            "processor": None if processor is None else get_processor_settings(processor),
+            "layers": [
+                # Copies of their own size: a slice would be written with all that it was cut from.
+                {"keys": layer.keys.contiguous().clone(), "values": layer.values.contiguous().clone()}
+                for layer in self.past_key_values.layers
+            ],
+            **{name: getattr(self, name) for name in TENSORS},
+        }
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+        torch.save(state, partial)
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(partial, file)
+
+    @classmethod
+    def load(cls, file: str | os.PathLike, model: nn.Module, processor: Any = None) -> "Ross3DSceneCache":
+        """Scenes that `save` wrote, on the model's device. Nothing in the file is run.
+
+        Args:
+            file, model, processor: see `save`.
+
+        Raises:
+            ValueError: for a broken file, another version, or one that another model or processor wrote.
+        """
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{file}: expected scenes that save() wrote, got another or a broken file.") from error
+        version = state.get("version") if isinstance(state, dict) else None
+        if version != SCENE_CACHE_VERSION:
+            raise ValueError(
+                f"{file}: expected version {SCENE_CACHE_VERSION} of a scene cache, got {version}; encode the scene"
+                " again."
+            )
+        if state["model"] != get_model_fingerprint(model):
+            raise ValueError(
+                f"{file}: expected scenes that this model has read, got those of other weights or another config;"
+                " encode the scene again."
+            )
+        if processor is not None and state["processor"] != get_processor_settings(processor):
+            raise ValueError(
+                f"{file}: expected scenes prepared with {get_processor_settings(processor)}, got"
+                f" {state['processor']}; encode the scene again, or load the processor that prepared it."
+            )
+        cache = DynamicCache()
+        for index, (layer, saved) in enumerate(zip(find_layers(model), state["layers"], strict=True)):
+            device = next(layer.parameters()).device
+            cache.update(saved["keys"].to(device), saved["values"].to(device), index)
+        device = model.get_input_embeddings().weight.device
+        tensors = {name: None if state[name] is None else state[name].to(device) for name in TENSORS}
+        return cls(past_key_values=cache, **tensors)
+
+
+TENSORS = ("prefix_mask", "proposal_features", "proposal_mask", "patch_features")
+
+
+def find_layers(model: nn.Module) -> nn.ModuleList:
+    return model.model.language_model.layers
+
+
+@torch.no_grad()
+def get_model_fingerprint(model: nn.Module) -> str:
+    """What tells one model from another: its config, and all vectors among its weights, which training moves.
+
+    The matrices are left out: reading gigabytes would take longer than reading the scene again.
+    """
+    config = model.config.to_dict()
+    for key in ("_name_or_path", "transformers_version", "auto_map", "architectures", "dtype"):
+        config.pop(key, None)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1 and not name.startswith("reconstruction_head."):
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def get_processor_settings(processor: Any) -> dict[str, Any]:
+    """Settings of a processor that decide what the model read of a scene."""
+    settings = {name: getattr(processor, name) for name in SCENE_SETTINGS}
+    pictures = processor.image_processor
+    return settings | {
+        "view_size": processor.view_size,
+        "image_mean": list(pictures.image_mean),
+        "image_std": list(pictures.image_std),
+    }
+
+
+__all__ = ["SCENE_CACHE_VERSION", "Ross3DSceneCache"]

@@ -1,0 +1,175 @@
+"""Attention over shared prefixes: against attention over all keys at once, and what it holds."""
+
+import gc
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ross3d.attention_ross3d import (
+    PackedRows,
+    SharedPrefixCache,
+    attend,
+    attend_by_parts,
+    attend_shared_prefix,
+    count_segments,
+    get_packed_rows,
+    merge_attention,
+    shared_prefix_attention_forward,
+)
+from ross3d.tests.fabricate import make_collator, make_model, make_row
+
+
+ROUNDING = 2e-6
+
+
+def draw(*shapes: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, ROUNDING), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_kernel_and_parts_agree_with_the_definition(dtype, tolerance, masked, monkeypatch):
+    """Two rows, four heads, five queries, nine keys; a query that sees nothing gets 0 and -inf."""
+    query, key, value = draw((2, 4, 5, 16), (2, 4, 9, 16), (2, 4, 9, 16), dtype=dtype)
+    mask = torch.rand(2, 1, 5, 9, generator=torch.Generator().manual_seed(1)) > 0.4 if masked else None
+    if masked:
+        mask[1, 0, 3] = False
+    scores = query.float() @ key.float().transpose(2, 3) / 4
+    scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+    wanted_sum = scores.logsumexp(dim=-1)
+    wanted = (scores.softmax(dim=-1).nan_to_num() @ value.float()).to(dtype)
+    monkeypatch.setattr("ross3d.attention_ross3d.SCORES_AT_ONCE", 2 * 4 * 9 * 2)  # two queries at once
+    for out, log_sum in (attend(query, key, value, mask), attend_by_parts(query, key, value, mask, False, 0.25)):
+        assert out.dtype == dtype and log_sum.dtype == torch.float32
+        assert torch.allclose(out.float(), wanted.float(), atol=tolerance)
+        assert torch.allclose(log_sum, wanted_sum, atol=tolerance) and torch.equal(log_sum.isinf(), wanted_sum.isinf())
+
+
+def test_causal_attention_agrees():
+    query, key, value = draw((1, 2, 6, 8), (1, 2, 6, 8), (1, 2, 6, 8))
+    wanted = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    for out, _ in (attend(query, key, value, is_causal=True), attend_by_parts(query, key, value, None, True, 8**-0.5)):
+        assert torch.allclose(out, wanted, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("cut", [1, 4, 8])
+def test_merging_two_halves_is_attending_the_whole(cut):
+    query, key, value = draw((2, 3, 5, 16), (2, 3, 9, 16), (2, 3, 9, 16))
+    whole, _ = attend(query, key, value)
+    halves = attend(query, key[:, :, :cut], value[:, :, :cut]), attend(query, key[:, :, cut:], value[:, :, cut:])
+    assert torch.allclose(merge_attention(*halves[0], *halves[1]), whole, atol=ROUNDING)
+
+
+def test_merging_with_nothing_changes_nothing():
+    query, key, value = draw((1, 2, 3, 8), (1, 2, 4, 8), (1, 2, 4, 8))
+    out, log_sum = attend(query, key, value)
+    nothing = torch.zeros_like(out), torch.full_like(log_sum, -torch.inf)
+    assert torch.equal(merge_attention(out, log_sum, *nothing), out)
+
+
+@pytest.mark.parametrize("scenes", [[0, 0, 0, 0, 0], [0, 2, 0, 1, 2]])
+@pytest.mark.parametrize("length", [1, 3])
+def test_questions_see_their_scene_and_themselves(scenes, length):
+    """Five questions about one or three scenes of 7, 4 and 11 positions, six heads on two key heads, left padding."""
+    prefixes = [tuple(draw((1, 2, size, 8), (1, 2, size, 8), seed=size)) for size in (7, 4, 11)]
+    cache = SharedPrefixCache([prefixes], torch.tensor(scenes), torch.tensor([7, 4, 11]))
+    query, key, value = draw((5, 6, length, 8), (5, 2, 4, 8), (5, 2, 4, 8), seed=9)
+    mask = torch.arange(4)[None, :] <= torch.arange(4 - length, 4)[:, None]
+    mask = mask.expand(5, 1, length, 4).clone()
+    mask[1, :, :, :2] = False
+    found = attend_shared_prefix(query, key, value, mask, 8**-0.5, cache, 0)
+    for row, scene in enumerate(scenes):
+        keys, values = (
+            torch.cat([own, new[row : row + 1]], dim=2).repeat_interleave(3, dim=1)
+            for own, new in zip(prefixes[scene], (key, value), strict=True)
+        )
+        seen = F.pad(mask[row : row + 1], (prefixes[scene][0].shape[2], 0), value=True)
+        wanted = F.scaled_dot_product_attention(query[row : row + 1], keys, values, attn_mask=seen)
+        assert torch.allclose(found[row : row + 1], wanted, atol=ROUNDING)
+    assert cache.get_row_prefix_lengths().tolist() == [[[7, 4, 11][scene]] for scene in scenes]
+
+
+def test_rows_are_repeated_and_chosen_with_their_scenes():
+    """What beam search and the like do to a cache."""
+    prefixes = [tuple(draw((1, 1, size, 4), (1, 1, size, 4), seed=size)) for size in (3, 5)]
+    cache = SharedPrefixCache([prefixes], torch.tensor([1, 0]), torch.tensor([3, 5]))
+    cache.update(*draw((2, 1, 2, 4), (2, 1, 2, 4)), 0)
+    cache.batch_repeat_interleave(2)
+    assert cache.row_scenes.tolist() == [1, 1, 0, 0] and len(cache.layers[0].keys) == 4
+    cache.batch_select_indices(torch.tensor([0, 3]))
+    assert cache.row_scenes.tolist() == [1, 0] and cache.get_seq_length() == 2
+    assert [scene for scene, _ in cache.groups] == [0, 1]
+
+
+def test_layout_of_packed_rows():
+    """A row of two segments and a shorter one with padding; the prefix that all have in common is two long."""
+    segments = torch.tensor([[0, 0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, -1, -1]])
+    assert count_segments(segments) == (2, 2)
+    rows = get_packed_rows(segments, 2)
+    assert rows.prefix_length == 2 and rows.mask.shape == (2, 1, 5, 7)
+    first = ["1110000", "1111000", "1111100", "1110010", "1110011"]
+    second = ["1110000", "1111000", "1100100", "1100010", "1100011"]
+    for mask, wanted in zip(rows.mask[:, 0], (first, second), strict=True):
+        assert ["".join(str(int(seen)) for seen in row) for row in mask] == wanted
+    assert count_segments(torch.tensor([[-1, 0, 1]])) == (1, 0)
+
+
+@pytest.mark.parametrize("prefix_length", [0, 3])
+def test_packed_rows_are_attended_in_two_parts(prefix_length):
+    """Values and gradients are those of one mask over the whole row; the layout's mask is smaller than the row's."""
+    segments = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2]])
+    place = torch.arange(8)
+    full = (segments[:, None] == 0) | (segments[:, None] == segments[:, :, None])
+    full = (full & (place[None, :] <= place[:, None]))[:, None]
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = 2, True
+    results = []
+    for rows in (get_packed_rows(segments, prefix_length), PackedRows(0, full)):
+        tensors = [tensor.requires_grad_() for tensor in draw((1, 4, 8, 16), (1, 2, 8, 16), (1, 2, 8, 16))]
+        out, _ = shared_prefix_attention_forward(module, *tensors, None, scaling=0.25, packed_rows=rows)
+        out.square().sum().backward()
+        results.append([out, *(tensor.grad for tensor in tensors)])
+    for found, wanted in zip(*results, strict=True):
+        assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def find_storages(seen: set[int]) -> int:
+    """Bytes of all tensors that are alive and not in `seen`."""
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if type(thing) in (torch.Tensor, torch.nn.Parameter) and thing.device.type == "cpu":
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(size for pointer, size in storages.items() if pointer not in seen)
+
+
+@pytest.mark.parametrize("num_scenes", [1, 2])
+def test_a_scene_is_held_once_for_any_number_of_questions(num_scenes):
+    """The keys that questions attend are the scene cache's own memory, and stay it while answers grow."""
+    model = make_model().eval()
+    batch = make_collator(0.0)([make_row(0, 12, 1, [])] * num_scenes)
+    names = ("input_ids", "attention_mask", "segment_ids", "pixel_values", "view_mask", "patch_coords", "patch_valid")
+    scene = model.encode_scene(**{name: batch[name] for name in names})
+    held = {layer.keys.untyped_storage().data_ptr() for layer in scene.past_key_values.layers}
+    held |= {layer.values.untyped_storage().data_ptr() for layer in scene.past_key_values.layers}
+    prefix = 2 * sum(layer.keys.untyped_storage().nbytes() for layer in scene.past_key_values.layers) / num_scenes
+    index = torch.arange(64) % num_scenes
+    cache = scene.share_prefixes(index)
+    for layer in cache.prefixes:
+        for keys, values in layer:
+            assert {keys.untyped_storage().data_ptr(), values.untyped_storage().data_ptr()} <= held
+    before = find_storages(held)
+    peaks = []
+
+    def watch(module, args):
+        peaks.append(find_storages(held) - before)
+
+    hook = model.lm_head.register_forward_pre_hook(watch)
+    questions = torch.randint(1, 80, (64, 3), generator=torch.Generator().manual_seed(0))
+    model.generate(scene=scene, scene_index=index, input_ids=questions, max_new_tokens=2, min_new_tokens=2)
+    hook.remove()
+    # A copy a question would be 64 prefixes; what grows is a few positions a question.
+    assert len(peaks) == 2 and max(peaks) < 64 * prefix / 10
