@@ -215,11 +215,11 @@ def get_box_limits(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def split_patches(x: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """(V, S, S, C) -> (V * p * p, patch_size ** 2, C), patches in row-major order, the rest of S left out."""
+    """(V, S, S, C) -> (C, V * p * p, patch_size ** 2), patches in row-major order, the rest of S left out."""
     grid = x.shape[1] // patch_size
     x = x[:, : grid * patch_size, : grid * patch_size]
-    x = x.unflatten(2, (grid, patch_size)).unflatten(1, (grid, patch_size))
-    return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
+    x = x.unflatten(2, (grid, patch_size)).unflatten(1, (grid, patch_size))  # (V, p, n, p, n, C)
+    return x.permute(5, 0, 1, 3, 2, 4).flatten(4, 5).flatten(1, 3)
 
 
 def assign_patches(
@@ -246,27 +246,31 @@ def assign_patches(
     sizes = check_shape("world_coords", world_coords, ("V", "S", "S", 3))
     check_shape("boxes", boxes, ("K", 6))
     grid = sizes["S"] // patch_size
-    points = split_patches(world_coords.float(), patch_size)  # (P, n, 3), P = V * p * p
-    needed = torch.full(points.shape[:1], int(patch_size**2 * threshold), device=points.device)
+    points = split_patches(world_coords.float(), patch_size)  # (3, P, n), P = V * p * p
+    num_patches, num_points = points.shape[1:]
+    needed = torch.full((num_patches,), int(patch_size**2 * threshold), device=points.device)
     if depth_valid is not None:
-        valid = split_patches(depth_valid[..., None], patch_size)
+        valid = split_patches(depth_valid[..., None], patch_size)[0]
         points = torch.where(valid, points, torch.inf)
-        needed = (valid[..., 0].sum(dim=1) * threshold).long().clamp(min=1)
-    low, high = get_box_limits(boxes.float())  # (K, 3)
-    patch_low, patch_high = points.amin(dim=1), points.amax(dim=1)  # (P, 3)
-    member = torch.ones(len(boxes), len(points), dtype=torch.bool, device=points.device)
-    touching = member.clone()
+        needed = (valid.sum(dim=1) * threshold).long().clamp(min=1)
+    low, high = (limit.T for limit in get_box_limits(boxes.float()))  # (3, K)
+    patch_low, patch_high = points.amin(dim=2), points.amax(dim=2)  # (3, P)
+    touching = torch.ones(len(boxes), num_patches, dtype=torch.bool, device=points.device)
+    within = []
     for axis in range(3):
-        box_low, box_high = low[:, None, axis], high[:, None, axis]
-        member &= (patch_low[:, axis] >= box_low) & (patch_high[:, axis] <= box_high)
-        touching &= (patch_low[:, axis] <= box_high) & (patch_high[:, axis] >= box_low)
-    planes = points.unbind(dim=-1)  # three times (P, n)
+        box_low, box_high = low[axis, :, None], high[axis, :, None]
+        within.append((patch_low[axis] >= box_low) & (patch_high[axis] <= box_high))
+        touching &= (patch_low[axis] <= box_high) & (patch_high[axis] >= box_low)
+    member = within[0] & within[1] & within[2]
     pairs = (touching & ~member).nonzero()
     for box, patch in (chunk.unbind(1) for chunk in pairs.split(PAIRS_AT_ONCE)):
-        inside = torch.ones(len(box), points.shape[1], dtype=torch.bool, device=points.device)
-        for axis, plane in enumerate(planes):
-            candidates = plane[patch]
-            inside &= (candidates >= low[box, axis, None]) & (candidates <= high[box, axis, None])
+        inside = torch.ones(len(box), num_points, dtype=torch.bool, device=points.device)
+        for axis in range(3):
+            # An axis on which the whole patch lies inside settles nothing.
+            open_pairs = (~within[axis][box, patch]).nonzero()[:, 0]
+            candidates, of_box = points[axis].index_select(0, patch[open_pairs]), box[open_pairs]
+            fits = (candidates >= low[axis, of_box, None]) & (candidates <= high[axis, of_box, None])
+            inside.index_copy_(0, open_pairs, fits & inside.index_select(0, open_pairs))
         member[box, patch] = inside.sum(dim=1) >= needed[patch]
     return member.unflatten(1, (sizes["V"], grid, grid))
 

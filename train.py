@@ -69,6 +69,10 @@ def build_training_arguments(settings: dict, seed: int) -> TrainingArguments:
     return arguments
 
 
+def count_rows_per_step(training: TrainingArguments) -> int:
+    return training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+
+
 def main(arguments: RunArguments) -> None:
     training = build_training_arguments(arguments.trainer, arguments.seed)
     output_dir = Path(training.output_dir)
@@ -90,7 +94,7 @@ def main(arguments: RunArguments) -> None:
     trainer = Ross3DTrainer(
         model=model,
         args=training,
-        train_dataset=build_rows(arguments, processor),
+        train_dataset=build_rows(arguments, processor, count_rows_per_step(training)),
         data_collator=build_collator(processor, model.config),
         processing_class=processor,
         callbacks=[MarkComplete(keep=arguments.trainer.get("save_total_limit"))],

@@ -15,6 +15,9 @@ from transformers import TrainingArguments
 from ross3d.configuration_ross3d import Ross3DConfig
 
 
+VISITS = ("scenes", "questions")
+
+
 @dataclass
 class DataArguments:
     """Which scenes and questions a run reads.
@@ -23,8 +26,13 @@ class DataArguments:
         root (`str`): folder with `train/`, `val/` and `annotations/` (`python -m ross3d.scenes.build` makes one).
         split (`str`): which of them to train on.
         limit (`int`, *optional*): at most so many scenes.
-        epochs (`int`): passes over the scenes; the Trainer sees them as one.
+        epochs (`int`): passes over the scenes, or over the questions; the Trainer sees them as one.
+        visit (`str`): what a pass visits once: `scenes`, each with a row of its questions, drawn anew in every pass;
+            or `questions`, in as many rows as they need (published, with `questions_per_row: 1`).
         questions_per_row (`int`): at most so many questions behind one scene.
+        tokens_per_row (`int`, *optional*): at most about so many tokens of questions and answers behind one scene.
+        one_task_per_step (`bool`): with `visit: questions`, keep grounding out of steps with other questions
+            (published).
         blind (`bool`): train on the words alone, the baseline that every score stands beside.
     """
 
@@ -32,8 +40,21 @@ class DataArguments:
     split: str = "train"
     limit: int | None = None
     epochs: int = 1
+    visit: str = "scenes"
     questions_per_row: int = 1
+    tokens_per_row: int | None = None
+    one_task_per_step: bool = False
     blind: bool = False
+
+    def __post_init__(self):
+        if self.visit not in VISITS:
+            raise ValueError(f"data.visit: expected one of {VISITS}, got {self.visit!r}.")
+        if self.one_task_per_step and self.visit != "questions":
+            raise ValueError("data.one_task_per_step: expected visit: questions beside it, got visit: scenes.")
+        for name in ("questions_per_row", "tokens_per_row"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"data.{name}: expected a number from 1 on, got {value}.")
 
 
 OPTIMIZERS = ("adamw", "muon")

@@ -140,8 +140,11 @@ def find_teacher(arguments: RunArguments) -> Path | None:
     return beside if arguments.init_from is not None and beside.is_dir() else None
 
 
-def build_rows(arguments: RunArguments, processor: Ross3DProcessor) -> SceneRows:
+def build_rows(arguments: RunArguments, processor: Ross3DProcessor, rows_per_step: int) -> SceneRows:
     """Training rows of all epochs.
+
+    Args:
+        rows_per_step (`int`): rows of one optimizer step, over processes and accumulated batches.
 
     Raises:
         ValueError: when annotations are about scenes that the split does not have.
@@ -163,6 +166,10 @@ def build_rows(arguments: RunArguments, processor: Ross3DProcessor) -> SceneRows
         make_proposals,
         epochs=data.epochs,
         questions_per_row=data.questions_per_row,
+        tokens_per_row=data.tokens_per_row,
+        visit=data.visit,
+        rows_per_step=rows_per_step,
+        one_task_per_step=data.one_task_per_step,
         seed=arguments.seed,
         blind=data.blind,
     )

@@ -1,0 +1,83 @@
+"""Which questions stand behind which scene in one epoch: dealing them to rows, and the order of the rows.
+
+All of it follows from counts, lengths and a generator, so a resumed run plans what the first one planned.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+# Rows of so many steps are sorted by length before they are cut into steps.
+STEPS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class PlannedRow:
+    """A scene and the questions behind it, both by their place in the dataset's lists.
+
+    Attributes:
+        number (`int`): tells the rows of one scene apart.
+        num_tokens (`int`): of the questions and their answers.
+        grounds (`bool`): whether one of them is answered by boxes.
+    """
+
+    scene: int
+    number: int
+    questions: tuple[int, ...]
+    num_tokens: int = 0
+    grounds: bool = False
+
+
+def count_rows(lengths: Sequence[int], questions_per_row: int, tokens_per_row: int | None) -> int:
+    """Rows that a scene's questions of these lengths (tokens) need; one for a scene without any, none empty."""
+    by_tokens = 1 if tokens_per_row is None else -(-sum(lengths) // tokens_per_row)
+    return max(1, -(-len(lengths) // questions_per_row), min(by_tokens, len(lengths)))
+
+
+def deal_questions(
+    lengths: Sequence[int], num_rows: int, questions_per_row: int, rng: np.random.Generator
+) -> list[list[int]]:
+    """Places of all questions, in `num_rows` rows of about as many tokens each, in drawn order within a row.
+
+    The longest come first, each to the row with the fewest tokens that has room for it.
+    """
+    rows: list[list[int]] = [[] for _ in range(num_rows)]
+    tokens = np.zeros(num_rows)
+    drawn = rng.permutation(len(lengths))
+    for place in sorted(drawn.tolist(), key=lambda place: -lengths[place]):
+        room = [row for row in range(num_rows) if len(rows[row]) < questions_per_row]
+        row = min(room, key=lambda row: tokens[row])
+        rows[row].append(place)
+        tokens[row] += lengths[place]
+    return [[row[i] for i in rng.permutation(len(row))] for row in rows]
+
+
+def cut_questions(order: Sequence[int], lengths: Sequence[int], tokens_per_row: int) -> list[int]:
+    """The first questions of an order that fit into a budget of tokens; at least one."""
+    total = np.cumsum([lengths[place] for place in order])
+    return list(order[: max(1, int((total <= tokens_per_row).sum()))])
+
+
+def order_rows(
+    rows: Sequence[PlannedRow], rows_per_step: int, one_task_per_step: bool, rng: np.random.Generator
+) -> list[PlannedRow]:
+    """Rows in drawn order, those of one step of similar length.
+
+    Args:
+        rows: of an epoch.
+        rows_per_step (`int`): rows of one optimizer step, over all processes and accumulated batches.
+        one_task_per_step (`bool`): keep rows with and without grounding questions in steps of their own, as the
+            published sampler does; only what is left over of both shares the last steps.
+    """
+    drawn = [rows[place] for place in rng.permutation(len(rows))]
+    kinds = [[row for row in drawn if row.grounds == kind] for kind in (False, True)] if one_task_per_step else [drawn]
+    steps, rest = [], []
+    for group in kinds:
+        for start in range(0, len(group), STEPS_AT_ONCE * rows_per_step):
+            window = sorted(group[start : start + STEPS_AT_ONCE * rows_per_step], key=lambda row: row.num_tokens)
+            cut = [window[i : i + rows_per_step] for i in range(0, len(window), rows_per_step)]
+            steps += [step for step in cut if len(step) == rows_per_step]
+            rest += [row for step in cut if len(step) < rows_per_step for row in step]
+    return [row for place in rng.permutation(len(steps)) for row in steps[place]] + rest

@@ -1,0 +1,138 @@
+"""Questions dealt to rows, rows dealt to steps: nothing is lost, budgets hold, seeds decide."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ross3d.data.annotations import Annotation
+from ross3d.data.dataset import SceneRows
+from ross3d.data.rows import STEPS_AT_ONCE, PlannedRow, count_rows, cut_questions, deal_questions, order_rows
+from ross3d.tools.make_tiny import make_tiny_processor
+from ross3d.training.arguments import DataArguments
+
+
+@pytest.mark.parametrize(
+    ("lengths", "per_row", "budget", "rows"),
+    [
+        ([], 3, None, 1),
+        ([5], 3, None, 1),
+        ([5] * 7, 3, None, 3),
+        ([5] * 7, 8, 12, 3),
+        ([50], 8, 12, 5),
+        ([1] * 4, 4, 4, 1),
+    ],
+)  # fmt: skip
+def test_rows_that_questions_need(lengths, per_row, budget, rows):
+    assert count_rows(lengths, per_row, budget) == rows
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_dealing_keeps_every_question_and_balances_tokens(seed):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(5, 60, 23).tolist()
+    rows = deal_questions(lengths, 4, 7, rng)
+    assert Counter(place for row in rows for place in row) == Counter(range(23))
+    assert max(map(len, rows)) <= 7
+    tokens = [sum(lengths[place] for place in row) for row in rows]
+    assert max(tokens) - min(tokens) <= max(lengths)
+
+
+def test_cutting_to_a_budget_leaves_at_least_one():
+    assert cut_questions([2, 0, 1], [5, 100, 7], 12) == [2, 0]
+    assert cut_questions([1, 0], [5, 100, 7], 12) == [1]
+
+
+@pytest.mark.parametrize("one_task", [False, True])
+def test_steps_hold_rows_of_similar_length_and_nothing_is_left_out(one_task):
+    rng = np.random.default_rng(0)
+    rows = [PlannedRow(i, 0, (), int(rng.integers(10, 1000)), bool(rng.random() < 0.3)) for i in range(203)]
+    ordered = order_rows(rows, 4, one_task, np.random.default_rng(1))
+    assert Counter(row.scene for row in ordered) == Counter(range(203))
+    kinds = [{row.grounds for row in ordered[i : i + 4]} for i in range(0, 203, 4)]
+    mixed = [step for step, kind in enumerate(kinds) if len(kind) > 1]
+    assert mixed and (not one_task or min(mixed) >= len(kinds) - 2)
+    spread = np.mean([np.ptp([row.num_tokens for row in ordered[i : i + 4]]) for i in range(0, 200, 4)])
+    drawn = np.mean([np.ptp([row.num_tokens for row in rows[i : i + 4]]) for i in range(0, 200, 4)])
+    assert spread < drawn / 3 and len(rows) > STEPS_AT_ONCE
+
+
+def make_rows(**changes) -> SceneRows:
+    """Four scenes with 0, 1, 9 and 20 questions, a third of them answered by boxes."""
+    annotations = {
+        f"scene{scene}": [
+            Annotation(f"{scene}-{i}", f"scene{scene}", "rooms", "kind", "what is there? " * (1 + i % 5), "a bed",
+                       object_ids=[0] if i % 3 == 0 else None)
+            for i in range(count)
+        ]
+        for scene, count in enumerate((0, 1, 9, 20))
+    }  # fmt: skip
+
+    class ListedRows(SceneRows):
+        def get_inputs(self, path, questions, row_seed):
+            return {"ids": [(path.name, [q.id for q in questions], [q.object_ids is not None for q in questions])]}
+
+    class Listing:
+        tokenizer = make_tiny_processor().tokenizer
+
+        def __call__(self, return_tensors, **inputs):
+            return inputs
+
+    settings = {"epochs": 2, "questions_per_row": 4, "seed": 5, "visit": "questions"} | changes
+    return ListedRows([Path(name) for name in annotations], annotations, Listing(), None, None, **settings)
+
+
+@pytest.mark.parametrize("budget", [None, 30])
+def test_an_epoch_visits_every_question_once(budget):
+    """Scenes without questions come once; rows and seeds differ between epochs, and a second reader gets the same."""
+    rows, again = make_rows(tokens_per_row=budget), make_rows(tokens_per_row=budget)
+    assert len(rows) == 2 * rows.rows_per_epoch
+    seen = []
+    for epoch in range(2):
+        met = [rows[epoch * rows.rows_per_epoch + place] for place in range(rows.rows_per_epoch)]
+        ids = [name for row in met for name in row["ids"][1]]
+        assert Counter(ids) == Counter(q.id for questions in rows.annotations.values() for q in questions)
+        assert sum(row["ids"][0] == "scene0" for row in met) == 1
+        assert max(len(row["ids"][1]) for row in met) <= 4
+        assert len({int(row["row_seed"]) for row in met}) == len(met)
+        if budget is not None:
+            longest = max(length for scene in rows.annotations for length in rows.get_lengths(scene))
+            tokens = [row.num_tokens for row in rows.plan_epoch(epoch)]
+            assert max(tokens) <= budget + longest
+        seen.append([row["ids"] for row in met])
+    assert seen[0] != seen[1]
+    place = rows.rows_per_epoch + 2
+    assert again[place]["ids"] == rows[place]["ids"] and again[place]["row_seed"] == rows[place]["row_seed"]
+
+
+def test_the_published_recipe_has_one_question_a_row_and_one_task_a_step():
+    rows = make_rows(questions_per_row=1, rows_per_step=4, one_task_per_step=True)
+    met = [rows[place]["ids"] for place in range(rows.rows_per_epoch)]
+    assert rows.rows_per_epoch == 31 and all(len(ids) <= 1 for _, ids, _ in met)
+    kinds = [{any(grounds) for _, _, grounds in met[i : i + 4]} for i in range(0, 31, 4)]
+    assert all(len(kind) == 1 for kind in kinds[:-2])
+
+
+def test_a_token_budget_also_cuts_drawn_questions():
+    rows = make_rows(visit="scenes", questions_per_row=20, tokens_per_row=30)
+    for place in range(len(rows)):
+        name, ids, _ = rows[place]["ids"]
+        lengths = dict(zip([q.id for q in rows.annotations[name]], rows.get_lengths(name), strict=True))
+        assert sum(lengths[i] for i in ids) <= 30 or len(ids) == 1
+        assert bool(ids) == bool(rows.annotations[name])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"visit": "both"}, "data.visit: expected one of"),
+        ({"one_task_per_step": True}, "data.one_task_per_step: expected visit: questions beside it"),
+        ({"questions_per_row": 0}, "data.questions_per_row: expected a number from 1 on, got 0"),
+        ({"tokens_per_row": -1}, "data.tokens_per_row: expected a number from 1 on, got -1"),
+    ],
+)
+def test_settings_that_plan_nothing_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        DataArguments(**settings)
+    assert DataArguments(visit="questions", one_task_per_step=True).questions_per_row == 1
