@@ -20,7 +20,7 @@ from ross3d.training.arguments import DataArguments
         ([5], 3, None, 1),
         ([5] * 7, 3, None, 3),
         ([5] * 7, 8, 12, 3),
-        ([50], 8, 12, 5),
+        ([50], 8, 12, 1),
         ([1] * 4, 4, 4, 1),
     ],
 )  # fmt: skip
