@@ -275,6 +275,24 @@ def assign_patches(
     return member.unflatten(1, (sizes["V"], grid, grid))
 
 
+def pack_patches(patches: torch.Tensor) -> torch.Tensor:
+    """Membership (..., p, p) bool -> (..., ceil(p * p / 8)) uint8, an eighth of the bytes on their way to the model.
+
+    The first patch is the highest bit of the first byte.
+    """
+    flat = patches.flatten(-2)
+    flat = F.pad(flat.to(torch.uint8), (0, -flat.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    weights = 2 ** torch.arange(7, -1, -1, device=flat.device, dtype=torch.uint8)
+    return (flat * weights).sum(dim=-1, dtype=torch.uint8)
+
+
+def unpack_patches(packed: torch.Tensor, grid_size: int) -> torch.Tensor:
+    """What `pack_patches` packed: (..., ceil(p * p / 8)) uint8 -> (..., p, p) bool, `p = grid_size`."""
+    shifts = torch.arange(7, -1, -1, device=packed.device, dtype=torch.uint8)
+    bits = ((packed[..., None] >> shifts) & 1).bool().flatten(-2)
+    return bits[..., : grid_size**2].unflatten(-1, (grid_size, grid_size))
+
+
 def compute_box_iou(boxes_a: torch.Tensor, boxes_b: torch.Tensor, eps: float = 0.0) -> torch.Tensor:
     """Overlap (N, M) of boxes (N, 6) and (M, 6), intersection / (union + eps); 0 where both are empty."""
     (low_a, high_a), (low_b, high_b) = get_box_limits(boxes_a[:, None]), get_box_limits(boxes_b[None])
@@ -332,9 +350,11 @@ __all__ = [
     "get_nearest_indices",
     "get_sin3d_embedding",
     "get_token_grid_size",
+    "pack_patches",
     "pool_patch_coords",
     "project_bev",
     "quantize_coords",
     "resize_nearest",
+    "unpack_patches",
     "unproject",
 ]

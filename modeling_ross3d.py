@@ -44,7 +44,7 @@ from .attention_ross3d import (
     shares_prefixes,
 )
 from .configuration_ross3d import Ross3DConfig
-from .geometry_ross3d import check_shape, get_sin3d_embedding, quantize_coords
+from .geometry_ross3d import check_shape, get_sin3d_embedding, quantize_coords, unpack_patches
 from .reconstruction_ross3d import (
     Ross3DReconstructionHead,
     SceneStates,
@@ -840,7 +840,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             patch_features (B, V, P, D): projected patches, never hidden.
             proposal_boxes (B, K, 6): centre and size, metres.
             proposal_mask (B, K) bool: real proposals, all when absent.
-            proposal_patches (B, K, V, p, p) bool: patches inside each box; a proposal without any is its centre alone.
+            proposal_patches (B, K, V, p, p) bool, or packed by `pack_patches`: patches inside each box; a proposal
+                without any is its centre alone.
 
         Returns:
             features (B, K, D) and mask (B, K).
@@ -854,6 +855,10 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         features = self.model.get_position_embedding(centres, proposal_mask)
         if proposal_patches is not None and patch_features is not None:
             views, grid = patch_features.shape[1], self.config.patch_grid_size
+            if proposal_patches.dtype == torch.uint8:
+                num_bytes = -(-(grid**2) // 8)
+                check_shape("proposal_patches", proposal_patches, (sizes["B"], sizes["K"], views, num_bytes), hint)
+                proposal_patches = unpack_patches(proposal_patches, grid)
             check_shape("proposal_patches", proposal_patches, (sizes["B"], sizes["K"], views, grid, grid), hint)
             member = proposal_patches.flatten(2).to(patch_features)  # (B, K, V*P)
             pooled = member @ patch_features.flatten(1, 2) / member.sum(dim=-1, keepdim=True).clamp(min=1)

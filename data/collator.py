@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from ross3d.geometry_ross3d import pack_patches
+
 
 @dataclass(frozen=True)
 class Padding:
@@ -113,7 +115,7 @@ def choose_hidden_views(numbers: torch.Tensor, ratio: float) -> torch.Tensor:
 
 @dataclass
 class Ross3DCollator:
-    """Pads and stacks rows of `SceneRows`.
+    """Pads and stacks rows of `SceneRows`; `proposal_patches` leave as bits (`pack_patches`), which the model reads.
 
     Attributes:
         pad_token_id (`int`): fills `input_ids`.
@@ -140,6 +142,8 @@ class Ross3DCollator:
         batch = {key: stack_padded(column, padding[key], sizes) for key, column in columns.items()}
         batch["row_seed"] = torch.stack([row["row_seed"] for row in rows])
         batch["bool_masked_views"] = self.propose(batch)
+        if "proposal_patches" in batch:
+            batch["proposal_patches"] = pack_patches(batch["proposal_patches"])
         return batch
 
     def propose(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -16,10 +16,12 @@ from ross3d.geometry_ross3d import (
     get_nearest_indices,
     get_sin3d_embedding,
     get_token_grid_size,
+    pack_patches,
     pool_patch_coords,
     project_bev,
     quantize_coords,
     resize_nearest,
+    unpack_patches,
     unproject,
 )
 from ross3d.tests.posed_views import make_poses
@@ -306,3 +308,14 @@ class TestErrors:
         with pytest.raises(ValueError, match="points: expected at least one point to frame, got none"):
             get_bev_bounds(torch.zeros(0, 3))
         unproject(depth, cameras, poses)
+
+
+@pytest.mark.parametrize("grid", [1, 3, 5, 27])
+def test_packed_patches_come_back(grid):
+    """An eighth of the bytes, whatever is left over of the last one."""
+    patches = torch.rand(2, 3, 4, grid, grid, generator=torch.Generator().manual_seed(grid)) > 0.6
+    packed = pack_patches(patches)
+    assert packed.dtype == torch.uint8 and packed.shape == (2, 3, 4, -(-(grid**2) // 8))
+    assert torch.equal(unpack_patches(packed, grid), patches)
+    wanted = np.packbits(patches.flatten(-2).numpy(), axis=-1)
+    assert np.array_equal(packed.numpy(), wanted)

@@ -117,7 +117,7 @@ def forward(model, batch, **changes):
         (
             "proposal_patches",
             lambda x: x[:, :, :1],
-            "proposal_patches: expected shape (1, 3, 2, 5, 5), got (1, 3, 1, 5, 5); build rows with this model's",
+            "proposal_patches: expected shape (1, 3, 2, 4), got (1, 3, 1, 4); build rows with this model's",
         ),
         (
             "bev_bounds",

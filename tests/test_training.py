@@ -14,9 +14,10 @@ from ross3d.data.annotations import group_by_scene, load_annotations
 from ross3d.data.collator import propose_hidden_views, widen_grounding_labels
 from ross3d.data.dataset import SceneRows, get_row_seed
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.geometry_ross3d import unpack_patches
 from ross3d.scenes.build import build_scenes
 from ross3d.scenes.questions import make_proposals
-from ross3d.tests.fabricate import PAD_TOKEN, RaggedRows, make_collator, make_model, make_row
+from ross3d.tests.fabricate import PAD_TOKEN, PATCH_GRID, RaggedRows, make_collator, make_model, make_row
 from ross3d.tests.published import write_published
 from ross3d.tests.tiny import get_checkpoint, get_rooms
 from ross3d.tools.make_tiny import make_tiny_processor
@@ -277,6 +278,8 @@ def test_a_part_that_does_not_exist_is_refused():
 def test_rows_keep_their_values_under_padding():
     rows = [RaggedRows(8)[i] for i in range(8)]
     batch = make_collator()(rows)
+    assert batch["proposal_patches"].dtype == torch.uint8
+    batch["proposal_patches"] = unpack_patches(batch["proposal_patches"], PATCH_GRID)
     for place, row in enumerate(rows):
         for key, tensor in row.items():
             if key in ("grounding_labels", "row_seed"):
