@@ -22,6 +22,7 @@ import torch
 from accelerate import PartialState
 from transformers import AutoProcessor, HfArgumentParser, set_seed
 
+from ross3d.data.ahead import ReadAhead
 from ross3d.data.annotations import load_annotations
 from ross3d.data.dataset import get_row_seed
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
@@ -154,11 +155,15 @@ def compute_baselines(arguments: EvalArguments, items: list[Any]) -> dict[str, A
     return {"majority": rooms.score_majority(train, items), "lookup": rooms.describe_lookup(looked_up)}
 
 
-def answer_open_scenes(context: EvalContext, task: Task, items: list[Any], store: RecordStore, state: PartialState):
-    """This process's share of the scenes that still want answers."""
+def answer_open_scenes(
+    context: EvalContext, task: Task, items: list[Any], store: RecordStore, state: PartialState, reader: ReadAhead
+):
+    """This process's share of the scenes that still want answers; the next is read while one is answered."""
     scenes = list(store.get_open_scenes(task.name, items).values())
     mine = scenes[state.process_index :: state.num_processes]
     for number, group in enumerate(mine, start=1):
+        if number < len(mine) and not context.settings.blind:
+            reader.expect(context.get_folder(mine[number][0].scene_id))
         store.append_scene(task.answer(context, group))
         if state.is_main_process and (number % 20 == 0 or number == len(mine)):
             print(f"{task.name}: {number} of {len(mine)} scenes", file=sys.stderr, flush=True)
@@ -195,19 +200,21 @@ def main(arguments: EvalArguments) -> dict[str, Any]:
     state.wait_for_everyone()
     if state.is_main_process:
         write_json(arguments.output / "settings.json", described)
+    reader = ReadAhead(read_rgbd_folder)
     context = EvalContext(
         model=model,
         processor=processor,
         device=state.device,
         data_dir=arguments.data,
         output_dir=arguments.output,
-        read_scene=read_rgbd_folder,
+        read_scene=reader,
         make_proposals=make_proposals,
         get_seed=lambda seed, purpose: get_row_seed(seed, 0, purpose),
         settings=settings,
     )
     for task in tasks:
-        answer_open_scenes(context, task, items[task.name], store, state)
+        answer_open_scenes(context, task, items[task.name], store, state, reader)
+    reader.close()
     state.wait_for_everyone()
     metrics = {}
     if state.is_main_process:

@@ -90,15 +90,23 @@ def pad_left(rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-def time_rounds(ways: dict[str, Callable[[], Any]], rounds: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Seconds of each way in each round, one after the other, and what each returned last."""
+def time_rounds(
+    ways: dict[str, Callable[[], Any]], rounds: int, repeats: dict[str, int] | None = None
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Seconds of each way in each round, one after the other, and what each returned last.
+
+    A way that is so fast that a neighbour's work would decide its time is repeated; the middle of its times counts.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     results = {}
     for _ in range(rounds):
         for name, way in ways.items():
-            begin = time.perf_counter()
-            results[name] = way()
-            seconds[name].append(time.perf_counter() - begin)
+            times = []
+            for _ in range((repeats or {}).get(name, 1)):
+                begin = time.perf_counter()
+                results[name] = way()
+                times.append(time.perf_counter() - begin)
+            seconds[name].append(statistics.median(times))
     return seconds, results
 
 

@@ -79,7 +79,10 @@ class EvalContext:
     cache: dict[str, Any] = field(default_factory=dict)
 
     def load_scene(self, scene_id: str, split: str | None = None) -> Scene:
-        return self.read_scene(self.data_dir / (split or self.settings.split) / scene_id)
+        return self.read_scene(self.get_folder(scene_id, split))
+
+    def get_folder(self, scene_id: str, split: str | None = None) -> Path:
+        return self.data_dir / (split or self.settings.split) / scene_id
 
 
 @dataclass(frozen=True)
