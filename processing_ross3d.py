@@ -127,9 +127,9 @@ class Ross3DImageProcessor(PilBackend):
     do_normalize = True
     do_convert_rgb = True
 
-    def normalize_pictures(self, pictures: np.ndarray) -> torch.Tensor:
+    def normalize_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
         """uint8 (V, S, S, 3) -> float32 (V, 3, S, S), contiguous."""
-        values = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous().float()
+        values = pictures.permute(0, 3, 1, 2).contiguous().float()
         if self.do_rescale:
             values = values / 255 if self.rescale_factor == 1 / 255 else values * self.rescale_factor
         if self.do_normalize:
@@ -349,50 +349,42 @@ def check_bev_bounds(bounds: Any, name: str) -> torch.Tensor:
 
 
 @dataclass
-class SceneGeometry:
-    """What depth, cameras and boxes become: everything the model reads, pooled."""
+class FittedScene:
+    """A scene as the model sees it, before boxes and words: what `Ross3DProcessor.fit_scene` makes.
 
-    patch_coords: torch.Tensor  # (V, h, w, 3) metres
-    patch_valid: torch.Tensor  # (V, h, w) bool
-    proposal_patches: torch.Tensor | None  # (K, V, p, p) bool
-    blank_views: list[int]
+    It stands in for `images` and all that belongs to them in `Ross3DProcessor.__call__`; kept on disk, it saves
+    decoding, resizing and pooling them again.
 
-
-def pool_scene_geometry(
-    depth: torch.Tensor,
-    intrinsics: torch.Tensor,
-    cam2world: torch.Tensor,
-    boxes: torch.Tensor | None,
-    resized: tuple[int, int],
-    size: int,
-    patch_size: int,
-    mode: GeometryMode,
-    object_patch_threshold: float,
-) -> SceneGeometry:
-    """Resize depth by nearest pixel, crop it as the pictures are, unproject it, pool it.
-
-    Only the pixels that survive resize and crop are unprojected, each at its place in the full depth map.
-
-    Args:
-        depth (V, H, W): metres.
-        intrinsics (V, 3, 3): pixels of the depth map.
-        cam2world (V, 4, 4): metres.
-        boxes (K, 6), *optional*: proposals, metres.
-        resized (`tuple[int, int]`): height and width before the crop to `size`.
+    Attributes:
+        settings (`dict`): of the processor that made it; another refuses it.
+        pictures (V, S, S, 3): uint8.
+        patch_coords (V, h, w, 3), patch_valid (V, h, w), *optional*: metres; absent without depth.
+        depth (V, S, S), *optional*: metres, of the pixels that are left after resize and crop, float32.
+        rows (S,), columns (S,), *optional*: where those pixels are in the depth map.
+        intrinsics (V, 3, 3), cam2world (V, 4, 4), *optional*: float64.
+        bev_pixels (Hb, Hb, 3), bev_valid (Hb, Hb), bev_bounds (4,), *optional*: the picture from above, uint8.
     """
-    top, left = ((side - size) // 2 for side in resized)
-    rows = get_nearest_indices(depth.shape[1], resized[0])[top : top + size]
-    columns = get_nearest_indices(depth.shape[2], resized[1])[left : left + size]
-    depth = depth.index_select(1, rows).index_select(2, columns)
-    valid = depth > 0
-    world = unproject(depth, intrinsics, cam2world, rows, columns)
-    coords, patch_valid = pool_patch_coords(world, valid, patch_size, mode)
-    patches = None
-    if boxes is not None:
-        readings = valid if mode == "valid_depth" else None
-        patches = assign_patches(world, boxes, patch_size, object_patch_threshold, readings)
-    blank = (~valid.flatten(1).any(dim=1)).nonzero()[:, 0].tolist()
-    return SceneGeometry(coords, patch_valid, patches, blank)
+
+    settings: dict[str, Any]
+    pictures: torch.Tensor
+    patch_coords: torch.Tensor | None = None
+    patch_valid: torch.Tensor | None = None
+    depth: torch.Tensor | None = None
+    rows: torch.Tensor | None = None
+    columns: torch.Tensor | None = None
+    intrinsics: torch.Tensor | None = None
+    cam2world: torch.Tensor | None = None
+    bev_pixels: torch.Tensor | None = None
+    bev_valid: torch.Tensor | None = None
+    bev_bounds: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        """V."""
+        return len(self.pictures)
+
+    def unproject(self) -> torch.Tensor:
+        """World points (V, S, S, 3) of the kept pixels, metres."""
+        return unproject(self.depth, self.intrinsics, self.cam2world, self.rows, self.columns)
 
 
 # Words
@@ -611,8 +603,15 @@ def get_scene_names(scene_ids: str | list[str] | None, num_scenes: int) -> list[
     return [f"scene {scene_id}" for scene_id in ids]
 
 
-def split_views(images: Any) -> tuple[list[list[Any]], bool]:
-    """A picture, V pictures, or a list of B such lists -> B lists, and whether there was a list of scenes."""
+def split_views(images: Any) -> tuple[list[Any], bool]:
+    """A picture, V pictures, or a list of B such lists -> B lists, and whether there was a list of scenes.
+
+    A `FittedScene` stands for the views of a scene.
+    """
+    if isinstance(images, FittedScene):
+        return [images], False
+    if isinstance(images, (list, tuple)) and images and isinstance(images[0], FittedScene):
+        return list(images), True
     if isinstance(images, (Image.Image, str, os.PathLike)) or getattr(images, "ndim", 0) == 3:
         return [[images]], False
     views = list(images)
@@ -935,7 +934,8 @@ class Ross3DProcessor(ProcessorMixin):
         """Make the model's inputs for B scenes; everything a scene has is given bare, or as a list of B items.
 
         Args:
-            images: V pictures (PIL, files, uint8 (H, W, 3) arrays, tensors), or a list of B such lists.
+            images: V pictures (PIL, files, uint8 (H, W, 3) arrays, tensors), or a list of B such lists; or what
+                `fit_scene` made of them, which then holds depth, cameras and bird's-eye picture as well.
             text: a question, a list of questions about the scene (one packed row), or a list of B of either. Without
                 `images` the questions stand alone, one a row, for scenes the model has encoded before. Without text
                 a row is the scene alone.
@@ -1134,8 +1134,43 @@ class Ross3DProcessor(ProcessorMixin):
 
     # Tensors of a scene
 
-    def get_scene_inputs(self, request: SceneRequest) -> dict[str, torch.Tensor]:
-        """Views, geometry, proposals and bird's-eye picture of one scene, without the leading B."""
+    def fit_scene(
+        self,
+        images: Any,
+        depth_maps: Any = None,
+        intrinsics: Any = None,
+        cam2world: Any = None,
+        bev_image: Any = None,
+        bev_valid: Any = None,
+        bev_bounds: Any = None,
+        scene_id: str = "0",
+    ) -> FittedScene:
+        """All that does not depend on boxes and words, of one scene; see `__call__` for the arguments.
+
+        `processor(images=fitted, text=..., proposal_boxes=...)` goes on from it and gives what it would have given.
+        """
+        request = SceneRequest(
+            f"scene {scene_id}", list(images), [], depth_maps, intrinsics, cam2world, None, bev_image, bev_valid,
+            bev_bounds,
+        )  # fmt: skip
+        return self.fit_request(request)
+
+    def make_fitted(self, tensors: dict[str, torch.Tensor]) -> FittedScene:
+        """A fitted scene from its tensors, such as `fit_scene` of this processor made and somebody kept."""
+        return FittedScene(self.get_fit_settings(), **tensors)
+
+    def get_fit_settings(self) -> dict[str, Any]:
+        """Settings that decide what a `FittedScene` holds."""
+        return {
+            "view_size": self.view_size,
+            "patch_size": self.patch_size,
+            "geometry_mode": self.geometry_mode,
+            "bev_size": self.bev_size,
+            "resample": int(self.image_processor.resample),
+        }
+
+    def fit_request(self, request: SceneRequest) -> FittedScene:
+        """Decode, resize and crop pictures; crop, unproject and pool depth; fit the bird's-eye picture."""
         name, size = request.name, self.view_size
         names = [f"images[{view}] of {name}" for view in range(len(request.views))]
         pictures = [load_picture(view, label) for view, label in zip(request.views, names, strict=True)]
@@ -1147,14 +1182,51 @@ class Ross3DProcessor(ProcessorMixin):
         ]
         resample = self.image_processor.resample
         crops = [fit_picture(picture, to, size, resample) for picture, to in zip(pictures, resized, strict=True)]
-        inputs = {
-            "pixel_values": self.image_processor.normalize_pictures(np.stack(crops)),
-            "view_mask": torch.ones(len(crops), dtype=torch.bool),
-        }
-        inputs |= self.get_geometry_inputs(request, depth)
+        fitted = FittedScene(self.get_fit_settings(), torch.from_numpy(np.stack(crops)))
+        self.fit_geometry(fitted, request, depth)
         if request.bev_image is not None:
             reference = pictures[0].shape[:2] if depth is None else depth.shape[1:]
-            inputs |= self.get_bev_inputs(request, reference)
+            self.fit_bev(fitted, request, reference)
+        return fitted
+
+    def get_scene_inputs(self, request: SceneRequest) -> dict[str, torch.Tensor]:
+        """Views, geometry, proposals and bird's-eye picture of one scene, without the leading B."""
+        fitted = self.check_fitted(request) if isinstance(request.views, FittedScene) else self.fit_request(request)
+        inputs = {
+            "pixel_values": self.image_processor.normalize_pictures(fitted.pictures),
+            "view_mask": torch.ones(len(fitted), dtype=torch.bool),
+        }
+        inputs |= self.get_proposals_of(fitted, request.proposal_boxes)
+        if fitted.patch_coords is not None:
+            inputs |= {"patch_coords": fitted.patch_coords, "patch_valid": fitted.patch_valid}
+        if fitted.bev_pixels is not None:
+            inputs["bev_pixel_values"] = fitted.bev_pixels.permute(2, 0, 1).contiguous().float() / 255
+        for key in ("bev_valid", "bev_bounds"):
+            if getattr(fitted, key) is not None:
+                inputs[key] = getattr(fitted, key)
+        return inputs
+
+    def check_fitted(self, request: SceneRequest) -> FittedScene:
+        """Refuse a fitted scene of another processor, and what it holds already given once more."""
+        fitted, wanted = request.views, self.get_fit_settings()
+        check(fitted.settings == wanted, f"images of {request.name}", f"a scene fitted by a processor with {wanted}",
+              fitted.settings, "fit it again with this processor's fit_scene")  # fmt: skip
+        inside = ("depth_maps", "intrinsics", "cam2world", "bev_image", "bev_valid", "bev_bounds")
+        given = [key for key in inside if getattr(request, key) is not None]
+        check(not given, f"{', '.join(given)} of {request.name}", "None beside a fitted scene, which holds it",
+              "one", "leave it out")  # fmt: skip
+        return fitted
+
+    def get_proposals_of(self, fitted: FittedScene, boxes: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """Proposals and, where there is depth, the patches they cover."""
+        if boxes is None:
+            return {}
+        inputs = {"proposal_boxes": boxes, "proposal_mask": torch.ones(len(boxes), dtype=torch.bool)}
+        if fitted.depth is not None:
+            readings = fitted.depth > 0 if self.geometry_mode == "valid_depth" else None
+            inputs["proposal_patches"] = assign_patches(
+                fitted.unproject(), boxes, self.patch_size, self.object_patch_threshold, readings
+            )
         return inputs
 
     def get_resized_size(self, picture: np.ndarray, depth: torch.Tensor | None, name: str) -> tuple[int, int]:
@@ -1167,12 +1239,10 @@ class Ross3DProcessor(ProcessorMixin):
                   "crop or turn one so that both show the same field of view")  # fmt: skip
         return get_resized_size(height, width, self.view_size, self.geometry_mode, name)
 
-    def get_geometry_inputs(self, request: SceneRequest, depth: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        """Pooled positions and proposals of one scene; of a scene without depth, the proposals alone."""
-        name, inputs = request.name, {}
-        boxes = request.proposal_boxes
-        if boxes is not None:
-            inputs = {"proposal_boxes": boxes, "proposal_mask": torch.ones(len(boxes), dtype=torch.bool)}
+    def fit_geometry(self, fitted: FittedScene, request: SceneRequest, depth: torch.Tensor | None) -> None:
+        """Depth and cameras of the pixels that survive resize and crop, each at its place in the full map, and the
+        positions pooled from them."""
+        name = request.name
         if depth is None:
             if request.cam2world is not None:
                 warnings.warn(
@@ -1180,23 +1250,24 @@ class Ross3DProcessor(ProcessorMixin):
                     " position.",
                     stacklevel=2,
                 )
-            return inputs
+            return
         num_views, height, width = depth.shape
         for key, value in (("intrinsics", request.intrinsics), ("cam2world", request.cam2world)):
             check(value is not None, f"{key} of {name}", "cameras beside depth_maps", "None",
                   "pass intrinsics= and cam2world=, or leave depth_maps out")  # fmt: skip
-        intrinsics = check_intrinsics(request.intrinsics, num_views, height, width, f"intrinsics of {name}")
-        cam2world = check_cam2world(request.cam2world, num_views, f"cam2world of {name}")
+        fitted.intrinsics = check_intrinsics(request.intrinsics, num_views, height, width, f"intrinsics of {name}")
+        fitted.cam2world = check_cam2world(request.cam2world, num_views, f"cam2world of {name}")
         resized = get_resized_size(height, width, self.view_size, self.geometry_mode, f"depth_maps of {name}")
-        geometry = pool_scene_geometry(
-            depth, intrinsics, cam2world, boxes, resized, self.view_size, self.patch_size, self.geometry_mode,
-            self.object_patch_threshold,
-        )  # fmt: skip
-        self.check_blank_views(geometry.blank_views, num_views, name)
-        inputs |= {"patch_coords": geometry.patch_coords, "patch_valid": geometry.patch_valid}
-        if geometry.proposal_patches is not None:
-            inputs["proposal_patches"] = geometry.proposal_patches
-        return inputs
+        top, left = ((side - self.view_size) // 2 for side in resized)
+        fitted.rows = get_nearest_indices(height, resized[0])[top : top + self.view_size]
+        fitted.columns = get_nearest_indices(width, resized[1])[left : left + self.view_size]
+        fitted.depth = depth.index_select(1, fitted.rows).index_select(2, fitted.columns)
+        valid = fitted.depth > 0
+        fitted.patch_coords, fitted.patch_valid = pool_patch_coords(
+            fitted.unproject(), valid, self.patch_size, self.geometry_mode
+        )
+        blank = (~valid.flatten(1).any(dim=1)).nonzero()[:, 0].tolist()
+        self.check_blank_views(blank, num_views, name)
 
     def check_blank_views(self, blank: list[int], num_views: int, name: str) -> None:
         """Views without a reading: all of them are an error, some a warning where they get no position."""
@@ -1214,10 +1285,11 @@ class Ross3DProcessor(ProcessorMixin):
         depth = None
         if request.depth_maps is not None:
             depth = check_depth_maps(request.depth_maps, None, f"depth_maps of {request.name}")
-        inputs = self.get_geometry_inputs(request, depth)
-        return {key: value for key, value in inputs.items() if key.startswith("proposal_")}
+        fitted = FittedScene(self.get_fit_settings(), torch.empty(0))
+        self.fit_geometry(fitted, request, depth)
+        return self.get_proposals_of(fitted, request.proposal_boxes)
 
-    def get_bev_inputs(self, request: SceneRequest, reference: tuple[int, int]) -> dict[str, torch.Tensor]:
+    def fit_bev(self, fitted: FittedScene, request: SceneRequest, reference: tuple[int, int]) -> None:
         """Bird's-eye picture of one scene at `bev_size`.
 
         Published: brought to height `bev_size` and the aspect of the views (height and width `reference`), whatever
@@ -1235,17 +1307,15 @@ class Ross3DProcessor(ProcessorMixin):
             check(height == width, name, "a square picture", f"{height} x {width}", "render it with square bounds")
             resized = (size, size)
         picture = fit_picture(picture, resized, size, self.image_processor.resample)
-        inputs = {}
         if valid is not None:
             top, left = ((side - size) // 2 for side in resized)
             valid = resize_nearest(valid.bool(), resized)[top : top + size, left : left + size].contiguous()
-            inputs["bev_valid"] = valid
+            fitted.bev_valid = valid
             if self.geometry_mode == "valid_depth":
                 picture = np.where(valid.numpy()[..., None], picture, np.uint8(0))
-        inputs["bev_pixel_values"] = torch.from_numpy(picture.copy()).permute(2, 0, 1).contiguous().float() / 255
+        fitted.bev_pixels = torch.from_numpy(picture.copy())
         if request.bev_bounds is not None:
-            inputs["bev_bounds"] = check_bev_bounds(request.bev_bounds, f"bev_bounds of {request.name}")
-        return inputs
+            fitted.bev_bounds = check_bev_bounds(request.bev_bounds, f"bev_bounds of {request.name}")
 
     # The library's interface
 
@@ -1326,4 +1396,4 @@ class Ross3DProcessor(ProcessorMixin):
 Ross3DImageProcessor.register_for_auto_class("AutoImageProcessor")
 Ross3DProcessor.register_for_auto_class("AutoProcessor")
 
-__all__ = ["Ross3DImageProcessor", "Ross3DInputs", "Ross3DProcessor"]
+__all__ = ["FittedScene", "Ross3DImageProcessor", "Ross3DInputs", "Ross3DProcessor"]

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ross3d.data.annotations import Annotation
+from ross3d.data.prepared import PreparedScenes
 from ross3d.data.rows import PlannedRow, count_rows, cut_questions, deal_questions, order_rows
 from ross3d.data.scene import BLIND_PICTURE, Scene
 
@@ -45,6 +46,8 @@ class SceneRows(Dataset):
         rows_per_step (`int`): rows of one optimizer step; with `visit="questions"` those are of similar length.
         one_task_per_step (`bool`): with `visit="questions"`, no step mixes grounding rows with others.
         seed (`int`): of order, choice of questions, proposals and diffusion draws.
+        prepared (`PreparedScenes`, *optional*): reads scenes in place of `read_scene`, from the second time without
+            their pictures.
         reconstruct (`bool`): whether rows carry the bird's-eye picture.
         blind (`bool`): leave out views, geometry and proposals: what a model knows from the words alone.
     """
@@ -64,6 +67,7 @@ class SceneRows(Dataset):
         visit: Literal["scenes", "questions"] = "scenes",
         rows_per_step: int = 1,
         one_task_per_step: bool = False,
+        prepared: PreparedScenes | None = None,
         reconstruct: bool = True,
         blind: bool = False,
     ):
@@ -79,6 +83,7 @@ class SceneRows(Dataset):
         self.visit = visit
         self.rows_per_step = rows_per_step
         self.one_task_per_step = one_task_per_step
+        self.prepared = prepared
         self.lengths: dict[str, list[int]] = {}
         self.planned: tuple[int, list[PlannedRow]] | None = None
         self.reconstruct = reconstruct
@@ -164,7 +169,11 @@ class SceneRows(Dataset):
         Raises:
             ValueError: for a question about objects of a scene without boxes.
         """
-        scene = self.read_scene(path)
+        fitted = None
+        if self.prepared is None:
+            scene = self.read_scene(path)
+        else:
+            scene, fitted = self.prepared.read(path)
         inputs, boxes = self.get_text(questions), None
         if scene.boxes is not None:
             boxes, proposal_of = self.make_proposals(scene, row_seed)
@@ -179,6 +188,10 @@ class SceneRows(Dataset):
                 None if question.object_ids is None else [int(proposal_of[i]) for i in question.object_ids]
                 for question in questions
             ]
+        if fitted is not None:
+            if not self.reconstruct:
+                fitted.bev_pixels = fitted.bev_valid = fitted.bev_bounds = None
+            return inputs | {"images": fitted, "proposal_boxes": boxes, "scene_ids": [scene.scene_id]}
         if self.reconstruct and scene.bev_image is not None:
             inputs |= {"bev_image": scene.bev_image, "bev_valid": scene.bev_valid, "bev_bounds": scene.bev_bounds}
         return inputs | {

@@ -17,6 +17,7 @@ from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.annotations import group_by_scene, load_annotations
 from ross3d.data.collator import Ross3DCollator
 from ross3d.data.dataset import SceneRows
+from ross3d.data.prepared import PreparedScenes
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
@@ -170,6 +171,7 @@ def build_rows(arguments: RunArguments, processor: Ross3DProcessor, rows_per_ste
         visit=data.visit,
         rows_per_step=rows_per_step,
         one_task_per_step=data.one_task_per_step,
+        prepared=None if data.prepared is None else PreparedScenes(data.prepared, processor, read_rgbd_folder),
         seed=arguments.seed,
         blind=data.blind,
     )
