@@ -130,11 +130,12 @@ class Ross3DImageProcessor(PilBackend):
     def normalize_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
         """uint8 (V, S, S, 3) -> float32 (V, 3, S, S), contiguous."""
         values = pictures.permute(0, 3, 1, 2).contiguous().float()
+        # In place: these are the largest tensors that a scene brings.
         if self.do_rescale:
-            values = values / 255 if self.rescale_factor == 1 / 255 else values * self.rescale_factor
+            values = values.div_(255) if self.rescale_factor == 1 / 255 else values.mul_(self.rescale_factor)
         if self.do_normalize:
             mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (self.image_mean, self.image_std))
-            values = (values - mean) / std
+            values = values.sub_(mean).div_(std)
         return values
 
 

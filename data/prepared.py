@@ -36,6 +36,11 @@ def sum_bytes(tensors: dict[str, torch.Tensor]) -> int:
     return total
 
 
+def to_metres(millimetres: torch.Tensor) -> torch.Tensor:
+    """uint16 -> float32, rounded once, as readers of depth maps divide."""
+    return millimetres.float().div_(1000)
+
+
 class PreparedScenes:
     """Reads scenes for training rows, each from its pictures the first time and from its prepared tensors later.
 
@@ -101,10 +106,10 @@ class PreparedScenes:
         names = [field.name for field in fields(fitted) if field.name != "settings"]
         tensors = {name: getattr(fitted, name) for name in names if getattr(fitted, name) is not None}
         if "depth" in tensors:
-            millimetres = (tensors["depth"].double() * 1000).round()
+            millimetres = (tensors["depth"] * 1000).round().clamp(max=2**16 - 1).to(torch.uint16)
             # Sensors write whole millimetres; others keep their floats.
-            if bool((millimetres < 2**16).all()) and torch.equal((millimetres / 1000).float(), tensors["depth"]):
-                tensors["depth"] = millimetres.to(torch.uint16)
+            if torch.equal(to_metres(millimetres), tensors["depth"]):
+                tensors["depth"] = millimetres
         if scene.boxes is not None:
             tensors["boxes"] = torch.from_numpy(scene.boxes)
         return {
@@ -119,7 +124,7 @@ class PreparedScenes:
         tensors = dict(state["tensors"])
         boxes = tensors.pop("boxes", None)
         if "depth" in tensors and tensors["depth"].dtype == torch.uint16:
-            tensors["depth"] = (tensors["depth"].double() / 1000).float()
+            tensors["depth"] = to_metres(tensors["depth"])
         fitted = self.processor.make_fitted(tensors)
         scene = Scene(
             scene_id=state["scene_id"],
