@@ -1,0 +1,120 @@
+"""What the reconstruction losses cost beside text, and against the published way to compute them.
+
+    python bench/losses.py [--views 32] [--rounds 3]
+
+`published`: the states are repeated four times before they become keys, every hidden view and every draw of its noise
+passes VAE and denoiser by itself; in turn with ours, which pools once and batches. The losses have to be equal.
+`share` is the time of both losses over that of a whole training step of text with one question.
+"""
+
+import argparse
+from typing import Any
+
+import torch
+
+from ross3d.bench.harness import compare, describe_run, get_peak_gb, print_line, time_rounds
+from ross3d.bench.train_step import Steps
+from ross3d.reconstruction_ross3d import SceneStates, prepare_view_pictures
+
+
+PUBLISHED_REPEATS = 4
+
+
+class Losses:
+    """Random visual states of one scene, and the ways to compute its reconstruction losses from them."""
+
+    def __init__(self, num_views: int):
+        self.steps = Steps(num_views, 1, text_only=False)
+        self.model, scene = self.steps.model, self.steps.scene
+        self.head = self.model.reconstruction_head
+        config, generator = self.model.config, torch.Generator().manual_seed(3)
+        grid, width = config.view_grid_size, config.text_config.hidden_size
+        self.states = torch.randn(1, num_views, grid**2, width, generator=generator).requires_grad_()
+        self.hidden, self.views = scene["bool_masked_views"], scene["view_mask"]
+        self.pixel_values, self.bev = scene["pixel_values"], scene["bev_pixel_values"]
+        count = int(self.hidden.sum())
+        repeats = num_views // count
+        denoiser = config.denoiser_config
+        latent = denoiser.view_image_size // 8
+        self.posterior = torch.randn(count, denoiser.latent_channels, latent, latent, generator=generator)
+        shape = (count * repeats, denoiser.token_channels, grid, grid)
+        self.noise = torch.randn(shape, generator=generator)
+        self.timesteps = torch.randint(0, denoiser.num_train_timesteps, (count * repeats,), generator=generator)
+        self.count, self.repeats = count, repeats
+        self.bev_valid, self.row_seed = scene["bev_valid"], scene["row_seed"]
+
+    def get_states(self) -> SceneStates:
+        return SceneStates(self.states, self.views & ~self.hidden)
+
+    def finish(self, loss: torch.Tensor) -> float:
+        self.model.zero_grad()
+        self.states.grad = None
+        loss.backward()
+        return loss.item()
+
+    def compute_bev(self) -> torch.Tensor:
+        loss, _ = self.model.compute_bev_loss(
+            self.get_states(), self.bev, self.bev_valid, None, None, row_seed=self.row_seed
+        )
+        return loss
+
+    def run_ours(self) -> float:
+        loss, _ = self.model.compute_view_loss(
+            self.get_states(), self.views, self.hidden, self.pixel_values, timesteps=self.timesteps,
+            noise=self.noise, posterior_noise=self.posterior,
+        )  # fmt: skip
+        return self.finish(loss + self.compute_bev())
+
+    def run_published(self) -> float:
+        """View by view and draw by draw, with keys that are there four times."""
+        config = self.model.config
+        mean, std = torch.tensor(config.image_mean), torch.tensor(config.image_std)
+        visible = self.states[:, ~self.hidden[0]].repeat(1, PUBLISHED_REPEATS, 1, 1)
+        repeated = SceneStates(visible, torch.ones(visible.shape[:2], dtype=torch.bool))
+        condition = self.head.get_condition(repeated, "view")[:, 0]
+        errors = []
+        for repeat in range(self.repeats):
+            for place, view in enumerate(self.hidden[0].nonzero()[:, 0].tolist()):
+                size = config.denoiser_config.view_image_size
+                picture = prepare_view_pictures(self.pixel_values[0, view : view + 1], mean, std, size)
+                latent_mean, logvar = self.model.encode_pictures(picture)
+                latents = latent_mean + torch.exp(0.5 * logvar) * self.posterior[place : place + 1]
+                target, item = self.head.get_targets(latents, "view"), repeat * self.count + place
+                draw = slice(item, item + 1)
+                error = self.head.compute_errors(target, self.timesteps[draw], self.noise[draw], condition, "view")
+                errors.append(error.mean())
+        return self.finish(torch.stack(errors).mean() + self.compute_bev())
+
+    def run_text(self) -> float:
+        """A whole step with text alone."""
+        row = self.steps.build_row(self.steps.questions)
+        for name in ("bool_masked_views", "bev_pixel_values", "bev_valid"):
+            del row[name]
+        return self.steps.run_step([row])
+
+
+def run(num_views: int, rounds: int) -> dict[str, Any]:
+    losses = Losses(num_views)
+    seconds, results = time_rounds(
+        {"published": losses.run_published, "ours": losses.run_ours, "text": losses.run_text}, rounds
+    )
+    if abs(results["published"] - results["ours"]) > 1e-4 * results["ours"]:
+        raise RuntimeError(f"bench/losses.py: expected equal losses, got {results}.")
+    return {
+        "bench": "losses", **describe_run(), "views": num_views, "hidden": losses.count, "rounds": rounds,
+        "published_over_ours": compare(seconds, "published", "ours"), "share": compare(seconds, "ours", "text"),
+        "ours_ms": round(1000 * min(seconds["ours"])), "text_ms": round(1000 * min(seconds["text"])),
+        "peak_gb": round(get_peak_gb(), 2),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--views", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    print_line(run(options.views, options.rounds))
+
+
+if __name__ == "__main__":
+    main()
