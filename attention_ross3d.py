@@ -77,18 +77,20 @@ class SharedPrefixCache(DynamicCache):
     Args:
         prefixes: for each layer, keys and values of every scene, each (1, H / G, P, C).
         scene_index (`torch.LongTensor` of shape `(B,)`): the scene of each row.
-        prefix_lengths (`torch.LongTensor` of shape `(S,)`): P of each scene.
+        prefix_lengths (list of `int`): P of each scene.
     """
 
     def __init__(
         self,
         prefixes: Sequence[Sequence[tuple[torch.Tensor, torch.Tensor]]],
         scene_index: torch.Tensor,
-        prefix_lengths: torch.Tensor,
+        prefix_lengths: Sequence[int],
     ):
         super().__init__()
         self.prefixes = prefixes
-        self.prefix_lengths = prefix_lengths
+        self.prefix_lengths = torch.tensor(prefix_lengths, device=scene_index.device)
+        # On the host: steps of an answer never wait for the device to tell it.
+        self.longest_prefix = max(prefix_lengths)
         self.assign_rows(scene_index)
 
     def assign_rows(self, scene_index: torch.Tensor) -> None:
@@ -125,15 +127,22 @@ def attend_by_kernel(
         bias = None if mask is None else torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         return kernel(query, key, value, 0.0, is_causal, attn_mask=bias, scale=scale)
-    if query.device.type == "cuda" and mask is None and query.dtype in (torch.float16, torch.bfloat16):
+    is_half = query.dtype in (torch.float16, torch.bfloat16)
+    if query.device.type == "cuda" and mask is None and is_half and has_flash_attention(query):
         kernel = torch.ops.aten._scaled_dot_product_flash_attention
         return kernel(query, key, value, 0.0, is_causal, scale=scale)[:2]
-    if query.device.type == "cuda" and mask is None:
+    if query.device.type == "cuda" and mask is None and (is_half or query.dtype == torch.float32):
         kernel = torch.ops.aten._scaled_dot_product_efficient_attention
         out, log_sum = kernel(query, key, value, None, True, 0.0, is_causal, scale=scale)[:2]
         # The kernel pads its log-sum-exp to a multiple of its tiles.
         return out, log_sum[..., : query.shape[2]]
     return None
+
+
+def has_flash_attention(query: torch.Tensor) -> bool:
+    """What torch's own dispatch asks of a GPU and of heads before it takes this kernel."""
+    channels = query.shape[-1]
+    return torch.cuda.get_device_capability(query.device)[0] >= 8 and channels % 8 == 0 and channels <= 256
 
 
 def attend_by_parts(
@@ -172,7 +181,9 @@ def attend(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention and the logarithm of the sum that its weights were divided by; without gradients.
+    """Attention and the logarithm of the sum that its weights were divided by.
+
+    The kernels give no gradient of the latter: where one is wanted, the slower way is taken.
 
     Args:
         query (B, H, T, C), key and value (B, H, L, C); `mask` (B or 1, 1, T, L) bool, True = seen.
@@ -181,7 +192,8 @@ def attend(
         (B, H, T, C) and (B, H, T) float32; a query that sees nothing gets 0 and -inf.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    found = attend_by_kernel(query, key, value, mask, is_causal, scale)
+    differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    found = None if differentiable else attend_by_kernel(query, key, value, mask, is_causal, scale)
     out, log_sum = attend_by_parts(query, key, value, mask, is_causal, scale) if found is None else found
     if mask is not None:
         sees = mask.any(dim=-1)  # (B or 1, 1, T)
@@ -226,6 +238,7 @@ def attend_shared_prefix(
     )
     scene_out, scene_log_sum = torch.empty_like(own), torch.empty_like(own_log_sum)
     for scene, rows in cache.groups:
+        rows = rows if isinstance(rows, slice) else rows.to(query.device)
         keys, values = cache.prefixes[layer][scene]
         asked = query[rows].unflatten(1, (-1, groups))  # (n, H / G, G, T, C)
         count = len(asked)

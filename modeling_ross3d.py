@@ -459,15 +459,23 @@ class Ross3DModel(Ross3DPreTrainedModel):
         return inputs_embeds + positions.to(inputs_embeds)
 
     def prepare_packed_rows(
-        self, inputs_embeds: torch.Tensor, segment_ids: torch.Tensor, attention_mask, prefix_length: int
+        self,
+        inputs_embeds: torch.Tensor,
+        segment_ids: torch.Tensor,
+        visible: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        prefix_length: int,
     ):
-        """Attention mask, position ids and what attention is told of rows with several questions behind one scene."""
+        """Attention mask, position ids and what attention is told of rows with several questions behind one scene.
+
+        `visible` (B, L): `segment_ids`, -1 also where `attention_mask` hides a position.
+        """
         implementation = self.config.text_config._attn_implementation
         positions = get_segment_positions(segment_ids)
         # CODEPATH: shared for sdpa, the default; masks of the whole row for the other implementations of the library.
         if shares_prefixes(self.config.text_config):
             # The library makes a mask of its own where none is given; its name for the layers' mask says there is.
-            return {"full_attention": None}, positions, {"packed_rows": get_packed_rows(segment_ids, prefix_length)}
+            return {"full_attention": None}, positions, {"packed_rows": get_packed_rows(visible, prefix_length)}
         if implementation is not None and "flash" in implementation:
             raise ValueError(
                 f"attn_implementation: expected 'sdpa', 'eager' or 'flex_attention' for rows with several questions,"
@@ -505,7 +513,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         # A static cache counts on the device: reading it would stop every step of an answer, and a compiled graph.
         length += seen if isinstance(seen, int) else 0
         if isinstance(past_key_values, SharedPrefixCache):
-            length += int(past_key_values.get_row_prefix_lengths().max())
+            length += past_key_values.longest_prefix
         limit = self.config.text_config.max_position_embeddings
         if length > limit:
             raise ValueError(
@@ -552,7 +560,10 @@ class Ross3DModel(Ross3DPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         self.check_length(inputs_embeds.shape[1], past_key_values)
-        num_segments, prefix_length = (1, 0) if segment_ids is None else count_segments(segment_ids)
+        visible = segment_ids
+        if segment_ids is not None and attention_mask is not None and attention_mask.shape == segment_ids.shape:
+            visible = torch.where(attention_mask.bool(), segment_ids, -1)
+        num_segments, prefix_length = (1, 0) if segment_ids is None else count_segments(visible)
         if query_coords is not None:
             inputs_embeds = self.add_query_positions(inputs_embeds, input_ids, segment_ids, query_coords)
         extras = {}
@@ -585,11 +596,14 @@ class Ross3DModel(Ross3DPreTrainedModel):
                     " row."
                 )
             attention_mask, position_ids, packed = self.prepare_packed_rows(
-                inputs_embeds, segment_ids, attention_mask, prefix_length
+                inputs_embeds, segment_ids, visible, attention_mask, prefix_length
             )
             kwargs |= packed
         if isinstance(past_key_values, SharedPrefixCache):
             # Questions count from 0; what they are asked about stands before them.
+            if position_ids is None:
+                seen = past_key_values.get_seq_length()
+                position_ids = torch.arange(seen, seen + inputs_embeds.shape[1], device=inputs_embeds.device)[None]
             position_ids = position_ids + past_key_values.get_row_prefix_lengths().to(position_ids.device)
             kwargs["shared_prefix"] = past_key_values
         outputs = self.language_model(
@@ -1385,6 +1399,18 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 " leave it out, or pass the views with each question."
             )
         input_ids = kwargs.pop("input_ids", inputs)
+        if input_ids is None or not len(input_ids) or kwargs.get("past_key_values") is not None:
+            raise ValueError(
+                "generate: expected input_ids of at least one question beside scene=, and no cache of yours, got"
+                f" {'a cache' if kwargs.get('past_key_values') is not None else input_ids}; pass"
+                " **processor(text=questions)."
+            )
+        guesses = [name for name in ("prompt_lookup_num_tokens", "assistant_model") if kwargs.get(name) is not None]
+        if guesses and not shares_prefixes(self.config.text_config):
+            raise ValueError(
+                f"generate: expected no {guesses[0]} beside scene= with this attn_implementation, whose caches are cut"
+                " back over the scene; load the model with attn_implementation='sdpa'."
+            )
         question_mask = kwargs.pop("attention_mask", None)
         self.check_left_padding(question_mask)
         question_mask = torch.ones_like(input_ids) if question_mask is None else question_mask
@@ -1479,6 +1505,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 "encode_scene: expected rows without questions, got text; call the processor without text= and ask"
                 " with model.generate(scene=scene, **processor(text=questions))."
             )
+        self.check_left_padding(attention_mask)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         scene_inputs = {
             key: inputs[key]
@@ -1489,7 +1516,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=mask,
             position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-            past_key_values=DynamicCache(config=self.config.text_config),
+            # All of the prefix is kept, whatever a layer's window: questions slide over it.
+            past_key_values=DynamicCache(),
             use_cache=True,
             return_dict=True,
             **scene_inputs,

@@ -18,6 +18,8 @@ import hashlib
 import json
 import os
 import pickle
+import secrets
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +58,8 @@ class Ross3DSceneCache:
 
     def share_prefixes(self, scene_index: torch.Tensor) -> SharedPrefixCache:
         """A cache with one row a question about scene `scene_index[i]`, whose prefix stays where it is."""
-        lengths = self.prefix_mask.sum(dim=1)
-        starts = (self.prefix_mask.shape[1] - lengths).tolist()
+        lengths = self.prefix_mask.sum(dim=1).tolist()
+        starts = [self.prefix_mask.shape[1] - length for length in lengths]
         prefixes = [
             [(layer.keys[s : s + 1, :, start:], layer.values[s : s + 1, :, start:]) for s, start in enumerate(starts)]
             for layer in self.past_key_values.layers
@@ -92,12 +94,16 @@ class Ross3DSceneCache:
             ],
             **{name: getattr(self, name) for name in TENSORS},
         }
+        state["checksum"] = sum_bytes(state)
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-        torch.save(state, partial)
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(partial, file)
+        partial = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+        try:
+            torch.save(state, partial)
+            with partial.open("rb") as written:
+                os.fsync(written.fileno())
+            os.replace(partial, file)
+        finally:
+            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, file: str | os.PathLike, model: nn.Module, processor: Any = None) -> "Ross3DSceneCache":
@@ -109,16 +115,19 @@ class Ross3DSceneCache:
         Raises:
             ValueError: for a broken file, another version, or one that another model or processor wrote.
         """
+        broken = f"{file}: expected scenes that save() wrote, got another or a broken file."
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{file}: expected scenes that save() wrote, got another or a broken file.") from error
+        except (RuntimeError, EOFError, KeyError, UnicodeDecodeError, pickle.UnpicklingError) as error:
+            raise ValueError(broken) from error
         version = state.get("version") if isinstance(state, dict) else None
         if version != SCENE_CACHE_VERSION:
             raise ValueError(
                 f"{file}: expected version {SCENE_CACHE_VERSION} of a scene cache, got {version}; encode the scene"
                 " again."
             )
+        if state.keys() != {*FIELDS, *TENSORS} or sum_bytes(state) != state["checksum"]:
+            raise ValueError(broken)
         if state["model"] != get_model_fingerprint(model):
             raise ValueError(
                 f"{file}: expected scenes that this model has read, got those of other weights or another config;"
@@ -139,6 +148,18 @@ class Ross3DSceneCache:
 
 
 TENSORS = ("prefix_mask", "proposal_features", "proposal_mask", "patch_features")
+FIELDS = ("version", "model", "processor", "layers", "checksum")
+# Elements of each matrix that tell one model from another.
+SAMPLE = 1024
+
+
+def sum_bytes(state: dict[str, Any]) -> int:
+    """A checksum of all tensors of a state."""
+    layers = [layer[name] for layer in state["layers"] for name in ("keys", "values")]
+    total = 0
+    for tensor in [*layers, *(state[name] for name in TENSORS if state[name] is not None)]:
+        total = zlib.crc32(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy(), total)
+    return total
 
 
 def find_layers(model: nn.Module) -> nn.ModuleList:
@@ -147,18 +168,20 @@ def find_layers(model: nn.Module) -> nn.ModuleList:
 
 @torch.no_grad()
 def get_model_fingerprint(model: nn.Module) -> str:
-    """What tells one model from another: its config, and all vectors among its weights, which training moves.
+    """What tells one model from another: its config, all vectors among its weights, and a sample of every matrix.
 
-    The matrices are left out: reading gigabytes would take longer than reading the scene again.
+    Reading all of the matrices would take longer than reading the scene again; training moves every part of them.
     """
     config = model.config.to_dict()
     for key in ("_name_or_path", "transformers_version", "auto_map", "architectures", "dtype"):
         config.pop(key, None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, parameter in model.named_parameters():
-        if parameter.dim() == 1 and not name.startswith("reconstruction_head."):
+        if not name.startswith("reconstruction_head."):
+            values = parameter.detach().flatten()
+            values = values if parameter.dim() == 1 else values[:: max(len(values) // SAMPLE, 1)]
             digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(values.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -1,6 +1,7 @@
 """Files that are written at once: a kill, or a reader in another process, sees the old one or the whole new one."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,15 +11,18 @@ from pathlib import Path
 def replace_file(path: str | os.PathLike) -> Iterator[Path]:
     """A path beside `path` to write to; what was written is on disk and under its name when the block is left.
 
-    The block's name is `.NAME.PROCESS.partial`; a killed process leaves it behind.
+    The block's name is `.NAME.PROCESS.CHANCE.partial`; only a killed process leaves it behind.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    yield partial
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

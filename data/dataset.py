@@ -115,7 +115,8 @@ class SceneRows(Dataset):
             if self.visit == "scenes":
                 rows = [PlannedRow(int(scene), 0, ()) for scene in rng.permutation(len(self.scenes))]
             else:
-                rows = order_rows(self.deal_epoch(rng), self.rows_per_step, self.one_task_per_step, rng)
+                begun = epoch * self.rows_per_epoch % self.rows_per_step
+                rows = order_rows(self.deal_epoch(rng), self.rows_per_step, self.one_task_per_step, rng, begun)
             self.planned = (epoch, rows)
         return self.planned[1]
 

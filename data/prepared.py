@@ -5,6 +5,7 @@ was made of, and its bytes are summed up each time it is read.
 """
 
 import pickle
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import fields
@@ -19,6 +20,7 @@ from ross3d.data.scene import Scene
 
 # Changes whenever what a file holds, or what the numbers in it mean, changes.
 PREPARED_VERSION = 1
+FIELDS = {"identity", "scene_id", "box_labels", "tensors", "checksum"}
 
 
 def describe_source(path: Path) -> list[list[Any]]:
@@ -61,14 +63,23 @@ class PreparedScenes:
         identity = {
             "version": PREPARED_VERSION,
             "settings": self.processor.get_fit_settings(),
+            "path": str(path.resolve()),
             "source": describe_source(path),
         }
         state = self.load(file, identity)
         if state is None:
             state = self.prepare(path, identity)
+            self.keep(state, file)
+        return self.build(state, path)
+
+    def keep(self, state: dict[str, Any], file: Path) -> None:
+        """Write a prepared scene; where there is no room for it, training goes on without."""
+        try:
             with replace_file(file) as partial:
                 torch.save(state, partial)
-        return self.build(state, path)
+        except (OSError, RuntimeError) as error:
+            warnings.warn(f"{file}: the prepared scene could not be kept ({error}); it is made anew each time.",
+                          stacklevel=2)  # fmt: skip
 
     def load(self, file: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
         """What a file holds, or None when it is not there or was made of something else.
@@ -81,9 +92,13 @@ class PreparedScenes:
         broken = f"{file}: expected a whole prepared scene, got a broken file; remove it, and it is made anew."
         try:
             state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        except FileNotFoundError:
+            return None
+        except (RuntimeError, EOFError, OSError, KeyError, UnicodeDecodeError, pickle.UnpicklingError) as error:
             raise ValueError(broken) from error
-        if state.get("identity") != identity:
+        if not isinstance(state, dict) or state.keys() != FIELDS:
+            raise ValueError(broken)
+        if state["identity"] != identity:
             return None
         if sum_bytes(state["tensors"]) != state["checksum"]:
             raise ValueError(broken)

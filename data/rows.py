@@ -61,7 +61,7 @@ def cut_questions(order: Sequence[int], lengths: Sequence[int], tokens_per_row: 
 
 
 def order_rows(
-    rows: Sequence[PlannedRow], rows_per_step: int, one_task_per_step: bool, rng: np.random.Generator
+    rows: Sequence[PlannedRow], rows_per_step: int, one_task_per_step: bool, rng: np.random.Generator, begun: int = 0
 ) -> list[PlannedRow]:
     """Rows in drawn order, those of one step of similar length.
 
@@ -70,6 +70,7 @@ def order_rows(
         rows_per_step (`int`): rows of one optimizer step, over all processes and accumulated batches.
         one_task_per_step (`bool`): keep rows with and without grounding questions in steps of their own, as the
             published sampler does; only what is left over of both shares the last steps.
+        begun (`int`): rows of a step that the epoch before has begun; what is left over completes it first.
     """
     drawn = [rows[place] for place in rng.permutation(len(rows))]
     kinds = [[row for row in drawn if row.grounds == kind] for kind in (False, True)] if one_task_per_step else [drawn]
@@ -80,4 +81,8 @@ def order_rows(
             cut = [window[i : i + rows_per_step] for i in range(0, len(window), rows_per_step)]
             steps += [step for step in cut if len(step) == rows_per_step]
             rest += [row for step in cut if len(step) < rows_per_step for row in step]
-    return [row for place in rng.permutation(len(steps)) for row in steps[place]] + rest
+    steps = [steps[place] for place in rng.permutation(len(steps))]
+    missing = -begun % rows_per_step
+    while len(rest) < missing and steps:
+        rest += steps.pop()
+    return rest[:missing] + [row for step in steps for row in step] + rest[missing:]

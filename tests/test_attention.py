@@ -16,8 +16,10 @@ from ross3d.attention_ross3d import (
     get_packed_rows,
     merge_attention,
     shared_prefix_attention_forward,
+    shares_prefixes,
 )
-from ross3d.tests.fabricate import make_collator, make_model, make_row
+from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
+from ross3d.tests.fabricate import make_collator, make_config, make_model, make_row
 
 
 ROUNDING = 2e-6
@@ -74,7 +76,7 @@ def test_merging_with_nothing_changes_nothing():
 def test_questions_see_their_scene_and_themselves(scenes, length):
     """Five questions about one or three scenes of 7, 4 and 11 positions, six heads on two key heads, left padding."""
     prefixes = [tuple(draw((1, 2, size, 8), (1, 2, size, 8), seed=size)) for size in (7, 4, 11)]
-    cache = SharedPrefixCache([prefixes], torch.tensor(scenes), torch.tensor([7, 4, 11]))
+    cache = SharedPrefixCache([prefixes], torch.tensor(scenes), [7, 4, 11])
     query, key, value = draw((5, 6, length, 8), (5, 2, 4, 8), (5, 2, 4, 8), seed=9)
     mask = torch.arange(4)[None, :] <= torch.arange(4 - length, 4)[:, None]
     mask = mask.expand(5, 1, length, 4).clone()
@@ -94,7 +96,7 @@ def test_questions_see_their_scene_and_themselves(scenes, length):
 def test_rows_are_repeated_and_chosen_with_their_scenes():
     """What beam search and the like do to a cache."""
     prefixes = [tuple(draw((1, 1, size, 4), (1, 1, size, 4), seed=size)) for size in (3, 5)]
-    cache = SharedPrefixCache([prefixes], torch.tensor([1, 0]), torch.tensor([3, 5]))
+    cache = SharedPrefixCache([prefixes], torch.tensor([1, 0]), [3, 5])
     cache.update(*draw((2, 1, 2, 4), (2, 1, 2, 4)), 0)
     cache.batch_repeat_interleave(2)
     assert cache.row_scenes.tolist() == [1, 1, 0, 0] and len(cache.layers[0].keys) == 4
@@ -173,3 +175,84 @@ def test_a_scene_is_held_once_for_any_number_of_questions(num_scenes, implementa
         assert largest.nbytes >= copies
     else:
         assert largest.nbytes < copies / 4
+
+
+def get_scene(model, num_scenes: int = 1) -> tuple:
+    batch = make_collator(0.0)([make_row(0, 3, 1, [])] * num_scenes)
+    names = ("input_ids", "attention_mask", "segment_ids", "pixel_values", "view_mask", "patch_coords", "patch_valid")
+    inputs = {name: batch[name] for name in names}
+    return model.encode_scene(**inputs), inputs
+
+
+def test_scenes_padded_on_the_right_are_refused():
+    model = make_model().eval()
+    _, inputs = get_scene(model)
+    inputs["attention_mask"] = inputs["attention_mask"].clone()
+    inputs["attention_mask"][0, -1] = 0
+    with pytest.raises(ValueError, match="attention_mask: expected rows padded on the left"):
+        model.encode_scene(**inputs)
+
+
+def test_calls_that_a_scene_cannot_answer_are_refused():
+    """No question, a cache of one's own, guesses that would cut a copied scene away."""
+    model = make_model().eval()
+    scene, _ = get_scene(model)
+    question = torch.tensor([[5, 6, 7]])
+    for wrong in ({}, {"input_ids": question[:0]}, {"input_ids": question, "past_key_values": scene.past_key_values}):
+        with pytest.raises(ValueError, match="generate: expected input_ids of at least one question beside scene="):
+            model.generate(scene=scene, **wrong)
+    shared = model.generate(scene=scene, input_ids=question, max_new_tokens=6)
+    guessed = model.generate(scene=scene, input_ids=question, max_new_tokens=6, prompt_lookup_num_tokens=2)
+    assert torch.equal(shared, guessed)
+    model.set_attn_implementation("eager")
+    with pytest.raises(ValueError, match="generate: expected no prompt_lookup_num_tokens beside scene="):
+        model.generate(scene=scene, input_ids=question, max_new_tokens=6, prompt_lookup_num_tokens=2)
+
+
+def test_gradients_through_a_scene_cache_are_those_of_eager():
+    """The kernels give none of the log-sum-exp; the way without them does. Positions may be left out."""
+    grads = []
+    for implementation in (None, "eager"):
+        model = make_model().eval()
+        if implementation is not None:
+            model.set_attn_implementation(implementation)
+        scene, _ = get_scene(model, 2)
+        question = torch.tensor([[5, 6, 7], [8, 9, 4]])
+        cache, mask = model.get_questions_cache(scene, torch.tensor([1, 0]), torch.ones_like(question))
+        positions = (mask.cumsum(dim=1) - 1)[:, -3:] if implementation else None
+        outputs = model(input_ids=question, attention_mask=mask, position_ids=positions, past_key_values=cache)
+        outputs.logits.square().sum().backward()
+        grads.append(model.model.language_model.layers[0].self_attn.q_proj.weight.grad)
+    assert torch.allclose(*grads, atol=1e-4 * grads[1].abs().max().item())
+
+
+def test_masked_positions_of_packed_rows_are_not_seen():
+    """What `attention_mask` hides, the split attention hides as the library's masks do."""
+    batch = make_collator(0.0)([make_row(0, 2, 2, ["text", "text"]), make_row(1, 2, 1, ["coord", "text"])])
+    batch["attention_mask"][:, 5:12] = 0
+    model = make_model().eval()
+    with torch.no_grad():
+        found = model(**batch).lm_loss
+        model.set_attn_implementation("eager")
+        wanted = model(**batch).lm_loss
+        whole = model(**(batch | {"attention_mask": torch.ones_like(batch["attention_mask"])})).lm_loss
+    assert torch.allclose(found, wanted, atol=1e-5) and not torch.allclose(found, whole, atol=1e-4)
+
+
+def test_sliding_windows_keep_the_library_s_attention():
+    """A scene longer than the window is asked about as one without a cache."""
+    changes = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
+    config = make_config()
+    for name, value in changes.items():
+        setattr(config.text_config, name, value)
+    config.text_config.layer_types = ["full_attention", "sliding_attention"]
+    torch.manual_seed(0)
+    model = Ross3DForConditionalGeneration(config).eval()
+    assert not shares_prefixes(model.config.text_config)
+    scene, inputs = get_scene(model)
+    question = torch.tensor([[5, 6, 7]])
+    found = model.generate(scene=scene, input_ids=question, max_new_tokens=4)
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], question], dim=1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    inputs["segment_ids"] = torch.nn.functional.pad(inputs["segment_ids"], (0, 3), value=1)
+    assert torch.equal(found, model.generate(**inputs, max_new_tokens=4)[:, -found.shape[1] :])

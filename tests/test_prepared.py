@@ -122,5 +122,23 @@ def test_broken_files_are_refused(rooms, tmp_path):
         change()
         with pytest.raises(ValueError, match=f"{path.name}.prepared: expected a whole prepared scene, got a broken"):
             store.read(path)
+    torch.save([1], file)
+    with pytest.raises(ValueError, match="expected a whole prepared scene"):
+        store.read(path)
     file.unlink()
     assert store.read(path)[0].scene_id == path.name
+
+
+def test_training_goes_on_where_there_is_no_room(rooms, tmp_path, monkeypatch):
+    """A full disk costs the preparation, not the run, and leaves nothing behind."""
+    path = sorted((rooms / "train").iterdir())[0]
+
+    def fail(state, file):
+        Path(file).write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", fail)
+    store = PreparedScenes(tmp_path / "prepared", make_tiny_processor(), read_rgbd_folder)
+    with pytest.warns(UserWarning, match="the prepared scene could not be kept .no space left"):
+        assert store.read(path)[0].scene_id == path.name
+    assert not list((tmp_path / "prepared").iterdir())

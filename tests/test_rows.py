@@ -58,6 +58,29 @@ def test_steps_hold_rows_of_similar_length_and_nothing_is_left_out(one_task):
     assert spread < drawn / 3 and len(rows) > STEPS_AT_ONCE
 
 
+@pytest.mark.parametrize("num_scenes", [61, 64])
+def test_steps_go_on_over_the_ends_of_epochs(num_scenes):
+    """Rows of an epoch that do not fill its last step are completed by the next; tasks still do not mix."""
+    names = [f"s{i}" for i in range(num_scenes)]
+    annotations = {
+        name: [Annotation(f"{name}-{i}", name, "rooms", "kind", "why?", "so", object_ids=[0] if i else None)
+               for i in range(2)]
+        for name in names
+    }  # fmt: skip
+
+    class Tokens:
+        tokenizer = make_tiny_processor().tokenizer
+
+    rows = SceneRows(
+        [Path(name) for name in names], annotations, Tokens(), None, None, epochs=4, questions_per_row=1, seed=0,
+        visit="questions", rows_per_step=8, one_task_per_step=True,
+    )  # fmt: skip
+    planned = [row for epoch in range(4) for row in rows.plan_epoch(epoch)]
+    steps = [planned[i : i + 8] for i in range(0, len(planned), 8)]
+    mixed = [step for step in steps if len({row.grounds for row in step}) > 1]
+    assert len(planned) == 8 * num_scenes and len(mixed) <= 8
+
+
 def make_rows(**changes) -> SceneRows:
     """Four scenes with 0, 1, 9 and 20 questions, a third of them answered by boxes."""
     annotations = {

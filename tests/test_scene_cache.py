@@ -72,6 +72,11 @@ def test_files_of_other_models_and_processors_are_refused(scene, model, processo
         trained.model.language_model.norm.weight[0] += 1e-3
     with pytest.raises(ValueError, match="two.scene: expected scenes that this model has read, got those of other"):
         type(scene).load(file, trained)
+    merged = copy.deepcopy(model)
+    with torch.no_grad():
+        merged.model.language_model.layers[0].self_attn.q_proj.weight *= 1.01
+    with pytest.raises(ValueError, match="other weights or another config"):
+        type(scene).load(file, merged)
     widened = copy.deepcopy(model)
     widened.config.voxel_size = 0.3
     with pytest.raises(ValueError, match="other weights or another config"):
@@ -93,6 +98,16 @@ def test_broken_foreign_and_old_files_are_refused(model, file, capsys):
     file.write_bytes(whole[:-200])
     with pytest.raises(ValueError, match=r"two\.scene: expected scenes that save\(\) wrote, got another or a broken"):
         Ross3DSceneCache.load(file, model)
+    file.write_bytes(b"hello world")
+    with pytest.raises(ValueError, match="got another or a broken file"):
+        Ross3DSceneCache.load(file, model)
+    file.write_bytes(whole)
+    state = torch.load(file, weights_only=True)
+    state["layers"][0]["keys"][0, 0, 0, 0] += 1
+    for wrong in (state, {key: value for key, value in state.items() if key != "layers"}):
+        torch.save(wrong, file)
+        with pytest.raises(ValueError, match="got another or a broken file"):
+            Ross3DSceneCache.load(file, model)
     torch.save({"version": Harmful()}, file)
     with pytest.raises(ValueError, match="got another or a broken file"):
         Ross3DSceneCache.load(file, model)

@@ -153,7 +153,7 @@ class RunArguments:
 FREE_SETTINGS = frozenset(
     f"trainer.{name}"
     for name in ("output_dir", "dataloader_num_workers", "disable_tqdm", "report_to", "run_name", "save_total_limit")
-)
+) | {"data.prepared"}
 
 SECTION_CLASSES = {
     "data": DataArguments,
