@@ -298,9 +298,12 @@ def share_prefixes_of(config: PreTrainedConfig) -> None:
 
 def shares_prefixes(config: PreTrainedConfig) -> bool:
     """Whether a language model's attention knows of shared prefixes; `eager` and others of the library do not."""
-    return ALL_ATTENTION_FUNCTIONS.get(config._attn_implementation) is shared_prefix_attention_forward
+    return getattr(ALL_ATTENTION_FUNCTIONS.get(config._attn_implementation), "shares_prefixes", False)
 
 
+# A mark, not the function itself: a process may hold this file several times, once for each checkpoint with its code,
+# and the name belongs to the last one that was loaded.
+shared_prefix_attention_forward.shares_prefixes = True
 AttentionInterface.register(SHARED_PREFIX_ATTENTION, shared_prefix_attention_forward)
 AttentionMaskInterface.register(SHARED_PREFIX_ATTENTION, sdpa_mask)
 

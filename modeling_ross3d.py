@@ -561,7 +561,8 @@ class Ross3DModel(Ross3DPreTrainedModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         self.check_length(inputs_embeds.shape[1], past_key_values)
         visible = segment_ids
-        if segment_ids is not None and attention_mask is not None and attention_mask.shape == segment_ids.shape:
+        has_mask = isinstance(attention_mask, torch.Tensor) and segment_ids is not None
+        if has_mask and attention_mask.shape == segment_ids.shape:
             visible = torch.where(attention_mask.bool(), segment_ids, -1)
         num_segments, prefix_length = (1, 0) if segment_ids is None else count_segments(visible)
         if query_coords is not None:

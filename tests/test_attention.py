@@ -1,11 +1,17 @@
 """Attention over shared prefixes: against attention over all keys at once, and what it holds."""
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ross3d import attention_ross3d
 from ross3d.attention_ross3d import (
     PackedRows,
     SharedPrefixCache,
@@ -256,3 +262,21 @@ def test_sliding_windows_keep_the_library_s_attention():
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     inputs["segment_ids"] = torch.nn.functional.pad(inputs["segment_ids"], (0, 3), value=1)
     assert torch.equal(found, model.generate(**inputs, max_new_tokens=4)[:, -found.shape[1] :])
+
+
+def test_a_second_copy_of_the_code_changes_nothing():
+    """Remote code brings this file along once for each checkpoint; the last one loaded owns the name."""
+    model = make_model().eval()
+    scene, _ = get_scene(model)
+    question = torch.tensor([[5, 6, 7]])
+    wanted = model.generate(scene=scene, input_ids=question, max_new_tokens=4)
+    file = Path(attention_ross3d.__file__)
+    spec = importlib.util.spec_from_file_location("another_attention_ross3d", file)
+    copy = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(copy)
+        assert ALL_ATTENTION_FUNCTIONS["sdpa_shared_prefix"] is copy.shared_prefix_attention_forward
+        assert shares_prefixes(model.config.text_config)
+        assert torch.equal(model.generate(scene=scene, input_ids=question, max_new_tokens=4), wanted)
+    finally:
+        AttentionInterface.register("sdpa_shared_prefix", shared_prefix_attention_forward)
