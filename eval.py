@@ -7,13 +7,14 @@ Writes `predictions.jsonl` (and `reconstruction.jsonl`), `metrics.json`, `timing
 that was cut off goes on where it was when it is started again with the same settings; the files are the same then.
 """
 
+import copy
 import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import torch
 from accelerate import PartialState
 from transformers import AutoProcessor, HfArgumentParser, set_seed
 
-from ross3d.data.ahead import ReadAhead
+from ross3d.data.ahead import iterate_ahead
 from ross3d.data.annotations import load_annotations
 from ross3d.data.dataset import get_row_seed
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
@@ -32,7 +33,7 @@ from ross3d.report.summary import format_summary
 from ross3d.scenes.questions import lookup_baseline, make_proposals
 from ross3d.tasks import reconstruction, rooms
 from ross3d.tasks.records import RecordStore, write_json
-from ross3d.tasks.task import EvalContext, EvalSettings, Task
+from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Task
 
 
 TASKS: dict[str, Task] = {task.name: task for task in (rooms.TASK, reconstruction.TASK)}
@@ -155,18 +156,22 @@ def compute_baselines(arguments: EvalArguments, items: list[Any]) -> dict[str, A
     return {"majority": rooms.score_majority(train, items), "lookup": rooms.describe_lookup(looked_up)}
 
 
-def answer_open_scenes(
-    context: EvalContext, task: Task, items: list[Any], store: RecordStore, state: PartialState, reader: ReadAhead
-):
-    """This process's share of the scenes that still want answers; the next is read while one is answered."""
+def answer_open_scenes(context: EvalContext, task: Task, items: list[Any], store: RecordStore, state: PartialState):
+    """This process's share of the scenes that still want answers; the next are prepared while some are answered."""
     scenes = list(store.get_open_scenes(task.name, items).values())
     mine = scenes[state.process_index :: state.num_processes]
-    for number, group in enumerate(mine, start=1):
-        if number < len(mine) and not context.settings.blind:
-            reader.expect(context.get_folder(mine[number][0].scene_id))
-        store.append_scene(task.answer(context, group))
-        if state.is_main_process and (number % 20 == 0 or number == len(mine)):
+    at_once = context.settings.scenes_at_once
+    # A tokenizer serves one thread at a time.
+    ahead = replace(context, processor=copy.deepcopy(context.processor))
+    prepared = iterate_ahead(lambda group: task.prepare(ahead, group), mine, at_once)
+    for start in range(0, len(mine), at_once):
+        opened = [OpenScene(group, next(prepared)) for group in mine[start : start + at_once]]
+        for records in task.answer(context, opened):
+            store.append_scene(records)
+        number = start + len(opened)
+        if state.is_main_process and (start // 20 != number // 20 or number == len(mine)):
             print(f"{task.name}: {number} of {len(mine)} scenes", file=sys.stderr, flush=True)
+    prepared.close()
 
 
 def start_processes() -> PartialState:
@@ -200,21 +205,19 @@ def main(arguments: EvalArguments) -> dict[str, Any]:
     state.wait_for_everyone()
     if state.is_main_process:
         write_json(arguments.output / "settings.json", described)
-    reader = ReadAhead(read_rgbd_folder)
     context = EvalContext(
         model=model,
         processor=processor,
         device=state.device,
         data_dir=arguments.data,
         output_dir=arguments.output,
-        read_scene=reader,
+        read_scene=read_rgbd_folder,
         make_proposals=make_proposals,
         get_seed=lambda seed, purpose: get_row_seed(seed, 0, purpose),
         settings=settings,
     )
     for task in tasks:
-        answer_open_scenes(context, task, items[task.name], store, state, reader)
-    reader.close()
+        answer_open_scenes(context, task, items[task.name], store, state)
     state.wait_for_everyone()
     metrics = {}
     if state.is_main_process:

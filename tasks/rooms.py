@@ -15,8 +15,8 @@ from ross3d.data.annotations import Annotation, load_annotations
 from ross3d.metrics.captioning import compute_caption_scores
 from ross3d.metrics.grounding import compute_accuracy_at_iou, compute_f1
 from ross3d.metrics.qa import compute_exact_match, compute_relative_accuracy, parse_number
-from ross3d.tasks.answering import answer_questions, make_record
-from ross3d.tasks.task import EvalContext, EvalSettings, Record, Task, limit_scenes
+from ross3d.tasks.answering import answer_questions, make_record, prepare_questions
+from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task, limit_scenes
 
 
 NAME = "rooms"
@@ -69,9 +69,9 @@ def parse_answer(annotation: Annotation, response: str) -> str:
     return answer
 
 
-def answer(context: EvalContext, annotations: list[Annotation]) -> list[Record]:
-    records = answer_questions(context, annotations, NAME, get_prompt, parse_answer)
-    return [record | {"right": is_right(record)} for record in records]
+def answer(context: EvalContext, scenes: list[OpenScene]) -> list[list[Record]]:
+    records = answer_questions(context, scenes, NAME, get_prompt, parse_answer)
+    return [[record | {"right": is_right(record)} for record in of_scene] for of_scene in records]
 
 
 def get_attributes(caption: str) -> set[str]:
@@ -199,7 +199,7 @@ def describe_lookup(accuracies: dict[str, float]) -> dict[str, Any]:
     return {"macro_exact_match": macro, "types": types}
 
 
-TASK = Task(NAME, "predictions.jsonl", load_items, answer, score)
+TASK = Task(NAME, "predictions.jsonl", load_items, prepare_questions, answer, score)
 
 __all__ = [
     "EXACT_MATCH_TYPES",

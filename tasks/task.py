@@ -32,6 +32,7 @@ class EvalSettings:
         split (`str`): which scenes and annotations of the data folder.
         limit (`int`, *optional*): at most so many scenes a task.
         blind (`bool`): words alone: one grey picture, no coordinates, grounding chosen without information.
+        scenes_at_once (`int`): scenes whose questions are answered together; each is held in memory once.
         batch_size (`int`): questions answered at once.
         max_new_tokens (`int`): longest answer.
         seed (`int`): of proposals, hidden views, diffusion draws and blind choices.
@@ -43,6 +44,7 @@ class EvalSettings:
     split: str = "val"
     limit: int | None = None
     blind: bool = False
+    scenes_at_once: int = 1
     batch_size: int = 64
     max_new_tokens: int = 48
     seed: int = 0
@@ -79,10 +81,15 @@ class EvalContext:
     cache: dict[str, Any] = field(default_factory=dict)
 
     def load_scene(self, scene_id: str, split: str | None = None) -> Scene:
-        return self.read_scene(self.get_folder(scene_id, split))
+        return self.read_scene(self.data_dir / (split or self.settings.split) / scene_id)
 
-    def get_folder(self, scene_id: str, split: str | None = None) -> Path:
-        return self.data_dir / (split or self.settings.split) / scene_id
+
+@dataclass(frozen=True)
+class OpenScene:
+    """A scene's items, and what `Task.prepare` made of them."""
+
+    items: list[Any]
+    prepared: Any
 
 
 @dataclass(frozen=True)
@@ -93,14 +100,17 @@ class Task:
         name (`str`): what `eval.py --task` calls it, and the `task` of its records.
         records_file (`str`): where its records are kept.
         load_items: (data folder, settings) -> items in the order in which they are to be written.
-        answer: (context, items of one scene) -> a record for each, in order; depends on nothing else.
+        prepare: (context, items of one scene) -> whatever reading and the processor can do without the model; it is
+            called ahead, in another thread.
+        answer: (context, scenes) -> for each scene a record for each item, in order; depends on nothing else.
         score: all records -> JSON values.
     """
 
     name: str
     records_file: str
     load_items: Callable[[Path, EvalSettings], list[Any]]
-    answer: Callable[[EvalContext, list[Any]], list[Record]]
+    prepare: Callable[[EvalContext, list[Any]], Any]
+    answer: Callable[[EvalContext, list[OpenScene]], list[list[Record]]]
     score: Callable[[list[Record]], dict[str, Any]]
 
 
@@ -112,4 +122,4 @@ def limit_scenes(items: list[Any], limit: int | None) -> list[Any]:
     return [item for item in items if item.scene_id in kept]
 
 
-__all__ = ["EvalContext", "EvalSettings", "Item", "Record", "Task", "limit_scenes"]
+__all__ = ["EvalContext", "EvalSettings", "Item", "OpenScene", "Record", "Task", "limit_scenes"]

@@ -18,7 +18,7 @@ from ross3d.scenes.questions import make_proposals
 from ross3d.tasks import reconstruction, rooms
 from ross3d.tasks.answering import make_grounding_record
 from ross3d.tasks.records import RecordStore, format_lines, read_whole_lines
-from ross3d.tasks.task import EvalContext, EvalSettings, limit_scenes
+from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, limit_scenes
 from ross3d.tests.tiny import get_checkpoint, get_rooms
 
 
@@ -295,17 +295,24 @@ def test_a_hidden_view_does_not_leak_into_what_rebuilds_it(context):
 
 def test_a_scene_is_scored_alike_wherever_it_is_answered(context):
     item = reconstruction.load_items(get_rooms(), context.settings)[1]
-    (record,) = reconstruction.answer(context, [item])
+    other = reconstruction.load_items(get_rooms(), context.settings)[0]
+    ((record,),) = answer_alone(context, [item])
     torch.manual_seed(123)
-    assert reconstruction.answer(context, [item]) == [record]
+    assert answer_alone(context, [other], [item])[1] == [record]
     assert set(record["bev"]) == {"object", "rest"} and record["num_pixels"]["object"] > 0
     assert set(record["views"][0]["psnr"]) == set(reconstruction.PREDICTORS)
 
 
 def test_a_scene_without_a_picture_from_above_is_scored_on_its_views(context):
     blank = replace(context, read_scene=lambda path: remove_bev(read_rgbd_folder(path)), cache={})
-    (record,) = reconstruction.answer(blank, [reconstruction.load_items(get_rooms(), context.settings)[0]])
+    ((record,),) = answer_alone(blank, [reconstruction.load_items(get_rooms(), context.settings)[0]])
     assert record["bev"] == {} and record["views"] and "bev_object" not in reconstruction.score([record] * 2)
+
+
+def answer_alone(context, *groups):
+    return reconstruction.answer(
+        context, [OpenScene(group, reconstruction.prepare(context, group)) for group in groups]
+    )
 
 
 def remove_bev(scene):
