@@ -57,6 +57,16 @@ class Scene:
     def num_views(self) -> int:
         return len(self.images)
 
+    def get_inputs(self, bev: bool = False) -> dict[str, Any]:
+        """The processor's arguments for this scene, what it lacks left out; `bev`: its picture from above as well."""
+        inputs = {"images": list(self.images), "scene_ids": [self.scene_id]}
+        if self.depth_maps is not None:
+            inputs |= {"depth_maps": self.depth_maps, "intrinsics": self.intrinsics, "cam2world": self.cam2world}
+        if bev and self.bev_image is not None:
+            given = {"bev_image": self.bev_image, "bev_valid": self.bev_valid, "bev_bounds": self.bev_bounds}
+            inputs |= {name: value for name, value in given.items() if value is not None}
+        return inputs
+
     def select_views(self, indices) -> "Scene":
         """The same scene with the views at `indices` only, in that order."""
         indices = np.asarray(indices, dtype=np.int64)

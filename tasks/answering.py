@@ -26,17 +26,7 @@ def iterate_batches(items: list[Any], size: int) -> Iterator[list[Any]]:
 
 def get_scene_inputs(scene: Scene, proposal_boxes: np.ndarray | None) -> dict[str, Any]:
     """The processor's arguments for a scene alone; what the scene lacks is left out."""
-    inputs = {
-        "images": list(scene.images),
-        "depth_maps": scene.depth_maps,
-        "intrinsics": scene.intrinsics,
-        "cam2world": scene.cam2world,
-        "proposal_boxes": proposal_boxes,
-        "scene_ids": [scene.scene_id],
-    }
-    if scene.depth_maps is None:
-        inputs |= {"intrinsics": None, "cam2world": None}
-    return {name: value for name, value in inputs.items() if value is not None}
+    return scene.get_inputs() | ({} if proposal_boxes is None else {"proposal_boxes": proposal_boxes})
 
 
 def make_record(task_name: str, annotation: Annotation, **values: Any) -> Record:

@@ -152,10 +152,10 @@ def test_settings_of_a_run_change_those_of_its_checkpoint(tmp_path):
 def test_annotations_of_unknown_scenes_are_refused(tmp_path):
     shutil.copytree(get_rooms(), tmp_path / "rooms")
     arguments = RunArguments(data=DataArguments(root=str(tmp_path / "rooms"), limit=2))
-    assert len(build_rows(arguments, None, 1)) == 2
+    assert len(build_rows(arguments, None, 1, None)) == 2
     shutil.rmtree(tmp_path / "rooms" / "train" / "train-000004")
     with pytest.raises(ValueError, match=r"train.jsonl: expected scene_ids that are folders of .*000004'\] and 1 un"):
-        build_rows(arguments, None, 1)
+        build_rows(arguments, None, 1, None)
 
 
 def test_no_scenes_is_an_error(tmp_path):

@@ -36,6 +36,9 @@ class DataArguments:
         blind (`bool`): train on the words alone, the baseline that every score stands beside.
         prepared (`str`, *optional*): folder for prepared scenes, which later epochs and runs read instead of pictures;
             12 MB a scene of 32 views at the released size.
+        latents (`str`, *optional*): folder with the teacher's latents of all scenes
+            (`python -m ross3d.training.latents CONFIG.yaml`), so that no step passes pictures to the teacher;
+            10 MB a scene of 32 views at the released size.
     """
 
     root: str = "outputs/demo/scenes"
@@ -48,6 +51,7 @@ class DataArguments:
     one_task_per_step: bool = False
     blind: bool = False
     prepared: str | None = None
+    latents: str | None = None
 
     def __post_init__(self):
         if self.visit not in VISITS:
@@ -153,7 +157,7 @@ class RunArguments:
 FREE_SETTINGS = frozenset(
     f"trainer.{name}"
     for name in ("output_dir", "dataloader_num_workers", "disable_tqdm", "report_to", "run_name", "save_total_limit")
-) | {"data.prepared"}
+) | {"data.prepared", "data.latents"}
 
 SECTION_CLASSES = {
     "data": DataArguments,
