@@ -31,12 +31,13 @@ from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.report.run import write_run_page
 from ross3d.report.summary import format_summary
 from ross3d.scenes.questions import lookup_baseline, make_proposals
-from ross3d.tasks import reconstruction, rooms
+from ross3d.tasks import find_tasks, reconstruction, rooms
 from ross3d.tasks.records import RecordStore, write_json
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Task
+from ross3d.training.arguments import flatten_settings
 
 
-TASKS: dict[str, Task] = {task.name: task for task in (rooms.TASK, reconstruction.TASK)}
+TASKS: dict[str, Task] = find_tasks()
 
 
 @dataclass
@@ -118,16 +119,24 @@ def load_model(arguments: EvalArguments, tasks: list[Task], device: torch.device
     return model, processor
 
 
-def describe_settings(arguments: EvalArguments, processor: Any) -> dict[str, Any]:
-    """All that the answers depend on, besides the code."""
+def describe_settings(
+    arguments: EvalArguments, processor: Any, contexts: dict[str, EvalContext], items: dict[str, list[Any]]
+) -> dict[str, Any]:
+    """All that the answers depend on, besides the code; contexts and items by the task's name."""
     values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(arguments).items()}
     # Where the answers go, and whether a page is written, changes none of them.
     del values["output"], values["report"]
     values["spatial_instruction"] = bool(processor.spatial_instruction)
-    values["generation"] = {"do_sample": False, "num_beams": 1, "max_new_tokens": arguments.max_new_tokens}
+    values["generation"] = {"do_sample": False, "num_beams": 1}
+    values["tasks"] = {
+        name: {
+            "split": context.settings.split,
+            "max_new_tokens": context.settings.max_new_tokens,
+            "items_sha256": hashlib.sha256(repr(items[name]).encode()).hexdigest(),
+        }
+        for name, context in contexts.items()
+    }
     values["model_sha256"] = get_fingerprint(arguments.model)
-    annotations = arguments.data / "annotations" / f"{arguments.split}.jsonl"
-    values["annotations_sha256"] = hash_file(annotations) if annotations.is_file() else None
     return values
 
 
@@ -139,7 +148,7 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
     """
     if not path.is_file():
         return
-    before = json.loads(path.read_text())
+    before, settings = flatten_settings(json.loads(path.read_text())), flatten_settings(settings)
     for name in sorted(settings.keys() | before.keys()):
         if settings.get(name) != before.get(name):
             raise ValueError(
@@ -197,14 +206,8 @@ def main(arguments: EvalArguments) -> dict[str, Any]:
     set_seed(arguments.seed)
     tasks = get_tasks(arguments.task)
     settings = EvalSettings(**{f.name: getattr(arguments, f.name) for f in fields(EvalSettings)})
-    items = {task.name: task.load_items(arguments.data, settings) for task in tasks}
+    items = {task.name: task.load_items(arguments.data, task.fill_settings(settings)) for task in tasks}
     model, processor = load_model(arguments, tasks, state.device)
-    described = describe_settings(arguments, processor)
-    check_settings(arguments.output / "settings.json", described)
-    store = RecordStore(arguments.output, sorted({task.records_file for task in tasks}), state.process_index)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        write_json(arguments.output / "settings.json", described)
     context = EvalContext(
         model=model,
         processor=processor,
@@ -214,10 +217,16 @@ def main(arguments: EvalArguments) -> dict[str, Any]:
         read_scene=read_rgbd_folder,
         make_proposals=make_proposals,
         get_seed=lambda seed, purpose: get_row_seed(seed, 0, purpose),
-        settings=settings,
     )
+    contexts = {task.name: replace(context, settings=task.fill_settings(settings)) for task in tasks}
+    described = describe_settings(arguments, processor, contexts, items)
+    check_settings(arguments.output / "settings.json", described)
+    store = RecordStore(arguments.output, sorted({task.records_file for task in tasks}), state.process_index)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        write_json(arguments.output / "settings.json", described)
     for task in tasks:
-        answer_open_scenes(context, task, items[task.name], store, state)
+        answer_open_scenes(contexts[task.name], task, items[task.name], store, state)
     state.wait_for_everyone()
     metrics = {}
     if state.is_main_process:

@@ -133,16 +133,20 @@ class SceneForQuestions:
     scene_boxes: np.ndarray | None = None
 
 
-def prepare_questions(context: EvalContext, annotations: list[Annotation]) -> SceneForQuestions:
-    """Read the scene of these annotations and let the processor prepare it; a blind model gets a grey picture."""
+def prepare_questions(
+    context: EvalContext, annotations: list[Annotation], get_proposals: Callable[[EvalContext, Scene], np.ndarray]
+) -> SceneForQuestions:
+    """Read the scene of these annotations and let the processor prepare it; a blind model gets a grey picture.
+
+    `get_proposals`: (context, scene) -> boxes (K, 6) that grounding chooses among.
+    """
     blind = context.settings.blind
     grounds = any(annotation.object_ids is not None for annotation in annotations)
     scene = None if blind and not grounds else context.load_scene(annotations[0].scene_id)
     # None of them rather than nothing, so that scenes with and without grounding questions can be held together.
     boxes = None if blind or scene.depth_maps is None else np.zeros((0, 6), np.float32)
     if grounds:
-        seed = context.get_seed(context.settings.seed, f"proposals/{scene.scene_id}")
-        boxes, _ = context.make_proposals(scene, seed)
+        boxes = get_proposals(context, scene)
     inputs = {"images": [BLIND_PICTURE]} if blind else get_scene_inputs(scene, boxes)
     return SceneForQuestions(context.processor(**inputs, return_tensors="pt"), boxes, scene.boxes if grounds else None)
 
@@ -195,4 +199,4 @@ def answer_questions(
     return [[records[annotation.id] for annotation in scene.items] for scene in scenes]
 
 
-__all__ = ["answer_questions", "get_scene_inputs", "make_record", "prepare_questions"]
+__all__ = ["SceneForQuestions", "answer_questions", "get_scene_inputs", "make_record", "prepare_questions"]

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from ross3d.data.annotations import Annotation, load_annotations
+from ross3d.data.scene import Scene
 from ross3d.metrics.captioning import compute_caption_scores
 from ross3d.metrics.grounding import compute_accuracy_at_iou, compute_f1
 from ross3d.metrics.qa import compute_exact_match, compute_relative_accuracy, parse_number
-from ross3d.tasks.answering import answer_questions, make_record, prepare_questions
+from ross3d.tasks.answering import SceneForQuestions, answer_questions, make_record, prepare_questions
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task, limit_scenes
 
 
@@ -67,6 +68,17 @@ def parse_answer(annotation: Annotation, response: str) -> str:
     if annotation.question_type in NUMBER_TYPES:
         return str(parse_number(answer)) if np.isfinite(parse_number(answer)) else ""
     return answer
+
+
+def get_proposals(context: EvalContext, scene: Scene) -> np.ndarray:
+    """The scene's objects as an imperfect detector would find them, or as they are."""
+    if context.settings.proposals == "ground_truth":
+        return scene.boxes
+    return context.make_proposals(scene, context.get_seed(context.settings.seed, f"proposals/{scene.scene_id}"))[0]
+
+
+def prepare(context: EvalContext, annotations: list[Annotation]) -> SceneForQuestions:
+    return prepare_questions(context, annotations, get_proposals)
 
 
 def answer(context: EvalContext, scenes: list[OpenScene]) -> list[list[Record]]:
@@ -199,7 +211,7 @@ def describe_lookup(accuracies: dict[str, float]) -> dict[str, Any]:
     return {"macro_exact_match": macro, "types": types}
 
 
-TASK = Task(NAME, "predictions.jsonl", load_items, prepare_questions, answer, score)
+TASK = Task(NAME, "predictions.jsonl", load_items, prepare, answer, score)
 
 __all__ = [
     "EXACT_MATCH_TYPES",

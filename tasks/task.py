@@ -5,7 +5,7 @@ files that `eval.py` writes. A score is computed from records alone.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from ross3d.data.scene import Scene
 
 
 Record = dict[str, Any]
+PROPOSALS = ("predicted", "ground_truth")
 
 
 class Item(Protocol):
@@ -29,28 +30,39 @@ class EvalSettings:
     """Every value that changes what an evaluation writes.
 
     Attributes:
-        split (`str`): which scenes and annotations of the data folder.
+        split (`str`, *optional*): which scenes and annotations of the data folder; each task's published one by
+            default.
         limit (`int`, *optional*): at most so many scenes a task.
         blind (`bool`): words alone: one grey picture, no coordinates, grounding chosen without information.
         scenes_at_once (`int`): scenes whose questions are answered together; each is held in memory once.
         batch_size (`int`): questions answered at once.
-        max_new_tokens (`int`): longest answer.
+        max_new_tokens (`int`, *optional*): longest answer; each task's published limit by default.
+        proposals (`str`): what grounding chooses among: `predicted` boxes, or the objects' own (`ground_truth`).
         seed (`int`): of proposals, hidden views, diffusion draws and blind choices.
         num_samples (`int`): sampled pictures whose mean is scored.
         num_inference_steps (`int`): sampler steps.
         reconstruction_scenes (`int`): scenes whose hidden views and bird's-eye picture are rebuilt.
     """
 
-    split: str = "val"
+    split: str | None = None
     limit: int | None = None
     blind: bool = False
     scenes_at_once: int = 1
     batch_size: int = 64
-    max_new_tokens: int = 48
+    max_new_tokens: int | None = None
+    proposals: str = "predicted"
     seed: int = 0
     num_samples: int = 8
     num_inference_steps: int = 50
     reconstruction_scenes: int = 32
+
+    def __post_init__(self):
+        if self.proposals not in PROPOSALS:
+            raise ValueError(f"--proposals: expected one of {list(PROPOSALS)}, got {self.proposals!r}.")
+        for name in ("limit", "scenes_at_once", "batch_size", "max_new_tokens"):
+            value, least = getattr(self, name), 0 if name == "limit" else 1
+            if value is not None and value < least:
+                raise ValueError(f"--{name}: expected a number from {least} on, got {value}.")
 
 
 @dataclass
@@ -104,6 +116,8 @@ class Task:
             called ahead, in another thread.
         answer: (context, scenes) -> for each scene a record for each item, in order; depends on nothing else.
         score: all records -> JSON values.
+        split (`str`): the one that published numbers are of.
+        max_new_tokens (`int`): as published.
     """
 
     name: str
@@ -112,6 +126,16 @@ class Task:
     prepare: Callable[[EvalContext, list[Any]], Any]
     answer: Callable[[EvalContext, list[OpenScene]], list[list[Record]]]
     score: Callable[[list[Record]], dict[str, Any]]
+    split: str = "val"
+    max_new_tokens: int = 48
+
+    def fill_settings(self, settings: EvalSettings) -> EvalSettings:
+        """`settings` with what the task decides where nothing was said."""
+        return replace(
+            settings,
+            split=settings.split or self.split,
+            max_new_tokens=settings.max_new_tokens or self.max_new_tokens,
+        )
 
 
 def limit_scenes(items: list[Any], limit: int | None) -> list[Any]:

@@ -135,7 +135,7 @@ def test_other_questions_do_not_go_on_with_an_evaluation(tmp_path):
     evaluate(tmp_path / "out", *own, task="rooms")
     file = tmp_path / "rooms" / "annotations" / "val.jsonl"
     file.write_text(file.read_text().replace("Is there", "Can you see", 1))
-    with pytest.raises(ValueError, match="expected annotations_sha256='"):
+    with pytest.raises(ValueError, match="expected tasks.rooms.items_sha256='"):
         evaluate(tmp_path / "out", *own, task="rooms")
 
 

@@ -117,10 +117,10 @@ def test_unknown_question_types_and_empty_files_are_refused(tmp_path):
     path = tmp_path / "annotations" / "val.jsonl"
     save_annotations([make_annotation(0, "smell", "sweet")], path)
     with pytest.raises(ValueError, match=r"val.jsonl, id 'q0': expected a question_type of .* got\s+'smell'"):
-        rooms.load_items(tmp_path, EvalSettings())
+        rooms.load_items(tmp_path, EvalSettings(split="val"))
     save_annotations([], path)
     with pytest.raises(ValueError, match="questions of task 'rooms', got none; is it another benchmark's file"):
-        rooms.load_items(tmp_path, EvalSettings())
+        rooms.load_items(tmp_path, EvalSettings(split="val"))
 
 
 def test_a_limit_counts_scenes():
@@ -231,11 +231,11 @@ def test_reconstruction_scores_pair_ours_with_each_control():
 
 def test_reconstruction_refuses_blind_models_and_single_scenes(tmp_path):
     with pytest.raises(ValueError, match="a blind model has nothing to rebuild"):
-        reconstruction.load_items(get_rooms(), EvalSettings(blind=True))
+        reconstruction.load_items(get_rooms(), EvalSettings(split="val", blind=True))
     (tmp_path / "val" / "only").mkdir(parents=True)
     with pytest.raises(ValueError, match="at least two scenes, one to rebuild and one to stand in for"):
-        reconstruction.load_items(tmp_path, EvalSettings())
-    items = reconstruction.load_items(get_rooms(), EvalSettings(reconstruction_scenes=2))
+        reconstruction.load_items(tmp_path, EvalSettings(split="val"))
+    items = reconstruction.load_items(get_rooms(), EvalSettings(split="val", reconstruction_scenes=2))
     assert [(item.scene_id, item.other_scene_id) for item in items] == [
         ("val-000000", "val-000001"),
         ("val-000001", "val-000002"),
@@ -243,7 +243,7 @@ def test_reconstruction_refuses_blind_models_and_single_scenes(tmp_path):
 
 
 def test_built_questions_load_scene_by_scene():
-    items = rooms.load_items(get_rooms(), EvalSettings(limit=2))
+    items = rooms.load_items(get_rooms(), EvalSettings(split="val", limit=2))
     assert len({item.scene_id for item in items}) == 2
     everything = load_annotations(get_rooms() / "annotations" / "val.jsonl")
     assert items == everything[: len(items)] and json.dumps(rooms.get_prompt(items[0]))
@@ -262,7 +262,7 @@ def context(tmp_path_factory) -> EvalContext:
         read_scene=read_rgbd_folder,
         make_proposals=make_proposals,
         get_seed=lambda seed, purpose: get_row_seed(seed, 0, purpose),
-        settings=EvalSettings(num_samples=2, num_inference_steps=2),
+        settings=EvalSettings(split="val", num_samples=2, num_inference_steps=2),
     )
 
 
