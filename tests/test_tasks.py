@@ -266,6 +266,28 @@ def context(tmp_path_factory) -> EvalContext:
     )
 
 
+def test_rooms_are_grounded_among_found_boxes_or_the_objects_own(context):
+    annotations = [a for a in rooms.load_items(get_rooms(), context.settings) if a.scene_id == "val-000000"]
+    found = rooms.prepare(context, annotations)
+    own = rooms.prepare(replace(context, settings=replace(context.settings, proposals="ground_truth")), annotations)
+    assert len(found.proposal_boxes) == len(own.proposal_boxes) + 4
+    assert (own.proposal_boxes == own.scene_boxes).all() and len(own.scene_boxes)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"proposals": "seen"}, r"--proposals: expected one of \['predicted', 'ground_truth'\], got 'seen'"),
+        ({"limit": -1}, "--limit: expected a number from 0 on, got -1"),
+        ({"scenes_at_once": 0}, "--scenes_at_once: expected a number from 1 on, got 0"),
+        ({"batch_size": 0}, "--batch_size: expected a number from 1 on, got 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        EvalSettings(**values)
+
+
 @torch.no_grad()
 def test_controls_see_what_they_should_and_nothing_else(context):
     scene, other = context.load_scene("val-000000"), context.load_scene("val-000001")

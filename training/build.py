@@ -16,7 +16,7 @@ from transformers import AutoProcessor, Trainer, TrainerState, TrainingArguments
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.annotations import group_by_scene, load_annotations
 from ross3d.data.collator import Ross3DCollator
-from ross3d.data.dataset import SceneRows
+from ross3d.data.dataset import SceneRows, take_boxes
 from ross3d.data.latents import SceneLatents, get_teacher_fingerprint
 from ross3d.data.prepared import PreparedScenes
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
@@ -199,7 +199,7 @@ def build_rows(
         group_by_scene(annotations),
         processor,
         read_rgbd_folder,
-        make_proposals,
+        make_proposals if data.proposals == "jittered" else take_boxes,
         epochs=data.epochs,
         questions_per_row=data.questions_per_row,
         tokens_per_row=data.tokens_per_row,
