@@ -317,9 +317,9 @@ def score_blink(predictions: list[str], references: list[str], question_types: l
 def score_scannet_det(predictions: list[str], references: list[list[dict[str, Any]]]) -> Scores:
     """Detection in windows of ScanNet views: precision, recall and F1, means over 8, 20 and 31 categories.
 
-    The published numbers read one record a line, take boxes with small faces for no overlap, and average over a list
-    of 31 names with "lamp" twice and "towl"; ours read lists as well, overlap every box with a volume, and average over
-    the 30 categories that are meant.
+    The published numbers read one record a line, let boxes with small faces overlap nothing, and average over a list
+    of 31 names with "lamp" twice and "towl"; ours read lists as well, take every box that has a volume, and average
+    over the 30 categories that are meant.
 
     Args:
         predictions (list of `str`): answers.

@@ -11,7 +11,7 @@ class Interval:
 
     Attributes:
         mean, low, high (`float`): the mean, of scores or of differences a - b, and the ends of its interval.
-        num_pairs, num_groups (`int`): how many scores (pairs of them for differences), in how many groups, it rests on.
+        num_pairs, num_groups (`int`): how many scores (pairs, for differences), in how many groups, it rests on.
     """
 
     mean: float

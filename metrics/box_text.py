@@ -85,8 +85,8 @@ def parse_located_box(
     Args:
         text (`str`): the answer.
         num_views (`int`): views there are; another index is no answer.
-        rule (`str`, defaults to `"whole_text"`): `"lines"` (published) reads the first line that names "bbox_3d" and no
-            other; `"whole_text"` (ours) takes the answer as a whole where that is a record, such as one that was
+        rule (`str`, defaults to `"whole_text"`): `"lines"` (published) reads the first line that names "bbox_3d" and
+            no other; `"whole_text"` (ours) takes the answer as a whole where that is a record, such as one that was
             broken into several lines.
 
     Returns:

@@ -16,8 +16,8 @@ def check_columns(**columns: Sequence[Any]) -> int:
     sizes = {name: len(column) for name, column in columns.items()}
     if len(set(sizes.values())) != 1 or 0 in sizes.values():
         raise ValueError(
-            f"{', '.join(sizes)}: expected one entry an item in every column and at least one item, got {sizes} entries;"
-            " hand over predictions and annotations of the same items."
+            f"{', '.join(sizes)}: expected one entry an item in every column and at least one item, got {sizes}"
+            " entries; hand over predictions and annotations of the same items."
         )
     return next(iter(sizes.values()))
 
@@ -47,8 +47,8 @@ def check_boxes(name: str, boxes: Any, width: int) -> np.ndarray:
     if not np.isfinite(array).all():
         row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
         raise ValueError(
-            f"{name}: expected finite boxes, got {array[row].tolist()} in row {row}; leave it out by name, as a missing"
-            " prediction."
+            f"{name}: expected finite boxes, got {array[row].tolist()} in row {row}; hand over None or no box for what"
+            " was not predicted, and correct the annotations."
         )
     return array
 

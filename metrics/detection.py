@@ -38,7 +38,7 @@ def compute_pair_overlaps(
     targets: Sequence[Sequence[LabelledBox]],
     rule: Literal["no_volume", "small_faces"],
 ) -> list[dict[tuple[int, int], float]]:
-    """IoU, rounded to float32, of each prediction with each target of its label: for each item by their two indices."""
+    """IoU, rounded to float32, of predictions with targets of their label: by both indices, a table an item."""
     pairs = [
         (item, index, other)
         for item, (predicted, wanted) in enumerate(zip(predictions, targets, strict=True))

@@ -115,7 +115,7 @@ def compute_paired_iou(
     targets: list[np.ndarray],
     union_eps: float = IOU_EPS,
 ) -> np.ndarray:
-    """IoU of each single prediction with its single target: (number of items,) float64, 0 where there is no prediction.
+    """IoU of each single prediction with its single target, 0 for no prediction: (number of items,) float64.
 
     Args:
         predicted (list of (6,) or None), targets (list of (6,)): boxes.

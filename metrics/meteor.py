@@ -52,8 +52,8 @@ def find_java() -> str:
     java = shutil.which("java")
     if java is None:
         raise FileNotFoundError(
-            "METEOR runs in Java, and no `java` is on the search path; install a Java runtime of version 8 or later, or"
-            " score without METEOR."
+            "METEOR runs in Java, and no `java` is on the search path; install a Java runtime of version 8 or later,"
+            " or score without METEOR."
         )
     return java
 

@@ -23,7 +23,7 @@ CORNER_SIGNS = np.array(
 FACES = np.array([[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 5, 4], [3, 2, 6, 7], [0, 3, 7, 4], [1, 2, 6, 5]])
 FACE_SIGNS = np.array([-1, 1, -1, 1, -1, 1])
 FACE_AXES = np.array([0, 0, 1, 1, 2, 2])
-# The published evaluation refuses boxes with a face triangle below this area (m²), or a corner as far from its face (m).
+# The published evaluation fails on a face triangle below this area (m²), and on a corner as far from its face (m).
 PUBLISHED_EPS = 1e-4
 # Coinciding faces are told apart by this share of the larger box, so that they count once.
 TIE = 1e-9
@@ -56,8 +56,8 @@ def find_degenerate(
     Args:
         rule (`str`, defaults to `"no_volume"`):
             - `"no_volume"` (ours): a side of length 0.
-            - `"small_faces"` (published): those for which the published evaluation fails, in float32: half a face below
-              1e-4 m², such as any of a cube of 1 cm, or a corner 1e-4 m off its face's plane.
+            - `"small_faces"` (published): those for which the published evaluation fails, in float32: half a face
+              below 1e-4 m², such as any of a cube of 1 cm, or a corner 1e-4 m off its face's plane.
     """
     check_known("rule", [rule], DEGENERATE_RULES)
     if rule == "no_volume":

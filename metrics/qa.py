@@ -172,9 +172,9 @@ def extract_letter(text: str, rule: Literal["first_capital", "standalone"] = "st
 
     Args:
         rule (`str`, defaults to `"standalone"`):
-            - `"first_capital"` (published for CV-Bench and BLINK): the first capital A to F anywhere, so "Answer: B" is
-              A and "Door" is D. The published rule also deletes phrases first; the only one of them with such a letter
-              is "Best answer:Best option:", two entries of the list that were fused.
+            - `"first_capital"` (published for CV-Bench and BLINK): the first capital A to F anywhere, so "Answer: B"
+              is A and "Door" is D. The published rule deletes some phrases first; the only one of them with such a
+              letter is "Best answer:Best option:", two entries of the list that were fused.
             - `"standalone"` (ours): the first of these capitals that is a word of its own; an A before a word in lower
               case, which may be an article, only where there is no other.
     """
