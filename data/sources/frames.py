@@ -1,4 +1,4 @@
-"""What every source of scans does with frames: read matrices, pictures, depth and boxes; leave out lost frames; choose.
+"""What all sources of scans do with frames: read cameras, pictures, depth and boxes; leave out lost ones; choose.
 
 A reader lists its frames with their cameras, lets `Exclusions` drop those whose tracking was lost, chooses views
 before anything is decoded (`choose_views`), decodes those (`decode_views`) and hands the rest to `make_scene`.
@@ -22,7 +22,7 @@ from ross3d.data.scene import Scene, check_boxes, check_cam2world, check_scene
 MILLIMETRES_PER_METRE = 1000.0
 # Share of a scan's frames that may be lost, missing or damaged before the whole scan is refused.
 MAX_EXCLUDED = 0.2
-# Colour and depth show the same field of view when their aspects agree; ScanNet's 1296x968 and 640x480 differ by 0.4 %.
+# Colour and depth of one aspect show the same field of view; ScanNet's 1296x968 and 640x480 differ by 0.4 %.
 MAX_ASPECT_DIFFERENCE = 0.01
 LOST = "{where}, {name}: cam2world is not finite, so tracking was lost there; leave the frame out."
 

@@ -34,7 +34,6 @@ from ross3d.data.sources.frames import (
     read_boxes,
     read_color,
     read_depth,
-    read_json,
     read_matrix,
 )
 
