@@ -116,12 +116,11 @@ def _check_benchmark_fields(annotation: Annotation, where: str) -> None:
         raise ValueError(f"{where}: target_ids must be a list of whole numbers, got {ids!r}.")
     if boxes is not None and not (isinstance(boxes, list) and all(_is_box(box) for box in boxes)):
         raise ValueError(f"{where}: target_boxes must be a list of [cx, cy, cz, dx, dy, dz], got {boxes!r}.")
-    if annotation.query_box is not None and not _is_box(annotation.query_box):
-        raise ValueError(
-            f"{where}: query_box must be [cx, cy, cz, dx, dy, dz] in metres, got {annotation.query_box!r}."
-        )
-    if annotation.query_iou is not None and not _is_finite_number(annotation.query_iou):
-        raise ValueError(f"{where}: query_iou must be a number from 0 to 1, got {annotation.query_iou!r}.")
+    box, iou = annotation.query_box, annotation.query_iou
+    if box is not None and not _is_box(box):
+        raise ValueError(f"{where}: query_box must be six numbers, centre and size in metres, got {box!r}.")
+    if iou is not None and not (_is_finite_number(iou) and 0 <= iou <= 1):
+        raise ValueError(f"{where}: query_iou must be a number from 0 to 1, got {iou!r}.")
 
 
 def _is_box(value) -> bool:

@@ -18,8 +18,8 @@ IOU_EPS = 1e-8
 def make_box(low: np.ndarray, high: np.ndarray) -> list[float]:
     """Centre and size, metres, of limits (3,) and (3,).
 
-    The published arithmetic: the far corner is the near one plus the size, in float32; centre and size are taken of the
-    corners in float64.
+    The published arithmetic: the far corner is the near one plus the size, in float32; centre and size are taken of
+    the corners in float64.
     """
     low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
     low, high = low.astype(np.float64), (low + (high - low)).astype(np.float64)

@@ -1,6 +1,7 @@
 """Public records ("LLaVA style"), which Video-3D-LLM and Ross3D train on, and what becomes of them here.
 
-    {"id", "video": "scannet/SCENE", "conversations": [{"value": "<image> ...", "from": "human"}, {..."gpt"}], "metadata"}
+    {"id": ..., "video": "scannet/SCENE", "metadata": {"dataset": ..., "question_type": ..., ...}, ...,
+     "conversations": [{"value": "<image> ...", "from": "human"}, {"value": ..., "from": "gpt"}]}
 
 An `Annotation`'s question is the human value without `<image>`, every blank and line break kept, so that the published
 prompt is the question as it stands.
