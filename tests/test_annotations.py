@@ -101,7 +101,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         (
             2,
             {"colour": "red"},
-            r"rows.jsonl:3: unknown fields \['colour'\]; known are \['ann_id', 'answer', 'id', 'object_ids'",
+            r"rows.jsonl:3: unknown fields \['colour'\]; known are \['ann_id', 'answer', 'id'",
         ),
     ],
 )

@@ -40,7 +40,7 @@ def test_scanqa():
     for name, rows in golden["input"].items():
         split = get_split(name)
         made[f"scanqa_{split}_llava_style.json"] = scanqa.make_records(scanqa.check(rows, name), split)
-    assert compare(made, golden["expected"]) >= len(golden["input"])
+    assert compare(made, golden["expected"]) >= sum(map(len, golden["input"].values())) > 0
 
 
 def test_sqa3d():
@@ -53,9 +53,8 @@ def test_sqa3d():
             made[f"sqa3d_{split}_llava_style.json"] = sqa3d.make_records(
                 *sqa3d.check(questions, annotations, name), split
             )
-    assert compare(made, golden["expected"]) >= sum(
-        len(file.get("annotations", [])) for file in golden["input"].values()
-    )
+    answers = [file["annotations"] for file in golden["input"].values() if "annotations" in file]
+    assert compare(made, golden["expected"]) >= sum(map(len, answers)) > 0
 
 
 def test_grounding_and_captions():
@@ -94,7 +93,7 @@ def test_grounding_and_captions():
             made[name] = make_pred_file(masks.get(get_split(name), {}))
     recorded = {name: value for name, value in golden["expected"].items() if name != "eval_type"}
     rows = [rows for name in ("scanrefer", "multi3drefer") for rows in given[name].values()]
-    assert compare(made, recorded) >= sum(map(len, rows))
+    assert compare(made, recorded) >= sum(map(len, rows)) > 0
 
 
 def test_boxes_from_corners():
