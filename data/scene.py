@@ -38,6 +38,7 @@ class Scene:
         bev_valid (`np.ndarray` of shape `(Hb, Wb)`, bool, *optional*): True where something was seen.
         bev_bounds (`np.ndarray` of shape `(4,)`, float32, *optional*): xmin, ymin, xmax, ymax in metres.
         path (`Path`, *optional*): the folder it was read from.
+        exclusions (`dict[str, str]`): frames of the scan that were left out, by name, with the reason.
     """
 
     scene_id: str
@@ -52,6 +53,7 @@ class Scene:
     bev_valid: np.ndarray | None = None
     bev_bounds: np.ndarray | None = None
     path: Path | None = None
+    exclusions: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_views(self) -> int:
@@ -74,6 +76,7 @@ class Scene:
             bev_valid=self.bev_valid,
             bev_bounds=self.bev_bounds,
             path=self.path,
+            exclusions=self.exclusions,
         )
 
 
