@@ -1,5 +1,6 @@
 """What follows when all scenes are on disk: annotations, tables, the card for `datasets`, and the account."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -11,14 +12,14 @@ from ross3d.data.annotations import save_annotations
 from ross3d.data.atomic import write_text
 from ross3d.data.prepare.boxes import make_gt_file, make_pred_file
 from ross3d.data.prepare.llava_style import Boxes, Record
-from ross3d.data.prepare.official_set import SPLITS, convert_files, drop_boxless
+from ross3d.data.prepare.official_set import SPLITS, convert_files, drop_boxless, needs_proposals
 from ross3d.data.prepare.scene_folder import read_facts
 from ross3d.data.prepare.tables import write_card, write_scans_table
 
 
 EXAMPLES = 5
-# split, boxes, proposals -> public file name -> records
-MakeFiles = Callable[..., dict[str, list[Record]]]
+# split, boxes by scene, proposals by scene -> public file name -> records
+MakeFiles = Callable[[str, dict[str, Boxes], dict[str, list[list[float]]]], dict[str, list[Record]]]
 
 
 @dataclass
@@ -66,7 +67,7 @@ def finish(
 
     Args:
         make_files: (split, boxes, proposals) -> public files of a split.
-        excluded (`dict`): scans that have no folder, and why. missing (`list[str]`): official files that are not there.
+        excluded (`dict`): scans that have no folder, and why. missing (`list[str]`): official files not there.
         published (`bool`): also write public records and box files, by the published rules.
     """
     splits, left_out, unknown_labels = {}, {}, Counter()
@@ -76,7 +77,7 @@ def finish(
         boxes = {folder.name: read_object_boxes(folder) for folder in folders}
         proposals = {folder.name: read_rows(folder / "proposals.json") for folder in folders}
         proposals = {scene_id: rows for scene_id, rows in proposals.items() if rows is not None}
-        files = make_files(split, boxes, proposals=proposals)
+        files = make_files(split, boxes, proposals)
         conversion = convert_files(files, split, boxes, proposals)
         if not folders:
             continue
@@ -129,10 +130,20 @@ def write_published(
 ) -> None:
     """`processed/` and `metadata/` as Video-3D-LLM publishes them, for its code and for comparisons."""
     for name, records in files.items():
-        write_json(output / "processed" / name, drop_boxless(records))
+        if masks or not needs_proposals(name):
+            write_json(output / "processed" / name, drop_boxless(records))
     with_objects = {scene_id: known for scene_id, known in boxes.items() if known}
     write_json(output / "metadata" / f"scannet_{split}_gt_box.json", make_gt_file(with_objects))
     write_json(output / "metadata" / f"scannet_{split}_pred_box.json", make_pred_file(masks))
+
+
+def hash_file(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def hash_text(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def write_json(file: Path, value: Any) -> None:

@@ -14,8 +14,9 @@ from PIL import Image
 from ross3d.data.atomic import replace_file, write_text
 from ross3d.data.bev import BEVPicture, render_bev, render_scene_bev
 from ross3d.data.prepare.parallel import run_jobs
+from ross3d.data.sources.ply import read_ply
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
-from ross3d.data.sources.scannet import read_scannet_mesh
+from ross3d.data.sources.scannet_objects import align_vertices, read_axis_alignment
 from ross3d.geometry_ross3d import get_bev_bounds
 
 
@@ -90,7 +91,11 @@ def render_folder(folder: Path, source: str, size: int, scans: Path | None) -> B
     """The picture of a scene folder, from its depth maps or from the mesh of the scan that it is named after."""
     if source == "depth":
         return render_scene_bev(read_rgbd_folder(folder), size)
-    return render_mesh_bev(*read_scannet_mesh(scans / folder.name), size)
+    stem = scans / folder.name / folder.name
+    mesh = read_ply(Path(f"{stem}_vh_clean_2.ply"))
+    alignment = read_axis_alignment(Path(f"{stem}.txt"))
+    vertices = align_vertices(mesh.vertices, np.eye(4) if alignment is None else alignment)
+    return render_mesh_bev(vertices, mesh.colors, mesh.faces, size)
 
 
 def make_bev(folder: Path, source: str, size: int, scans: Path | None) -> bool:

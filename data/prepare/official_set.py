@@ -17,7 +17,12 @@ FILES = {
     "scanrefer": ("ScanRefer_filtered_{}.json",),
     "multi3drefer": ("multi3drefer_{}.json",),
 }
-CHECKS = {"scanqa": scanqa.check, "sqa3d": sqa3d.check, "scanrefer": scanrefer.check, "multi3drefer": multi3drefer.check}
+CHECKS = {
+    "scanqa": scanqa.check,
+    "sqa3d": sqa3d.check,
+    "scanrefer": scanrefer.check,
+    "multi3drefer": multi3drefer.check,
+}
 SCENE_LIST = "scannetv2_{}.txt"
 
 
@@ -90,8 +95,8 @@ def make_public_files(
     official: OfficialSet,
     split: str,
     boxes: dict[str, Boxes],
-    nyu40_ids: dict[str, int],
     proposals: dict[str, list[list[float]]],
+    nyu40_ids: dict[str, int],
 ) -> dict[str, list[Record]]:
     """Public file name -> records. Captions of a split other than train need proposals in some scene."""
     files, rows = {}, official.rows[split]
@@ -120,8 +125,8 @@ def convert_files(
     for name, records in files.items():
         conversion = make_annotations(records, name, rows)
         for annotation in conversion.annotations:
-            if annotation.task == "scan2cap" and split != "train":
-                scan2cap.add_best_proposal(annotation, proposals.get(annotation.scene_id, []))
+            if annotation.task == "scan2cap" and split != "train" and annotation.scene_id in proposals:
+                scan2cap.add_best_proposal(annotation, proposals[annotation.scene_id])
         whole.annotations += conversion.annotations
         for reason, names in conversion.left_out.items():
             whole.left_out.setdefault(reason, []).extend(names)

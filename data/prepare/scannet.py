@@ -10,8 +10,6 @@ A scan belongs to the splits whose lists (`scannetv2_SPLIT.txt`) or annotations 
 files. Every scene depends on its own raw files alone, so a run that was cut off goes on and ends with the same bytes.
 """
 
-import hashlib
-import json
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +21,7 @@ import scipy.sparse
 
 from ross3d.data.bev import BEVPicture, render_scene_bev
 from ross3d.data.prepare.boxes import MAX_PROPOSALS, make_box, make_mask_boxes
-from ross3d.data.prepare.finish import Finished, check_settings, finish
+from ross3d.data.prepare.finish import Finished, check_settings, finish, hash_file, hash_text
 from ross3d.data.prepare.from_above import render_mesh_bev
 from ross3d.data.prepare.official_set import SPLITS, OfficialSet, make_public_files, read_official
 from ross3d.data.prepare.parallel import run_jobs
@@ -112,11 +110,7 @@ def plan_jobs(
 
 
 def find_masks(proposals: Path | None, scene_id: str) -> Path | None:
-    """The mask file of a scene; None without a folder of them.
-
-    Raises:
-        FileNotFoundError: when the folder lacks a scene.
-    """
+    """The mask file of a scene; None where there is none, which the account counts."""
     if proposals is None:
         return None
     file = proposals / f"{scene_id}.mask.npz"
@@ -152,7 +146,9 @@ def write_scan(
     stem = job.scan / job.scene_id
     recording = Path(f"{stem}.sens")
     if not recording.is_file():
-        raise FileNotFoundError(f"{recording.name} is not in {job.scan}; download the scan again, with its .sens file.")
+        raise FileNotFoundError(
+            f"{recording.name} is not in {job.scan}; download the scan again, with its .sens file."
+        )
     header, cameras = read_sens_cameras(recording)
     strided = range(0, len(cameras), FRAME_STEP)
     tracked = [index for index in strided if np.isfinite(cameras[index]).all()]
@@ -274,12 +270,3 @@ def prepare_scannet(
     excluded |= {item.scene_id: why for item, why in zip(jobs, reasons, strict=True) if why is not None}
     make_files = partial(make_public_files, official, nyu40_ids=nyu40_ids)
     return finish(output, described, inputs, make_files, excluded, official.missing, published)
-
-
-def hash_file(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def hash_text(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

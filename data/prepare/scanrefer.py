@@ -4,12 +4,12 @@ from collections import Counter
 
 from ross3d.data.prepare.llava_style import Boxes, Record, make_record
 from ross3d.data.prepare.official import Row, check_rows
+from ross3d.data.sources.scannet_objects import NYU40_CLASSES
 
 
 FIELDS = {"scene_id": str, "object_id": str, "object_name": str, "ann_id": str, "description": str}
 HUMAN = "<image>Identify the object according to the following description.\n{}"
-# Classes of their own in the benchmark; every other name shares OTHER.
-NYU40_CLASSES = frozenset([*range(1, 13), 14, 16, 24, 28, 33, 34, 36, 39])
+# Every name without a class of its own shares this one.
 OTHER = 39
 
 

@@ -1,7 +1,7 @@
 """The table of scans, and the card with which `datasets.load_dataset(FOLDER)` reads a prepared folder.
 
-    load_dataset(FOLDER)              the questions, one a row
-    load_dataset(FOLDER, "scans")     the scenes: cameras, boxes, and the names of their files
+load_dataset(FOLDER)              the questions, one a row
+load_dataset(FOLDER, "scans")     the scenes: cameras, boxes, and the names of their files
 """
 
 import json
