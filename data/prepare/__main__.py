@@ -39,7 +39,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     bev = commands.add_parser("bev", help="pictures from above")
     bev.add_argument("--data", required=True, type=Path, help="a data folder, a split or a scene of it")
     bev.add_argument("--from", dest="source", choices=SOURCES, default="depth")
-    bev.add_argument("--scans", type=Path, help="with --from mesh: folder with sceneNNNN_NN folders")
+    bev.add_argument("--scans", type=Path, help="with --from mesh: where the sceneNNNN_NN folders with the meshes are")
     for command in (scannet, public, bev):
         command.add_argument("--bev-size", type=int, default=432, help="pixels of the picture from above")
         command.add_argument("--num-workers", type=int, default=os.cpu_count() or 1)

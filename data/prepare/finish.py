@@ -78,7 +78,7 @@ def finish(
         proposals = {folder.name: read_rows(folder / "proposals.json") for folder in folders}
         proposals = {scene_id: rows for scene_id, rows in proposals.items() if rows is not None}
         files = make_files(split, boxes, proposals)
-        conversion = convert_files(files, split, boxes, proposals)
+        conversion = convert_files(files, boxes, proposals)
         if not folders:
             continue
         save_annotations(conversion.annotations, output / "annotations" / f"{split}.parquet")

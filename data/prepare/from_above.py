@@ -14,13 +14,15 @@ from PIL import Image
 from ross3d.data.atomic import replace_file, write_text
 from ross3d.data.bev import BEVPicture, render_bev, render_scene_bev
 from ross3d.data.prepare.parallel import run_jobs
+from ross3d.data.sources import LAYOUTS, read_scene
 from ross3d.data.sources.ply import read_ply
-from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.data.sources.scannet_objects import align_vertices, read_axis_alignment
 from ross3d.geometry_ross3d import get_bev_bounds
 
 
 SOURCES = ("mesh", "depth")
+# Frames that are read at most to make a picture from depth.
+MAX_VIEWS = 100
 
 
 def sample_mesh(
@@ -88,10 +90,10 @@ def write_bev(picture: BEVPicture, folder: Path, source: str) -> None:
 
 
 def render_folder(folder: Path, source: str, size: int, scans: Path | None) -> BEVPicture:
-    """The picture of a scene folder, from its depth maps or from the mesh of the scan that it is named after."""
+    """The picture of a scene's folder, from its depth maps, or from the mesh in it or in the scan of its name."""
     if source == "depth":
-        return render_scene_bev(read_rgbd_folder(folder), size)
-    stem = scans / folder.name / folder.name
+        return render_scene_bev(read_scene(folder, num_views=MAX_VIEWS), size)
+    stem = (folder if scans is None else scans / folder.name) / folder.name
     mesh = read_ply(Path(f"{stem}_vh_clean_2.ply"))
     alignment = read_axis_alignment(Path(f"{stem}.txt"))
     vertices = align_vertices(mesh.vertices, np.eye(4) if alignment is None else alignment)
@@ -107,16 +109,19 @@ def make_bev(folder: Path, source: str, size: int, scans: Path | None) -> bool:
 
 
 def list_scene_folders(data_dir: Path) -> list[Path]:
-    """Folders below `data_dir`, or itself, that hold a scene."""
+    """Folders of any known layout: `data_dir` itself, those in it, or those in the folders of its splits."""
     if not data_dir.is_dir():
         raise FileNotFoundError(f"--data: {data_dir} is not a folder; give the data set, a split or one scene of it.")
-    found = sorted(file.parent for file in data_dir.rglob("camera-intrinsics.txt"))
-    found = [folder for folder in found if not folder.name.startswith(".")]
-    if not found:
-        raise FileNotFoundError(
-            f"--data: no scene folder (with camera-intrinsics.txt) in {data_dir}; prepare the scans first."
-        )
-    return found
+    for pattern in ("", "*", "*/*"):
+        candidates = sorted(data_dir.glob(pattern)) if pattern else [data_dir]
+        found = [path for path in candidates if path.is_dir() and not path.name.startswith(".") and is_scan(path)]
+        if found:
+            return found
+    raise FileNotFoundError(f"--data: no folder of a scan in {data_dir}, two levels deep; prepare the scans first.")
+
+
+def is_scan(folder: Path) -> bool:
+    return any(next(folder.glob(layout.pattern), None) is not None for layout in LAYOUTS)
 
 
 def prepare_bev(data_dir: Path, source: str, size: int, scans: Path | None, num_workers: int) -> dict[str, int]:
@@ -125,8 +130,6 @@ def prepare_bev(data_dir: Path, source: str, size: int, scans: Path | None, num_
     Raises:
         ValueError: lists the scenes whose picture could not be made; the others have theirs.
     """
-    if source == "mesh" and scans is None:
-        raise ValueError("--from mesh: the meshes lie with the raw scans; give --scans DIR, or --from depth.")
     job = partial(make_bev, source=source, size=size, scans=scans)
     made = run_jobs(job, list_scene_folders(data_dir), num_workers, "pictures from above", lambda path: path.name)
     return {"made": sum(made), "there already": len(made) - sum(made)}

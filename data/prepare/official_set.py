@@ -98,7 +98,7 @@ def make_public_files(
     proposals: dict[str, list[list[float]]],
     nyu40_ids: dict[str, int],
 ) -> dict[str, list[Record]]:
-    """Public file name -> records. Captions of a split other than train need proposals in some scene."""
+    """Public file name -> records."""
     files, rows = {}, official.rows[split]
     if "scanqa" in rows:
         files["scanqa"] = scanqa.make_records(rows["scanqa"], split)
@@ -106,18 +106,14 @@ def make_public_files(
         files["sqa3d"] = sqa3d.make_records(*rows["sqa3d"], split)
     if "scanrefer" in rows:
         files["scanrefer_vg"] = scanrefer.make_records(rows["scanrefer"], boxes, nyu40_ids)
-        if split == "train" or proposals:
-            files["scan2cap"] = scan2cap.make_records(rows["scanrefer"], split, boxes, nyu40_ids, proposals)
+        files["scan2cap"] = scan2cap.make_records(rows["scanrefer"], split, boxes, nyu40_ids, proposals)
     if "multi3drefer" in rows:
         files["multi3drefer"] = multi3drefer.make_records(rows["multi3drefer"], boxes)
     return {f"{name}_{split}_llava_style.json": records for name, records in files.items()}
 
 
 def convert_files(
-    files: dict[str, list[Record]],
-    split: str,
-    boxes: dict[str, Boxes],
-    proposals: dict[str, list[list[float]]],
+    files: dict[str, list[Record]], boxes: dict[str, Boxes], proposals: dict[str, list[list[float]]]
 ) -> Conversion:
     """Annotations of a split's public files, file after file; of captions, also the best proposal of an object."""
     rows = {scene_id: {number: row for row, number in enumerate(sorted(known))} for scene_id, known in boxes.items()}
@@ -125,12 +121,20 @@ def convert_files(
     for name, records in files.items():
         conversion = make_annotations(records, name, rows)
         for annotation in conversion.annotations:
-            if annotation.task == "scan2cap" and split != "train" and annotation.scene_id in proposals:
+            if needs_proposals(name) and annotation.scene_id in proposals:
                 scan2cap.add_best_proposal(annotation, proposals[annotation.scene_id])
-        whole.annotations += conversion.annotations
+            elif needs_proposals(name) and annotation.query_box is None:
+                whole.leave_out("scan2cap: its scene has no detected boxes", annotation.id)
+                continue
+            whole.annotations.append(annotation)
         for reason, names in conversion.left_out.items():
             whole.left_out.setdefault(reason, []).extend(names)
     return whole
+
+
+def needs_proposals(file_name: str) -> bool:
+    """Whether a public file asks about detected boxes."""
+    return file_name.startswith("scan2cap_") and "_train_" not in file_name
 
 
 def drop_boxless(records: list[Record]) -> list[Record]:

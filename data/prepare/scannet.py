@@ -146,9 +146,7 @@ def write_scan(
     stem = job.scan / job.scene_id
     recording = Path(f"{stem}.sens")
     if not recording.is_file():
-        raise FileNotFoundError(
-            f"{recording.name} is not in {job.scan}; download the scan again, with its .sens file."
-        )
+        raise FileNotFoundError(f"{recording.name} is not in {job.scan}; download the scan again, with that file.")
     header, cameras = read_sens_cameras(recording)
     strided = range(0, len(cameras), FRAME_STEP)
     tracked = [index for index in strided if np.isfinite(cameras[index]).all()]
