@@ -41,20 +41,20 @@ SCHEMA = pa.schema(
 
 CARD = """---
 license: other
-pretty_name: {title}
+pretty_name: Scans with questions, prepared for ross3d
 configs:
 {configs}
 ---
 
-# {title}
+# Scans with questions, prepared for ross3d
 
 Made by `python -m ross3d.data.prepare`; `account.json` says of what, and what was left out and why.
 
 ```python
 from datasets import load_dataset
 
-questions = load_dataset("{title}")
-scans = load_dataset("{title}", "scans")
+questions = load_dataset("path/of/this/folder")
+scans = load_dataset("path/of/this/folder", "scans")
 ```
 
 Scenes lie in `SPLIT/SCENE_ID/`; file names of the table of scans are relative to this folder. Lengths are metres, the
@@ -105,4 +105,4 @@ def write_card(output: Path, splits: list[str]) -> None:
         lines += [f"- config_name: {name}", *(["  default: true"] if name == "annotations" else []), "  data_files:"]
         for split in splits:
             lines += [f"  - split: {split}", f"    path: {folder}/{split}.parquet"]
-    write_text(output / "README.md", CARD.format(title=output.resolve().name, configs="\n".join(lines)))
+    write_text(output / "README.md", CARD.format(configs="\n".join(lines)))
