@@ -24,7 +24,7 @@ from accelerate import PartialState
 from transformers import AutoProcessor, HfArgumentParser, set_seed
 
 from ross3d.data.ahead import iterate_ahead
-from ross3d.data.annotations import load_annotations
+from ross3d.data.annotations import find_annotations, load_annotations
 from ross3d.data.dataset import get_row_seed
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
@@ -159,7 +159,7 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
 
 def compute_baselines(arguments: EvalArguments, items: list[Any]) -> dict[str, Any]:
     """Scores of the rooms questions without any model: commonest answer, and a look-up on the question's words."""
-    train = load_annotations(arguments.data / "annotations" / "train.jsonl")
+    train = load_annotations(find_annotations(arguments.data, "train"))
     train = [annotation for annotation in train if annotation.task == rooms.NAME]
     looked_up = {name: row["lookup"] for name, row in lookup_baseline(train, items).items()}
     return {"majority": rooms.score_majority(train, items), "lookup": rooms.describe_lookup(looked_up)}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ross3d.data.annotations import Annotation, load_annotations
+from ross3d.data.annotations import Annotation, find_annotations, load_annotations
 from ross3d.data.scene import Scene
 from ross3d.metrics.captioning import compute_caption_scores
 from ross3d.metrics.grounding import compute_accuracy_at_iou, compute_f1
@@ -43,7 +43,7 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[Annotation]:
     Raises:
         ValueError: for a question type this benchmark does not have.
     """
-    path = Path(data_dir) / "annotations" / f"{settings.split}.jsonl"
+    path = find_annotations(data_dir, settings.split)
     annotations = [annotation for annotation in load_annotations(path) if annotation.task == NAME]
     for annotation in annotations:
         if annotation.question_type not in QUESTION_TYPES:

@@ -72,7 +72,7 @@ class EvalContext:
     Attributes:
         model (`Ross3DForConditionalGeneration`), processor (`Ross3DProcessor`): ready, on `device`.
         device: where inputs go.
-        data_dir (`Path`): scenes under `SPLIT/SCENE_ID`, annotations under `annotations/SPLIT.jsonl`.
+        data_dir (`Path`): scenes under `SPLIT/SCENE_ID`, annotations under `annotations/SPLIT.jsonl` or `.parquet`.
         output_dir (`Path`): pictures go to `pictures/` in it.
         read_scene: folder -> `Scene`.
         make_proposals: (scene, seed) -> proposal boxes (K, 6) and object index -> proposal index (K,).

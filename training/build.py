@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from transformers import AutoProcessor, Trainer, TrainerState, TrainingArguments
 
 from ross3d.configuration_ross3d import Ross3DConfig
-from ross3d.data.annotations import group_by_scene, load_annotations
+from ross3d.data.annotations import find_annotations, group_by_scene, load_annotations
 from ross3d.data.collator import Ross3DCollator
 from ross3d.data.dataset import SceneRows, take_boxes
 from ross3d.data.latents import SceneLatents, get_teacher_fingerprint
@@ -83,7 +83,7 @@ def build_processor(arguments: RunArguments) -> Ross3DProcessor:
             image_processor=Ross3DImageProcessor.from_pretrained(arguments.init_from, **image_settings),
             **settings,
         )
-    annotations = load_annotations(Path(arguments.data.root) / "annotations" / "train.jsonl")
+    annotations = load_annotations(find_annotations(arguments.data.root, "train"))
     texts = [text for annotation in annotations for text in (annotation.question, annotation.answer)]
     return Ross3DProcessor(
         image_processor=Ross3DImageProcessor(**image_settings), tokenizer=make_tokenizer(texts), **settings
@@ -186,7 +186,7 @@ def build_rows(
         ValueError: when annotations are about scenes that the split does not have.
     """
     data = arguments.data
-    file = Path(data.root) / "annotations" / f"{data.split}.jsonl"
+    file = find_annotations(data.root, data.split)
     annotations = load_annotations(file)
     unknown = sorted({annotation.scene_id for annotation in annotations} - {path.name for path in list_split(data)})
     if unknown:
