@@ -21,6 +21,12 @@ MAX_RELATIVE_RESIDUAL = 0.012
 # Cosine between a patch's normal and the ray that met it; nearer to grazing, depth says too little.
 MIN_FACING = 0.1
 
+# Planes: largest z of a normal, bins of the vote, reach of the rounds of the fit, cosine between normals that agree.
+MAX_LEAN = 0.2
+HOUGH_DEGREES, HOUGH_OFFSET = 4.0, 0.05
+PLANE_REACH = (0.12, 0.06, 0.05)
+MIN_ALIKE = 0.93
+
 
 @dataclass
 class Surface:
@@ -35,6 +41,26 @@ class Surface:
     points: np.ndarray
     normals: np.ndarray
     views: np.ndarray
+
+
+@dataclass(frozen=True)
+class UprightPlane:
+    """A flat piece of wall or furniture, at right angles to the floor.
+
+    Attributes:
+        normal (`np.ndarray` of shape `(2,)`): x and y of its unit normal, towards the cameras that saw it.
+        offset (`float`): metres; the plane is where `normal . (x, y) = offset`.
+        area (`float`): visible area, square metres.
+        start, end (`float`): its extent along `(-normal y, normal x)`, metres.
+        top (`float`): the height it reaches, metres.
+    """
+
+    normal: np.ndarray
+    offset: float
+    area: float
+    start: float
+    end: float
+    top: float
 
 
 def check_depth(scene: Scene, purpose: str) -> None:
@@ -137,4 +163,59 @@ def count_voxel_votes(points: np.ndarray, voxel_size: float) -> np.ndarray:
     return 1.0 / counts[inverse.reshape(-1)]
 
 
-__all__ = ["Surface", "check_depth", "count_voxel_votes", "sample_surface"]
+def find_upright_planes(surface: Surface, votes: np.ndarray, voxel_size: float, min_area: float) -> list[UprightPlane]:
+    """Upright planes of a surface whose world is upright, the largest first.
+
+    A Hough vote over angle and offset finds a plane, trimmed least squares place it, its patches leave the vote.
+
+    Args:
+        votes (`np.ndarray` of shape `(N,)`): of `count_voxel_votes` with `voxel_size` metres.
+        min_area (`float`): square metres; smaller planes are not looked for.
+    """
+    upright = np.abs(surface.normals[:, 2]) < MAX_LEAN
+    points, normals, votes = surface.points[upright], surface.normals[upright, :2], votes[upright]
+    normals = normals / np.linalg.norm(normals, axis=-1, keepdims=True)
+    num_angles = round(360 / HOUGH_DEGREES)
+    angle_bins = np.floor(np.rad2deg(np.arctan2(normals[:, 1], normals[:, 0])) / HOUGH_DEGREES).astype(np.int64)
+    angle_bins %= num_angles
+    angles = np.deg2rad((angle_bins + 0.5) * HOUGH_DEGREES)
+    offsets = points[:, 0] * np.cos(angles) + points[:, 1] * np.sin(angles)
+    if not len(offsets):
+        return []
+    offset_bins = np.floor((offsets - offsets.min()) / HOUGH_OFFSET).astype(np.int64)
+    shape = (num_angles, offset_bins.max() + 1)
+    cells = angle_bins * shape[1] + offset_bins
+    free = np.ones(len(points), dtype=bool)
+    planes = []
+    while free.any():
+        counts = np.bincount(cells[free], votes[free], minlength=shape[0] * shape[1]).reshape(shape)
+        counts = counts + np.roll(counts, 1, axis=0) + np.roll(counts, -1, axis=0)
+        counts = np.pad(counts, ((0, 0), (1, 1)))
+        counts = counts[:, :-2] + counts[:, 1:-1] + counts[:, 2:]
+        angle_bin, offset_bin = np.unravel_index(counts.argmax(), shape)
+        angle = np.deg2rad((angle_bin + 0.5) * HOUGH_DEGREES)
+        normal = np.array([np.cos(angle), np.sin(angle)])
+        offset = offsets.min() + (offset_bin + 0.5) * HOUGH_OFFSET
+        for reach in PLANE_REACH:
+            near = free & (np.abs(points[:, :2] @ normal - offset) < reach) & (normals @ normal > MIN_ALIKE)
+            if near.sum() < 3:
+                break
+            weight = votes[near] / votes[near].sum()
+            middle = weight @ points[near, :2]
+            spread = (points[near, :2] - middle) * np.sqrt(weight)[:, None]
+            direction = np.linalg.svd(spread, full_matrices=False)[2][-1]
+            normal = direction * np.sign(direction @ normal)
+            offset = float(normal @ middle)
+        area = float(votes[near].sum() * voxel_size**2)
+        if area < min_area:
+            break
+        along = points[near, :2] @ np.array([-normal[1], normal[0]])
+        start, end = np.quantile(along, (0.02, 0.98))
+        planes.append(
+            UprightPlane(normal, offset, area, float(start), float(end), float(np.quantile(points[near, 2], 0.98)))
+        )
+        free &= ~near
+    return planes
+
+
+__all__ = ["Surface", "UprightPlane", "check_depth", "count_voxel_votes", "find_upright_planes", "sample_surface"]

@@ -58,7 +58,7 @@ class UprightEstimate:
     """An alignment and what speaks for it.
 
     Attributes:
-        axis_align_matrix (`np.ndarray` of shape `(4, 4)`, float64): rigid; the scan's world to the upright one, metres.
+        axis_align_matrix (`np.ndarray` of shape `(4, 4)`, float64): rigid, scan to upright world, metres.
         confidence (`float`): in [0, 1], the smallest value of `evidence`.
         floor_height_error (`float`): metres; 68 % of the visible floor lies within so much of z = 0.
         floor_area (`float`): square metres of floor that were seen.
@@ -172,9 +172,9 @@ def fit_floor(points: np.ndarray, votes: np.ndarray, up: np.ndarray, height: flo
 
 
 def find_heading(angles: np.ndarray, votes: np.ndarray) -> tuple[float, float]:
-    """The heading modulo 90 degrees that most of the angles (M,), degrees, share, and the share of votes within 10 degrees.
+    """The heading modulo 90 degrees that most of the angles (M,), degrees, share; and the share of votes near it.
 
-    A histogram of one-degree bins finds it, the mean of what lies within reach places it.
+    A histogram of one-degree bins finds it, the mean of what lies within reach places it; near is within 10 degrees.
     """
     folded = np.mod(angles, 90.0)
     counts = np.bincount(folded.astype(np.int64) % 90, votes, minlength=90)
