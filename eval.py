@@ -16,6 +16,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,16 @@ from transformers import AutoProcessor, HfArgumentParser, set_seed
 from ross3d.data.ahead import iterate_ahead
 from ross3d.data.annotations import find_annotations, load_annotations
 from ross3d.data.dataset import get_row_seed
-from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.data.sources import read_scene
+from ross3d.metrics.meteor import Meteor, check_meteor
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.report.run import write_run_page
 from ross3d.report.summary import format_summary
 from ross3d.scenes.questions import lookup_baseline, make_proposals
 from ross3d.tasks import find_tasks, reconstruction, rooms
+from ross3d.tasks.intervals import compute_intervals
 from ross3d.tasks.records import RecordStore, write_json
-from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Task
+from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 from ross3d.training.arguments import flatten_settings
 
 
@@ -51,6 +54,7 @@ class EvalArguments(EvalSettings):
         output (`Path`): where the files go.
         spatial_instruction (`bool`, *optional*): overrides the setting that was saved with the model.
         dtype (`str`): what the model is loaded in.
+        meteor (`bool`): score captions by METEOR as well, which needs Java and `pip install pycocoevalcap`.
         report (`bool`): whether to write the page.
     """
 
@@ -60,6 +64,7 @@ class EvalArguments(EvalSettings):
     output: Path = field(kw_only=True)
     spatial_instruction: bool | None = None
     dtype: str = "auto"
+    meteor: bool = False
     report: bool = True
 
 
@@ -124,14 +129,15 @@ def describe_settings(
 ) -> dict[str, Any]:
     """All that the answers depend on, besides the code; contexts and items by the task's name."""
     values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(arguments).items()}
-    # Where the answers go, and whether a page is written, changes none of them.
-    del values["output"], values["report"]
+    # Where the answers go, and what is made of them, changes none of them.
+    del values["output"], values["report"], values["meteor"]
     values["spatial_instruction"] = bool(processor.spatial_instruction)
     values["generation"] = {"do_sample": False, "num_beams": 1}
     values["tasks"] = {
         name: {
             "split": context.settings.split,
             "max_new_tokens": context.settings.max_new_tokens,
+            "scene_path": context.scene_path,
             "items_sha256": hashlib.sha256(repr(items[name]).encode()).hexdigest(),
         }
         for name, context in contexts.items()
@@ -205,8 +211,11 @@ def main(arguments: EvalArguments) -> dict[str, Any]:
     state = start_processes()
     set_seed(arguments.seed)
     tasks = get_tasks(arguments.task)
+    if arguments.meteor and state.is_main_process:
+        check_meteor()
     settings = EvalSettings(**{f.name: getattr(arguments, f.name) for f in fields(EvalSettings)})
     items = {task.name: task.load_items(arguments.data, task.fill_settings(settings)) for task in tasks}
+    read_views = partial(read_scene, num_views=arguments.num_views)
     model, processor = load_model(arguments, tasks, state.device)
     context = EvalContext(
         model=model,
@@ -214,11 +223,14 @@ def main(arguments: EvalArguments) -> dict[str, Any]:
         device=state.device,
         data_dir=arguments.data,
         output_dir=arguments.output,
-        read_scene=read_rgbd_folder,
+        read_scene=read_views,
         make_proposals=make_proposals,
         get_seed=lambda seed, purpose: get_row_seed(seed, 0, purpose),
     )
-    contexts = {task.name: replace(context, settings=task.fill_settings(settings)) for task in tasks}
+    contexts = {
+        task.name: replace(context, settings=task.fill_settings(settings), scene_path=task.scene_path)
+        for task in tasks
+    }
     described = describe_settings(arguments, processor, contexts, items)
     check_settings(arguments.output / "settings.json", described)
     store = RecordStore(arguments.output, sorted({task.records_file for task in tasks}), state.process_index)
@@ -234,13 +246,21 @@ def main(arguments: EvalArguments) -> dict[str, Any]:
         metrics = write_results(arguments, tasks, items, store, described, model)
         write_json(arguments.output / "timing.json", {"started": started, "seconds": time.time() - started})
         if arguments.report:
-            write_run_page(arguments.output, read_rgbd_folder)
+            write_run_page(arguments.output, read_views)
         store.remove_parts()
         print(format_summary(metrics))
     state.wait_for_everyone()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return metrics
+
+
+def score_records(task: Task, records: list[Record], meteor: bool) -> dict[str, Any]:
+    """A task's scores, with METEOR where it is asked for and there are captions."""
+    if not (meteor and task.is_captions):
+        return task.score(records)
+    with Meteor() as program:
+        return task.score(records, program)
 
 
 def write_results(
@@ -252,16 +272,21 @@ def write_results(
     model: Any,
 ) -> dict[str, Any]:
     """Records in their final files, and `metrics.json`."""
-    scores, by_file = {}, {}
+    scores, intervals, by_file = {}, {}, {}
     for task in tasks:
         records = store.get_records(task.name, items[task.name])
-        scores[task.name] = task.score(records)
+        scores[task.name] = score_records(task, records, arguments.meteor) if records else {}
+        if records and task.get_values is not None:
+            intervals[task.name] = compute_intervals(task.get_values(records), records)
         by_file.setdefault(task.records_file, []).extend(records)
     for name, records in by_file.items():
         store.write_final(name, records)
-    baselines = {rooms.NAME: compute_baselines(arguments, items[rooms.NAME])} if rooms.TASK in tasks else {}
+    baselines = {}
+    if items.get(rooms.NAME):
+        baselines[rooms.NAME] = compute_baselines(arguments, items[rooms.NAME])
     metrics = {
         "scores": scores,
+        "intervals": intervals,
         "baselines": baselines,
         "settings": described,
         "commit": get_commit(),
@@ -269,7 +294,7 @@ def write_results(
         "config": model.config.to_dict(),
     }
     write_json(arguments.output / "metrics.json", metrics)
-    if reconstruction.NAME in scores:
+    if scores.get(reconstruction.NAME):
         write_json(arguments.output / "reconstruction.json", scores[reconstruction.NAME])
     return metrics
 

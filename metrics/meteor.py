@@ -58,6 +58,12 @@ def find_java() -> str:
     return java
 
 
+def check_meteor() -> None:
+    """Refuse to go on where METEOR cannot run; see `find_program` and `find_java`."""
+    find_program()
+    find_java()
+
+
 def clean_text(text: str) -> str:
     """A text on one line without the protocol's separator; a line break would put every later answer out of step."""
     return " ".join(text.replace(SEPARATOR, " ").split())

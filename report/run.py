@@ -26,7 +26,7 @@ from ross3d.report.html import (
     make_table,
 )
 from ross3d.report.plan import DrawnBox, make_plan
-from ross3d.report.summary import flatten_scores, get_baselines, get_main_score
+from ross3d.report.summary import flatten_scores, format_interval, get_baselines, get_main_score
 
 
 PAGE_NAME = "report.html"
@@ -49,8 +49,6 @@ PREDICTOR_NAMES = {
     "positions_only": "positions only, every view hidden",
 }
 REGION_NAMES = {"view": "hidden views", "bev_object": "from above: objects", "bev_rest": "from above: the rest"}
-# Question types that mean one object at most.
-ONE_BOX_TYPES = ("grounding_unique", "grounding_none", "unique", "multiple")
 TARGET_COLOR, RIGHT_COLOR, WRONG_COLOR = "#ffd60a", "#34c759", "#ff453a"
 
 
@@ -110,9 +108,11 @@ def make_other_scores(scores: dict[str, Any]) -> Markup:
     return make_details("All scores", make_table(["question type", "score", "value"], rows, numeric=[2]))
 
 
-def make_benchmark_section(name: str, scores: dict[str, Any]) -> Markup:
-    """Every number of a benchmark."""
-    return make_section(f"Scores: {name}", make_table(["score", "value"], [*flatten_scores(scores)], numeric=[1]))
+def make_benchmark_section(name: str, scores: dict[str, Any], intervals: dict[str, Any]) -> Markup:
+    """Every number of a benchmark, with its interval where there is one."""
+    rows = [[title, value, format_interval(intervals.get(title))] for title, value in flatten_scores(scores)]
+    table = make_table(["score", "value", "95 % over scenes"], rows, numeric=[1, 2])
+    return make_section(f"Scores: {name}", table)
 
 
 def make_reconstruction_section(scores: dict[str, Any]) -> Markup:
@@ -151,8 +151,13 @@ def make_loss_section(history: Sequence[dict[str, float]]) -> Markup:
 
 
 def choose_scenes(records: Sequence[dict], pictures_dir: Path, tasks: dict[str, dict]) -> list[tuple[str, str]]:
-    """Scenes to show, with their split: those with kept pictures first, then those with the most questions."""
-    counts = Counter((record["scene_id"], tasks[record["task"]]["split"]) for record in records)
+    """Scenes to show, with their path below the data: those with kept pictures, then those with the most questions."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for record in records:
+        task = tasks[record["task"]]
+        if task["scene_path"] is not None:
+            path = task["scene_path"].format(split=task["split"], scene_id=record["scene_id"])
+            counts[record["scene_id"], path] += 1
     pictured = {path.name for path in pictures_dir.iterdir()} if pictures_dir.is_dir() else set()
     return sorted(counts, key=lambda scene: (scene[0] not in pictured, -counts[scene], scene))[:PAGE_SCENES]
 
@@ -184,9 +189,7 @@ def make_answer_table(records: Sequence[dict[str, Any]]) -> Markup:
 
 def make_grounding_figure(record: dict[str, Any], scene: Scene) -> Markup:
     """Target boxes dashed, predicted ones green where the answer is right and red where it is wrong."""
-    best = [] if record["no_target_wins"] or record["best_box"] is None else [record["best_box"]]
-    single = record["question_type"] in ONE_BOX_TYPES
-    predicted = best if single else record["predicted_boxes"]
+    predicted = record["answer_boxes"]
     color = RIGHT_COLOR if record["right"] else WRONG_COLOR
     boxes = [DrawnBox(box, color, width=6.0) for box in predicted]
     boxes += [DrawnBox(box, TARGET_COLOR, dashed=True, width=3.0) for box in record["target_boxes"]]
@@ -299,7 +302,7 @@ def make_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir:
     blind = read_json((blind_dir or run_dir / "blind") / "metrics.json")
     predictions, rebuilt = read_records(run_dir / "predictions.jsonl"), read_records(run_dir / "reconstruction.jsonl")
     settings, sections = metrics["settings"], []
-    if "rooms" in metrics["scores"]:
+    if metrics["scores"].get("rooms"):
         scores, baselines = metrics["scores"]["rooms"], get_baselines(metrics, blind)
         note = (
             "Gain is over the best baseline. Blind: the same model trained and asked without pictures, coordinates and"
@@ -309,21 +312,22 @@ def make_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir:
             make_section("Scores", make_score_table(scores, baselines), make_other_scores(scores), note=note)
         )
     for name in sorted(metrics["scores"].keys() - {"rooms", "reconstruction"}):
-        sections.append(make_benchmark_section(name, metrics["scores"][name]))
-    if "reconstruction" in metrics["scores"]:
+        intervals = metrics["intervals"].get(name, {})
+        sections.append(make_benchmark_section(name, metrics["scores"][name], intervals))
+    if metrics["scores"].get("reconstruction"):
         sections.append(make_reconstruction_section(metrics["scores"]["reconstruction"]))
     sections.append(make_loss_section(read_loss_history(settings["model"])))
     rebuilt_by_scene = {record["scene_id"]: record for record in rebuilt}
-    for scene_id, split in choose_scenes(predictions + rebuilt, run_dir / "pictures", settings["tasks"]):
-        folder = Path(settings["data"]) / split / scene_id
-        if not folder.is_dir():
+    for scene_id, path in choose_scenes(predictions + rebuilt, run_dir / "pictures", settings["tasks"]):
+        folder = Path(settings["data"]) / path
+        try:
+            scene = read_scene(folder)
+        except FileNotFoundError:
             note = f"{folder} is not there any more, so its pictures cannot be shown."
             sections.append(make_section(f"Scene {scene_id}", note=note))
             continue
         records = [record for record in predictions if record["scene_id"] == scene_id]
-        sections.append(
-            make_scene_section(read_scene(folder), records, rebuilt_by_scene.get(scene_id), run_dir / "pictures")
-        )
+        sections.append(make_scene_section(scene, records, rebuilt_by_scene.get(scene_id), run_dir / "pictures"))
     sections.append(make_settings_section(metrics))
     names = ", ".join(f"{name} ({task['split']})" for name, task in settings["tasks"].items())
     lead = f"{settings['model']} on {settings['data']}: {names}."

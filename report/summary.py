@@ -76,18 +76,32 @@ def flatten_scores(scores: dict[str, Any], prefix: str = "") -> Iterator[tuple[s
             yield f"{prefix}{name}", f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
+def format_benchmark(task: str, metrics: dict[str, Any]) -> list[str]:
+    """Lines of a benchmark's scores, with intervals where there are any."""
+    intervals = metrics["intervals"].get(task, {})
+    lines = [f"{task}: scores, and 95 % intervals over scenes"]
+    for name, value in flatten_scores(metrics["scores"][task]):
+        lines.append(f"{name:<40}{value:>10}{format_interval(intervals.get(name)):>20}")
+    return lines
+
+
+def format_interval(interval: dict[str, Any] | None) -> str:
+    """The ends of an interval in brackets; nothing for None."""
+    return "" if interval is None else f"[{interval['low']:.4f}, {interval['high']:.4f}]"
+
+
 def format_summary(metrics: dict[str, Any], blind: dict[str, Any] | None = None) -> str:
     """What `metrics.json` (and that of a blind model) says, for a terminal."""
     blocks = []
-    if "rooms" in metrics["scores"]:
+    blocks += [[f"{name}: nothing was asked"] for name, scores in metrics["scores"].items() if not scores]
+    if metrics["scores"].get("rooms"):
         blocks.append(format_rooms(metrics["scores"]["rooms"], get_baselines(metrics, blind)))
     for task in sorted(metrics["scores"].keys() - {"rooms", "reconstruction"}):
-        blocks.append(
-            [f"{task}:", *(f"{name:<40}{value:>10}" for name, value in flatten_scores(metrics["scores"][task]))]
-        )
-    if "reconstruction" in metrics["scores"]:
+        if metrics["scores"][task]:
+            blocks.append(format_benchmark(task, metrics))
+    if metrics["scores"].get("reconstruction"):
         blocks.append(format_reconstruction(metrics["scores"]["reconstruction"]))
     return "\n\n".join("\n".join(lines) for lines in blocks)
 
 
-__all__ = ["flatten_scores", "format_summary", "get_baselines", "get_main_score"]
+__all__ = ["flatten_scores", "format_interval", "format_summary", "get_baselines", "get_main_score"]

@@ -3,19 +3,21 @@
 Shapes: K proposals.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ross3d.data.annotations import Annotation
+from ross3d.data.annotations import Annotation, find_annotations, load_annotations
 from ross3d.data.scene import BLIND_PICTURE, Scene
 from ross3d.metrics.grounding import choose_proposal, select_above_no_target, select_proposals
-from ross3d.tasks.task import EvalContext, OpenScene, Record
+from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, limit_scenes
 
 
-# Written numbers keep as many decimals, so that a record reads the same wherever it was computed.
+END_OF_TURN = "<|im_end|>"
+# Written scores keep as many decimals, so that a record reads the same wherever it was computed.
 DECIMALS = 5
 
 
@@ -27,6 +29,62 @@ def iterate_batches(items: list[Any], size: int) -> Iterator[list[Any]]:
 def get_scene_inputs(scene: Scene, proposal_boxes: np.ndarray | None) -> dict[str, Any]:
     """The processor's arguments for a scene alone; what the scene lacks is left out."""
     return scene.get_inputs() | ({} if proposal_boxes is None else {"proposal_boxes": proposal_boxes})
+
+
+def load_questions(
+    data_dir: Path, settings: EvalSettings, task_name: str, question_types: Sequence[str] | None = None
+) -> list[Annotation]:
+    """A benchmark's annotations of a split, those of the first `--limit` scenes.
+
+    Raises:
+        ValueError: when there is none, or one of a type that the benchmark does not have.
+    """
+    path = find_annotations(data_dir, settings.split)
+    annotations = [annotation for annotation in load_annotations(path) if annotation.task == task_name]
+    if not annotations:
+        raise ValueError(
+            f"{path}: expected questions of task {task_name!r}, got none; is it another benchmark's file?"
+        )
+    for annotation in annotations:
+        if question_types is not None and annotation.question_type not in question_types:
+            raise ValueError(
+                f"{path.name}, id {annotation.id!r}: expected a question_type of {list(question_types)}, got"
+                f" {annotation.question_type!r}; the score of {task_name} knows no others."
+            )
+    return limit_scenes(annotations, settings.limit)
+
+
+def get_question(annotation: Annotation) -> str:
+    """Questions are asked as they stand, blanks at their ends too: prepared files hold the published words."""
+    return annotation.question
+
+
+def clean_response(annotation: Annotation, response: str) -> str:
+    """What the model said, without blanks around it and without a spelt end mark (published)."""
+    return response.strip().removesuffix(END_OF_TURN).strip()
+
+
+def get_columns(records: list[Record], *names: str) -> list[list[Any]]:
+    """The named values of all records, a list a name."""
+    return [[record[name] for record in records] for name in names]
+
+
+def get_detected_boxes(context: EvalContext, scene: Scene) -> np.ndarray:
+    """What grounding chooses among: the boxes that a detector found, or with `--proposals ground_truth` the objects'.
+
+    Raises:
+        ValueError: for a scene without them.
+    """
+    own = context.settings.proposals == "ground_truth"
+    boxes = scene.boxes if own else scene.proposal_boxes
+    if boxes is None:
+        file, way_out = ("boxes.json", "the scan's labels") if own else ("proposals.json", "a detector's boxes")
+        raise ValueError(
+            f"scene {scene.scene_id!r}: expected boxes to choose among in {scene.path}/{file}, got no such file;"
+            f" prepare the scene with {way_out} (docs/DATA.md), or evaluate with --proposals"
+            f" {'predicted' if own else 'ground_truth'}."
+        )
+    return boxes
 
 
 def make_record(task_name: str, annotation: Annotation, **values: Any) -> Record:
@@ -95,14 +153,17 @@ def draw_scores(context: EvalContext, annotation: Annotation, num_proposals: int
     return rng.permutation(num_proposals + 1).astype(np.float64)
 
 
-def round_boxes(boxes: np.ndarray) -> list[list[float]]:
-    return np.round(np.asarray(boxes, np.float64).reshape(-1, 6), DECIMALS).tolist()
+def list_boxes(boxes: np.ndarray) -> list[list[float]]:
+    return np.asarray(boxes, np.float64).reshape(-1, 6).tolist()
 
 
 def make_grounding_record(
     task_name: str, annotation: Annotation, scores: np.ndarray, proposal_boxes: np.ndarray, scene_boxes: np.ndarray
 ) -> Record:
     """A record with the boxes that the published rules read from scores (K + 1,)."""
+    targets = annotation.target_boxes
+    if targets is None:
+        targets = list_boxes(scene_boxes[annotation.object_ids])
     scores = np.round(np.asarray(scores, np.float64), DECIMALS)
     best = choose_proposal(scores)
     return make_record(
@@ -111,11 +172,11 @@ def make_grounding_record(
         response=None,
         prediction=None,
         scores=scores.tolist(),
-        best_box=None if best is None else round_boxes(proposal_boxes[best])[0],
+        best_box=None if best is None else list_boxes(proposal_boxes[best])[0],
         no_target_wins=bool(scores.argmax() == len(scores) - 1),
-        predicted_boxes=round_boxes(proposal_boxes[select_proposals(scores)]),
-        boxes_above_no_target=round_boxes(proposal_boxes[select_above_no_target(scores)]),
-        target_boxes=round_boxes(scene_boxes[annotation.object_ids]),
+        predicted_boxes=list_boxes(proposal_boxes[select_proposals(scores)]),
+        boxes_above_no_target=list_boxes(proposal_boxes[select_above_no_target(scores)]),
+        target_boxes=targets,
     )
 
 
@@ -131,6 +192,11 @@ class SceneForQuestions:
     inputs: Any
     proposal_boxes: np.ndarray | None = None
     scene_boxes: np.ndarray | None = None
+
+
+def prepare_questions_about_boxes(context: EvalContext, annotations: list[Annotation]) -> SceneForQuestions:
+    """`prepare_questions` with the boxes that are on disk."""
+    return prepare_questions(context, annotations, get_detected_boxes)
 
 
 def prepare_questions(
@@ -199,4 +265,16 @@ def answer_questions(
     return [[records[annotation.id] for annotation in scene.items] for scene in scenes]
 
 
-__all__ = ["SceneForQuestions", "answer_questions", "get_scene_inputs", "make_record", "prepare_questions"]
+__all__ = [
+    "SceneForQuestions",
+    "answer_questions",
+    "clean_response",
+    "get_columns",
+    "get_detected_boxes",
+    "get_question",
+    "get_scene_inputs",
+    "load_questions",
+    "make_record",
+    "prepare_questions",
+    "prepare_questions_about_boxes",
+]

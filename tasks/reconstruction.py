@@ -73,11 +73,12 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[SceneItem]:
             " leave the task out."
         )
     folders = sorted(path.name for path in (Path(data_dir) / settings.split).iterdir() if path.is_dir())
-    wanted = min(settings.reconstruction_scenes, settings.limit or len(folders), len(folders))
-    if len(folders) < 2 or wanted < 1:
+    limit = len(folders) if settings.limit is None else settings.limit
+    wanted = min(settings.reconstruction_scenes, limit, len(folders))
+    if len(folders) < 2:
         raise ValueError(
             f"{Path(data_dir) / settings.split}: expected at least two scenes, one to rebuild and one to stand in for"
-            f" it, got {len(folders)} (limit {settings.limit})."
+            f" it, got {len(folders)}."
         )
     return [
         SceneItem(name, name, folders[(index + 1) % len(folders)], index < PICTURE_SCENES)

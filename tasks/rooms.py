@@ -11,13 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from ross3d.data.annotations import Annotation, find_annotations, load_annotations
+from ross3d.data.annotations import Annotation
 from ross3d.data.scene import Scene
 from ross3d.metrics.captioning import compute_caption_scores
 from ross3d.metrics.grounding import compute_accuracy_at_iou, compute_f1
 from ross3d.metrics.qa import compute_exact_match, compute_relative_accuracy, parse_number
-from ross3d.tasks.answering import SceneForQuestions, answer_questions, make_record, prepare_questions
-from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task, limit_scenes
+from ross3d.tasks.answering import (
+    SceneForQuestions,
+    answer_questions,
+    get_detected_boxes,
+    get_question,
+    load_questions,
+    make_record,
+    prepare_questions,
+)
+from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 
 
 NAME = "rooms"
@@ -38,27 +46,7 @@ FUNCTION_WORDS = frozenset("a an the is are it this that there in on at of by wi
 
 
 def load_items(data_dir: Path, settings: EvalSettings) -> list[Annotation]:
-    """Annotations of the split, scene by scene.
-
-    Raises:
-        ValueError: for a question type this benchmark does not have.
-    """
-    path = find_annotations(data_dir, settings.split)
-    annotations = [annotation for annotation in load_annotations(path) if annotation.task == NAME]
-    for annotation in annotations:
-        if annotation.question_type not in QUESTION_TYPES:
-            raise ValueError(
-                f"{path.name}, id {annotation.id!r}: expected a question_type of {list(QUESTION_TYPES)}, got"
-                f" {annotation.question_type!r}; build the scenes again or give the type a score in tasks/rooms.py."
-            )
-    if not annotations:
-        raise ValueError(f"{path}: expected questions of task {NAME!r}, got none; is it another benchmark's file?")
-    return limit_scenes(annotations, settings.limit)
-
-
-def get_prompt(annotation: Annotation) -> str:
-    """Questions are asked as they stand."""
-    return annotation.question
+    return load_questions(data_dir, settings, NAME, QUESTION_TYPES)
 
 
 def parse_answer(annotation: Annotation, response: str) -> str:
@@ -73,7 +61,7 @@ def parse_answer(annotation: Annotation, response: str) -> str:
 def get_proposals(context: EvalContext, scene: Scene) -> np.ndarray:
     """The scene's objects as an imperfect detector would find them, or as they are."""
     if context.settings.proposals == "ground_truth":
-        return scene.boxes
+        return get_detected_boxes(context, scene)
     return context.make_proposals(scene, context.get_seed(context.settings.seed, f"proposals/{scene.scene_id}"))[0]
 
 
@@ -82,8 +70,17 @@ def prepare(context: EvalContext, annotations: list[Annotation]) -> SceneForQues
 
 
 def answer(context: EvalContext, scenes: list[OpenScene]) -> list[list[Record]]:
-    records = answer_questions(context, scenes, NAME, get_prompt, parse_answer)
-    return [[record | {"right": is_right(record)} for record in of_scene] for of_scene in records]
+    records = answer_questions(context, scenes, NAME, get_question, parse_answer)
+    return [[add_answer(record) for record in of_scene] for of_scene in records]
+
+
+def add_answer(record: Record) -> Record:
+    """A record with whether it is right and, of grounding, the boxes that count as the answer."""
+    if record["question_type"] in GROUNDING_TYPES:
+        one = record["question_type"] != "grounding_multiple"
+        best = [] if record["no_target_wins"] or record["best_box"] is None else [record["best_box"]]
+        record = record | {"answer_boxes": best if one else record["predicted_boxes"]}
+    return record | {"right": is_right(record)}
 
 
 def get_attributes(caption: str) -> set[str]:
@@ -133,6 +130,23 @@ def score_grounding(question_type: str, records: list[Record]) -> dict[str, floa
         pairs = [(np.array(r[field]).reshape(-1, 6), boxes) for r, boxes in zip(records, targets, strict=True)]
         scores |= {f"{prefix}@{t}": float(np.mean([compute_f1(*pair, t) for pair in pairs])) for t in IOU_THRESHOLDS}
     return scores
+
+
+def get_values(records: list[Record]) -> dict[str, np.ndarray]:
+    """The main score of each question, under the name of its type."""
+    values = {}
+    for name in QUESTION_TYPES:
+        chosen = np.array([record["question_type"] == name for record in records], dtype=bool)
+        if chosen.any():
+            scorer = score_grounding if name in GROUNDING_TYPES else score_texts
+            scores = [
+                scorer(name, [record])[MAIN_SCORES[name]]
+                for record, is_chosen in zip(records, chosen, strict=True)
+                if is_chosen
+            ]
+            values[name] = np.full(len(records), np.nan)
+            values[name][chosen] = scores
+    return values
 
 
 def is_right(record: Record) -> bool:
@@ -211,7 +225,7 @@ def describe_lookup(accuracies: dict[str, float]) -> dict[str, Any]:
     return {"macro_exact_match": macro, "types": types}
 
 
-TASK = Task(NAME, "predictions.jsonl", load_items, prepare, answer, score)
+TASK = Task(NAME, "predictions.jsonl", load_items, prepare, answer, score, get_values)
 
 __all__ = [
     "EXACT_MATCH_TYPES",

@@ -16,6 +16,7 @@ from ross3d.data.scene import Scene
 
 Record = dict[str, Any]
 PROPOSALS = ("predicted", "ground_truth")
+SCENE_PATH = "{split}/{scene_id}"
 
 
 class Item(Protocol):
@@ -37,7 +38,9 @@ class EvalSettings:
         scenes_at_once (`int`): scenes whose questions are answered together; each is held in memory once.
         batch_size (`int`): questions answered at once.
         max_new_tokens (`int`, *optional*): longest answer; each task's published limit by default.
-        proposals (`str`): what grounding chooses among: `predicted` boxes, or the objects' own (`ground_truth`).
+        num_views (`int`): views of a scan that are looked at, evenly spread (published: 32).
+        proposals (`str`): what grounding chooses among, and captions are asked of: boxes that a detector `predicted`,
+            or the objects' own (`ground_truth`).
         seed (`int`): of proposals, hidden views, diffusion draws and blind choices.
         num_samples (`int`): sampled pictures whose mean is scored.
         num_inference_steps (`int`): sampler steps.
@@ -50,6 +53,7 @@ class EvalSettings:
     scenes_at_once: int = 1
     batch_size: int = 64
     max_new_tokens: int | None = None
+    num_views: int = 32
     proposals: str = "predicted"
     seed: int = 0
     num_samples: int = 8
@@ -59,7 +63,7 @@ class EvalSettings:
     def __post_init__(self):
         if self.proposals not in PROPOSALS:
             raise ValueError(f"--proposals: expected one of {list(PROPOSALS)}, got {self.proposals!r}.")
-        for name in ("limit", "scenes_at_once", "batch_size", "max_new_tokens"):
+        for name in ("limit", "scenes_at_once", "batch_size", "max_new_tokens", "num_views"):
             value, least = getattr(self, name), 0 if name == "limit" else 1
             if value is not None and value < least:
                 raise ValueError(f"--{name}: expected a number from {least} on, got {value}.")
@@ -72,12 +76,13 @@ class EvalContext:
     Attributes:
         model (`Ross3DForConditionalGeneration`), processor (`Ross3DProcessor`): ready, on `device`.
         device: where inputs go.
-        data_dir (`Path`): scenes under `SPLIT/SCENE_ID`, annotations under `annotations/SPLIT.jsonl` or `.parquet`.
+        data_dir (`Path`): scenes under `scene_path`, annotations under `annotations/SPLIT.jsonl` or `.parquet`.
         output_dir (`Path`): pictures go to `pictures/` in it.
         read_scene: folder -> `Scene`.
         make_proposals: (scene, seed) -> proposal boxes (K, 6) and object index -> proposal index (K,).
         get_seed: (seed, purpose) -> a seed that depends on nothing else.
         settings (`EvalSettings`): see there.
+        scene_path (`str`): where a scene lies in the data folder, `{split}` and `{scene_id}` filled in.
         cache (`dict`): what a task computes once for all scenes.
     """
 
@@ -90,10 +95,12 @@ class EvalContext:
     make_proposals: Callable[[Scene, int], tuple[np.ndarray, np.ndarray]]
     get_seed: Callable[[int, str], int]
     settings: EvalSettings = field(default_factory=EvalSettings)
+    scene_path: str = SCENE_PATH
     cache: dict[str, Any] = field(default_factory=dict)
 
     def load_scene(self, scene_id: str, split: str | None = None) -> Scene:
-        return self.read_scene(self.data_dir / (split or self.settings.split) / scene_id)
+        path = self.scene_path.format(split=split or self.settings.split, scene_id=scene_id)
+        return self.read_scene(self.data_dir / path)
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,12 @@ class Task:
         prepare: (context, items of one scene) -> whatever reading and the processor can do without the model; it is
             called ahead, in another thread.
         answer: (context, scenes) -> for each scene a record for each item, in order; depends on nothing else.
-        score: all records -> JSON values.
+        score: all records -> JSON values; with `is_captions`, (all records, running METEOR or None).
+        get_values: all records -> scores of each question by name (N,), NaN where a question has none of that name;
+            None where `score` gives its own intervals. Their mean is the score, so runs are compared by them.
+        is_captions (`bool`): whether METEOR can be asked for.
+        scene_path (`str`, *optional*): where a scene lies in the data folder; None when every question has frames of
+            its own.
         split (`str`): the one that published numbers are of.
         max_new_tokens (`int`): as published.
     """
@@ -125,7 +137,10 @@ class Task:
     load_items: Callable[[Path, EvalSettings], list[Any]]
     prepare: Callable[[EvalContext, list[Any]], Any]
     answer: Callable[[EvalContext, list[OpenScene]], list[list[Record]]]
-    score: Callable[[list[Record]], dict[str, Any]]
+    score: Callable[..., dict[str, Any]]
+    get_values: Callable[[list[Record]], dict[str, np.ndarray]] | None = None
+    is_captions: bool = False
+    scene_path: str | None = SCENE_PATH
     split: str = "val"
     max_new_tokens: int = 48
 

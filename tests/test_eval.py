@@ -164,7 +164,7 @@ def test_the_spatial_instruction_is_a_setting_that_is_reported(tmp_path):
 
 
 def test_what_cannot_be_evaluated_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"--task: expected names of \['reconstruction', 'rooms'\], got 'roms'"):
+    with pytest.raises(ValueError, match=r"--task: expected names of \[.*'rooms'.*\], got 'roms'"):
         evaluate(tmp_path, task="roms")
     (tmp_path / "bare").mkdir()
     for path in get_checkpoint().iterdir():

@@ -44,8 +44,13 @@ def write_run(folder: Path, **changes) -> Path:
     }
     metrics = {
         "scores": {"rooms": {"num_questions": 3, "macro_exact_match": 0.5, "types": types}},
+        "intervals": {},
         "baselines": {"rooms": {"majority": {"macro_exact_match": 0.25, "types": {}}, "lookup": None}},
-        "settings": {"model": str(folder / "model"), "data": str(get_rooms()), "tasks": {"rooms": {"split": "val"}}},
+        "settings": {
+            "model": str(folder / "model"),
+            "data": str(get_rooms()),
+            "tasks": {"rooms": {"split": "val", "scene_path": "{split}/{scene_id}"}},
+        },
         "commit": "abc",
         "command": ["eval.py", "--model", "<b>model</b>"],
         "config": {"model_type": "ross3d"},
@@ -55,7 +60,7 @@ def write_run(folder: Path, **changes) -> Path:
     records = [
         record | {"id": "0", "question_type": "existence", "question": "Is <here> a bed?", "prediction": "<no> & no"},
         record | {"id": "1", "question_type": "grounding_unique", "question": "Find it.", "prediction": None}
-        | shared | {"predicted_boxes": []},
+        | shared | {"answer_boxes": [[0, 0, 0.5, 1, 1, 1]]},
     ]  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(metrics | changes))
     (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records))
@@ -157,7 +162,7 @@ def test_a_run_page_shows_scores_curves_answers_and_boxes(tmp_path):
 
 
 def test_a_run_page_says_what_is_not_there(tmp_path):
-    settings = {"model": "user/model", "data": "gone", "tasks": {"rooms": {"split": "val"}}}
+    settings = {"model": "user/model", "data": "gone", "tasks": {"rooms": {"split": "val", "scene_path": None}}}
     page = make_run_page(write_run(tmp_path, settings=settings), read_rgbd_folder)
     assert "is not there any more" in page and "No trainer_state.json beside the weights" in page
     with pytest.raises(FileNotFoundError, match="expected the output folder of eval.py, got no such file"):

@@ -1,6 +1,5 @@
 """Tasks: what is asked, read and scored; the records on disk; reconstruction with its controls."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -246,7 +245,7 @@ def test_built_questions_load_scene_by_scene():
     items = rooms.load_items(get_rooms(), EvalSettings(split="val", limit=2))
     assert len({item.scene_id for item in items}) == 2
     everything = load_annotations(get_rooms() / "annotations" / "val.jsonl")
-    assert items == everything[: len(items)] and json.dumps(rooms.get_prompt(items[0]))
+    assert items == everything[: len(items)]
 
 
 @pytest.fixture(scope="module")

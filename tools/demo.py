@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.data.sources import read_scene
 from ross3d.report.run import write_run_page
 from ross3d.report.summary import format_summary
 
@@ -113,7 +113,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output = arguments.output.resolve()
     seconds = {stage.name: run_stage(stage) for stage in plan(arguments)}
-    page = write_run_page(arguments.output, read_rgbd_folder)
+    page = write_run_page(arguments.output, read_scene)
     metrics, blind = (
         json.loads((folder / "metrics.json").read_text()) for folder in (arguments.output, arguments.output / "blind")
     )

@@ -15,7 +15,7 @@ import numpy as np
 
 from ross3d.data.bev import get_scene_points, render_scene_bev
 from ross3d.data.scene import Scene
-from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.data.sources import read_scene
 from ross3d.report.picture import make_picture, save_picture
 from ross3d.report.run import make_run_page, write_page
 from ross3d.report.scene import make_scene_page
@@ -73,12 +73,12 @@ def main(args: list[str] | None = None) -> Path:
     parser.add_argument("--rerun", action="store_true", help="scan: open rerun as well")
     options = parser.parse_args(args)
     if (options.path / "metrics.json").is_file():
-        page = make_run_page(options.path, read_rgbd_folder, options.blind)
+        page = make_run_page(options.path, read_scene, options.blind)
         output = options.output or options.path / "report.html"
         if options.picture is not None:
             save_picture(options.picture, make_picture(options.path))
     else:
-        scene = read_rgbd_folder(
+        scene = read_scene(
             options.path, axis_align_matrix=options.axis_align, num_views=MAX_VIEWS, boxes=options.boxes
         )
         if options.rerun:

@@ -11,6 +11,7 @@ from ross3d.data.sources.nerfstudio import read_nerfstudio
 from ross3d.data.sources.posed_images import read_posed_images
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.data.sources.scannet import read_scannet_scan
+from ross3d.data.sources.video import find_video, read_video
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def find_layout(path: str | os.PathLike) -> Layout:
     """
     path = Path(path)
     if not path.is_dir():
-        raise FileNotFoundError(f"{path} is not a folder; give the folder of one scan.")
+        raise FileNotFoundError(f"{path} is not a folder, and no video; give the folder of one scan, or a video.")
     for layout in LAYOUTS:
         if next(path.glob(layout.pattern), None) is not None:
             return layout
@@ -66,14 +67,16 @@ def find_layout(path: str | os.PathLike) -> Layout:
 
 
 def read_scene(path: str | os.PathLike, **options) -> Scene:
-    """Read and check a scan of any layout.
+    """Read and check a scan of any layout, or a video.
 
     Args:
-        path (`str` or `Path`): the folder of one scan; its name is the scene's id.
+        path (`str` or `Path`): the folder of one scan, whose name is the scene's id; or a video, whose suffix may be
+            left out where there is no folder of that name.
         options: of every reader `num_views`, `axis_align_matrix`, `boxes` and `max_excluded`; further ones of the
             layout's own, such as `infos` (posed_images) or `labels_file` (scannet).
     """
-    return find_layout(path).read(path, **options)
+    video = None if Path(path).is_dir() else find_video(path)
+    return find_layout(path).read(path, **options) if video is None else read_video(video, **options)
 
 
 __all__ = ["LAYOUTS", "Layout", "find_layout", "read_scene"]

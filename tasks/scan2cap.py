@@ -1,0 +1,97 @@
+"""Scan2Cap: descriptions of objects of ScanNet scenes at IoU 0.5; validation split, caption scores.
+
+An object is asked about by the centre of the detected box that overlaps it by half or more. Where there is none the
+caption is empty and counts, which is what "@0.5" means. With `--proposals ground_truth` each is asked about by its own
+box instead.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ross3d.data.annotations import Annotation
+from ross3d.metrics.benchmarks import score_scan2cap
+from ross3d.metrics.captioning import compute_cider, compute_rouge_l, wrap_caption
+from ross3d.metrics.meteor import Meteor
+from ross3d.tasks.answering import (
+    SceneForQuestions,
+    answer_questions,
+    clean_response,
+    get_columns,
+    get_question,
+    load_questions,
+    make_record,
+    prepare_questions_about_boxes,
+)
+from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
+
+
+NAME = "scan2cap"
+
+
+def load_items(data_dir: Path, settings: EvalSettings) -> list[Annotation]:
+    """Objects with their descriptions.
+
+    Raises:
+        ValueError: for an object without its own box, with `--proposals ground_truth`.
+    """
+    objects = load_questions(data_dir, settings, NAME)
+    if settings.proposals == "predicted":
+        return objects
+    for item in objects:
+        if not item.target_boxes:
+            raise ValueError(
+                f"id {item.id!r}: expected target_boxes with --proposals ground_truth, got {item.target_boxes};"
+                " prepare the annotations again (docs/DATA.md), or evaluate with --proposals predicted."
+            )
+    return [replace(item, query_coords=tuple(item.target_boxes[0][:3])) for item in objects]
+
+
+def get_asked(objects: list[Annotation]) -> list[Annotation]:
+    """The objects that a box stands for."""
+    return [item for item in objects if item.query_coords is not None]
+
+
+def prepare(context: EvalContext, objects: list[Annotation]) -> SceneForQuestions | None:
+    asked = get_asked(objects)
+    return prepare_questions_about_boxes(context, asked) if asked else None
+
+
+def answer(context: EvalContext, scenes: list[OpenScene]) -> list[list[Record]]:
+    asked = [OpenScene(get_asked(scene.items), scene.prepared) for scene in scenes if scene.prepared is not None]
+    answered = answer_questions(context, asked, NAME, get_question, clean_response) if asked else []
+    by_id = {record["id"]: record for records in answered for record in records}
+    return [[by_id.get(item.id) or make_empty_record(item) for item in scene.items] for scene in scenes]
+
+
+def make_empty_record(item: Annotation) -> Record:
+    """Of an object that no detected box stands for."""
+    return make_record(NAME, item, response=None, prediction="")
+
+
+def score(records: list[Record], meteor: Meteor | None = None) -> dict[str, Any]:
+    scores = score_scan2cap(*get_columns(records, "prediction", "references"), meteor)
+    return scores | {"num_without_box": sum(record["query_coords"] is None for record in records)}
+
+
+def get_values(records: list[Record]) -> dict[str, np.ndarray]:
+    predictions, references = get_columns(records, "prediction", "references")
+    hypotheses = [wrap_caption(text) for text in predictions]
+    wrapped = [[wrap_caption(text) for text in texts] for texts in references]
+    return {"CIDEr": compute_cider(hypotheses, wrapped), "ROUGE-L": compute_rouge_l(hypotheses, wrapped)}
+
+
+TASK = Task(
+    NAME,
+    "predictions.jsonl",
+    load_items,
+    prepare,
+    answer,
+    score,
+    get_values,
+    is_captions=True,
+    max_new_tokens=512,
+)
+__all__ = ["TASK"]

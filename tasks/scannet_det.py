@@ -1,0 +1,79 @@
+"""3D detection in short videos of ScanNet (VG-LLM): all objects of a window as a list of oriented boxes.
+
+Data: `scannet_det_val_4frames.json` (or 6) of VG-LLM in the data folder, frames under the paths it names. Boxes are
+centre, size and angles in the coordinates of the window's first camera, metres and radians.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ross3d.metrics.benchmarks import score_scannet_det
+from ross3d.metrics.box_text import LabelledBox, parse_labelled_boxes
+from ross3d.metrics.columns import check_boxes
+from ross3d.metrics.detection import count_detections
+from ross3d.tasks.answering import get_columns
+from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
+from ross3d.tasks.windows import Window, answer_windows, get_scene_id, load_windows, prepare_windows
+
+
+NAME = "scannet_det"
+FILE = "scannet_det_{split}_*frames.json"
+
+
+def make_window(row: dict[str, Any], window_id: str, where: str) -> Window:
+    """The published words: slots are taken away and leave their line breaks, one of which is the slot's own here."""
+    human, gpt = (turn["value"] for turn in row["conversations"])
+    boxes = [{"label": box["label"], "bbox_3d": box["bbox_3d"]} for box in row["boxes"]]
+    for box in boxes:
+        check_boxes(f"{where}, {box['label']}", [box["bbox_3d"]], 9)
+    return Window(
+        id=window_id,
+        scene_id=get_scene_id(row["images"]),
+        task=NAME,
+        question_type="detection",
+        question=human.replace("<image>", "").removeprefix("\n"),
+        answer=gpt,
+        images=row["images"],
+        facts={"labelled_boxes": boxes},
+    )
+
+
+def load_items(data_dir: Path, settings: EvalSettings) -> list[Window]:
+    return load_windows(data_dir, settings, FILE, make_window)
+
+
+def answer(context: EvalContext, scenes: list[OpenScene]) -> list[list[Record]]:
+    """Answers are lists, neither right nor wrong."""
+    return answer_windows(context, scenes, NAME, lambda record: None)
+
+
+def score(records: list[Record]) -> dict[str, Any]:
+    return score_scannet_det(*get_columns(records, "prediction", "labelled_boxes"))
+
+
+def get_values(records: list[Record]) -> dict[str, np.ndarray]:
+    """F1 of each window over all its boxes, whatever their category; the score itself is a mean of categories."""
+    targets = [[LabelledBox(b["label"], np.array(b["bbox_3d"])) for b in r["labelled_boxes"]] for r in records]
+    counted = count_detections([parse_labelled_boxes(r["prediction"]) for r in records], targets)
+    return {"window_f1": np.array([compute_window_f1(counts) for counts in counted])}
+
+
+def compute_window_f1(counts: Any) -> float:
+    hits, extra, missed = np.sum([list(vars(count).values()) for count in counts.values()] or [[0, 0, 0]], axis=0)
+    return 1.0 if hits + extra + missed == 0 else float(2 * hits / (2 * hits + extra + missed))
+
+
+TASK = Task(
+    NAME,
+    "predictions.jsonl",
+    load_items,
+    prepare_windows,
+    answer,
+    score,
+    get_values,
+    scene_path=None,
+    max_new_tokens=2000,
+)
+__all__ = ["TASK"]

@@ -1,0 +1,67 @@
+"""ScanQA: short answers about ScanNet scenes; validation split, exact match and caption scores of the answers."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ross3d.data.annotations import Annotation
+from ross3d.metrics.benchmarks import score_scanqa
+from ross3d.metrics.captioning import compute_cider, compute_rouge_l
+from ross3d.metrics.meteor import Meteor
+from ross3d.metrics.qa import compute_exact_match, compute_verbatim_match
+from ross3d.tasks.answering import (
+    answer_questions,
+    clean_response,
+    get_columns,
+    get_question,
+    load_questions,
+    prepare_questions_about_boxes,
+)
+from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
+
+
+NAME = "scanqa"
+
+
+def load_items(data_dir: Path, settings: EvalSettings) -> list[Annotation]:
+    return load_questions(data_dir, settings, NAME)
+
+
+def answer(context: EvalContext, scenes: list[OpenScene]) -> list[list[Record]]:
+    answered = answer_questions(context, scenes, NAME, get_question, clean_response)
+    return [[record | {"right": is_right(record)} for record in records] for records in answered]
+
+
+def is_right(record: Record) -> bool:
+    return bool(compute_exact_match([record["prediction"]], [record["references"]])[0])
+
+
+def score(records: list[Record], meteor: Meteor | None = None) -> dict[str, Any]:
+    predictions, references = get_columns(records, "prediction", "references")
+    return score_scanqa(predictions, references, meteor)
+
+
+def get_values(records: list[Record]) -> dict[str, np.ndarray]:
+    predictions, references = get_columns(records, "prediction", "references")
+    captions = [text.rstrip(".") for text in predictions]
+    return {
+        "exact_match": compute_exact_match(predictions, references).astype(np.float64),
+        "exact_match_published": compute_verbatim_match(predictions, references).astype(np.float64),
+        "CIDEr": compute_cider(captions, references),
+        "ROUGE-L": compute_rouge_l(captions, references),
+    }
+
+
+TASK = Task(
+    NAME,
+    "predictions.jsonl",
+    load_items,
+    prepare_questions_about_boxes,
+    answer,
+    score,
+    get_values,
+    is_captions=True,
+    max_new_tokens=512,
+)
+__all__ = ["TASK"]

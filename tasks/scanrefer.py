@@ -1,0 +1,75 @@
+"""ScanRefer: the one object that a description means, among detected boxes; validation split, accuracy at IoU."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ross3d.data.annotations import Annotation
+from ross3d.metrics.benchmarks import IOU_THRESHOLDS, SCANREFER_TYPES, score_scanrefer
+from ross3d.metrics.grounding import compute_paired_iou
+from ross3d.tasks.answering import (
+    answer_questions,
+    clean_response,
+    get_columns,
+    get_question,
+    load_questions,
+    prepare_questions_about_boxes,
+)
+from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
+
+
+NAME = "scanrefer"
+
+
+def load_items(data_dir: Path, settings: EvalSettings) -> list[Annotation]:
+    """Descriptions.
+
+    Raises:
+        ValueError: for one that does not mean exactly one box.
+    """
+    items = load_questions(data_dir, settings, NAME, SCANREFER_TYPES)
+    for item in items:
+        if item.target_boxes is None or len(item.target_boxes) != 1:
+            raise ValueError(
+                f"id {item.id!r}: expected one box in target_boxes, got {item.target_boxes}; prepare the annotations"
+                " again (docs/DATA.md)."
+            )
+    return items
+
+
+def answer(context: EvalContext, scenes: list[OpenScene]) -> list[list[Record]]:
+    """The best proposal is the answer, also where "no target" scores higher (published)."""
+    answered = answer_questions(context, scenes, NAME, get_question, clean_response)
+    return [[add_answer(record) for record in records] for records in answered]
+
+
+def add_answer(record: Record) -> Record:
+    boxes = [] if record["best_box"] is None else [record["best_box"]]
+    overlap = compute_overlaps([record | {"answer_boxes": boxes}])[0]
+    return record | {"answer_boxes": boxes, "right": bool(overlap >= 0.5)}
+
+
+def get_boxes(records: list[Record]) -> tuple[list[list[float] | None], list[list[float]]]:
+    """The answered box of each, None where there was none to choose, and the box meant."""
+    answers = [record["answer_boxes"][0] if record["answer_boxes"] else None for record in records]
+    return answers, [record["target_boxes"][0] for record in records]
+
+
+def compute_overlaps(records: list[Record]) -> np.ndarray:
+    """IoU (N,), float32, as our accuracy counts it."""
+    return compute_paired_iou(*get_boxes(records), union_eps=0.0).astype(np.float32)
+
+
+def score(records: list[Record]) -> dict[str, Any]:
+    return score_scanrefer(*get_boxes(records), *get_columns(records, "question_type"))
+
+
+def get_values(records: list[Record]) -> dict[str, np.ndarray]:
+    overlaps, published = compute_overlaps(records), compute_paired_iou(*get_boxes(records))
+    values = {f"accuracy@{threshold}": (overlaps >= threshold).astype(np.float64) for threshold in IOU_THRESHOLDS}
+    return values | {f"accuracy@{t}_published": (published >= t).astype(np.float64) for t in IOU_THRESHOLDS}
+
+
+TASK = Task(NAME, "predictions.jsonl", load_items, prepare_questions_about_boxes, answer, score, get_values)
+__all__ = ["TASK"]

@@ -1,0 +1,83 @@
+"""ScanRefer from frames alone (VG-LLM): the first clear frame that shows an object, and its oriented box there.
+
+Data: `scanrefer_val_32frames.json` (or 24) of VG-LLM in the data folder, frames under the paths it names. The answer
+is text, `{"frame": ..., "bbox_3d": [...]}`, in the coordinates of that frame's camera; the row's cameras turn it into
+the world.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ross3d.metrics.benchmarks import IOU_THRESHOLDS, compute_located_overlaps, score_vgllm_scanrefer
+from ross3d.metrics.columns import check_boxes
+from ross3d.tasks.answering import get_columns
+from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
+from ross3d.tasks.windows import Window, answer_windows, get_scene_id, load_windows, prepare_windows, to_matrix
+
+
+NAME = "vgllm_scanrefer"
+FILE = "scanrefer_{split}_*frames.json"
+
+
+def make_window(row: dict[str, Any], window_id: str, where: str) -> Window:
+    """A description with its frames, box and cameras.
+
+    Raises:
+        ValueError: for boxes and cameras of another form, or another number of cameras than frames.
+    """
+    align = to_matrix(row["axis_align_matrix"], where, "axis_align_matrix")
+    cam2world = [align @ to_matrix(matrix, where, "cam2global") for matrix in row["cam2global"]]
+    if len(cam2world) != len(row["images"]):
+        raise ValueError(
+            f"{where}: expected a cam2global for each of {len(row['images'])} images, got {len(cam2world)}."
+        )
+    box = check_boxes(f"{where}, gt_bbox", [row["gt_bbox"]], 9)[0].tolist()
+    return Window(
+        id=window_id,
+        scene_id=get_scene_id(row["images"]),
+        task=NAME,
+        question_type=row.get("metadata", {}).get("question_type", "object"),
+        question=row["prompt"],
+        answer=row["conversations"][-1]["value"] if row.get("conversations") else str(box),
+        images=row["images"],
+        facts={"target_box": box, "cam2world": [matrix.tolist() for matrix in cam2world]},
+    )
+
+
+def load_items(data_dir: Path, settings: EvalSettings) -> list[Window]:
+    return load_windows(data_dir, settings, FILE, make_window)
+
+
+def answer(context: EvalContext, scenes: list[OpenScene]) -> list[list[Record]]:
+    return answer_windows(context, scenes, NAME, lambda record: bool(compute_overlaps([record])[0] >= 0.5))
+
+
+def compute_overlaps(records: list[Record]) -> np.ndarray:
+    """IoU (N,), float32, as our accuracy counts it."""
+    predictions, targets, cam2world = get_columns(records, "prediction", "target_box", "cam2world")
+    return compute_located_overlaps(predictions, np.array(targets), cam2world)[0].astype(np.float32)
+
+
+def score(records: list[Record]) -> dict[str, Any]:
+    return score_vgllm_scanrefer(*get_columns(records, "prediction", "target_box", "cam2world"))
+
+
+def get_values(records: list[Record]) -> dict[str, np.ndarray]:
+    overlaps = compute_overlaps(records)
+    return {f"accuracy@{threshold}": (overlaps >= threshold).astype(np.float64) for threshold in IOU_THRESHOLDS}
+
+
+TASK = Task(
+    NAME,
+    "predictions.jsonl",
+    load_items,
+    prepare_windows,
+    answer,
+    score,
+    get_values,
+    scene_path=None,
+    max_new_tokens=100,
+)
+__all__ = ["TASK"]
