@@ -200,17 +200,20 @@ def prepare_questions_about_boxes(context: EvalContext, annotations: list[Annota
 
 
 def prepare_questions(
-    context: EvalContext, annotations: list[Annotation], get_proposals: Callable[[EvalContext, Scene], np.ndarray]
+    context: EvalContext,
+    annotations: list[Annotation],
+    get_proposals: Callable[[EvalContext, Scene], np.ndarray] | None = None,
 ) -> SceneForQuestions:
     """Read the scene of these annotations and let the processor prepare it; a blind model gets a grey picture.
 
-    `get_proposals`: (context, scene) -> boxes (K, 6) that grounding chooses among.
+    `get_proposals`: (context, scene) -> boxes (K, 6) that grounding chooses among; None for benchmarks without it.
     """
     blind = context.settings.blind
     grounds = any(annotation.object_ids is not None for annotation in annotations)
+    without_boxes = blind or get_proposals is None
     scene = None if blind and not grounds else context.load_scene(annotations[0].scene_id)
     # None of them rather than nothing, so that scenes with and without grounding questions can be held together.
-    boxes = None if blind or scene.depth_maps is None else np.zeros((0, 6), np.float32)
+    boxes = None if without_boxes or scene.depth_maps is None else np.zeros((0, 6), np.float32)
     if grounds:
         boxes = get_proposals(context, scene)
     inputs = {"images": [BLIND_PICTURE]} if blind else get_scene_inputs(scene, boxes)

@@ -23,7 +23,7 @@ from ross3d.tasks.answering import (
     get_question,
     load_questions,
     make_record,
-    prepare_questions_about_boxes,
+    prepare_questions,
 )
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 
@@ -56,19 +56,19 @@ def get_asked(objects: list[Annotation]) -> list[Annotation]:
 
 def prepare(context: EvalContext, objects: list[Annotation]) -> SceneForQuestions | None:
     asked = get_asked(objects)
-    return prepare_questions_about_boxes(context, asked) if asked else None
+    return prepare_questions(context, asked) if asked else None
 
 
 def answer(context: EvalContext, scenes: list[OpenScene]) -> list[list[Record]]:
     asked = [OpenScene(get_asked(scene.items), scene.prepared) for scene in scenes if scene.prepared is not None]
     answered = answer_questions(context, asked, NAME, get_question, clean_response) if asked else []
-    by_id = {record["id"]: record for records in answered for record in records}
+    by_id = {record["id"]: record | {"right": None} for records in answered for record in records}
     return [[by_id.get(item.id) or make_empty_record(item) for item in scene.items] for scene in scenes]
 
 
 def make_empty_record(item: Annotation) -> Record:
     """Of an object that no detected box stands for."""
-    return make_record(NAME, item, response=None, prediction="")
+    return make_record(NAME, item, response=None, prediction="", right=None)
 
 
 def score(records: list[Record], meteor: Meteor | None = None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from ross3d.metrics.benchmarks import score_scannet_det
 from ross3d.metrics.box_text import LabelledBox, parse_labelled_boxes
 from ross3d.metrics.columns import check_boxes
-from ross3d.metrics.detection import count_detections
+from ross3d.metrics.detection import Counts, count_detections
 from ross3d.tasks.answering import get_columns
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 from ross3d.tasks.windows import Window, answer_windows, get_scene_id, load_windows, prepare_windows
@@ -60,9 +60,10 @@ def get_values(records: list[Record]) -> dict[str, np.ndarray]:
     return {"window_f1": np.array([compute_window_f1(counts) for counts in counted])}
 
 
-def compute_window_f1(counts: Any) -> float:
-    hits, extra, missed = np.sum([list(vars(count).values()) for count in counts.values()] or [[0, 0, 0]], axis=0)
-    return 1.0 if hits + extra + missed == 0 else float(2 * hits / (2 * hits + extra + missed))
+def compute_window_f1(counts: Counts) -> float:
+    """F1 of a window's counts, 1 where nothing was there and nothing was said."""
+    hits, extra, missed = (sum(row[name] for row in counts.values()) for name in ("tp", "fp", "fn"))
+    return 1.0 if hits + extra + missed == 0 else 2 * hits / (2 * hits + extra + missed)
 
 
 TASK = Task(

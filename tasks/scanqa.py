@@ -16,7 +16,7 @@ from ross3d.tasks.answering import (
     get_columns,
     get_question,
     load_questions,
-    prepare_questions_about_boxes,
+    prepare_questions,
 )
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 
@@ -57,7 +57,7 @@ TASK = Task(
     NAME,
     "predictions.jsonl",
     load_items,
-    prepare_questions_about_boxes,
+    prepare_questions,
     answer,
     score,
     get_values,

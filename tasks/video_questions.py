@@ -22,7 +22,7 @@ from ross3d.tasks.answering import (
     clean_response,
     get_columns,
     get_question,
-    prepare_questions_about_boxes,
+    prepare_questions,
 )
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task, limit_scenes
 
@@ -173,7 +173,7 @@ class VideoBenchmark:
             self.name,
             "predictions.jsonl",
             self.load_items,
-            prepare_questions_about_boxes,
+            prepare_questions,
             self.answer,
             self.score_records,
             self.get_values,

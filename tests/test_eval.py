@@ -177,9 +177,9 @@ def test_what_cannot_be_evaluated_is_refused(tmp_path, monkeypatch):
         evaluate(tmp_path / "out", task="rooms")
 
 
-def start(output: Path, *launcher: str, **variables: str) -> subprocess.Popen:
+def start(output: Path, *launcher: str, more: tuple[str, ...] = (), **variables: str) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
-    command = [sys.executable, *launcher, str(ROOT / "eval.py"), *get_arguments(output)]
+    command = [sys.executable, *launcher, str(ROOT / "eval.py"), *get_arguments(output, *more)]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
@@ -222,7 +222,11 @@ def test_ten_kills_at_random_moments_change_no_file(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_writes(tmp_path):
-    finish(start(tmp_path / "one"))
-    finish(start(tmp_path / "two", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"))
-    assert hash_files(tmp_path / "two") == hash_files(tmp_path / "one")
+@pytest.mark.parametrize(("processes", "limit"), [(2, 2), (4, 0), (4, 1), (4, 3)])
+def test_processes_write_what_one_writes(tmp_path, processes, limit):
+    more = ("--limit", str(limit))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    finish(start(tmp_path / "one", more=more))
+    finish(start(tmp_path / "many", *launcher, more=more))
+    assert hash_files(tmp_path / "many") == hash_files(tmp_path / "one")
+    assert len({record["scene_id"] for record in read_lines(tmp_path / "many" / "predictions.jsonl")}) == limit

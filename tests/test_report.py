@@ -162,7 +162,11 @@ def test_a_run_page_shows_scores_curves_answers_and_boxes(tmp_path):
 
 
 def test_a_run_page_says_what_is_not_there(tmp_path):
-    settings = {"model": "user/model", "data": "gone", "tasks": {"rooms": {"split": "val", "scene_path": None}}}
+    settings = {
+        "model": "user/model",
+        "data": "gone",
+        "tasks": {"rooms": {"split": "val", "scene_path": "{split}/{scene_id}"}},
+    }
     page = make_run_page(write_run(tmp_path, settings=settings), read_rgbd_folder)
     assert "is not there any more" in page and "No trainer_state.json beside the weights" in page
     with pytest.raises(FileNotFoundError, match="expected the output folder of eval.py, got no such file"):

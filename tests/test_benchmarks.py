@@ -1,0 +1,460 @@
+"""Benchmarks: raw ScanNet files to scores, videos, windows of frames, prompts, and what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor
+
+from ross3d.data.annotations import Annotation, load_annotations, save_annotations
+from ross3d.data.prepare.__main__ import main as prepare
+from ross3d.data.sources import read_scene
+from ross3d.data.sources.video import read_video
+from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
+from ross3d.tasks import find_tasks
+from ross3d.tasks.answering import clean_response, get_detected_boxes
+from ross3d.tasks.intervals import compute_intervals
+from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Task
+from ross3d.tests.official_annotations import write_masks, write_official, write_raw_set
+from ross3d.tests.test_eval import door
+from ross3d.tests.tiny import get_checkpoint
+from ross3d.train import main as train
+from ross3d.training.arguments import DataArguments, RunArguments
+
+
+SCANNET_TASKS = {"scanqa": "val", "sqa3d": "test", "scan2cap": "val", "scanrefer": "val", "multi3drefer": "val"}
+TASKS = find_tasks()
+CHOICE = "Answer with the option's letter from the given choices directly."
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """A data folder prepared from raw ScanNet files of three synthetic rooms."""
+    raw = tmp_path_factory.mktemp("raw")
+    scans = write_raw_set(raw, num_frames=31)
+    write_official(raw / "official", scans)
+    write_masks(raw / "masks", scans)
+    output = raw / "data"
+    command = ["scannet", "--scans", raw / "scans", "--annotations", raw / "official", "--proposals", raw / "masks"]
+    command += ["--output", output, "--views", "5", "--bev-size", "48", "--num-workers", "1"]
+    prepare([str(word) for word in command])
+    return output
+
+
+@pytest.fixture(scope="module")
+def trained(prepared, tmp_path_factory) -> Path:
+    """A tiny model trained for two steps on the prepared questions of all five benchmarks."""
+    output = tmp_path_factory.mktemp("trained") / "model"
+    trainer = {"output_dir": str(output), "max_steps": 2, "per_device_train_batch_size": 1, "logging_steps": 1}
+    trainer |= {"save_strategy": "no", "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    data = DataArguments(root=str(prepared), epochs=2, questions_per_row=6)
+    train(RunArguments(init_from=str(get_checkpoint()), data=data, trainer=trainer))
+    return output
+
+
+def evaluate(output: Path, data: Path, model: Path, tasks: str, *more: str) -> dict:
+    given = ["--model", model, "--task", tasks, "--data", data, "--output", output, "--max_new_tokens", "5"]
+    return door.main(door.parse_arguments([str(word) for word in [*given, *more]]))
+
+
+def read_records(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_raw_scans_are_prepared_trained_on_and_scored(prepared, trained, tmp_path):
+    metrics = evaluate(tmp_path, prepared, trained, ",".join(SCANNET_TASKS))
+    records = read_records(tmp_path)
+    for name, split in SCANNET_TASKS.items():
+        asked = [a for a in load_annotations(prepared / "annotations" / f"{split}.parquet") if a.task == name]
+        mine = [record for record in records if record["task"] == name]
+        assert [record["id"] for record in mine] == [a.id for a in asked] and asked
+        assert [record["question"] for record in mine] == [a.question for a in asked]
+        assert metrics["scores"][name]["num_items"] == len(asked)
+        values = TASKS[name].get_values(mine)
+        for score, interval in metrics["intervals"][name].items():
+            assert interval["mean"] == pytest.approx(np.nanmean(values[score]))
+            assert interval["mean"] == pytest.approx(metrics["scores"][name][score], abs=1e-6)
+            assert interval["num_scenes"] == 1 and interval["num_questions"] == len(asked)
+    assert {"exact_match", "CIDEr", "BLEU-4"} < metrics["scores"]["scanqa"].keys()
+    page = (tmp_path / "report.html").read_text()
+    assert all(f"Scores: {name}" in page for name in SCANNET_TASKS) and "Scene scene0003_00" in page
+
+
+def test_an_object_without_a_detected_box_gets_no_caption_and_counts(prepared, trained, tmp_path):
+    metrics = evaluate(tmp_path, prepared, trained, "scan2cap")
+    records = read_records(tmp_path)
+    without = [record for record in records if record["query_coords"] is None]
+    assert without and len(without) < len(records)
+    assert all(record["prediction"] == "" and record["response"] is None for record in without)
+    assert metrics["scores"]["scan2cap"]["num_without_box"] == len(without)
+    own = EvalSettings(split="val", proposals="ground_truth")
+    objects = TASKS["scan2cap"].load_items(prepared, own)
+    assert [item.query_coords for item in objects] == [tuple(item.target_boxes[0][:3]) for item in objects]
+
+
+def test_grounding_chooses_among_detected_boxes_or_the_objects_own(prepared, trained, tmp_path):
+    scene = read_scene(prepared / "val" / "scene0003_00", num_views=3)
+    for proposals, boxes in (("predicted", scene.proposal_boxes), ("ground_truth", scene.boxes)):
+        evaluate(tmp_path / proposals, prepared, trained, "scanrefer,multi3drefer", "--proposals", proposals)
+        known = boxes.astype(np.float64).tolist()
+        for record in read_records(tmp_path / proposals):
+            assert len(record["scores"]) == len(boxes) + 1
+            assert all(box in known for box in record["answer_boxes"])
+            assert len(record["answer_boxes"]) == 1 or record["task"] == "multi3drefer"
+    assert not np.array_equal(scene.boxes, scene.proposal_boxes)
+
+
+def make_context(data: Path, task: Task, **settings) -> EvalContext:
+    filled = task.fill_settings(EvalSettings(max_new_tokens=3, **settings))
+    return EvalContext(
+        model=Ross3DForConditionalGeneration.from_pretrained(get_checkpoint()).eval(),
+        processor=AutoProcessor.from_pretrained(get_checkpoint(), trust_remote_code=True),
+        device=torch.device("cpu"),
+        data_dir=data,
+        output_dir=data,
+        read_scene=lambda path: read_scene(path, num_views=filled.num_views),
+        make_proposals=lambda scene, seed: pytest.fail("a benchmark's boxes lie beside its scenes"),
+        get_seed=lambda seed, purpose: seed,
+        settings=filled,
+        scene_path=task.scene_path,
+    )
+
+
+@torch.no_grad()
+def answer(context: EvalContext, task: Task) -> list[dict]:
+    items = task.load_items(context.data_dir, context.settings)
+    groups = {item.scene_id: [other for other in items if other.scene_id == item.scene_id] for item in items}
+    scenes = [OpenScene(group, task.prepare(context, group)) for group in groups.values()]
+    return [record for records in task.answer(context, scenes) for record in records]
+
+
+def test_scenes_without_boxes_are_named(prepared):
+    context = make_context(prepared, TASKS["scanrefer"])
+    scene = read_scene(prepared / "train" / "scene0001_00", num_views=2)
+    with pytest.raises(ValueError, match=r"'scene0001_00'.*proposals.json, got no such file; prepare the scene"):
+        get_detected_boxes(context, replace(scene, proposal_boxes=None))
+    own = replace(context, settings=replace(context.settings, proposals="ground_truth"))
+    with pytest.raises(ValueError, match=r"boxes.json, got no such file.*--proposals predicted"):
+        get_detected_boxes(own, replace(scene, boxes=None))
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "message"),
+    [
+        ("scanqa", {"task": "other"}, "expected questions of task 'scanqa', got none"),
+        ("sqa3d", {"question_type": "why"}, r"id 'a': expected a question_type of \['what', .*got 'why'"),
+        ("scanrefer", {"question_type": "single"}, r"expected a question_type of \['unique', 'multiple'\]"),
+        ("scanrefer", {"question_type": "unique"}, "id 'a': expected one box in target_boxes, got None"),
+        ("multi3drefer", {"question_type": "mt"}, "id 'a': expected a list in target_boxes"),
+    ],
+)
+def test_annotations_that_cannot_be_scored_are_named(tmp_path, task, changes, message):
+    grounding = {"answer": "<ground>", "object_ids": [0]} if task in {"scanrefer", "multi3drefer"} else {"answer": "b"}
+    values = {"task": task, "question_type": "what", "question": "q"} | grounding | changes
+    save_annotations([Annotation("a", "scene", **values)], tmp_path / "annotations" / "val.jsonl")
+    with pytest.raises(ValueError, match=message):
+        TASKS[task].load_items(tmp_path, EvalSettings(split="val"))
+
+
+def test_captions_of_own_boxes_need_them(tmp_path):
+    item = Annotation("a", "scene", "scan2cap", "unique", "At <coord> .", "b", query_coords=(0.0, 1.0, 2.0))
+    save_annotations([item], tmp_path / "annotations" / "val.jsonl")
+    assert TASKS["scan2cap"].load_items(tmp_path, EvalSettings(split="val")) == [item]
+    with pytest.raises(ValueError, match="id 'a': expected target_boxes with --proposals ground_truth, got None"):
+        TASKS["scan2cap"].load_items(tmp_path, EvalSettings(split="val", proposals="ground_truth"))
+
+
+def test_responses_lose_blanks_and_a_spelt_end_mark():
+    item = Annotation("a", "scene", "scanqa", "unknow", "q", "b")
+    assert clean_response(item, " brown. <|im_end|>\n") == "brown."
+    assert clean_response(item, "<|im_end|> brown\nchair ") == "<|im_end|> brown\nchair"
+
+
+def test_published_prompts_reach_the_model_blank_for_blank():
+    """The leading blank of prepared questions stays, and the instruction stands where training has it."""
+    processor = AutoProcessor.from_pretrained(get_checkpoint(), trust_remote_code=True)
+    question, picture = " What is it? Answer the question simply.", np.zeros((8, 8, 3), np.uint8)
+    for instruction in (False, True):
+        processor.spatial_instruction = instruction
+        ids = processor(images=[picture], text=question, return_tensors="pt")["input_ids"][0]
+        text = processor.tokenizer.decode(ids).replace("<image>", "")
+        said = (
+            "The video captures 3D spatial information of a scene. Please focus on the spatial relationships in the"
+            " video and answer the following questions.\n" if instruction else ""
+        )  # fmt: skip
+        assert text == (
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n\n"
+            f"{said}{question}<|im_end|>\n<|im_start|>assistant\n"
+        )
+
+
+# Videos.
+
+
+def write_video(path: Path, frames: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt, stream.bit_rate = "yuv420p", 4_000_000
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def make_frames(count: int) -> np.ndarray:
+    """Frames that grow brighter, each of one shade."""
+    shades = np.linspace(20, 230, count).round().astype(np.uint8)
+    return np.broadcast_to(shades[:, None, None, None], (count, 48, 64, 3)).copy()
+
+
+@pytest.mark.parametrize(("count", "num_views"), [(23, 5), (7, 32), (9, None)])
+def test_views_of_a_video_are_evenly_spread(tmp_path, count, num_views):
+    write_video(tmp_path / "walk.mp4", make_frames(count))
+    scene = read_scene(tmp_path / "walk", num_views=num_views)
+    wanted = np.unique(np.linspace(0, count - 1, num_views or count).astype(int))
+    assert scene.view_names == [f"frame-{index:06d}" for index in wanted] and scene.scene_id == "walk"
+    shades = scene.images.mean(axis=(1, 2, 3))
+    assert np.abs(shades - make_frames(count)[wanted, 0, 0, 0]).max() < 4 and scene.depth_maps is None
+
+
+def test_damaged_videos_are_named(tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(ValueError, match="text.mp4: expected a video, got a file that cannot be decoded"):
+        read_video(tmp_path / "text.mp4")
+    write_video(tmp_path / "whole.avi", make_frames(30))
+    data = bytearray((tmp_path / "whole.avi").read_bytes())
+    # Frames of zeros decode to nothing.
+    start = data.index(b"movi") + 4
+    for place in range(start, len(data)):
+        if data[place : place + 4] == b"00dc":
+            size = int.from_bytes(data[place + 4 : place + 8], "little")
+            data[place + 8 : place + 8 + size] = bytes(size)
+    (tmp_path / "broken.avi").write_bytes(data)
+    with pytest.raises(ValueError, match=r"broken.avi: expected (4 of its \d+ frames, got 0|a video)"):
+        read_video(tmp_path / "broken.avi", num_views=4)
+    with pytest.raises(FileNotFoundError, match="nothing is not a folder, and no video"):
+        read_scene(tmp_path / "nothing")
+
+
+def make_video_rows() -> list[dict]:
+    shared = {"dataset": "scannet", "scene_name": "scene0011_00"}
+    choice = {
+        "question_type": "object_rel_distance",
+        "question": "Which is closest?",
+        "options": ["A. bed", "B. lamp"],
+    }
+    return [
+        shared | choice | {"id": 0, "ground_truth": "B"},
+        shared | {"id": 1, "question_type": "object_counting", "question": "How many?", "ground_truth": "4"},
+        {"dataset": "arkitscenes", "scene_name": "410"} | choice | {"id": 2, "ground_truth": "A"},
+    ]
+
+
+def write_rows(file: Path, rows: list[dict]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture()
+def videos(tmp_path) -> Path:
+    write_rows(tmp_path / "test.jsonl", make_video_rows())
+    write_video(tmp_path / "scannet" / "scene0011_00.mp4", make_frames(11))
+    write_video(tmp_path / "arkitscenes" / "410.mp4", make_frames(6))
+    return tmp_path
+
+
+def test_questions_about_videos_are_asked_as_published_and_scored(videos):
+    task = TASKS["vsibench"]
+    context = make_context(videos, task, num_views=4)
+    assert context.settings.split == "test" and task.max_new_tokens == 16
+    records = answer(context, task)
+    assert [record["id"] for record in records] == ["0", "1", "2"]
+    assert records[0]["question"] == (
+        f"These are frames of a video.\nWhich is closest?\nOptions:\nA. bed\nB. lamp\n{CHOICE}"
+    )
+    assert records[1]["question"] == (
+        "These are frames of a video.\nHow many?\nPlease answer the question using a single word or phrase."
+    )
+    said = [record | {"prediction": text} for record, text in zip(records, ["B. the lamp", "5", "B"], strict=True)]
+    scores = task.score(said)
+    assert scores["object_rel_distance"] == 0.5 and scores["object_counting"] == pytest.approx(0.6)
+    assert scores["overall"] == pytest.approx(0.55) and scores["num_items"] == 3
+    intervals = compute_intervals(task.get_values(said), said)
+    assert intervals["object_rel_distance"]["num_scenes"] == 2 and intervals["mean"]["num_questions"] == 3
+    assert intervals["object_counting"] == intervals["object_counting"] | {"mean": 0.6, "low": 0.6, "high": 0.6}
+
+
+def test_a_posed_scan_takes_the_place_of_a_video(videos, prepared):
+    (videos / "scannet" / "scene0011_00").symlink_to(prepared / "val" / "scene0003_00")
+    context = make_context(videos, TASKS["vsibench"], num_views=3)
+    scene = context.load_scene("scannet/scene0011_00")
+    assert scene.depth_maps is not None and scene.num_views == 3
+    assert len(answer(context, TASKS["vsibench"])) == 3
+
+
+def test_vstibench_reads_its_own_fields(tmp_path):
+    rows = [
+        {"id": 7, "video_path": "scannet/val/scene0012_00.mp4", "question_type": "camera_movement_direction",
+         "question": "Where to?", "options": ["A. left", "B. right"], "ground_truth": "left", "mc_answer": "A"},
+        {"id": 8, "video_path": "scannet/val/scene0012_00.mp4", "question_type": "camera_obj_dist_change",
+         "question": "By how much?", "options": None, "ground_truth": -0.5, "mc_answer": None},
+    ]  # fmt: skip
+    task = TASKS["vstibench"]
+    write_rows(tmp_path / "test.jsonl", rows)
+    write_video(tmp_path / "scannet" / "val" / "scene0012_00.mp4", make_frames(5))
+    records = answer(make_context(tmp_path, task, num_views=2), task)
+    assert [record["references"] for record in records] == [["A"], ["-0.5"]]
+    scores = task.score([record | {"prediction": text} for record, text in zip(records, ["a", "3"], strict=True)])
+    assert scores["camera_movement_direction"] == 1.0
+    assert scores["camera_obj_dist_change"] == 0.0 and scores["camera_obj_dist_change_published"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"question_type": "smell"}, r"test.jsonl, row 1: .*got 'smell' as its type; is it the file of another"),
+        ({"ground_truth": None}, r"got \['ground_truth'\] missing"),
+        ({"question": ""}, r"got \['question'\] missing"),
+        ({"options": []}, r"row 1: expected options for a object_rel_distance question, got \[\]"),
+        ({"id": 1}, r"row 2: the id '1' came before"),
+    ],
+)
+def test_rows_that_cannot_be_asked_are_named(tmp_path, changes, message):
+    rows = make_video_rows()
+    write_rows(tmp_path / "test.jsonl", [rows[0] | changes, *rows[1:]])
+    with pytest.raises(ValueError, match=message):
+        TASKS["vsibench"].load_items(tmp_path, EvalSettings(split="test"))
+
+
+def test_files_of_rows_that_cannot_be_read_are_named(tmp_path):
+    task, settings = TASKS["vsibench"], EvalSettings(split="test")
+    with pytest.raises(FileNotFoundError, match=r"expected the benchmark's rows as one of \['test.jsonl'"):
+        task.load_items(tmp_path, settings)
+    (tmp_path / "test.parquet").write_text("x")
+    with pytest.raises(ValueError, match="test.parquet: expected a Parquet file"):
+        task.load_items(tmp_path, settings)
+    (tmp_path / "test.jsonl").write_text("{}\n{cut")
+    with pytest.raises(ValueError, match=r"expected one file of rows, got \['test.jsonl', 'test.parquet'\]"):
+        task.load_items(tmp_path, settings)
+    (tmp_path / "test.parquet").unlink()
+    with pytest.raises(ValueError, match=r"test.jsonl:2: expected a row of JSON, got"):
+        task.load_items(tmp_path, settings)
+    row = make_video_rows()[0]
+    del row["scene_name"]
+    write_rows(tmp_path / "test.jsonl", [row])
+    with pytest.raises(ValueError, match="row 1: expected the field 'scene_name' that names the video"):
+        task.load_items(tmp_path, settings)
+
+
+# Windows of frames.
+
+
+def write_frames(folder: Path, scenes: dict[str, int]) -> None:
+    for scene_id, count in scenes.items():
+        for index, frame in enumerate(make_frames(count)):
+            file = folder / "scannet" / "posed_images" / scene_id / f"{index:05d}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(frame).save(file)
+
+
+def make_detection_row(scene_id: str, first: int) -> dict:
+    images = [f"scannet/posed_images/{scene_id}/{index:05d}.jpg" for index in range(first, first + 2)]
+    human = "<image>\n<image>\nDetect the 3D bounding boxes in the camera coordinate system of the first frame.\n..."
+    boxes = [{"label": "chair", "bbox_3d": [0, 0, 2, 0.5, 0.5, 1, 0.1, 0, 0]}]
+    return {
+        "images": images,
+        "boxes": boxes,
+        "conversations": [{"from": "human", "value": human}, {"from": "gpt", "value": "[]"}],
+    }
+
+
+def test_detection_asks_each_window_about_its_own_frames(tmp_path):
+    task = TASKS["scannet_det"]
+    write_frames(tmp_path, {"scene0011_00": 4, "scene0012_00": 3})
+    rows = [make_detection_row("scene0011_00", 0), make_detection_row("scene0012_00", 1)]
+    rows.append(make_detection_row("scene0011_00", 2))
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "scannet_det_val_4frames.json").write_text(json.dumps(rows))
+    records = answer(make_context(tmp_path, task), task)
+    assert [record["scene_id"] for record in records] == ["scene0011_00", "scene0011_00", "scene0012_00"]
+    # The published text has a line break for each slot; the first is part of ours.
+    assert records[0]["question"].startswith("\nDetect the 3D") and records[0]["right"] is None
+    found = json.dumps([{"label": "chair", "bbox_3d": [0, 0, 2, 0.5, 0.5, 1, 0.1, 0, 0]}])
+    said = [record | {"prediction": text} for record, text in zip(records, [found, "[]", "?"], strict=True)]
+    scores = task.score(said)
+    assert scores["recall_cate8"] == pytest.approx(1 / 3 / 8) and scores["num_items"] == 3
+    assert task.get_values(said)["window_f1"].tolist() == [1.0, 0.0, 0.0]
+
+
+def make_located_row(views: int = 2) -> dict:
+    turn = [[0, 0, 1, 1.0], [-1, 0, 0, 2.0], [0, -1, 0, 1.5], [0, 0, 0, 1]]
+    return {
+        "images": [f"scannet/posed_images/scene0011_00/{index:05d}.jpg" for index in range(views)],
+        "prompt": "Localize the first clear frame.\nText: A chair.\n",
+        "conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "{}"}],
+        "gt_bbox": [3.0, 2.0, 1.5, 1.0, 1.0, 1.0, 0, 0, 0],
+        "cam2global": [np.eye(4).tolist(), turn],
+        "cam2img": np.eye(4).tolist(),
+        "axis_align_matrix": np.eye(4).tolist(),
+        "metadata": {"question_type": "unique"},
+    }
+
+
+def test_an_answered_frame_and_box_are_turned_into_the_world(tmp_path):
+    task = TASKS["vgllm_scanrefer"]
+    write_frames(tmp_path, {"scene0011_00": 2})
+    (tmp_path / "scanrefer_val_24frames.json").write_text(json.dumps([make_located_row()]))
+    (record,) = answer(make_context(tmp_path, task), task)
+    assert record["question"] == "Localize the first clear frame.\nText: A chair.\n"
+    right = record | {"prediction": '{"frame": 1, "bbox_3d": [0, 0, 2, 1, 1, 1, 0, 0, 0]}'}
+    wrong = record | {"prediction": '{"frame": 0, "bbox_3d": [0, 0, 2, 1, 1, 1, 0, 0, 0]}'}
+    assert task.score([right, wrong])["accuracy@0.5"] == 0.5
+    assert task.get_values([right, wrong, record])["accuracy@0.25"].tolist() == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cam2global": [np.eye(4).tolist()]}, "entry 0: expected a cam2global for each of 2 images, got 1"),
+        (
+            {"axis_align_matrix": [1, 2]},
+            "entry 0: expected axis_align_matrix to be a finite 4x4 matrix",
+        ),
+        ({"gt_bbox": [1, 2, 3]}, "entry 0, gt_bbox: expected an array of shape"),
+        ({"images": []}, r"entry 0: expected a row as published \(docs/DATA.md\), got IndexError"),
+        ({"images": None}, "entry 0: expected a row as published"),
+    ],
+)
+def test_rows_of_windows_that_cannot_be_read_are_named(tmp_path, changes, message):
+    if changes.get("images") == []:
+        changes = changes | {"cam2global": []}
+    (tmp_path / "scanrefer_val_32frames.json").write_text(json.dumps([make_located_row() | changes]))
+    with pytest.raises(ValueError, match=message):
+        TASKS["vgllm_scanrefer"].load_items(tmp_path, EvalSettings(split="val"))
+
+
+def test_files_of_windows_that_cannot_be_read_are_named(tmp_path):
+    task, settings = TASKS["scannet_det"], EvalSettings(split="val")
+    with pytest.raises(FileNotFoundError, match=r"rows in a file scannet_det_val_\*frames.json, got none"):
+        task.load_items(tmp_path, settings)
+    file = tmp_path / "scannet_det_val_4frames.json"
+    file.write_text("[{")
+    with pytest.raises(ValueError, match="scannet_det_val_4frames.json: expected a JSON list of rows, got Expecting"):
+        task.load_items(tmp_path, settings)
+    file.write_text("{}")
+    with pytest.raises(ValueError, match="expected a JSON list of rows, got dict"):
+        task.load_items(tmp_path, settings)
+    (tmp_path / "scannet_det_val_6frames.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"expected one file scannet_det_val_\*frames.json, got .*; keep one"):
+        task.load_items(tmp_path, settings)
+
+
+def test_a_limit_of_no_scenes_writes_empty_results(videos, tmp_path):
+    metrics = evaluate(tmp_path / "out", videos, get_checkpoint(), "vsibench", "--limit", "0")
+    assert metrics["scores"] == {"vsibench": {}} and metrics["intervals"] == {}
+    assert read_records(tmp_path / "out") == [] and (tmp_path / "out" / "report.html").is_file()
