@@ -1,4 +1,4 @@
-"""Recorded prompts: the tokens of every benchmark's records at training and evaluation, what is supervised, video rows.
+"""Recorded prompts: tokens of every benchmark's records at training and evaluation, what is supervised, video rows.
 
 The recording's toy tokenizer has a token for each piece of Qwen2's pre-tokenisation; it is built here from the pieces
 that were recorded, so that another cut of a text is an unknown token.

@@ -1,0 +1,40 @@
+"""Compare evaluated runs question by question.
+
+    python tools/compare.py RUN[,RUN...] RUN[,RUN...] ... [--output DIR]
+
+Each argument is a system: an output folder of eval.py, or several, separated by commas, that differ in the model's
+seed alone. Prints every score with its spread over seeds and its interval over scenes, how far later systems are from
+the first, and how many answers changed. `--output` writes `comparison.json` and `comparison.html` with the changed
+questions.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ross3d.report.comparison import format_comparison, make_comparison_page
+from ross3d.report.run import write_page
+from ross3d.tasks import find_tasks
+from ross3d.tasks.comparison import compare_systems, read_run
+from ross3d.tasks.records import write_json
+
+
+def main(args: list[str] | None = None) -> dict[str, Any]:
+    """Read, compare, print and write; returns the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("systems", nargs="+", help="output folders of eval.py; commas between seeds of one system")
+    parser.add_argument("--output", type=Path, help="folder for comparison.json and comparison.html")
+    options = parser.parse_args(args)
+    systems = [[read_run(Path(folder)) for folder in system.split(",")] for system in options.systems]
+    values = {name: task.get_values for name, task in find_tasks().items() if task.get_values is not None}
+    comparison = compare_systems(systems, values)
+    print(format_comparison(options.systems, comparison))
+    if options.output is not None:
+        options.output.mkdir(parents=True, exist_ok=True)
+        write_json(options.output / "comparison.json", comparison)
+        print(write_page(options.output / "comparison.html", make_comparison_page(options.systems, comparison)))
+    return comparison
+
+
+if __name__ == "__main__":
+    main()
