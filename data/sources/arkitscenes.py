@@ -75,16 +75,18 @@ def read_arkitscenes(
     pincams = _list_times(folder / "lowres_wide_intrinsics", "pincam")
     exclusions = Exclusions(f"scene {scene_id!r}", max_excluded)
     tracked = exclusions.drop_lost(cameras)
-    files = exclusions.read_each(tracked, lambda name: _find_nearest(colors, float(name), "lowres_wide"), "picture")
+    color_files = exclusions.read_each(tracked, lambda name: _find_nearest(colors, float(name)), "picture")
+    times = {name: _get_time(file) for name, file in color_files.items()}
+    depth_files = exclusions.read_each(times, lambda name: _find_nearest(depths, times[name]), "depth map")
+    pincam_files = exclusions.read_each(depth_files, lambda name: _find_nearest(pincams, times[name]), "intrinsics")
     names, images, depth_maps = decode_views(
-        choose_views(files, num_views),
-        lambda name: read_color(files[name]),
-        lambda name: read_depth(_find_nearest(depths, _get_time(files[name]), "lowres_depth")),
+        choose_views(pincam_files, num_views),
+        lambda name: read_color(color_files[name]),
+        lambda name: read_depth(depth_files[name]),
         exclusions,
     )
     size = depth_maps.shape[2], depth_maps.shape[1]
-    pincam_files = [_find_nearest(pincams, _get_time(files[name]), "lowres_wide_intrinsics") for name in names]
-    intrinsics = merge_intrinsics(np.stack([read_pincam(file, size) for file in pincam_files]))
+    intrinsics = merge_intrinsics(np.stack([read_pincam(pincam_files[name], size) for name in names]))
     cam2world = np.stack([cameras[name] for name in names])
     align = read_axis_align_matrix(axis_align_matrix, scene_id, lambda: np.eye(4))
     if turn_upright:
@@ -159,14 +161,14 @@ def _get_time(file: Path) -> float:
         raise ValueError(f"{file}: expected a name that ends in its time in seconds, got {word!r}.") from error
 
 
-def _find_nearest(listed: tuple[np.ndarray, list[Path]], time: float, what: str) -> Path:
+def _find_nearest(listed: tuple[np.ndarray, list[Path]], time: float) -> Path:
     times, files = listed
     index = int(np.abs(times - time).argmin())
     # Times are written with three decimals, so a difference may come out a rounding longer.
     if abs(times[index] - time) > MAX_TIME_DIFFERENCE + 1e-6:
         raise FileNotFoundError(
-            f"{files[index].parent}: nothing in {what} within {1000 * MAX_TIME_DIFFERENCE:.0f} ms of {time:.3f} s;"
-            f" the nearest is {files[index].name}."
+            f"{files[index].parent}: no file within {1000 * MAX_TIME_DIFFERENCE:.0f} ms of {time:.3f} s; the nearest"
+            f" is {files[index].name}."
         )
     return files[index]
 

@@ -123,15 +123,12 @@ def decode_views(
         ValueError: too many cannot be decoded; sizes differ; colour and depth have another aspect.
     """
 
-    def read_view(name: str) -> tuple[np.ndarray, np.ndarray | None]:
-        return read_color(name), None if read_depth is None else read_depth(name)
-
-    views = exclusions.read_each(names, read_view, "picture" if read_depth is None else "picture or depth")
-    names = list(views)
-    images = _stack_same_size({name: color for name, (color, _) in views.items()}, "picture", exclusions.where)
+    colors = exclusions.read_each(names, read_color, "picture")
     if read_depth is None:
-        return names, images, None
-    depth_maps = _stack_same_size({name: depth for name, (_, depth) in views.items()}, "depth map", exclusions.where)
+        return list(colors), _stack_same_size(colors, "picture", exclusions.where), None
+    depths = exclusions.read_each(colors, read_depth, "depth map")
+    images = _stack_same_size({name: colors[name] for name in depths}, "picture", exclusions.where)
+    depth_maps = _stack_same_size(depths, "depth map", exclusions.where)
     (height, width), (color_height, color_width) = depth_maps.shape[1:], images.shape[1:3]
     difference = abs(width * color_height - height * color_width)
     if difference > max(width, height, color_width, color_height, MAX_ASPECT_DIFFERENCE * width * color_height):
@@ -139,7 +136,7 @@ def decode_views(
             f"{exclusions.where}: depth is {width}x{height} but the colour picture is {color_width}x{color_height},"
             " another aspect; register depth and colour to one camera first."
         )
-    return names, images, depth_maps
+    return list(depths), images, depth_maps
 
 
 def _stack_same_size(arrays: dict[str, np.ndarray], what: str, where: str) -> np.ndarray:

@@ -124,6 +124,7 @@ def read_posed_images(
     boxes: np.ndarray | str | os.PathLike | None = None,
     max_excluded: float = MAX_EXCLUDED,
     infos: Mapping[str, EmbodiedScanInfo] | None = None,
+    crop_bev: bool = True,
 ) -> Scene:
     """Read and check one scan of the export.
 
@@ -134,6 +135,8 @@ def read_posed_images(
         boxes (`(K, 6)` array or JSON file, *optional*): such as `scannet_val_pred_box.json`.
         max_excluded (`float`): share of frames that may be lost, missing or damaged.
         infos (*optional*): what `load_embodiedscan_infos` returned.
+        crop_bev (`bool`, defaults to `True`): cut the middle out of a published picture from above; False for a
+            processor of `geometry_mode="published"`, which cuts it itself.
 
     Raises:
         FileNotFoundError, ValueError: name the file, what was expected, what came, and what to do about it.
@@ -143,7 +146,7 @@ def read_posed_images(
     scan = path.resolve().parents[1] / "scans" / scene_id
     info = _get_info(infos, scene_id)
     if info is None:
-        names = sorted(file.stem for file in path.glob("*.jpg"))
+        names = sorted(file.stem for file in path.glob("[0-9]*.jpg"))
         intrinsics = read_matrix(path / "depth_intrinsic.txt", (4, 4), "the depth camera, pixels")[:3, :3]
         align = read_axis_align_matrix(
             axis_align_matrix, scene_id, lambda: _read_alignment(scan / f"{scene_id}.txt", scene_id)
@@ -179,26 +182,26 @@ def read_posed_images(
         num_frames=len(cameras),
         boxes=box_array,
         box_labels=box_labels,
-        bev=(*read_bev_view(bev_files[0], depth_maps.shape[:0:-1]), None) if bev_files else (None, None, None),
+        bev=(*read_bev_view(bev_files[0], depth_maps.shape[:0:-1], crop_bev), None) if bev_files else (None,) * 3,
     )
 
 
-def read_bev_view(file: Path, depth_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """A published picture from above: image (432, 432, 3) uint8 with void exactly black, and what was seen (432, 432).
+def read_bev_view(file: Path, depth_size: tuple[int, int], crop: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """A published picture from above: image (432, W, 3) uint8 with void exactly black, and what was seen (432, W).
 
     The published rule stretches it to the aspect of the depth map (width, height), whatever its own, at a height of
-    432 pixels, and cuts the middle out. Nobody says which metres it shows.
+    432 pixels, and cuts 432 columns out of the middle (`crop`). Nobody says which metres it shows.
     """
     width, height = depth_size
-    stretched = (int(width * BEV_SIZE / height), BEV_SIZE)
-    picture = np.array(open_image(file, file).convert("RGB").resize(stretched, Image.Resampling.BICUBIC))
-    left = (stretched[0] - BEV_SIZE) // 2
-    if left < 0:
+    stretched = int(width * BEV_SIZE / height)
+    if stretched < BEV_SIZE:
         raise ValueError(
             f"{file}: depth maps of {width}x{height} pixels are higher than wide, so the published rule cuts more than"
             " there is; turn the scan, or leave the picture from above out."
         )
-    picture = picture[:, left : left + BEV_SIZE]
+    image = open_image(file, file).convert("RGB").resize((stretched, BEV_SIZE), Image.Resampling.BICUBIC)
+    left, right = ((stretched - BEV_SIZE) // 2, (stretched + BEV_SIZE) // 2) if crop else (0, stretched)
+    picture = np.array(image)[:, left:right]
     valid = picture.max(axis=-1) > JPEG_RINGING
     picture[~valid] = 0
     return picture, valid
