@@ -7,6 +7,7 @@
     DIR/axis_align.txt                     optional 4x4: the world of the poses -> z up, floor at 0; applied here, once
     DIR/boxes.json                         optional [{"box": [cx, cy, cz, dx, dy, dz], "category": ..., ...}, ...]
                                            or [[cx, cy, cz, dx, dy, dz], ...], metres, in the aligned world
+    DIR/proposals.json                     optional, a detector's boxes, as in boxes.json
     DIR/bev.png, DIR/bev.json              optional RGBA picture from above (alpha 0 = void) and {"bounds": [...]}
 
 Depth and colour may differ in size when their aspect agrees; a folder in which no frame has depth is read without
@@ -82,7 +83,7 @@ def read_rgbd_folder(
     default_boxes = path / "boxes.json"
     given_boxes = default_boxes if boxes is None and default_boxes.is_file() else boxes
     box_array, box_labels = (None, None) if given_boxes is None else read_boxes(given_boxes, scene_id)
-    return make_scene(
+    scene = make_scene(
         path=path,
         scene_id=scene_id,
         names=names,
@@ -97,6 +98,9 @@ def read_rgbd_folder(
         box_labels=box_labels,
         bev=_read_bev(path),
     )
+    detected = path / "proposals.json"
+    scene.proposal_boxes = read_boxes(detected, scene_id)[0] if detected.is_file() else None
+    return check_scene(scene)
 
 
 def _find_frames(path: Path) -> dict[str, Path]:
@@ -192,6 +196,8 @@ def write_rgbd_folder(scene: Scene, path: str | os.PathLike) -> Path:
             {"box": [round(float(v), 4) for v in box], **label} for box, label in zip(scene.boxes, labels, strict=True)
         ]
         (part / "boxes.json").write_text(json.dumps(rows))
+    if scene.proposal_boxes is not None:
+        (part / "proposals.json").write_text(json.dumps(scene.proposal_boxes.astype(np.float64).round(4).tolist()))
     if scene.bev_image is not None:
         _write_bev(scene, part)
     if path.exists():
