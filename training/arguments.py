@@ -17,6 +17,7 @@ from ross3d.configuration_ross3d import Ross3DConfig
 
 VISITS = ("scenes", "questions")
 PROPOSALS = ("ground_truth", "jittered")
+DECODES = ("exact", "reduced")
 
 
 @dataclass
@@ -37,6 +38,8 @@ class DataArguments:
         proposals (`str`): what grounding chooses among: the objects' own boxes (`ground_truth`, published), or
             `jittered` ones among boxes that match nothing, as our rooms are found.
         blind (`bool`): train on the words alone, the baseline that every score stands beside.
+        decode (`str`): how JPEG pictures are decoded: `exact`, at their own size (published); or `reduced`, at the
+            smallest size that is no smaller than the model's input, which is faster and changes pixels slightly.
         prepared (`str`, *optional*): folder for prepared scenes, which later epochs and runs read instead of pictures;
             12 MB a scene of 32 views at the released size.
         latents (`str`, *optional*): folder with the teacher's latents of all scenes
@@ -54,11 +57,12 @@ class DataArguments:
     one_task_per_step: bool = False
     proposals: str = "ground_truth"
     blind: bool = False
+    decode: str = "exact"
     prepared: str | None = None
     latents: str | None = None
 
     def __post_init__(self):
-        for name, known in (("visit", VISITS), ("proposals", PROPOSALS)):
+        for name, known in (("visit", VISITS), ("proposals", PROPOSALS), ("decode", DECODES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"data.{name}: expected a choice of {known}, got {getattr(self, name)!r}.")
         if self.one_task_per_step and self.visit != "questions":

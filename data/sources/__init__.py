@@ -36,9 +36,15 @@ LAYOUTS = (
     ),
     Layout(
         "arkitscenes",
-        "**/lowres_wide.traj",
+        "lowres_wide.traj",
         read_arkitscenes,
         "lowres_wide.traj and lowres_wide/, lowres_depth/, lowres_wide_intrinsics/ (ARKitScenes)",
+    ),
+    Layout(
+        "arkitscenes_3dod",
+        "*_frames/lowres_wide.traj",
+        read_arkitscenes,
+        "the same in a folder <video>_frames (the 3dod part of ARKitScenes)",
     ),
     Layout(
         "posed_images",
@@ -70,8 +76,11 @@ def read_scene(path: str | os.PathLike, **options) -> Scene:
 
     Args:
         path (`str` or `Path`): the folder of one scan; its name is the scene's id.
-        options: of every reader `num_views`, `axis_align_matrix`, `boxes` and `max_excluded`; further ones of the
-            layout's own, such as `infos` (posed_images) or `labels_file` (scannet).
+        options: of every reader `num_views`, `axis_align_matrix`, `boxes`, `max_excluded` and `reduce_to`; further
+            ones of the layout's own, such as `infos` (posed_images) or `labels_file` (scannet).
+
+    Raises:
+        FileNotFoundError, ValueError: of `find_layout` and of the layout's reader.
     """
     return find_layout(path).read(path, **options)
 
