@@ -1,4 +1,4 @@
-"""The rooms of `raw_scannet.py` in the layouts of other sources: public ScanNet export, nerfstudio, ARKitScenes.
+"""The rooms of `raw_scannet.py` in the other layouts: RGB-D folder, public ScanNet export, nerfstudio, ARKitScenes.
 
 Formulas here are written from the formats' own conventions, not from the readers.
 """
@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ross3d.data.scene import Scene
+from ross3d.scenes.rooms import Room
 from ross3d.tests.raw_scannet import COLOR_SIZE, RawScan
 
 
@@ -58,6 +60,23 @@ def write_infos(path: Path, entries: list, protocol: int = 4) -> Path:
     content = {"metainfo": {"categories": {"chair": 1}}, "data_list": entries}
     path.write_bytes(pickle.dumps(content, protocol=protocol))
     return path
+
+
+def write_rgbd(scan: RawScan, folder: Path) -> Path:
+    """A folder of posed RGB-D frames in the frame of the scan, with its alignment and the boxes of the furniture."""
+    folder.mkdir(parents=True)
+    world2scan = np.linalg.inv(scan.axis_align_matrix)
+    for index, (jpeg, depth, matrix) in enumerate(zip(scan.color_jpegs, scan.depth_mm, scan.cam2world, strict=True)):
+        stem = folder / f"frame-{index:06d}"
+        Path(f"{stem}.color.jpg").write_bytes(jpeg)
+        Image.fromarray(depth).save(f"{stem}.depth.png")
+        np.savetxt(f"{stem}.pose.txt", world2scan @ matrix, fmt="%.12f")
+    np.savetxt(folder / "camera-intrinsics.txt", scan.depth_intrinsics, fmt="%.12f")
+    np.savetxt(folder / "axis_align.txt", scan.axis_align_matrix, fmt="%.12f")
+    labels = [{"category": piece.category} for piece in scan.room.furniture]
+    rows = [{"box": box} | label for box, label in zip(scan.room.boxes.tolist(), labels, strict=True)]
+    (folder / "boxes.json").write_text(json.dumps(rows))
+    return folder
 
 
 def write_nerfstudio(scan: RawScan, folder: Path, shared: dict | None = None, depth_unit: float = 1e-3) -> dict:
@@ -151,3 +170,28 @@ def write_oriented_boxes(scan: RawScan, folder: Path) -> None:
 
 def get_depth_metres(scan: RawScan) -> np.ndarray:
     return scan.depth_mm.astype(np.float32) / np.float32(1000)
+
+
+def measure_misfit(scene: Scene, room: Room) -> float:
+    """Metres between the room's surfaces and that point of the scene's depth maps which is farthest from them."""
+    points = []
+    matrices = np.broadcast_to(scene.intrinsics, (scene.num_views, 3, 3))
+    for depth, matrix, cam2world in zip(scene.depth_maps, matrices, scene.cam2world, strict=True):
+        rows, columns = np.nonzero(depth)
+        rays = np.linalg.inv(matrix) @ np.stack([columns, rows, np.ones(len(rows))])
+        points.append((cam2world[:3, :3] @ (rays * depth[rows, columns])).T + cam2world[:3, 3])
+    stacked = np.concatenate(points)
+    distances = [_get_distance(stacked, room.low, room.high)]
+    for piece in room.furniture:
+        cos, sin = np.cos(piece.yaw), np.sin(piece.yaw)
+        x, y = (stacked[:, :2] - np.asarray(piece.position)[:2]).T
+        own = np.stack([cos * x + sin * y, cos * y - sin * x, stacked[:, 2]], axis=1)
+        distances += [_get_distance(own, *part) for part in zip(piece.part_low, piece.part_high, strict=True)]
+    return float(np.min(distances, axis=0).max())
+
+
+def _get_distance(points: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Distances (P,) of points (P, 3) from the surface of a box."""
+    beyond = np.maximum(low - points, points - high)
+    outside = np.linalg.norm(np.maximum(beyond, 0), axis=1)
+    return np.where(outside > 0, outside, -beyond.max(axis=1))

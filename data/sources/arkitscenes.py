@@ -112,7 +112,6 @@ def read_arkitscenes(
         cam2world=cam2world,
         axis_align_matrix=align,
         exclusions=exclusions,
-        num_frames=len(cameras),
         boxes=box_array,
         box_labels=box_labels,
     )

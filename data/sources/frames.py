@@ -37,6 +37,9 @@ Value = TypeVar("Value")
 class Exclusions:
     """Frames of one scan that are left out, with the reason of each, and how large their share may be.
 
+    The share counts twice: of all frames asked for so far, and of those asked for at once, so that of a few chosen
+    views no more may be damaged than of a whole scan.
+
     Args:
         where (`str`): the scan, for errors.
         max_excluded (`float`): from 0 to below 1; at 0 the first frame that cannot be used raises its own error.
@@ -50,6 +53,7 @@ class Exclusions:
         self.where = where
         self.max_excluded = max_excluded
         self.reasons: dict[str, str] = {}
+        self._names: dict[str, None] = {}
         self._examples: dict[str, str] = {}
 
     def read_each(self, names: Iterable[str], read: Callable[[str], Value], what: str) -> dict[str, Value]:
@@ -93,18 +97,21 @@ class Exclusions:
         return "; ".join(f"{reason}: {count}, such as {self._examples[reason]}" for reason, count in counts.items())
 
     def _check(self, names: list[str]) -> None:
-        excluded = sum(name in self.reasons for name in names)
-        if excluded > self.max_excluded * len(names):
-            raise ValueError(
-                f"{self.where}: {excluded} of {len(names)} frames cannot be used, more than max_excluded ="
-                f" {self.max_excluded:g} of them ({self._describe(names)}); repair the scan, or raise max_excluded."
-            )
+        self._names |= dict.fromkeys(names)
+        for asked in (names, list(self._names)):
+            excluded = sum(name in self.reasons for name in asked)
+            if excluded > self.max_excluded * len(asked):
+                raise ValueError(
+                    f"{self.where}: {excluded} of {len(asked)} frames cannot be used, more than max_excluded ="
+                    f" {self.max_excluded:g} of them ({self._describe(asked)}); repair the scan, or raise"
+                    " max_excluded."
+                )
 
-    def warn(self, num_frames: int) -> None:
+    def warn(self) -> None:
         """Say how many of the scan's frames were left out, and why; nothing where none was."""
         if self.reasons:
             warnings.warn(
-                f"{self.where}: left out {len(self.reasons)} of {num_frames} frames"
+                f"{self.where}: left out {len(self.reasons)} of {len(self._names)} frames"
                 f" ({self._describe(list(self.reasons))})",
                 stacklevel=3,
             )
@@ -213,7 +220,6 @@ def make_scene(
     cam2world: np.ndarray,
     axis_align_matrix: np.ndarray,
     exclusions: Exclusions,
-    num_frames: int,
     boxes: np.ndarray | None = None,
     box_labels: list[dict] | None = None,
     bev: tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None] = (None, None, None),
@@ -223,13 +229,12 @@ def make_scene(
     Args:
         intrinsics (`(3, 3)` or `(V, 3, 3)`): pixels of the depth map, or of `views.images` where there is no depth.
         cam2world (`(V, 4, 4)`): to the scan's own world. axis_align_matrix (`(4, 4)`): from there to the upright one.
-        num_frames (`int`): of the whole scan, for the warning about exclusions.
         bev: picture from above, its mask and its bounds.
     """
     check_cam2world(cam2world, len(views.names), exclusions.where, views.names)
     if views.depth_maps is not None:
         check_centre(intrinsics, *views.depth_size, exclusions.where)
-    exclusions.warn(num_frames)
+    exclusions.warn()
     scene = Scene(
         scene_id=scene_id,
         images=views.images,

@@ -102,7 +102,6 @@ def read_nerfstudio(
         cam2world=np.stack([cameras[name] for name in views.names]),
         axis_align_matrix=read_axis_align_matrix(axis_align_matrix, scene_id, lambda: np.eye(4)),
         exclusions=exclusions,
-        num_frames=len(frames),
         boxes=box_array,
         box_labels=box_labels,
     )

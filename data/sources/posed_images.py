@@ -181,7 +181,6 @@ def read_posed_images(
         cam2world=np.stack([cameras[name] for name in views.names]),
         axis_align_matrix=align,
         exclusions=exclusions,
-        num_frames=len(cameras),
         boxes=box_array,
         box_labels=box_labels,
         bev=(*read_bev_view(bev_files[0], views.depth_size, crop_bev), None) if bev_files else (None,) * 3,

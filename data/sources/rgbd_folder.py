@@ -94,7 +94,6 @@ def read_rgbd_folder(
         cam2world=np.stack([cameras[name] for name in views.names]),
         axis_align_matrix=read_axis_align_matrix(axis_align_matrix, scene_id, lambda: _read_alignment(path)),
         exclusions=exclusions,
-        num_frames=len(color_files),
         boxes=box_array,
         box_labels=box_labels,
         bev=_read_bev(path),

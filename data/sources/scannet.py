@@ -107,7 +107,6 @@ def read_scannet_scan(
         cam2world=np.stack([cameras[name] for name in views.names]),
         axis_align_matrix=align,
         exclusions=exclusions,
-        num_frames=len(cameras),
         boxes=box_array,
         box_labels=box_labels,
     )
