@@ -79,6 +79,15 @@ def write_rgbd(scan: RawScan, folder: Path) -> Path:
     return folder
 
 
+def enlarge_pictures(folder: Path, factor: int) -> None:
+    """The pictures of an RGB-D folder become JPEG of `factor` times their size, as of a sharper camera."""
+    for file in folder.glob("*.color.png"):
+        image = Image.open(file)
+        size = factor * image.width, factor * image.height
+        image.resize(size, Image.Resampling.BICUBIC).save(file.with_suffix(".jpg"), quality=92)
+        file.unlink()
+
+
 def write_nerfstudio(scan: RawScan, folder: Path, shared: dict | None = None, depth_unit: float = 1e-3) -> dict:
     """A folder with transforms.json, and its content. `shared` replaces the keys that stand for all frames."""
     (folder / "images").mkdir(parents=True)

@@ -201,10 +201,10 @@ def _check_one_size(sizes: dict[str, tuple[int, int]], what: str, where: str) ->
 
 def _check_aspect(views: Views, where: str) -> None:
     """Colour and depth show the same field of view; a rounded side may differ by a pixel."""
-    (width, height), (color_width, color_height) = views.depth_size, views.stored_size
-    difference = abs(width * color_height - height * color_width)
     if views.depth_maps is None:
         return
+    (width, height), (color_width, color_height) = views.depth_size, views.stored_size
+    difference = abs(width * color_height - height * color_width)
     if difference > max(width, height, color_width, color_height, MAX_ASPECT_DIFFERENCE * width * color_height):
         raise ValueError(
             f"{where}: depth is {width}x{height} but the colour picture is {color_width}x{color_height},"
@@ -222,6 +222,7 @@ def make_scene(
     exclusions: Exclusions,
     boxes: np.ndarray | None = None,
     box_labels: list[dict] | None = None,
+    proposal_boxes: np.ndarray | None = None,
     bev: tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None] = (None, None, None),
 ) -> Scene:
     """The checked scene of decoded views, with the alignment applied.
@@ -244,6 +245,7 @@ def make_scene(
         view_names=views.names,
         boxes=boxes,
         box_labels=box_labels,
+        proposal_boxes=proposal_boxes,
         bev_image=bev[0],
         bev_valid=bev[1],
         bev_bounds=bev[2],

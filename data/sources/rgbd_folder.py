@@ -86,7 +86,8 @@ def read_rgbd_folder(
     default_boxes = path / "boxes.json"
     given_boxes = default_boxes if boxes is None and default_boxes.is_file() else boxes
     box_array, box_labels = (None, None) if given_boxes is None else read_boxes(given_boxes, scene_id)
-    scene = make_scene(
+    detected = path / "proposals.json"
+    return make_scene(
         path=path,
         scene_id=scene_id,
         views=views,
@@ -96,11 +97,9 @@ def read_rgbd_folder(
         exclusions=exclusions,
         boxes=box_array,
         box_labels=box_labels,
+        proposal_boxes=read_boxes(detected, scene_id)[0] if detected.is_file() else None,
         bev=_read_bev(path),
     )
-    detected = path / "proposals.json"
-    scene.proposal_boxes = read_boxes(detected, scene_id)[0] if detected.is_file() else None
-    return check_scene(scene)
 
 
 def _find_frames(path: Path) -> dict[str, Path]:
