@@ -27,7 +27,7 @@ from transformers import AutoProcessor, HfArgumentParser, set_seed
 from ross3d.data.ahead import iterate_ahead
 from ross3d.data.annotations import find_annotations, load_annotations
 from ross3d.data.dataset import get_row_seed
-from ross3d.data.sources import read_scene
+from ross3d.data.sources import get_reading, read_scene
 from ross3d.metrics.meteor import Meteor, check_meteor
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.report.run import write_run_page
@@ -215,8 +215,8 @@ def main(arguments: EvalArguments) -> dict[str, Any]:
         check_meteor()
     settings = EvalSettings(**{f.name: getattr(arguments, f.name) for f in fields(EvalSettings)})
     items = {task.name: task.load_items(arguments.data, task.fill_settings(settings)) for task in tasks}
-    read_views = partial(read_scene, num_views=arguments.num_views)
     model, processor = load_model(arguments, tasks, state.device)
+    read_views = partial(read_scene, **get_reading(arguments.num_views, arguments.decode, processor.view_size))
     context = EvalContext(
         model=model,
         processor=processor,

@@ -8,13 +8,14 @@ again with the same settings, and ends with the same files; a finished one is le
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
 
 from ross3d.data.atomic import write_text
-from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.data.sources import read_scene
 from ross3d.training.arguments import RunArguments, check_same_run, describe_run, read_run_arguments
 from ross3d.training.build import (
     build_collator,
@@ -25,6 +26,7 @@ from ross3d.training.build import (
     find_published,
     find_teacher,
     freeze_parts,
+    get_run_reading,
     list_scenes,
     save_run,
 )
@@ -88,7 +90,8 @@ def main(arguments: RunArguments) -> None:
     checkpoint = find_checkpoint(output_dir)
     if checkpoint is None and arguments.vision_warmup is not None and not arguments.data.blind:
         paths = list_scenes(arguments.data)
-        accuracy = warm_up_vision(model, processor, paths, read_rgbd_folder, arguments.vision_warmup, arguments.seed)
+        read = partial(read_scene, **get_run_reading(arguments, processor))
+        accuracy = warm_up_vision(model, processor, paths, read, arguments.vision_warmup, arguments.seed)
         print("vision warm-up, accuracy on object patches:", json.dumps(accuracy))
     freeze_parts(model, arguments.parts)
     trainer = Ross3DTrainer(

@@ -14,9 +14,9 @@ FIELDS = {"identity", "about", "tensors", "checksum"}
 
 
 def describe_source(path: Path) -> list[list[Any]]:
-    """Name, size and time of change of every file of a scene folder: what tells it from what it was."""
-    stats = [(file, file.stat()) for file in sorted(path.iterdir()) if file.is_file()]
-    return [[file.name, stat.st_size, stat.st_mtime_ns] for file, stat in stats]
+    """Name, size and time of change of every file below a scene folder: what tells it from what it was."""
+    stats = [(file, file.stat()) for file in sorted(path.rglob("*")) if file.is_file()]
+    return [[file.relative_to(path).as_posix(), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
 
 
 def sum_bytes(tensors: dict[str, torch.Tensor]) -> int:

@@ -31,13 +31,21 @@ class PreparedScenes:
     Args:
         folder (`Path`): where prepared scenes are kept; made when it is not there.
         processor (`Ross3DProcessor`): prepares them; a file of another one's settings is made anew.
-        read_scene: folder -> `Scene`.
+        read_scene: folder and `reading` -> `Scene`.
+        reading (`dict`, *optional*): options of `read_scene`, plain values; scenes read with others are made anew.
     """
 
-    def __init__(self, folder: Path, processor: Any, read_scene: Callable[[Path], Scene]):
+    def __init__(
+        self,
+        folder: Path,
+        processor: Any,
+        read_scene: Callable[..., Scene],
+        reading: dict[str, Any] | None = None,
+    ):
         self.folder = Path(folder)
         self.processor = processor
         self.read_scene = read_scene
+        self.reading = dict(reading or {})
 
     def read(self, path: Path) -> tuple[Scene, Any]:
         """A scene without its pictures, and what the processor made of them (`FittedScene`)."""
@@ -45,6 +53,7 @@ class PreparedScenes:
         identity = {
             "version": PREPARED_VERSION,
             "settings": self.processor.get_fit_settings(),
+            "reading": self.reading,
             "path": str(path.resolve()),
             "source": describe_source(path),
         }
@@ -64,7 +73,7 @@ class PreparedScenes:
 
     def prepare(self, path: Path, identity: dict[str, Any]) -> dict[str, Any]:
         """Read a scene's own files and let the processor fit them."""
-        scene = self.read_scene(path)
+        scene = self.read_scene(path, **self.reading)
         inputs = scene.get_inputs(bev=True)
         fitted = self.processor.fit_scene(**inputs | {"scene_id": inputs.pop("scene_ids")[0]})
         names = [field.name for field in fields(fitted) if field.name != "settings"]

@@ -119,7 +119,7 @@ def select_max_coverage(
 
 
 def take_covering_frames(coverage: Coverage, num_views: int, ratio: float = 1.0) -> np.ndarray:
-    """Frames to use, in the order of time: the first `num_views` of a choice, or the shortest beginning that is enough.
+    """Frames to use, in the order of time: the first `num_views` of a choice, or fewer where fewer are enough.
 
     Args:
         ratio (`float`): share of all voxels that is enough; published are 0.95 and 0.9. 1 takes `num_views` frames.

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ross3d.data.scene import Scene
+from ross3d.data.sources import DECODES
 
 
 Record = dict[str, Any]
@@ -39,6 +40,7 @@ class EvalSettings:
         batch_size (`int`): questions answered at once.
         max_new_tokens (`int`, *optional*): longest answer; each task's published limit by default.
         num_views (`int`): views of a scan that are looked at, evenly spread (published: 32).
+        decode (`str`): how JPEG pictures are decoded, `exact` (published) or `reduced`; see `data.sources.get_reading`.
         proposals (`str`): what grounding chooses among, and captions are asked of: boxes that a detector `predicted`,
             or the objects' own (`ground_truth`).
         seed (`int`): of proposals, hidden views, diffusion draws and blind choices.
@@ -54,6 +56,7 @@ class EvalSettings:
     batch_size: int = 64
     max_new_tokens: int | None = None
     num_views: int = 32
+    decode: str = "exact"
     proposals: str = "predicted"
     seed: int = 0
     num_samples: int = 8
@@ -61,8 +64,9 @@ class EvalSettings:
     reconstruction_scenes: int = 32
 
     def __post_init__(self):
-        if self.proposals not in PROPOSALS:
-            raise ValueError(f"--proposals: expected one of {list(PROPOSALS)}, got {self.proposals!r}.")
+        for name, known in (("proposals", PROPOSALS), ("decode", DECODES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"--{name}: expected one choice of {list(known)}, got {getattr(self, name)!r}.")
         for name in ("limit", "scenes_at_once", "batch_size", "max_new_tokens", "num_views"):
             value, least = getattr(self, name), 0 if name == "limit" else 1
             if value is not None and value < least:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ross3d.data.annotations import Annotation
 from ross3d.data.scene import BLIND_PICTURE
-from ross3d.data.sources.frames import read_color
+from ross3d.data.sources.frames import decode_color
 from ross3d.tasks.answering import SceneForQuestions, answer_questions, clean_response, get_question
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, limit_scenes
 
@@ -89,7 +89,8 @@ def prepare_windows(context: EvalContext, windows: list[Window]) -> list[SceneFo
     for window in windows:
         images = [BLIND_PICTURE]
         if not context.settings.blind:
-            images = [read_color(context.data_dir / image) for image in window.images]
+            files = [context.data_dir / image for image in window.images]
+            images = [decode_color(file, file)[0] for file in files]
         inputs = context.processor(images=images, scene_ids=[window.id], return_tensors="pt")
         prepared.append(SceneForQuestions(inputs))
     return prepared

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ross3d.data.latents import SceneLatents
+from ross3d.tests.scan_folders import enlarge_pictures
 from ross3d.tests.tiny import get_checkpoint, get_rooms
 from ross3d.training import latents as door
 from ross3d.training.arguments import DataArguments, RunArguments
@@ -54,6 +55,19 @@ def test_a_scene_without_a_picture_from_above_has_views_alone(arguments):
     rows = build_rows(arguments, build_processor(arguments), 1, door.build_config(arguments, None))
     keys = {path.name: rows.latents.read(path).keys() for path in rows.scenes}
     assert keys["train-000001"] == {"view_latents"} and keys["train-000000"] == {"view_latents", "bev_latents"}
+
+
+def test_latents_are_of_pictures_as_they_are_decoded(arguments):
+    """Made with the run's own way of decoding, and refused in a run with another."""
+    for folder in (Path(arguments.data.root) / "train").iterdir():
+        enlarge_pictures(folder, 2)
+    reduced = replace(arguments, data=replace(arguments.data, decode="reduced"))
+    door.main(reduced)
+    plain = replace(reduced, data=replace(reduced.data, latents=None))
+    assert get_losses(reduced, teacher=False) == pytest.approx(get_losses(plain, teacher=True), rel=1e-5)
+    rows = build_rows(arguments, build_processor(arguments), 1, door.build_config(arguments, None))
+    with pytest.raises(ValueError, match="got those of other files or settings"):
+        rows[0]
 
 
 def test_missing_and_foreign_latents_are_refused(arguments, tmp_path):

@@ -12,6 +12,7 @@ from ross3d.data.prepared import PreparedScenes
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.scenes.questions import make_proposals
 from ross3d.tests.posed_views import make_test_processor, make_views
+from ross3d.tests.scan_folders import enlarge_pictures
 from ross3d.tests.tiny import get_rooms
 from ross3d.tools.make_tiny import make_tiny_processor
 
@@ -22,9 +23,9 @@ class CountingReader:
     def __init__(self):
         self.count = 0
 
-    def __call__(self, path: Path):
+    def __call__(self, path: Path, **reading):
         self.count += 1
-        return read_rgbd_folder(path)
+        return read_rgbd_folder(path, **reading)
 
 
 @pytest.fixture
@@ -106,6 +107,26 @@ def test_a_changed_scene_is_prepared_anew(rooms, tmp_path):
     PreparedScenes(tmp_path / "prepared", processor, reader).read(path)
     assert reader.count == 3
     store.read(path)
+    assert reader.count == 4
+
+
+def test_a_scene_read_otherwise_is_prepared_anew(rooms, tmp_path):
+    """Pictures decoded smaller are others, in what is kept as well."""
+    processor, reader, path = make_tiny_processor(), CountingReader(), sorted((rooms / "train").iterdir())[0]
+    enlarge_pictures(path, 3)
+    exact = PreparedScenes(tmp_path / "prepared", processor, reader)
+    reduced = PreparedScenes(tmp_path / "prepared", processor, reader, {"reduce_to": processor.view_size})
+    _, first = exact.read(path)
+    first = first.pictures.clone()
+    scene, second = reduced.read(path)
+    assert reader.count == 2 and scene.num_views == 6
+    difference = (first.int() - second.pictures.int()).abs()
+    assert 0 < difference.max() and difference.float().mean() < 3
+    wanted = processor.fit_scene(reader(path, reduce_to=processor.view_size).images)
+    assert torch.equal(second.pictures, wanted.pictures)
+    reduced.read(path)
+    assert reader.count == 3
+    exact.read(path)
     assert reader.count == 4
 
 

@@ -276,7 +276,9 @@ def test_rooms_are_grounded_among_found_boxes_or_the_objects_own(context):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"proposals": "seen"}, r"--proposals: expected one of \['predicted', 'ground_truth'\], got 'seen'"),
+        ({"proposals": "seen"}, r"--proposals: expected one choice of \['predicted', 'ground_truth'\], got 'seen'"),
+        ({"decode": "half"}, r"--decode: expected one choice of \['exact', 'reduced'\], got 'half'"),
+        ({"num_views": 0}, "--num_views: expected a number from 1 on, got 0"),
         ({"limit": -1}, "--limit: expected a number from 0 on, got -1"),
         ({"scenes_at_once": 0}, "--scenes_at_once: expected a number from 1 on, got 0"),
         ({"batch_size": 0}, "--batch_size: expected a number from 1 on, got 0"),

@@ -19,6 +19,7 @@ from ross3d.scenes.build import build_scenes
 from ross3d.scenes.questions import make_proposals
 from ross3d.tests.fabricate import PAD_TOKEN, PATCH_GRID, RaggedRows, make_collator, make_model, make_row
 from ross3d.tests.published import write_published
+from ross3d.tests.scan_folders import enlarge_pictures
 from ross3d.tests.tiny import get_checkpoint, get_rooms
 from ross3d.tools.make_tiny import make_tiny_processor
 from ross3d.train import build_training_arguments
@@ -161,6 +162,28 @@ def test_proposals_are_the_objects_or_what_a_detector_would_find(tmp_path):
         # Each target stands for its own object.
         targets = {annotation.question: annotation.object_ids for annotation in rows.annotations[scene.scene_id]}
         assert any(targets.values()) and row["grounding_labels"][:, :-1].any()
+
+
+def test_rows_are_of_pictures_as_they_are_to_be_decoded(tmp_path):
+    """With prepared scenes and without; what is kept of one mode is not taken for the other."""
+    shutil.copytree(get_rooms(), tmp_path / "rooms")
+    for folder in (tmp_path / "rooms" / "train").iterdir():
+        enlarge_pictures(folder, 2)
+    processor = make_tiny_processor()
+    pixels = {}
+    for decode in ("exact", "reduced"):
+        for prepared in (None, str(tmp_path / "prepared")):
+            data = DataArguments(root=str(tmp_path / "rooms"), limit=1, decode=decode, prepared=prepared)
+            rows = build_rows(RunArguments(data=data), processor, 1, None)
+            pixels[decode, prepared is None] = rows[0]["pixel_values"]
+    for decode, reading in (("exact", {}), ("reduced", {"reduce_to": processor.view_size})):
+        scene = read_rgbd_folder(tmp_path / "rooms" / "train" / "train-000000", **reading)
+        assert scene.images.shape[1] == processor.view_size * (1 if reading else 2)
+        wanted = processor(images=scene.images, return_tensors="pt")["pixel_values"][0]
+        assert torch.equal(pixels[decode, True], wanted) and torch.equal(pixels[decode, False], wanted)
+    assert not torch.equal(pixels["exact", True], pixels["reduced", True])
+    with pytest.raises(ValueError, match=r"data.decode: expected a choice of \('exact', 'reduced'\), got 'fast'"):
+        DataArguments(decode="fast")
 
 
 def test_annotations_of_unknown_scenes_are_refused(tmp_path):

@@ -13,6 +13,7 @@ import yaml
 from transformers import TrainingArguments
 
 from ross3d.configuration_ross3d import Ross3DConfig
+from ross3d.data.sources import DECODES
 
 
 VISITS = ("scenes", "questions")
@@ -37,6 +38,9 @@ class DataArguments:
         proposals (`str`): what grounding chooses among: the objects' own boxes (`ground_truth`, published), or
             `jittered` ones among boxes that match nothing, as our rooms are found.
         blind (`bool`): train on the words alone, the baseline that every score stands beside.
+        num_views (`int`): views of a scan that are read, evenly spread (published: 32).
+        decode (`str`): how JPEG pictures are decoded: `exact`, at their own size (published); or `reduced`, at the
+            smallest size that is no smaller than the model's input, which is faster and changes pixels slightly.
         prepared (`str`, *optional*): folder for prepared scenes, which later epochs and runs read instead of pictures;
             12 MB a scene of 32 views at the released size.
         latents (`str`, *optional*): folder with the teacher's latents of all scenes
@@ -54,16 +58,18 @@ class DataArguments:
     one_task_per_step: bool = False
     proposals: str = "ground_truth"
     blind: bool = False
+    num_views: int = 32
+    decode: str = "exact"
     prepared: str | None = None
     latents: str | None = None
 
     def __post_init__(self):
-        for name, known in (("visit", VISITS), ("proposals", PROPOSALS)):
+        for name, known in (("visit", VISITS), ("proposals", PROPOSALS), ("decode", DECODES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"data.{name}: expected a choice of {known}, got {getattr(self, name)!r}.")
         if self.one_task_per_step and self.visit != "questions":
             raise ValueError("data.one_task_per_step: expected visit: questions beside it, got visit: scenes.")
-        for name in ("questions_per_row", "tokens_per_row"):
+        for name in ("num_views", "questions_per_row", "tokens_per_row"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"data.{name}: expected a number from 1 on, got {value}.")

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ross3d.data.collator import Ross3DCollator
 from ross3d.data.dataset import SceneRows, take_boxes
 from ross3d.data.latents import SceneLatents, get_teacher_fingerprint
 from ross3d.data.prepared import PreparedScenes
-from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.data.sources import get_reading, read_scene
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
 from ross3d.scenes.questions import make_proposals
@@ -149,6 +150,11 @@ def find_teacher(arguments: RunArguments) -> Path | None:
     return beside if arguments.init_from is not None and beside.is_dir() else None
 
 
+def get_run_reading(arguments: RunArguments, processor: Ross3DProcessor) -> dict[str, Any]:
+    """Options with which a run's scenes are read."""
+    return get_reading(arguments.data.num_views, arguments.data.decode, processor.view_size)
+
+
 def build_latents(arguments: RunArguments, processor: Ross3DProcessor, config: Ross3DConfig) -> SceneLatents | None:
     """Where the teacher's latents of the run's scenes are kept, or None.
 
@@ -165,6 +171,7 @@ def build_latents(arguments: RunArguments, processor: Ross3DProcessor, config: R
         )
     settings = {
         "processor": processor.get_fit_settings(),
+        "reading": get_run_reading(arguments, processor),
         "image_mean": list(config.image_mean),
         "image_std": list(config.image_std),
         "view_image_size": config.denoiser_config.view_image_size,
@@ -185,7 +192,7 @@ def build_rows(
     Raises:
         ValueError: when annotations are about scenes that the split does not have.
     """
-    data = arguments.data
+    data, reading = arguments.data, get_run_reading(arguments, processor)
     file = find_annotations(data.root, data.split)
     annotations = load_annotations(file)
     unknown = sorted({annotation.scene_id for annotation in annotations} - {path.name for path in list_split(data)})
@@ -194,11 +201,12 @@ def build_rows(
             f"{file}: expected scene_ids that are folders of {Path(data.root) / data.split}, got {unknown[:3]} and"
             f" {len(unknown)} unknown in all; scene_id is the folder's name."
         )
+    prepared = None if data.prepared is None else PreparedScenes(data.prepared, processor, read_scene, reading)
     return SceneRows(
         list_scenes(data),
         group_by_scene(annotations),
         processor,
-        read_rgbd_folder,
+        partial(read_scene, **reading),
         make_proposals if data.proposals == "jittered" else take_boxes,
         epochs=data.epochs,
         questions_per_row=data.questions_per_row,
@@ -206,7 +214,7 @@ def build_rows(
         visit=data.visit,
         rows_per_step=rows_per_step,
         one_task_per_step=data.one_task_per_step,
-        prepared=None if data.prepared is None else PreparedScenes(data.prepared, processor, read_rgbd_folder),
+        prepared=prepared,
         latents=build_latents(arguments, processor, config),
         seed=arguments.seed,
         blind=data.blind,

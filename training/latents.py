@@ -15,10 +15,17 @@ from tqdm import tqdm
 
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.latents import SceneLatents
-from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.data.sources import read_scene
 from ross3d.reconstruction_ross3d import prepare_view_pictures
 from ross3d.training.arguments import RunArguments, read_run_arguments
-from ross3d.training.build import build_config, build_latents, build_processor, find_teacher, list_scenes
+from ross3d.training.build import (
+    build_config,
+    build_latents,
+    build_processor,
+    find_teacher,
+    get_run_reading,
+    list_scenes,
+)
 
 
 PICTURES_AT_ONCE = 16
@@ -63,7 +70,8 @@ def main(arguments: RunArguments) -> None:
     teacher = AutoencoderKL.from_pretrained(teacher_folder).to(device).eval()
     scenes: list[Path] = [path for path in list_scenes(arguments.data) if not kept.has(path)]
     for path in tqdm(scenes, desc="latents", unit="scene"):
-        inputs = processor(**read_rgbd_folder(path).get_inputs(bev=True), return_tensors="pt")
+        scene = read_scene(path, **get_run_reading(arguments, processor))
+        inputs = processor(**scene.get_inputs(bev=True), return_tensors="pt")
         kept.write(path, encode_scene_pictures(teacher, inputs, config))
 
 

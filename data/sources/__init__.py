@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ross3d.data.scene import Scene
 from ross3d.data.sources.arkitscenes import read_arkitscenes
@@ -12,6 +13,9 @@ from ross3d.data.sources.posed_images import read_posed_images
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.data.sources.scannet import read_scannet_scan
 from ross3d.data.sources.video import find_video, read_video
+
+
+DECODES = ("exact", "reduced")
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,15 @@ LAYOUTS = (
     ),
     Layout(
         "arkitscenes",
-        "**/lowres_wide.traj",
+        "lowres_wide.traj",
         read_arkitscenes,
         "lowres_wide.traj and lowres_wide/, lowres_depth/, lowres_wide_intrinsics/ (ARKitScenes)",
+    ),
+    Layout(
+        "arkitscenes_3dod",
+        "*_frames/lowres_wide.traj",
+        read_arkitscenes,
+        "the same in a folder <video>_frames (the 3dod part of ARKitScenes)",
     ),
     Layout(
         "posed_images",
@@ -72,11 +82,25 @@ def read_scene(path: str | os.PathLike, **options) -> Scene:
     Args:
         path (`str` or `Path`): the folder of one scan, whose name is the scene's id; or a video, whose suffix may be
             left out where there is no folder of that name.
-        options: of every reader `num_views`, `axis_align_matrix`, `boxes` and `max_excluded`; further ones of the
-            layout's own, such as `infos` (posed_images) or `labels_file` (scannet).
+        options: of every reader `num_views` and `reduce_to`, of every folder's `axis_align_matrix`, `boxes` and
+            `max_excluded`; further ones of the layout's own, such as `infos` (posed_images) or `labels_file` (scannet).
+
+    Raises:
+        FileNotFoundError, ValueError: of `find_layout` and of the layout's reader.
     """
     video = None if Path(path).is_dir() else find_video(path)
     return find_layout(path).read(path, **options) if video is None else read_video(video, **options)
 
 
-__all__ = ["LAYOUTS", "Layout", "find_layout", "read_scene"]
+def get_reading(num_views: int, decode: str, view_size: int) -> dict[str, Any]:
+    """Options of `read_scene` for a model: so many views, decoded whole or no larger than its input needs.
+
+    Args:
+        decode (`str`): `exact`, pictures at their own size (published); or `reduced`, JPEG at the smallest of its
+            scales that is no smaller than the model's input, which is faster and changes pixels slightly.
+        view_size (`int`): side of the model's input, pixels.
+    """
+    return {"num_views": num_views} | ({} if decode == "exact" else {"reduce_to": view_size})
+
+
+__all__ = ["DECODES", "LAYOUTS", "Layout", "find_layout", "get_reading", "read_scene"]

@@ -16,6 +16,7 @@ hulls of the oriented ones, whose yaw and size stay in `box_labels`.
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +25,13 @@ from ross3d.data.scene import Scene
 from ross3d.data.sources.frames import (
     MAX_EXCLUDED,
     Exclusions,
+    Views,
     choose_views,
     decode_views,
     make_scene,
     merge_intrinsics,
     read_axis_align_matrix,
     read_boxes,
-    read_color,
     read_depth,
     read_json,
     read_matrix,
@@ -51,6 +52,7 @@ def read_arkitscenes(
     axis_align_matrix: np.ndarray | str | os.PathLike | None = None,
     boxes: np.ndarray | str | os.PathLike | None = None,
     max_excluded: float = MAX_EXCLUDED,
+    reduce_to: int | None = None,
     turn_upright: bool = True,
 ) -> Scene:
     """Read and check one video.
@@ -61,6 +63,7 @@ def read_arkitscenes(
         axis_align_matrix (`(4, 4)` array or file, *optional*): the video's world to another upright one.
         boxes (`(K, 6)` array or JSON file, *optional*): instead of the annotated ones.
         max_excluded (`float`): share of frames that may be lost, missing or damaged.
+        reduce_to (`int`, *optional*): as of the other readers; PNG pictures are decoded exactly all the same.
         turn_upright (`bool`, defaults to `True`): False keeps the pictures as the sensor lay, landscape always.
 
     Raises:
@@ -75,21 +78,25 @@ def read_arkitscenes(
     pincams = _list_times(folder / "lowres_wide_intrinsics", "pincam")
     exclusions = Exclusions(f"scene {scene_id!r}", max_excluded)
     tracked = exclusions.drop_lost(cameras)
-    files = exclusions.read_each(tracked, lambda name: _find_nearest(colors, float(name), "lowres_wide"), "picture")
-    names, images, depth_maps = decode_views(
-        choose_views(files, num_views),
-        lambda name: read_color(files[name]),
-        lambda name: read_depth(_find_nearest(depths, _get_time(files[name]), "lowres_depth")),
+    color_files = exclusions.read_each(tracked, lambda name: _find_nearest(colors, float(name)), "picture")
+    times = {name: _get_time(file) for name, file in color_files.items()}
+    depth_files = exclusions.read_each(times, lambda name: _find_nearest(depths, times[name]), "depth map")
+    pincam_files = exclusions.read_each(depth_files, lambda name: _find_nearest(pincams, times[name]), "intrinsics")
+    views = decode_views(
+        choose_views(pincam_files, num_views),
+        color_files.__getitem__,
+        lambda name: read_depth(depth_files[name]),
         exclusions,
+        reduce_to,
     )
-    size = depth_maps.shape[2], depth_maps.shape[1]
-    pincam_files = [_find_nearest(pincams, _get_time(files[name]), "lowres_wide_intrinsics") for name in names]
-    intrinsics = merge_intrinsics(np.stack([read_pincam(file, size) for file in pincam_files]))
-    cam2world = np.stack([cameras[name] for name in names])
+    intrinsics = merge_intrinsics(
+        np.stack([read_pincam(pincam_files[name], views.depth_size) for name in views.names])
+    )
+    cam2world = np.stack([cameras[name] for name in views.names])
     align = read_axis_align_matrix(axis_align_matrix, scene_id, lambda: np.eye(4))
     if turn_upright:
         turns = count_quarter_turns(align @ cam2world)
-        images, depth_maps, intrinsics, cam2world = turn_views(images, depth_maps, intrinsics, cam2world, turns)
+        views, intrinsics, cam2world = turn_views(views, intrinsics, cam2world, turns)
     annotation = path / f"{scene_id}_3dod_annotation.json"
     if boxes is not None:
         box_array, box_labels = read_boxes(boxes, scene_id)
@@ -100,14 +107,11 @@ def read_arkitscenes(
     return make_scene(
         path=path,
         scene_id=scene_id,
-        names=names,
-        images=images,
-        depth_maps=depth_maps,
+        views=views,
         intrinsics=intrinsics,
         cam2world=cam2world,
         axis_align_matrix=align,
         exclusions=exclusions,
-        num_frames=len(cameras),
         boxes=box_array,
         box_labels=box_labels,
     )
@@ -159,14 +163,14 @@ def _get_time(file: Path) -> float:
         raise ValueError(f"{file}: expected a name that ends in its time in seconds, got {word!r}.") from error
 
 
-def _find_nearest(listed: tuple[np.ndarray, list[Path]], time: float, what: str) -> Path:
+def _find_nearest(listed: tuple[np.ndarray, list[Path]], time: float) -> Path:
     times, files = listed
     index = int(np.abs(times - time).argmin())
     # Times are written with three decimals, so a difference may come out a rounding longer.
     if abs(times[index] - time) > MAX_TIME_DIFFERENCE + 1e-6:
         raise FileNotFoundError(
-            f"{files[index].parent}: nothing in {what} within {1000 * MAX_TIME_DIFFERENCE:.0f} ms of {time:.3f} s;"
-            f" the nearest is {files[index].name}."
+            f"{files[index].parent}: no file within {1000 * MAX_TIME_DIFFERENCE:.0f} ms of {time:.3f} s; the nearest"
+            f" is {files[index].name}."
         )
     return files[index]
 
@@ -216,15 +220,16 @@ def count_quarter_turns(cam2world: np.ndarray) -> int:
 
 
 def turn_views(
-    images: np.ndarray, depth_maps: np.ndarray, intrinsics: np.ndarray, cam2world: np.ndarray, turns: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    views: Views, intrinsics: np.ndarray, cam2world: np.ndarray, turns: int
+) -> tuple[Views, np.ndarray, np.ndarray]:
     """The same views after `turns` quarter turns of the pictures, counter-clockwise, with the cameras that took them.
 
     Args:
-        images (V, H, W, 3), depth_maps (V, h, w), intrinsics ((3, 3) or (V, 3, 3), pixels of the depth map),
-        cam2world (V, 4, 4).
+        views (`Views`): with depth maps.
+        intrinsics (`(3, 3)` or `(V, 3, 3)`): pixels of the depth maps.
+        cam2world (`(V, 4, 4)`).
     """
-    width, height = depth_maps.shape[2], depth_maps.shape[1]
+    width, height = views.depth_size
     turned, camera_turn = np.array(intrinsics), np.eye(4)
     for _ in range(turns):
         before = turned.copy()
@@ -233,9 +238,11 @@ def turn_views(
         # The new x axis is the old y axis, the new y axis the old -x axis.
         camera_turn[:3, :3] = camera_turn[:3, :3] @ [[0, -1, 0], [1, 0, 0], [0, 0, 1]]
         width, height = height, width
-    images = np.ascontiguousarray(np.rot90(images, turns, axes=(1, 2)))
-    depth_maps = np.ascontiguousarray(np.rot90(depth_maps, turns, axes=(1, 2)))
-    return images, depth_maps, turned, cam2world @ camera_turn
+    images = np.ascontiguousarray(np.rot90(views.images, turns, axes=(1, 2)))
+    depth_maps = np.ascontiguousarray(np.rot90(views.depth_maps, turns, axes=(1, 2)))
+    stored_size = views.stored_size[:: -1 if turns % 2 else 1]
+    turned_views = replace(views, images=images, depth_maps=depth_maps, stored_size=stored_size)
+    return turned_views, turned, cam2world @ camera_turn
 
 
 __all__ = [

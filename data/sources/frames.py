@@ -2,15 +2,20 @@
 
 A reader lists its frames with their cameras, lets `Exclusions` drop those whose tracking was lost, chooses views
 before anything is decoded (`choose_views`), decodes those (`decode_views`) and hands the rest to `make_scene`.
+
+Pictures are decoded exactly unless `reduce_to` asks for less (`decode_color`). Depth maps always are: a model takes
+single readings out of them, which no smaller map has.
 """
 
 import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -32,6 +37,9 @@ Value = TypeVar("Value")
 class Exclusions:
     """Frames of one scan that are left out, with the reason of each, and how large their share may be.
 
+    The share counts twice: of all frames asked for so far, and of those asked for at once, so that of a few chosen
+    views no more may be damaged than of a whole scan.
+
     Args:
         where (`str`): the scan, for errors.
         max_excluded (`float`): from 0 to below 1; at 0 the first frame that cannot be used raises its own error.
@@ -45,6 +53,7 @@ class Exclusions:
         self.where = where
         self.max_excluded = max_excluded
         self.reasons: dict[str, str] = {}
+        self._names: dict[str, None] = {}
         self._examples: dict[str, str] = {}
 
     def read_each(self, names: Iterable[str], read: Callable[[str], Value], what: str) -> dict[str, Value]:
@@ -88,18 +97,21 @@ class Exclusions:
         return "; ".join(f"{reason}: {count}, such as {self._examples[reason]}" for reason, count in counts.items())
 
     def _check(self, names: list[str]) -> None:
-        excluded = sum(name in self.reasons for name in names)
-        if excluded > self.max_excluded * len(names):
-            raise ValueError(
-                f"{self.where}: {excluded} of {len(names)} frames cannot be used, more than max_excluded ="
-                f" {self.max_excluded:g} of them ({self._describe(names)}); repair the scan, or raise max_excluded."
-            )
+        self._names |= dict.fromkeys(names)
+        for asked in (names, list(self._names)):
+            excluded = sum(name in self.reasons for name in asked)
+            if excluded > self.max_excluded * len(asked):
+                raise ValueError(
+                    f"{self.where}: {excluded} of {len(asked)} frames cannot be used, more than max_excluded ="
+                    f" {self.max_excluded:g} of them ({self._describe(asked)}); repair the scan, or raise"
+                    " max_excluded."
+                )
 
-    def warn(self, num_frames: int) -> None:
+    def warn(self) -> None:
         """Say how many of the scan's frames were left out, and why; nothing where none was."""
         if self.reasons:
             warnings.warn(
-                f"{self.where}: left out {len(self.reasons)} of {num_frames} frames"
+                f"{self.where}: left out {len(self.reasons)} of {len(self._names)} frames"
                 f" ({self._describe(list(self.reasons))})",
                 stacklevel=3,
             )
@@ -111,85 +123,129 @@ def choose_views(names: Iterable[str], num_views: int | None) -> list[str]:
     return names if num_views is None else [names[i] for i in sample_uniform(len(names), num_views, unique=True)]
 
 
+@dataclass(frozen=True)
+class Views:
+    """Decoded views of one scan.
+
+    Attributes:
+        names (`list[str]`): V names.
+        images (`(V, H, W, 3)`, uint8): RGB.
+        depth_maps (`(V, h, w)`, float32, *optional*): metres along z, 0 = no reading.
+        stored_size (`(width, height)`): of the pictures on disk; larger than that of `images` where these were decoded
+            at a reduced size.
+    """
+
+    names: list[str]
+    images: np.ndarray
+    depth_maps: np.ndarray | None
+    stored_size: tuple[int, int]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Width and height of `images`."""
+        return self.images.shape[2], self.images.shape[1]
+
+    @property
+    def depth_size(self) -> tuple[int, int]:
+        """Width and height that intrinsics are pixels of: of `depth_maps`, or of `images` where there are none."""
+        return self.image_size if self.depth_maps is None else self.depth_maps.shape[:0:-1]
+
+
 def decode_views(
     names: list[str],
-    read_color: Callable[[str], np.ndarray],
+    find_color: Callable[[str], Path | BinaryIO],
     read_depth: Callable[[str], np.ndarray] | None,
     exclusions: Exclusions,
-) -> tuple[list[str], np.ndarray, np.ndarray | None]:
-    """Names that could be decoded, their pictures (V, H, W, 3) uint8 and depth maps (V, h, w) float32 metres.
+    reduce_to: int | None = None,
+) -> Views:
+    """The views that can be decoded.
+
+    Args:
+        find_color: name -> the compressed picture, a file or its bytes in memory.
+        read_depth: name -> depth map (h, w), float32 metres; None for a scan without depth.
+        reduce_to (`int`, *optional*): pixels of the shorter side that are enough, see `decode_color`.
 
     Raises:
         ValueError: too many cannot be decoded; sizes differ; colour and depth have another aspect.
     """
+    if reduce_to is not None and reduce_to < 1:
+        raise ValueError(f"reduce_to must be at least 1 pixel, or None for exact pictures, got {reduce_to}.")
 
-    def read_view(name: str) -> tuple[np.ndarray, np.ndarray | None]:
-        return read_color(name), None if read_depth is None else read_depth(name)
+    def read_color(name: str) -> tuple[np.ndarray, tuple[int, int]]:
+        source = find_color(name)
+        return decode_color(source, source if isinstance(source, Path) else f"{exclusions.where}, {name}", reduce_to)
 
-    views = exclusions.read_each(names, read_view, "picture" if read_depth is None else "picture or depth")
-    names = list(views)
-    images = _stack_same_size({name: color for name, (color, _) in views.items()}, "picture", exclusions.where)
-    if read_depth is None:
-        return names, images, None
-    depth_maps = _stack_same_size({name: depth for name, (_, depth) in views.items()}, "depth map", exclusions.where)
-    (height, width), (color_height, color_width) = depth_maps.shape[1:], images.shape[1:3]
+    colors, depth_maps = exclusions.read_each(names, read_color, "picture"), None
+    if read_depth is not None:
+        depths = exclusions.read_each(colors, read_depth, "depth map")
+        colors = {name: colors[name] for name in depths}
+        _check_one_size({name: depth.shape[::-1] for name, depth in depths.items()}, "depth map", exclusions.where)
+        depth_maps = np.stack(list(depths.values()))
+    _check_one_size({name: size for name, (_, size) in colors.items()}, "picture", exclusions.where)
+    images = np.stack([image for image, _ in colors.values()])
+    views = Views(list(colors), images, depth_maps, next(size for _, size in colors.values()))
+    _check_aspect(views, exclusions.where)
+    return views
+
+
+def _check_one_size(sizes: dict[str, tuple[int, int]], what: str, where: str) -> None:
+    first_name, first = next(iter(sizes.items()))
+    for name, size in sizes.items():
+        if size != first:
+            raise ValueError(
+                f"{where}, {name}: {what} of size {size[0]}x{size[1]} differs from {first_name} with"
+                f" {first[0]}x{first[1]}; the views of a scan have one size: split the scan, or resize with the"
+                " intrinsics."
+            )
+
+
+def _check_aspect(views: Views, where: str) -> None:
+    """Colour and depth show the same field of view; a rounded side may differ by a pixel."""
+    if views.depth_maps is None:
+        return
+    (width, height), (color_width, color_height) = views.depth_size, views.stored_size
     difference = abs(width * color_height - height * color_width)
     if difference > max(width, height, color_width, color_height, MAX_ASPECT_DIFFERENCE * width * color_height):
         raise ValueError(
-            f"{exclusions.where}: depth is {width}x{height} but the colour picture is {color_width}x{color_height},"
+            f"{where}: depth is {width}x{height} but the colour picture is {color_width}x{color_height},"
             " another aspect; register depth and colour to one camera first."
         )
-    return names, images, depth_maps
-
-
-def _stack_same_size(arrays: dict[str, np.ndarray], what: str, where: str) -> np.ndarray:
-    first_name, first = next(iter(arrays.items()))
-    for name, array in arrays.items():
-        if array.shape != first.shape:
-            raise ValueError(
-                f"{where}, {name}: {what} of size {array.shape[1]}x{array.shape[0]} differs from {first_name} with "
-                f"{first.shape[1]}x{first.shape[0]}; the views of a scan have one size: split the scan, or resize"
-                " with the intrinsics."
-            )
-    return np.stack(list(arrays.values()))
 
 
 def make_scene(
     path: Path,
     scene_id: str,
-    names: list[str],
-    images: np.ndarray,
-    depth_maps: np.ndarray | None,
+    views: Views,
     intrinsics: np.ndarray,
     cam2world: np.ndarray,
     axis_align_matrix: np.ndarray,
     exclusions: Exclusions,
-    num_frames: int,
     boxes: np.ndarray | None = None,
     box_labels: list[dict] | None = None,
+    proposal_boxes: np.ndarray | None = None,
     bev: tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None] = (None, None, None),
 ) -> Scene:
     """The checked scene of decoded views, with the alignment applied.
 
     Args:
-        intrinsics (`(3, 3)` or `(V, 3, 3)`): pixels of the depth map, or of the picture where there is no depth.
+        intrinsics (`(3, 3)` or `(V, 3, 3)`): pixels of the depth map, or of `views.images` where there is no depth.
         cam2world (`(V, 4, 4)`): to the scan's own world. axis_align_matrix (`(4, 4)`): from there to the upright one.
-        num_frames (`int`): of the whole scan, for the warning about exclusions.
         bev: picture from above, its mask and its bounds.
     """
-    check_cam2world(cam2world, len(names), exclusions.where, names)
-    if depth_maps is not None:
-        check_centre(intrinsics, depth_maps.shape[2], depth_maps.shape[1], exclusions.where)
-    exclusions.warn(num_frames)
+    check_cam2world(cam2world, len(views.names), exclusions.where, views.names)
+    if views.depth_maps is not None:
+        check_centre(intrinsics, *views.depth_size, exclusions.where)
+    exclusions.warn()
     scene = Scene(
         scene_id=scene_id,
-        images=images,
-        depth_maps=depth_maps,
+        images=views.images,
+        depth_maps=views.depth_maps,
         intrinsics=intrinsics,
         cam2world=axis_align_matrix @ cam2world,
-        view_names=names,
+        view_names=views.names,
         boxes=boxes,
         box_labels=box_labels,
+        proposal_boxes=proposal_boxes,
         bev_image=bev[0],
         bev_valid=bev[1],
         bev_bounds=bev[2],
@@ -254,29 +310,47 @@ def read_json(file: Path, meaning: str):
         raise ValueError(f"{file}: expected {meaning}, but the file is no JSON ({error}).") from error
 
 
-def open_image(source, where) -> Image.Image:
-    """A picture from a file or from bytes in memory, read to its end; `where` names it in errors."""
+@contextmanager
+def _name_broken_picture(where) -> Iterator[None]:
     try:
-        image = Image.open(source)
-        image.load()
+        yield
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{where}: the picture does not exist; copy it again, or leave it out.") from error
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(
             f"{where}: the picture cannot be read ({error}); it is truncated or damaged: copy it again, or leave the"
             " frame out."
         ) from error
+
+
+def open_image(file: Path) -> Image.Image:
+    """A picture, read to its end."""
+    with _name_broken_picture(file):
+        image = Image.open(file)
+        image.load()
     return image
 
 
-def read_color(file: Path) -> np.ndarray:
-    """RGB (H, W, 3), uint8."""
-    return np.asarray(open_image(file, file).convert("RGB"))
+def decode_color(
+    source: Path | BinaryIO, where: Path | str, reduce_to: int | None = None
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """RGB (H, W, 3), uint8, and the stored (width, height), of a file or of bytes in memory.
+
+    With `reduce_to`, JPEG is decoded at the smallest of its scales 1, 1/2, 1/4 and 1/8 that leaves the shorter side at
+    least so many pixels, a side that does not divide being rounded up; other formats have no such scales and are
+    decoded exactly.
+    """
+    with _name_broken_picture(where):
+        image = Image.open(source)
+        stored_size = image.size
+        if reduce_to is not None:
+            image.draft(None, (reduce_to, reduce_to))
+        return np.asarray(image.convert("RGB")), stored_size
 
 
 def read_depth(file: Path, units_per_metre: float = MILLIMETRES_PER_METRE) -> np.ndarray:
     """Depth (h, w), float32 metres, 0 = no reading, from a 16-bit picture."""
-    image = open_image(file, file)
+    image = open_image(file)
     if image.mode not in ("I;16", "I;16B", "I"):
         raise ValueError(
             f"{file}: expected a 16-bit one-channel PNG (millimetres), got mode {image.mode!r}; save depth as uint16."
@@ -347,14 +421,15 @@ __all__ = [
     "MAX_EXCLUDED",
     "MILLIMETRES_PER_METRE",
     "Exclusions",
+    "Views",
     "choose_views",
+    "decode_color",
     "decode_views",
     "make_scene",
     "merge_intrinsics",
     "open_image",
     "read_axis_align_matrix",
     "read_boxes",
-    "read_color",
     "read_depth",
     "read_json",
     "read_matrix",

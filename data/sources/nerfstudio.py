@@ -28,7 +28,6 @@ from ross3d.data.sources.frames import (
     merge_intrinsics,
     read_axis_align_matrix,
     read_boxes,
-    read_color,
     read_depth,
     read_json,
     scale_intrinsics,
@@ -50,6 +49,7 @@ def read_nerfstudio(
     axis_align_matrix: np.ndarray | str | os.PathLike | None = None,
     boxes: np.ndarray | str | os.PathLike | None = None,
     max_excluded: float = MAX_EXCLUDED,
+    reduce_to: int | None = None,
     depth_unit_scale_factor: float | None = None,
 ) -> Scene:
     """Read and check a folder with a `transforms.json`.
@@ -60,6 +60,8 @@ def read_nerfstudio(
         axis_align_matrix (`(4, 4)` array or file, *optional*): the file's world to an upright one; none by default.
         boxes (`(K, 6)` array or JSON file, *optional*).
         max_excluded (`float`): share of frames that may be lost, missing or damaged.
+        reduce_to (`int`, *optional*): decode JPEG pictures no larger than needed for a shorter side of so many pixels
+            (a processor's `view_size`); exactly by default.
         depth_unit_scale_factor (`float`, *optional*): metres of one depth unit; instead of the file's.
 
     Raises:
@@ -70,33 +72,36 @@ def read_nerfstudio(
     where = f"scene {scene_id!r}"
     content = read_json(path / "transforms.json", "cameras as nerfstudio writes them")
     frames = _list_frames(content, path / "transforms.json")
-    scale = float(content.get("applied_scale", 1.0))
+    scale = _get_factor(content.get("applied_scale", 1.0), "applied_scale", where)
     exclusions = Exclusions(where, max_excluded)
     cameras = exclusions.read_each(frames, lambda name: _get_cam2world(frames[name], scale), "pose")
     chosen = choose_views(exclusions.drop_lost(cameras), num_views)
-    unit = depth_unit_scale_factor or content.get("depth_unit_scale_factor", DEPTH_UNIT)
+    unit = depth_unit_scale_factor
+    unit = content.get("depth_unit_scale_factor", DEPTH_UNIT) if unit is None else unit
+    unit = _get_factor(unit, "depth_unit_scale_factor", where)
     with_depth = any("depth_file_path" in frames[name] for name in chosen)
-    names, images, depth_maps = decode_views(
+    views = decode_views(
         chosen,
-        lambda name: read_color(_find_picture(path, frames[name]["file_path"])),
+        lambda name: _find_picture(path, frames[name]["file_path"]),
         (lambda name: _read_depth(path, frames[name], unit)) if with_depth else None,
         exclusions,
+        reduce_to,
     )
-    image_size = images.shape[2], images.shape[1]
-    size = image_size if depth_maps is None else (depth_maps.shape[2], depth_maps.shape[1])
-    intrinsics = np.stack([_get_intrinsics(frames[name], image_size, size, f"{where}, {name}") for name in names])
+    intrinsics = np.stack(
+        [
+            _get_intrinsics(frames[name], views.stored_size, views.depth_size, f"{where}, {name}")
+            for name in views.names
+        ]
+    )
     box_array, box_labels = (None, None) if boxes is None else read_boxes(boxes, scene_id)
     return make_scene(
         path=path,
         scene_id=scene_id,
-        names=names,
-        images=images,
-        depth_maps=depth_maps,
+        views=views,
         intrinsics=merge_intrinsics(intrinsics),
-        cam2world=np.stack([cameras[name] for name in names]),
+        cam2world=np.stack([cameras[name] for name in views.names]),
         axis_align_matrix=read_axis_align_matrix(axis_align_matrix, scene_id, lambda: np.eye(4)),
         exclusions=exclusions,
-        num_frames=len(frames),
         boxes=box_array,
         box_labels=box_labels,
     )
@@ -116,6 +121,12 @@ def _list_frames(content: Any, file: Path) -> dict[str, dict]:
     return {name: shared | frame for name, frame in zip(names, frames, strict=True)}
 
 
+def _get_factor(value: Any, name: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise ValueError(f"{where}: {name} must be a number above 0, got {value!r}; correct transforms.json.")
+    return float(value)
+
+
 def _get_cam2world(frame: Mapping[str, Any], applied_scale: float) -> np.ndarray:
     """Camera to world (4, 4) with OpenCV axes, in metres when the file's world was metres before `applied_scale`."""
     matrix = np.array(frame["transform_matrix"], dtype=np.float64)
@@ -128,11 +139,11 @@ def _get_cam2world(frame: Mapping[str, Any], applied_scale: float) -> np.ndarray
 
 
 def _get_intrinsics(
-    frame: Mapping[str, Any], image_size: tuple[int, int], size: tuple[int, int], where: str
+    frame: Mapping[str, Any], stored_size: tuple[int, int], size: tuple[int, int], where: str
 ) -> np.ndarray:
     """Intrinsics (3, 3) of a frame in pixels of a picture of `size` (width, height), pixel centres at integers.
 
-    `image_size` is that of the picture on disk, for files that do not say it.
+    `stored_size` is that of the picture on disk, for files that do not say it.
     """
     model = str(frame.get("camera_model", "OPENCV"))
     if model not in CAMERA_MODELS:
@@ -140,7 +151,7 @@ def _get_intrinsics(
             f"{where}: camera_model must be one of {sorted(CAMERA_MODELS)}, got {model!r}; undistort the pictures to a"
             " pinhole camera first."
         )
-    width, height = frame.get("w", image_size[0]), frame.get("h", image_size[1])
+    width, height = frame.get("w", stored_size[0]), frame.get("h", stored_size[1])
     focal_x = _get_focal(frame, "x", width)
     focal_y = _get_focal(frame, "y", height)
     focal_x, focal_y = focal_x or focal_y, focal_y or focal_x

@@ -28,7 +28,6 @@ from ross3d.data.sources.frames import (
     open_image,
     read_axis_align_matrix,
     read_boxes,
-    read_color,
     read_depth,
     read_matrix,
 )
@@ -95,7 +94,8 @@ def load_embodiedscan_infos(path: str | os.PathLike) -> dict[str, EmbodiedScanIn
     try:
         with path.open("rb") as file:
             content = _ArrayUnpickler(file).load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError) as error:
+    # Damaged bytes can make an unpickler raise anything.
+    except Exception as error:
         raise ValueError(
             f"{path}: the pickle is refused ({error}); expected EmbodiedScan's infos, made of numpy arrays alone."
         ) from error
@@ -104,7 +104,7 @@ def load_embodiedscan_infos(path: str | os.PathLike) -> dict[str, EmbodiedScanIn
             entry["sample_idx"].removeprefix("scannet/"): EmbodiedScanInfo(
                 image_names=[Path(image["img_path"]).name for image in entry["images"]],
                 axis_align_matrix=np.asarray(entry["axis_align_matrix"], dtype=np.float64).reshape(4, 4),
-                depth_intrinsics=np.asarray(entry["depth_cam2img"], dtype=np.float64)[:3, :3],
+                depth_intrinsics=np.asarray(entry["depth_cam2img"], dtype=np.float64).reshape(4, 4)[:3, :3],
             )
             for entry in content["data_list"]
             if entry["sample_idx"].startswith("scannet/")
@@ -123,7 +123,9 @@ def read_posed_images(
     axis_align_matrix: np.ndarray | str | os.PathLike | None = None,
     boxes: np.ndarray | str | os.PathLike | None = None,
     max_excluded: float = MAX_EXCLUDED,
+    reduce_to: int | None = None,
     infos: Mapping[str, EmbodiedScanInfo] | None = None,
+    crop_bev: bool = True,
 ) -> Scene:
     """Read and check one scan of the export.
 
@@ -133,7 +135,11 @@ def read_posed_images(
         axis_align_matrix (`(4, 4)` array or file, *optional*): instead of the info's or the meta data's.
         boxes (`(K, 6)` array or JSON file, *optional*): such as `scannet_val_pred_box.json`.
         max_excluded (`float`): share of frames that may be lost, missing or damaged.
+        reduce_to (`int`, *optional*): decode JPEG pictures no larger than needed for a shorter side of so many pixels
+            (a processor's `view_size`); exactly by default.
         infos (*optional*): what `load_embodiedscan_infos` returned.
+        crop_bev (`bool`, defaults to `True`): cut the middle out of a published picture from above; False for a
+            processor of `geometry_mode="published"`, which cuts it itself.
 
     Raises:
         FileNotFoundError, ValueError: name the file, what was expected, what came, and what to do about it.
@@ -143,7 +149,7 @@ def read_posed_images(
     scan = path.resolve().parents[1] / "scans" / scene_id
     info = _get_info(infos, scene_id)
     if info is None:
-        names = sorted(file.stem for file in path.glob("*.jpg"))
+        names = sorted(file.stem for file in path.glob("[0-9]*.jpg"))
         intrinsics = read_matrix(path / "depth_intrinsic.txt", (4, 4), "the depth camera, pixels")[:3, :3]
         align = read_axis_align_matrix(
             axis_align_matrix, scene_id, lambda: _read_alignment(scan / f"{scene_id}.txt", scene_id)
@@ -158,47 +164,45 @@ def read_posed_images(
     cameras = exclusions.read_each(
         names, lambda name: read_matrix(path / f"{name}.txt", (4, 4), "camera to world, metres"), "pose"
     )
-    names, images, depth_maps = decode_views(
+    views = decode_views(
         choose_views(exclusions.drop_lost(cameras), num_views),
-        lambda name: read_color(path / f"{name}.jpg"),
+        lambda name: path / f"{name}.jpg",
         lambda name: read_depth(path / f"{name}.png"),
         exclusions,
+        reduce_to,
     )
     box_array, box_labels = (None, None) if boxes is None else read_boxes(boxes, scene_id)
     bev_files = [file for file in (scan / "view_0.png", scan / "view_0.jpg") if file.is_file()]
     return make_scene(
         path=path,
         scene_id=scene_id,
-        names=names,
-        images=images,
-        depth_maps=depth_maps,
+        views=views,
         intrinsics=intrinsics,
-        cam2world=np.stack([cameras[name] for name in names]),
+        cam2world=np.stack([cameras[name] for name in views.names]),
         axis_align_matrix=align,
         exclusions=exclusions,
-        num_frames=len(cameras),
         boxes=box_array,
         box_labels=box_labels,
-        bev=(*read_bev_view(bev_files[0], depth_maps.shape[:0:-1]), None) if bev_files else (None, None, None),
+        bev=(*read_bev_view(bev_files[0], views.depth_size, crop_bev), None) if bev_files else (None,) * 3,
     )
 
 
-def read_bev_view(file: Path, depth_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """A published picture from above: image (432, 432, 3) uint8 with void exactly black, and what was seen (432, 432).
+def read_bev_view(file: Path, depth_size: tuple[int, int], crop: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """A published picture from above: image (432, W, 3) uint8 with void exactly black, and what was seen (432, W).
 
     The published rule stretches it to the aspect of the depth map (width, height), whatever its own, at a height of
-    432 pixels, and cuts the middle out. Nobody says which metres it shows.
+    432 pixels, and cuts 432 columns out of the middle (`crop`). Nobody says which metres it shows.
     """
     width, height = depth_size
-    stretched = (int(width * BEV_SIZE / height), BEV_SIZE)
-    picture = np.array(open_image(file, file).convert("RGB").resize(stretched, Image.Resampling.BICUBIC))
-    left = (stretched[0] - BEV_SIZE) // 2
-    if left < 0:
+    stretched = int(width * BEV_SIZE / height)
+    if stretched < BEV_SIZE:
         raise ValueError(
             f"{file}: depth maps of {width}x{height} pixels are higher than wide, so the published rule cuts more than"
             " there is; turn the scan, or leave the picture from above out."
         )
-    picture = picture[:, left : left + BEV_SIZE]
+    image = open_image(file).convert("RGB").resize((stretched, BEV_SIZE), Image.Resampling.BICUBIC)
+    left, right = ((stretched - BEV_SIZE) // 2, (stretched + BEV_SIZE) // 2) if crop else (0, stretched)
+    picture = np.array(image)[:, left:right]
     valid = picture.max(axis=-1) > JPEG_RINGING
     picture[~valid] = 0
     return picture, valid

@@ -33,9 +33,9 @@ from ross3d.data.sources.frames import (
     open_image,
     read_axis_align_matrix,
     read_boxes,
-    read_color,
     read_depth,
     read_matrix,
+    scale_intrinsics,
 )
 
 
@@ -49,6 +49,7 @@ def read_rgbd_folder(
     axis_align_matrix: np.ndarray | str | os.PathLike | None = None,
     boxes: np.ndarray | str | os.PathLike | None = None,
     max_excluded: float = 0.0,
+    reduce_to: int | None = None,
 ) -> Scene:
     """Read and check a folder of posed frames.
 
@@ -59,6 +60,8 @@ def read_rgbd_folder(
         boxes (`(K, 6)` array or JSON file, *optional*): instead of `boxes.json`.
         max_excluded (`float`, defaults to 0): share of frames that may be lost, missing or damaged; they are left out
             and listed in `Scene.exclusions`.
+        reduce_to (`int`, *optional*): decode JPEG pictures no larger than needed for a shorter side of so many pixels
+            (a processor's `view_size`); exactly by default.
 
     Returns:
         `Scene` in metres with the alignment applied.
@@ -77,30 +80,26 @@ def read_rgbd_folder(
         color_files, lambda name: read_matrix(path / f"{name}.pose.txt", (4, 4), "camera to world, metres"), "pose"
     )
     chosen = choose_views(exclusions.drop_lost(cameras), num_views)
-    names, images, depth_maps = decode_views(
-        chosen, lambda name: read_color(color_files[name]), _make_depth_reader(path, chosen), exclusions
-    )
+    views = decode_views(chosen, color_files.__getitem__, _make_depth_reader(path, chosen), exclusions, reduce_to)
+    if views.image_size != views.stored_size and views.depth_maps is None:
+        intrinsics = scale_intrinsics(intrinsics, views.stored_size, views.image_size)
     default_boxes = path / "boxes.json"
     given_boxes = default_boxes if boxes is None and default_boxes.is_file() else boxes
     box_array, box_labels = (None, None) if given_boxes is None else read_boxes(given_boxes, scene_id)
-    scene = make_scene(
+    detected = path / "proposals.json"
+    return make_scene(
         path=path,
         scene_id=scene_id,
-        names=names,
-        images=images,
-        depth_maps=depth_maps,
+        views=views,
         intrinsics=intrinsics,
-        cam2world=np.stack([cameras[name] for name in names]),
+        cam2world=np.stack([cameras[name] for name in views.names]),
         axis_align_matrix=read_axis_align_matrix(axis_align_matrix, scene_id, lambda: _read_alignment(path)),
         exclusions=exclusions,
-        num_frames=len(color_files),
         boxes=box_array,
         box_labels=box_labels,
+        proposal_boxes=read_boxes(detected, scene_id)[0] if detected.is_file() else None,
         bev=_read_bev(path),
     )
-    detected = path / "proposals.json"
-    scene.proposal_boxes = read_boxes(detected, scene_id)[0] if detected.is_file() else None
-    return check_scene(scene)
 
 
 def _find_frames(path: Path) -> dict[str, Path]:
@@ -147,7 +146,7 @@ def _read_bev(path: Path) -> tuple[np.ndarray | None, np.ndarray | None, np.ndar
     file = path / "bev.png"
     if not file.is_file():
         return None, None, None
-    image = open_image(file, file)
+    image = open_image(file)
     if image.mode != "RGBA":
         raise ValueError(
             f"{file}: expected RGBA with alpha 0 = void, got mode {image.mode!r}; build the picture again."

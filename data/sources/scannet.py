@@ -25,7 +25,6 @@ from ross3d.data.sources.frames import (
     choose_views,
     decode_views,
     make_scene,
-    open_image,
     read_axis_align_matrix,
     read_boxes,
     scale_depth,
@@ -56,6 +55,7 @@ def read_scannet_scan(
     axis_align_matrix: np.ndarray | str | os.PathLike | None = None,
     boxes: np.ndarray | str | os.PathLike | None = None,
     max_excluded: float = MAX_EXCLUDED,
+    reduce_to: int | None = None,
     frame_step: int = FRAME_STEP,
     labels_file: str | os.PathLike | None = None,
 ) -> Scene:
@@ -67,6 +67,8 @@ def read_scannet_scan(
         axis_align_matrix (`(4, 4)` array or file, *optional*): instead of the `.txt`'s.
         boxes (`(K, 6)` array or JSON file, *optional*): instead of those of the mesh's objects.
         max_excluded (`float`): share of frames that may be lost or damaged.
+        reduce_to (`int`, *optional*): decode JPEG pictures no larger than needed for a shorter side of so many pixels
+            (a processor's `view_size`); exactly by default.
         frame_step (`int`, defaults to 10): frames 0, step, 2 * step ... are the scan.
         labels_file (`str` or `Path`, *optional*): the table of labels, where it is not beside the scans.
 
@@ -86,11 +88,12 @@ def read_scannet_scan(
         raise ValueError(f"{recording} holds zero frames; export or download it again.")
     chosen = choose_views(exclusions.drop_lost(cameras), num_views)
     frames = {f"{f.index:05d}": f for f in iterate_sens_frames(recording, indices={int(name) for name in chosen})}
-    names, images, depth_maps = decode_views(
+    views = decode_views(
         chosen,
-        lambda name: _decode_color(frames[name].color_jpeg, f"{recording}, frame {int(name)}"),
+        lambda name: io.BytesIO(frames[name].color_jpeg),
         lambda name: scale_depth(frames[name].depth, f"{recording}, frame {int(name)}"),
         exclusions,
+        reduce_to,
     )
     if boxes is None:
         box_array, box_labels = read_object_boxes(path, align, labels_file)
@@ -99,14 +102,11 @@ def read_scannet_scan(
     return make_scene(
         path=path,
         scene_id=scene_id,
-        names=names,
-        images=images,
-        depth_maps=depth_maps,
+        views=views,
         intrinsics=header.depth_intrinsics[:3, :3],
-        cam2world=np.stack([cameras[name] for name in names]),
+        cam2world=np.stack([cameras[name] for name in views.names]),
         axis_align_matrix=align,
         exclusions=exclusions,
-        num_frames=len(cameras),
         boxes=box_array,
         box_labels=box_labels,
     )
@@ -168,10 +168,6 @@ def find_labels_file(path: Path) -> Path:
 def _read_alignment(file: Path) -> np.ndarray:
     matrix = read_axis_alignment(file)
     return np.eye(4) if matrix is None else matrix
-
-
-def _decode_color(jpeg: bytes, where: str) -> np.ndarray:
-    return np.asarray(open_image(io.BytesIO(jpeg), where).convert("RGB"))
 
 
 __all__ = ["find_labels_file", "read_mesh_with_segments", "read_object_boxes", "read_scannet_scan"]

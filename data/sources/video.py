@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ross3d.data.sampling import sample_uniform
 from ross3d.data.scene import Scene, check_scene
@@ -21,13 +22,15 @@ def find_video(path: str | os.PathLike) -> Path | None:
     return next((file for file in added if file.is_file()), None)
 
 
-def read_video(path: str | os.PathLike, *, num_views: int | None = None) -> Scene:
+def read_video(path: str | os.PathLike, *, num_views: int | None = None, reduce_to: int | None = None) -> Scene:
     """Read frames of a video.
 
     Args:
         path (`str` or `Path`): the file; its name without suffix becomes the scene's id.
         num_views (`int`, *optional*): so many frames by the published rule, floor(linspace(0, n - 1, num_views)), none
             twice; all by default.
+        reduce_to (`int`, *optional*): pixels of the shorter side that are enough: frames, which can only be decoded
+            whole, are halved as long as they stay at least so large.
 
     Raises:
         ValueError: for a file that is no video, or that breaks off.
@@ -49,8 +52,17 @@ def read_video(path: str | os.PathLike, *, num_views: int | None = None) -> Scen
             f"{path}: expected {len(chosen)} of its {num_frames} frames, got {len(frames)} before the video broke off;"
             " copy it again."
         )
+    if reduce_to is not None:
+        frames = [_halve(frame, reduce_to) for frame in frames]
     names = [f"frame-{index:06d}" for index in chosen]
     return check_scene(Scene(scene_id=path.stem, images=np.stack(frames), view_names=names, path=path))
+
+
+def _halve(frame: np.ndarray, reduce_to: int) -> np.ndarray:
+    factor = 1
+    while min(frame.shape[:2]) >= 2 * factor * reduce_to:
+        factor *= 2
+    return frame if factor == 1 else np.asarray(Image.fromarray(frame).reduce(factor))
 
 
 def _take_frames(container, chosen) -> list[np.ndarray]:

@@ -1,0 +1,215 @@
+"""Folders with a transforms.json: equal to the room they were written from, whatever the exporter left out."""
+
+import copy
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ross3d.data.sources.nerfstudio import read_nerfstudio
+from ross3d.tests.raw_scannet import COLOR_SIZE, write_raw_scan
+from ross3d.tests.scan_folders import (
+    decode_colors,
+    get_depth_metres,
+    measure_misfit,
+    save_transforms,
+    write_nerfstudio,
+)
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    return write_raw_scan(tmp_path_factory.mktemp("raw"), num_frames=5, index=2)
+
+
+@pytest.fixture
+def folder(raw, tmp_path):
+    write_nerfstudio(raw, tmp_path / "capture")
+    return tmp_path / "capture"
+
+
+@pytest.fixture
+def content(raw, tmp_path):
+    return write_nerfstudio(raw, tmp_path / "other")
+
+
+def change(folder, content, shared=None, **of_frame):
+    """Write transforms.json with keys replaced, those of the first frame by `of_frame`; None takes a key out."""
+    content = copy.deepcopy(content)
+    for place, changes in ((content, shared or {}), (content["frames"][0], of_frame)):
+        place |= changes
+        for key in [key for key, value in changes.items() if value is None]:
+            del place[key]
+    save_transforms(folder, content)
+    return folder
+
+
+def test_a_capture_is_the_room_it_was_written_from(raw, folder):
+    scene = read_nerfstudio(folder)
+    assert scene.scene_id == "capture" and scene.exclusions == {}
+    assert scene.view_names == [f"images/frame_{index:05d}" for index in range(5)]
+    assert np.array_equal(scene.images, decode_colors(raw))
+    assert np.array_equal(scene.depth_maps, get_depth_metres(raw))
+    assert np.abs(scene.cam2world - raw.cam2world).max() < 1e-12
+    assert np.abs(scene.intrinsics - raw.depth_intrinsics).max() < 1e-12
+    assert read_nerfstudio(folder, num_views=3).view_names == [scene.view_names[index] for index in (0, 2, 4)]
+
+
+def test_opengl_axes_are_turned(raw, folder, content):
+    """Depth lies on the room's surfaces, to the half millimetre that it is rounded to and a slanted ray's length of
+    it; with the file's own axes it does not."""
+    scene = read_nerfstudio(folder)
+    assert measure_misfit(scene, raw.room) < 1e-3
+    scene.cam2world = np.array([frame["transform_matrix"] for frame in content["frames"]])
+    assert measure_misfit(scene, raw.room) > 1
+
+
+def test_depth_units_come_from_the_file_or_the_caller(raw, tmp_path):
+    shared = {"camera_angle_x": 2 * np.arctan(COLOR_SIZE[0] / 2 / raw.color_intrinsics[0, 0])}
+    content = write_nerfstudio(raw, tmp_path / "fine", shared, depth_unit=2.5e-4)
+    scene = read_nerfstudio(tmp_path / "fine", depth_unit_scale_factor=2.5e-4)
+    assert np.abs(scene.depth_maps - get_depth_metres(raw)).max() < 1e-6
+    save_transforms(tmp_path / "fine", content | {"depth_unit_scale_factor": 2.5e-4})
+    assert np.array_equal(read_nerfstudio(tmp_path / "fine").depth_maps, scene.depth_maps)
+    assert np.abs(read_nerfstudio(tmp_path / "fine", depth_unit_scale_factor=5e-4).depth_maps / 2).max() == (
+        pytest.approx(scene.depth_maps.max())
+    )
+
+
+def test_cameras_may_be_described_in_several_ways(raw, folder, content):
+    """By an angle of view, by each frame, without size or centre: the middle of the picture then."""
+    middle = raw.depth_intrinsics.copy()
+    middle[:2, 2] = [15.5, 11.5]
+    angle = 2 * np.arctan(COLOR_SIZE[0] / 2 / content["fl_x"])
+    bare = dict.fromkeys(("fl_x", "fl_y", "cx", "cy", "w", "h", "camera_model", "k1"))
+    for shared in (
+        bare | {"camera_angle_x": angle},
+        bare | {"fl_y": content["fl_y"]},
+        dict.fromkeys(("cx", "cy", "w", "h")),
+    ):
+        found = read_nerfstudio(change(folder, content, shared)).intrinsics
+        assert np.abs(found - middle).max() < 1e-9
+    found = read_nerfstudio(change(folder, content, fl_x=2 * content["fl_x"])).intrinsics
+    assert found.shape == (5, 3, 3) and found[0, 0, 0] == pytest.approx(2 * found[1, 0, 0])
+    assert np.allclose(found[1:], raw.depth_intrinsics)
+
+
+def test_worlds_that_were_scaled_or_lie_on_their_side(raw, folder, content):
+    frames = copy.deepcopy(content["frames"])
+    for frame in frames:
+        matrix = np.array(frame["transform_matrix"])
+        matrix[:3, 3] *= 0.3
+        frame["transform_matrix"] = matrix[:3].tolist()
+    scene = read_nerfstudio(change(folder, content, {"frames": frames, "applied_scale": 0.3}))
+    assert np.abs(scene.cam2world - raw.cam2world).max() < 1e-9
+    lying = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
+    for frame, cam2world in zip(frames, raw.cam2world, strict=True):
+        frame["transform_matrix"] = (lying @ cam2world @ np.diag([1.0, -1, -1, 1])).tolist()
+    upright = np.linalg.inv(lying)
+    scene = read_nerfstudio(change(folder, content, {"frames": frames}), axis_align_matrix=upright)
+    assert measure_misfit(scene, raw.room) < 1e-3
+    boxes = read_nerfstudio(folder, axis_align_matrix=upright, boxes=raw.boxes).boxes
+    assert np.array_equal(boxes, raw.boxes.astype(np.float32))
+
+
+def test_pictures_alone(raw, folder, content):
+    """Without depth, intrinsics are pixels of the picture, also of one that was decoded smaller."""
+    frames = [{key: value for key, value in frame.items() if "depth" not in key} for frame in content["frames"]]
+    for frame in frames:
+        frame["file_path"] = frame["file_path"].removesuffix(".jpg")
+    for shared in ({}, {"w": None, "h": None}):
+        scene = read_nerfstudio(change(folder, content, {"frames": frames, **shared}))
+        assert scene.depth_maps is None and scene.images.shape == (5, 48, 64, 3)
+        assert np.abs(scene.intrinsics - raw.color_intrinsics).max() < 1e-12
+        smaller = read_nerfstudio(folder, reduce_to=24)
+        assert smaller.images.shape == (5, 24, 32, 3)
+        assert np.abs(smaller.intrinsics - raw.depth_intrinsics).max() < 1e-9
+
+
+def test_lost_and_broken_frames_are_counted(folder, content):
+    lost = np.full((4, 4), np.nan).tolist()
+    change(folder, content, transform_matrix=lost)
+    with pytest.warns(
+        UserWarning, match=r"left out 1 of 5 frames \(tracking was lost: 1, such as scene 'capture', im"
+    ):
+        scene = read_nerfstudio(folder)
+    assert scene.exclusions == {"images/frame_00000": "tracking was lost"} and scene.num_views == 4
+    with pytest.raises(ValueError, match="images/frame_00000: cam2world is not finite, so tracking was lost there"):
+        read_nerfstudio(folder, max_excluded=0)
+    change(folder, content, depth_file_path=None)
+    message = r"images/frame_00000.jpg: the frame has no depth_file_path although others have one; leave it out"
+    with pytest.raises(FileNotFoundError, match=message):
+        read_nerfstudio(folder, max_excluded=0)
+    with pytest.warns(UserWarning, match="left out 1 of 5 frames .depth map is missing: 1, such as"):
+        assert read_nerfstudio(folder).num_views == 4
+    picture = folder / "images" / "frame_00003.jpg"
+    picture.write_bytes(picture.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"frame_00003.jpg: the picture cannot be read \(image file is truncated"):
+        read_nerfstudio(change(folder, content), max_excluded=0)
+    picture.unlink()
+    with pytest.warns(UserWarning, match=r"left out 1 of 5 frames \(picture is missing: 1, such as .*frame_00003.jpg"):
+        assert read_nerfstudio(folder).num_views == 4
+
+
+FAULTS = {
+    "no frames": ({"frames": []}, {}, "transforms.json: expected frames, each with file_path and transform_matrix"),
+    "no matrix": ({}, {"transform_matrix": None}, "expected frames, each with file_path and transform_matrix; export"),
+    "one picture twice": (
+        {},
+        {"file_path": "images/frame_00002.jpg"},
+        "transforms.json: the picture 'images/frame_00002' has two frames; each frame needs a picture of its own",
+    ),
+    "another shape": (
+        {},
+        {"transform_matrix": np.eye(3).tolist()},
+        r"images/frame_00000.jpg: transform_matrix must be \(4, 4\), got \(3, 3\)",
+    ),
+    "fisheye": (
+        {"camera_model": "OPENCV_FISHEYE"},
+        {},
+        "scene 'capture', images/frame_00000: camera_model must be one of .*'OPENCV_FISHEYE'; undistort the pictures",
+    ),
+    "no focal length": (
+        {"fl_x": None, "fl_y": None},
+        {},
+        "images/frame_00000: transforms.json has neither fl_x nor camera_angle_x, for all frames or this one",
+    ),
+    "distorted": (
+        {"k1": 0.2, "p1": 0.01},
+        {},
+        r"images/frame_00000: lens distortion \(k1, k2.*\) moves a corner by \d+\.\d pixels, more than 2% of the wid",
+    ),
+    "no scale": ({"applied_scale": 0}, {}, "scene 'capture': applied_scale must be a number above 0, got 0; correct"),
+    "words for a unit": (
+        {"depth_unit_scale_factor": "mm"},
+        {},
+        "scene 'capture': depth_unit_scale_factor must be a number above 0, got 'mm'; correct transforms.json",
+    ),
+    "scaled cameras": ({}, {"transform_matrix": (2 * np.eye(4)).tolist()}, "cam2world must be rigid"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_captures_that_are_wrong_are_refused(folder, content, fault):
+    shared, of_frame, message = FAULTS[fault]
+    change(folder, content, shared, **of_frame)
+    with pytest.raises(ValueError, match=message):
+        read_nerfstudio(folder, max_excluded=0)
+
+
+def test_a_little_distortion_and_missing_files(folder, content):
+    assert read_nerfstudio(change(folder, content, {"k1": 0.01})).num_views == 5
+    with pytest.raises(ValueError, match="depth_unit_scale_factor must be a number above 0, got 0"):
+        read_nerfstudio(folder, depth_unit_scale_factor=0)
+    for file in (folder / "depth").iterdir():
+        Image.fromarray(np.full((30, 32), 900, np.uint16)).save(file)
+    with pytest.raises(ValueError, match="scene 'capture': depth is 32x30 but the colour picture is 64x48, another"):
+        read_nerfstudio(folder)
+    (folder / "transforms.json").write_text("{")
+    with pytest.raises(
+        ValueError, match="transforms.json: expected cameras as nerfstudio writes them, but the file is"
+    ):
+        read_nerfstudio(folder)
+    (folder / "transforms.json").unlink()
+    with pytest.raises(FileNotFoundError, match="transforms.json does not exist; expected cameras as nerfstudio"):
+        read_nerfstudio(folder)
