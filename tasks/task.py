@@ -40,7 +40,7 @@ class EvalSettings:
         batch_size (`int`): questions answered at once.
         max_new_tokens (`int`, *optional*): longest answer; each task's published limit by default.
         num_views (`int`): views of a scan that are looked at, evenly spread (published: 32).
-        decode (`str`): how JPEG pictures are decoded, `exact` (published) or `reduced`; see `data.sources.get_reading`.
+        decode (`str`): how JPEG pictures are decoded, `exact` (published) or `reduced`; see `get_reading`.
         proposals (`str`): what grounding chooses among, and captions are asked of: boxes that a detector `predicted`,
             or the objects' own (`ground_truth`).
         seed (`int`): of proposals, hidden views, diffusion draws and blind choices.

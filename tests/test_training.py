@@ -189,10 +189,11 @@ def test_rows_are_of_pictures_as_they_are_to_be_decoded(tmp_path):
 def test_annotations_of_unknown_scenes_are_refused(tmp_path):
     shutil.copytree(get_rooms(), tmp_path / "rooms")
     arguments = RunArguments(data=DataArguments(root=str(tmp_path / "rooms"), limit=2))
-    assert len(build_rows(arguments, None, 1, None)) == 2
+    processor = make_tiny_processor()
+    assert len(build_rows(arguments, processor, 1, None)) == 2
     shutil.rmtree(tmp_path / "rooms" / "train" / "train-000004")
     with pytest.raises(ValueError, match=r"train.jsonl: expected scene_ids that are folders of .*000004'\] and 1 un"):
-        build_rows(arguments, None, 1, None)
+        build_rows(arguments, processor, 1, None)
 
 
 def test_no_scenes_is_an_error(tmp_path):

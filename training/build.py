@@ -192,7 +192,7 @@ def build_rows(
     Raises:
         ValueError: when annotations are about scenes that the split does not have.
     """
-    data, reading = arguments.data, get_run_reading(arguments, processor)
+    data = arguments.data
     file = find_annotations(data.root, data.split)
     annotations = load_annotations(file)
     unknown = sorted({annotation.scene_id for annotation in annotations} - {path.name for path in list_split(data)})
@@ -201,6 +201,7 @@ def build_rows(
             f"{file}: expected scene_ids that are folders of {Path(data.root) / data.split}, got {unknown[:3]} and"
             f" {len(unknown)} unknown in all; scene_id is the folder's name."
         )
+    reading = get_run_reading(arguments, processor)
     prepared = None if data.prepared is None else PreparedScenes(data.prepared, processor, read_scene, reading)
     return SceneRows(
         list_scenes(data),

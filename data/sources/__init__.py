@@ -83,7 +83,7 @@ def read_scene(path: str | os.PathLike, **options) -> Scene:
         path (`str` or `Path`): the folder of one scan, whose name is the scene's id; or a video, whose suffix may be
             left out where there is no folder of that name.
         options: of every reader `num_views` and `reduce_to`, of every folder's `axis_align_matrix`, `boxes` and
-            `max_excluded`; further ones of the layout's own, such as `infos` (posed_images) or `labels_file` (scannet).
+            `max_excluded`; further ones of the layout, such as `infos` (posed_images) or `labels_file` (scannet).
 
     Raises:
         FileNotFoundError, ValueError: of `find_layout` and of the layout's reader.
