@@ -1,0 +1,314 @@
+"""Where is up? Gravity, floor and heading of a scan from its posed depth, for scans that came without an alignment.
+
+1. Up: flat patches of the surface vote with their normals; the winner is the direction that most patches share,
+   weighed by how well it agrees with what the cameras call up.
+2. Floor: the lowest large plane facing up; a trimmed least-squares fit to it corrects the direction.
+3. Heading: patches of upright surfaces vote modulo 90 degrees; of the four answers the one is taken in which the first
+   camera looks most towards +y, which is up in the picture from above.
+
+The floor becomes z = 0 and its middle x = y = 0. Every occupied voxel has one vote, so that what was looked at for
+longer does not count for more. Nothing is drawn at random.
+"""
+
+import warnings
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ross3d.data.scene import Scene
+from ross3d.data.surface import Surface, count_voxel_votes, sample_surface
+
+
+# Metres: side of the voxels that vote.
+VOXEL_SIZE = 0.05
+# Normals within this angle of a direction vote for it; the last rounds are narrower.
+CONE_DEGREES = (12.0, 8.0, 5.0, 5.0)
+# Gravity is looked for within this angle of the cameras' mean up.
+MAX_TILT_DEGREES = 65.0
+# So many directions are tried on so many normals, both taken at even steps.
+MAX_CANDIDATES, MAX_VOTERS = 400, 30_000
+# Metres: thickness of the slab in which a plane gathers its votes, and the reach of the refinement's rounds.
+SLAB = 0.06
+FLOOR_REACH = (0.10, 0.06, 0.04)
+# A floor has this share of the votes of the largest plane facing up, and at least this visible area, square metres.
+MIN_FLOOR_SHARE, MIN_FLOOR_AREA = 0.3, 0.3
+# Evidence is whole when the floor shows this area, square metres, and cameras stand between the middle two of these
+# heights, metres; below the first and above the last it is nil, since a table top would pass for a floor.
+WHOLE_FLOOR_AREA = 2.0
+CAMERA_HEIGHTS = (0.6, 1.1, 2.2, 3.5)
+# What lies this far below the floor contradicts it, metres; this share of all votes is a full contradiction.
+BELOW, FULL_CONTRADICTION = 0.12, 0.08
+# Degrees: the reach of the mean that places the heading, and how far off a surface may be and still speak for it.
+HEADING_REACH = 6.0
+STRAIGHT_DEGREES = 10.0
+LOW_CONFIDENCE = 0.5
+
+WAYS_OUT = (
+    "give the right 4x4 matrix, scan to upright world, in axis_align.txt beside the frames, as --axis-align FILE, or "
+    "as axis_align_matrix= of the reader"
+)
+
+
+class UprightWarning(UserWarning):
+    """A scan was aligned with little evidence."""
+
+
+@dataclass(frozen=True)
+class UprightEstimate:
+    """An alignment and what speaks for it.
+
+    Attributes:
+        axis_align_matrix (`np.ndarray` of shape `(4, 4)`, float64): rigid, scan to upright world, metres.
+        confidence (`float`): in [0, 1], the smallest value of `evidence`.
+        floor_height_error (`float`): metres; 68 % of the visible floor lies within so much of z = 0.
+        floor_area (`float`): square metres of floor that were seen.
+        evidence (`dict[str, float]`): shares in [0, 1].
+            "cameras": views whose own up is within 65 degrees of the one found.
+            "votes": flat surface within 10 degrees of level or of upright, 0 for the share that chance would give.
+            "floor": visible area of the floor, 1 from 2 square metres on.
+            "nothing below": 1 when nothing lies under the floor, 0 from 8 % of the surface on.
+            "camera height": mean over the views, 1 from 1.1 to 2.2 m above the floor, 0 below 0.6 and above 3.5 m.
+            "walls": upright surface within 10 degrees of the heading or at right angles to it, less chance as above.
+        num_patches (`int`): flat patches that the estimate is based on.
+        num_views (`int`): views that they were seen in.
+    """
+
+    axis_align_matrix: np.ndarray
+    confidence: float
+    floor_height_error: float
+    floor_area: float
+    evidence: dict[str, float]
+    num_patches: int
+    num_views: int
+
+    @property
+    def weakest(self) -> str:
+        """The name of the evidence that sets the confidence."""
+        return min(self.evidence, key=self.evidence.get)
+
+    def describe(self) -> str:
+        """One sentence for people."""
+        shares = ", ".join(f"{name} {share:.2f}" for name, share in self.evidence.items())
+        return (
+            f"alignment estimated from {self.num_patches} flat patches in {self.num_views} views, confidence "
+            f"{self.confidence:.2f} ({shares}); {self.floor_area:.1f} m2 of floor lie within "
+            f"{100 * self.floor_height_error:.1f} cm of z = 0"
+        )
+
+
+def compute_share_over_chance(share: float, chance: float) -> float:
+    """0 where `share` is what chance gives, 1 where it is all."""
+    return float(np.clip((share - chance) / (1 - chance), 0.0, 1.0))
+
+
+def get_camera_ups(cam2world: np.ndarray) -> np.ndarray:
+    """World direction (V, 3) of the upper edge of every picture: minus y in OpenCV axes."""
+    return -np.asarray(cam2world, np.float64)[:, :3, 1]
+
+
+def find_up(surface: Surface, votes: np.ndarray, camera_ups: np.ndarray) -> np.ndarray | None:
+    """The direction (3,) that most normals share, up or down, among those the cameras may call up; None without any.
+
+    Args:
+        votes (`np.ndarray` of shape `(N,)`): weight of each patch.
+        camera_ups (`np.ndarray` of shape `(V, 3)`): see `get_camera_ups`.
+    """
+    normals = surface.normals
+    mean_up = camera_ups.mean(0)
+    mean_up /= max(np.linalg.norm(mean_up), 1e-12)
+    possible = np.flatnonzero(normals @ mean_up > np.cos(np.deg2rad(MAX_TILT_DEGREES)))
+    if not len(possible):
+        return None
+    candidates = normals[possible[:: -(-len(possible) // MAX_CANDIDATES)]]
+    agreement = np.clip((camera_ups @ candidates.T).mean(0), 0, None)
+    step = -(-len(normals) // MAX_VOTERS)
+    shared = np.abs(candidates @ normals[::step].T) > np.cos(np.deg2rad(CONE_DEGREES[0]))
+    # The fourth power tells floor from wall where all cameras look down one way.
+    up = candidates[np.argmax((shared @ votes[::step]) * agreement**4)]
+    for degrees in CONE_DEGREES[1:]:
+        cosines = normals @ up
+        near = np.abs(cosines) > np.cos(np.deg2rad(degrees))
+        if not near.any():
+            break
+        up = (normals[near] * (votes[near] * np.sign(cosines[near]))[:, None]).sum(0)
+        up /= np.linalg.norm(up)
+    return up
+
+
+def find_floor_height(heights: np.ndarray, votes: np.ndarray) -> float | None:
+    """Height of the lowest large plane among patches that face up, metres; None when there is none.
+
+    Args:
+        heights, votes (`np.ndarray` of shape `(M,)`): of those patches.
+    """
+    if not len(heights):
+        return None
+    step = SLAB / 3
+    low = heights.min() - 2 * step
+    bins = np.floor((heights - low) / step).astype(np.int64)
+    mass = np.bincount(bins, votes, minlength=bins.max() + 3)
+    slabs = np.convolve(mass, np.ones(3), mode="same")
+    peaks = (slabs >= np.roll(slabs, 1)) & (slabs >= np.roll(slabs, -1))
+    large = peaks & (slabs * VOXEL_SIZE**2 >= MIN_FLOOR_AREA) & (slabs >= MIN_FLOOR_SHARE * slabs.max())
+    if not large.any():
+        return None
+    return float(low + (np.flatnonzero(large)[0] + 0.5) * step)
+
+
+def fit_floor(points: np.ndarray, votes: np.ndarray, up: np.ndarray, height: float) -> tuple[np.ndarray, float]:
+    """Trimmed least-squares plane through points (M, 3) near `up . x = height`; its normal (3,) and height."""
+    for reach in FLOOR_REACH:
+        distances = points @ up - height
+        near = np.abs(distances) < reach
+        if near.sum() < 3:
+            break
+        weight = votes[near] / votes[near].sum()
+        middle = weight @ points[near]
+        spread = (points[near] - middle) * np.sqrt(weight)[:, None]
+        normal = np.linalg.svd(spread, full_matrices=False)[2][-1]
+        normal *= np.sign(normal @ up)
+        up, height = normal, float(normal @ middle)
+    return up, height
+
+
+def find_heading(angles: np.ndarray, votes: np.ndarray) -> tuple[float, float]:
+    """The heading modulo 90 degrees that most of the angles (M,), degrees, share; and the share of votes near it.
+
+    A histogram of one-degree bins finds it, the mean of what lies within reach places it; near is within 10 degrees.
+    """
+    folded = np.mod(angles, 90.0)
+    counts = np.bincount(folded.astype(np.int64) % 90, votes, minlength=90)
+    smooth = sum(np.roll(counts, shift) for shift in (-2, -1, 0, 1, 2))
+    heading = np.argmax(smooth) + 0.5
+    for reach in (HEADING_REACH, HEADING_REACH / 2, HEADING_REACH / 2):
+        offset = np.mod(folded - heading + 45.0, 90.0) - 45.0
+        near = np.abs(offset) < reach
+        heading += float(votes[near] @ offset[near] / votes[near].sum())
+    offset = np.mod(folded - heading + 45.0, 90.0) - 45.0
+    return heading, float(votes[np.abs(offset) < STRAIGHT_DEGREES].sum() / votes.sum())
+
+
+def make_level_axes(up: np.ndarray) -> np.ndarray:
+    """A rotation (3, 3) whose rows are two level directions and `up`; the first is as near to world x as may be."""
+    start = np.eye(3)[0] if abs(up[0]) < 0.9 else np.eye(3)[1]
+    first = start - (start @ up) * up
+    first /= np.linalg.norm(first)
+    return np.stack([first, np.cross(up, first), up])
+
+
+def turn_about_z(degrees: float) -> np.ndarray:
+    """Rotation (3, 3) of coordinates by `degrees`, counter-clockwise seen from above."""
+    cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    return np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
+
+
+def grade_camera_heights(heights: np.ndarray) -> float:
+    """Mean over the views (V,) of how likely a camera is carried at its height above the floor, metres."""
+    return float(np.interp(heights, CAMERA_HEIGHTS, (0.0, 1.0, 1.0, 0.0)).mean())
+
+
+def estimate_upright(scene: Scene) -> UprightEstimate:
+    """Estimate the alignment of a scan from its posed depth; warns when little speaks for it.
+
+    Args:
+        scene (`Scene`): depth, intrinsics and cameras in any rotated and shifted world, metres.
+
+    Raises:
+        ValueError: without posed depth, and where no floor is in view.
+    """
+    surface = sample_surface(scene)
+    camera_ups = get_camera_ups(scene.cam2world)
+    votes = count_voxel_votes(surface.points, VOXEL_SIZE)
+    up = find_up(surface, votes, camera_ups)
+    floor = None if up is None else _find_floor(surface, votes, up)
+    if floor is None:
+        raise ValueError(
+            f"scene {scene.scene_id!r}: expected a floor to set upright by, found no level surface of at least "
+            f"{MIN_FLOOR_AREA} m2 that faces the cameras' upper edge; are the pictures upright, and is the floor in "
+            f"view? Take frames that show it, or {WAYS_OUT}."
+        )
+    up, height = floor
+    estimate = _make_estimate(scene, surface, votes, up, height)
+    if estimate.confidence < LOW_CONFIDENCE:
+        warnings.warn(
+            f"scene {scene.scene_id!r}: the estimated alignment has a confidence of only {estimate.confidence:.2f} "
+            f"(weakest evidence: {estimate.weakest}); look at the pictures from above and from the side, and if they "
+            f"are wrong {WAYS_OUT}.",
+            UprightWarning,
+            stacklevel=2,
+        )
+    return estimate
+
+
+def _find_floor(surface: Surface, votes: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, float] | None:
+    facing = surface.normals @ up > np.cos(np.deg2rad(CONE_DEGREES[0]))
+    points, weights = surface.points[facing], votes[facing]
+    height = find_floor_height(points @ up, weights)
+    return None if height is None else fit_floor(points, weights, up, height)
+
+
+def _make_estimate(
+    scene: Scene, surface: Surface, votes: np.ndarray, up: np.ndarray, height: float
+) -> UprightEstimate:
+    level = make_level_axes(up)
+    normals, points = surface.normals @ level.T, surface.points @ level.T - [0, 0, height]
+    tilt = np.sin(np.deg2rad(STRAIGHT_DEGREES))
+    upright = np.abs(normals[:, 2]) < tilt
+    heading, wall_share = 0.0, 0.0
+    if upright.any():
+        angles = np.rad2deg(np.arctan2(normals[upright, 1], normals[upright, 0]))
+        heading, wall_share = find_heading(angles, votes[upright])
+    looking = level @ np.asarray(scene.cam2world, np.float64)[0, :3, 2]
+    turns = [turn_about_z(quarter - heading) for quarter in (0.0, 90.0, 180.0, 270.0)]
+    turn = max(turns, key=lambda rotation: round(float((rotation @ looking)[1]), 6))
+
+    is_floor = (normals[:, 2] > np.cos(np.deg2rad(CONE_DEGREES[0]))) & (np.abs(points[:, 2]) < FLOOR_REACH[0])
+    middle = np.average(points[is_floor], axis=0, weights=votes[is_floor])
+    matrix = np.eye(4)
+    matrix[:3, :3] = turn @ level
+    matrix[:3, 3] = turn @ np.array([-middle[0], -middle[1], -height])
+
+    floor_area = float(votes[is_floor].sum() * VOXEL_SIZE**2)
+    below = float(votes[points[:, 2] < -BELOW].sum() / votes.sum())
+    steep = np.abs(normals[:, 2])
+    straight = float(votes[(steep < tilt) | (steep > np.sqrt(1 - tilt**2))].sum() / votes.sum())
+    by_chance = float(tilt + 1 - np.sqrt(1 - tilt**2))
+    eyes = np.asarray(scene.cam2world, np.float64)[:, :3, 3] @ up - height
+    agreeing = get_camera_ups(scene.cam2world) @ up > np.cos(np.deg2rad(MAX_TILT_DEGREES))
+    evidence = {
+        "cameras": float(agreeing.mean()),
+        "votes": compute_share_over_chance(straight, by_chance),
+        "floor": min(1.0, floor_area / WHOLE_FLOOR_AREA),
+        "nothing below": float(np.clip(1 - below / FULL_CONTRADICTION, 0.0, 1.0)),
+        "camera height": grade_camera_heights(eyes),
+        "walls": compute_share_over_chance(wall_share, 2 * STRAIGHT_DEGREES / 90.0),
+    }
+    return UprightEstimate(
+        axis_align_matrix=matrix,
+        confidence=min(evidence.values()),
+        floor_height_error=float(np.quantile(np.abs(points[is_floor, 2]), 0.68)),
+        floor_area=floor_area,
+        evidence=evidence,
+        num_patches=len(surface.points),
+        num_views=len(np.unique(surface.views)),
+    )
+
+
+def align_scene(scene: Scene, estimate: UprightEstimate) -> Scene:
+    """The same scene in the upright world of `estimate`.
+
+    Raises:
+        ValueError: when the scene has boxes or a picture from above: those lie in an aligned world already, and which
+            one nobody knows.
+    """
+    present = [name for name in ("boxes", "bev_image") if getattr(scene, name) is not None]
+    if present:
+        raise ValueError(
+            f"scene {scene.scene_id!r}: expected a scan without {' and '.join(present)} to align by estimate, since "
+            "those are given in an aligned world and would not turn with the cameras; give the alignment that belongs "
+            "to them in axis_align.txt or as axis_align_matrix=, or align without them and add them afterwards."
+        )
+    return replace(scene, cam2world=estimate.axis_align_matrix @ np.asarray(scene.cam2world, np.float64))
+
+
+__all__ = ["LOW_CONFIDENCE", "UprightEstimate", "UprightWarning", "align_scene", "estimate_upright"]
