@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.sparse import csr_array
 
+from ross3d.metrics.columns import check_columns, check_texts
+
 
 MAX_ORDER = 4
 # Width of CIDEr-D's length penalty, in tokens.
@@ -26,17 +28,16 @@ def wrap_caption(text: str) -> str:
 
 
 def check_pairs(hypotheses: list[str], references: list[list[str]]) -> None:
-    """Refuse lists of different length, and items without a reference."""
-    if len(hypotheses) != len(references):
-        raise ValueError(
-            f"references: expected one list for each of {len(hypotheses)} hypotheses, got {len(references)}."
-        )
+    """Refuse lists of different length, no item, items without a reference, and what is no text."""
+    check_columns(hypotheses=hypotheses, references=references)
+    check_texts("hypotheses", hypotheses)
     for index, texts in enumerate(references):
         if isinstance(texts, str) or not texts:
             raise ValueError(
                 f"references[{index}]: expected a list with at least one text, got {texts!r}; wrap a single reference"
                 " in a list."
             )
+        check_texts(f"references[{index}]", texts)
 
 
 def count_ngrams(texts: list[str]) -> list[csr_array]:
