@@ -236,12 +236,18 @@ def compare_multi3drefer(recorded: RecordedMetric) -> None:
     recorded.compare(None, "expected_reference_csv_fraction", means)
 
 
+def get_targets(recorded: RecordedMetric) -> list[Any]:
+    """What answers are held against: the letter of a choice, which VSTI-Bench keeps beside the text it stands for."""
+    letters, values = recorded.column("mc_answer"), recorded.column("ground_truth")
+    return [value if letter is None else letter for letter, value in zip(letters, values, strict=True)]
+
+
 def compare_choices_and_numbers(
     recorded: RecordedMetric, choices: tuple[str, ...], numbers: tuple[str, ...]
 ) -> dict[str, float]:
     """The published rule on every item, and its means; returns what is recorded of the means under our names."""
     predictions, types = recorded.column("prediction"), recorded.column("question_type")
-    targets = [item.get("mc_answer", item["ground_truth"]) for item in recorded.items]
+    targets = get_targets(recorded)
     recorded.compare_items("fuzzy", [qa.parse_first_word(text) for text in predictions])
     scores = benchmarks.score_choices_and_numbers(predictions, targets, types, choices, numbers, error="signed")
     for index, item in enumerate(recorded.items):
@@ -271,8 +277,8 @@ def compare_vsibench(recorded: RecordedMetric) -> None:
 
 def compare_vstibench(recorded: RecordedMetric) -> None:
     means = compare_choices_and_numbers(recorded, benchmarks.VSTIBENCH_CHOICES, benchmarks.VSTIBENCH_NUMBERS)
-    targets = [item.get("mc_answer", item["ground_truth"]) for item in recorded.items]
-    scores = benchmarks.score_vstibench(recorded.column("prediction"), targets, recorded.column("question_type"))
+    columns = [recorded.column("prediction"), get_targets(recorded), recorded.column("question_type")]
+    scores = benchmarks.score_vstibench(*columns)
     assert {name: scores[f"{name}_published"] for name in means} == means
 
 
