@@ -6,14 +6,14 @@ rule where ours differs; without it, it is ours. Scores of one question type hav
 that nothing was asked for (a type without questions, METEOR without its program) is absent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from ross3d.metrics.box_text import LabelledBox, parse_labelled_boxes, parse_located_box
 from ross3d.metrics.captioning import compute_caption_scores, wrap_caption
-from ross3d.metrics.columns import check_boxes, check_columns, check_known, compute_group_means
+from ross3d.metrics.columns import check_boxes, check_columns, check_known, check_texts, compute_group_means
 from ross3d.metrics.detection import (
     CATEGORIES,
     PUBLISHED_CATEGORIES,
@@ -23,7 +23,7 @@ from ross3d.metrics.detection import (
 )
 from ross3d.metrics.grounding import compute_paired_iou, get_f1, match_boxes
 from ross3d.metrics.meteor import Meteor
-from ross3d.metrics.oriented_boxes import compute_oriented_box_iou, move_boxes
+from ross3d.metrics.oriented_boxes import compute_oriented_box_iou, find_degenerate, move_boxes
 from ross3d.metrics.qa import (
     SQA3D_QUESTION_TYPES,
     clean_sqa3d_answer,
@@ -73,6 +73,7 @@ def score_scanqa(predictions: list[str], references: list[list[str]], meteor: Me
         meteor (`Meteor`, *optional*): the running program.
     """
     num_items = check_columns(predictions=predictions, references=references)
+    check_texts("predictions", predictions)
     scores = score_captions([text.rstrip(".") for text in predictions], references, meteor)
     scores["exact_match"] = float(compute_exact_match(predictions, references).mean())
     scores["exact_match_published"] = float(compute_verbatim_match(predictions, references).mean())
@@ -90,6 +91,8 @@ def score_sqa3d(predictions: list[str], references: list[str], question_types: l
     """
     num_items = check_columns(predictions=predictions, references=references, question_types=question_types)
     check_known("question_types", question_types, SQA3D_QUESTION_TYPES)
+    check_texts("predictions", predictions)
+    check_texts("references", references)
     cleaned = [[clean_sqa3d_answer(text) for text in column] for column in (predictions, references)]
     matches = np.array([prediction == answer for prediction, answer in zip(*cleaned, strict=True)])
     return {
@@ -113,9 +116,15 @@ def score_scan2cap(predictions: list[str], references: list[list[str]], meteor: 
         meteor (`Meteor`, *optional*): the running program.
     """
     num_items = check_columns(predictions=predictions, references=references)
+    check_texts("predictions", predictions)
     wrapped = [[wrap_caption(text) for text in texts] for texts in references]
     scores = score_captions([wrap_caption(text) for text in predictions], wrapped, meteor)
     return scores | {"num_items": num_items, "num_empty": sum(not text for text in predictions)}
+
+
+def count_degenerate(boxes: np.ndarray) -> int:
+    """How many boxes (N, 6 or 9) have a side of length 0."""
+    return int((boxes[:, 3:6] == 0).any(axis=1).sum())
 
 
 def score_at_thresholds(overlaps: np.ndarray, suffix: str = "", groups: Sequence[str] | None = None) -> Scores:
@@ -137,7 +146,8 @@ def score_scanrefer(
     """ScanRefer: accuracy at IoU 0.25 and 0.5 of one box an expression, of all, unique and multiple objects.
 
     The published numbers add 1e-8 to the union, so an exact half of a small box is a miss; ours add nothing and round
-    the overlap to float32, so it is a hit.
+    the overlap to float32, so it is a hit. A box without a volume overlaps nothing; `num_degenerate` counts those
+    that were predicted.
 
     Args:
         predictions (list of boxes (6,)): centre and size, metres; None for no box, which is a miss.
@@ -150,7 +160,9 @@ def score_scanrefer(
     published = compute_paired_iou(predictions, references)
     scores = score_at_thresholds(exact, groups=question_types)
     scores |= score_at_thresholds(published, "_published", question_types)
-    return scores | {"num_items": num_items, "num_missing": sum(box is None for box in predictions)}
+    boxes = np.array([np.ravel(box) for box in predictions if box is not None]).reshape(-1, 6)
+    num_missing = num_items - len(boxes)
+    return scores | {"num_items": num_items, "num_missing": num_missing, "num_degenerate": count_degenerate(boxes)}
 
 
 def score_multi3drefer(
@@ -167,15 +179,17 @@ def score_multi3drefer(
     """
     num_items = check_columns(predictions=predictions, references=references, question_types=question_types)
     check_known("question_types", question_types, MULTI3DREFER_TYPES)
-    pairs = list(zip(predictions, references, strict=True))
+    columns = (("predictions", predictions), ("references", references))
+    checked = [[check_boxes(f"{name}[{item}]", boxes, 6) for item, boxes in enumerate(rows)] for name, rows in columns]
+    pairs = list(zip(*checked, strict=True))
     matched = [match_boxes(*pair) for pair in pairs]
-    scores = {}
+    scores: Scores = {}
     for threshold in IOU_THRESHOLDS:
         f1 = [get_f1(iou, *map(len, pair), threshold) for iou, pair in zip(matched, pairs, strict=True)]
         scores[f"f1@{threshold}"] = float(np.mean(f1))
         means = compute_group_means(np.array(f1), question_types)
         scores |= {f"f1@{threshold}/{group}": mean for group, mean in means.items()}
-    return scores | {"num_items": num_items}
+    return scores | {"num_items": num_items, "num_degenerate": sum(count_degenerate(boxes) for boxes in checked[0])}
 
 
 def score_choices_and_numbers(
@@ -197,6 +211,7 @@ def score_choices_and_numbers(
     """
     check_columns(predictions=predictions, references=references, question_types=question_types)
     check_known("question_types", question_types, (*choices, *numbers))
+    check_texts("predictions", predictions)
     words = [parse_first_word(text) for text in predictions]
     scores = np.array([word.lower() == str(target).lower() for word, target in zip(words, references, strict=True)])
     scores = scores.astype(np.float64)
@@ -217,7 +232,36 @@ def score_tasks(scores: np.ndarray, question_types: Sequence[str], suffix: str =
     if directions:
         means["object_rel_direction"] = float(np.mean(directions))
     named = {f"{name}{suffix}": mean for name, mean in means.items()}
-    return named | {f"overall{suffix}": float(np.mean(list(means.values()))), f"num_tasks{suffix}": len(means)}
+    overall = {f"overall{suffix}": float(np.mean(list(means.values())))} if means else {}
+    return named | overall | {f"num_tasks{suffix}": len(means)}
+
+
+def get_task_counts(
+    scores: np.ndarray, question_types: Sequence[str]
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """What `compute_score_interval` resamples for the `overall` of `score_tasks`.
+
+    Args:
+        scores (N,), question_types: as there.
+
+    Returns:
+        what each item adds to each type's sum and number, (N, 2 * types), and the overall score (R,) of sums
+        (R, 2 * types). A type that a resample does not draw is absent from it.
+    """
+    names = sorted(set(question_types))
+    is_scored = (np.array(question_types)[:, None] == names) & ~np.isnan(scores)[:, None]
+    counts = np.concatenate([np.where(is_scored, scores[:, None], 0.0), is_scored], axis=1)
+    levels = [index for index, name in enumerate(names) if name in DIRECTION_TYPES]
+    others = [index for index, name in enumerate(names) if name not in DIRECTION_TYPES]
+
+    def compute_overall(sums: np.ndarray) -> np.ndarray:
+        totals, numbers = np.split(sums, 2, axis=1)
+        means = np.ma.masked_array(totals, numbers == 0) / np.maximum(numbers, 1)
+        directions = means[:, levels].mean(axis=1, keepdims=True)
+        tasks = np.ma.concatenate([means[:, others], directions], axis=1)
+        return tasks.mean(axis=1).filled(np.nan)
+
+    return counts, compute_overall
 
 
 def score_vsibench(predictions: list[str], references: list[str | float], question_types: list[str]) -> Scores:
@@ -258,6 +302,8 @@ def compare_letters(predictions: list[str], references: list[str], rule: str) ->
     Args:
         references (list of `str`): letters as these benchmarks write them, "(B)".
     """
+    check_texts("predictions", predictions)
+    check_texts("references", references)
     for index, target in enumerate(references):
         if len(target) != 3 or target[::2] != "()":
             raise ValueError(f'references[{index}]: expected a letter in brackets such as "(B)", got {target!r}.')
@@ -327,6 +373,7 @@ def score_scannet_det(predictions: list[str], references: list[list[dict[str, An
             first view.
     """
     num_items = check_columns(predictions=predictions, references=references)
+    check_texts("predictions", predictions)
     targets = [
         [LabelledBox(box["label"], check_boxes(f"references[{item}]", [box["bbox_3d"]], 9)[0]) for box in boxes]
         for item, boxes in enumerate(references)
@@ -395,6 +442,7 @@ def score_vgllm_scanrefer(
         cam2world (list of (V, 4, 4)): of each item's views, in the aligned world: `axis_align_matrix @ cam2world`.
     """
     num_items = check_columns(predictions=predictions, references=references, cam2world=cam2world)
+    check_texts("predictions", predictions)
     targets = check_boxes("references", references, 9)
     variants = {
         "": {},
@@ -405,12 +453,16 @@ def score_vgllm_scanrefer(
     for suffix, settings in variants.items():
         overlaps, boxes = compute_located_overlaps(predictions, targets, cam2world, **settings)
         scores |= score_at_thresholds(overlaps.astype(np.float32), suffix)
-        scores[f"num_unread{suffix}"] = int(np.isnan(boxes).any(axis=1).sum())
+        boxes = boxes[~np.isnan(boxes).any(axis=1)]
+        scores[f"num_unread{suffix}"] = num_items - len(boxes)
+        rule = settings.get("box_rule", "no_volume")
+        scores[f"num_degenerate{suffix}"] = int(find_degenerate(boxes, rule).sum())
     return scores | {"num_items": num_items}
 
 
 __all__ = [
     "compute_located_overlaps",
+    "get_task_counts",
     "score_blink",
     "score_choices_and_numbers",
     "score_cvbench",
@@ -420,6 +472,7 @@ __all__ = [
     "score_scanqa",
     "score_scanrefer",
     "score_sqa3d",
+    "score_tasks",
     "score_vgllm_scanrefer",
     "score_vsibench",
     "score_vstibench",

@@ -1,17 +1,28 @@
-"""Intervals by resampling, and tables of several seeds. Seeded: the same numbers give the same interval."""
+"""Intervals by resampling, and tables of several seeds. Seeded: the same numbers give the same interval.
 
+A score that is a mean over items (matches, accuracy, ROUGE-L, CIDEr with the document frequencies of the whole set) is
+resampled as a mean. Any other needs what each item adds to its sums: BLEU has `get_bleu_counts`, means of means
+`get_task_counts`, detection `tabulate_counts`. METEOR's own score of a set is its program's; its items' mean, which
+lies close, stands for it.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 
+# Resamples at a time, for memory.
+CHUNK = 500
+
+
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its bootstrap interval.
+    """A score with its bootstrap interval.
 
     Attributes:
-        mean, low, high (`float`): the mean, of scores or of differences a - b, and the ends of its interval.
-        num_pairs, num_groups (`int`): how many scores (pairs, for differences), in how many groups, it rests on.
+        mean, low, high (`float`): the score of all items, or the difference of two, and the ends of its interval.
+        num_pairs, num_groups (`int`): how many items (pairs, for differences), in how many groups, it rests on.
     """
 
     mean: float
@@ -35,71 +46,116 @@ class SeedSummary:
     num_runs: int
 
 
-def compute_mean_interval(
-    scores: np.ndarray,
+def compute_score_interval(
+    counts: np.ndarray,
+    compute_score: Callable[[np.ndarray], np.ndarray],
     groups: np.ndarray | None = None,
     *,
     confidence: float = 0.95,
     num_samples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap interval of a mean, whole groups resampled at a time.
+    """Percentile bootstrap interval of a score of sums over items, whole groups resampled at a time.
+
+    A resample draws as many groups as there are, with replacement, and sums what each of them brings: no text or box
+    is looked at again. With few groups (under 20 or so) such an interval is too narrow, with one it has no width.
 
     Args:
-        scores (`np.ndarray` of shape `(number of scores,)`): finite.
-        groups (`np.ndarray` of shape `(number of scores,)`, *optional*): scores that are not independent of one
+        counts (`np.ndarray` of shape `(number of items, C)`): what each item adds to the sums, finite.
+        compute_score (callable): score (R,) of sums (R, C).
+        groups (`np.ndarray` of shape `(number of items,)`, *optional*): items that are not independent of one
             another, such as the questions about one scene, carry the same label; by default each is its own group.
         confidence (`float`, defaults to 0.95), num_samples (`int`, defaults to 10000), seed (`int`, defaults to 0).
 
     Raises:
-        ValueError: for no score, scores that are not finite, or another number of labels.
+        ValueError: for no item, counts that are not finite, or another number of labels.
+    """
+    counts = np.asarray(counts, np.float64)
+    if counts.ndim != 2 or len(counts) == 0 or not np.isfinite(counts).all():
+        raise ValueError(
+            f"scores: expected finite numbers, one row an item and at least one item, got shape {counts.shape} with"
+            f" {int((~np.isfinite(counts)).sum())} that are NaN or infinite; leave such items out by name first."
+        )
+    groups = np.arange(len(counts)) if groups is None else np.asarray(groups)
+    if groups.shape != counts.shape[:1]:
+        raise ValueError(f"groups: expected one label for each of {len(counts)} scores, got shape {groups.shape}.")
+    labels = np.unique(groups, return_inverse=True)[1]
+    sums = np.zeros((labels.max() + 1, counts.shape[1]))
+    np.add.at(sums, labels, counts)
+    rng = np.random.default_rng(seed)
+    samples = []
+    for start in range(0, num_samples, CHUNK):
+        size = min(CHUNK, num_samples - start)
+        drawn = rng.integers(len(sums), size=(size, len(sums))) + len(sums) * np.arange(size)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=size * len(sums)).reshape(size, len(sums))
+        samples.append(compute_score(times @ sums))
+    low, high = np.quantile(np.concatenate(samples), [(1 - confidence) / 2, (1 + confidence) / 2])
+    score = float(compute_score(counts.sum(axis=0, keepdims=True))[0])
+    return Interval(score, float(low), float(high), len(counts), len(sums))
+
+
+def compute_paired_score_interval(
+    counts_a: np.ndarray,
+    counts_b: np.ndarray,
+    compute_score: Callable[[np.ndarray], np.ndarray],
+    groups: np.ndarray | None = None,
+    **settings: float,
+) -> Interval:
+    """Percentile bootstrap interval of score(a) - score(b), both of the same resamples.
+
+    Args:
+        counts_a, counts_b (`np.ndarray` of shape `(number of items, C)`): of two systems, of the same items.
+        compute_score, groups, settings: as in `compute_score_interval`.
+
+    Raises:
+        ValueError: for different shapes, and what `compute_score_interval` refuses.
+    """
+    check_pairs(counts_a, counts_b)
+    rows = np.concatenate([counts_a, counts_b], axis=1)
+    width = rows.shape[1] // 2
+
+    def compute_difference(sums: np.ndarray) -> np.ndarray:
+        return compute_score(sums[:, :width]) - compute_score(sums[:, width:])
+
+    return compute_score_interval(rows, compute_difference, groups, **settings)
+
+
+def check_pairs(a: np.ndarray, b: np.ndarray) -> None:
+    if np.shape(a) != np.shape(b) or np.size(a) == 0:
+        raise ValueError(
+            f"a, b: expected two lists of the same length > 0, got shapes {np.shape(a)} and {np.shape(b)}."
+        )
+
+
+def compute_mean_interval(scores: np.ndarray, groups: np.ndarray | None = None, **settings: float) -> Interval:
+    """Percentile bootstrap interval of a mean over items.
+
+    Args:
+        scores (`np.ndarray` of shape `(number of scores,)`): finite.
+        groups, settings: as in `compute_score_interval`.
     """
     scores = np.asarray(scores, np.float64)
-    if scores.ndim != 1 or len(scores) == 0 or not np.isfinite(scores).all():
-        raise ValueError(
-            f"scores: expected finite scores in one list of length > 0, got shape {scores.shape}, of which"
-            f" {int((~np.isfinite(scores)).sum())} are NaN or infinite; leave such items out by name first."
-        )
-    groups = np.arange(len(scores)) if groups is None else np.asarray(groups)
-    if groups.shape != scores.shape:
-        raise ValueError(f"groups: expected one label for each of {len(scores)} scores, got shape {groups.shape}.")
-    labels = np.unique(groups, return_inverse=True)[1]
-    sums, sizes = np.bincount(labels, weights=scores), np.bincount(labels)
-    rng = np.random.default_rng(seed)
-    means = np.empty(num_samples)
-    for start in range(0, num_samples, 1000):
-        drawn = rng.integers(len(sums), size=(min(1000, num_samples - start), len(sums)))
-        means[start : start + len(drawn)] = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(scores.mean()), float(low), float(high), len(scores), len(sums))
+    if scores.ndim != 1:
+        raise ValueError(f"scores: expected one score an item, got shape {scores.shape}; hand over one column.")
+    counts = np.stack([scores, np.ones_like(scores)], axis=1)
+    return compute_score_interval(counts, lambda sums: sums[:, 0] / sums[:, 1], groups, **settings)
 
 
 def compute_paired_interval(
-    a: np.ndarray,
-    b: np.ndarray,
-    groups: np.ndarray | None = None,
-    *,
-    confidence: float = 0.95,
-    num_samples: int = 10_000,
-    seed: int = 0,
+    a: np.ndarray, b: np.ndarray, groups: np.ndarray | None = None, **settings: float
 ) -> Interval:
-    """Percentile bootstrap interval of mean(a - b), pairs resampled together, whole groups at a time.
+    """Percentile bootstrap interval of mean(a - b), pairs resampled together.
 
     Args:
-        a, b (`np.ndarray` of shape `(number of pairs,)`): two scores of the same things.
-        groups (`np.ndarray` of shape `(number of pairs,)`, *optional*): pairs that are not independent of one
-            another, such as the views of one scene, carry the same label; by default each pair is its own group.
-        confidence (`float`, defaults to 0.95), num_samples (`int`, defaults to 10000), seed (`int`, defaults to 0).
+        a, b (`np.ndarray` of shape `(number of pairs,)`): two scores of the same things, finite.
+        groups, settings: as in `compute_score_interval`.
 
     Raises:
         ValueError: for different shapes, no pair, or numbers that are not finite.
     """
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
-        raise ValueError(f"a, b: expected two lists of the same length > 0, got shapes {a.shape} and {b.shape}.")
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ValueError("a, b: expected finite scores, got NaN or infinity; leave such pairs out by name first.")
-    return compute_mean_interval(a - b, groups, confidence=confidence, num_samples=num_samples, seed=seed)
+    check_pairs(a, b)
+    with np.errstate(invalid="ignore"):
+        return compute_mean_interval(np.asarray(a, np.float64) - np.asarray(b, np.float64), groups, **settings)
 
 
 def summarize_seeds(runs: list[dict[str, float]]) -> dict[str, SeedSummary]:
@@ -126,10 +182,43 @@ def summarize_seeds(runs: list[dict[str, float]]) -> dict[str, SeedSummary]:
     }
 
 
+def format_score(name: str, value: float) -> str:
+    """Percent; a count as it is."""
+    return f"{value:g}" if name.startswith("num_") else f"{100 * value:.2f}"
+
+
+def format_seed_table(runs: list[dict[str, float]], intervals: dict[str, Interval] | None = None) -> str:
+    """Scores of several seeds, and intervals where there are some, as a table in Markdown, percent.
+
+    The deviation tells how much another seed would change a score, the interval how much other scenes would.
+
+    Args:
+        runs (list of dict): the same named scores of each run.
+        intervals (dict of `Interval`, *optional*): of scores by name, such as of each item's mean over the runs.
+    """
+    summaries = summarize_seeds(runs)
+    rows = [("score", f"mean of {len(runs)}", "deviation", "interval", "groups"), ("---",) * 5]
+    for name, summary in summaries.items():
+        interval = (intervals or {}).get(name)
+        rows.append(
+            (
+                name,
+                format_score(name, summary.mean),
+                "" if summary.std is None else format_score(name, summary.std),
+                f"{format_score(name, interval.low)} to {format_score(name, interval.high)}" if interval else "",
+                str(interval.num_groups) if interval else "",
+            )
+        )
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
 __all__ = [
     "Interval",
     "SeedSummary",
     "compute_mean_interval",
     "compute_paired_interval",
+    "compute_paired_score_interval",
+    "compute_score_interval",
+    "format_seed_table",
     "summarize_seeds",
 ]

@@ -4,11 +4,12 @@ Texts are compared as they come: tokens are separated by blanks, case counts, pu
 benchmark wants lower-cased or split is done to its texts first (`wrap_caption` for Scan2Cap).
 """
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.sparse import csr_array
+
+from ross3d.metrics.columns import check_columns, check_texts
 
 
 MAX_ORDER = 4
@@ -16,8 +17,6 @@ MAX_ORDER = 4
 CIDER_SIGMA = 6.0
 # Weight of recall in ROUGE-L's F-measure.
 ROUGE_BETA = 1.2
-
-Ngram = tuple[str, ...]
 
 
 def wrap_caption(text: str) -> str:
@@ -28,120 +27,150 @@ def wrap_caption(text: str) -> str:
     return f"sos {text.replace('.', ' . ').replace(',', ' , ').lower()} eos"
 
 
-def count_ngrams(tokens: Sequence[str], order: int) -> Counter[Ngram]:
-    """How often each run of `order` tokens occurs."""
-    return Counter(tuple(tokens[start : start + order]) for start in range(len(tokens) - order + 1))
-
-
 def check_pairs(hypotheses: list[str], references: list[list[str]]) -> None:
-    """Refuse lists of different length, and items without a reference."""
-    if len(hypotheses) != len(references):
-        raise ValueError(
-            f"references: expected one list for each of {len(hypotheses)} hypotheses, got {len(references)}."
-        )
+    """Refuse lists of different length, no item, items without a reference, and what is no text."""
+    check_columns(hypotheses=hypotheses, references=references)
+    check_texts("hypotheses", hypotheses)
     for index, texts in enumerate(references):
         if isinstance(texts, str) or not texts:
             raise ValueError(
                 f"references[{index}]: expected a list with at least one text, got {texts!r}; wrap a single reference"
                 " in a list."
             )
+        check_texts(f"references[{index}]", texts)
+
+
+def count_ngrams(texts: list[str]) -> list[csr_array]:
+    """How often each run of 1, 2, 3 and 4 tokens occurs: one table (texts, n-grams) an order."""
+    tokens = [text.split() for text in texts]
+    rows = np.repeat(np.arange(len(texts)), [len(words) for words in tokens])
+    numbers: dict[str, int] = {}
+    words = np.array([numbers.setdefault(word, len(numbers)) for text in tokens for word in text], np.int64)
+    grams, tables = words, []
+    for order in range(1, MAX_ORDER + 1):
+        if order > 1:
+            grams = np.unique(grams[:-1] * len(numbers) + words[order - 1 :], return_inverse=True)[1]
+        in_one_text = rows[: len(grams)] == rows[order - 1 :]
+        places = rows[: len(grams)][in_one_text], grams[in_one_text]
+        shape = len(texts), int(grams.max(initial=-1)) + 1
+        tables.append(csr_array((np.ones(len(places[0])), places), shape=shape))
+    return tables
+
+
+def count_pairs(hypotheses: list[str], references: list[list[str]]) -> tuple[np.ndarray, list[csr_array]]:
+    """Of which item each reference is (R,), and the n-gram counts of hypotheses and, below them, references."""
+    check_pairs(hypotheses, references)
+    owners = np.repeat(np.arange(len(references)), [len(texts) for texts in references])
+    return owners, count_ngrams([*hypotheses, *(text for texts in references for text in texts)])
+
+
+def get_largest(table: csr_array, owners: np.ndarray, num_items: int) -> csr_array:
+    """The largest entry of each column (num_items, columns) among the rows (R, columns) of each item."""
+    entries = table.tocoo()
+    keys = owners[entries.row] * table.shape[1] + entries.col
+    order = np.argsort(keys, kind="stable")
+    kept, starts = np.unique(keys[order], return_index=True)
+    largest = np.maximum.reduceat(entries.data[order], starts) if len(starts) else entries.data
+    return csr_array((largest, np.divmod(kept, max(1, table.shape[1]))), shape=(num_items, table.shape[1]))
+
+
+def get_bleu_counts(hypotheses: list[str], references: list[list[str]]) -> np.ndarray:
+    """What BLEU sums over a corpus, of each item: (number of items, 10).
+
+    Clipped n-gram counts of orders 1 to 4, all n-gram counts of orders 1 to 4, the length, and the length of the
+    reference closest in length (the shorter of equals).
+
+    Args:
+        hypotheses (list of `str`): one text an item.
+        references (list of list of `str`): at least one an item.
+    """
+    owners, tables = count_pairs(hypotheses, references)
+    num_items = len(hypotheses)
+    clipped = [
+        table[:num_items].minimum(get_largest(table[num_items:], owners, num_items)).sum(axis=1) for table in tables
+    ]
+    guessed = [table[:num_items].sum(axis=1) for table in tables]
+    lengths, other_lengths = guessed[0], tables[0][num_items:].sum(axis=1)
+    order = np.lexsort((other_lengths, np.abs(other_lengths - lengths[owners]), owners))
+    closest = other_lengths[order[np.searchsorted(owners, np.arange(num_items))]]
+    return np.stack([*clipped, *guessed, lengths, closest], axis=1)
+
+
+def compute_bleu_of_counts(sums: np.ndarray) -> np.ndarray:
+    """BLEU-1..4 (..., 4) in [0, 1] of sums (..., 10) over the rows of `get_bleu_counts`."""
+    clipped, guessed = sums[..., :MAX_ORDER], sums[..., MAX_ORDER : 2 * MAX_ORDER]
+    precision = (clipped + 1e-15) / (guessed + 1e-9)
+    scores = np.exp(np.cumsum(np.log(precision), axis=-1) / np.arange(1, MAX_ORDER + 1))
+    ratio = (sums[..., -2] + 1e-15) / (sums[..., -1] + 1e-9)
+    return scores * np.exp(1 - 1 / np.minimum(ratio, 1))[..., None]
 
 
 def compute_bleu(hypotheses: list[str], references: list[list[str]]) -> np.ndarray:
     """BLEU-1..4 of a corpus: clipped n-gram counts, brevity against the reference closest in length.
 
     Args:
-        hypotheses (list of `str`): one text an item.
-        references (list of list of `str`): at least one an item.
+        hypotheses, references: as in `get_bleu_counts`.
 
     Returns:
         (4,) in [0, 1].
     """
-    check_pairs(hypotheses, references)
-    clipped, guessed = np.zeros(MAX_ORDER), np.zeros(MAX_ORDER)
-    hypothesis_length = reference_length = 0
-    for hypothesis, texts in zip(hypotheses, references, strict=True):
-        tokens = hypothesis.split()
-        reference_tokens = [text.split() for text in texts]
-        hypothesis_length += len(tokens)
-        reference_length += min((abs(len(other) - len(tokens)), len(other)) for other in reference_tokens)[1]
-        for order in range(1, MAX_ORDER + 1):
-            counts = count_ngrams(tokens, order)
-            allowed: Counter[Ngram] = Counter()
-            for other in reference_tokens:
-                allowed |= count_ngrams(other, order)
-            clipped[order - 1] += (counts & allowed).total()
-            guessed[order - 1] += counts.total()
-    precision = (clipped + 1e-15) / (guessed + 1e-9)
-    scores = np.exp(np.cumsum(np.log(precision)) / np.arange(1, MAX_ORDER + 1))
-    ratio = (hypothesis_length + 1e-15) / (reference_length + 1e-9)
-    return scores * math.exp(1 - 1 / ratio) if ratio < 1 else scores
+    return compute_bleu_of_counts(get_bleu_counts(hypotheses, references).sum(axis=0))
 
 
-def get_document_frequency(references: list[list[str]]) -> Counter[Ngram]:
-    """In how many items' references each n-gram of 1 to 4 tokens occurs."""
-    frequency: Counter[Ngram] = Counter()
-    for texts in references:
-        present: set[Ngram] = set()
-        for text in texts:
-            for order in range(1, MAX_ORDER + 1):
-                present.update(count_ngrams(text.split(), order))
-        frequency.update(present)
-    return frequency
+def weigh_ngrams(table: csr_array, owners: np.ndarray, num_items: int) -> csr_array:
+    """TF-IDF weights of the counts of hypotheses and references: count * log(items / items whose references have it).
 
-
-def weigh_ngrams(text: str, frequency: Counter[Ngram], num_items: int) -> tuple[list[dict[Ngram, float]], int]:
-    """TF-IDF vectors of a text, one an order, and the length (in bigrams) that CIDEr-D compares."""
-    tokens = text.split()
-    vectors = []
-    for order in range(1, MAX_ORDER + 1):
-        counts = count_ngrams(tokens, order)
-        vectors.append(
-            {gram: n * (math.log(num_items) - math.log(max(1, frequency[gram]))) for gram, n in counts.items()}
-        )
-    return vectors, max(0, len(tokens) - 1)
-
-
-def compare_vectors(hypothesis: dict[Ngram, float], reference: dict[Ngram, float]) -> float:
-    """Cosine of two TF-IDF vectors with the hypothesis clipped to the reference; the bare product for a zero norm."""
-    shared = [(weight, reference[gram]) for gram, weight in hypothesis.items() if gram in reference]
-    product = sum(min(weight, other) * other for weight, other in shared)
-    norms = [math.sqrt(sum(weight**2 for weight in vector.values())) for vector in (hypothesis, reference)]
-    return product / (norms[0] * norms[1]) if all(norms) else product
+    An n-gram that no reference has counts as one that a single item's references have.
+    """
+    membership = csr_array((np.ones(len(owners)), (owners, np.arange(len(owners)))))
+    in_items = (membership @ table[num_items:]).tocsc()
+    frequency = np.diff(in_items.indptr)
+    rarity = np.log(num_items) - np.log(np.maximum(frequency, 1))
+    return csr_array((table.data * rarity[table.indices], table.indices, table.indptr), shape=table.shape)
 
 
 def compute_cider(hypotheses: list[str], references: list[list[str]]) -> np.ndarray:
     """CIDEr-D of each item, document frequencies taken from the given references; the corpus score is the mean.
 
+    The mean over orders, and over references, of the cosine of the two texts' TF-IDF vectors, the hypothesis clipped
+    to the reference; lengths, which the penalty compares, are counted in bigrams, so texts of no and of one token are
+    equally long (published).
+
     Args:
-        hypotheses, references: as in `compute_bleu`.
+        hypotheses, references: as in `get_bleu_counts`.
 
     Returns:
         (number of items,) in [0, 10]. A single item scores 0: every n-gram occurs in every item.
     """
-    check_pairs(hypotheses, references)
-    frequency = get_document_frequency(references)
-    scores = np.zeros(len(hypotheses))
-    for item, (hypothesis, texts) in enumerate(zip(hypotheses, references, strict=True)):
-        vectors, length = weigh_ngrams(hypothesis, frequency, len(hypotheses))
-        for text in texts:
-            others, other_length = weigh_ngrams(text, frequency, len(hypotheses))
-            similarity = sum(compare_vectors(a, b) for a, b in zip(vectors, others, strict=True)) / MAX_ORDER
-            penalty = math.exp(-((length - other_length) ** 2) / (2 * CIDER_SIGMA**2))
-            scores[item] += 10 * similarity * penalty / len(texts)
-    return scores
+    owners, tables = count_pairs(hypotheses, references)
+    num_items = len(hypotheses)
+    similarity = np.zeros(len(owners))
+    for table in tables:
+        weights = weigh_ngrams(table, owners, num_items)
+        norms = np.sqrt(weights.multiply(weights).sum(axis=1))
+        others = weights[num_items:]
+        products = weights[:num_items][owners].minimum(others).multiply(others).sum(axis=1)
+        scale = norms[:num_items][owners] * norms[num_items:]
+        similarity += np.divide(products, scale, out=products, where=scale > 0) / MAX_ORDER
+    lengths = tables[1].sum(axis=1)
+    penalty = np.exp(-((lengths[owners] - lengths[num_items:]) ** 2) / (2 * CIDER_SIGMA**2))
+    return 10 * np.bincount(owners, similarity * penalty, num_items) / np.bincount(owners, minlength=num_items)
 
 
 def get_common_length(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence."""
-    lengths = [0] * (len(b) + 1)
+    """Length of the longest common subsequence.
+
+    A row of the usual table at a time, as the bits of one integer (Crochemore et al. 2001): a bit that is 0 stands
+    for a place in `b` where the length grows by one.
+    """
+    places: dict[str, int] = {}
+    for index, token in enumerate(b):
+        places[token] = places.get(token, 0) | 1 << index
+    row = full = (1 << len(b)) - 1
     for token in a:
-        diagonal = 0
-        for index, other in enumerate(b, start=1):
-            above = lengths[index]
-            lengths[index] = diagonal + 1 if token == other else max(above, lengths[index - 1])
-            diagonal = above
-    return lengths[-1]
+        shared = row & places.get(token, 0)
+        row = (row + shared | row - shared) & full
+    return len(b) - row.bit_count()
 
 
 def compute_rouge_l(hypotheses: list[str], references: list[list[str]]) -> np.ndarray:
@@ -150,7 +179,7 @@ def compute_rouge_l(hypotheses: list[str], references: list[list[str]]) -> np.nd
     Tokens are separated by single blanks, so a double blank holds an empty token. The corpus score is the mean.
 
     Args:
-        hypotheses, references: as in `compute_bleu`.
+        hypotheses, references: as in `get_bleu_counts`.
 
     Returns:
         (number of items,) in [0, 1].
@@ -177,4 +206,12 @@ def compute_caption_scores(hypotheses: list[str], references: list[list[str]]) -
     return scores
 
 
-__all__ = ["compute_bleu", "compute_caption_scores", "compute_cider", "compute_rouge_l", "wrap_caption"]
+__all__ = [
+    "compute_bleu",
+    "compute_bleu_of_counts",
+    "compute_caption_scores",
+    "compute_cider",
+    "compute_rouge_l",
+    "get_bleu_counts",
+    "wrap_caption",
+]

@@ -1,6 +1,6 @@
-"""What the columns of a benchmark have to be: one entry an item, known types, finite boxes."""
+"""What the columns of a benchmark have to be: one entry an item, each once, known types, texts, finite boxes."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -31,8 +31,50 @@ def check_known(name: str, values: Iterable[Any], known: Sequence[str]) -> None:
         )
 
 
+def check_texts(name: str, values: Sequence[Any]) -> None:
+    """Refuse a column in which something is no text; nothing said is the empty text."""
+    for index, value in enumerate([values] if isinstance(values, str) else values):
+        if isinstance(values, str) or not isinstance(value, str):
+            raise ValueError(
+                f"{name}[{index}]: expected a list with one text an item, got {value!r}; an item without an answer has"
+                ' the empty text "".'
+            )
+
+
+def match_ids(prediction_ids: Sequence[str], reference_ids: Sequence[str]) -> list[int]:
+    """Where the prediction of each reference is: predictions of a file in the order of the annotations.
+
+    Raises:
+        ValueError: for an id that comes twice on one side, and for one that the other side lacks.
+    """
+    for name, ids in (("prediction_ids", prediction_ids), ("reference_ids", reference_ids)):
+        twice = [value for value, count in Counter(ids).items() if count > 1]
+        if twice:
+            raise ValueError(
+                f"{name}: expected every id once, got {len(twice)} of them more often, such as {twice[:3]}; was a file"
+                " written twice, or are two sets in it?"
+            )
+    places = {value: index for index, value in enumerate(prediction_ids)}
+    missing = [value for value in reference_ids if value not in places]
+    unknown = sorted(places.keys() - set(reference_ids), key=str)
+    if missing or unknown:
+        raise ValueError(
+            f"prediction_ids: expected one prediction for each of {len(reference_ids)} references, got"
+            f" {len(prediction_ids)}: {len(missing)} missing, such as {missing[:3]}, and {len(unknown)} without a"
+            f" reference, such as {unknown[:3]}; score a finished file against the annotations it was made from."
+        )
+    return [places[value] for value in reference_ids]
+
+
+def is_row(box: Any, width: int) -> bool:
+    try:
+        return np.asarray(box, np.float64).shape == (width,)
+    except (ValueError, TypeError):
+        return False
+
+
 def check_boxes(name: str, boxes: Any, width: int) -> np.ndarray:
-    """Boxes as float64 of shape (N, width); an empty list is no box.
+    """Boxes as float64 of shape (N, width); an empty list is no box, a single row is one.
 
     Raises:
         ValueError: for another number of values a box, text, or values that are not finite.
@@ -40,10 +82,12 @@ def check_boxes(name: str, boxes: Any, width: int) -> np.ndarray:
     try:
         array = np.asarray(boxes, np.float64)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{name}: expected boxes of {width} numbers each, got {boxes!r}: {error}.") from error
-    array = array.reshape(-1, width) if array.size % width == 0 and array.ndim <= 2 else array
-    if array.ndim != 2 or (array.size and np.shape(boxes)[-1] != width):
-        raise ValueError(f"{name}: expected an array of shape (N, {width}), metres, got shape {np.shape(boxes)}.")
+        row, box = next((row, box) for row, box in enumerate(boxes) if not is_row(box, width))
+        raise ValueError(f"{name}: expected boxes of {width} numbers each, got {box!r} in row {row}.") from error
+    if array.ndim == 1 and array.size in (0, width):
+        array = array.reshape(-1, width)
+    if array.ndim != 2 or array.shape[1] != width:
+        raise ValueError(f"{name}: expected an array of shape (N, {width}), metres, got shape {array.shape}.")
     if not np.isfinite(array).all():
         row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
         raise ValueError(
@@ -62,4 +106,4 @@ def compute_group_means(scores: np.ndarray, groups: Sequence[str]) -> dict[str, 
     return {group: float(np.mean(values)) for group, values in members.items()}
 
 
-__all__ = ["check_boxes", "check_columns", "check_known", "compute_group_means"]
+__all__ = ["check_boxes", "check_columns", "check_known", "check_texts", "compute_group_means", "match_ids"]

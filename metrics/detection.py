@@ -108,23 +108,34 @@ def sum_counts(items: Sequence[Counts]) -> Counts:
     return dict(totals)
 
 
+def tabulate_counts(items: Sequence[Counts], categories: Sequence[str]) -> np.ndarray:
+    """Counts of each item, (number of items, 3 * categories): all true positives, all false ones, all misses."""
+    nothing = {"tp": 0, "fp": 0, "fn": 0}
+    rows = [[counts.get(name, nothing)[key] for key in nothing for name in categories] for counts in items]
+    return np.array(rows, np.float64)
+
+
+def compute_scores_of_counts(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Precision, recall and F1, each (...,) the mean over categories, of sums (..., 3 * categories)."""
+    tp, fp, fn = np.split(np.asarray(sums, np.float64), 3, axis=-1)
+    precision, recall = tp / np.maximum(tp + fp, 1), tp / np.maximum(tp + fn, 1)
+    both = precision + recall
+    f1 = np.divide(2 * precision * recall, both, out=np.zeros_like(both), where=both > 0)
+    return precision.mean(axis=-1), recall.mean(axis=-1), f1.mean(axis=-1)
+
+
 def compute_category_scores(totals: Counts, categories: Sequence[str]) -> dict[str, float]:
     """Precision, recall and F1, each the mean over categories; a category that does not occur counts 0 (published)."""
-    rows = []
-    for category in categories:
-        counts = totals.get(category, {"tp": 0, "fp": 0, "fn": 0})
-        precision = counts["tp"] / max(counts["tp"] + counts["fp"], 1)
-        recall = counts["tp"] / max(counts["tp"] + counts["fn"], 1)
-        both = precision + recall
-        rows.append((precision, recall, 2 * precision * recall / both if both else 0.0))
-    means = np.mean(rows, axis=0)
-    return {name: float(mean) for name, mean in zip(("precision", "recall", "f1"), means, strict=True)}
+    means = compute_scores_of_counts(tabulate_counts([totals], categories))
+    return {name: float(mean[0]) for name, mean in zip(("precision", "recall", "f1"), means, strict=True)}
 
 
 __all__ = [
     "CATEGORIES",
     "PUBLISHED_CATEGORIES",
     "compute_category_scores",
+    "compute_scores_of_counts",
     "count_detections",
     "sum_counts",
+    "tabulate_counts",
 ]

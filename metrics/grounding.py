@@ -1,11 +1,13 @@
 """Scores of grounded boxes. Boxes are centre xyz and size xyz in metres; the last of K + 1 scores is "no target"."""
 
+from functools import partial
+
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
 from ross3d.geometry_ross3d import compute_box_iou
-from ross3d.metrics.columns import check_boxes
+from ross3d.metrics.columns import check_boxes, check_columns
 
 
 # Published rule for several targets: probabilities at this temperature, taken until they sum to the threshold.
@@ -13,6 +15,12 @@ SELECTION_TEMPERATURE = 0.07
 SELECTION_THRESHOLD = 0.4
 # Added to the union by the published evaluations.
 IOU_EPS = 1e-8
+
+
+def prepare_boxes(name: str, boxes: np.ndarray) -> torch.Tensor:
+    """Checked boxes (N, 6), float64, a negative size as the same box."""
+    array = check_boxes(name, boxes, 6)
+    return torch.from_numpy(np.concatenate([array[:, :3], np.abs(array[:, 3:])], axis=1))
 
 
 def compute_iou(boxes_a: np.ndarray, boxes_b: np.ndarray, union_eps: float = IOU_EPS) -> np.ndarray:
@@ -23,9 +31,19 @@ def compute_iou(boxes_a: np.ndarray, boxes_b: np.ndarray, union_eps: float = IOU
     Raises:
         ValueError: for boxes of another shape, or that are not finite.
     """
-    arrays = [check_boxes(name, boxes, 6) for name, boxes in (("boxes_a", boxes_a), ("boxes_b", boxes_b))]
-    tensors = [torch.tensor(np.concatenate([array[:, :3], np.abs(array[:, 3:])], axis=1)) for array in arrays]
-    return compute_box_iou(*tensors, eps=union_eps).numpy()
+    return compute_box_iou(prepare_boxes("boxes_a", boxes_a), prepare_boxes("boxes_b", boxes_b), eps=union_eps).numpy()
+
+
+def check_scores(scores: np.ndarray) -> np.ndarray:
+    """Scores (K + 1,) as float64; NaN would win or lose without a word."""
+    scores = np.asarray(scores, np.float64)
+    if scores.ndim != 1 or len(scores) == 0 or np.isnan(scores).any() or np.isposinf(scores).any():
+        raise ValueError(
+            f"scores: expected one number a proposal and a last one for no target, none of them NaN or +inf, got shape"
+            f" {scores.shape} with {int((np.isnan(scores) | np.isposinf(scores)).sum())} such values; look for NaN in"
+            " the model's weights or in the scene's depth."
+        )
+    return scores
 
 
 def choose_proposal(scores: np.ndarray, allow_none: bool = False) -> int | None:
@@ -39,7 +57,7 @@ def choose_proposal(scores: np.ndarray, allow_none: bool = False) -> int | None:
     Returns:
         index of the proposal; None when "no target" wins or there is no proposal.
     """
-    scores = np.asarray(scores, np.float64)
+    scores = check_scores(scores)
     if len(scores) < 2:
         return None
     best = int(scores.argmax()) if allow_none else int(scores[:-1].argmax())
@@ -58,7 +76,7 @@ def select_proposals(scores: np.ndarray, threshold: float = SELECTION_THRESHOLD)
     Returns:
         indices, best first.
     """
-    scores = np.asarray(scores, np.float64)
+    scores = check_scores(scores)
     if scores.argmax() == len(scores) - 1:
         return []
     weights = np.exp((scores - scores.max()) / SELECTION_TEMPERATURE)
@@ -71,7 +89,7 @@ def select_proposals(scores: np.ndarray, threshold: float = SELECTION_THRESHOLD)
 
 def select_above_no_target(scores: np.ndarray) -> list[int]:
     """The proposals that score above "no target" (K + 1,), best first: ours, blind to how many there are."""
-    scores = np.asarray(scores, np.float64)
+    scores = check_scores(scores)
     order = np.argsort(-scores[:-1], kind="stable")
     return order[scores[order] > scores[-1]].tolist()
 
@@ -122,12 +140,12 @@ def compute_paired_iou(
         union_eps (`float`, defaults to the published 1e-8): added to the union; with it boxes that overlap by an exact
             half of 1 cubic metre stay below a threshold of 0.5.
     """
-    return np.array(
-        [
-            0.0 if box is None else compute_iou(box, target, union_eps)[0, 0]
-            for box, target in zip(predicted, targets, strict=True)
-        ]
-    )
+    check_columns(predicted=predicted, targets=targets)
+    missing = np.array([box is None for box in predicted])
+    boxes_a = prepare_boxes("predicted", [np.zeros(6) if box is None else np.ravel(box) for box in predicted])
+    boxes_b = prepare_boxes("targets", [np.ravel(box) for box in targets])
+    overlaps = torch.vmap(partial(compute_box_iou, eps=union_eps))(boxes_a[:, None], boxes_b[:, None])
+    return np.where(missing, 0.0, overlaps[:, 0, 0].numpy())
 
 
 def compute_accuracy_at_iou(predicted: list[np.ndarray | None], targets: list[np.ndarray], iou_threshold: float):

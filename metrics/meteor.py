@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from ross3d.metrics.captioning import check_pairs
-from ross3d.metrics.columns import check_columns
 from ross3d.metrics.qa import convert_number
 
 
@@ -95,6 +94,7 @@ class Meteor:
             stdout=subprocess.PIPE,
             stderr=self.errors,
             encoding="utf-8",
+            errors="replace",
         )
         self.lines: queue.Queue[str | None] = queue.Queue()
         self.reader = threading.Thread(target=self.read_lines, daemon=True)
@@ -165,7 +165,6 @@ class Meteor:
             ValueError: for lists of different length, no item, and items without a reference.
             RuntimeError: when the program fails, ends or stays silent; with what it wrote on its error stream.
         """
-        check_columns(hypotheses=hypotheses, references=references)
         check_pairs(hypotheses, references)
         statistics = []
         for hypothesis, texts in zip(hypotheses, references, strict=True):

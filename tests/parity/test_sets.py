@@ -11,8 +11,7 @@ pytestmark = pytest.mark.parity
 
 # Folders of recorded JSON files, one a benchmark or a system, that the parity tests do not compare.
 ELSEWHERE = {
-    "metrics": "one JSON a benchmark: test_metrics.py reads those of the metrics we have; the other benchmarks are not"
-    " written yet",
+    "metrics": "one JSON a benchmark or step, compared by test_recorded_metrics.py, which lists those of other tests",
     "systems": "geometry encoders, fusion blocks and alignment losses of other systems, which are not written yet",
 }
 

@@ -1,0 +1,124 @@
+"""METEOR through a program of its own: the talk with it, with a stand-in, and its failures."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ross3d.metrics import meteor as meteor_module
+from ross3d.metrics.meteor import Meteor, clean_text, find_java, find_program
+
+
+# Answers as the program does: of each item the number of words of its last part, of all their sum.
+STAND_IN = """
+import sys
+for line in sys.stdin:
+    command, *parts = line.rstrip("\\n").split(" ||| ")
+    if command == "SCORE":
+        print(" ".join([str(len(parts[-1].split()))] + [str(len(parts))] * 22), flush=True)
+    else:
+        words = [float(part.split()[0]) for part in parts]
+        print(*words, sum(words), sep="\\n", flush=True)
+"""
+
+
+def write_program(folder: Path, text: str) -> list[str]:
+    path = folder / "program.py"
+    path.write_text(text)
+    return [sys.executable, "-S", str(path)]
+
+
+def test_every_item_gets_its_own_answer(tmp_path):
+    with Meteor(command=write_program(tmp_path, STAND_IN)) as meteor:
+        corpus, items = meteor.score(["a b", "", "c d e"], [["x"], ["y", "z"], ["w"]])
+        assert items.tolist() == [2, 0, 3] and corpus == 5
+        again = meteor.score(["a"], [["x"]])
+    assert again[0] == 1 and again[1].tolist() == [1]
+
+
+def test_line_breaks_and_separators_do_not_put_answers_out_of_step(tmp_path):
+    texts = ["a\nb", "a ||| b c", "a\r\n\x0b\u2028b", "\ud800 b", "\n"]
+    with Meteor(command=write_program(tmp_path, STAND_IN)) as meteor:
+        _, items = meteor.score(texts, [["x\ny", "|||"]] * 5)
+    assert items.tolist() == [2, 3, 2, 2, 0]
+    assert clean_text(" a |||b\n\n c ") == "a b c"
+
+
+def test_many_items_are_asked_at_once(tmp_path):
+    """The second command is far longer than what a pipe holds."""
+    with Meteor(command=write_program(tmp_path, STAND_IN)) as meteor:
+        corpus, items = meteor.score(["a b c"] * 3000, [["x"]] * 3000)
+    assert corpus == 9000 and (items == 3).all()
+
+
+FAILURES = {
+    "ends at once": ("import sys; sys.exit('no table')", "has ended .*it wrote: no table"),
+    "ends when asked": ("import sys; input(); sys.exit('lost')", "has ended without an answer; .* it wrote: lost"),
+    "says something else": (
+        "input(); print('Error: 1 2', flush=True); input()",
+        r"answered 'Error: 1 2' where a line",
+    ),
+    "says too little": ("input(); print('1 2', flush=True); input()", "where a line of 23 numbers was expected"),
+    "stays silent": ("input(); input()", "gave no answer for 0.5 seconds; on its error stream it wrote: nothing"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_program_that_fails_is_an_error_with_its_own_words(name, tmp_path):
+    text, message = FAILURES[name]
+    with Meteor(timeout=0.5 if "silent" in name else 30, command=write_program(tmp_path, text)) as meteor:
+        with pytest.raises(RuntimeError, match=message):
+            meteor.score(["a b"], [["x"]])
+    meteor.close()
+    assert meteor.process.poll() is not None
+
+
+def test_a_program_that_has_ended_is_not_asked(tmp_path):
+    with Meteor(command=write_program(tmp_path, "print('ready', flush=True)")) as meteor:
+        meteor.process.wait()
+        with pytest.raises(RuntimeError, match="has ended before it was asked everything"):
+            meteor.score(["a b"], [["x"]])
+
+
+def test_texts_are_checked_before_the_program_is_asked(tmp_path):
+    with Meteor(command=write_program(tmp_path, STAND_IN)) as meteor:
+        with pytest.raises(ValueError, match=r"references\[0\]: expected a list with at least one text"):
+            meteor.score(["a"], [[]])
+        with pytest.raises(ValueError, match="hypotheses, references: expected one entry an item"):
+            meteor.score([], [])
+        assert meteor.score(["a"], [["x"]])[0] == 1
+
+
+def test_a_missing_package_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr(meteor_module, "PACKAGE", "ross3d_no_such_package")
+    with pytest.raises(ModuleNotFoundError, match="is not installed; run `pip install .*`, or score without METEOR"):
+        find_program()
+    (tmp_path / "half_a_package" / "meteor").mkdir(parents=True)
+    monkeypatch.setattr(meteor_module, "PACKAGE", "half_a_package")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="METEOR needs meteor-1.5.jar and data/paraphrase-en.gz .* lacks"):
+        find_program()
+    (tmp_path / "half_a_package" / "meteor" / "data").mkdir()
+    for name in ("meteor-1.5.jar", "data/paraphrase-en.gz"):
+        (tmp_path / "half_a_package" / "meteor" / name).touch()
+    assert find_program() == tmp_path / "half_a_package" / "meteor" / "meteor-1.5.jar"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="METEOR runs in Java, and no `java` is on the search path"):
+        find_java()
+    with pytest.raises(FileNotFoundError, match="no `java` is on the search path"):
+        Meteor()
+
+
+@pytest.mark.slow
+def test_the_installed_program_scores_the_same_text_best():
+    """Where Java and the package are: equal texts, no text, and text with line breaks."""
+    try:
+        find_program(), find_java()
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        pytest.skip(str(error))
+    references = [["a red chair by the door"], ["the chair is red", "a red chair"], ["it is left of the bed"]]
+    hypotheses = ["a red chair by the door", "", "it is left\nof the bed"]
+    with Meteor() as meteor:
+        corpus, items = meteor.score(hypotheses, references)
+    assert np.round(items, 6).tolist() == [1, 0, 1] and 0 < corpus < 1
