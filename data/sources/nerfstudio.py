@@ -111,8 +111,7 @@ def read_nerfstudio(
 def _list_frames(content: Any, file: Path) -> dict[str, dict]:
     """The frames by the stem of their file path, each with the keys that stand for all frames filled in."""
     frames = content.get("frames") if isinstance(content, dict) else None
-    needed = {"file_path", "transform_matrix"}
-    if not frames or not all(isinstance(frame, dict) and needed <= set(frame) for frame in frames):
+    if not isinstance(frames, list) or not frames or not all(_names_picture_and_camera(frame) for frame in frames):
         raise ValueError(f"{file}: expected frames, each with file_path and transform_matrix; export it again.")
     shared = {key: value for key, value in content.items() if key != "frames"}
     names = [str(Path(frame["file_path"]).with_suffix("")) for frame in frames]
@@ -120,6 +119,10 @@ def _list_frames(content: Any, file: Path) -> dict[str, dict]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{file}: the picture {twice!r} has two frames; each frame needs a picture of its own.")
     return {name: shared | frame for name, frame in zip(names, frames, strict=True)}
+
+
+def _names_picture_and_camera(frame: Any) -> bool:
+    return isinstance(frame, dict) and isinstance(frame.get("file_path"), str) and "transform_matrix" in frame
 
 
 def _get_number(values: Mapping[str, Any], key: str, default: float, where: str, above: float = 0.0) -> float:
