@@ -29,6 +29,7 @@ from ross3d.tests.published import make_base_tokenizer
 
 COLOR_SIZE, DEPTH_SIZE = (1296, 968), (640, 480)
 QUALITY, NOISE = 75, 4.0
+REPEATS = 5
 
 
 def write_scene(folder: Path, num_views: int) -> Path:
@@ -64,8 +65,10 @@ def run(num_views: int, rounds: int) -> dict[str, Any]:
             scene = read_rgbd_folder(folder, reduce_to=reduce_to)
             return processor.fit_scene(scene.images, scene.depth_maps, scene.intrinsics, scene.cam2world).pictures
 
-        decode_seconds, _ = time_rounds({way: partial(decode, size) for way, size in options.items()}, rounds)
-        scene_seconds, fitted = time_rounds({way: partial(fit, size) for way, size in options.items()}, rounds)
+        decoding, fitting = ({way: partial(f, size) for way, size in options.items()} for f in (decode, fit))
+        repeats = dict.fromkeys(options, REPEATS)
+        decode_seconds, _ = time_rounds(decoding, rounds, repeats)
+        scene_seconds, fitted = time_rounds(fitting, rounds, repeats)
         reduced_size = decode_color(files[0], files[0], processor.view_size)[0].shape[1::-1]
         megabytes = sum(file.stat().st_size for file in files) / num_views / 1e6
     difference = (fitted["exact"].int() - fitted["reduced"].int()).abs()

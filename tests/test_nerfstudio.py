@@ -162,7 +162,27 @@ FAULTS = {
     "another shape": (
         {},
         {"transform_matrix": np.eye(3).tolist()},
-        r"images/frame_00000.jpg: transform_matrix must be \(4, 4\), got \(3, 3\)",
+        r"images/frame_00000.jpg: transform_matrix must be \(4, 4\) numbers, or their first three rows \(cannot",
+    ),
+    "words for a matrix": (
+        {},
+        {"transform_matrix": [["a", 0, 0, 1]] * 4},
+        r"frame_00000.jpg: transform_matrix must be \(4, 4\) numbers, or their first three rows \(could not convert",
+    ),
+    "words for a width": (
+        {"w": "64 px"},
+        {},
+        "scene 'capture', images/frame_00000: w must be a finite number above 0, got '64 px'; correct the file",
+    ),
+    "no end of a centre": (
+        {"cx": float("inf")},
+        {},
+        "images/frame_00000: cx must be a finite number above -inf, got inf; correct the file",
+    ),
+    "turned pictures": (
+        {"w": 48, "h": 64},
+        {},
+        "images/frame_00000: cameras are of 48x64 pixels but the picture has 64x48, another aspect; was it cropped",
     ),
     "fisheye": (
         {"camera_model": "OPENCV_FISHEYE"},
@@ -179,11 +199,15 @@ FAULTS = {
         {},
         r"images/frame_00000: lens distortion \(k1, k2.*\) moves a corner by \d+\.\d pixels, more than 2% of the wid",
     ),
-    "no scale": ({"applied_scale": 0}, {}, "scene 'capture': applied_scale must be a number above 0, got 0; correct"),
+    "no scale": (
+        {"applied_scale": 0},
+        {},
+        "scene 'capture': applied_scale must be a finite number above 0, got 0; correct",
+    ),
     "words for a unit": (
         {"depth_unit_scale_factor": "mm"},
         {},
-        "scene 'capture': depth_unit_scale_factor must be a number above 0, got 'mm'; correct transforms.json",
+        "scene 'capture': depth_unit_scale_factor must be a finite number above 0, got 'mm'; correct",
     ),
     "scaled cameras": ({}, {"transform_matrix": (2 * np.eye(4)).tolist()}, "cam2world must be rigid"),
 }
@@ -199,7 +223,7 @@ def test_captures_that_are_wrong_are_refused(folder, content, fault):
 
 def test_a_little_distortion_and_missing_files(folder, content):
     assert read_nerfstudio(change(folder, content, {"k1": 0.01})).num_views == 5
-    with pytest.raises(ValueError, match="depth_unit_scale_factor must be a number above 0, got 0"):
+    with pytest.raises(ValueError, match="depth_unit_scale_factor must be a finite number above 0, got 0"):
         read_nerfstudio(folder, depth_unit_scale_factor=0)
     for file in (folder / "depth").iterdir():
         Image.fromarray(np.full((30, 32), 900, np.uint16)).save(file)

@@ -73,8 +73,26 @@ def test_pickles_that_hold_more_than_arrays_are_refused(tmp_path):
     for name, value in hostile.items():
         with pytest.raises(ValueError, match=rf"infos.pkl: the pickle is refused \(it asks for {name}.*neither an"):
             load_embodiedscan_infos(write_infos(path, [value]))
-    path.write_bytes(pickle.dumps({})[:-1])
-    with pytest.raises(ValueError, match="infos.pkl: the pickle is refused"):
+    hidden = np.empty(1, dtype=object)
+    hidden[0] = Command()
+    attributes = b"\x80\x04\x8c\x05numpy\x8c\x0ftypes.os.system\x93."
+    renamed = b"cnumpy.core.multiarray\nfromfile\n."
+    for content in (pickle.dumps(hidden), attributes, renamed):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="infos.pkl: the pickle is refused .it asks for"):
+            load_embodiedscan_infos(path)
+
+
+def test_damaged_infos_are_named(raw, tmp_path):
+    """Cut anywhere, or with bytes that make the unpickler itself stumble."""
+    path = write_infos(tmp_path / "infos.pkl", [make_info(raw, (0,))])
+    content = path.read_bytes()
+    for end in range(0, len(content), 7):
+        path.write_bytes(content[:end])
+        with pytest.raises(ValueError, match="infos.pkl: the pickle is refused"):
+            load_embodiedscan_infos(path)
+    path.write_bytes(content.replace(b"scannet/posed", b"\xff\xfe\xfd\xfc\xfb\xfa\xf9\xf8posed"))
+    with pytest.raises(ValueError, match="infos.pkl: the pickle is refused .'utf-8' codec can't decode"):
         load_embodiedscan_infos(path)
 
 

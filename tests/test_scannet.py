@@ -73,11 +73,8 @@ def test_lost_frames_are_left_out_and_ids_keep_their_gaps(tmp_path):
     assert scene.select_views([1, 2]).exclusions == scene.exclusions
     kept = [index for index in range(11) if index not in raw.lost]
     assert np.abs(scene.cam2world - raw.cam2world[kept]).max() < 1e-5
-    assert (
-        [label["object_id"] for label in scene.box_labels]
-        == raw.object_ids
-        == [0, 1, *range(3, 3 + len(kept) - 0)][: len(raw.object_ids)]
-    )
+    assert [label["object_id"] for label in scene.box_labels] == raw.object_ids
+    assert raw.object_ids[:3] == [0, 1, 3]
     assert np.abs(scene.boxes - raw.boxes).max() < 1e-5
 
 
@@ -98,6 +95,10 @@ def test_scans_that_are_wrong_are_refused(tmp_path):
     raw = write_raw_scan(tmp_path, lost=(1,), num_frames=3)
     with pytest.raises(FileNotFoundError, match="scans.sens does not exist; give the folder of one scan"):
         read_scannet_scan(raw.folder.parent)
+    with pytest.raises(
+        ValueError, match="frame_step must be at least 1 frame, got 0; 10 is that of the public export"
+    ):
+        read_scannet_scan(raw.folder, frame_step=0)
     message = r"scene 'scene0000_00': 1 of 3 frames cannot be used, more than max_excluded = 0.2 of them \(track"
     with pytest.raises(ValueError, match=message):
         read_scannet_scan(raw.folder, frame_step=1)
@@ -159,11 +160,22 @@ def test_files_of_objects_that_are_wrong_are_refused(tmp_path):
         (read_axis_alignment, "axisAlignment = 1 0 0", r"file: axisAlignment must be 16 numbers, row by row \("),
         (read_segments, "[]", r'file: "segIndices" is not in it; expected the over-segmentation of the mesh'),
         (read_segments, "{", r"file: expected a dictionary with \"segIndices\".*, but the file is no JSON \("),
+        (read_segments, '{"segIndices": ["x"]}', r"file: segIndices must be whole numbers, one a vertex \(invalid li"),
         (read_segment_groups, "{}", r"expected \{\"segGroups\": \[\{\"objectId\".*got KeyError\('segGroups'\)"),
         (
             read_nyu40_ids,
             "id\tname\n1\tchair\n",
             r"expected tab-separated columns raw_category and nyu40id, got",
+        ),
+        (
+            read_nyu40_ids,
+            "raw_category\tnyu40id\ncase\tmany\n",
+            r"file: nyu40id must be a whole number in each row \(invalid literal",
+        ),
+        (
+            read_nyu40_ids,
+            "raw_category\tnyu40id\nchair\t5\n",
+            r"file: no row of 'case', which unknown names count as; take ScanNet's own file",
         ),
     ]
     for read, text, message in cases:

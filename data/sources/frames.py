@@ -113,7 +113,7 @@ class Exclusions:
             warnings.warn(
                 f"{self.where}: left out {len(self.reasons)} of {len(self._names)} frames"
                 f" ({self._describe(list(self.reasons))})",
-                stacklevel=3,
+                stacklevel=4,
             )
 
 
@@ -418,6 +418,7 @@ def read_boxes(given, scene_id: str) -> tuple[np.ndarray | None, list[dict] | No
 
 
 __all__ = [
+    "MAX_ASPECT_DIFFERENCE",
     "MAX_EXCLUDED",
     "MILLIMETRES_PER_METRE",
     "Exclusions",

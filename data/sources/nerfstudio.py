@@ -13,6 +13,7 @@ What is not known and stays with the user: COLMAP's world has no unit and no upr
 
 import os
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 
 from ross3d.data.scene import Scene
 from ross3d.data.sources.frames import (
+    MAX_ASPECT_DIFFERENCE,
     MAX_EXCLUDED,
     Exclusions,
     choose_views,
@@ -72,13 +74,12 @@ def read_nerfstudio(
     where = f"scene {scene_id!r}"
     content = read_json(path / "transforms.json", "cameras as nerfstudio writes them")
     frames = _list_frames(content, path / "transforms.json")
-    scale = _get_factor(content.get("applied_scale", 1.0), "applied_scale", where)
+    scale = _get_number(content, "applied_scale", 1.0, where)
     exclusions = Exclusions(where, max_excluded)
     cameras = exclusions.read_each(frames, lambda name: _get_cam2world(frames[name], scale), "pose")
     chosen = choose_views(exclusions.drop_lost(cameras), num_views)
-    unit = depth_unit_scale_factor
-    unit = content.get("depth_unit_scale_factor", DEPTH_UNIT) if unit is None else unit
-    unit = _get_factor(unit, "depth_unit_scale_factor", where)
+    given = {} if depth_unit_scale_factor is None else {"depth_unit_scale_factor": depth_unit_scale_factor}
+    unit = _get_number(content | given, "depth_unit_scale_factor", DEPTH_UNIT, where)
     with_depth = any("depth_file_path" in frames[name] for name in chosen)
     views = decode_views(
         chosen,
@@ -110,8 +111,7 @@ def read_nerfstudio(
 def _list_frames(content: Any, file: Path) -> dict[str, dict]:
     """The frames by the stem of their file path, each with the keys that stand for all frames filled in."""
     frames = content.get("frames") if isinstance(content, dict) else None
-    needed = {"file_path", "transform_matrix"}
-    if not frames or not all(isinstance(frame, dict) and needed <= set(frame) for frame in frames):
+    if not isinstance(frames, list) or not frames or not all(_names_picture_and_camera(frame) for frame in frames):
         raise ValueError(f"{file}: expected frames, each with file_path and transform_matrix; export it again.")
     shared = {key: value for key, value in content.items() if key != "frames"}
     names = [str(Path(frame["file_path"]).with_suffix("")) for frame in frames]
@@ -121,19 +121,27 @@ def _list_frames(content: Any, file: Path) -> dict[str, dict]:
     return {name: shared | frame for name, frame in zip(names, frames, strict=True)}
 
 
-def _get_factor(value: Any, name: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        raise ValueError(f"{where}: {name} must be a number above 0, got {value!r}; correct transforms.json.")
+def _names_picture_and_camera(frame: Any) -> bool:
+    return isinstance(frame, dict) and isinstance(frame.get("file_path"), str) and "transform_matrix" in frame
+
+
+def _get_number(values: Mapping[str, Any], key: str, default: float, where: str, above: float = 0.0) -> float:
+    """A number of the file that has to be finite and larger than `above`."""
+    value = values.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, Real) or not above < value < np.inf:
+        raise ValueError(f"{where}: {key} must be a finite number above {above:g}, got {value!r}; correct the file.")
     return float(value)
 
 
 def _get_cam2world(frame: Mapping[str, Any], applied_scale: float) -> np.ndarray:
     """Camera to world (4, 4) with OpenCV axes, in metres when the file's world was metres before `applied_scale`."""
-    matrix = np.array(frame["transform_matrix"], dtype=np.float64)
-    if matrix.shape == (3, 4):
-        matrix = np.concatenate([matrix, [[0, 0, 0, 1]]])
-    if matrix.shape != (4, 4):
-        raise ValueError(f"{frame['file_path']}: transform_matrix must be (4, 4), got {matrix.shape}.")
+    try:
+        matrix = np.array(frame["transform_matrix"], dtype=np.float64).reshape(-1, 4)
+        matrix = np.concatenate([matrix, [[0, 0, 0, 1]]]) if len(matrix) == 3 else matrix.reshape(4, 4)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{frame['file_path']}: transform_matrix must be (4, 4) numbers, or their first three rows ({error})."
+        ) from error
     matrix[:3, 3] /= applied_scale
     return matrix @ OPENGL_TO_OPENCV
 
@@ -151,14 +159,21 @@ def _get_intrinsics(
             f"{where}: camera_model must be one of {sorted(CAMERA_MODELS)}, got {model!r}; undistort the pictures to a"
             " pinhole camera first."
         )
-    width, height = frame.get("w", stored_size[0]), frame.get("h", stored_size[1])
-    focal_x = _get_focal(frame, "x", width)
-    focal_y = _get_focal(frame, "y", height)
+    width, height = (_get_number(frame, key, side, where) for key, side in zip("wh", stored_size, strict=True))
+    if abs(width * stored_size[1] - height * stored_size[0]) > MAX_ASPECT_DIFFERENCE * width * stored_size[1]:
+        raise ValueError(
+            f"{where}: cameras are of {width:g}x{height:g} pixels but the picture has {stored_size[0]}x"
+            f"{stored_size[1]}, another aspect; was it cropped, or turned by its viewer alone?"
+        )
+    focal_x, focal_y = _get_focal(frame, "x", width, where), _get_focal(frame, "y", height, where)
     focal_x, focal_y = focal_x or focal_y, focal_y or focal_x
     if focal_x is None or focal_y is None:
         raise ValueError(f"{where}: transforms.json has neither fl_x nor camera_angle_x, for all frames or this one.")
-    centre_x, centre_y = frame.get("cx", width / 2), frame.get("cy", height / 2)
-    shift = _get_distortion(frame, np.array([width, height]), np.array([focal_x, focal_y]), (centre_x, centre_y))
+    centre_x = _get_number(frame, "cx", width / 2, where, -np.inf)
+    centre_y = _get_number(frame, "cy", height / 2, where, -np.inf)
+    coefficients = [_get_number(frame, key, 0.0, where, -np.inf) for key in DISTORTION]
+    focal, centre = np.array([focal_x, focal_y]), np.array([centre_x, centre_y])
+    shift = _get_distortion(coefficients, np.array([width, height]), focal, centre)
     if shift > MAX_DISTORTION * width:
         raise ValueError(
             f"{where}: lens distortion ({', '.join(DISTORTION)}) moves a corner by {shift:.1f} pixels, more than"
@@ -168,18 +183,18 @@ def _get_intrinsics(
     return scale_intrinsics(intrinsics, (width, height), size)
 
 
-def _get_focal(frame: Mapping[str, Any], axis: str, length: float) -> float | None:
+def _get_focal(frame: Mapping[str, Any], axis: str, length: float, where: str) -> float | None:
     """Focal length in pixels along an axis of `length` pixels, from itself or from the angle of view in radians."""
     if f"fl_{axis}" in frame:
-        return float(frame[f"fl_{axis}"])
+        return _get_number(frame, f"fl_{axis}", 0.0, where)
     if f"camera_angle_{axis}" in frame:
-        return length / 2 / float(np.tan(frame[f"camera_angle_{axis}"] / 2))
+        return length / 2 / float(np.tan(_get_number(frame, f"camera_angle_{axis}", 0.0, where) / 2))
     return None
 
 
-def _get_distortion(frame: Mapping[str, Any], size: np.ndarray, focal: np.ndarray, centre) -> float:
-    """Pixels by which OpenCV's lens model moves the corner that it moves most."""
-    k1, k2, k3, k4, p1, p2 = (float(frame.get(key, 0.0)) for key in DISTORTION)
+def _get_distortion(coefficients: list[float], size: np.ndarray, focal: np.ndarray, centre: np.ndarray) -> float:
+    """Pixels by which OpenCV's lens model moves the corner that it moves most; `coefficients` as in DISTORTION."""
+    k1, k2, k3, k4, p1, p2 = coefficients
     corners = np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) * size
     x, y = ((corners - centre) / focal).T
     r2 = x**2 + y**2

@@ -80,6 +80,8 @@ def read_scannet_scan(
     recording = path / f"{scene_id}.sens"
     if not recording.is_file():
         raise FileNotFoundError(f"{recording} does not exist; give the folder of one scan with its .sens recording.")
+    if frame_step < 1:
+        raise ValueError(f"frame_step must be at least 1 frame, got {frame_step}; 10 is that of the public export.")
     align = read_axis_align_matrix(axis_align_matrix, scene_id, lambda: _read_alignment(path / f"{scene_id}.txt"))
     exclusions = Exclusions(f"scene {scene_id!r}", max_excluded)
     header, all_cameras = read_sens_cameras(recording)

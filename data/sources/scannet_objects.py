@@ -85,7 +85,10 @@ def read_segments(path: str | os.PathLike) -> np.ndarray:
     content = read_json(Path(path), 'a dictionary with "segIndices", the segment of every vertex')
     if not isinstance(content, dict) or "segIndices" not in content:
         raise ValueError(f'{path}: "segIndices" is not in it; expected the over-segmentation of the mesh.')
-    return np.asarray(content["segIndices"], dtype=np.int64)
+    try:
+        return np.asarray(content["segIndices"], dtype=np.int64)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{path}: segIndices must be whole numbers, one a vertex ({error}).") from error
 
 
 def read_segment_groups(path: str | os.PathLike) -> list[SegmentGroup]:
@@ -114,7 +117,15 @@ def read_nyu40_ids(path: str | os.PathLike) -> dict[str, int]:
         raise ValueError(
             f"{path}: expected tab-separated columns raw_category and nyu40id, got {sorted(rows[0]) if rows else []}."
         )
-    return {row["raw_category"]: int(row["nyu40id"]) for row in rows}
+    try:
+        nyu40_ids = {row["raw_category"]: int(row["nyu40id"]) for row in rows}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: nyu40id must be a whole number in each row ({error}).") from error
+    if UNKNOWN_LABEL not in nyu40_ids:
+        raise ValueError(
+            f"{path}: no row of {UNKNOWN_LABEL!r}, which unknown names count as; take ScanNet's own file."
+        )
+    return nyu40_ids
 
 
 def get_nyu40_id(label: str, nyu40_ids: Mapping[str, int]) -> int:
