@@ -1,9 +1,8 @@
 """Intervals by resampling, and tables of several seeds. Seeded: the same numbers give the same interval.
 
 A score that is a mean over items (matches, accuracy, ROUGE-L, CIDEr with the document frequencies of the whole set) is
-resampled as a mean. Any other needs what each item adds to its sums: BLEU has `get_bleu_counts`, means of means
-`get_task_counts`, detection `tabulate_counts`. METEOR's score of a set is its program's own and has no interval here;
-that of its items' mean is one of another number.
+resampled as a mean. Any other needs what each item adds to its sums: BLEU has `get_bleu_counts`, METEOR
+`Meteor.get_counts`, means of tasks `get_task_counts`, detection `tabulate_counts`.
 """
 
 from collections.abc import Callable
