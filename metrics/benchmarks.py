@@ -122,11 +122,6 @@ def score_scan2cap(predictions: list[str], references: list[list[str]], meteor: 
     return scores | {"num_items": num_items, "num_empty": sum(not text for text in predictions)}
 
 
-def count_degenerate(boxes: np.ndarray) -> int:
-    """How many boxes (N, 6 or 9) have a side of length 0."""
-    return int((boxes[:, 3:6] == 0).any(axis=1).sum())
-
-
 def score_at_thresholds(overlaps: np.ndarray, suffix: str = "", groups: Sequence[str] | None = None) -> Scores:
     """`accuracy@0.25` and `@0.5`: the share of overlaps (N,) that reach the threshold, of all and of each group."""
     scores = {}
@@ -161,8 +156,8 @@ def score_scanrefer(
     scores = score_at_thresholds(exact, groups=question_types)
     scores |= score_at_thresholds(published, "_published", question_types)
     boxes = np.array([np.ravel(box) for box in predictions if box is not None]).reshape(-1, 6)
-    num_missing = num_items - len(boxes)
-    return scores | {"num_items": num_items, "num_missing": num_missing, "num_degenerate": count_degenerate(boxes)}
+    counts = {"num_missing": num_items - len(boxes), "num_degenerate": int(find_degenerate(boxes).sum())}
+    return scores | {"num_items": num_items} | counts
 
 
 def score_multi3drefer(
@@ -189,7 +184,7 @@ def score_multi3drefer(
         scores[f"f1@{threshold}"] = float(np.mean(f1))
         means = compute_group_means(np.array(f1), question_types)
         scores |= {f"f1@{threshold}/{group}": mean for group, mean in means.items()}
-    return scores | {"num_items": num_items, "num_degenerate": sum(count_degenerate(boxes) for boxes in checked[0])}
+    return scores | {"num_items": num_items, "num_degenerate": int(find_degenerate(np.concatenate(checked[0])).sum())}
 
 
 def score_choices_and_numbers(

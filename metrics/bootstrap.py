@@ -1,15 +1,16 @@
 """Intervals by resampling, and tables of several seeds. Seeded: the same numbers give the same interval.
 
 A score that is a mean over items (matches, accuracy, ROUGE-L, CIDEr with the document frequencies of the whole set) is
-resampled as a mean. Any other needs what each item adds to its sums: BLEU has `get_bleu_counts`, means of means
-`get_task_counts`, detection `tabulate_counts`. METEOR's own score of a set is its program's; its items' mean, which
-lies close, stands for it.
+resampled as a mean. Any other needs what each item adds to its sums: BLEU has `get_bleu_counts`, METEOR
+`Meteor.get_counts`, means of tasks `get_task_counts`, detection `tabulate_counts`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+
+from ross3d.metrics.columns import check_known
 
 
 # Resamples at a time, for memory.
@@ -197,6 +198,7 @@ def format_seed_table(runs: list[dict[str, float]], intervals: dict[str, Interva
         intervals (dict of `Interval`, *optional*): of scores by name, such as of each item's mean over the runs.
     """
     summaries = summarize_seeds(runs)
+    check_known("intervals", intervals or {}, list(summaries))
     rows = [("score", f"mean of {len(runs)}", "deviation", "interval", "groups"), ("---",) * 5]
     for name, summary in summaries.items():
         interval = (intervals or {}).get(name)

@@ -82,7 +82,7 @@ def check_boxes(name: str, boxes: Any, width: int) -> np.ndarray:
     try:
         array = np.asarray(boxes, np.float64)
     except (ValueError, TypeError) as error:
-        row, box = next((row, box) for row, box in enumerate(boxes) if not is_row(box, width))
+        row, box = next(((row, box) for row, box in enumerate(boxes) if not is_row(box, width)), (0, boxes))
         raise ValueError(f"{name}: expected boxes of {width} numbers each, got {box!r} in row {row}.") from error
     if array.ndim == 1 and array.size in (0, width):
         array = array.reshape(-1, width)

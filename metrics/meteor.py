@@ -21,8 +21,15 @@ from ross3d.metrics.qa import convert_number
 PACKAGE = "pycocoevalcap"
 PROGRAM = "meteor-1.5.jar"
 SEPARATOR = "|||"
-# Numbers the program gives of one item.
+# Numbers the program gives of one item: lengths of hypothesis and reference, how many of their words are function
+# words, for each of four matchers the content and function words it matched on both sides, chunks, matches of both.
 NUM_STATISTICS = 23
+CHUNKS, MATCHES = 20, slice(21, 23)
+# METEOR 1.5 for English (Denkowski and Lavie 2014): exact, stem, synonym and paraphrase matches, content against
+# function words, recall against precision, and how much fragmentation costs.
+MATCHER_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
+CONTENT_WEIGHT, RECALL_WEIGHT = 0.75, 0.85
+FRAGMENTATION_WEIGHT, FRAGMENTATION_POWER = 0.6, 0.2
 
 
 def find_program() -> Path:
@@ -66,6 +73,27 @@ def check_meteor() -> None:
 def clean_text(text: str) -> str:
     """A text on one line without the protocol's separator; a line break would put every later answer out of step."""
     return " ".join(text.replace(SEPARATOR, " ").split())
+
+
+def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a / b, 0 where b is 0."""
+    return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
+
+
+def compute_meteor_of_counts(sums: np.ndarray) -> np.ndarray:
+    """METEOR (...,) in [0, 1] of sums (..., 23) over the rows of `Meteor.get_counts`, as the program computes it."""
+    sums = np.asarray(sums, np.float64)
+    matched = (sums[..., 4:CHUNKS].reshape(*sums.shape[:-1], 4, 4) * MATCHER_WEIGHTS[:, None]).sum(axis=-2)
+    content, function = matched[..., :2], matched[..., 2:]
+    lengths, function_lengths = sums[..., :2], sums[..., 2:4]
+    shares = divide(
+        CONTENT_WEIGHT * content + (1 - CONTENT_WEIGHT) * function,
+        CONTENT_WEIGHT * (lengths - function_lengths) + (1 - CONTENT_WEIGHT) * function_lengths,
+    )
+    precision, recall = shares[..., 0], shares[..., 1]
+    mean = divide(precision * recall, RECALL_WEIGHT * precision + (1 - RECALL_WEIGHT) * recall)
+    fragmentation = divide(2 * sums[..., CHUNKS], sums[..., MATCHES].sum(axis=-1))
+    return mean * (1 - FRAGMENTATION_WEIGHT * fragmentation**FRAGMENTATION_POWER)
 
 
 class Meteor:
@@ -150,6 +178,16 @@ class Meteor:
             raise self.fail(f"answered {line.strip()!r} where a line of {count} numbers was expected")
         return line.strip()
 
+    def ask_statistics(self, hypotheses: list[str], references: list[list[str]]) -> list[str]:
+        """The program's line of numbers for each item."""
+        check_pairs(hypotheses, references)
+        statistics = []
+        for hypothesis, texts in zip(hypotheses, references, strict=True):
+            parts = ["SCORE", *map(clean_text, texts), clean_text(hypothesis)]
+            self.ask(f" {SEPARATOR} ".join(parts))
+            statistics.append(self.read_answer(NUM_STATISTICS))
+        return statistics
+
     def score(self, hypotheses: list[str], references: list[list[str]]) -> tuple[float, np.ndarray]:
         """METEOR of a corpus and of each item.
 
@@ -162,18 +200,23 @@ class Meteor:
             [0, 1].
 
         Raises:
-            ValueError: for lists of different length, no item, and items without a reference.
+            ValueError: for lists of different length, no item, items without a reference, and what is no text.
             RuntimeError: when the program fails, ends or stays silent; with what it wrote on its error stream.
         """
-        check_pairs(hypotheses, references)
-        statistics = []
-        for hypothesis, texts in zip(hypotheses, references, strict=True):
-            parts = ["SCORE", *map(clean_text, texts), clean_text(hypothesis)]
-            self.ask(f" {SEPARATOR} ".join(parts))
-            statistics.append(self.read_answer(NUM_STATISTICS))
-        self.ask(f" {SEPARATOR} ".join(["EVAL", *statistics]))
+        self.ask(f" {SEPARATOR} ".join(["EVAL", *self.ask_statistics(hypotheses, references)]))
         items = np.array([float(self.read_answer(1)) for _ in hypotheses])
         return float(self.read_answer(1)), items
 
+    def get_counts(self, hypotheses: list[str], references: list[list[str]]) -> np.ndarray:
+        """What METEOR sums over a corpus, of each item: (number of items, 23); arguments and errors as in `score`.
 
-__all__ = ["Meteor", "find_java", "find_program"]
+        A hypothesis that is its reference word for word has no chunk, as the program counts them.
+        """
+        lines = self.ask_statistics(hypotheses, references)
+        rows = np.array([line.split() for line in lines], np.float64)
+        is_whole = (rows[:, MATCHES] == rows[:, :2]).all(axis=1) & (rows[:, CHUNKS] == 1)
+        rows[is_whole, CHUNKS] = 0
+        return rows
+
+
+__all__ = ["Meteor", "compute_meteor_of_counts", "find_java", "find_program"]

@@ -55,7 +55,7 @@ def find_degenerate(
 
     Args:
         rule (`str`, defaults to `"no_volume"`):
-            - `"no_volume"` (ours): a side of length 0.
+            - `"no_volume"` (ours): a side of length 0; boxes (N, 6) will do.
             - `"small_faces"` (published): those for which the published evaluation fails, in float32: half a face
               below 1e-4 m², such as any of a cube of 1 cm, or a corner 1e-4 m off its face's plane.
     """

@@ -258,6 +258,8 @@ def test_columns_are_checked():
     assert check_boxes("boxes", [], 6).shape == (0, 6) and check_boxes("boxes", UNIT, 6).shape == (1, 6)
     with pytest.raises(ValueError, match=r"boxes: expected boxes of 6 numbers each, got 'wall' in row 1"):
         check_boxes("boxes", [UNIT, "wall"], 6)
+    with pytest.raises(ValueError, match=r"boxes: expected boxes of 6 numbers each, got '' in row 0"):
+        check_boxes("boxes", "", 6)
     with pytest.raises(ValueError, match=r"boxes: expected an array of shape \(N, 6\), metres, got shape \(12,\)"):
         check_boxes("boxes", UNIT * 2, 6)
     assert compute_group_means([1, 0, np.nan], ["a", "a", "b"]) == {"a": 0.5}

@@ -152,3 +152,5 @@ def test_seeds_and_intervals_stand_in_one_table():
         "| num_items | 12 | 0 |  |  |",
     ]
     assert format_seed_table(runs[:1]).splitlines()[2] == "| accuracy | 50.00 |  |  |  |"
+    with pytest.raises(ValueError, match=r"intervals: expected values among .*, got \['f1'\]"):
+        format_seed_table(runs, {"f1": Interval(0.7, 0.61, 0.8, 12, 4)})

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ross3d.metrics import meteor as meteor_module
-from ross3d.metrics.meteor import Meteor, clean_text, find_java, find_program
+from ross3d.metrics.meteor import Meteor, clean_text, compute_meteor_of_counts, find_java, find_program
 
 
 # Answers as the program does: of each item the number of words of its last part, of all their sum.
@@ -110,6 +110,34 @@ def test_a_missing_package_says_what_to_install(monkeypatch, tmp_path):
         Meteor()
 
 
+def make_counts(lengths, function_words, matched, chunks, matches) -> list[float]:
+    """A row of numbers; `matched` has content and function words of both sides for each matcher."""
+    return [*lengths, *function_words, *np.ravel(matched), chunks, *matches]
+
+
+def test_meteor_of_counts_by_hand():
+    nothing = [0] * 4
+    # Four words, one of them a function word, against five; an exact content word, a function word, a synonym.
+    row = make_counts((4, 5), (1, 2), [[1, 1, 1, 1], nothing, [1, 1, 0, 0], nothing], 2, (3, 3))
+    precision = (0.75 * (1 + 0.8) + 0.25) / (0.75 * 3 + 0.25)
+    recall = (0.75 * (1 + 0.8) + 0.25) / (0.75 * 3 + 0.25 * 2)
+    expected = precision * recall / (0.85 * precision + 0.15 * recall) * (1 - 0.6 * (2 / 3) ** 0.2)
+    empty = make_counts((0, 5), (0, 2), [nothing] * 4, 0, (0, 0))
+    assert compute_meteor_of_counts([row, empty]) == pytest.approx([expected, 0])
+    assert compute_meteor_of_counts(np.ones((2, 3, 23))).shape == (2, 3)
+
+
+def test_counts_of_texts_that_are_equal_have_no_chunk(tmp_path):
+    """The program's line says one chunk; its sums over a set leave it out."""
+    rows = [make_counts((2, size), (0, 0), [[2, 2, 0, 0]] + [[0] * 4] * 3, 1, (2, 2)) for size in (2, 3)]
+    lines = [" ".join(map(str, row)) for row in rows]
+    program = "".join(f"input(); print({line!r}, flush=True)\n" for line in lines)
+    with Meteor(command=write_program(tmp_path, program)) as meteor:
+        counts = meteor.get_counts(["a b", "a b"], [["a b"], ["a b c"]])
+    assert counts[:, 20].tolist() == [0, 1] and counts.shape == (2, 23)
+    assert compute_meteor_of_counts(counts)[0] == 1
+
+
 @pytest.mark.slow
 def test_the_installed_program_scores_the_same_text_best():
     """Where Java and the package are: equal texts, no text, and text with line breaks."""
@@ -121,4 +149,7 @@ def test_the_installed_program_scores_the_same_text_best():
     hypotheses = ["a red chair by the door", "", "it is left\nof the bed"]
     with Meteor() as meteor:
         corpus, items = meteor.score(hypotheses, references)
+        counts = meteor.get_counts(hypotheses, references)
     assert np.round(items, 6).tolist() == [1, 0, 1] and 0 < corpus < 1
+    assert compute_meteor_of_counts(counts) == pytest.approx(items)
+    assert compute_meteor_of_counts(counts.sum(axis=0)) == pytest.approx(corpus)
