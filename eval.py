@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import AutoProcessor, HfArgumentParser, set_seed
@@ -34,7 +35,7 @@ from ross3d.report.run import write_run_page
 from ross3d.report.summary import format_summary
 from ross3d.scenes.questions import lookup_baseline, make_proposals
 from ross3d.tasks import find_tasks, reconstruction, rooms
-from ross3d.tasks.intervals import compute_intervals
+from ross3d.tasks.intervals import compute_intervals, get_sums
 from ross3d.tasks.records import RecordStore, write_json
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 from ross3d.training.arguments import flatten_settings
@@ -255,12 +256,15 @@ def main(arguments: EvalArguments) -> dict[str, Any]:
     return metrics
 
 
-def score_records(task: Task, records: list[Record], meteor: bool) -> dict[str, Any]:
-    """A task's scores, with METEOR where it is asked for and there are captions."""
+def score_records(task: Task, records: list[Record], meteor: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A task's scores and their intervals, with METEOR where it is asked for and there are captions."""
+    if not records:
+        return {}, {}
+    scenes = np.array([record["scene_id"] for record in records])
     if not (meteor and task.is_captions):
-        return task.score(records)
+        return task.score(records), compute_intervals(get_sums(task, records), scenes)
     with Meteor() as program:
-        return task.score(records, program)
+        return task.score(records, program), compute_intervals(get_sums(task, records, program), scenes)
 
 
 def write_results(
@@ -275,9 +279,7 @@ def write_results(
     scores, intervals, by_file = {}, {}, {}
     for task in tasks:
         records = store.get_records(task.name, items[task.name])
-        scores[task.name] = score_records(task, records, arguments.meteor) if records else {}
-        if records and task.get_values is not None:
-            intervals[task.name] = compute_intervals(task.get_values(records), records)
+        scores[task.name], intervals[task.name] = score_records(task, records, arguments.meteor)
         by_file.setdefault(task.records_file, []).extend(records)
     for name, records in by_file.items():
         store.write_final(name, records)

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ross3d.metrics.columns import check_known
-
 
 # Resamples at a time, for memory.
 CHUNK = 500
@@ -63,7 +61,7 @@ def compute_score_interval(
 
     Args:
         counts (`np.ndarray` of shape `(number of items, C)`): what each item adds to the sums, finite.
-        compute_score (callable): score (R,) of sums (R, C).
+        compute_score (callable): score (R,) of sums (R, C); NaN where sums have none, which is left out.
         groups (`np.ndarray` of shape `(number of items,)`, *optional*): items that are not independent of one
             another, such as the questions about one scene, carry the same label; by default each is its own group.
         confidence (`float`, defaults to 0.95), num_samples (`int`, defaults to 10000), seed (`int`, defaults to 0).
@@ -90,35 +88,10 @@ def compute_score_interval(
         drawn = rng.integers(len(sums), size=(size, len(sums))) + len(sums) * np.arange(size)[:, None]
         times = np.bincount(drawn.ravel(), minlength=size * len(sums)).reshape(size, len(sums))
         samples.append(compute_score(times @ sums))
-    low, high = np.quantile(np.concatenate(samples), [(1 - confidence) / 2, (1 + confidence) / 2])
+    # A resample without any item of a rare kind has no score of that kind.
+    low, high = np.nanquantile(np.concatenate(samples), [(1 - confidence) / 2, (1 + confidence) / 2])
     score = float(compute_score(counts.sum(axis=0, keepdims=True))[0])
     return Interval(score, float(low), float(high), len(counts), len(sums))
-
-
-def compute_paired_score_interval(
-    counts_a: np.ndarray,
-    counts_b: np.ndarray,
-    compute_score: Callable[[np.ndarray], np.ndarray],
-    groups: np.ndarray | None = None,
-    **settings: float,
-) -> Interval:
-    """Percentile bootstrap interval of score(a) - score(b), both of the same resamples.
-
-    Args:
-        counts_a, counts_b (`np.ndarray` of shape `(number of items, C)`): of two systems, of the same items.
-        compute_score, groups, settings: as in `compute_score_interval`.
-
-    Raises:
-        ValueError: for different shapes, and what `compute_score_interval` refuses.
-    """
-    check_pairs(counts_a, counts_b)
-    rows = np.concatenate([counts_a, counts_b], axis=1)
-    width = rows.shape[1] // 2
-
-    def compute_difference(sums: np.ndarray) -> np.ndarray:
-        return compute_score(sums[:, :width]) - compute_score(sums[:, width:])
-
-    return compute_score_interval(rows, compute_difference, groups, **settings)
 
 
 def check_pairs(a: np.ndarray, b: np.ndarray) -> None:
@@ -183,44 +156,11 @@ def summarize_seeds(runs: list[dict[str, float]]) -> dict[str, SeedSummary]:
     }
 
 
-def format_score(name: str, value: float) -> str:
-    """Percent; a count as it is."""
-    return f"{value:g}" if name.startswith("num_") else f"{100 * value:.2f}"
-
-
-def format_seed_table(runs: list[dict[str, float]], intervals: dict[str, Interval] | None = None) -> str:
-    """Scores of several seeds, and intervals where there are some, as a table in Markdown, percent.
-
-    The deviation tells how much another seed would change a score, the interval how much other scenes would.
-
-    Args:
-        runs (list of dict): the same named scores of each run.
-        intervals (dict of `Interval`, *optional*): of scores by name, such as of each item's mean over the runs.
-    """
-    summaries = summarize_seeds(runs)
-    check_known("intervals", intervals or {}, list(summaries))
-    rows = [("score", f"mean of {len(runs)}", "deviation", "interval", "groups"), ("---",) * 5]
-    for name, summary in summaries.items():
-        interval = (intervals or {}).get(name)
-        rows.append(
-            (
-                name,
-                format_score(name, summary.mean),
-                "" if summary.std is None else format_score(name, summary.std),
-                f"{format_score(name, interval.low)} to {format_score(name, interval.high)}" if interval else "",
-                str(interval.num_groups) if interval else "",
-            )
-        )
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
 __all__ = [
     "Interval",
     "SeedSummary",
     "compute_mean_interval",
     "compute_paired_interval",
-    "compute_paired_score_interval",
     "compute_score_interval",
-    "format_seed_table",
     "summarize_seeds",
 ]

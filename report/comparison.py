@@ -34,7 +34,8 @@ def format_comparison(names: list[str], comparison: dict[str, Any]) -> str:
     """The comparison as plain text: a block a task, a line a score."""
     blocks = ["\n".join(f"{chr(65 + place)} = {name}" for place, name in enumerate(names))]
     for task, found in comparison.items():
-        lines = [f"{task}: {found['num_questions']} questions; 95 % intervals over scenes, * where 0 is outside"]
+        size = f"{found['num_questions']} questions, 95 % intervals over {found['num_scenes']} scenes"
+        lines = [f"{task}: {size}, * where 0 is outside"]
         for name, score in found["scores"].items():
             cells = [f"{chr(65 + place)} {format_system(row)}" for place, row in enumerate(score["systems"])]
             cells += [
@@ -92,7 +93,13 @@ def make_comparison_page(names: list[str], comparison: dict[str, Any]) -> str:
     """
     sections = []
     for task, found in comparison.items():
-        sections.append(make_section(f"{task}: {found['num_questions']} questions", make_score_table(found)))
+        sections.append(
+            make_section(
+                f"{task}: {found['num_questions']} questions",
+                make_score_table(found),
+                note=f"Intervals: 95 %, over {found['num_scenes']} scenes.",
+            )
+        )
         for place, changes in enumerate(found["changes"]):
             title = f"{task}: {describe_changes(place, changes)}"
             left = len(changes["questions"]) - MAX_QUESTIONS

@@ -5,18 +5,17 @@ the first. Intervals are 95 % bootstrap intervals over scenes, of differences pa
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ross3d.metrics.bootstrap import compute_mean_interval, compute_paired_interval, summarize_seeds
-from ross3d.tasks.task import Record
-
-
-GetValues = Callable[[list[Record]], dict[str, np.ndarray]]
+from ross3d.metrics.bootstrap import summarize_seeds
+from ross3d.metrics.columns import match_ids
+from ross3d.tasks.intervals import Summed, average, compute_interval, get_sums, subtract
+from ross3d.tasks.task import Record, Task
 
 
 @dataclass(frozen=True)
@@ -58,44 +57,37 @@ def read_run(folder: Path) -> Run:
     return Run(folder, json.loads(metrics.read_text(encoding="utf-8"))["scores"], records)
 
 
-def check_same_questions(runs: list[Run], task: str) -> None:
-    """Refuse runs whose answers cannot be paired.
+def align_records(runs: list[Run], task: str) -> list[list[Record]]:
+    """Records of each run in the order of the first one's, so that answers can be paired.
 
     Raises:
-        ValueError: names a run and the first question that differs.
+        ValueError: names the run whose questions are others, and such questions.
     """
-    first = [record["id"] for record in runs[0].records[task]]
+    wanted = [record["id"] for record in runs[0].records[task]]
+    aligned = []
     for run in runs:
-        ids = [record["id"] for record in run.records[task]]
-        if len(set(ids)) != len(ids):
+        records = run.records[task]
+        try:
+            places = match_ids([record["id"] for record in records], wanted)
+        except ValueError as error:
             raise ValueError(
-                f"{run.folder}: expected one answer a question of {task}, got some twice; evaluate again."
-            )
-        if set(ids) != set(first):
-            other = sorted(set(ids) ^ set(first))
-            raise ValueError(
-                f"{run.folder}: expected the {len(first)} questions of {task} that {runs[0].folder} answers, got"
-                f" {len(ids)}; {other[0]!r} is in one of them alone. Evaluate both with the same --split and --limit."
-            )
+                f"{run.folder}, {task}: expected the questions that {runs[0].folder} answers, each once. {error}"
+            ) from error
+        aligned.append([records[place] for place in places])
+    return aligned
 
 
-def get_mean_values(runs: list[Run], task: str, get_values: GetValues) -> dict[str, np.ndarray]:
-    """Values of each question (N,), in the order of its id, mean over the runs of a system."""
-    tables = [get_values(sorted(run.records[task], key=lambda record: record["id"])) for run in runs]
-    return {name: np.mean([table[name] for table in tables], axis=0) for name in tables[0]}
-
-
-def compare_systems(systems: list[list[Run]], tasks: dict[str, GetValues]) -> dict[str, Any]:
+def compare_systems(systems: list[list[Run]], tasks: dict[str, Task]) -> dict[str, Any]:
     """Comparison of each task that all runs have answered.
 
     Args:
         systems (list of lists of `Run`): runs of each system.
-        tasks: task -> its values of each question.
+        tasks: those that can be compared, by name.
 
     Returns:
-        task -> num_questions; `scores`: name -> systems (mean, std over runs, num_runs, low, high) and differences
-        from the first (mean, low, high), None where a score has no values; `changes` of the first runs, see
-        `list_changes`.
+        task -> num_questions, num_scenes; `scores`: name -> systems (mean, std over runs, num_runs, low, high) and
+        differences from the first (mean, low, high), None where a score has no interval; `changes` of the first runs
+        of the systems, see `list_changes`.
 
     Raises:
         ValueError: when no task is shared, or questions differ.
@@ -107,26 +99,35 @@ def compare_systems(systems: list[list[Run]], tasks: dict[str, GetValues]) -> di
             f"expected runs that answer a common task, got {[sorted(run.records) for run in runs]}; evaluate them on"
             " the same one."
         )
-    for name in shared:
-        check_same_questions(runs, name)
-    return {name: compare_task(systems, name, tasks[name]) for name in shared}
+    return {name: compare_task(systems, tasks[name]) for name in shared}
 
 
-def compare_task(systems: list[list[Run]], task: str, get_values: GetValues) -> dict[str, Any]:
-    records = sorted(systems[0][0].records[task], key=lambda record: record["id"])
-    scenes = np.array([record["scene_id"] for record in records])
-    values = [get_mean_values(system, task, get_values) for system in systems]
-    summaries = [summarize_seeds([dict(iterate_numbers(run.scores[task])) for run in system]) for system in systems]
-    names = list(dict.fromkeys([*values[0], *summaries[0]]))
+def compare_task(systems: list[list[Run]], task: Task) -> dict[str, Any]:
+    aligned = iter(align_records([run for system in systems for run in system], task.name))
+    records = [[next(aligned) for _ in system] for system in systems]
+    scenes = np.array([record["scene_id"] for record in records[0][0]])
+    sums = [average_runs([get_sums(task, of_run) for of_run in of_system]) for of_system in records]
+    summaries = [
+        summarize_seeds([dict(iterate_numbers(run.scores[task.name])) for run in system]) for system in systems
+    ]
     scores = {}
-    for name in names:
-        if not all(name in summary or name in table for summary, table in zip(summaries, values, strict=True)):
-            continue
-        rows = [describe_system(name, *pair, scenes) for pair in zip(summaries, values, strict=True)]
-        differences = [describe_difference(name, table, values[0], scenes) for table in values[1:]]
-        scores[name] = {"systems": rows, "differences": differences}
-    changes = [list_changes(systems[0][0], system[0], task, get_values) for system in systems[1:]]
-    return {"num_questions": len(records), "scores": scores, "changes": changes}
+    for name in dict.fromkeys([*sums[0], *summaries[0]]):
+        if all(name in summary or name in table for summary, table in zip(summaries, sums, strict=True)):
+            rows = [describe_system(name, *pair, scenes) for pair in zip(summaries, sums, strict=True)]
+            differences = [describe_difference(name, table, sums[0], scenes) for table in sums[1:]]
+            scores[name] = {"systems": rows, "differences": differences}
+    changes = [list_changes(records[0][0], of_system[0], task) for of_system in records[1:]]
+    return {
+        "num_questions": len(scenes),
+        "num_scenes": len(set(scenes.tolist())),
+        "scores": scores,
+        "changes": changes,
+    }
+
+
+def average_runs(tables: list[dict[str, Summed]]) -> dict[str, Summed]:
+    """Each score, mean over the runs of a system."""
+    return {name: average([table[name] for table in tables]) for name in tables[0]}
 
 
 def iterate_numbers(scores: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -138,46 +139,40 @@ def iterate_numbers(scores: dict[str, Any], prefix: str = "") -> Iterator[tuple[
             yield f"{prefix}{name}", value
 
 
-def describe_system(name: str, summary: dict[str, Any], values: dict[str, np.ndarray], scenes: np.ndarray) -> dict:
-    """Mean over runs with its spread, and the interval over scenes where there are values."""
+def describe_system(name: str, summary: dict[str, Any], sums: dict[str, Summed], scenes: np.ndarray) -> dict[str, Any]:
+    """Mean over runs with its spread, and the interval over scenes where there is one."""
     row = {"mean": None, "std": None, "num_runs": None, "low": None, "high": None}
-    if name in summary:
-        row |= asdict(summary[name])
-    if name in values:
-        known = ~np.isnan(values[name])
-        interval = compute_mean_interval(values[name][known], scenes[known])
-        row |= {"low": interval.low, "high": interval.high}
-        row["mean"] = interval.mean if row["mean"] is None else row["mean"]
-    return row
+    if name in sums:
+        interval = compute_interval(sums[name], scenes)
+        row |= {key: interval[key] for key in ("mean", "low", "high")}
+    return row | (asdict(summary[name]) if name in summary else {})
 
 
 def describe_difference(
-    name: str, values: dict[str, np.ndarray], first: dict[str, np.ndarray], scenes: np.ndarray
+    name: str, sums: dict[str, Summed], first: dict[str, Summed], scenes: np.ndarray
 ) -> dict[str, float] | None:
-    """How much higher a score is than the first system's, with its paired interval; None without values."""
-    if name not in values or name not in first:
+    """How much higher a score is than the first system's, with its interval; None without sums."""
+    if name not in sums or name not in first:
         return None
-    known = ~np.isnan(values[name]) & ~np.isnan(first[name])
-    interval = compute_paired_interval(values[name][known], first[name][known], scenes[known])
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high}
+    interval = compute_interval(subtract(sums[name], first[name]), scenes)
+    return {key: interval[key] for key in ("mean", "low", "high")}
 
 
-def get_main_values(records: list[Record], get_values: GetValues) -> np.ndarray:
+def get_main_values(records: list[Record], task: Task) -> np.ndarray:
     """The first value that each question has, (N,)."""
-    table = np.array(list(get_values(records).values()))
+    table = np.array(list(task.get_values(records).values()))
     first = (~np.isnan(table)).argmax(axis=0)
     return table[first, np.arange(table.shape[1])]
 
 
-def list_changes(before: Run, after: Run, task: str, get_values: GetValues) -> dict[str, Any]:
+def list_changes(before: list[Record], after: list[Record], task: Task) -> dict[str, Any]:
     """Questions that are answered otherwise: how many are better, worse and as good, and each of them.
 
     Better and worse are told by the first value that a question has, such as exact match.
     """
-    old, new = (sorted(run.records[task], key=lambda record: record["id"]) for run in (before, after))
-    gains = get_main_values(new, get_values) - get_main_values(old, get_values)
+    gains = get_main_values(after, task) - get_main_values(before, task)
     rows = []
-    for gain, a, b in zip(gains.tolist(), old, new, strict=True):
+    for gain, a, b in zip(gains.tolist(), before, after, strict=True):
         answers = [describe_answer(a), describe_answer(b)]
         if answers[0] != answers[1]:
             facts = {name: b[name] for name in ("id", "scene_id", "question_type", "question", "references")}

@@ -25,6 +25,7 @@ from ross3d.tasks.answering import (
     make_record,
     prepare_questions,
 )
+from ross3d.tasks.intervals import Summed, make_caption_sums
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 
 
@@ -76,11 +77,21 @@ def score(records: list[Record], meteor: Meteor | None = None) -> dict[str, Any]
     return scores | {"num_without_box": sum(record["query_coords"] is None for record in records)}
 
 
-def get_values(records: list[Record]) -> dict[str, np.ndarray]:
+def get_captions(records: list[Record]) -> tuple[list[str], list[list[str]]]:
+    """Captions and references as they are scored."""
     predictions, references = get_columns(records, "prediction", "references")
-    hypotheses = [wrap_caption(text) for text in predictions]
-    wrapped = [[wrap_caption(text) for text in texts] for texts in references]
-    return {"CIDEr": compute_cider(hypotheses, wrapped), "ROUGE-L": compute_rouge_l(hypotheses, wrapped)}
+    return [wrap_caption(text) for text in predictions], [
+        [wrap_caption(text) for text in texts] for texts in references
+    ]
+
+
+def get_sums(records: list[Record], meteor: Meteor | None = None) -> dict[str, Summed]:
+    return make_caption_sums(*get_captions(records), meteor)
+
+
+def get_values(records: list[Record]) -> dict[str, np.ndarray]:
+    captions = get_captions(records)
+    return {"CIDEr": compute_cider(*captions), "ROUGE-L": compute_rouge_l(*captions)}
 
 
 TASK = Task(
@@ -91,6 +102,7 @@ TASK = Task(
     answer,
     score,
     get_values,
+    get_sums,
     is_captions=True,
     max_new_tokens=512,
 )

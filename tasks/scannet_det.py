@@ -12,8 +12,15 @@ import numpy as np
 from ross3d.metrics.benchmarks import score_scannet_det
 from ross3d.metrics.box_text import LabelledBox, parse_labelled_boxes
 from ross3d.metrics.columns import check_boxes
-from ross3d.metrics.detection import Counts, count_detections
+from ross3d.metrics.detection import (
+    CATEGORIES,
+    Counts,
+    compute_scores_of_counts,
+    count_detections,
+    tabulate_counts,
+)
 from ross3d.tasks.answering import get_columns
+from ross3d.tasks.intervals import Summed
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 from ross3d.tasks.windows import Window, answer_windows, get_scene_id, load_windows, prepare_windows
 
@@ -53,11 +60,24 @@ def score(records: list[Record]) -> dict[str, Any]:
     return score_scannet_det(*get_columns(records, "prediction", "labelled_boxes"))
 
 
+def count(records: list[Record]) -> list[Counts]:
+    """Hits and misses of each window, by our rules."""
+    targets = [[LabelledBox(b["label"], np.array(b["bbox_3d"])) for b in r["labelled_boxes"]] for r in records]
+    return count_detections([parse_labelled_boxes(r["prediction"]) for r in records], targets)
+
+
 def get_values(records: list[Record]) -> dict[str, np.ndarray]:
     """F1 of each window over all its boxes, whatever their category; the score itself is a mean of categories."""
-    targets = [[LabelledBox(b["label"], np.array(b["bbox_3d"])) for b in r["labelled_boxes"]] for r in records]
-    counted = count_detections([parse_labelled_boxes(r["prediction"]) for r in records], targets)
-    return {"window_f1": np.array([compute_window_f1(counts) for counts in counted])}
+    return {"window_f1": np.array([compute_window_f1(counts) for counts in count(records)])}
+
+
+def get_sums(records: list[Record]) -> dict[str, Summed]:
+    """F1 of each list of categories."""
+    counted = count(records)
+    return {
+        f"f1_{group}": Summed(tabulate_counts(counted, names), lambda sums: compute_scores_of_counts(sums)[2])
+        for group, names in CATEGORIES.items()
+    }
 
 
 def compute_window_f1(counts: Counts) -> float:
@@ -74,6 +94,7 @@ TASK = Task(
     answer,
     score,
     get_values,
+    get_sums,
     scene_path=None,
     max_new_tokens=2000,
 )

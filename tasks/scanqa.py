@@ -18,6 +18,7 @@ from ross3d.tasks.answering import (
     load_questions,
     prepare_questions,
 )
+from ross3d.tasks.intervals import Summed, make_caption_sums
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 
 
@@ -42,14 +43,23 @@ def score(records: list[Record], meteor: Meteor | None = None) -> dict[str, Any]
     return score_scanqa(predictions, references, meteor)
 
 
+def get_captions(records: list[Record]) -> tuple[list[str], list[list[str]]]:
+    """Answers as they are scored as captions, and their references."""
+    predictions, references = get_columns(records, "prediction", "references")
+    return [text.rstrip(".") for text in predictions], references
+
+
+def get_sums(records: list[Record], meteor: Meteor | None = None) -> dict[str, Summed]:
+    return make_caption_sums(*get_captions(records), meteor)
+
+
 def get_values(records: list[Record]) -> dict[str, np.ndarray]:
     predictions, references = get_columns(records, "prediction", "references")
-    captions = [text.rstrip(".") for text in predictions]
     return {
         "exact_match": compute_exact_match(predictions, references).astype(np.float64),
         "exact_match_published": compute_verbatim_match(predictions, references).astype(np.float64),
-        "CIDEr": compute_cider(captions, references),
-        "ROUGE-L": compute_rouge_l(captions, references),
+        "CIDEr": compute_cider(*get_captions(records)),
+        "ROUGE-L": compute_rouge_l(*get_captions(records)),
     }
 
 
@@ -61,6 +71,7 @@ TASK = Task(
     answer,
     score,
     get_values,
+    get_sums,
     is_captions=True,
     max_new_tokens=512,
 )

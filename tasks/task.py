@@ -129,6 +129,8 @@ class Task:
         score: all records -> JSON values; with `is_captions`, (all records, running METEOR or None).
         get_values: all records -> scores of each question by name (N,), NaN where a question has none of that name;
             None where `score` gives its own intervals. Their mean is the score, so runs are compared by them.
+        get_sums: all records -> `Summed` of scores that are no mean of questions, by name; with `is_captions`, (all
+            records, running METEOR or None).
         is_captions (`bool`): whether METEOR can be asked for.
         scene_path (`str`, *optional*): where a scene lies in the data folder; None when every question has frames of
             its own.
@@ -143,6 +145,7 @@ class Task:
     answer: Callable[[EvalContext, list[OpenScene]], list[list[Record]]]
     score: Callable[..., dict[str, Any]]
     get_values: Callable[[list[Record]], dict[str, np.ndarray]] | None = None
+    get_sums: Callable[..., dict[str, Any]] | None = None
     is_captions: bool = False
     scene_path: str | None = SCENE_PATH
     split: str = "val"

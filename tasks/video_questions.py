@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ross3d.data.annotations import Annotation
-from ross3d.metrics.benchmarks import score_choices_and_numbers
+from ross3d.metrics.benchmarks import get_task_counts, score_choices_and_numbers
 from ross3d.tasks.answering import (
     answer_questions,
     clean_response,
@@ -24,6 +24,7 @@ from ross3d.tasks.answering import (
     get_question,
     prepare_questions,
 )
+from ross3d.tasks.intervals import Summed
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task, limit_scenes
 
 
@@ -162,6 +163,10 @@ class VideoBenchmark:
     def score_records(self, records: list[Record]) -> dict[str, Any]:
         return self.score(*get_answers(records))
 
+    def get_sums(self, records: list[Record]) -> dict[str, Summed]:
+        """The unweighted mean of the tasks, by our rule for numbers."""
+        return {"overall": Summed(*get_task_counts(self.compute_scores(records), get_answers(records)[2]))}
+
     def get_values(self, records: list[Record]) -> dict[str, np.ndarray]:
         """The score of each question, for all and under its type's name."""
         scores, types = self.compute_scores(records), get_columns(records, "question_type")[0]
@@ -177,6 +182,7 @@ class VideoBenchmark:
             self.answer,
             self.score_records,
             self.get_values,
+            self.get_sums,
             scene_path=SCENE_PATH,
             split="test",
             max_new_tokens=MAX_NEW_TOKENS,

@@ -5,12 +5,9 @@ import pytest
 
 from ross3d.metrics.benchmarks import get_task_counts, score_tasks
 from ross3d.metrics.bootstrap import (
-    Interval,
     compute_mean_interval,
     compute_paired_interval,
-    compute_paired_score_interval,
     compute_score_interval,
-    format_seed_table,
     summarize_seeds,
 )
 from ross3d.metrics.captioning import compute_bleu, compute_bleu_of_counts, get_bleu_counts
@@ -84,23 +81,6 @@ def test_sums_are_resampled_as_the_texts_would_be():
     assert (interval.low, interval.high) == pytest.approx(np.quantile(scores, (0.025, 0.975)), abs=0.03)
 
 
-def test_two_systems_are_compared_on_the_same_resamples():
-    rng = np.random.default_rng(0)
-    worse = rng.integers(0, 5, (40, 2)) + [[0, 5]]
-    better = worse + [[1, 0]]
-    settings = {"groups": np.arange(40) // 4, "num_samples": 500, "seed": 3}
-
-    def compute_ratio(sums):
-        return sums[:, 0] / sums[:, 1]
-
-    interval = compute_paired_score_interval(better, worse, compute_ratio, **settings)
-    assert interval.mean == pytest.approx(40 / worse[:, 1].sum()) and 0 < interval.low < interval.high
-    alone = compute_score_interval(worse, compute_ratio, **settings)
-    assert interval.high - interval.low < (alone.high - alone.low) / 2
-    same = compute_paired_score_interval(worse, worse, compute_ratio, **settings)
-    assert same == Interval(0.0, 0.0, 0.0, 40, 10)
-
-
 def test_means_of_tasks_are_resampled_with_their_tasks():
     types = (
         ["route_planning"] * 3 + ["object_rel_direction_easy", "object_rel_direction_hard"] + ["object_counting"] * 2
@@ -118,8 +98,6 @@ def test_means_of_tasks_are_resampled_with_their_tasks():
 def test_intervals_refuse_what_is_no_pair():
     with pytest.raises(ValueError, match="two lists of the same length > 0, got shapes"):
         compute_paired_interval([1.0], [1.0, 2.0])
-    with pytest.raises(ValueError, match="two lists of the same length > 0, got shapes"):
-        compute_paired_score_interval(np.ones((2, 3)), np.ones((2, 4)), np.sum)
     with pytest.raises(ValueError, match=r"expected finite numbers, one row an item .* 1 that are NaN or infinite"):
         compute_paired_interval([1.0, np.inf], [1.0, 2.0])
     with pytest.raises(ValueError, match="expected finite numbers, one row an item and at least one item"):
@@ -140,17 +118,3 @@ def test_seeds_are_summarised():
         summarize_seeds([])
     with pytest.raises(ValueError, match=r"runs\[1\]: expected the named scores of the first run, got"):
         summarize_seeds([runs[0], {"accuracy": 0.5}])
-
-
-def test_seeds_and_intervals_stand_in_one_table():
-    runs = [{"accuracy": value, "num_items": 12} for value in (0.5, 0.7, 0.9)]
-    table = format_seed_table(runs, {"accuracy": Interval(0.7, 0.61, 0.8, 12, 4)})
-    assert table.splitlines() == [
-        "| score | mean of 3 | deviation | interval | groups |",
-        "| --- | --- | --- | --- | --- |",
-        "| accuracy | 70.00 | 20.00 | 61.00 to 80.00 | 4 |",
-        "| num_items | 12 | 0 |  |  |",
-    ]
-    assert format_seed_table(runs[:1]).splitlines()[2] == "| accuracy | 50.00 |  |  |  |"
-    with pytest.raises(ValueError, match=r"intervals: expected values among .*, got \['f1'\]"):
-        format_seed_table(runs, {"f1": Interval(0.7, 0.61, 0.8, 12, 4)})

@@ -9,6 +9,7 @@ import pytest
 from ross3d.report.comparison import format_comparison, make_comparison_page
 from ross3d.tasks import find_tasks
 from ross3d.tasks.comparison import compare_systems, read_run
+from ross3d.tasks.intervals import Summed, average, compute_interval, compute_ratio, subtract
 from ross3d.tests.test_report import check_page
 from ross3d.tools.compare import main
 
@@ -66,14 +67,29 @@ def test_differences_and_changes_are_those_of_paired_questions(tmp_path):
     )
     assert [row["id"] for row in changes["questions"] if row["gain"] < 0] == ["q9"]
     assert {row["id"] for row in changes["questions"]} == {f"q{n}" for n in np.flatnonzero(before != after)}
-    # BLEU has no values of single questions: no interval, no difference.
-    assert (
-        found["scores"]["BLEU-4"]["differences"] == [None] and found["scores"]["BLEU-4"]["systems"][0]["low"] is None
-    )
+    # BLEU is no mean of questions; its interval comes from its counts.
+    (bleu,) = found["scores"]["BLEU-1"]["differences"]
+    assert bleu["low"] <= bleu["mean"] <= bleu["high"] and bleu["mean"] > 0
+    assert found["num_scenes"] == 6
     assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == comparison
     page = (tmp_path / "out" / "comparison.html").read_text()
     check_page(page)
     assert "What is &lt;9&gt;?" in page and "a bed" in page
+
+
+def test_two_systems_are_resampled_together():
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 5, (40, 2)) + [[0, 5]]
+    scenes = np.arange(40) // 4
+    worse, better = Summed(counts, compute_ratio), Summed(counts + [[1, 0]], compute_ratio)
+    interval = compute_interval(subtract(better, worse), scenes)
+    assert interval["mean"] == pytest.approx(40 / counts[:, 1].sum()) and 0 < interval["low"] < interval["high"]
+    alone = compute_interval(worse, scenes)
+    assert interval["high"] - interval["low"] < (alone["high"] - alone["low"]) / 2
+    same = compute_interval(subtract(worse, worse), scenes)
+    assert same == {"mean": 0.0, "low": 0.0, "high": 0.0, "num_scenes": 10}
+    middle = compute_interval(average([better, worse]), scenes)
+    assert middle["mean"] == pytest.approx(alone["mean"] + interval["mean"] / 2)
 
 
 def test_an_interval_tells_a_real_difference_from_none(tmp_path):
@@ -83,7 +99,7 @@ def test_an_interval_tells_a_real_difference_from_none(tmp_path):
     same = np.where(rng.random(200) < 0.1, ~before, before)
     folders = [write_run(tmp_path / n, make_answers(x)) for n, x in (("a", before), ("b", better), ("c", same))]
     systems = [[read_run(folder)] for folder in folders]
-    comparison = compare_systems(systems, {"scanqa": TASKS["scanqa"].get_values})
+    comparison = compare_systems(systems, {"scanqa": TASKS["scanqa"]})
     first, second = comparison["scanqa"]["scores"]["exact_match"]["differences"]
     assert first["low"] > 0 and second["low"] < 0 < second["high"]
     text = format_comparison(["a", "b", "c"], comparison)
@@ -107,12 +123,12 @@ def test_seeds_of_a_system_are_one_row_with_a_spread(tmp_path):
 def test_runs_that_cannot_be_compared_are_named(tmp_path):
     a = write_run(tmp_path / "a", make_answers([True] * 6))
     fewer = write_run(tmp_path / "fewer", make_answers([True] * 5))
-    with pytest.raises(ValueError, match=r"fewer: expected the 6 questions of scanqa .*got 5; 'q5' is in one of them"):
+    with pytest.raises(ValueError, match=r"fewer, scanqa: expected the questions .*: 1 missing, such as \['q5'\]"):
         main([str(a), str(fewer)])
     twice = write_run(tmp_path / "twice", make_answers([True] * 5))
     with (twice / "predictions.jsonl").open("a") as file:
         file.write(json.dumps(make_record(4, "x")) + "\n")
-    with pytest.raises(ValueError, match="twice: expected one answer a question of scanqa, got some twice"):
+    with pytest.raises(ValueError, match="twice, scanqa: .*each once. prediction_ids: expected every id once"):
         main([str(a), str(twice)])
     other = write_run(tmp_path / "other", make_answers([True] * 6))
     (other / "predictions.jsonl").write_text(json.dumps(make_record(0, "x") | {"task": "sqa3d"}) + "\n")

@@ -112,7 +112,7 @@ def test_our_rooms_are_read_as_ever():
 
 
 def test_folders_of_no_layout_are_refused(folders, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere is not a folder; give the folder of one scan"):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder, and no video; give the folder of one scan"):
         read_scene(tmp_path / "nowhere")
     for folder in (tmp_path, folders["nerfstudio"].parent, folders["posed_images"].parent):
         with pytest.raises(

@@ -26,8 +26,8 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--output", type=Path, help="folder for comparison.json and comparison.html")
     options = parser.parse_args(args)
     systems = [[read_run(Path(folder)) for folder in system.split(",")] for system in options.systems]
-    values = {name: task.get_values for name, task in find_tasks().items() if task.get_values is not None}
-    comparison = compare_systems(systems, values)
+    tasks = {name: task for name, task in find_tasks().items() if task.get_values is not None}
+    comparison = compare_systems(systems, tasks)
     print(format_comparison(options.systems, comparison))
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
