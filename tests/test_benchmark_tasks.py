@@ -1,6 +1,7 @@
 """Benchmarks: raw ScanNet files to scores, videos, windows of frames, prompts, and what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -465,3 +466,22 @@ def test_a_limit_of_no_scenes_writes_empty_results(videos, tmp_path):
     metrics = evaluate(tmp_path / "out", videos, get_checkpoint(), "vsibench", "--limit", "0")
     assert metrics["scores"] == metrics["intervals"] == {"vsibench": {}}
     assert read_records(tmp_path / "out") == [] and (tmp_path / "out" / "report.html").is_file()
+
+
+def test_meteor_is_asked_for_before_anything_is_answered(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr(door, "load_model", lambda *arguments: pytest.fail("the model was loaded first"))
+    with pytest.raises((FileNotFoundError, ModuleNotFoundError), match="METEOR"):
+        evaluate(tmp_path / "out", videos, get_checkpoint(), "vsibench", "--meteor", "true")
+
+
+@pytest.mark.slow
+def test_meteor_stands_beside_other_caption_scores(prepared, trained, tmp_path):
+    pytest.importorskip("pycocoevalcap", reason="METEOR's program comes with pycocoevalcap")
+    if shutil.which("java") is None:
+        pytest.skip("METEOR's program needs Java")
+    metrics = evaluate(tmp_path, prepared, trained, "scanqa,scan2cap", "--meteor", "true")
+    for name in ("scanqa", "scan2cap"):
+        interval = metrics["intervals"][name]["METEOR"]
+        assert interval["mean"] == pytest.approx(metrics["scores"][name]["METEOR"], abs=1e-6)
+        assert 0 <= interval["low"] <= interval["high"] <= 1
