@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ross3d.data.annotations import save_annotations
-from ross3d.data.atomic import write_text
+from ross3d.data.atomic import remove_leftovers, write_text
 from ross3d.data.prepare.boxes import make_gt_file, make_pred_file
 from ross3d.data.prepare.llava_style import Boxes, Record
 from ross3d.data.prepare.official_set import SPLITS, convert_files, drop_boxless, needs_proposals
@@ -17,7 +17,6 @@ from ross3d.data.prepare.scene_folder import read_facts
 from ross3d.data.prepare.tables import write_card, write_scans_table
 
 
-EXAMPLES = 5
 # split, boxes by scene, proposals by scene -> public file name -> records
 MakeFiles = Callable[[str, dict[str, Boxes], dict[str, list[list[float]]]], dict[str, list[Record]]]
 
@@ -32,6 +31,8 @@ class Finished:
 
 def check_settings(output: Path, settings: dict[str, Any], inputs: dict[str, Any]) -> Finished | None:
     """The account of a folder that is complete; None when there is something to do, after noting the settings.
+
+    What killed runs left behind is removed.
 
     Raises:
         ValueError: when the folder was begun with other settings.
@@ -50,8 +51,25 @@ def check_settings(output: Path, settings: dict[str, Any], inputs: dict[str, Any
         if file == account and found["inputs"] == inputs and not begun.is_file():
             return Finished(found, new=False)
     output.mkdir(parents=True, exist_ok=True)
+    for folder in (output, *(path for path in output.iterdir() if path.is_dir())):
+        remove_leftovers(folder)
     write_json(begun, {"settings": settings})
     return None
+
+
+def check_no_strangers(output: Path, scenes: dict[str, set[str]]) -> None:
+    """Refuse a folder with scenes (by split) that are not among those that are prepared: they would be trained on."""
+    strangers = [
+        folder
+        for split in SPLITS
+        for folder in sorted(file.parent for file in (output / split).glob("*/scene.json"))
+        if folder.name not in scenes[split]
+    ]
+    if strangers:
+        raise ValueError(
+            f"--output: {len(strangers)} scenes there belong to nothing that was given, such as {strangers[0]}; delete"
+            " them, or choose another folder."
+        )
 
 
 def finish(
@@ -79,6 +97,8 @@ def finish(
         proposals = {scene_id: rows for scene_id, rows in proposals.items() if rows is not None}
         files = make_files(split, boxes, proposals)
         conversion = convert_files(files, boxes, proposals)
+        if conversion.left_out:
+            left_out[split] = conversion.left_out
         if not folders:
             continue
         save_annotations(conversion.annotations, output / "annotations" / f"{split}.parquet")
@@ -92,13 +112,10 @@ def finish(
             "views": num_views,
             "frames": sum(f["num_frames"] for f in facts),
             "frames_without_pose": sum(f["lost_frames"] for f in facts),
-            "scenes_without_objects": sum(known == {} for known in boxes.values()),
-            "scenes_without_proposals": len(folders) - len(proposals),
+            "scenes_without_objects": [scene_id for scene_id, known in boxes.items() if not known],
+            "scenes_without_proposals": [scene_id for scene_id in boxes if scene_id not in proposals],
             "empty_masks": sum(box is None for f in facts for box in f["mask_boxes"] or []),
             "annotations": dict(sorted(tasks.items())),
-        }
-        left_out[split] = {
-            reason: {"count": len(names), "such as": names[:EXAMPLES]} for reason, names in conversion.left_out.items()
         }
         unknown_labels.update(label for f in facts for label in f["unknown_labels"])
     account = {
@@ -159,9 +176,11 @@ def format_account(finished: Finished, output: Path) -> str:
         lines.append(f"  {split}: {row['scenes']} scenes, {row['views']} views of {row['frames']} frames; {questions}")
         for name in ("frames_without_pose", "scenes_without_objects", "scenes_without_proposals", "empty_masks"):
             if row[name]:
-                lines.append(f"    {name.replace('_', ' ')}: {row[name]}")
-        for reason, told in account["left_out_annotations"][split].items():
-            lines.append(f"    left out: {told['count']} of {reason}, such as {told['such as'][0]}")
+                count = len(row[name]) if isinstance(row[name], list) else row[name]
+                lines.append(f"    {name.replace('_', ' ')}: {count}")
+    for split, reasons in account["left_out_annotations"].items():
+        for reason, names in reasons.items():
+            lines.append(f"  left out of {split}: {len(names)} of {reason}, such as {names[0]}")
     for reason, count in Counter(account["excluded_scans"].values()).items():
         lines.append(f"  excluded: {count} scans: {reason}")
     if account["labels_not_in_the_table"]:

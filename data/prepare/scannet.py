@@ -21,11 +21,11 @@ import scipy.sparse
 
 from ross3d.data.bev import BEVPicture, render_scene_bev
 from ross3d.data.prepare.boxes import MAX_PROPOSALS, make_box, make_mask_boxes
-from ross3d.data.prepare.finish import Finished, check_settings, finish, hash_file, hash_text
-from ross3d.data.prepare.from_above import render_mesh_bev
+from ross3d.data.prepare.finish import Finished, check_no_strangers, check_settings, finish, hash_file, hash_text
+from ross3d.data.prepare.from_above import read_published_bev, render_mesh_bev
 from ross3d.data.prepare.official_set import SPLITS, OfficialSet, make_public_files, read_official
 from ross3d.data.prepare.parallel import run_jobs
-from ross3d.data.prepare.scene_folder import View, link_scene, read_facts, remove_parts, write_scene
+from ross3d.data.prepare.scene_folder import View, link_scene, read_facts, write_scene
 from ross3d.data.sampling import sample_uniform
 from ross3d.data.scene import Scene
 from ross3d.data.sources.scannet import FRAME_STEP, find_labels_file, read_mesh_with_segments
@@ -52,7 +52,8 @@ class ScanSettings:
 
     Attributes:
         num_views (`int`): views of a scene, evenly spread over the frames with a pose among every tenth.
-        bev_source (`str`): `"mesh"` or `"depth"`. bev_size (`int`): pixels of the picture from above.
+        bev_source (`str`): what the picture from above is made from, one of `from_above.SOURCES`.
+        bev_size (`int`): its pixels.
     """
 
     num_views: int = 32
@@ -90,7 +91,7 @@ def plan_jobs(
     """What is to be prepared, and the scans that are not, with the reason.
 
     Raises:
-        ValueError: for scenes that are named but not there, unless `partial_scans`.
+        ValueError: for scenes that are named but not there, or have no masks while others do, unless `partial_scans`.
     """
     named = set().union(*official.scenes.values())
     unknown = sorted(named - scans.keys())
@@ -98,6 +99,13 @@ def plan_jobs(
         raise ValueError(
             f"--scans: {len(unknown)} scenes that the annotations name are not there, such as {unknown[:3]}; download"
             " them, or give --partial to leave their questions out."
+        )
+    asked = official.list_scored_on_boxes() & scans.keys() if proposals is not None else set()
+    unmasked = sorted(scene_id for scene_id in asked if find_masks(proposals, scene_id) is None)
+    if unmasked and not partial_scans:
+        raise ValueError(
+            f"--proposals: {len(unmasked)} scenes of the validation have no SCENE.mask.npz in {proposals}, such as"
+            f" {unmasked[:3]}; download them, or give --partial to leave their captions out."
         )
     jobs, excluded = [], {}
     for scene_id, path in scans.items():
@@ -160,10 +168,12 @@ def write_scan(
     boxes, unknown_labels = read_objects(job, vertices, segments, nyu40_ids)
     mask_boxes = None if job.masks is None else read_mask_boxes(job.masks, vertices)
 
-    def render(scene: Scene) -> tuple[BEVPicture, str]:
+    def render(scene: Scene) -> BEVPicture:
+        if settings.bev_source == "published":
+            return read_published_bev(job.scan)
         if settings.bev_source == "depth":
-            return render_scene_bev(scene, settings.bev_size), "depth"
-        return render_mesh_bev(vertices, mesh.colors, mesh.faces, settings.bev_size), "mesh"
+            return render_scene_bev(scene, settings.bev_size)
+        return render_mesh_bev(vertices, mesh.colors, mesh.faces, settings.bev_size)
 
     facts = {
         "scene_id": job.scene_id,
@@ -184,6 +194,7 @@ def write_scan(
         None if mask_boxes is None else [box for box in mask_boxes if box is not None],
         facts,
         render,
+        settings.bev_source,
     )
     return None
 
@@ -261,8 +272,7 @@ def prepare_scannet(
     finished = check_settings(output, described, inputs)
     if finished is not None:
         return finished
-    for split in SPLITS:
-        remove_parts(output / split)
+    check_no_strangers(output, {split: {job.scene_id for job in jobs if split in job.splits} for split in SPLITS})
     job = partial(prepare_scan, output=output, settings=settings, nyu40_ids=nyu40_ids)
     reasons = run_jobs(job, jobs, num_workers, "scans", lambda item: item.scene_id)
     excluded |= {item.scene_id: why for item, why in zip(jobs, reasons, strict=True) if why is not None}

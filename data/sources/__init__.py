@@ -9,7 +9,7 @@ from ross3d.data.scene import Scene
 from ross3d.data.sources.arkitscenes import read_arkitscenes
 from ross3d.data.sources.nerfstudio import read_nerfstudio
 from ross3d.data.sources.posed_images import read_posed_images
-from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.data.sources.rgbd_folder import read_bev, read_rgbd_folder
 from ross3d.data.sources.scannet import read_scannet_scan
 
 
@@ -66,14 +66,18 @@ def find_layout(path: str | os.PathLike) -> Layout:
 
 
 def read_scene(path: str | os.PathLike, **options) -> Scene:
-    """Read and check a scan of any layout.
+    """Read and check a scan of any layout; a `bev.png` in its folder is its picture from above.
 
     Args:
         path (`str` or `Path`): the folder of one scan; its name is the scene's id.
         options: of every reader `num_views`, `axis_align_matrix`, `boxes` and `max_excluded`; further ones of the
             layout's own, such as `infos` (posed_images) or `labels_file` (scannet).
     """
-    return find_layout(path).read(path, **options)
+    scene = find_layout(path).read(path, **options)
+    # Rendered in the world that the folder itself gives.
+    if scene.bev_image is None and options.get("axis_align_matrix") is None:
+        scene.bev_image, scene.bev_valid, scene.bev_bounds = read_bev(Path(path))
+    return scene
 
 
 __all__ = ["LAYOUTS", "Layout", "find_layout", "read_scene"]
