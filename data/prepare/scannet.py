@@ -11,6 +11,7 @@ files. Every scene depends on its own raw files alone, so a run that was cut off
 """
 
 import re
+import zipfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -228,7 +229,7 @@ def read_mask_boxes(file: Path, vertices: np.ndarray) -> list[list[float] | None
     """Boxes of the first 50 masks of a file (sparse, masks x vertices); None for an empty mask."""
     try:
         masks = scipy.sparse.load_npz(file)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"{file}: expected a sparse matrix of masks ({error}); download it again.") from error
     if masks.shape[1] != len(vertices):
         raise ValueError(
