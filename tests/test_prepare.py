@@ -1,4 +1,4 @@
-"""Preparation of raw scans and official files: what comes out, that it is the same again, and that a kill loses nothing."""
+"""Preparation of raw scans and official files: what comes out, that it is the same again, that kills change nothing."""
 
 import hashlib
 import json
@@ -198,7 +198,9 @@ def test_datasets_reads_the_folder(prepared, scans, tmp_path, streaming):
         questions = load()
         rows = load_annotations(prepared / "annotations" / f"{split}.parquet")
         assert [row["id"] for row in questions] == [row.id for row in rows]
-        assert questions.features["query_box"].length == 6 and questions.features["references"].feature.dtype == "string"
+        assert (
+            questions.features["query_box"].length == 6 and questions.features["references"].feature.dtype == "string"
+        )
         table = list(load("scans"))
         assert [row["scene_id"] for row in table] == sorted(path.name for path in (prepared / split).iterdir())
         for row in table:
@@ -227,7 +229,7 @@ def test_the_account(prepared, capsys, raw):
         },
     }
     assert account["splits"]["val"]["empty_masks"] == 1 and account["excluded_scans"] == {}
-    assert account["left_out_annotations"] == {} and account["official_files_not_there"] == []
+    assert account["left_out_annotations"] == {} and account["files_not_there"] == []
     prepare(raw, prepared, "--published")
     told = capsys.readouterr().out
     assert "already complete, nothing to do" in told and "train: 2 scenes, 6 views of 62 frames" in told
@@ -391,10 +393,10 @@ def test_scans_that_nothing_names_are_told(raw, tmp_path, capsys):
     account = json.loads((output / "account.json").read_text())
     assert account["excluded_scans"] == {"scene0009_00": "no split's list and no annotation file names it"}
     assert account["labels_not_in_the_table"] == {"flor": 1}
-    assert len(account["official_files_not_there"]) == 6
+    assert len(account["files_not_there"]) == 6
     told = capsys.readouterr().out
     assert "excluded: 1 scans: no split's list" in told and "taken as `case`: {'flor': 1}" in told
-    assert "official files not there: v1_balanced_questions_train_scannetv2.json" in told
+    assert "files not there: v1_balanced_questions_train_scannetv2.json" in told
     assert read_rgbd_folder(output / "train" / "scene0001_00").box_labels[0]["nyu40_id"] == 40
 
 

@@ -117,7 +117,10 @@ def cut_off(folder: Path) -> None:
             f"{SCANREFER}, entry 2: object_id must be a whole number, got 'chair'",
         ),
         (edit(MULTI, repeat_last), rf"{MULTI}, entry 6: \('scene0002_00', 2\) is entry 5 already"),
-        (edit(MULTI, put(1, "object_ids", ["2"])), rf"{MULTI}, entry 1: object_ids must be whole numbers, got \['2'\]"),
+        (
+            edit(MULTI, put(1, "object_ids", ["2"])),
+            rf"{MULTI}, entry 1: object_ids must be whole numbers, got \['2'\]",
+        ),
         (
             edit(MULTI, put(1, "eval_type", "zt")),
             rf"{MULTI}, entry 1: eval_type must be of \['zt_wo_d', .*\], got 'zt'",
@@ -181,7 +184,7 @@ def test_a_file_that_is_not_there(given):
         ),
         (
             lambda given: shutil.rmtree(given / "raw" / "scans" / "scene0002_00"),
-            r"--scans: 1 scenes that the annotations name are not there, such as \['scene0002_00'\]; download them, or",
+            r"--scans: 1 scenes that the annotations name are not there, such as \['scene0002_00'\]; download them",
         ),
         (
             lambda given: (given / "masks" / "scene0003_00.mask.npz").unlink(),
@@ -315,7 +318,7 @@ def test_published_records_of_mmscan_have_numbers_for_answers():
         ([make_record("scanqa")] * 2, "record 1: the id 7 came before; expected one record an id"),
         (
             [make_record("scanrefer", metadata={"dataset": "scanrefer", "question_type": "unique"})],
-            r"record 0: expected the boxes and ids of a scanrefer record \(docs/DATA.md\), got KeyError\('object_id'\)",
+            r"record 0: expected the boxes and ids of a scanrefer record \(docs/DATA.md\), got KeyError\('obj",
         ),
         ([make_record("scanrefer", box=BOX[:5])], "record 0: target_boxes must be a list of"),
     ],

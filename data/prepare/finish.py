@@ -85,7 +85,7 @@ def finish(
 
     Args:
         make_files: (split, boxes, proposals) -> public files of a split.
-        excluded (`dict`): scans that have no folder, and why. missing (`list[str]`): official files not there.
+        excluded (`dict`): scans that have no folder, and why. missing (`list[str]`): files not there.
         published (`bool`): also write public records and box files, by the published rules.
     """
     splits, left_out, unknown_labels = {}, {}, Counter()
@@ -125,7 +125,7 @@ def finish(
         "excluded_scans": excluded,
         "left_out_annotations": left_out,
         "labels_not_in_the_table": dict(sorted(unknown_labels.items())),
-        "official_files_not_there": missing,
+        "files_not_there": missing,
     }
     write_card(output, [split for split in SPLITS if split in splits])
     write_json(output / "account.json", account)
@@ -185,6 +185,6 @@ def format_account(finished: Finished, output: Path) -> str:
         lines.append(f"  excluded: {count} scans: {reason}")
     if account["labels_not_in_the_table"]:
         lines.append(f"  labels that the table lacks, taken as `case`: {account['labels_not_in_the_table']}")
-    if account["official_files_not_there"]:
-        lines.append(f"  official files not there: {', '.join(account['official_files_not_there'])}")
+    if account["files_not_there"]:
+        lines.append(f"  files not there: {', '.join(account['files_not_there'])}")
     return "\n".join(lines)

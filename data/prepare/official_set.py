@@ -21,7 +21,7 @@ class Benchmark:
 
     files: tuple[str, ...]
     splits: tuple[str, ...]
-    check: Callable[..., Any]
+    check_files: Callable[..., Any]
 
 
 BENCHMARKS = {
@@ -93,7 +93,7 @@ def read_official(folder: Path) -> OfficialSet:
                     )
                 continue
             official.files += files
-            rows = benchmark.check(*map(read_json, files), files[0].name)
+            rows = benchmark.check_files(*map(read_json, files), files[0].name)
             official.rows[split][name] = rows
             of_scenes = rows[1] if name == "sqa3d" else rows
             official.scenes[split] |= {row["scene_id"] for row in of_scenes}

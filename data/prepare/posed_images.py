@@ -35,7 +35,15 @@ from ross3d.data.sources.scannet_objects import read_axis_alignment
 
 
 VERSION = 1
-NAMES = ("scanqa", "sqa3d", "scan2cap", "scanrefer_vg", "multi3drefer", "mmscan_qa")
+# Record files that there are: name -> splits.
+RECORD_FILES = {
+    "scanqa": ("train", "val"),
+    "sqa3d": SPLITS,
+    "scan2cap": ("train", "val"),
+    "scanrefer_vg": ("train", "val"),
+    "multi3drefer": ("train", "val"),
+    "mmscan_qa": ("train",),
+}
 
 
 @dataclass
@@ -85,7 +93,7 @@ def read_public(root: Path) -> PublicSet:
     """
     public = PublicSet()
     for split in SPLITS:
-        for name in NAMES:
+        for name in (name for name, splits in RECORD_FILES.items() if split in splits):
             file_name = f"{name}_{split}_llava_style.json"
             found = sorted([*root.glob(f"processed/{file_name}"), *root.glob(f"processed/*/{file_name}")])
             if len(found) > 1:
@@ -208,7 +216,7 @@ def list_frames(job: PublicJob) -> list[str]:
     """Names of frames in the order of time: EmbodiedScan's list where there is one."""
     if job.info is not None:
         return [Path(name).stem for name in job.info.image_names]
-    return sorted(file.stem for file in job.folder.glob("*.jpg"))
+    return sorted({file.stem for kind in ("jpg", "txt") for file in job.folder.glob(f"[0-9]*.{kind}")})
 
 
 def get_intrinsics(job: PublicJob) -> np.ndarray:
