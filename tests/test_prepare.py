@@ -1,4 +1,4 @@
-"""Preparation of raw scans and official files: what comes out, that it is the same again, that kills change nothing."""
+"""Preparation of raw scans and official files: what comes out, and that it is the same however it was cut off."""
 
 import hashlib
 import json
@@ -311,17 +311,18 @@ def test_a_kill_at_any_write_changes_nothing(prepared, raw, tmp_path):
 @pytest.mark.parametrize("seed", range(4))
 def test_a_kill_at_any_time_changes_nothing(prepared, raw, tmp_path, seed):
     """The command itself, with two workers, killed after a random time until a run is through."""
-    command = [sys.executable, "-m", "ross3d.data.prepare", *get_arguments(raw, tmp_path / "out", "--published")]
-    command[-2:] = ["--published", "--num-workers", "2"]
-    rng, code = random.Random(seed), None
-    while code != 0:
+    arguments = get_arguments(raw, tmp_path / "out", "--published", num_workers=2)
+    command = [sys.executable, "-m", "ross3d.data.prepare", *arguments]
+    rng, code = random.Random(seed), -signal.SIGKILL
+    while code == -signal.SIGKILL:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             code = process.wait(rng.uniform(1.0, 9.0))
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+            code = process.wait()
             time.sleep(0.5)
+    assert code == 0
     assert hash_files(tmp_path / "out") == hash_files(prepared)
 
 
