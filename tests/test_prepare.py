@@ -26,7 +26,7 @@ from ross3d.data.prepare.boxes import match_proposal
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.tests.invariant.kill_inside import kill_inside_write
 from ross3d.tests.official_annotations import SPLIT_OF, write_masks, write_official, write_raw_set
-from ross3d.tests.raw_scannet import RawScan
+from ross3d.tests.raw_scannet import RawScan, write_raw_scan
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -399,6 +399,39 @@ def test_scans_that_nothing_names_are_told(raw, tmp_path, capsys):
     assert "excluded: 1 scans: no split's list" in told and "taken as `case`: {'flor': 1}" in told
     assert "files not there: v1_balanced_questions_train_scannetv2.json" in told
     assert read_rgbd_folder(output / "train" / "scene0001_00").box_labels[0]["nyu40_id"] == 40
+
+
+def test_test_scans_have_neither_objects_nor_alignment(raw, tmp_path):
+    """In a folder of their own, as they are downloaded; published box files keep to the lists."""
+    given, output = tmp_path / "given", tmp_path / "out"
+    shutil.copytree(raw, given)
+    scan = write_raw_scan(tmp_path / "other", "scene0707_00", 5, 21, axis_alignment=False)
+    for suffix in (".aggregation.json", "_vh_clean_2.0.010000.segs.json"):
+        (scan.folder / f"scene0707_00{suffix}").unlink()
+    shutil.copytree(scan.folder, given / "raw" / "scans_test" / "scene0707_00")
+    (given / "official" / "scannetv2_test.txt").write_text("scene0707_00\n")
+    prepare(given, output, "--published")
+    scene = read_rgbd_folder(output / "test" / "scene0707_00")
+    assert scene.boxes is None and scene.num_views == 3 and scene.bev_valid.any()
+    assert np.allclose(scene.cam2world, scan.cam2world[[0, 10, 20]], atol=1e-5)
+    account = json.loads((output / "account.json").read_text())
+    assert account["splits"]["test"]["scenes_without_objects"] == ["scene0707_00"]
+    assert {path.name for path in (output / "test").iterdir()} == {"scene0003_00", "scene0707_00"}
+    for kind in ("gt", "pred"):
+        assert json.loads((output / "metadata" / f"scannet_test_{kind}_box.json").read_text()) == {}
+    rows = list(load_dataset(str(output), "scans", split="test", cache_dir=str(tmp_path)))
+    assert [row["boxes"] is None for row in rows] == [False, True]
+
+
+def test_another_table_of_labels_makes_scenes_anew(raw, tmp_path):
+    given, output = tmp_path / "given", tmp_path / "out"
+    shutil.copytree(raw, given)
+    prepare(given, output)
+    table = given / "raw" / "scannetv2-labels.combined.tsv"
+    table.write_text(table.read_text().replace("\tfloor\tfloor\t7\t2\t", "\tfloor\tfloor\t7\t24\t"))
+    prepare(given, output)
+    labels = [label for path in (output / "train").iterdir() for label in read_rgbd_folder(path).box_labels]
+    assert {label["nyu40_id"] for label in labels if label["category"] == "floor"} == {24}
 
 
 def test_leftovers_are_removed(tmp_path):

@@ -177,6 +177,33 @@ def test_public_files_that_are_wrong(root, tmp_path, spoil, message):
     assert not (tmp_path / "out" / "account.json").exists()
 
 
+def test_captions_of_objects_that_were_not_found_count_without_the_detectors_boxes(root, prepared, tmp_path):
+    """The records say which object was found: without the box file one that was not stays, without a place."""
+    shutil.copytree(root, tmp_path / "data")
+    for file in (tmp_path / "data" / "metadata").glob("*_pred_box.json"):
+        file.unlink()
+    prepare(tmp_path / "data", tmp_path / "out")
+    ours, known = (
+        [row for row in load_annotations(folder / "annotations" / "val.parquet") if row.task == "scan2cap"]
+        for folder in (tmp_path / "out", prepared)
+    )
+    assert [row.id for row in ours] == [row.id for row in known] and ours[-1].query_box is None
+    assert [row.query_coords for row in ours] == [row.query_coords for row in known]
+
+
+def test_a_frame_that_was_unpacked_again_makes_its_scene_anew(root, tmp_path):
+    shutil.copytree(root, tmp_path / "data")
+    prepare(tmp_path / "data", tmp_path / "out")
+    before = list_states(tmp_path / "out" / "train")
+    file = tmp_path / "data" / "scannet" / "posed_images" / "scene0001_00" / "00000.png"
+    Image.fromarray(np.array(Image.open(file)) // 2).save(file)
+    records = tmp_path / "data" / "processed" / "scanqa_val_llava_style.json"
+    records.write_text(records.read_text() + "\n")
+    prepare(tmp_path / "data", tmp_path / "out")
+    changed = {path for path, state in list_states(tmp_path / "out" / "train").items() if before[path] != state}
+    assert changed == {path for path in before if "scene0001_00" in path}
+
+
 def test_a_scan_without_poses_is_told(root, tmp_path, capsys):
     shutil.copytree(root, tmp_path / "data")
     for file in (tmp_path / "data" / "scannet" / "posed_images" / "scene0001_00").glob("00*.txt"):

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,14 +79,17 @@ def finish(
     make_files: MakeFiles,
     excluded: dict[str, str],
     missing: list[str],
-    published: bool,
+    published: dict[str, set[str]] | None = None,
+    leave_out_undetected: bool = False,
 ) -> Finished:
     """Write everything that is made of all scenes together, the account last.
 
     Args:
         make_files: (split, boxes, proposals) -> public files of a split.
         excluded (`dict`): scans that have no folder, and why. missing (`list[str]`): files not there.
-        published (`bool`): also write public records and box files, by the published rules.
+        published (`dict`, *optional*): also write public records and box files, by the published rules; split ->
+            scenes of its box files, all where it names none.
+        leave_out_undetected (`bool`): captions of validation scenes without proposals, see `convert_files`.
     """
     splits, left_out, unknown_labels = {}, {}, Counter()
     for split in SPLITS:
@@ -96,16 +99,16 @@ def finish(
         proposals = {folder.name: read_rows(folder / "proposals.json") for folder in folders}
         proposals = {scene_id: rows for scene_id, rows in proposals.items() if rows is not None}
         files = make_files(split, boxes, proposals)
-        conversion = convert_files(files, boxes, proposals)
+        conversion = convert_files(files, boxes, proposals, leave_out_undetected)
         if conversion.left_out:
             left_out[split] = conversion.left_out
         if not folders:
             continue
         save_annotations(conversion.annotations, output / "annotations" / f"{split}.parquet")
         num_views = write_scans_table(folders, facts, split, output / "scans" / f"{split}.parquet")
-        if published:
+        if published is not None:
             masks = {f["scene_id"]: f["mask_boxes"] for f in facts if f["mask_boxes"] is not None}
-            write_published(output, split, files, boxes, masks)
+            write_published(output, split, files, boxes, masks, published.get(split, boxes.keys()))
         tasks = Counter(annotation.task for annotation in conversion.annotations)
         splits[split] = {
             "scenes": len(folders),
@@ -143,13 +146,19 @@ def read_object_boxes(folder: Path) -> Boxes:
 
 
 def write_published(
-    output: Path, split: str, files: dict[str, list[Record]], boxes: dict[str, Boxes], masks: dict[str, list]
+    output: Path,
+    split: str,
+    files: dict[str, list[Record]],
+    boxes: dict[str, Boxes],
+    masks: dict[str, list],
+    scenes: Collection[str],
 ) -> None:
-    """`processed/` and `metadata/` as Video-3D-LLM publishes them, for its code and for comparisons."""
+    """`processed/` and `metadata/` as Video-3D-LLM publishes them; `scenes` are those of the box files."""
     for name, records in files.items():
         if masks or not needs_proposals(name):
             write_json(output / "processed" / name, drop_boxless(records))
-    with_objects = {scene_id: known for scene_id, known in boxes.items() if known}
+    with_objects = {scene_id: known for scene_id, known in boxes.items() if known and scene_id in scenes}
+    masks = {scene_id: rows for scene_id, rows in masks.items() if scene_id in scenes}
     write_json(output / "metadata" / f"scannet_{split}_gt_box.json", make_gt_file(with_objects))
     write_json(output / "metadata" / f"scannet_{split}_pred_box.json", make_pred_file(masks))
 

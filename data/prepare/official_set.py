@@ -43,12 +43,13 @@ class OfficialSet:
     Attributes:
         files (`list[Path]`): that were read. missing (`list[str]`): names that are not there.
         rows (`dict`): split -> benchmark -> checked rows (SQA3D: questions by id, and annotations).
-        scenes (`dict`): split -> the scenes that its files and its list name.
+        lists (`dict`): split -> scenes of its list. scenes: those that its list or any of its files name.
     """
 
     files: list[Path] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     rows: dict[str, dict[str, Any]] = field(default_factory=lambda: defaultdict(dict))
+    lists: dict[str, set[str]] = field(default_factory=dict)
     scenes: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def list_scored_on_boxes(self) -> set[str]:
@@ -100,7 +101,8 @@ def read_official(folder: Path) -> OfficialSet:
         scene_list = find_file(folder, SCENE_LIST.format(split))
         if scene_list is not None:
             official.files.append(scene_list)
-            official.scenes[split] |= set(scene_list.read_text(encoding="utf-8").split())
+            official.lists[split] = set(scene_list.read_text(encoding="utf-8").split())
+            official.scenes[split] |= official.lists[split]
     if not official.files:
         raise FileNotFoundError(
             f"--annotations: none of the official files is below {folder}; docs/DATA.md lists their names."
@@ -130,9 +132,16 @@ def make_public_files(
 
 
 def convert_files(
-    files: dict[str, list[Record]], boxes: dict[str, Boxes], proposals: dict[str, list[list[float]]]
+    files: dict[str, list[Record]],
+    boxes: dict[str, Boxes],
+    proposals: dict[str, list[list[float]]],
+    leave_out_undetected: bool,
 ) -> Conversion:
-    """Annotations of a split's public files, file after file; of captions, also the best proposal of an object."""
+    """Annotations of a split's public files, file after file; of captions, also the best proposal of an object.
+
+    `leave_out_undetected`: captions of validation scenes without proposals; otherwise the records say which objects
+    were found, and those that were not stay, without a place.
+    """
     rows = {scene_id: {number: row for row, number in enumerate(sorted(known))} for scene_id, known in boxes.items()}
     whole = Conversion()
     for name, records in files.items():
@@ -140,7 +149,7 @@ def convert_files(
         for annotation in conversion.annotations:
             if needs_proposals(name) and annotation.scene_id in proposals:
                 scan2cap.add_best_proposal(annotation, proposals[annotation.scene_id])
-            elif needs_proposals(name) and annotation.query_box is None:
+            elif needs_proposals(name) and leave_out_undetected:
                 whole.leave_out("scan2cap: its scene has no detected boxes", annotation.id)
                 continue
             whole.annotations.append(annotation)

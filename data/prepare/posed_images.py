@@ -170,7 +170,16 @@ def plan_jobs(
 
 
 def describe_inputs(job: PublicJob) -> dict[str, Any]:
-    return {"files": len(list(job.folder.iterdir())), "boxes": hash_text([sorted(job.boxes.items()), job.proposals])}
+    """What a scene is made of: number and size of its files, and a hash of what other files say of it."""
+    sizes = [file.stat().st_size for file in job.folder.iterdir()]
+    info = (
+        None if job.info is None else [job.info.image_names, get_alignment(job).tolist(), get_intrinsics(job).tolist()]
+    )
+    return {
+        "files": len(sizes),
+        "bytes": sum(sizes),
+        "known": hash_text([sorted(job.boxes.items()), job.proposals, info]),
+    }
 
 
 def prepare_public_scene(job: PublicJob, output: Path, num_views: int, bev_source: str, bev_size: int) -> str | None:
@@ -276,6 +285,7 @@ def prepare_posed_images(
     reasons = run_jobs(job, jobs, num_workers, "scenes", lambda item: item.scene_id)
     excluded = {item.scene_id: why for item, why in zip(jobs, reasons, strict=True) if why is not None}
 
-    return finish(
-        output, settings, inputs, lambda split, *_: public.records[split], excluded, public.missing, published=False
-    )
+    def make_files(split: str, *_) -> dict[str, list[Record]]:
+        return public.records[split]
+
+    return finish(output, settings, inputs, make_files, excluded, public.missing)

@@ -29,6 +29,7 @@ from ross3d.data.prepare.parallel import run_jobs
 from ross3d.data.prepare.scene_folder import View, link_scene, read_facts, write_scene
 from ross3d.data.sampling import sample_uniform
 from ross3d.data.scene import Scene
+from ross3d.data.sources.ply import Mesh, read_ply
 from ross3d.data.sources.scannet import FRAME_STEP, find_labels_file, read_mesh_with_segments
 from ross3d.data.sources.scannet_objects import (
     align_vertices,
@@ -135,7 +136,7 @@ def describe_inputs(job: ScanJob) -> dict[str, int]:
 def prepare_scan(job: ScanJob, output: Path, settings: ScanSettings, nyu40_ids: dict[str, int]) -> str | None:
     """Write a scan's folder unless it is there, made of the same files; the reason when it can have none."""
     folder = output / job.splits[0] / job.scene_id
-    inputs = describe_inputs(job)
+    inputs = describe_inputs(job) | {"labels": hash_text(sorted(nyu40_ids.items()))}
     facts = read_facts(folder)
     if facts is None or facts["inputs"] != inputs:
         excluded = write_scan(job, folder, settings, nyu40_ids, inputs)
@@ -164,7 +165,7 @@ def write_scan(
     chosen = {tracked[i] for i in sample_uniform(len(tracked), settings.num_views, unique=True)}
     axis_align_matrix = read_axis_alignment(Path(f"{stem}.txt"))
     axis_align_matrix = np.eye(4) if axis_align_matrix is None else axis_align_matrix
-    mesh, segments = read_mesh_with_segments(job.scan)
+    mesh, segments = read_mesh(job)
     vertices = align_vertices(mesh.vertices, axis_align_matrix)
     boxes, unknown_labels = read_objects(job, vertices, segments, nyu40_ids)
     mask_boxes = None if job.masks is None else read_mask_boxes(job.masks, vertices)
@@ -200,14 +201,20 @@ def write_scan(
     return None
 
 
+def read_mesh(job: ScanJob) -> tuple[Mesh, np.ndarray | None]:
+    """A scan's mesh, and the segment of each vertex; None for test scans, which have neither segments nor objects."""
+    if (job.scan / f"{job.scene_id}.aggregation.json").is_file():
+        return read_mesh_with_segments(job.scan)
+    return read_ply(job.scan / f"{job.scene_id}_vh_clean_2.ply"), None
+
+
 def read_objects(
-    job: ScanJob, vertices: np.ndarray, segments: np.ndarray, nyu40_ids: dict[str, int]
+    job: ScanJob, vertices: np.ndarray, segments: np.ndarray | None, nyu40_ids: dict[str, int]
 ) -> tuple[list[dict[str, Any]] | None, list[str]]:
-    """`boxes.json` of a scan by increasing object id (None for a scan without objects), and labels the table lacks."""
-    file = job.scan / f"{job.scene_id}.aggregation.json"
-    if not file.is_file():
+    """`boxes.json` of a scan by increasing object id (None for a test scan), and labels the table lacks."""
+    if segments is None:
         return None, []
-    groups = read_segment_groups(file)
+    groups = read_segment_groups(job.scan / f"{job.scene_id}.aggregation.json")
     instance_ids = label_vertices(segments, groups, nyu40_ids).instance_ids
     categories = {group.object_id: group.label for group in groups}
     boxes = []
@@ -278,4 +285,5 @@ def prepare_scannet(
     reasons = run_jobs(job, jobs, num_workers, "scans", lambda item: item.scene_id)
     excluded |= {item.scene_id: why for item, why in zip(jobs, reasons, strict=True) if why is not None}
     make_files = partial(make_public_files, official, nyu40_ids=nyu40_ids)
-    return finish(output, described, inputs, make_files, excluded, official.missing, published)
+    lists = official.lists if published else None
+    return finish(output, described, inputs, make_files, excluded, official.missing, lists, leave_out_undetected=True)
