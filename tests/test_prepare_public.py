@@ -11,11 +11,13 @@ from PIL import Image
 from ross3d.data.annotations import load_annotations
 from ross3d.data.prepare.__main__ import main
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.tasks.reconstruction import get_object_pixels
 from ross3d.tests.official_annotations import SPLIT_OF, write_masks, write_official, write_raw_set
 from ross3d.tests.posed_views import make_test_processor
 from ross3d.tests.public_files import write_public_root
 from ross3d.tests.test_prepare import hash_files, list_states
 from ross3d.tests.test_prepare import prepare as prepare_raw
+from ross3d.tools import view
 
 
 def prepare(root: Path, output: Path, *more) -> None:
@@ -122,6 +124,9 @@ def test_published_pictures_from_above_are_taken(root, tmp_path):
     processor = make_test_processor(geometry_mode="published")
     inputs = processor(**scene.get_inputs(bev=True), return_tensors="pt")
     assert inputs["bev_pixel_values"].shape[-1] == inputs["bev_pixel_values"].shape[-2] == processor.bev_size
+    assert not get_object_pixels(scene).any()
+    page = view.main([str(scene.path), "--output", str(tmp_path / "page.html")])
+    assert "Cameras" in page.read_text()
     prepare(tmp_path / "data", tmp_path / "out", "--bev", "published")
     (tmp_path / "data" / "scannet" / "scans" / "scene0003_00" / "view_0.jpg").unlink()
     with pytest.raises(ValueError, match=r"(?s)2 of 4 failed.*scene0003_00: .*view_0.jpg: the picture does not exist"):
