@@ -11,7 +11,7 @@ from PIL import Image
 from ross3d.data.prepare.__main__ import main
 from ross3d.data.prepare.from_above import list_scene_folders, render_mesh_bev, sample_mesh
 from ross3d.data.sources import read_scene
-from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.data.sources.rgbd_folder import read_rgbd_folder, write_rgbd_folder
 from ross3d.tests.public_files import write_posed_images
 from ross3d.tests.raw_scannet import write_raw_scan
 from ross3d.tests.test_prepare import hash_files, list_states
@@ -143,6 +143,13 @@ def test_mesh_and_published_pictures_of_prepared_scenes(scan, tmp_path, capsys):
         else:
             assert np.array_equal(scene.bev_image, picture) and scene.bev_bounds is None
             assert json.loads((folder / "bev.json").read_text()) == {"bounds": None, "made": {"from": "published"}}
+
+
+def test_a_picture_without_bounds_comes_back(tmp_path):
+    scene = read_rgbd_folder(get_rooms() / "val" / "val-000001")
+    scene.bev_bounds = None
+    again = read_rgbd_folder(write_rgbd_folder(scene, tmp_path / "room"))
+    assert again.bev_bounds is None and np.array_equal(again.bev_image, scene.bev_image)
 
 
 def test_points_of_a_mesh_lie_close():

@@ -27,7 +27,7 @@ from ross3d.data.prepare.__main__ import main
 from ross3d.data.prepare.boxes import match_proposal
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.tests.invariant.kill_inside import kill_inside_write
-from ross3d.tests.official_annotations import SPLIT_OF, write_masks, write_official, write_raw_set
+from ross3d.tests.official_annotations import SPLIT_OF, write_given, write_raw_set
 from ross3d.tests.raw_scannet import RawScan, write_raw_scan
 from ross3d.tests.tiny import get_checkpoint
 from ross3d.training.arguments import read_run_arguments
@@ -63,9 +63,7 @@ def list_states(folder: Path) -> dict[str, tuple[int, int]]:
 def raw(tmp_path_factory) -> Path:
     """Raw scans, official files and masks."""
     folder = tmp_path_factory.mktemp("given")
-    scans = write_raw_set(folder / "raw")
-    write_official(folder / "official", scans)
-    write_masks(folder / "masks", scans)
+    write_given(folder)
     return folder
 
 

@@ -13,15 +13,13 @@ from ross3d.data.prepare.__main__ import main
 from ross3d.data.prepare.llava_style import make_annotations
 from ross3d.data.prepare.official_set import read_official
 from ross3d.data.prepare.parallel import run_jobs
-from ross3d.tests.official_annotations import write_masks, write_official, write_raw_set
+from ross3d.tests.official_annotations import write_given
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("given")
-    scans = write_raw_set(folder / "raw")
-    write_official(folder / "official", scans)
-    write_masks(folder / "masks", scans)
+    write_given(folder)
     return folder
 
 
@@ -319,6 +317,16 @@ def test_published_records_of_mmscan_have_numbers_for_answers():
         (
             [make_record("scanrefer", metadata={"dataset": "scanrefer", "question_type": "unique"})],
             r"record 0: expected the boxes and ids of a scanrefer record \(docs/DATA.md\), got KeyError\('obj",
+        ),
+        (
+            [
+                make_record(
+                    "multi3drefer",
+                    box=[BOX],
+                    metadata={"dataset": "multi3drefer", "question_type": "mt", "ann_id": 0, "object_id": [4, 5]},
+                )
+            ],
+            "expected the boxes and ids of a multi3drefer record .* got ValueError.'2 ids for 1 boxes of objects'",
         ),
         ([make_record("scanrefer", box=BOX[:5])], "record 0: target_boxes must be a list of"),
     ],

@@ -12,7 +12,7 @@ from ross3d.data.annotations import load_annotations
 from ross3d.data.prepare.__main__ import main
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.tasks.reconstruction import get_object_pixels
-from ross3d.tests.official_annotations import SPLIT_OF, write_masks, write_official, write_raw_set
+from ross3d.tests.official_annotations import SPLIT_OF, write_given, write_raw_set
 from ross3d.tests.posed_views import make_test_processor
 from ross3d.tests.public_files import write_public_root
 from ross3d.tests.test_prepare import hash_files, list_states
@@ -31,11 +31,9 @@ def scans(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def from_raw(scans, tmp_path_factory) -> Path:
+def from_raw(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("given")
-    write_raw_set(folder / "raw")
-    write_official(folder / "official", scans)
-    write_masks(folder / "masks", scans)
+    write_given(folder)
     prepare_raw(folder, folder / "out", "--published")
     return folder / "out"
 
@@ -194,6 +192,19 @@ def test_captions_of_objects_that_were_not_found_count_without_the_detectors_box
     )
     assert [row.id for row in ours] == [row.id for row in known] and ours[-1].query_box is None
     assert [row.query_coords for row in ours] == [row.query_coords for row in known]
+
+
+def test_questions_alone_need_no_boxes(root, tmp_path):
+    """SQA3D's test split: nothing but records, pictures and cameras."""
+    shutil.copytree(root, tmp_path / "data")
+    for folder in ("metadata", "processed"):
+        for file in (tmp_path / "data" / folder).iterdir():
+            if file.name != "sqa3d_test_llava_style.json":
+                file.unlink()
+    prepare(tmp_path / "data", tmp_path / "out")
+    scene = read_rgbd_folder(tmp_path / "out" / "test" / "scene0003_00")
+    assert scene.boxes is None and scene.proposal_boxes is None and scene.num_views == 3
+    assert len(load_annotations(tmp_path / "out" / "annotations" / "test.parquet")) == 1
 
 
 def test_a_frame_that_was_unpacked_again_makes_its_scene_anew(root, tmp_path):

@@ -135,7 +135,9 @@ def _read_targets(annotation: Annotation, record: Record) -> None:
     one = not isinstance(ids, list)
     annotation.target_ids = [int(number) for number in ([ids] if one else ids)]
     annotation.object_ids = list(annotation.target_ids)
-    annotation.target_boxes = [boxes] if one else boxes
+    annotation.target_boxes = [boxes] if one else list(boxes)
+    if len(annotation.target_ids) != len(annotation.target_boxes):
+        raise ValueError(f"{len(annotation.target_ids)} ids for {len(annotation.target_boxes)} boxes of objects")
     annotation.ann_id = str(record["metadata"]["ann_id"])
     annotation.references = []
 

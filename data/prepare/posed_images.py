@@ -204,7 +204,7 @@ def prepare_public_scene(job: PublicJob, output: Path, num_views: int, bev_sourc
         (read_view(job.folder, name, cameras[name]) for name in chosen),
         get_intrinsics(job),
         get_alignment(job),
-        [{"box": job.boxes[number], "object_id": number} for number in sorted(job.boxes)],
+        [{"box": job.boxes[number], "object_id": number} for number in sorted(job.boxes)] or None,
         job.proposals,
         {
             "scene_id": job.scene_id,
