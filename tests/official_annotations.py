@@ -1,4 +1,4 @@
-"""The official files of five benchmarks about the raw scans of `tests/raw_scannet.py`, and masks of Mask3D."""
+"""Official files of five benchmarks about the raw scans that `tests/raw_scannet.py` writes, and masks of Mask3D."""
 
 import json
 from pathlib import Path
