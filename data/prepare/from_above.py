@@ -16,7 +16,6 @@ from ross3d.data.atomic import remove_leftovers, replace_file, write_text
 from ross3d.data.bev import BEVPicture, render_bev, render_scene_bev
 from ross3d.data.prepare.parallel import run_jobs
 from ross3d.data.sources import LAYOUTS, read_scene
-from ross3d.data.sources.frames import open_image
 from ross3d.data.sources.ply import read_ply
 from ross3d.data.sources.posed_images import JPEG_RINGING
 from ross3d.data.sources.scannet_objects import align_vertices, read_axis_alignment
@@ -66,7 +65,10 @@ def render_mesh_bev(vertices: np.ndarray, colors: np.ndarray, faces: np.ndarray,
 def read_published_bev(scan: Path) -> BEVPicture:
     """The published picture of a scan's folder, `view_0.png` or `.jpg`, in its own size, void exactly black."""
     file = next((scan / name for name in ("view_0.png", "view_0.jpg") if (scan / name).is_file()), scan / "view_0.jpg")
-    image = np.array(open_image(file, file).convert("RGB"))
+    try:
+        image = np.array(Image.open(file).convert("RGB"))
+    except OSError as error:
+        raise ValueError(f"{file}: expected a published picture from above ({error}); unpack it again.") from error
     valid = image.max(axis=-1) > JPEG_RINGING
     image[~valid] = 0
     return BEVPicture(image, valid, None)
