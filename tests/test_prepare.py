@@ -18,9 +18,7 @@ import pytest
 import torch
 from datasets import load_dataset
 from PIL import Image
-from safetensors.torch import load_file
 
-from ross3d import train
 from ross3d.data.annotations import Annotation, load_annotations
 from ross3d.data.atomic import remove_leftovers, replace_file
 from ross3d.data.prepare.__main__ import main
@@ -29,8 +27,6 @@ from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.tests.invariant.kill_inside import kill_inside_write
 from ross3d.tests.official_annotations import SPLIT_OF, write_given, write_raw_set
 from ross3d.tests.raw_scannet import RawScan, write_raw_scan
-from ross3d.tests.tiny import get_checkpoint
-from ross3d.training.arguments import read_run_arguments
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -446,17 +442,3 @@ def test_leftovers_are_removed(tmp_path):
     assert len(list(tmp_path.iterdir())) == 4
     remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", ".hidden"}
-
-
-def test_a_model_trains_on_it(prepared, tmp_path):
-    """Every question of the training split, of all five benchmarks, in two steps."""
-    (tmp_path / "run.yaml").write_text(
-        f"init_from: {get_checkpoint()}\n"
-        f"data: {{root: {prepared}, split: train, visit: questions, questions_per_row: 16, epochs: 1}}\n"
-        f"trainer: {{output_dir: {tmp_path / 'trained'}, max_steps: 2, use_cpu: true, report_to: none,"
-        " per_device_train_batch_size: 2}\n"
-    )
-    train.main(read_run_arguments(str(tmp_path / "run.yaml"), []))
-    before, after = (load_file(folder / "model.safetensors") for folder in (get_checkpoint(), tmp_path / "trained"))
-    name = "model.language_model.embed_tokens.weight"
-    assert torch.isfinite(after[name]).all() and not torch.equal(before[name], after[name])
