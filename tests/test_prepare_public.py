@@ -127,7 +127,7 @@ def test_published_pictures_from_above_are_taken(root, tmp_path):
     assert "Cameras" in page.read_text()
     prepare(tmp_path / "data", tmp_path / "out", "--bev", "published")
     (tmp_path / "data" / "scannet" / "scans" / "scene0003_00" / "view_0.jpg").unlink()
-    with pytest.raises(ValueError, match=r"(?s)2 of 4 failed.*scene0003_00: .*view_0.jpg: expected a published picture"):
+    with pytest.raises(ValueError, match=r"(?s)2 of 4 failed.*scene0003_00: .*view_0.jpg: expected a published"):
         prepare(tmp_path / "data", tmp_path / "other", "--bev", "published")
 
 
