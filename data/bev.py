@@ -26,11 +26,11 @@ PIT_REACH, PIT_DEPTH = 2, 0.1
 
 @dataclass
 class BEVPicture:
-    """`image` (S, S, 3) uint8, `valid` (S, S) bool, `bounds` (4,) float32 metres."""
+    """`image` (S, S, 3) uint8, `valid` (S, S) bool, `bounds` (4,) float32 metres, None where nobody knows them."""
 
     image: np.ndarray
     valid: np.ndarray
-    bounds: np.ndarray
+    bounds: np.ndarray | None
 
 
 def render_bev(

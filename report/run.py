@@ -235,7 +235,7 @@ def make_scene_section(
         for index, image in enumerate(scene.images)
     ]
     parts: list[Markup] = [make_row(*views)]
-    if scene.bev_image is not None:
+    if scene.bev_bounds is not None:
         drawn = make_plan(
             scene.bev_image, scene.bev_bounds, cam2world=scene.cam2world, hidden=hidden, width=300,
             caption="from above, with the cameras; hidden ones in orange",
@@ -251,7 +251,7 @@ def make_scene_section(
         judged = [record["right"] for record in records if record["right"] is not None]
         parts += [element("h3", f"Questions ({sum(judged)} of {len(judged)} right)"), make_answer_table(records)]
     groundings = choose_groundings(records)
-    if groundings and scene.bev_image is not None:
+    if groundings and scene.bev_bounds is not None:
         figures = [make_grounding_figure(record, scene) for record in groundings]
         title = "Grounded: targets dashed yellow, answers green or red"
         parts += [element("h3", title), make_row(*figures)]

@@ -96,9 +96,9 @@ def choose_hidden_views(scene: Scene, ratio: float, seed: int) -> list[int]:
 
 
 def get_object_pixels(scene: Scene) -> np.ndarray:
-    """Pixels (Hb, Wb) of the scene's bird's-eye picture that a reading of an object falls on."""
+    """Pixels (Hb, Wb) of the scene's bird's-eye picture that a reading of an object falls on; none without bounds."""
     mask = np.zeros(scene.bev_image.shape[:2], dtype=bool)
-    if scene.boxes is None or scene.depth_maps is None or len(scene.boxes) == 0:
+    if scene.boxes is None or scene.depth_maps is None or len(scene.boxes) == 0 or scene.bev_bounds is None:
         return mask
     points = unproject(*(torch.as_tensor(array) for array in (scene.depth_maps, scene.intrinsics, scene.cam2world)))
     points = points[torch.as_tensor(scene.depth_maps) > 0]

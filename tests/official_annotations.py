@@ -18,6 +18,14 @@ def write_raw_set(folder: Path, num_frames: int = 31) -> dict[str, RawScan]:
     }
 
 
+def write_given(folder: Path) -> dict[str, RawScan]:
+    """`raw`, `official` and `masks`: what the preparation of raw scans is given."""
+    scans = write_raw_set(folder / "raw")
+    write_official(folder / "official", scans)
+    write_masks(folder / "masks", scans)
+    return scans
+
+
 SPLIT_OF = {"scene0001_00": "train", "scene0002_00": "train", "scene0003_00": "val"}
 
 

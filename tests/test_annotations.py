@@ -1,11 +1,18 @@
 """Annotation files: what is written comes back; what is wrong is refused with file and line."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from ross3d.data.annotations import Annotation, group_by_scene, load_annotations, save_annotations
+from ross3d.data.annotations import (
+    Annotation,
+    find_annotations,
+    group_by_scene,
+    load_annotations,
+    save_annotations,
+)
 
 
 def make_rows() -> list[dict]:
@@ -127,6 +134,78 @@ def test_lines_that_are_no_rows_are_refused(tmp_path, line, message):
     write(tmp_path / "rows.jsonl", [*make_rows()[:2], line])
     with pytest.raises(ValueError, match=message):
         load_annotations(tmp_path / "rows.jsonl")
+
+
+BOX = [0.5, 0.5, 0.25, 1.0, 1.0, 0.5]
+
+
+def make_benchmark_rows() -> list[Annotation]:
+    """A caption with a place, one without, and a grounding of two objects."""
+    caption = {"scene_id": "s0", "task": "scan2cap", "question_type": "unique", "question": "Describe <coord> .",
+               "answer": "A bed.", "references": ["a bed."], "ann_id": "3", "target_ids": [17],
+               "target_boxes": [BOX]}  # fmt: skip
+    found = {"query_box": BOX, "query_iou": 0.625, "query_coords": tuple(BOX[:3])}
+    return [
+        Annotation(id="a", **caption, **found),
+        Annotation(id="b", **caption | {"target_ids": [4]}, query_box=BOX, query_iou=0.25),
+        Annotation(
+            "c",
+            "s1",
+            "multi3drefer",
+            "mt",
+            "Find them.",
+            "<ground>",
+            object_ids=[5, 0],
+            target_ids=[9, 0],
+            target_boxes=[BOX, BOX],
+        ),  # fmt: skip
+        Annotation(
+            "d", "s1", "multi3drefer", "zt_wo_d", "Find it.", "<ground>", object_ids=[], target_ids=[], target_boxes=[]
+        ),  # fmt: skip
+    ]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_rows_of_benchmarks_come_back_from_both_kinds_of_files(tmp_path, name):
+    """None stays None and an empty list an empty list."""
+    rows = make_benchmark_rows()
+    save_annotations(rows, tmp_path / name)
+    assert load_annotations(tmp_path / name) == rows
+
+
+@pytest.mark.parametrize(
+    ("place", "changes", "message"),
+    [
+        (0, {"ann_id": 3}, "rows.jsonl:1: ann_id must be a string, got 3"),
+        (2, {"target_ids": ["9", 0]}, r"rows.jsonl:3: target_ids must be a list of whole numbers, got \['9', 0\]"),
+        (2, {"target_boxes": [BOX, BOX[:5]]}, r"target_boxes must be a list of \[cx, cy, cz, dx, dy, dz\], got"),
+        (1, {"query_box": BOX[:3]}, "query_box must be six numbers, centre and size in metres, got"),
+        (1, {"query_iou": 1.5}, "query_iou must be a number from 0 to 1, got 1.5"),
+    ],
+)
+def test_wrong_rows_of_benchmarks_are_refused(tmp_path, place, changes, message):
+    rows = [asdict(row) for row in make_benchmark_rows()]
+    rows[place] |= changes
+    write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(ValueError, match=message):
+        load_annotations(tmp_path / "rows.jsonl")
+
+
+def test_a_split_is_one_file(tmp_path):
+    folder = tmp_path / "annotations"
+    assert find_annotations(tmp_path, "val") == folder / "val.jsonl"
+    save_annotations(make_benchmark_rows(), folder / "val.parquet")
+    assert find_annotations(tmp_path, "val") == folder / "val.parquet"
+    save_annotations(make_benchmark_rows(), folder / "val.jsonl")
+    with pytest.raises(ValueError, match="val.jsonl and val.parquet are both there; keep the one that holds your"):
+        find_annotations(tmp_path, "val")
+
+
+def test_damaged_parquet_is_named(tmp_path):
+    save_annotations(make_benchmark_rows(), tmp_path / "rows.parquet")
+    (tmp_path / "rows.parquet").write_bytes((tmp_path / "rows.parquet").read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"rows.parquet: not a Parquet file \(.*\); write it anew"):
+        load_annotations(tmp_path / "rows.parquet")
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -32,6 +32,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     scannet.add_argument("--published", action="store_true", help="also write processed/ and metadata/ as published")
     public = commands.add_parser("posed-images", help="Video-3D-LLM's public files")
     public.add_argument("--root", required=True, type=Path, help="the folder `data` with scannet/, processed/, ...")
+    public.add_argument("--bev", choices=("depth", "published"), default="depth", help="as above; or view_0.jpg")
     for command in (scannet, public):
         command.add_argument("--output", required=True, type=Path)
         command.add_argument("--views", type=int, default=32, help="views kept of a scan")
@@ -39,7 +40,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     bev = commands.add_parser("bev", help="pictures from above")
     bev.add_argument("--data", required=True, type=Path, help="a data folder, a split or a scene of it")
     bev.add_argument("--from", dest="source", choices=SOURCES, default="depth")
-    bev.add_argument("--scans", type=Path, help="with --from mesh: where the sceneNNNN_NN folders with the meshes are")
+    bev.add_argument("--scans", type=Path, help="where the sceneNNNN_NN folders with meshes or view_0.jpg are")
     for command in (scannet, public, bev):
         command.add_argument("--bev-size", type=int, default=432, help="pixels of the picture from above")
         command.add_argument("--num-workers", type=int, default=os.cpu_count() or 1)
@@ -70,6 +71,7 @@ def main(argv: list[str] | None = None) -> None:
             arguments.root,
             arguments.output,
             arguments.views,
+            arguments.bev,
             arguments.bev_size,
             arguments.partial,
             arguments.num_workers,

@@ -3,13 +3,13 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ross3d.data.annotations import save_annotations
-from ross3d.data.atomic import write_text
+from ross3d.data.atomic import remove_leftovers, write_text
 from ross3d.data.prepare.boxes import make_gt_file, make_pred_file
 from ross3d.data.prepare.llava_style import Boxes, Record
 from ross3d.data.prepare.official_set import SPLITS, convert_files, drop_boxless, needs_proposals
@@ -17,7 +17,6 @@ from ross3d.data.prepare.scene_folder import read_facts
 from ross3d.data.prepare.tables import write_card, write_scans_table
 
 
-EXAMPLES = 5
 # split, boxes by scene, proposals by scene -> public file name -> records
 MakeFiles = Callable[[str, dict[str, Boxes], dict[str, list[list[float]]]], dict[str, list[Record]]]
 
@@ -32,6 +31,8 @@ class Finished:
 
 def check_settings(output: Path, settings: dict[str, Any], inputs: dict[str, Any]) -> Finished | None:
     """The account of a folder that is complete; None when there is something to do, after noting the settings.
+
+    What killed runs left behind is removed.
 
     Raises:
         ValueError: when the folder was begun with other settings.
@@ -50,8 +51,25 @@ def check_settings(output: Path, settings: dict[str, Any], inputs: dict[str, Any
         if file == account and found["inputs"] == inputs and not begun.is_file():
             return Finished(found, new=False)
     output.mkdir(parents=True, exist_ok=True)
+    for folder in (output, *(path for path in output.iterdir() if path.is_dir())):
+        remove_leftovers(folder)
     write_json(begun, {"settings": settings})
     return None
+
+
+def check_no_strangers(output: Path, scenes: dict[str, set[str]]) -> None:
+    """Refuse a folder with scenes (by split) that are not among those that are prepared: they would be trained on."""
+    strangers = [
+        folder
+        for split in SPLITS
+        for folder in sorted(file.parent for file in (output / split).glob("*/scene.json"))
+        if folder.name not in scenes[split]
+    ]
+    if strangers:
+        raise ValueError(
+            f"--output: {len(strangers)} scenes there belong to nothing that was given, such as {strangers[0]}; delete"
+            " them, or choose another folder."
+        )
 
 
 def finish(
@@ -61,14 +79,17 @@ def finish(
     make_files: MakeFiles,
     excluded: dict[str, str],
     missing: list[str],
-    published: bool,
+    published: dict[str, set[str]] | None = None,
+    leave_out_undetected: bool = False,
 ) -> Finished:
     """Write everything that is made of all scenes together, the account last.
 
     Args:
         make_files: (split, boxes, proposals) -> public files of a split.
-        excluded (`dict`): scans that have no folder, and why. missing (`list[str]`): official files not there.
-        published (`bool`): also write public records and box files, by the published rules.
+        excluded (`dict`): scans that have no folder, and why. missing (`list[str]`): files not there.
+        published (`dict`, *optional*): also write public records and box files, by the published rules; split ->
+            scenes of its box files, all where it names none.
+        leave_out_undetected (`bool`): captions of validation scenes without proposals, see `convert_files`.
     """
     splits, left_out, unknown_labels = {}, {}, Counter()
     for split in SPLITS:
@@ -78,27 +99,26 @@ def finish(
         proposals = {folder.name: read_rows(folder / "proposals.json") for folder in folders}
         proposals = {scene_id: rows for scene_id, rows in proposals.items() if rows is not None}
         files = make_files(split, boxes, proposals)
-        conversion = convert_files(files, boxes, proposals)
+        conversion = convert_files(files, boxes, proposals, leave_out_undetected)
+        if conversion.left_out:
+            left_out[split] = conversion.left_out
         if not folders:
             continue
         save_annotations(conversion.annotations, output / "annotations" / f"{split}.parquet")
         num_views = write_scans_table(folders, facts, split, output / "scans" / f"{split}.parquet")
-        if published:
+        if published is not None:
             masks = {f["scene_id"]: f["mask_boxes"] for f in facts if f["mask_boxes"] is not None}
-            write_published(output, split, files, boxes, masks)
+            write_published(output, split, files, boxes, masks, published.get(split, boxes.keys()))
         tasks = Counter(annotation.task for annotation in conversion.annotations)
         splits[split] = {
             "scenes": len(folders),
             "views": num_views,
             "frames": sum(f["num_frames"] for f in facts),
             "frames_without_pose": sum(f["lost_frames"] for f in facts),
-            "scenes_without_objects": sum(known == {} for known in boxes.values()),
-            "scenes_without_proposals": len(folders) - len(proposals),
+            "scenes_without_objects": [scene_id for scene_id, known in boxes.items() if not known],
+            "scenes_without_proposals": [scene_id for scene_id in boxes if scene_id not in proposals],
             "empty_masks": sum(box is None for f in facts for box in f["mask_boxes"] or []),
             "annotations": dict(sorted(tasks.items())),
-        }
-        left_out[split] = {
-            reason: {"count": len(names), "such as": names[:EXAMPLES]} for reason, names in conversion.left_out.items()
         }
         unknown_labels.update(label for f in facts for label in f["unknown_labels"])
     account = {
@@ -108,7 +128,7 @@ def finish(
         "excluded_scans": excluded,
         "left_out_annotations": left_out,
         "labels_not_in_the_table": dict(sorted(unknown_labels.items())),
-        "official_files_not_there": missing,
+        "files_not_there": missing,
     }
     write_card(output, [split for split in SPLITS if split in splits])
     write_json(output / "account.json", account)
@@ -126,13 +146,19 @@ def read_object_boxes(folder: Path) -> Boxes:
 
 
 def write_published(
-    output: Path, split: str, files: dict[str, list[Record]], boxes: dict[str, Boxes], masks: dict[str, list]
+    output: Path,
+    split: str,
+    files: dict[str, list[Record]],
+    boxes: dict[str, Boxes],
+    masks: dict[str, list],
+    scenes: Collection[str],
 ) -> None:
-    """`processed/` and `metadata/` as Video-3D-LLM publishes them, for its code and for comparisons."""
+    """`processed/` and `metadata/` as Video-3D-LLM publishes them; `scenes` are those of the box files."""
     for name, records in files.items():
         if masks or not needs_proposals(name):
             write_json(output / "processed" / name, drop_boxless(records))
-    with_objects = {scene_id: known for scene_id, known in boxes.items() if known}
+    with_objects = {scene_id: known for scene_id, known in boxes.items() if known and scene_id in scenes}
+    masks = {scene_id: rows for scene_id, rows in masks.items() if scene_id in scenes}
     write_json(output / "metadata" / f"scannet_{split}_gt_box.json", make_gt_file(with_objects))
     write_json(output / "metadata" / f"scannet_{split}_pred_box.json", make_pred_file(masks))
 
@@ -159,13 +185,15 @@ def format_account(finished: Finished, output: Path) -> str:
         lines.append(f"  {split}: {row['scenes']} scenes, {row['views']} views of {row['frames']} frames; {questions}")
         for name in ("frames_without_pose", "scenes_without_objects", "scenes_without_proposals", "empty_masks"):
             if row[name]:
-                lines.append(f"    {name.replace('_', ' ')}: {row[name]}")
-        for reason, told in account["left_out_annotations"][split].items():
-            lines.append(f"    left out: {told['count']} of {reason}, such as {told['such as'][0]}")
+                count = len(row[name]) if isinstance(row[name], list) else row[name]
+                lines.append(f"    {name.replace('_', ' ')}: {count}")
+    for split, reasons in account["left_out_annotations"].items():
+        for reason, names in reasons.items():
+            lines.append(f"  left out of {split}: {len(names)} of {reason}, such as {names[0]}")
     for reason, count in Counter(account["excluded_scans"].values()).items():
         lines.append(f"  excluded: {count} scans: {reason}")
     if account["labels_not_in_the_table"]:
         lines.append(f"  labels that the table lacks, taken as `case`: {account['labels_not_in_the_table']}")
-    if account["official_files_not_there"]:
-        lines.append(f"  official files not there: {', '.join(account['official_files_not_there'])}")
+    if account["files_not_there"]:
+        lines.append(f"  files not there: {', '.join(account['files_not_there'])}")
     return "\n".join(lines)

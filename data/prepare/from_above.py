@@ -1,6 +1,7 @@
 """Pictures from above of all scenes of a data folder: `python -m ross3d.data.prepare bev --data DIR`.
 
-`bev.json` says how a picture was made, so a second run makes only what is missing or was made otherwise.
+`bev.json` says how a picture was made, so a second run makes only what is missing or was made otherwise. A picture is
+made from the frames' depth, from ScanNet's mesh, or of a published `view_0.jpg`, whose bounds nobody knows.
 """
 
 import json
@@ -11,16 +12,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ross3d.data.atomic import replace_file, write_text
+from ross3d.data.atomic import remove_leftovers, replace_file, write_text
 from ross3d.data.bev import BEVPicture, render_bev, render_scene_bev
 from ross3d.data.prepare.parallel import run_jobs
 from ross3d.data.sources import LAYOUTS, read_scene
 from ross3d.data.sources.ply import read_ply
+from ross3d.data.sources.posed_images import JPEG_RINGING
 from ross3d.data.sources.scannet_objects import align_vertices, read_axis_alignment
 from ross3d.geometry_ross3d import get_bev_bounds
 
 
-SOURCES = ("mesh", "depth")
+SOURCES = ("mesh", "depth", "published")
 # Frames that are read at most to make a picture from depth.
 MAX_VIEWS = 100
 
@@ -60,9 +62,21 @@ def render_mesh_bev(vertices: np.ndarray, colors: np.ndarray, faces: np.ndarray,
     return render_bev(*sample_mesh(vertices, colors, faces, spacing), size=size)
 
 
+def read_published_bev(scan: Path) -> BEVPicture:
+    """The published picture of a scan's folder, `view_0.png` or `.jpg`, in its own size, void exactly black."""
+    file = next((scan / name for name in ("view_0.png", "view_0.jpg") if (scan / name).is_file()), scan / "view_0.jpg")
+    try:
+        image = np.array(Image.open(file).convert("RGB"))
+    except OSError as error:
+        raise ValueError(f"{file}: expected a published picture from above ({error}); unpack it again.") from error
+    valid = image.max(axis=-1) > JPEG_RINGING
+    image[~valid] = 0
+    return BEVPicture(image, valid, None)
+
+
 def describe(source: str, size: int) -> dict[str, str | int]:
-    """What `bev.json` keeps of how a picture was made."""
-    return {"from": source, "size": size}
+    """What `bev.json` keeps of how a picture was made; published ones have the size that they have."""
+    return {"from": source} if source == "published" else {"from": source, "size": size}
 
 
 def is_made(folder: Path, source: str, size: int) -> bool:
@@ -78,10 +92,11 @@ def write_bev(picture: BEVPicture, folder: Path, source: str) -> None:
 
     The old picture goes first, since its bounds may differ.
     """
+    remove_leftovers(folder)
     (folder / "bev.png").unlink(missing_ok=True)
     alpha = np.where(picture.valid, 255, 0).astype(np.uint8)
     content = {
-        "bounds": [float(value) for value in picture.bounds],
+        "bounds": None if picture.bounds is None else [float(value) for value in picture.bounds],
         "made": describe(source, picture.image.shape[0]),
     }
     write_text(folder / "bev.json", json.dumps(content) + "\n")
@@ -90,12 +105,14 @@ def write_bev(picture: BEVPicture, folder: Path, source: str) -> None:
 
 
 def render_folder(folder: Path, source: str, size: int, scans: Path | None) -> BEVPicture:
-    """The picture of a scene's folder, from its depth maps, or from the mesh in it or in the scan of its name."""
+    """The picture of a scene's folder: from its depth maps, or of the mesh or picture in it or in its raw scan."""
     if source == "depth":
         return render_scene_bev(read_scene(folder, num_views=MAX_VIEWS), size)
-    stem = (folder if scans is None else scans / folder.name) / folder.name
-    mesh = read_ply(Path(f"{stem}_vh_clean_2.ply"))
-    alignment = read_axis_alignment(Path(f"{stem}.txt"))
+    scan = folder if scans is None else scans / folder.name
+    if source == "published":
+        return read_published_bev(scan)
+    mesh = read_ply(scan / f"{folder.name}_vh_clean_2.ply")
+    alignment = read_axis_alignment(scan / f"{folder.name}.txt")
     vertices = align_vertices(mesh.vertices, np.eye(4) if alignment is None else alignment)
     return render_mesh_bev(vertices, mesh.colors, mesh.faces, size)
 

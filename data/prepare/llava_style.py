@@ -16,8 +16,8 @@ from ross3d.data.annotations import Annotation, check_annotation
 
 PREFIX = "scannet/"
 GROUNDING = ("scanrefer", "multi3drefer")
-# Video-3D-LLM's situations share the id of their question.
-REPEATING = ("sqa3d",)
+# Situations share the id of their question; MMScan's counting questions come in two forms.
+REPEATING = ("sqa3d", "mmscan_qa")
 TASKS = ("scanqa", "sqa3d", "scan2cap", "mmscan_qa", *GROUNDING)
 Record = dict[str, Any]
 Boxes = dict[int, list[float]]
@@ -84,7 +84,8 @@ def read_task(record: Record, where: str) -> str:
     """The benchmark of a record, after a check of what all records have."""
     try:
         human, gpt = record["conversations"]
-        texts = (record["video"], human["value"], gpt["value"], record["metadata"]["dataset"])
+        texts = (record["video"], human["value"], record["metadata"]["dataset"])
+        answer = gpt["value"]
         order = (human["from"], gpt["from"])
         record["id"], record["metadata"]["question_type"]
     except (KeyError, TypeError, ValueError) as error:
@@ -92,7 +93,8 @@ def read_task(record: Record, where: str) -> str:
             f"{where}: expected id, video, two turns of conversations and metadata with dataset and question_type,"
             f" got {error!r}."
         ) from error
-    if order != ("human", "gpt") or not all(isinstance(text, str) for text in texts):
+    # Published MMScan records have bare numbers for answers.
+    if order != ("human", "gpt") or not all(isinstance(text, str) for text in texts) or type(answer) not in (str, int):
         raise ValueError(
             f"{where}: expected a turn of human and one of gpt, in words, got {record['conversations']!r}."
         )
@@ -112,8 +114,8 @@ def read_record(record: Record, task: str, name: str, where: str) -> Annotation:
         task=task,
         question_type=metadata["question_type"],
         question=human.replace("<image>", ""),
-        answer=gpt,
-        references=metadata.get("answers") or record.get("annotations") or [gpt],
+        answer=str(gpt),
+        references=metadata.get("answers") or record.get("annotations") or [str(gpt)],
     )
     try:
         if task in GROUNDING:
@@ -133,7 +135,9 @@ def _read_targets(annotation: Annotation, record: Record) -> None:
     one = not isinstance(ids, list)
     annotation.target_ids = [int(number) for number in ([ids] if one else ids)]
     annotation.object_ids = list(annotation.target_ids)
-    annotation.target_boxes = [boxes] if one else boxes
+    annotation.target_boxes = [boxes] if one else list(boxes)
+    if len(annotation.target_ids) != len(annotation.target_boxes):
+        raise ValueError(f"{len(annotation.target_ids)} ids for {len(annotation.target_boxes)} boxes of objects")
     annotation.ann_id = str(record["metadata"]["ann_id"])
     annotation.references = []
 

@@ -14,7 +14,7 @@ HUMAN = (
 
 
 def check(rows, where: str) -> list[Row]:
-    check_rows(rows, where, FIELDS)
+    check_rows(rows, where, FIELDS, lambda row: (row["scene_id"], row["ann_id"]))
     for place, row in enumerate(rows):
         if not all(type(number) is int and number >= 0 for number in row["object_ids"]):
             raise ValueError(f"{where}, entry {place}: object_ids must be whole numbers, got {row['object_ids']!r}.")

@@ -1,7 +1,6 @@
 """Official annotation files: read as they are, checked, never written.
 
-A row that lacks a field, has one of another kind, repeats an id, or holds a line break (which would cut scores of
-METEOR, a line protocol, in two) is refused with its file and place.
+A row that lacks a field, has one of another kind or an empty one, or repeats an id is refused with its file and place.
 """
 
 import json
@@ -40,7 +39,7 @@ def check_rows(
     Args:
         rows: what should be a list of objects.
         where (`str`): the file, quoted in errors.
-        fields (`dict`): name -> its type or types; texts are neither empty nor hold line breaks.
+        fields (`dict`): name -> its type or types; no text may be empty, in lists neither.
         get_key: row -> what no two rows share.
     """
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -66,12 +65,11 @@ def _check_field(row: Row, name: str, kind, where: str) -> None:
     value = row[name]
     if isinstance(value, bool) or not isinstance(value, kind):
         wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise ValueError(f"{where}: field {name!r} must be {wanted}, got {value!r}.")
+        raise ValueError(f"{where}: expected field {name!r} of type {wanted}, got {value!r}.")
     for text in value if isinstance(value, list) else [value]:
-        if isinstance(text, str) and (not text.strip() or "\n" in text or "\r" in text):
+        if isinstance(text, str) and not text.strip():
             raise ValueError(
-                f"{where}: field {name!r} is {text!r}; expected words in one line: put a blank for the line break, or"
-                " take the entry out, in a copy of the file."
+                f"{where}: expected words in field {name!r}, got {value!r}; take the entry out, in a copy of the file."
             )
 
 

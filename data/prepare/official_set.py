@@ -1,6 +1,7 @@
 """All official files of a folder -> public records by file -> annotations of a split."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,28 @@ from ross3d.data.prepare.official import read_json
 
 
 SPLITS = ("train", "val", "test")
-FILES = {
-    "scanqa": ("ScanQA_v1.0_{}.json",),
-    "sqa3d": ("v1_balanced_questions_{}_scannetv2.json", "v1_balanced_sqa_annotations_{}_scannetv2.json"),
-    "scanrefer": ("ScanRefer_filtered_{}.json",),
-    "multi3drefer": ("multi3drefer_{}.json",),
-}
-CHECKS = {
-    "scanqa": scanqa.check,
-    "sqa3d": sqa3d.check,
-    "scanrefer": scanrefer.check,
-    "multi3drefer": multi3drefer.check,
-}
 SCENE_LIST = "scannetv2_{}.txt"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Its files, by name with `{}` for the split; the splits whose answers are public; what checks the files."""
+
+    files: tuple[str, ...]
+    splits: tuple[str, ...]
+    check_files: Callable[..., Any]
+
+
+BENCHMARKS = {
+    "scanqa": Benchmark(("ScanQA_v1.0_{}.json",), ("train", "val"), scanqa.check),
+    "sqa3d": Benchmark(
+        ("v1_balanced_questions_{}_scannetv2.json", "v1_balanced_sqa_annotations_{}_scannetv2.json"),
+        SPLITS,
+        sqa3d.check,
+    ),
+    "scanrefer": Benchmark(("ScanRefer_filtered_{}.json",), ("train", "val"), scanrefer.check),
+    "multi3drefer": Benchmark(("multi3drefer_{}.json",), ("train", "val"), multi3drefer.check),
+}
 
 
 @dataclass
@@ -33,13 +43,19 @@ class OfficialSet:
     Attributes:
         files (`list[Path]`): that were read. missing (`list[str]`): names that are not there.
         rows (`dict`): split -> benchmark -> checked rows (SQA3D: questions by id, and annotations).
-        scenes (`dict`): split -> the scenes that its files and its list name.
+        lists (`dict`): split -> scenes of its list. scenes: those that its list or any of its files name.
     """
 
     files: list[Path] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     rows: dict[str, dict[str, Any]] = field(default_factory=lambda: defaultdict(dict))
+    lists: dict[str, set[str]] = field(default_factory=dict)
     scenes: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+
+    def list_scored_on_boxes(self) -> set[str]:
+        """Scenes about whose detected boxes validation asks."""
+        rows = self.rows["val"].get("scanrefer", []) + self.rows["val"].get("multi3drefer", [])
+        return {row["scene_id"] for row in rows}
 
 
 def find_file(folder: Path, name: str) -> Path | None:
@@ -65,25 +81,28 @@ def read_official(folder: Path) -> OfficialSet:
         raise FileNotFoundError(f"--annotations: {folder} is not a folder; give the one with the official files.")
     official = OfficialSet()
     for split in SPLITS:
-        for benchmark, patterns in FILES.items():
-            names = [pattern.format(split) for pattern in patterns]
+        for name, benchmark in BENCHMARKS.items():
+            if split not in benchmark.splits:
+                continue
+            names = [pattern.format(split) for pattern in benchmark.files]
             files = [find_file(folder, name) for name in names]
-            official.missing += [name for name, file in zip(names, files, strict=True) if file is None]
+            official.missing += [missing for missing, file in zip(names, files, strict=True) if file is None]
             if None in files:
                 if any(files):
                     raise FileNotFoundError(
-                        f"--annotations: {benchmark} needs both {names[0]} and {names[1]}; one of them is not there."
+                        f"--annotations: {name} needs both {names[0]} and {names[1]}; one of them is not there."
                     )
                 continue
             official.files += files
-            rows = CHECKS[benchmark](*map(read_json, files), files[0].name)
-            official.rows[split][benchmark] = rows
-            of_scenes = rows[1] if benchmark == "sqa3d" else rows
+            rows = benchmark.check_files(*map(read_json, files), files[0].name)
+            official.rows[split][name] = rows
+            of_scenes = rows[1] if name == "sqa3d" else rows
             official.scenes[split] |= {row["scene_id"] for row in of_scenes}
         scene_list = find_file(folder, SCENE_LIST.format(split))
         if scene_list is not None:
             official.files.append(scene_list)
-            official.scenes[split] |= set(scene_list.read_text(encoding="utf-8").split())
+            official.lists[split] = set(scene_list.read_text(encoding="utf-8").split())
+            official.scenes[split] |= official.lists[split]
     if not official.files:
         raise FileNotFoundError(
             f"--annotations: none of the official files is below {folder}; docs/DATA.md lists their names."
@@ -113,9 +132,16 @@ def make_public_files(
 
 
 def convert_files(
-    files: dict[str, list[Record]], boxes: dict[str, Boxes], proposals: dict[str, list[list[float]]]
+    files: dict[str, list[Record]],
+    boxes: dict[str, Boxes],
+    proposals: dict[str, list[list[float]]],
+    leave_out_undetected: bool,
 ) -> Conversion:
-    """Annotations of a split's public files, file after file; of captions, also the best proposal of an object."""
+    """Annotations of a split's public files, file after file; of captions, also the best proposal of an object.
+
+    `leave_out_undetected`: captions of validation scenes without proposals; otherwise the records say which objects
+    were found, and those that were not stay, without a place.
+    """
     rows = {scene_id: {number: row for row, number in enumerate(sorted(known))} for scene_id, known in boxes.items()}
     whole = Conversion()
     for name, records in files.items():
@@ -123,7 +149,7 @@ def convert_files(
         for annotation in conversion.annotations:
             if needs_proposals(name) and annotation.scene_id in proposals:
                 scan2cap.add_best_proposal(annotation, proposals[annotation.scene_id])
-            elif needs_proposals(name) and annotation.query_box is None:
+            elif needs_proposals(name) and leave_out_undetected:
                 whole.leave_out("scan2cap: its scene has no detected boxes", annotation.id)
                 continue
             whole.annotations.append(annotation)

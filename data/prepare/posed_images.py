@@ -2,6 +2,7 @@
 
     ROOT/scannet/posed_images/SCENE/          frames (data/sources/posed_images.py)
     ROOT/embodiedscan/embodiedscan_infos_*.pkl  or ROOT/scannet/scans/SCENE/SCENE.txt: axis alignment
+    ROOT/scannet/scans/SCENE/view_0.jpg       only with --bev published
     ROOT/metadata/scannet_SPLIT_{gt,pred}_box.json
     ROOT/processed/NAME_SPLIT_llava_style.json  or in a folder for each task, as Ross3D has it
 
@@ -19,12 +20,13 @@ import numpy as np
 from PIL import Image
 
 from ross3d.data.bev import BEVPicture, render_scene_bev
-from ross3d.data.prepare.finish import Finished, check_settings, finish, hash_file, hash_text
+from ross3d.data.prepare.finish import Finished, check_no_strangers, check_settings, finish, hash_file, hash_text
+from ross3d.data.prepare.from_above import read_published_bev
 from ross3d.data.prepare.llava_style import PREFIX, Boxes, Record, read_record, read_task
 from ross3d.data.prepare.official import read_json
 from ross3d.data.prepare.official_set import SPLITS
 from ross3d.data.prepare.parallel import run_jobs
-from ross3d.data.prepare.scene_folder import View, read_facts, remove_parts, write_scene
+from ross3d.data.prepare.scene_folder import View, read_facts, write_scene
 from ross3d.data.sampling import sample_uniform
 from ross3d.data.scene import Scene
 from ross3d.data.sources.frames import read_matrix
@@ -33,7 +35,15 @@ from ross3d.data.sources.scannet_objects import read_axis_alignment
 
 
 VERSION = 1
-NAMES = ("scanqa", "sqa3d", "scan2cap", "scanrefer_vg", "multi3drefer", "mmscan_qa")
+# Record files that there are: name -> splits.
+RECORD_FILES = {
+    "scanqa": ("train", "val"),
+    "sqa3d": SPLITS,
+    "scan2cap": ("train", "val"),
+    "scanrefer_vg": ("train", "val"),
+    "multi3drefer": ("train", "val"),
+    "mmscan_qa": ("train",),
+}
 
 
 @dataclass
@@ -43,14 +53,17 @@ class PublicSet:
     Attributes:
         files (`list[Path]`): that were read. missing (`list[str]`): record files that are not there.
         records (`dict`): split -> file name -> records.
-        boxes, proposals (`dict`): split -> scene -> boxes by object id, or detected boxes.
+        scenes (`dict`): split -> scenes that its record and box files name.
+        boxes, proposals (`dict`): scene -> boxes by object id, or detected boxes; of whichever split's file, since
+            SQA3D splits scenes in its own way.
     """
 
     files: list[Path] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     records: dict[str, dict[str, list[Record]]] = field(default_factory=lambda: defaultdict(dict))
-    boxes: dict[str, dict[str, Boxes]] = field(default_factory=lambda: defaultdict(dict))
-    proposals: dict[str, dict[str, list[list[float]]]] = field(default_factory=lambda: defaultdict(dict))
+    scenes: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    boxes: dict[str, Boxes] = field(default_factory=dict)
+    proposals: dict[str, list[list[float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,10 @@ class PublicJob:
     def scene_id(self) -> str:
         return self.folder.name
 
+    @property
+    def scan(self) -> Path:
+        return self.folder.parents[1] / "scans" / self.scene_id
+
 
 def read_public(root: Path) -> PublicSet:
     """Read record and box files below `root`.
@@ -76,7 +93,7 @@ def read_public(root: Path) -> PublicSet:
     """
     public = PublicSet()
     for split in SPLITS:
-        for name in NAMES:
+        for name in (name for name, splits in RECORD_FILES.items() if split in splits):
             file_name = f"{name}_{split}_llava_style.json"
             found = sorted([*root.glob(f"processed/{file_name}"), *root.glob(f"processed/*/{file_name}")])
             if len(found) > 1:
@@ -93,51 +110,57 @@ def read_public(root: Path) -> PublicSet:
             file = root / "metadata" / f"scannet_{split}_{kind}_box.json"
             if file.is_file():
                 public.files.append(file)
-                read_box_file(read_json(file), public, split, kind)
-        add_record_boxes(public, split)
+                read_box_file(file, public, split, kind)
+    add_record_boxes(public)
     if not public.records:
         raise FileNotFoundError(f"--root: no NAME_SPLIT_llava_style.json in {root / 'processed'} or a folder of it.")
     return public
 
 
-def read_box_file(content: dict[str, list[list[float]]], public: PublicSet, split: str, kind: str) -> None:
+def read_box_file(file: Path, public: PublicSet, split: str, kind: str) -> None:
+    content = read_json(file)
+    if not isinstance(content, dict) or not all(isinstance(rows, list) for rows in content.values()):
+        raise ValueError(f"{file}: expected a list of boxes for each scene; is it another file?")
     for video, rows in content.items():
         scene_id = video.removeprefix(PREFIX)
+        public.scenes[split].add(scene_id)
         if kind == "gt":
-            public.boxes[split][scene_id] = dict(enumerate(rows))
+            public.boxes[scene_id] = dict(enumerate(rows))
         else:
-            public.proposals[split][scene_id] = rows
+            public.proposals[scene_id] = rows
 
 
-def add_record_boxes(public: PublicSet, split: str) -> None:
-    """Objects that records ask about, in scenes without a row in the box file."""
-    listed = set(public.boxes[split])
-    for name, records in public.records[split].items():
-        for place, record in enumerate(records):
-            where = f"{name}, record {place}"
-            annotation = read_record(record, read_task(record, where), "", where)
-            if annotation.scene_id not in listed:
-                boxes = zip(annotation.target_ids or [], annotation.target_boxes or [], strict=True)
-                public.boxes[split].setdefault(annotation.scene_id, {}).update(boxes)
+def add_record_boxes(public: PublicSet) -> None:
+    """Scenes of the records, and, in scenes without a row in a box file, the objects that records ask about."""
+    listed = set(public.boxes)
+    for split, files in public.records.items():
+        for name, records in files.items():
+            for place, record in enumerate(records):
+                where = f"{name}, record {place}"
+                annotation = read_record(record, read_task(record, where), "", where)
+                public.scenes[split].add(annotation.scene_id)
+                if annotation.scene_id not in listed:
+                    boxes = zip(annotation.target_ids or [], annotation.target_boxes or [], strict=True)
+                    public.boxes.setdefault(annotation.scene_id, {}).update(boxes)
 
 
 def plan_jobs(
     root: Path, public: PublicSet, infos: Mapping[str, EmbodiedScanInfo], partial_scans: bool
 ) -> list[PublicJob]:
-    """A job for each scene that a split's records name.
+    """A job for each scene that a split's records or boxes name.
 
     Raises:
         ValueError: for scenes whose frames are not there, unless `partial_scans`.
     """
     jobs, unknown = [], []
     for split in SPLITS:
-        for scene_id in sorted(public.boxes[split]):
+        for scene_id in sorted(public.scenes[split]):
             folder = root / "scannet" / "posed_images" / scene_id
             if not folder.is_dir():
                 unknown.append(scene_id)
                 continue
-            info, proposals = infos.get(scene_id), public.proposals[split].get(scene_id)
-            jobs.append(PublicJob(folder, split, info, public.boxes[split][scene_id], proposals))
+            boxes, proposals = public.boxes.get(scene_id, {}), public.proposals.get(scene_id)
+            jobs.append(PublicJob(folder, split, infos.get(scene_id), boxes, proposals))
     if unknown and not partial_scans:
         raise ValueError(
             f"--root: {len(unknown)} scenes that records or boxes name have no folder in scannet/posed_images, such as"
@@ -147,10 +170,19 @@ def plan_jobs(
 
 
 def describe_inputs(job: PublicJob) -> dict[str, Any]:
-    return {"files": len(list(job.folder.iterdir())), "boxes": hash_text([sorted(job.boxes.items()), job.proposals])}
+    """What a scene is made of: number and size of its files, and a hash of what other files say of it."""
+    sizes = [file.stat().st_size for file in job.folder.iterdir()]
+    info = (
+        None if job.info is None else [job.info.image_names, get_alignment(job).tolist(), get_intrinsics(job).tolist()]
+    )
+    return {
+        "files": len(sizes),
+        "bytes": sum(sizes),
+        "known": hash_text([sorted(job.boxes.items()), job.proposals, info]),
+    }
 
 
-def prepare_public_scene(job: PublicJob, output: Path, num_views: int, bev_size: int) -> str | None:
+def prepare_public_scene(job: PublicJob, output: Path, num_views: int, bev_source: str, bev_size: int) -> str | None:
     """Write a scene's folder unless it is there, made of the same files; the reason when it can have none."""
     folder = output / job.split / job.scene_id
     inputs = describe_inputs(job)
@@ -164,15 +196,15 @@ def prepare_public_scene(job: PublicJob, output: Path, num_views: int, bev_size:
         return f"none of its {len(names)} frames has a pose"
     chosen = [tracked[i] for i in sample_uniform(len(tracked), num_views, unique=True)]
 
-    def render(scene: Scene) -> tuple[BEVPicture, str]:
-        return render_scene_bev(scene, bev_size), "depth"
+    def render(scene: Scene) -> BEVPicture:
+        return read_published_bev(job.scan) if bev_source == "published" else render_scene_bev(scene, bev_size)
 
     write_scene(
         folder,
         (read_view(job.folder, name, cameras[name]) for name in chosen),
         get_intrinsics(job),
         get_alignment(job),
-        [{"box": job.boxes[number], "object_id": number} for number in sorted(job.boxes)],
+        [{"box": job.boxes[number], "object_id": number} for number in sorted(job.boxes)] or None,
         job.proposals,
         {
             "scene_id": job.scene_id,
@@ -184,6 +216,7 @@ def prepare_public_scene(job: PublicJob, output: Path, num_views: int, bev_size:
             "mask_boxes": None,
         },
         render,
+        bev_source,
     )
     return None
 
@@ -192,7 +225,7 @@ def list_frames(job: PublicJob) -> list[str]:
     """Names of frames in the order of time: EmbodiedScan's list where there is one."""
     if job.info is not None:
         return [Path(name).stem for name in job.info.image_names]
-    return sorted(file.stem for file in job.folder.glob("*.jpg"))
+    return sorted({file.stem for kind in ("jpg", "txt") for file in job.folder.glob(f"[0-9]*.{kind}")})
 
 
 def get_intrinsics(job: PublicJob) -> np.ndarray:
@@ -204,8 +237,7 @@ def get_intrinsics(job: PublicJob) -> np.ndarray:
 def get_alignment(job: PublicJob) -> np.ndarray:
     if job.info is not None:
         return job.info.axis_align_matrix
-    file = job.folder.parents[1] / "scans" / job.scene_id / f"{job.scene_id}.txt"
-    matrix = read_axis_alignment(file)
+    matrix = read_axis_alignment(job.scan / f"{job.scene_id}.txt")
     return np.eye(4) if matrix is None else matrix
 
 
@@ -224,6 +256,7 @@ def prepare_posed_images(
     root: Path,
     output: Path,
     num_views: int = 32,
+    bev_source: str = "depth",
     bev_size: int = 432,
     partial_scans: bool = False,
     num_workers: int = 1,
@@ -239,7 +272,7 @@ def prepare_posed_images(
     for file in info_files:
         infos |= load_embodiedscan_infos(file)
     jobs = plan_jobs(root, public, infos, partial_scans)
-    settings = {"version": VERSION, "num_views": num_views, "bev_source": "depth", "bev_size": bev_size}
+    settings = {"version": VERSION, "num_views": num_views, "bev_source": bev_source, "bev_size": bev_size}
     inputs = {
         "annotations": {file.name: hash_file(file) for file in [*public.files, *info_files]},
         "scans": hash_text([[job.scene_id, job.split, describe_inputs(job)] for job in jobs]),
@@ -247,12 +280,12 @@ def prepare_posed_images(
     finished = check_settings(output, settings, inputs)
     if finished is not None:
         return finished
-    for split in SPLITS:
-        remove_parts(output / split)
-    job = partial(prepare_public_scene, output=output, num_views=num_views, bev_size=bev_size)
+    check_no_strangers(output, {split: {job.scene_id for job in jobs if job.split == split} for split in SPLITS})
+    job = partial(prepare_public_scene, output=output, num_views=num_views, bev_source=bev_source, bev_size=bev_size)
     reasons = run_jobs(job, jobs, num_workers, "scenes", lambda item: item.scene_id)
     excluded = {item.scene_id: why for item, why in zip(jobs, reasons, strict=True) if why is not None}
 
-    return finish(
-        output, settings, inputs, lambda split, *_: public.records[split], excluded, public.missing, published=False
-    )
+    def make_files(split: str, *_) -> dict[str, list[Record]]:
+        return public.records[split]
+
+    return finish(output, settings, inputs, make_files, excluded, public.missing)

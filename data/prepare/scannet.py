@@ -11,6 +11,7 @@ files. Every scene depends on its own raw files alone, so a run that was cut off
 """
 
 import re
+import zipfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,13 +22,14 @@ import scipy.sparse
 
 from ross3d.data.bev import BEVPicture, render_scene_bev
 from ross3d.data.prepare.boxes import MAX_PROPOSALS, make_box, make_mask_boxes
-from ross3d.data.prepare.finish import Finished, check_settings, finish, hash_file, hash_text
-from ross3d.data.prepare.from_above import render_mesh_bev
+from ross3d.data.prepare.finish import Finished, check_no_strangers, check_settings, finish, hash_file, hash_text
+from ross3d.data.prepare.from_above import read_published_bev, render_mesh_bev
 from ross3d.data.prepare.official_set import SPLITS, OfficialSet, make_public_files, read_official
 from ross3d.data.prepare.parallel import run_jobs
-from ross3d.data.prepare.scene_folder import View, link_scene, read_facts, remove_parts, write_scene
+from ross3d.data.prepare.scene_folder import View, link_scene, read_facts, write_scene
 from ross3d.data.sampling import sample_uniform
 from ross3d.data.scene import Scene
+from ross3d.data.sources.ply import Mesh, read_ply
 from ross3d.data.sources.scannet import FRAME_STEP, find_labels_file, read_mesh_with_segments
 from ross3d.data.sources.scannet_objects import (
     align_vertices,
@@ -52,7 +54,8 @@ class ScanSettings:
 
     Attributes:
         num_views (`int`): views of a scene, evenly spread over the frames with a pose among every tenth.
-        bev_source (`str`): `"mesh"` or `"depth"`. bev_size (`int`): pixels of the picture from above.
+        bev_source (`str`): what the picture from above is made from, one of `from_above.SOURCES`.
+        bev_size (`int`): its pixels.
     """
 
     num_views: int = 32
@@ -90,7 +93,7 @@ def plan_jobs(
     """What is to be prepared, and the scans that are not, with the reason.
 
     Raises:
-        ValueError: for scenes that are named but not there, unless `partial_scans`.
+        ValueError: for scenes that are named but not there, or have no masks while others do, unless `partial_scans`.
     """
     named = set().union(*official.scenes.values())
     unknown = sorted(named - scans.keys())
@@ -98,6 +101,13 @@ def plan_jobs(
         raise ValueError(
             f"--scans: {len(unknown)} scenes that the annotations name are not there, such as {unknown[:3]}; download"
             " them, or give --partial to leave their questions out."
+        )
+    asked = official.list_scored_on_boxes() & scans.keys() if proposals is not None else set()
+    unmasked = sorted(scene_id for scene_id in asked if find_masks(proposals, scene_id) is None)
+    if unmasked and not partial_scans:
+        raise ValueError(
+            f"--proposals: {len(unmasked)} scenes of the validation have no SCENE.mask.npz in {proposals}, such as"
+            f" {unmasked[:3]}; download them, or give --partial to leave their captions out."
         )
     jobs, excluded = [], {}
     for scene_id, path in scans.items():
@@ -126,7 +136,7 @@ def describe_inputs(job: ScanJob) -> dict[str, int]:
 def prepare_scan(job: ScanJob, output: Path, settings: ScanSettings, nyu40_ids: dict[str, int]) -> str | None:
     """Write a scan's folder unless it is there, made of the same files; the reason when it can have none."""
     folder = output / job.splits[0] / job.scene_id
-    inputs = describe_inputs(job)
+    inputs = describe_inputs(job) | {"labels": hash_text(sorted(nyu40_ids.items()))}
     facts = read_facts(folder)
     if facts is None or facts["inputs"] != inputs:
         excluded = write_scan(job, folder, settings, nyu40_ids, inputs)
@@ -155,15 +165,17 @@ def write_scan(
     chosen = {tracked[i] for i in sample_uniform(len(tracked), settings.num_views, unique=True)}
     axis_align_matrix = read_axis_alignment(Path(f"{stem}.txt"))
     axis_align_matrix = np.eye(4) if axis_align_matrix is None else axis_align_matrix
-    mesh, segments = read_mesh_with_segments(job.scan)
+    mesh, segments = read_mesh(job)
     vertices = align_vertices(mesh.vertices, axis_align_matrix)
     boxes, unknown_labels = read_objects(job, vertices, segments, nyu40_ids)
     mask_boxes = None if job.masks is None else read_mask_boxes(job.masks, vertices)
 
-    def render(scene: Scene) -> tuple[BEVPicture, str]:
+    def render(scene: Scene) -> BEVPicture:
+        if settings.bev_source == "published":
+            return read_published_bev(job.scan)
         if settings.bev_source == "depth":
-            return render_scene_bev(scene, settings.bev_size), "depth"
-        return render_mesh_bev(vertices, mesh.colors, mesh.faces, settings.bev_size), "mesh"
+            return render_scene_bev(scene, settings.bev_size)
+        return render_mesh_bev(vertices, mesh.colors, mesh.faces, settings.bev_size)
 
     facts = {
         "scene_id": job.scene_id,
@@ -184,18 +196,25 @@ def write_scan(
         None if mask_boxes is None else [box for box in mask_boxes if box is not None],
         facts,
         render,
+        settings.bev_source,
     )
     return None
 
 
+def read_mesh(job: ScanJob) -> tuple[Mesh, np.ndarray | None]:
+    """A scan's mesh, and the segment of each vertex; None for test scans, which have neither segments nor objects."""
+    if (job.scan / f"{job.scene_id}.aggregation.json").is_file():
+        return read_mesh_with_segments(job.scan)
+    return read_ply(job.scan / f"{job.scene_id}_vh_clean_2.ply"), None
+
+
 def read_objects(
-    job: ScanJob, vertices: np.ndarray, segments: np.ndarray, nyu40_ids: dict[str, int]
+    job: ScanJob, vertices: np.ndarray, segments: np.ndarray | None, nyu40_ids: dict[str, int]
 ) -> tuple[list[dict[str, Any]] | None, list[str]]:
-    """`boxes.json` of a scan by increasing object id (None for a scan without objects), and labels the table lacks."""
-    file = job.scan / f"{job.scene_id}.aggregation.json"
-    if not file.is_file():
+    """`boxes.json` of a scan by increasing object id (None for a test scan), and labels the table lacks."""
+    if segments is None:
         return None, []
-    groups = read_segment_groups(file)
+    groups = read_segment_groups(job.scan / f"{job.scene_id}.aggregation.json")
     instance_ids = label_vertices(segments, groups, nyu40_ids).instance_ids
     categories = {group.object_id: group.label for group in groups}
     boxes = []
@@ -217,7 +236,7 @@ def read_mask_boxes(file: Path, vertices: np.ndarray) -> list[list[float] | None
     """Boxes of the first 50 masks of a file (sparse, masks x vertices); None for an empty mask."""
     try:
         masks = scipy.sparse.load_npz(file)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"{file}: expected a sparse matrix of masks ({error}); download it again.") from error
     if masks.shape[1] != len(vertices):
         raise ValueError(
@@ -261,10 +280,10 @@ def prepare_scannet(
     finished = check_settings(output, described, inputs)
     if finished is not None:
         return finished
-    for split in SPLITS:
-        remove_parts(output / split)
+    check_no_strangers(output, {split: {job.scene_id for job in jobs if split in job.splits} for split in SPLITS})
     job = partial(prepare_scan, output=output, settings=settings, nyu40_ids=nyu40_ids)
     reasons = run_jobs(job, jobs, num_workers, "scans", lambda item: item.scene_id)
     excluded |= {item.scene_id: why for item, why in zip(jobs, reasons, strict=True) if why is not None}
     make_files = partial(make_public_files, official, nyu40_ids=nyu40_ids)
-    return finish(output, described, inputs, make_files, excluded, official.missing, published)
+    lists = official.lists if published else None
+    return finish(output, described, inputs, make_files, excluded, official.missing, lists, leave_out_undetected=True)

@@ -42,7 +42,8 @@ def write_scene(
     boxes: list[dict[str, Any]] | None,
     proposals: list[list[float]] | None,
     facts: dict[str, Any],
-    render: Callable[[Scene], tuple[BEVPicture, str]],
+    render: Callable[[Scene], BEVPicture],
+    bev_source: str,
 ) -> None:
     """Write a scene's folder, read it back as a check, and add the picture from above.
 
@@ -53,7 +54,7 @@ def write_scene(
         boxes (*optional*): `boxes.json`, a dictionary with `box` and `object_id` an object.
         proposals (*optional*): `proposals.json`, detected boxes.
         facts (`dict`): `scene.json`.
-        render: the scene -> its picture and what it was made from.
+        render: the scene -> its picture. bev_source (`str`): what that is made from.
 
     Raises:
         ValueError: what is wrong with the scene.
@@ -71,8 +72,7 @@ def write_scene(
         if rows is not None:
             (part / name).write_text(_format_rows(rows), encoding="utf-8")
     (part / "scene.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    picture, source = render(read_rgbd_folder(part))
-    write_bev(picture, part, source)
+    write_bev(render(read_rgbd_folder(part)), part, bev_source)
     shutil.rmtree(path, ignore_errors=True)
     os.replace(part, path)
 
@@ -92,12 +92,6 @@ def read_facts(path: Path) -> dict[str, Any] | None:
     """What `scene.json` of a folder says; None where there is no such folder."""
     file = path / "scene.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-
-
-def remove_parts(folder: Path) -> None:
-    """Remove what killed runs left in a split's folder."""
-    for leftover in folder.glob(".*.part"):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _write_matrix(matrix: np.ndarray, file: Path) -> None:

@@ -10,7 +10,7 @@ from ross3d.data.scene import Scene
 from ross3d.data.sources.arkitscenes import read_arkitscenes
 from ross3d.data.sources.nerfstudio import read_nerfstudio
 from ross3d.data.sources.posed_images import read_posed_images
-from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.data.sources.rgbd_folder import read_bev, read_rgbd_folder
 from ross3d.data.sources.scannet import read_scannet_scan
 from ross3d.data.sources.video import find_video, read_video
 
@@ -77,7 +77,7 @@ def find_layout(path: str | os.PathLike) -> Layout:
 
 
 def read_scene(path: str | os.PathLike, **options) -> Scene:
-    """Read and check a scan of any layout, or a video.
+    """Read and check a scan of any layout, or a video; a `bev.png` in a folder is its picture from above.
 
     Args:
         path (`str` or `Path`): the folder of one scan, whose name is the scene's id; or a video, whose suffix may be
@@ -89,7 +89,11 @@ def read_scene(path: str | os.PathLike, **options) -> Scene:
         FileNotFoundError, ValueError: of `find_layout` and of the layout's reader.
     """
     video = None if Path(path).is_dir() else find_video(path)
-    return find_layout(path).read(path, **options) if video is None else read_video(video, **options)
+    scene = find_layout(path).read(path, **options) if video is None else read_video(video, **options)
+    # Rendered in the world that the folder itself gives.
+    if scene.bev_image is None and options.get("axis_align_matrix") is None:
+        scene.bev_image, scene.bev_valid, scene.bev_bounds = read_bev(Path(path))
+    return scene
 
 
 def get_reading(num_views: int, decode: str, view_size: int) -> dict[str, Any]:

@@ -8,7 +8,8 @@
     DIR/boxes.json                         optional [{"box": [cx, cy, cz, dx, dy, dz], "category": ..., ...}, ...]
                                            or [[cx, cy, cz, dx, dy, dz], ...], metres, in the aligned world
     DIR/proposals.json                     optional, a detector's boxes, as in boxes.json
-    DIR/bev.png, DIR/bev.json              optional RGBA picture from above (alpha 0 = void) and {"bounds": [...]}
+    DIR/bev.png, DIR/bev.json              optional RGBA picture from above (alpha 0 = void) and {"bounds": [...]},
+                                           null where nobody knows them
 
 Depth and colour may differ in size when their aspect agrees; a folder in which no frame has depth is read without
 depth.
@@ -98,7 +99,7 @@ def read_rgbd_folder(
         boxes=box_array,
         box_labels=box_labels,
         proposal_boxes=read_boxes(detected, scene_id)[0] if detected.is_file() else None,
-        bev=_read_bev(path),
+        bev=read_bev(path),
     )
 
 
@@ -142,7 +143,12 @@ def _read_alignment(path: Path) -> np.ndarray:
     return read_matrix(file, (4, 4), "scan to upright world") if file.is_file() else np.eye(4)
 
 
-def _read_bev(path: Path) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+def read_bev(path: Path) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    """The picture from above of a scan's folder, what was seen, and its bounds where they are known; else None.
+
+    Raises:
+        FileNotFoundError, ValueError: a picture without `bev.json`, or of another mode than RGBA.
+    """
     file = path / "bev.png"
     if not file.is_file():
         return None, None, None
@@ -158,7 +164,8 @@ def _read_bev(path: Path) -> tuple[np.ndarray | None, np.ndarray | None, np.ndar
             f'{bounds_file} is missing beside bev.png; expected {{"bounds": [xmin, ymin, xmax, ymax]}}.'
         )
     try:
-        bounds = np.array(json.loads(bounds_file.read_text())["bounds"], dtype=np.float32)
+        edges = json.loads(bounds_file.read_text())["bounds"]
+        bounds = None if edges is None else np.array(edges, dtype=np.float32)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f'{bounds_file}: expected {{"bounds": [xmin, ymin, xmax, ymax]}}, got {error!r}.') from error
     valid = pixels[..., 3] > 0
@@ -213,5 +220,5 @@ def _write_bev(scene: Scene, folder: Path) -> None:
     valid = scene.bev_image.any(-1) if scene.bev_valid is None else scene.bev_valid
     alpha = np.where(valid, 255, 0).astype(np.uint8)
     Image.fromarray(np.dstack([scene.bev_image, alpha])).save(folder / "bev.png", compress_level=1)
-    bounds = [] if scene.bev_bounds is None else [float(value) for value in scene.bev_bounds]
+    bounds = None if scene.bev_bounds is None else [float(value) for value in scene.bev_bounds]
     (folder / "bev.json").write_text(json.dumps({"bounds": bounds}))

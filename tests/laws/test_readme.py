@@ -60,7 +60,9 @@ def find_command_violations(root: Path) -> list[str]:
                     violations.append(f"{path}: `{line}`: no such target in the Makefile")
                 for before, word in zip(["", *words], words, strict=False):
                     if before == "-m" and word.startswith("ross3d."):
-                        file = Path(*word.split(".")[1:]).with_suffix(".py")
+                        package = Path(*word.split(".")[1:])
+                        runs = (root / package / "__main__.py").exists()
+                        file = package / "__main__.py" if runs else package.with_suffix(".py")
                     elif word.endswith((".py", ".yaml")) and not word.startswith(("-", "$")):
                         file = Path(word)
                     else:
@@ -109,6 +111,7 @@ make demo  # trains
 accelerate launch train.py configs/tiny.yaml \\
     --data.seed 1
 python -m ross3d.scenes.build --output out
+python -m ross3d.data --help
 ```
 
 ```python
@@ -123,6 +126,7 @@ print(total)
 train.py     trains
 configs/     runs
 scenes/      rooms
+data/        scans
 docs/        log
 Makefile     commands
 LICENSE      licence
@@ -136,6 +140,7 @@ HOUSE = {
     "train.py": "",
     "configs/tiny.yaml": "",
     "scenes/build.py": "",
+    "data/__main__.py": "",
     "docs/LOG.md": "11.5 is not in a table\n\n| right | 12.5 |\n",
     ".gitignore": "",
 }
@@ -154,6 +159,7 @@ def test_true_documents_pass(tmp_path, capsys):
         ("make demo", "make dmeo", "no such target"),
         ("configs/tiny.yaml", "configs/large.yaml", "configs/large.yaml does not exist"),
         ("ross3d.scenes.build", "ross3d.scenes.made", "scenes/made.py does not exist"),
+        ("ross3d.data --help", "ross3d.scenes --help", "scenes.py does not exist"),
         ("scenes/      rooms\n", "", "the tree does not show scenes"),
         ("scenes/      rooms", "scenes/  r\nmetrics/  numbers", "the tree shows metrics"),
         ("(LICENSE)", "(docs/LICENSE)", "leads to docs/LICENSE"),
