@@ -118,12 +118,17 @@ def _neighbours(array: np.ndarray, outside) -> np.ndarray:
 
 
 def _close(height: np.ndarray, reach: int) -> np.ndarray:
-    """Grey-scale closing with a square of 2 * reach + 1 cells: the largest value around, the smallest of those."""
+    """Grey-scale closing with a square of 2 * reach + 1 cells: the largest value around, the smallest of those.
+
+    Beyond the picture nothing was seen, so what lies between a wall and the edge is no gap.
+    """
+    rows, columns = height.shape
+    height = np.pad(height, reach, constant_values=-np.inf)
     for _ in range(reach):
         height = _neighbours(height, -np.inf).max(0)
     for _ in range(reach):
         height = _neighbours(height, np.inf).min(0)
-    return height
+    return height[reach : reach + rows, reach : reach + columns]
 
 
 def _color_raised(image: np.ndarray, height: np.ndarray, closed: np.ndarray, raised: np.ndarray) -> None:

@@ -118,6 +118,18 @@ def test_a_wide_gap_stays_void():
         assert picture.valid[get_cell(picture, 1.3, 1.5)] == closed
 
 
+@pytest.mark.parametrize(("size", "splat"), [(48, 0.16), (61, 0.5)])
+def test_nothing_is_closed_towards_the_edge(size, splat):
+    """The margin is narrower than a gap that would be closed; what lies in it was not seen."""
+    points, colors = make_plane((-1.5, 1.5), (-1, 1), 0.0, FLOOR)
+    picture = render_bev(points, colors, np.array([-1.6, -1.6, 1.6, 1.6]), size=size, splat=splat)
+    rows, columns = np.nonzero(picture.valid)
+    cell = 3.2 / size
+    wanted = [(1.6 - 1) / cell, (1.6 + 1) / cell, 0.1 / cell, 3.1 / cell]
+    assert np.allclose([rows.min(), rows.max(), columns.min(), columns.max()], wanted, atol=1.5)
+    assert not picture.image[~picture.valid].any()
+
+
 def test_a_surface_seen_at_a_slant_has_no_floor_in_it():
     """Rows of a table's points stand four cells apart and floor shows through: the picture has a whole table."""
     size, extent = 80, 4.0

@@ -23,6 +23,13 @@ from ross3d.data.annotations import Annotation, load_annotations
 from ross3d.data.atomic import remove_leftovers, replace_file
 from ross3d.data.prepare.__main__ import main
 from ross3d.data.prepare.boxes import match_proposal
+from ross3d.data.sampling import (
+    get_view_voxels,
+    list_coverage_candidates,
+    quantize_points,
+    select_max_coverage,
+    take_covering_frames,
+)
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.tests.invariant.kill_inside import kill_inside_write
 from ross3d.tests.official_annotations import SPLIT_OF, write_given, write_raw_set
@@ -105,6 +112,22 @@ def test_a_scan_becomes_a_scene(prepared, scans, scene_id):
     assert scene.bev_image.shape == (48, 48, 3) and scene.bev_valid.any() and scene.bev_bounds is not None
     facts = json.loads((folder / "scene.json").read_text())
     assert facts["num_frames"] == 31 and facts["lost_frames"] == len(scan.lost)
+
+
+@pytest.mark.parametrize(("choose", "ratio"), [("coverage", 1.0), ("coverage90", 0.9)])
+def test_views_may_be_those_that_see_most_of_the_mesh(raw, scans, tmp_path, choose, ratio):
+    prepare(raw, tmp_path, "--choose", choose, "--views", "2", "--partial")
+    for scene_id, scan in scans.items():
+        tracked = [index for index in (0, 10, 20, 30) if index not in scan.lost]
+        candidates = [tracked[i] for i in list_coverage_candidates(len(tracked), 2)]
+        seen = [
+            get_view_voxels(scan.depth_mm[i] / np.float32(1000), scan.depth_intrinsics, scan.cam2world[i])
+            for i in candidates
+        ]
+        coverage = select_max_coverage(seen, quantize_points(scan.vertices), 2)
+        wanted = [candidates[i] for i in take_covering_frames(coverage, 2, ratio)]
+        scene = read_rgbd_folder(tmp_path / SPLIT_OF[scene_id] / scene_id)
+        assert scene.view_names == [f"frame-{index:06d}" for index in wanted]
 
 
 def test_proposals_are_the_boxes_of_the_masks(prepared, scans):

@@ -14,7 +14,7 @@ from pathlib import Path
 from ross3d.data.prepare.finish import format_account
 from ross3d.data.prepare.from_above import SOURCES, prepare_bev
 from ross3d.data.prepare.posed_images import prepare_posed_images
-from ross3d.data.prepare.scannet import ScanSettings, prepare_scannet
+from ross3d.data.prepare.scannet import CHOICES, ScanSettings, prepare_scannet
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -30,6 +30,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     scannet.add_argument("--proposals", type=Path, help="folder with Mask3D's SCENE.mask.npz")
     scannet.add_argument("--bev", choices=SOURCES, default="mesh", help="what the picture from above is made from")
     scannet.add_argument("--published", action="store_true", help="also write processed/ and metadata/ as published")
+    scannet.add_argument(
+        "--choose", choices=CHOICES, default="uniform", help="views: evenly spread, or those that see most of the mesh"
+    )
     public = commands.add_parser("posed-images", help="Video-3D-LLM's public files")
     public.add_argument("--root", required=True, type=Path, help="the folder `data` with scannet/, processed/, ...")
     public.add_argument("--bev", choices=("depth", "published"), default="depth", help="as above; or view_0.jpg")
@@ -60,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
             arguments.scans,
             arguments.annotations,
             arguments.output,
-            ScanSettings(arguments.views, arguments.bev, arguments.bev_size),
+            ScanSettings(arguments.views, arguments.choose, arguments.bev, arguments.bev_size),
             arguments.proposals,
             arguments.partial,
             arguments.published,

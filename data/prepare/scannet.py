@@ -27,8 +27,16 @@ from ross3d.data.prepare.from_above import read_published_bev, render_mesh_bev
 from ross3d.data.prepare.official_set import SPLITS, OfficialSet, make_public_files, read_official
 from ross3d.data.prepare.parallel import run_jobs
 from ross3d.data.prepare.scene_folder import View, link_scene, read_facts, write_scene
-from ross3d.data.sampling import sample_uniform
+from ross3d.data.sampling import (
+    get_view_voxels,
+    list_coverage_candidates,
+    quantize_points,
+    sample_uniform,
+    select_max_coverage,
+    take_covering_frames,
+)
 from ross3d.data.scene import Scene
+from ross3d.data.sources.frames import MILLIMETRES_PER_METRE
 from ross3d.data.sources.ply import Mesh, read_ply
 from ross3d.data.sources.scannet import FRAME_STEP, find_labels_file, read_mesh_with_segments
 from ross3d.data.sources.scannet_objects import (
@@ -45,6 +53,9 @@ from ross3d.data.sources.sens import iterate_sens_frames, read_sens_cameras
 # Raise when the same raw files would give other bytes.
 VERSION = 1
 SCENE_ID = re.compile(r"scene\d{4}_\d{2}$")
+# Share of what all frames see that is enough, for each way of choosing by coverage.
+COVERAGE_RATIOS = {"coverage": 1.0, "coverage95": 0.95, "coverage90": 0.9}
+CHOICES = ("uniform", *COVERAGE_RATIOS)
 SUFFIXES = (".sens", ".txt", "_vh_clean_2.ply", "_vh_clean_2.0.010000.segs.json", ".aggregation.json")
 
 
@@ -53,12 +64,16 @@ class ScanSettings:
     """How scans become scenes.
 
     Attributes:
-        num_views (`int`): views of a scene, evenly spread over the frames with a pose among every tenth.
+        num_views (`int`): views of a scene, of the frames with a pose among every tenth.
+        choose (`str`): which ones: `uniform`, evenly spread; `coverage`, those that together see most of the mesh; or
+            `coverage95`, `coverage90`, so many of these as see that share of what all together see (published names:
+            mc, mc-ratio95, mc-ratio90).
         bev_source (`str`): what the picture from above is made from, one of `from_above.SOURCES`.
         bev_size (`int`): its pixels.
     """
 
     num_views: int = 32
+    choose: str = "uniform"
     bev_source: str = "mesh"
     bev_size: int = 432
 
@@ -162,11 +177,11 @@ def write_scan(
     tracked = [index for index in strided if np.isfinite(cameras[index]).all()]
     if not tracked:
         return f"none of its {len(strided)} frames (every tenth) has a pose"
-    chosen = {tracked[i] for i in sample_uniform(len(tracked), settings.num_views, unique=True)}
     axis_align_matrix = read_axis_alignment(Path(f"{stem}.txt"))
     axis_align_matrix = np.eye(4) if axis_align_matrix is None else axis_align_matrix
     mesh, segments = read_mesh(job)
     vertices = align_vertices(mesh.vertices, axis_align_matrix)
+    chosen = choose_frames(recording, tracked, header.depth_intrinsics[:3, :3], axis_align_matrix, vertices, settings)
     boxes, unknown_labels = read_objects(job, vertices, segments, nyu40_ids)
     mask_boxes = None if job.masks is None else read_mask_boxes(job.masks, vertices)
 
@@ -199,6 +214,29 @@ def write_scan(
         settings.bev_source,
     )
     return None
+
+
+def choose_frames(
+    recording: Path,
+    tracked: list[int],
+    intrinsics: np.ndarray,
+    axis_align_matrix: np.ndarray,
+    vertices: np.ndarray,
+    settings: ScanSettings,
+) -> set[int]:
+    """Numbers of the frames to keep, of those that were tracked."""
+    if settings.choose == "uniform":
+        return {tracked[i] for i in sample_uniform(len(tracked), settings.num_views, unique=True)}
+    candidates = [tracked[i] for i in list_coverage_candidates(len(tracked), settings.num_views)]
+    seen = [
+        get_view_voxels(
+            frame.depth.astype(np.float32) / MILLIMETRES_PER_METRE, intrinsics, axis_align_matrix @ frame.cam2world
+        )
+        for frame in iterate_sens_frames(recording, indices=set(candidates))
+    ]
+    coverage = select_max_coverage(seen, quantize_points(vertices), settings.num_views)
+    kept = take_covering_frames(coverage, settings.num_views, COVERAGE_RATIOS[settings.choose])
+    return {candidates[i] for i in kept}
 
 
 def read_mesh(job: ScanJob) -> tuple[Mesh, np.ndarray | None]:
@@ -269,6 +307,7 @@ def prepare_scannet(
     described = {
         "version": VERSION,
         "num_views": settings.num_views,
+        "choose": settings.choose,
         "bev_source": settings.bev_source,
         "bev_size": settings.bev_size,
     }
