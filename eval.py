@@ -7,6 +7,7 @@ Writes `predictions.jsonl` (and `reconstruction.jsonl`), `metrics.json`, `timing
 that was cut off goes on where it was when it is started again with the same settings; the files are the same then.
 """
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -36,7 +37,7 @@ from ross3d.report.summary import format_summary
 from ross3d.scenes.questions import lookup_baseline, make_proposals
 from ross3d.tasks import find_tasks, reconstruction, rooms
 from ross3d.tasks.intervals import compute_intervals, get_sums
-from ross3d.tasks.records import RecordStore, write_json
+from ross3d.tasks.records import RecordStore, group_items, write_json
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 from ross3d.training.arguments import flatten_settings
 
@@ -133,6 +134,7 @@ def describe_settings(
     # Where the answers go, and what is made of them, changes none of them.
     del values["output"], values["report"], values["meteor"]
     values["spatial_instruction"] = bool(processor.spatial_instruction)
+    values["view_size"] = processor.view_size
     values["generation"] = {"do_sample": False, "num_beams": 1}
     values["tasks"] = {
         name: {
@@ -173,21 +175,29 @@ def compute_baselines(arguments: EvalArguments, items: list[Any]) -> dict[str, A
 
 
 def answer_open_scenes(context: EvalContext, task: Task, items: list[Any], store: RecordStore, state: PartialState):
-    """This process's share of the scenes that still want answers; the next are prepared while some are answered."""
-    scenes = list(store.get_open_scenes(task.name, items).values())
-    mine = scenes[state.process_index :: state.num_processes]
+    """This process's share of the scenes that still want answers; the next are prepared while some are answered.
+
+    Scenes that are answered together stay together, whatever was answered before a restart and however many processes
+    there are: in half precision an answer may depend on what else is in its batch.
+    """
+    scenes = group_items(items)
+    still_open = store.get_open_scenes(task.name, items).keys()
     at_once = context.settings.scenes_at_once
+    together = [dict(list(scenes.items())[start : start + at_once]) for start in range(0, len(scenes), at_once)]
+    mine = [group for group in together if group.keys() & still_open][state.process_index :: state.num_processes]
     # A tokenizer serves one thread at a time.
     ahead = replace(context, processor=copy.deepcopy(context.processor))
-    prepared = iterate_ahead(lambda group: task.prepare(ahead, group), mine, at_once)
-    for start in range(0, len(mine), at_once):
-        opened = [OpenScene(group, next(prepared)) for group in mine[start : start + at_once]]
-        for records in task.answer(context, opened):
-            store.append_scene(records)
-        number = start + len(opened)
-        if state.is_main_process and (start // 20 != number // 20 or number == len(mine)):
-            print(f"{task.name}: {number} of {len(mine)} scenes", file=sys.stderr, flush=True)
-    prepared.close()
+    in_order = [of_scene for group in mine for of_scene in group.values()]
+    done = 0
+    with contextlib.closing(iterate_ahead(lambda given: task.prepare(ahead, given), in_order, at_once)) as prepared:
+        for group in mine:
+            opened = [OpenScene(of_scene, next(prepared)) for of_scene in group.values()]
+            for scene_id, records in zip(group, task.answer(context, opened), strict=True):
+                if scene_id in still_open:
+                    store.append_scene(records)
+            before, done = done, done + len(group)
+            if state.is_main_process and (before // 20 != done // 20 or done == len(in_order)):
+                print(f"{task.name}: {done} of {len(in_order)} scenes", file=sys.stderr, flush=True)
 
 
 def start_processes() -> PartialState:

@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 
 from ross3d.data.atomic import write_text
 from ross3d.data.sources import read_scene
-from ross3d.training.arguments import RunArguments, check_same_run, describe_run, read_run_arguments
+from ross3d.training.arguments import RunArguments, check_same_run, describe_run, read_command_line
 from ross3d.training.build import (
     build_collator,
     build_model,
@@ -113,4 +113,4 @@ def main(arguments: RunArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(read_run_arguments(sys.argv[1], sys.argv[2:]))
+    main(read_command_line(sys.argv[1:], __doc__))

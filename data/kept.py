@@ -1,6 +1,7 @@
 """Tensors kept in a file with what they were made of: mapped into memory, summed up each time they are read."""
 
-import pickle
+import hashlib
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -8,29 +9,38 @@ from typing import Any
 import torch
 
 from ross3d.data.atomic import replace_file
+from ross3d.data.sources import list_files
 
 
 FIELDS = {"identity", "about", "tensors", "checksum"}
 
 
-def describe_source(path: Path) -> list[list[Any]]:
-    """Name, size and time of change of every file below a scene folder: what tells it from what it was."""
-    stats = [(file, file.stat()) for file in sorted(path.rglob("*")) if file.is_file()]
-    return [[file.relative_to(path).as_posix(), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
+def describe_source(path: Path) -> dict[str, Any]:
+    """The folder, and name, size and time of change of every file that a scan is read from."""
+    stats = [(file, file.stat()) for file in list_files(path)]
+    files = [[os.path.relpath(file, path), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
+    return {"path": str(path.resolve()), "files": files}
 
 
-def sum_bytes(tensors: dict[str, torch.Tensor]) -> int:
-    """A checksum of all tensors, by name."""
-    total = 0
+def get_file_name(path: Path, suffix: str) -> str:
+    """A name for what is kept of a scan: its own, and what tells it from scans of that name in other folders."""
+    folder = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    return f"{path.name}-{folder}.{suffix}"
+
+
+def sum_bytes(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> int:
+    """A checksum of plain values and of all tensors with their names, shapes and dtypes."""
+    total = zlib.crc32(repr(about).encode())
     for name in sorted(tensors):
-        total = zlib.crc32(name.encode(), total)
-        total = zlib.crc32(tensors[name].contiguous().view(-1).view(torch.uint8).numpy(), total)
+        tensor = tensors[name]
+        total = zlib.crc32(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode(), total)
+        total = zlib.crc32(tensor.contiguous().view(-1).view(torch.uint8).numpy(), total)
     return total
 
 
 def make_kept(identity: dict[str, Any], about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     """What a file holds: tensors, plain values `about` them, and what tells whether they are still right."""
-    return {"identity": identity, "about": about, "tensors": tensors, "checksum": sum_bytes(tensors)}
+    return {"identity": identity, "about": about, "tensors": tensors, "checksum": sum_bytes(about, tensors)}
 
 
 def write_kept(file: Path, kept: dict[str, Any]) -> None:
@@ -49,14 +59,15 @@ def load_kept(file: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     broken = f"{file}: expected tensors that were kept whole, got a broken file; remove it, and it is made anew."
     try:
         kept = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        if kept.keys() == FIELDS and kept["identity"] != identity:
+            return None
+        if kept.keys() == FIELDS and sum_bytes(kept["about"], kept["tensors"]) == kept["checksum"]:
+            return kept
     except FileNotFoundError:
         return None
-    except (RuntimeError, EOFError, OSError, KeyError, UnicodeDecodeError, pickle.UnpicklingError) as error:
+    except PermissionError:
+        raise
+    # Damaged bytes can make an unpickler raise anything.
+    except Exception as error:
         raise ValueError(broken) from error
-    if not isinstance(kept, dict) or kept.keys() != FIELDS:
-        raise ValueError(broken)
-    if kept["identity"] != identity:
-        return None
-    if sum_bytes(kept["tensors"]) != kept["checksum"]:
-        raise ValueError(broken)
-    return kept
+    raise ValueError(broken)

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from ross3d.data.kept import describe_source, load_kept, make_kept, write_kept
+from ross3d.data.kept import describe_source, get_file_name, load_kept, make_kept, write_kept
 
 
 # Changes whenever what a file holds, or what the numbers in it mean, changes.
-LATENTS_VERSION = 1
+LATENTS_VERSION = 2
 
 
 def get_teacher_fingerprint(folder: Path) -> str:
@@ -39,17 +39,31 @@ class SceneLatents:
         self.settings = settings
 
     def get_file(self, path: Path) -> Path:
-        return self.folder / f"{path.name}.latents"
+        return self.folder / get_file_name(path, "latents")
 
     def get_identity(self, path: Path) -> dict[str, Any]:
-        source = {"path": str(path.resolve()), "source": describe_source(path)}
-        return {"version": LATENTS_VERSION, "settings": self.settings, **source}
+        """What tells whether latents are still right; to be taken before the pictures are read."""
+        return {"version": LATENTS_VERSION, "settings": self.settings, "source": describe_source(path)}
 
     def has(self, path: Path) -> bool:
         return load_kept(self.get_file(path), self.get_identity(path)) is not None
 
-    def write(self, path: Path, latents: dict[str, torch.Tensor]) -> None:
-        write_kept(self.get_file(path), make_kept(self.get_identity(path), {}, latents))
+    def write(self, path: Path, identity: dict[str, Any], latents: dict[str, torch.Tensor]) -> None:
+        write_kept(self.get_file(path), make_kept(identity, {}, latents))
+
+    def check(self, paths: list[Path]) -> None:
+        """Refuse to begin when scenes have no file; whether it is the right one shows when it is read.
+
+        Raises:
+            ValueError: names how many are missing, and the first.
+        """
+        missing = [path for path in paths if not self.get_file(path).is_file()]
+        if missing:
+            raise ValueError(
+                f"data.latents: expected the teacher's latents of {len(paths)} scenes in {self.folder}, got none of"
+                f" {len(missing)}, first {missing[0].name}; make them with `python -m ross3d.training.latents"
+                " CONFIG.yaml`, or leave data.latents out."
+            )
 
     def read(self, path: Path) -> dict[str, torch.Tensor]:
         """Latents of the scene in this folder.

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from ross3d.data.kept import describe_source, load_kept, make_kept, write_kept
+from ross3d.data.kept import describe_source, get_file_name, load_kept, make_kept, write_kept
 from ross3d.data.scene import Scene
 
 
 # Changes whenever what a file holds, or what the numbers in it mean, changes.
-PREPARED_VERSION = 2
+PREPARED_VERSION = 3
 
 
 def to_metres(millimetres: torch.Tensor) -> torch.Tensor:
@@ -49,12 +49,11 @@ class PreparedScenes:
 
     def read(self, path: Path) -> tuple[Scene, Any]:
         """A scene without its pictures, and what the processor made of them (`FittedScene`)."""
-        file = self.folder / f"{path.name}.prepared"
+        file = self.folder / get_file_name(path, "prepared")
         identity = {
             "version": PREPARED_VERSION,
             "settings": self.processor.get_fit_settings(),
             "reading": self.reading,
-            "path": str(path.resolve()),
             "source": describe_source(path),
         }
         kept = load_kept(file, identity)

@@ -180,12 +180,12 @@ def make_grounding_record(
     )
 
 
-@dataclass(frozen=True)
+@dataclass
 class SceneForQuestions:
     """What questions about a scene need, made without the model.
 
     Attributes:
-        inputs (`BatchFeature`): of the processor, for the scene alone.
+        inputs (`BatchFeature`): of the processor, for the scene alone; None once the scene is encoded.
         proposal_boxes (`np.ndarray` of shape `(K, 6)`, *optional*), scene_boxes: for grounding questions.
     """
 
@@ -243,9 +243,39 @@ def answer_questions(
         get_prompt: annotation -> what the model is asked.
         parse_answer: (annotation, response) -> the answer that is scored.
     """
+    # Scenes that nothing can be grounded in (no depth) have no proposals, not even an empty list, and are held apart.
+    apart: dict[bool, list[OpenScene]] = {}
+    for scene in scenes:
+        apart.setdefault(scene.prepared.proposal_boxes is None, []).append(scene)
+    answered = {
+        id(scene): records
+        for group in apart.values()
+        for scene, records in zip(
+            group, answer_together(context, group, task_name, get_prompt, parse_answer), strict=True
+        )
+    }
+    return [answered[id(scene)] for scene in scenes]
+
+
+def encode_scenes(context: EvalContext, prepared: list[SceneForQuestions]) -> Any:
+    """The scenes read by the model, each held once; the processor's inputs are let go."""
+    encoded = []
+    for scene in prepared:
+        encoded.append(context.model.encode_scene(**scene.inputs.to(context.device)))
+        scene.inputs = None
+    return type(encoded[0]).join(encoded)
+
+
+def answer_together(
+    context: EvalContext,
+    scenes: list[OpenScene],
+    task_name: str,
+    get_prompt: Callable[[Annotation], str],
+    parse_answer: Callable[[Annotation, str], str],
+) -> list[list[Record]]:
+    """Records of scenes that are held in one cache; arguments as in `answer_questions`."""
     prepared: list[SceneForQuestions] = [scene.prepared for scene in scenes]
-    encoded = [context.model.encode_scene(**scene.inputs.to(context.device)) for scene in prepared]
-    cache = type(encoded[0]).join(encoded)
+    cache = encode_scenes(context, prepared)
     prompts = [
         Prompt(annotation, get_prompt(annotation), number)
         for number, scene in enumerate(scenes)

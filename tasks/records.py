@@ -36,6 +36,14 @@ def read_whole_lines(path: Path) -> list[Record]:
     return [json.loads(line) for line in whole]
 
 
+def group_items(items: Sequence[Any]) -> dict[str, list[Any]]:
+    """Items of each scene, scenes and items in their order."""
+    groups: dict[str, list[Any]] = defaultdict(list)
+    for item in items:
+        groups[item.scene_id].append(item)
+    return dict(groups)
+
+
 class RecordStore:
     """Records of one output folder.
 
@@ -62,12 +70,9 @@ class RecordStore:
 
     def get_open_scenes(self, task_name: str, items: Sequence[Any]) -> dict[str, list[Any]]:
         """Scenes that still want answers, each with all of its items, in the order of the items."""
-        groups: dict[str, list[Any]] = defaultdict(list)
-        for item in items:
-            groups[item.scene_id].append(item)
         return {
             scene_id: group
-            for scene_id, group in groups.items()
+            for scene_id, group in group_items(items).items()
             if any((task_name, item.id) not in self.records for item in group)
         }
 
@@ -105,4 +110,4 @@ class RecordStore:
             path.unlink()
 
 
-__all__ = ["RecordStore", "format_lines", "read_whole_lines", "write_json"]
+__all__ = ["RecordStore", "format_lines", "group_items", "read_whole_lines", "write_json"]

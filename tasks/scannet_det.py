@@ -22,7 +22,7 @@ from ross3d.metrics.detection import (
 from ross3d.tasks.answering import get_columns
 from ross3d.tasks.intervals import Summed
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
-from ross3d.tasks.windows import Window, answer_windows, get_scene_id, load_windows, prepare_windows
+from ross3d.tasks.windows import Window, answer_windows, get_scan, load_windows, prepare_window
 
 
 NAME = "scannet_det"
@@ -37,11 +37,12 @@ def make_window(row: dict[str, Any], window_id: str, where: str) -> Window:
         check_boxes(f"{where}, {box['label']}", [box["bbox_3d"]], 9)
     return Window(
         id=window_id,
-        scene_id=get_scene_id(row["images"]),
+        scene_id=window_id,
         task=NAME,
         question_type="detection",
         question=human.replace("<image>", "").removeprefix("\n"),
         answer=gpt,
+        scan=get_scan(row["images"]),
         images=row["images"],
         facts={"labelled_boxes": boxes},
     )
@@ -90,7 +91,7 @@ TASK = Task(
     NAME,
     "predictions.jsonl",
     load_items,
-    prepare_windows,
+    prepare_window,
     answer,
     score,
     get_values,

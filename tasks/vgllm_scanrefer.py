@@ -14,7 +14,7 @@ from ross3d.metrics.benchmarks import IOU_THRESHOLDS, compute_located_overlaps, 
 from ross3d.metrics.columns import check_boxes
 from ross3d.tasks.answering import get_columns
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
-from ross3d.tasks.windows import Window, answer_windows, get_scene_id, load_windows, prepare_windows, to_matrix
+from ross3d.tasks.windows import Window, answer_windows, get_scan, load_windows, prepare_window, to_matrix
 
 
 NAME = "vgllm_scanrefer"
@@ -36,11 +36,12 @@ def make_window(row: dict[str, Any], window_id: str, where: str) -> Window:
     box = check_boxes(f"{where}, gt_bbox", [row["gt_bbox"]], 9)[0].tolist()
     return Window(
         id=window_id,
-        scene_id=get_scene_id(row["images"]),
+        scene_id=window_id,
         task=NAME,
         question_type=row.get("metadata", {}).get("question_type", "object"),
         question=row["prompt"],
         answer=row["conversations"][-1]["value"] if row.get("conversations") else str(box),
+        scan=get_scan(row["images"]),
         images=row["images"],
         facts={"target_box": box, "cam2world": [matrix.tolist() for matrix in cam2world]},
     )
@@ -73,7 +74,7 @@ TASK = Task(
     NAME,
     "predictions.jsonl",
     load_items,
-    prepare_windows,
+    prepare_window,
     answer,
     score,
     get_values,

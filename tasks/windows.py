@@ -14,20 +14,23 @@ import numpy as np
 
 from ross3d.data.annotations import Annotation
 from ross3d.data.scene import BLIND_PICTURE
+from ross3d.data.sources import get_reading
 from ross3d.data.sources.frames import decode_color
 from ross3d.tasks.answering import SceneForQuestions, answer_questions, clean_response, get_question
-from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, limit_scenes
+from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record
 
 
 @dataclass
 class Window(Annotation):
-    """A question about frames of its own.
+    """A question about frames of its own, which is a scene for itself.
 
     Attributes:
+        scan (`str`): the scan that its frames are of.
         images (`list[str]`): frames, below the data folder.
         facts (`dict`): what its score needs, kept in the record.
     """
 
+    scan: str = ""
     images: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -71,10 +74,11 @@ def load_windows(
                 f"{where}: expected a row as published (docs/DATA.md), got {error!r} while reading its"
                 f" {sorted(row) if isinstance(row, dict) else type(row).__name__}."
             ) from error
-    return limit_scenes(windows, settings.limit)
+    scans = list(dict.fromkeys(window.scan for window in windows))[: settings.limit]
+    return [window for window in windows if window.scan in scans]
 
 
-def get_scene_id(images: list[str]) -> str:
+def get_scan(images: list[str]) -> str:
     """The scan that frames are of: the folder that holds them.
 
     Raises:
@@ -83,30 +87,27 @@ def get_scene_id(images: list[str]) -> str:
     return Path(images[0]).parent.name
 
 
-def prepare_windows(context: EvalContext, windows: list[Window]) -> list[SceneForQuestions]:
-    """What the processor makes of each window's frames."""
-    prepared = []
-    for window in windows:
-        images = [BLIND_PICTURE]
-        if not context.settings.blind:
-            files = [context.data_dir / image for image in window.images]
-            images = [decode_color(file, file)[0] for file in files]
-        inputs = context.processor(images=images, scene_ids=[window.id], return_tensors="pt")
-        prepared.append(SceneForQuestions(inputs))
-    return prepared
+def prepare_window(context: EvalContext, windows: list[Window]) -> SceneForQuestions:
+    """What the processor makes of the frames of one window."""
+    (window,) = windows
+    images = [BLIND_PICTURE]
+    if not context.settings.blind:
+        reading = get_reading(context.settings.num_views, context.settings.decode, context.processor.view_size)
+        files = [context.data_dir / image for image in window.images]
+        images = [decode_color(file, file, reading.get("reduce_to"))[0] for file in files]
+    return SceneForQuestions(context.processor(images=images, scene_ids=[window.id], return_tensors="pt"))
 
 
 def answer_windows(
     context: EvalContext, scenes: list[OpenScene], task_name: str, is_right: Callable[[Record], bool | None]
 ) -> list[list[Record]]:
-    """Records of all windows; those of one scan are answered together."""
-    answered = []
-    for scene in scenes:
-        alone = [OpenScene([item], inputs) for item, inputs in zip(scene.items, scene.prepared, strict=True)]
-        records = [record for (record,) in answer_questions(context, alone, task_name, get_question, clean_response)]
-        records = [record | item.facts for record, item in zip(records, scene.items, strict=True)]
-        answered.append([record | {"right": is_right(record)} for record in records])
-    return answered
+    """Records of windows, which carry their scan as the scene: windows of one scan are not independent."""
+    answered = answer_questions(context, scenes, task_name, get_question, clean_response)
+    windows = [item for scene in scenes for item in scene.items]
+    records = [
+        record | window.facts | {"scene_id": window.scan} for (record,), window in zip(answered, windows, strict=True)
+    ]
+    return [[record | {"right": is_right(record)}] for record in records]
 
 
 def to_matrix(value: Any, where: str, name: str) -> np.ndarray:
@@ -121,4 +122,4 @@ def to_matrix(value: Any, where: str, name: str) -> np.ndarray:
     return matrix
 
 
-__all__ = ["Window", "answer_windows", "get_scene_id", "load_windows", "prepare_windows", "to_matrix"]
+__all__ = ["Window", "answer_windows", "get_scan", "load_windows", "prepare_window", "to_matrix"]

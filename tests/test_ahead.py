@@ -1,6 +1,8 @@
 """Work done ahead: everything once, in order, begun before it is asked for, errors where they belong."""
 
+import contextlib
 import threading
+import time
 
 import pytest
 
@@ -26,6 +28,22 @@ def test_things_come_in_order_and_the_next_are_under_way(count, ahead):
         assert not any(event.is_set() for event in begun[number + ahead + 1 :])
     assert results == [10 * number for number in range(count)]
     assert all(name.startswith("ahead") for name in threads) and len(threads) == min(count, 1)
+
+
+def test_nothing_more_is_prepared_for_one_who_left():
+    begun = []
+
+    def prepare(number: int) -> int:
+        begun.append(number)
+        time.sleep(0.05)
+        return number
+
+    with pytest.raises(KeyError), contextlib.closing(iterate_ahead(prepare, range(50), 20)) as results:
+        next(results)
+        raise KeyError
+    count = len(begun)
+    time.sleep(0.3)
+    assert len(begun) <= count + 1 < 20
 
 
 def test_an_error_comes_in_its_turn():

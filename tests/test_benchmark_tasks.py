@@ -387,11 +387,12 @@ def test_detection_asks_each_window_about_its_own_frames(tmp_path):
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "scannet_det_val_4frames.json").write_text(json.dumps(rows))
     records = answer(make_context(tmp_path, task), task)
-    assert [record["scene_id"] for record in records] == ["scene0011_00", "scene0011_00", "scene0012_00"]
+    assert [record["scene_id"] for record in records] == ["scene0011_00", "scene0012_00", "scene0011_00"]
+    assert len(task.load_items(tmp_path, EvalSettings(split="val", limit=1))) == 2
     # The published text has a line break for each slot; the first is part of ours.
     assert records[0]["question"].startswith("\nDetect the 3D") and records[0]["right"] is None
     found = json.dumps([{"label": "chair", "bbox_3d": [0, 0, 2, 0.5, 0.5, 1, 0.1, 0, 0]}])
-    said = [record | {"prediction": text} for record, text in zip(records, [found, "[]", "?"], strict=True)]
+    said = [record | {"prediction": text} for record, text in zip(records, [found, "?", "[]"], strict=True)]
     scores = task.score(said)
     assert scores["recall_cate8"] == pytest.approx(1 / 3 / 8) and scores["num_items"] == 3
     assert task.get_values(said)["window_f1"].tolist() == [1.0, 0.0, 0.0]

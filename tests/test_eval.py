@@ -12,10 +12,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from ross3d.data.annotations import Annotation
 from ross3d.tasks.records import RecordStore
+from ross3d.tasks.task import EvalContext, EvalSettings
 from ross3d.tests.tiny import get_checkpoint, get_rooms
 
 
@@ -93,6 +96,64 @@ def test_files_hold_every_answer_once_and_how_they_came_about(finished):
 def test_scenes_answered_together_get_the_same_answers(finished, tmp_path, at_once):
     evaluate(tmp_path, "--scenes_at_once", at_once, task="rooms")
     assert read_lines(tmp_path / "predictions.jsonl") == read_lines(finished / "predictions.jsonl")
+
+
+class RecordedTask:
+    """A task that notes what is answered together, and with whose processor scenes are prepared."""
+
+    name = "recorded"
+
+    def __init__(self):
+        self.together: list[list[str]] = []
+        self.processors: set[int] = set()
+
+    def prepare(self, context, items):
+        self.processors.add(id(context.processor))
+        return items[0].scene_id
+
+    def answer(self, context, scenes):
+        self.together.append([scene.prepared for scene in scenes])
+        return [[{"task": self.name, "id": item.id} for item in scene.items] for scene in scenes]
+
+
+def make_items(count: int) -> list[Annotation]:
+    """Two questions a scene."""
+    return [Annotation(f"{n}-{k}", f"scene{n}", "recorded", "t", "q", "a") for n in range(count) for k in range(2)]
+
+
+@pytest.mark.parametrize(("answered", "ranks"), [([], 1), ([0, 3], 1), ([2], 1), ([], 2), ([1], 3)])
+def test_scenes_that_are_answered_together_stay_together(tmp_path, answered, ranks):
+    """After a restart and with any number of processes; what was answered is kept as it was."""
+    items, processor = make_items(7), object()
+    context = EvalContext(None, processor, None, *(None,) * 5, settings=EvalSettings(scenes_at_once=3))
+    RecordStore(tmp_path, []).append_scene(
+        [{"task": "recorded", "id": f"{n}-{k}", "first": True} for n in answered for k in range(2)]
+    )
+    together, wanted = [], [["scene0", "scene1", "scene2"], ["scene3", "scene4", "scene5"], ["scene6"]]
+    stores = [RecordStore(tmp_path, [], rank) for rank in range(ranks)]
+    for rank, store in enumerate(stores):
+        task, state = RecordedTask(), SimpleNamespace(process_index=rank, num_processes=ranks, is_main_process=False)
+        door.answer_open_scenes(context, task, items, store, state)
+        together += task.together
+        assert id(processor) not in task.processors
+    assert sorted(together) == wanted
+    records = RecordStore(tmp_path, []).get_records("recorded", items)
+    kept = {record["id"] for record in records if record.get("first")}
+    assert len(records) == 14 and kept == {f"{n}-{k}" for n in answered for k in range(2)}
+
+
+def test_scenes_with_and_without_depth_are_answered_together(tmp_path):
+    rooms = tmp_path / "rooms"
+    shutil.copytree(get_rooms(), rooms)
+    for file in (rooms / "val" / "val-000001").glob("*.depth.png"):
+        file.unlink()
+    file = rooms / "annotations" / "val.jsonl"
+    kept = [row for row in read_lines(file) if row["scene_id"] != "val-000001" or row["object_ids"] is None]
+    file.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    for name in ("1", "2"):
+        evaluate(tmp_path / name, "--data", str(rooms), "--scenes_at_once", name, "--no_report", task="rooms")
+    one, two = (read_lines(tmp_path / name / "predictions.jsonl") for name in ("1", "2"))
+    assert one == two and {row["scene_id"] for row in one} == {"val-000000", "val-000001"}
 
 
 def test_a_finished_evaluation_is_not_answered_again(finished, monkeypatch):

@@ -73,10 +73,10 @@ def test_latents_are_of_pictures_as_they_are_decoded(arguments):
 def test_missing_and_foreign_latents_are_refused(arguments, tmp_path):
     processor = build_processor(arguments)
     config = door.build_config(arguments, processor)
-    rows = build_rows(arguments, processor, 1, config)
-    with pytest.raises(ValueError, match=r"data.latents: expected the teacher's latents of .* got none; make them"):
-        rows[0]
+    with pytest.raises(ValueError, match=r"data.latents: expected the teacher's latents of 3 scenes .* got none of 3"):
+        build_rows(arguments, processor, 1, config)
     door.main(arguments)
+    rows = build_rows(arguments, processor, 1, config)
     assert rows[0]["view_latents"].shape[0] == 6
     changed = Path(arguments.data.root) / "train" / "train-000000" / "boxes.json"
     changed.write_text(changed.read_text() + "\n")
@@ -89,6 +89,17 @@ def test_missing_and_foreign_latents_are_refused(arguments, tmp_path):
     other = build_rows(replace(arguments, teacher=str(teacher)), processor, 1, config)
     with pytest.raises(ValueError, match="got those of other files or settings"):
         other[1]
+    shutil.rmtree(arguments.data.latents)
+    with pytest.raises(ValueError, match=r"data.latents: expected the teacher's latents of .* got none; make them"):
+        rows[0]
+
+
+def test_pictures_that_the_model_would_turn_back_wrongly_are_refused(arguments):
+    processor = build_processor(arguments)
+    config = door.build_config(arguments, processor)
+    processor.image_processor.image_mean = [0.4, 0.5, 0.5]
+    with pytest.raises(ValueError, match=r"expected do_rescale, do_normalize and image_mean \[0.5, 0.5, 0.5\] as in"):
+        build_rows(arguments, processor, 1, config)
 
 
 def test_runs_without_a_teacher_or_a_folder_are_refused(arguments, tmp_path):
@@ -104,10 +115,9 @@ def test_runs_without_a_teacher_or_a_folder_are_refused(arguments, tmp_path):
 
 
 def test_latents_are_kept_as_they_are(tmp_path):
-    scene = tmp_path / "room"
-    scene.mkdir()
+    scene = sorted((get_rooms() / "train").iterdir())[0]
     kept = SceneLatents(tmp_path / "kept", {"teacher": "a"})
     assert not kept.has(scene)
     latents = {"view_latents": torch.randn(3, 8, 2, 2)}
-    kept.write(scene, latents)
+    kept.write(scene, kept.get_identity(scene), latents)
     assert kept.has(scene) and torch.equal(kept.read(scene)["view_latents"], latents["view_latents"])

@@ -1,13 +1,16 @@
 """Prepared scenes: the same rows without the pictures, made anew when anything they were made of changes."""
 
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from ross3d.data.annotations import group_by_scene, load_annotations
 from ross3d.data.dataset import SceneRows
+from ross3d.data.kept import describe_source
 from ross3d.data.prepared import PreparedScenes
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.scenes.questions import make_proposals
@@ -134,20 +137,86 @@ def test_broken_files_are_refused(rooms, tmp_path):
     path = sorted((rooms / "train").iterdir())[0]
     store = PreparedScenes(tmp_path / "prepared", make_tiny_processor(), read_rgbd_folder)
     store.read(path)
-    file = tmp_path / "prepared" / f"{path.name}.prepared"
+    (file,) = (tmp_path / "prepared").glob(f"{path.name}-*.prepared")
     whole = file.read_bytes()
     state = torch.load(file, weights_only=True)
     state["tensors"]["pictures"][0, 0, 0, 0] += 1
     torch.save(state, file)
     for change in (lambda: None, lambda: file.write_bytes(whole[: len(whole) // 2])):
         change()
-        with pytest.raises(ValueError, match=f"{path.name}.prepared: expected tensors that were kept whole, got a"):
+        with pytest.raises(ValueError, match=f"{file.name}: expected tensors that were kept whole, got a"):
             store.read(path)
-    torch.save([1], file)
-    with pytest.raises(ValueError, match="expected tensors that were kept whole"):
-        store.read(path)
+    labels = state | {"about": state["about"] | {"box_labels": None}}
+    for content in ([1], {"identity": 0}, labels, state | {"tensors": {"pictures": 3}}):
+        torch.save(content, file)
+        with pytest.raises(ValueError, match="expected tensors that were kept whole"):
+            store.read(path)
     file.unlink()
     assert store.read(path)[0].scene_id == path.name
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_flipped_bit_passes(rooms, tmp_path, seed):
+    path = sorted((rooms / "train").iterdir())[1]
+    store = PreparedScenes(tmp_path / "prepared", make_tiny_processor(), read_rgbd_folder)
+    right, _ = store.read(path)
+    (file,) = (tmp_path / "prepared").iterdir()
+    whole, rng = file.read_bytes(), np.random.default_rng(seed)
+    for _ in range(60):
+        changed = bytearray(whole)
+        changed[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        file.write_bytes(changed)
+        try:
+            scene, _ = store.read(path)
+        except ValueError as error:
+            assert file.name in str(error)
+        else:
+            assert scene.box_labels == right.box_labels and np.array_equal(scene.images, right.images)
+
+
+def test_scenes_of_one_name_are_kept_apart(rooms, tmp_path):
+    """A scene of two splits, as preparation links it."""
+    path = sorted((rooms / "train").iterdir())[0]
+    shutil.copytree(path, tmp_path / "other" / path.name)
+    read = []
+    store = PreparedScenes(
+        tmp_path / "prepared", make_tiny_processor(), lambda path: read.append(path) or read_rgbd_folder(path)
+    )
+    for _ in range(3):
+        store.read(path)
+        store.read(tmp_path / "other" / path.name)
+    assert len(read) == 2
+
+
+@pytest.mark.parametrize("layout", ["posed_images", "nerfstudio", "scannet"])
+def test_files_beside_the_folder_count_too(tmp_path, layout):
+    """What a reader takes from elsewhere, or through a link, is part of what was prepared."""
+    path, changed = write_scan_with_files_elsewhere(tmp_path, layout)
+    before = describe_source(path)
+    assert describe_source(path) == before
+    changed.write_bytes(changed.read_bytes() + b"\n")
+    assert describe_source(path) != before
+
+
+def write_scan_with_files_elsewhere(folder: Path, layout: str) -> tuple[Path, Path]:
+    """A folder of a layout, and a file that is read with it and does not lie in it."""
+    if layout == "posed_images":
+        path, other = folder / "posed_images" / "scene0001_00", folder / "scans" / "scene0001_00" / "scene0001_00.txt"
+        (path / "00000.jpg").parent.mkdir(parents=True)
+        (path / "00000.jpg").write_bytes(b"picture")
+    elif layout == "scannet":
+        path, other = folder / "scans" / "scene0001_00", folder / "scannetv2-labels.combined.tsv"
+        path.mkdir(parents=True)
+        (path / "scene0001_00.sens").write_bytes(b"recording")
+    else:
+        path, other = folder / "capture", folder / "elsewhere" / "0.png"
+        path.mkdir()
+        (path / "images").symlink_to(folder / "elsewhere")
+        frames = [{"file_path": "images/0.png", "transform_matrix": np.eye(4).tolist()}]
+        (path / "transforms.json").write_text(json.dumps({"frames": frames}))
+    other.parent.mkdir(parents=True, exist_ok=True)
+    other.write_bytes(b"beside")
+    return path, other
 
 
 def test_training_goes_on_where_there_is_no_room(rooms, tmp_path, monkeypatch):

@@ -49,6 +49,9 @@ def write_run(folder: Path, **changes) -> Path:
         "settings": {
             "model": str(folder / "model"),
             "data": str(get_rooms()),
+            "num_views": 4,
+            "decode": "exact",
+            "view_size": 64,
             "tasks": {"rooms": {"split": "val", "scene_path": "{split}/{scene_id}"}},
         },
         "commit": "abc",
@@ -214,7 +217,10 @@ def test_the_view_tool_tells_scenes_from_runs(tmp_path, monkeypatch):
     text = page.read_text(encoding="utf-8")
     assert check_page(text)["polygon"] == 6 and "frame-000005" in text and "Boxes, by number" in text
     (tmp_path / "run").mkdir()
-    assert view.main([str(write_run(tmp_path / "run"))]) == tmp_path / "run" / "report.html"
+    page = view.main([str(write_run(tmp_path / "run"))])
+    text = page.read_text(encoding="utf-8")
+    # The run looked at four of the six views.
+    assert page == tmp_path / "run" / "report.html" and "view 3" in text and "view 4" not in text
 
 
 def test_the_view_tool_wants_rerun_only_when_asked(tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ from ross3d.training.arguments import (
     NewWeightsArguments,
     PartArguments,
     RunArguments,
+    read_command_line,
     read_run_arguments,
 )
 from ross3d.training.build import (
@@ -203,6 +204,12 @@ def test_no_scenes_is_an_error(tmp_path):
         list_scenes(DataArguments(root=str(tmp_path)))
     (tmp_path / "train" / "room-1").mkdir(parents=True)
     assert [path.name for path in list_scenes(DataArguments(root=str(tmp_path)))] == ["room-1"]
+
+
+@pytest.mark.parametrize("words", [[], ["--help"]])
+def test_a_command_without_a_file_says_how_it_is_used(words):
+    with pytest.raises(SystemExit, match="train.py CONFIG.yaml"):
+        read_command_line(words, "accelerate launch train.py CONFIG.yaml")
 
 
 def test_no_is_a_strategy(config_file):

@@ -16,9 +16,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ross3d.data.sources import read_scene
 from ross3d.report.run import write_run_page
 from ross3d.report.summary import format_summary
+from ross3d.tools.view import get_run_reader
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,7 +113,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output = arguments.output.resolve()
     seconds = {stage.name: run_stage(stage) for stage in plan(arguments)}
-    page = write_run_page(arguments.output, read_scene)
+    page = write_run_page(arguments.output, get_run_reader(arguments.output))
     metrics, blind = (
         json.loads((folder / "metrics.json").read_text()) for folder in (arguments.output, arguments.output / "blind")
     )

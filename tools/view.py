@@ -9,13 +9,16 @@ rerun is installed.
 """
 
 import argparse
+import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ross3d.data.bev import get_scene_points, render_scene_bev
 from ross3d.data.scene import Scene
-from ross3d.data.sources import read_scene
+from ross3d.data.sources import get_reading, read_scene
 from ross3d.report.picture import make_picture, save_picture
 from ross3d.report.run import make_run_page, write_page
 from ross3d.report.scene import make_scene_page
@@ -33,6 +36,12 @@ def get_bev(scene: Scene) -> tuple[np.ndarray | None, np.ndarray | None]:
         return None, None
     picture = render_scene_bev(scene)
     return picture.image, picture.bounds
+
+
+def get_run_reader(run_dir: Path) -> Callable[[Path], Scene]:
+    """Reads the views that a run looked at."""
+    settings = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))["settings"]
+    return partial(read_scene, **get_reading(settings["num_views"], settings["decode"], settings["view_size"]))
 
 
 def open_rerun(scene: Scene) -> None:
@@ -73,14 +82,14 @@ def main(args: list[str] | None = None) -> Path:
     parser.add_argument("--rerun", action="store_true", help="scan: open rerun as well")
     options = parser.parse_args(args)
     if (options.path / "metrics.json").is_file():
-        page = make_run_page(options.path, read_scene, options.blind)
+        page = make_run_page(options.path, get_run_reader(options.path), options.blind)
         output = options.output or options.path / "report.html"
         if options.picture is not None:
             save_picture(options.picture, make_picture(options.path))
     else:
-        scene = read_scene(
-            options.path, axis_align_matrix=options.axis_align, num_views=MAX_VIEWS, boxes=options.boxes
-        )
+        given = {"axis_align_matrix": options.axis_align, "boxes": options.boxes}
+        given = {name: value for name, value in given.items() if value is not None}
+        scene = read_scene(options.path, num_views=MAX_VIEWS, **given)
         if options.rerun:
             open_rerun(scene)
         page = make_scene_page(scene, *get_bev(scene))

@@ -42,7 +42,7 @@ class DataArguments:
         decode (`str`): how JPEG pictures are decoded: `exact`, at their own size (published); or `reduced`, at the
             smallest size that is no smaller than the model's input, which is faster and changes pixels slightly.
         prepared (`str`, *optional*): folder for prepared scenes, which later epochs and runs read instead of pictures;
-            12 MB a scene of 32 views at the released size.
+            24 MB a scene of 32 views at the released size.
         latents (`str`, *optional*): folder with the teacher's latents of all scenes
             (`python -m ross3d.training.latents CONFIG.yaml`), so that no step passes pictures to the teacher;
             10 MB a scene of 32 views at the released size.
@@ -255,6 +255,13 @@ def read_run_arguments(config_file: str | Path, overrides: list[str] | None = No
         for name, values in (settings.get("parts") or {}).items()
     }
     return RunArguments(**{name: value for name, value in settings.items() if value is not None})
+
+
+def read_command_line(words: list[str], usage: str) -> RunArguments:
+    """`CONFIG.yaml [--section.key value ...]`; the usage and the end for nothing or `--help`."""
+    if not words or words[0] in {"-h", "--help"}:
+        raise SystemExit(usage)
+    return read_run_arguments(words[0], words[1:])
 
 
 def check_numbers(values: Any, where: str) -> None:

@@ -126,6 +126,7 @@ def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DFo
         model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     teacher = find_teacher(arguments)
     if teacher is not None and model.reconstruction_head is not None:
+        check_normalization(processor, model.config)
         model.attach_teacher(teacher)
     return model
 
@@ -155,6 +156,22 @@ def get_run_reading(arguments: RunArguments, processor: Ross3DProcessor) -> dict
     return get_reading(arguments.data.num_views, arguments.data.decode, processor.view_size)
 
 
+def check_normalization(processor: Ross3DProcessor, config: Ross3DConfig) -> None:
+    """Refuse a processor whose pictures the model would turn back wrongly before it rebuilds them.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    pixels = processor.image_processor
+    for name in ("image_mean", "image_std"):
+        made, read = list(getattr(pixels, name)), list(getattr(config, name))
+        if made != read or not (pixels.do_rescale and pixels.do_normalize):
+            raise ValueError(
+                f"processor.image_processor: expected do_rescale, do_normalize and {name} {read} as in the model's"
+                f" config, got {pixels.do_rescale}, {pixels.do_normalize} and {made}; set both alike."
+            )
+
+
 def build_latents(arguments: RunArguments, processor: Ross3DProcessor, config: Ross3DConfig) -> SceneLatents | None:
     """Where the teacher's latents of the run's scenes are kept, or None.
 
@@ -169,8 +186,11 @@ def build_latents(arguments: RunArguments, processor: Ross3DProcessor, config: R
             f"data.latents: expected a teacher and a model with denoiser_config beside it, got teacher {teacher} and"
             f" denoiser_config {config.denoiser_config}; leave data.latents out."
         )
+    check_normalization(processor, config)
+    pixels = processor.image_processor
     settings = {
         "processor": processor.get_fit_settings(),
+        "pixels": [pixels.do_rescale, pixels.rescale_factor, pixels.do_normalize],
         "reading": get_run_reading(arguments, processor),
         "image_mean": list(config.image_mean),
         "image_std": list(config.image_std),
@@ -201,7 +221,9 @@ def build_rows(
             f"{file}: expected scene_ids that are folders of {Path(data.root) / data.split}, got {unknown[:3]} and"
             f" {len(unknown)} unknown in all; scene_id is the folder's name."
         )
-    reading = get_run_reading(arguments, processor)
+    reading, latents = get_run_reading(arguments, processor), build_latents(arguments, processor, config)
+    if latents is not None:
+        latents.check(list_scenes(data))
     prepared = None if data.prepared is None else PreparedScenes(data.prepared, processor, read_scene, reading)
     return SceneRows(
         list_scenes(data),
@@ -216,7 +238,7 @@ def build_rows(
         rows_per_step=rows_per_step,
         one_task_per_step=data.one_task_per_step,
         prepared=prepared,
-        latents=build_latents(arguments, processor, config),
+        latents=latents,
         seed=arguments.seed,
         blind=data.blind,
     )

@@ -17,7 +17,7 @@ from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.latents import SceneLatents
 from ross3d.data.sources import read_scene
 from ross3d.reconstruction_ross3d import prepare_view_pictures
-from ross3d.training.arguments import RunArguments, read_run_arguments
+from ross3d.training.arguments import RunArguments, read_command_line
 from ross3d.training.build import (
     build_config,
     build_latents,
@@ -70,10 +70,11 @@ def main(arguments: RunArguments) -> None:
     teacher = AutoencoderKL.from_pretrained(teacher_folder).to(device).eval()
     scenes: list[Path] = [path for path in list_scenes(arguments.data) if not kept.has(path)]
     for path in tqdm(scenes, desc="latents", unit="scene"):
+        identity = kept.get_identity(path)
         scene = read_scene(path, **get_run_reading(arguments, processor))
         inputs = processor(**scene.get_inputs(bev=True), return_tensors="pt")
-        kept.write(path, encode_scene_pictures(teacher, inputs, config))
+        kept.write(path, identity, encode_scene_pictures(teacher, inputs, config))
 
 
 if __name__ == "__main__":
-    main(read_run_arguments(sys.argv[1], sys.argv[2:]))
+    main(read_command_line(sys.argv[1:], __doc__))

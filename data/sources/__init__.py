@@ -8,10 +8,10 @@ from typing import Any
 
 from ross3d.data.scene import Scene
 from ross3d.data.sources.arkitscenes import read_arkitscenes
-from ross3d.data.sources.nerfstudio import read_nerfstudio
-from ross3d.data.sources.posed_images import read_posed_images
+from ross3d.data.sources.nerfstudio import list_named_files, read_nerfstudio
+from ross3d.data.sources.posed_images import list_scan_files, read_posed_images
 from ross3d.data.sources.rgbd_folder import read_bev, read_rgbd_folder
-from ross3d.data.sources.scannet import read_scannet_scan
+from ross3d.data.sources.scannet import find_labels_file, read_scannet_scan
 from ross3d.data.sources.video import find_video, read_video
 
 
@@ -26,6 +26,8 @@ class Layout:
     pattern: str
     read: Callable[..., Scene]
     looks_like: str
+    # Files of a scan that do not lie in its folder.
+    list_elsewhere: Callable[[Path], list[Path]] = lambda path: []
 
 
 LAYOUTS = (
@@ -35,9 +37,19 @@ LAYOUTS = (
         read_rgbd_folder,
         "camera-intrinsics.txt and frame-NNNNNN.color.jpg, .depth.png, .pose.txt (7-Scenes, TSDF tools)",
     ),
-    Layout("scannet", "*.sens", read_scannet_scan, "<scene>.sens, .txt and the mesh's files (raw ScanNet)"),
     Layout(
-        "nerfstudio", "transforms.json", read_nerfstudio, "transforms.json (nerfstudio, Polycam, Record3D, COLMAP)"
+        "scannet",
+        "*.sens",
+        read_scannet_scan,
+        "<scene>.sens, .txt and the mesh's files (raw ScanNet)",
+        lambda path: [find_labels_file(path)],
+    ),
+    Layout(
+        "nerfstudio",
+        "transforms.json",
+        read_nerfstudio,
+        "transforms.json (nerfstudio, Polycam, Record3D, COLMAP)",
+        list_named_files,
     ),
     Layout(
         "arkitscenes",
@@ -56,6 +68,7 @@ LAYOUTS = (
         "[0-9][0-9][0-9][0-9][0-9].jpg",
         read_posed_images,
         "NNNNN.jpg, .png, .txt and depth_intrinsic.txt (ScanNet's posed_images/<scene>)",
+        list_scan_files,
     ),
 )
 
@@ -96,6 +109,13 @@ def read_scene(path: str | os.PathLike, **options) -> Scene:
     return scene
 
 
+def list_files(path: Path) -> list[Path]:
+    """Every file that a scan is read from: below its folder, links followed, and where its layout has others."""
+    inside = [Path(folder) / name for folder, _, names in os.walk(path, followlinks=True) for name in names]
+    elsewhere = [file for file in find_layout(path).list_elsewhere(Path(path)) if file.is_file()]
+    return sorted({*inside, *elsewhere})
+
+
 def get_reading(num_views: int, decode: str, view_size: int) -> dict[str, Any]:
     """Options of `read_scene` for a model: so many views, decoded whole or no larger than its input needs.
 
@@ -107,4 +127,4 @@ def get_reading(num_views: int, decode: str, view_size: int) -> dict[str, Any]:
     return {"num_views": num_views} | ({} if decode == "exact" else {"reduce_to": view_size})
 
 
-__all__ = ["DECODES", "LAYOUTS", "Layout", "find_layout", "get_reading", "read_scene"]
+__all__ = ["DECODES", "LAYOUTS", "Layout", "find_layout", "get_reading", "list_files", "read_scene"]

@@ -108,6 +108,13 @@ def read_nerfstudio(
     )
 
 
+def list_named_files(path: Path) -> list[Path]:
+    """Pictures and depth maps that transforms.json names, wherever they lie."""
+    frames = _list_frames(read_json(path / "transforms.json", "frames and cameras"), path / "transforms.json")
+    named = [frame[key] for frame in frames.values() for key in ("file_path", "depth_file_path") if key in frame]
+    return [path / name for name in named]
+
+
 def _list_frames(content: Any, file: Path) -> dict[str, dict]:
     """The frames by the stem of their file path, each with the keys that stand for all frames filled in."""
     frames = content.get("frames") if isinstance(content, dict) else None

@@ -116,6 +116,17 @@ def load_embodiedscan_infos(path: str | os.PathLike) -> dict[str, EmbodiedScanIn
         ) from error
 
 
+def _find_scan(path: Path) -> Path:
+    """The scan's folder beside the export: DIR/scans/<scene> of DIR/posed_images/<scene>."""
+    return path.resolve().parents[1] / "scans" / path.resolve().name
+
+
+def list_scan_files(path: Path) -> list[Path]:
+    """What may be read of the scan's folder beside the export: meta data and picture from above."""
+    scan = _find_scan(path)
+    return [scan / f"{scan.name}.txt", scan / "view_0.png", scan / "view_0.jpg"]
+
+
 def read_posed_images(
     path: str | os.PathLike,
     *,
@@ -146,7 +157,7 @@ def read_posed_images(
     """
     path = Path(path)
     scene_id = path.resolve().name
-    scan = path.resolve().parents[1] / "scans" / scene_id
+    scan = _find_scan(path)
     info = _get_info(infos, scene_id)
     if info is None:
         names = sorted(file.stem for file in path.glob("[0-9]*.jpg"))
