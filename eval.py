@@ -29,6 +29,7 @@ from transformers import AutoProcessor, HfArgumentParser, set_seed
 from ross3d.data.ahead import iterate_ahead
 from ross3d.data.annotations import find_annotations, load_annotations
 from ross3d.data.dataset import get_row_seed
+from ross3d.data.kept import describe_file, describe_source
 from ross3d.data.sources import get_reading, read_scene
 from ross3d.metrics.meteor import Meteor, check_meteor
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
@@ -72,9 +73,13 @@ class EvalArguments(EvalSettings):
 
 def get_tasks(names: str) -> list[Task]:
     """Tasks by their names, separated by commas."""
-    for name in names.split(","):
-        if name not in TASKS:
-            raise ValueError(f"--task: expected names of {sorted(TASKS)}, got {name!r}; separate them with commas.")
+    chosen = names.split(",")
+    for name in chosen:
+        if name not in TASKS or chosen.count(name) > 1:
+            raise ValueError(
+                f"--task: expected names of {sorted(TASKS)}, each once, got {name!r} in {names!r}; separate them with"
+                " commas."
+            )
     return [TASKS[name] for name in names.split(",")]
 
 
@@ -142,11 +147,26 @@ def describe_settings(
             "max_new_tokens": context.settings.max_new_tokens,
             "scene_path": context.scene_path,
             "items_sha256": hashlib.sha256(repr(items[name]).encode()).hexdigest(),
+            "scenes_sha256": hash_scenes(context, items[name]),
         }
         for name, context in contexts.items()
     }
     values["model_sha256"] = get_fingerprint(arguments.model)
     return values
+
+
+def hash_scenes(context: EvalContext, items: list[Any]) -> str:
+    """One hash of the names, sizes and times of change of all files that the questions' scenes are read from.
+
+    Raises:
+        FileNotFoundError, ValueError: names the first scene or frame that is not there.
+    """
+    if context.scene_path is None:
+        frames = sorted({image for item in items for image in item.images})
+        sources = [[frame, *describe_file(context.data_dir / frame)] for frame in frames]
+    else:
+        sources = [describe_source(context.find_scene(name)) for name in dict.fromkeys(i.scene_id for i in items)]
+    return hashlib.sha256(repr(sources).encode()).hexdigest()
 
 
 def check_settings(path: Path, settings: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Files that are written at once: a kill, or a reader in another process, sees the old one or the whole new one."""
 
+import fcntl
 import os
 import secrets
 import shutil
@@ -32,6 +33,28 @@ def remove_leftovers(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
     for leftover in folder.glob(".*.part"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def hold_folder(folder: str | os.PathLike) -> Iterator[None]:
+    """Nobody else holds the folder (made when it is not there) while the block runs; a kill lets go of it.
+
+    Raises:
+        BlockingIOError: when another process holds it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(
+                f"{folder}: another process is at work in this folder; wait for it, or choose another folder."
+            ) from error
+        try:
+            yield
+        finally:
+            (folder / ".lock").unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -15,10 +15,21 @@ from ross3d.data.sources import list_files
 FIELDS = {"identity", "about", "tensors", "checksum"}
 
 
+def describe_file(file: Path) -> tuple[int, int]:
+    """Size and time of change.
+
+    Raises:
+        FileNotFoundError: when it is not there.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: expected a file that is read later, got none; copy it again.")
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
 def describe_source(path: Path) -> dict[str, Any]:
     """The folder, and name, size and time of change of every file that a scan is read from."""
-    stats = [(file, file.stat()) for file in list_files(path)]
-    files = [[os.path.relpath(file, path), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
+    files = [[os.path.relpath(file, path), *describe_file(file)] for file in list_files(path)]
     return {"path": str(path.resolve()), "files": files}
 
 

@@ -6,11 +6,26 @@ from ross3d.report.html import Markup, clip_text, element, join, make_page, make
 
 
 MAX_QUESTIONS = 200
+ROUNDING = 1e-9
+# Fewer scenes than that, resampled, tell too little of how scenes differ.
+FEW_SCENES = 20
 
 
 def is_apart(difference: dict[str, float] | None) -> bool:
-    """Whether an interval leaves out 0."""
-    return difference is not None and (difference["low"] > 0 or difference["high"] < 0)
+    """Whether an interval leaves out 0, by more than rounding."""
+    if difference is None or difference["low"] is None:
+        return False
+    return difference["low"] > ROUNDING or difference["high"] < -ROUNDING
+
+
+def describe_size(found: dict[str, Any]) -> str:
+    """How many questions and scenes a task has, and what that means for intervals."""
+    text = f"{found['num_questions']} questions, {found['num_scenes']} scenes"
+    if found["num_scenes"] == 1:
+        return f"{text}: no intervals, which come from resampled scenes"
+    if found["num_scenes"] < FEW_SCENES:
+        return f"{text}: intervals of 95 % over so few scenes are too narrow"
+    return f"{text}: intervals of 95 % over scenes"
 
 
 def format_system(row: dict[str, Any]) -> str:
@@ -27,15 +42,15 @@ def format_difference(row: dict[str, float] | None) -> str:
     """A difference with its interval, a star where 0 is outside; a dash where there is none."""
     if row is None:
         return "-"
-    return f"{row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]" + (" *" if is_apart(row) else "")
+    interval = "" if row["low"] is None else f" [{row['low']:+.4f}, {row['high']:+.4f}]"
+    return f"{row['mean']:+.4f}{interval}" + (" *" if is_apart(row) else "")
 
 
 def format_comparison(names: list[str], comparison: dict[str, Any]) -> str:
     """The comparison as plain text: a block a task, a line a score."""
     blocks = ["\n".join(f"{chr(65 + place)} = {name}" for place, name in enumerate(names))]
     for task, found in comparison.items():
-        size = f"{found['num_questions']} questions, 95 % intervals over {found['num_scenes']} scenes"
-        lines = [f"{task}: {size}, * where 0 is outside"]
+        lines = [f"{task}: {describe_size(found)}; * where 0 is outside"]
         for name, score in found["scores"].items():
             cells = [f"{chr(65 + place)} {format_system(row)}" for place, row in enumerate(score["systems"])]
             cells += [
@@ -97,7 +112,7 @@ def make_comparison_page(names: list[str], comparison: dict[str, Any]) -> str:
             make_section(
                 f"{task}: {found['num_questions']} questions",
                 make_score_table(found),
-                note=f"Intervals: 95 %, over {found['num_scenes']} scenes.",
+                note=describe_size(found),
             )
         )
         for place, changes in enumerate(found["changes"]):

@@ -86,8 +86,8 @@ def format_benchmark(task: str, metrics: dict[str, Any]) -> list[str]:
 
 
 def format_interval(interval: dict[str, Any] | None) -> str:
-    """The ends of an interval in brackets; nothing for None."""
-    return "" if interval is None else f"[{interval['low']:.4f}, {interval['high']:.4f}]"
+    """The ends of an interval in brackets; nothing where there is none."""
+    return "" if interval is None or interval["low"] is None else f"[{interval['low']:.4f}, {interval['high']:.4f}]"
 
 
 def format_summary(metrics: dict[str, Any], blind: dict[str, Any] | None = None) -> str:

@@ -69,6 +69,22 @@ def get_columns(records: list[Record], *names: str) -> list[list[Any]]:
     return [[record[name] for record in records] for name in names]
 
 
+def check_detected(data_dir: Path, items: Sequence[Annotation], settings: EvalSettings) -> None:
+    """Refuse to begin when scenes have no detected boxes, which show only when their turn comes.
+
+    Raises:
+        ValueError: names how many, and the first.
+    """
+    folders = dict.fromkeys(data_dir / settings.split / item.scene_id for item in items)
+    missing = [folder for folder in folders if not (folder / "proposals.json").is_file()]
+    if settings.proposals == "predicted" and missing:
+        raise ValueError(
+            f"--data {data_dir}: expected detected boxes in proposals.json of {len(folders)} scenes, got none in"
+            f" {len(missing)}, first {missing[0].name}; prepare them with --proposals, or by `python -m"
+            " ross3d.data.prepare proposals` (docs/DATA.md), or evaluate with --proposals ground_truth."
+        )
+
+
 def get_detected_boxes(context: EvalContext, scene: Scene) -> np.ndarray:
     """What grounding chooses among: the boxes that a detector found, or with `--proposals ground_truth` the objects'.
 
@@ -164,14 +180,14 @@ def make_grounding_record(
     targets = annotation.target_boxes
     if targets is None:
         targets = list_boxes(scene_boxes[annotation.object_ids])
-    scores = np.round(np.asarray(scores, np.float64), DECIMALS)
+    scores = np.asarray(scores, np.float64)
     best = choose_proposal(scores)
     return make_record(
         task_name,
         annotation,
         response=None,
         prediction=None,
-        scores=scores.tolist(),
+        scores=np.round(scores, DECIMALS).tolist(),
         best_box=None if best is None else list_boxes(proposal_boxes[best])[0],
         no_target_wins=bool(scores.argmax() == len(scores) - 1),
         predicted_boxes=list_boxes(proposal_boxes[select_proposals(scores)]),
@@ -301,6 +317,7 @@ def answer_together(
 __all__ = [
     "SceneForQuestions",
     "answer_questions",
+    "check_detected",
     "clean_response",
     "get_columns",
     "get_detected_boxes",

@@ -42,6 +42,17 @@ def compute_ratio(sums: np.ndarray) -> np.ndarray:
     return np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0)
 
 
+def split_by_type(values: dict[str, np.ndarray], question_types: list[str]) -> dict[str, np.ndarray]:
+    """Values (N,) and, as `NAME/TYPE`, those of each question type with NaN elsewhere."""
+    types = np.array(question_types)
+    by_type = {
+        f"{name}/{kind}": np.where(types == kind, scores, np.nan)
+        for name, scores in values.items()
+        for kind in dict.fromkeys(question_types)
+    }
+    return values | by_type
+
+
 def make_caption_sums(
     hypotheses: list[str], references: list[list[str]], meteor: Meteor | None = None
 ) -> dict[str, Summed]:
@@ -80,8 +91,10 @@ def compute_intervals(sums: dict[str, Summed], scenes: np.ndarray) -> dict[str, 
 
 
 def compute_interval(summed: Summed, scenes: np.ndarray) -> dict[str, Any]:
+    """The same for one score; of a single scene nothing can be said, so that low and high are None."""
     interval = compute_score_interval(summed.counts, summed.compute, scenes)
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "num_scenes": interval.num_groups}
+    ends = {"low": interval.low, "high": interval.high} if interval.num_groups > 1 else {"low": None, "high": None}
+    return {"mean": interval.mean, **ends, "num_scenes": interval.num_groups}
 
 
 def average(parts: list[Summed]) -> Summed:

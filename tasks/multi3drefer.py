@@ -10,12 +10,14 @@ from ross3d.metrics.benchmarks import IOU_THRESHOLDS, MULTI3DREFER_TYPES, score_
 from ross3d.metrics.grounding import compute_f1
 from ross3d.tasks.answering import (
     answer_questions,
+    check_detected,
     clean_response,
     get_columns,
     get_question,
     load_questions,
     prepare_questions_about_boxes,
 )
+from ross3d.tasks.intervals import split_by_type
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 
 
@@ -35,6 +37,7 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[Annotation]:
                 f"id {item.id!r}: expected a list in target_boxes, empty where nothing is meant, got None; prepare the"
                 " annotations again (docs/DATA.md)."
             )
+    check_detected(data_dir, items, settings)
     return items
 
 
@@ -59,7 +62,8 @@ def score(records: list[Record]) -> dict[str, Any]:
 
 
 def get_values(records: list[Record]) -> dict[str, np.ndarray]:
-    return {f"f1@{t}": np.array([compute_record_f1(record, t) for record in records]) for t in IOU_THRESHOLDS}
+    values = {f"f1@{t}": np.array([compute_record_f1(record, t) for record in records]) for t in IOU_THRESHOLDS}
+    return split_by_type(values, *get_columns(records, "question_type"))
 
 
 TASK = Task(NAME, "predictions.jsonl", load_items, prepare_questions_about_boxes, answer, score, get_values)

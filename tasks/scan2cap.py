@@ -18,6 +18,7 @@ from ross3d.metrics.meteor import Meteor
 from ross3d.tasks.answering import (
     SceneForQuestions,
     answer_questions,
+    check_detected,
     clean_response,
     get_columns,
     get_question,
@@ -40,6 +41,8 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[Annotation]:
     """
     objects = load_questions(data_dir, settings, NAME)
     if settings.proposals == "predicted":
+        # An object without a place is one that no box was detected for, if boxes were detected at all.
+        check_detected(data_dir, [item for item in objects if item.query_coords is None], settings)
         return objects
     for item in objects:
         if not item.target_boxes:

@@ -10,12 +10,14 @@ from ross3d.metrics.benchmarks import IOU_THRESHOLDS, SCANREFER_TYPES, score_sca
 from ross3d.metrics.grounding import compute_paired_iou
 from ross3d.tasks.answering import (
     answer_questions,
+    check_detected,
     clean_response,
     get_columns,
     get_question,
     load_questions,
     prepare_questions_about_boxes,
 )
+from ross3d.tasks.intervals import split_by_type
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 
 
@@ -35,6 +37,7 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[Annotation]:
                 f"id {item.id!r}: expected one box in target_boxes, got {item.target_boxes}; prepare the annotations"
                 " again (docs/DATA.md)."
             )
+    check_detected(data_dir, items, settings)
     return items
 
 
@@ -68,7 +71,8 @@ def score(records: list[Record]) -> dict[str, Any]:
 def get_values(records: list[Record]) -> dict[str, np.ndarray]:
     overlaps, published = compute_overlaps(records), compute_paired_iou(*get_boxes(records))
     values = {f"accuracy@{threshold}": (overlaps >= threshold).astype(np.float64) for threshold in IOU_THRESHOLDS}
-    return values | {f"accuracy@{t}_published": (published >= t).astype(np.float64) for t in IOU_THRESHOLDS}
+    values |= {f"accuracy@{t}_published": (published >= t).astype(np.float64) for t in IOU_THRESHOLDS}
+    return split_by_type(values, *get_columns(records, "question_type"))
 
 
 TASK = Task(NAME, "predictions.jsonl", load_items, prepare_questions_about_boxes, answer, score, get_values)

@@ -16,6 +16,7 @@ from ross3d.tasks.answering import (
     load_questions,
     prepare_questions,
 )
+from ross3d.tasks.intervals import split_by_type
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 
 
@@ -46,8 +47,8 @@ def score(records: list[Record]) -> dict[str, Any]:
 
 def get_values(records: list[Record]) -> dict[str, np.ndarray]:
     predictions, references = ([clean_sqa3d_answer(text) for text in column] for column in get_texts(records))
-    return {
-        "exact_match": np.array([a == b for a, b in zip(predictions, references, strict=True)], np.float64),
+    matches = np.array([a == b for a, b in zip(predictions, references, strict=True)], np.float64)
+    return split_by_type({"exact_match": matches}, *get_columns(records, "question_type")) | {
         "refined_exact_match": compute_refined_match(predictions, references).astype(np.float64),
         "refined_exact_match_published": compute_refined_match(predictions, references, rule="substring").astype(
             np.float64

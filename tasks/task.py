@@ -102,9 +102,11 @@ class EvalContext:
     scene_path: str = SCENE_PATH
     cache: dict[str, Any] = field(default_factory=dict)
 
+    def find_scene(self, scene_id: str, split: str | None = None) -> Path:
+        return self.data_dir / self.scene_path.format(split=split or self.settings.split, scene_id=scene_id)
+
     def load_scene(self, scene_id: str, split: str | None = None) -> Scene:
-        path = self.scene_path.format(split=split or self.settings.split, scene_id=scene_id)
-        return self.read_scene(self.data_dir / path)
+        return self.read_scene(self.find_scene(scene_id, split))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from ross3d.data.annotations import Annotation
 from ross3d.metrics.benchmarks import get_task_counts, score_choices_and_numbers
 from ross3d.tasks.answering import (
     answer_questions,
-    clean_response,
     get_columns,
     get_question,
     prepare_questions,
@@ -149,7 +148,8 @@ class VideoBenchmark:
         )
 
     def answer(self, context: EvalContext, scenes: list[OpenScene]) -> list[list[Record]]:
-        answered = answer_questions(context, scenes, self.name, get_question, clean_response)
+        # The published rule reads the first word of the answer as it is, blanks in front included.
+        answered = answer_questions(context, scenes, self.name, get_question, lambda _, response: response)
         return [[record | {"right": self.is_right(record)} for record in records] for records in answered]
 
     def compute_scores(self, records: list[Record]) -> np.ndarray:

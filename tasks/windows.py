@@ -16,7 +16,7 @@ from ross3d.data.annotations import Annotation
 from ross3d.data.scene import BLIND_PICTURE
 from ross3d.data.sources import get_reading
 from ross3d.data.sources.frames import decode_color
-from ross3d.tasks.answering import SceneForQuestions, answer_questions, clean_response, get_question
+from ross3d.tasks.answering import SceneForQuestions, answer_questions, clean_response
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record
 
 
@@ -102,7 +102,12 @@ def answer_windows(
     context: EvalContext, scenes: list[OpenScene], task_name: str, is_right: Callable[[Record], bool | None]
 ) -> list[list[Record]]:
     """Records of windows, which carry their scan as the scene: windows of one scan are not independent."""
-    answered = answer_questions(context, scenes, task_name, get_question, clean_response)
+
+    def get_prompt(window: Window) -> str:
+        """With the spatial instruction as in training, which leaves out the line breaks of the slots."""
+        return window.question.lstrip("\n") if context.processor.spatial_instruction else window.question
+
+    answered = answer_questions(context, scenes, task_name, get_prompt, clean_response)
     windows = [item for scene in scenes for item in scene.items]
     records = [
         record | window.facts | {"scene_id": window.scan} for (record,), window in zip(answered, windows, strict=True)

@@ -78,8 +78,10 @@ def test_raw_scans_are_prepared_trained_on_and_scored(prepared, trained, tmp_pat
         assert metrics["scores"][name]["num_items"] == len(asked)
         for score, interval in metrics["intervals"][name].items():
             assert interval["mean"] == pytest.approx(metrics["scores"][name][score], abs=1e-6)
-            assert interval["num_scenes"] == 1 and interval["low"] == interval["high"]
+            assert interval["num_scenes"] == 1 and interval["low"] is interval["high"] is None
     assert {"exact_match", "CIDEr", "BLEU-4"} < metrics["scores"]["scanqa"].keys()
+    assert {"accuracy@0.5", "accuracy@0.5/multiple"} < metrics["intervals"]["scanrefer"].keys()
+    assert {"f1@0.5/zt_wo_d", "f1@0.5/mt"} < metrics["intervals"]["multi3drefer"].keys()
     page = (tmp_path / "report.html").read_text()
     assert all(f"Scores: {name}" in page for name in SCANNET_TASKS) and "Scene scene0003_00" in page
 
@@ -158,6 +160,26 @@ def test_annotations_that_cannot_be_scored_are_named(tmp_path, task, changes, me
     save_annotations([Annotation("a", "scene", **values)], tmp_path / "annotations" / "val.jsonl")
     with pytest.raises(ValueError, match=message):
         TASKS[task].load_items(tmp_path, EvalSettings(split="val"))
+
+
+@pytest.mark.parametrize("task", ["scanrefer", "multi3drefer", "scan2cap"])
+def test_missing_proposals_are_told_before_anything_is_asked(prepared, trained, tmp_path, task, monkeypatch):
+    shutil.copytree(prepared, tmp_path / "data")
+    (tmp_path / "data" / "val" / "scene0003_00" / "proposals.json").unlink()
+    monkeypatch.setattr(door, "load_model", lambda *arguments: pytest.fail("the model was loaded first"))
+    message = "expected detected boxes in proposals.json of 1 scenes, got none in 1, first scene0003_00"
+    with pytest.raises(ValueError, match=message):
+        evaluate(tmp_path / "out", tmp_path / "data", trained, f"scanqa,{task}")
+    assert TASKS[task].load_items(tmp_path / "data", EvalSettings(split="val", proposals="ground_truth"))
+
+
+def test_other_scenes_do_not_go_on_with_an_evaluation(prepared, trained, tmp_path):
+    shutil.copytree(prepared, tmp_path / "data")
+    evaluate(tmp_path / "out", tmp_path / "data", trained, "scanrefer")
+    file = tmp_path / "data" / "val" / "scene0003_00" / "proposals.json"
+    file.write_text(json.dumps([[50.0, *box[1:]] for box in json.loads(file.read_text())]))
+    with pytest.raises(ValueError, match="expected tasks.scanrefer.scenes_sha256="):
+        evaluate(tmp_path / "out", tmp_path / "data", trained, "scanrefer")
 
 
 def test_captions_of_own_boxes_need_them(tmp_path):
@@ -271,6 +293,17 @@ def videos(tmp_path) -> Path:
     write_video(tmp_path / "scannet" / "scene0011_00.mp4", make_frames(11))
     write_video(tmp_path / "arkitscenes" / "410.mp4", make_frames(6))
     return tmp_path
+
+
+def test_answers_about_videos_are_read_as_they_are(videos, monkeypatch):
+    """The published rule takes the text before the first blank, so a blank in front is a wrong answer."""
+    task = TASKS["vsibench"]
+    said = iter([" B", "4.", "A"])
+    context = make_context(videos, task, num_views=2, batch_size=1)
+    monkeypatch.setattr(context.processor, "batch_decode", lambda *_, **__: [next(said)])
+    records = answer(context, task)
+    assert [record["prediction"] for record in records] == [" B", "4.", "A"]
+    assert [record["right"] for record in records] == [False, True, True]
 
 
 def test_questions_about_videos_are_asked_as_published_and_scored(videos):
@@ -391,6 +424,9 @@ def test_detection_asks_each_window_about_its_own_frames(tmp_path):
     assert len(task.load_items(tmp_path, EvalSettings(split="val", limit=1))) == 2
     # The published text has a line break for each slot; the first is part of ours.
     assert records[0]["question"].startswith("\nDetect the 3D") and records[0]["right"] is None
+    context = make_context(tmp_path, task)
+    context.processor.spatial_instruction = True
+    assert answer(context, task)[0]["question"].startswith("\nDetect")
     found = json.dumps([{"label": "chair", "bbox_3d": [0, 0, 2, 0.5, 0.5, 1, 0.1, 0, 0]}])
     said = [record | {"prediction": text} for record, text in zip(records, [found, "?", "[]"], strict=True)]
     scores = task.score(said)
@@ -485,4 +521,4 @@ def test_meteor_stands_beside_other_caption_scores(prepared, trained, tmp_path):
     for name in ("scanqa", "scan2cap"):
         interval = metrics["intervals"][name]["METEOR"]
         assert interval["mean"] == pytest.approx(metrics["scores"][name]["METEOR"], abs=1e-6)
-        assert 0 <= interval["low"] <= interval["high"] <= 1
+        assert interval["num_scenes"] == 1

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ross3d.report.comparison import format_comparison, make_comparison_page
+from ross3d.report.comparison import format_comparison, is_apart, make_comparison_page
 from ross3d.tasks import find_tasks
-from ross3d.tasks.comparison import compare_systems, read_run
+from ross3d.tasks.comparison import Run, compare_systems, read_run
 from ross3d.tasks.intervals import Summed, average, compute_interval, compute_ratio, subtract
 from ross3d.tests.test_report import check_page
 from ross3d.tools.compare import main
@@ -74,6 +74,7 @@ def test_differences_and_changes_are_those_of_paired_questions(tmp_path):
     assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == comparison
     page = (tmp_path / "out" / "comparison.html").read_text()
     check_page(page)
+    assert "6 scenes: intervals of 95 % over so few scenes are too narrow" in page
     assert "What is &lt;9&gt;?" in page and "a bed" in page
 
 
@@ -90,6 +91,16 @@ def test_two_systems_are_resampled_together():
     assert same == {"mean": 0.0, "low": 0.0, "high": 0.0, "num_scenes": 10}
     middle = compute_interval(average([better, worse]), scenes)
     assert middle["mean"] == pytest.approx(alone["mean"] + interval["mean"] / 2)
+
+
+def test_one_scene_and_rounding_set_nothing_apart(tmp_path):
+    runs = [[make_record(n, answer, "scene") for n, answer in enumerate(words)] for words in ("xx", "yx")]
+    systems = [[Run(tmp_path, {"scanqa": TASKS["scanqa"].score(records)}, {"scanqa": records})] for records in runs]
+    comparison = compare_systems(systems, {"scanqa": TASKS["scanqa"]})
+    (difference,) = comparison["scanqa"]["scores"]["exact_match"]["differences"]
+    assert difference["low"] is None and "no intervals" in format_comparison(["a", "b"], comparison)
+    assert not is_apart(difference) and not is_apart({"mean": 1e-12, "low": 1e-13, "high": 1e-12})
+    check_page(make_comparison_page(["a", "b"], comparison))
 
 
 def test_an_interval_tells_a_real_difference_from_none(tmp_path):

@@ -225,7 +225,7 @@ def test_the_spatial_instruction_is_a_setting_that_is_reported(tmp_path):
 
 
 def test_what_cannot_be_evaluated_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"--task: expected names of \[.*'rooms'.*\], got 'roms'"):
+    with pytest.raises(ValueError, match=r"--task: expected names of \[.*'rooms'.*\], each once, got 'roms'"):
         evaluate(tmp_path, task="roms")
     (tmp_path / "bare").mkdir()
     for path in get_checkpoint().iterdir():
@@ -233,6 +233,8 @@ def test_what_cannot_be_evaluated_is_refused(tmp_path, monkeypatch):
             (tmp_path / "bare" / path.name).symlink_to(path)
     with pytest.raises(ValueError, match="expected the VAE teacher in .*teacher, got no such folder"):
         evaluate(tmp_path / "out", "--model", str(tmp_path / "bare"), task="reconstruction")
+    with pytest.raises(ValueError, match=r"--task: expected names of .*, each once, got 'rooms' in 'rooms,rooms'"):
+        evaluate(tmp_path, task="rooms,rooms")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="expected 2 processes that know of each other, got 1"):
         evaluate(tmp_path / "out", task="rooms")

@@ -14,13 +14,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import load_dataset
 from PIL import Image
 
 from ross3d.data.annotations import Annotation, load_annotations
-from ross3d.data.atomic import remove_leftovers, replace_file
+from ross3d.data.atomic import hold_folder, remove_leftovers, replace_file
 from ross3d.data.prepare.__main__ import main
 from ross3d.data.prepare.boxes import match_proposal
 from ross3d.data.sampling import (
@@ -380,16 +381,18 @@ def test_what_is_absent_is_told(raw, tmp_path, capsys):
     official = [row["question_id"] for row in read_official(raw, "ScanQA_v1.0_train.json")]
     gone = [f"scanqa_{name}_{number}" for name in official if "scene0001_00" in name for number in (0, 1)]
     assert left_out["train"]["scanqa: its scene is not among the scans"] == gone
-    assert left_out["train"]["scanrefer: its object has no points in the scan"] == [f"scanrefer-{len(rows) - 1}"]
-    assert len(left_out["val"]["scan2cap: its scene has no detected boxes"]) == 4
-    assert read_rows(output, "val", "scan2cap") == [] and len(read_rows(output, "val", "scanrefer")) == 8
+    assert left_out["train"]["scanrefer: its object has no points in the scan, or the scan no objects"] == [
+        f"scanrefer-{len(rows) - 1}"
+    ]
+    captions = read_rows(output, "val", "scan2cap")
+    assert len(captions) == 4 and all(row.query_coords is None and row.target_boxes for row in captions)
+    assert len(read_rows(output, "val", "scanrefer")) == 8 and "val" not in left_out
     for split in ("train", "val", "test"):
         kept = len(load_annotations(output / "annotations" / f"{split}.parquet"))
         lost = sum(map(len, left_out.get(split, {}).values()))
         assert kept + lost == {"train": 52, "val": 18, "test": 1}[split]
     told = capsys.readouterr().out
     assert "left out of train: 4 of scanqa: its scene is not among the scans, such as scanqa_train-scene0001" in told
-    assert "left out of val: 4 of scan2cap: its scene has no detected boxes" in told
 
 
 def test_a_split_without_scans_is_told(raw, tmp_path, capsys):
@@ -465,3 +468,53 @@ def test_leftovers_are_removed(tmp_path):
     assert len(list(tmp_path.iterdir())) == 4
     remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", ".hidden"}
+
+
+def test_scans_whose_objects_are_asked_about_need_them(raw, tmp_path):
+    shutil.copytree(raw, tmp_path / "given")
+    (tmp_path / "given" / "raw" / "scans" / "scene0003_00" / "scene0003_00.aggregation.json").unlink()
+    with pytest.raises(
+        ValueError, match="1 scenes whose objects are asked about have no SCENE.aggregation.json"
+    ):
+        prepare(tmp_path / "given", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    prepare(tmp_path / "given", tmp_path / "out", "--partial")
+    left_out = json.loads((tmp_path / "out" / "account.json").read_text())["left_out_annotations"]["val"]
+    assert len(left_out["scanrefer: its object has no points in the scan, or the scan no objects"]) == 8
+
+
+@pytest.mark.parametrize("gone", ["val/scene0003_00", "annotations/val.parquet", "scans/train.parquet"])
+def test_what_was_lost_is_made_again(raw, tmp_path, gone):
+    prepare(raw, tmp_path)
+    before = hash_files(tmp_path)
+    lost = tmp_path / gone
+    shutil.rmtree(lost) if lost.is_dir() else lost.write_bytes(b"")
+    prepare(raw, tmp_path)
+    assert hash_files(tmp_path) == before
+
+
+def test_a_published_picture_that_is_replaced_is_taken(raw, tmp_path):
+    shutil.copytree(raw, tmp_path / "given")
+    for color in ("red", "blue"):
+        for scan in (tmp_path / "given" / "raw" / "scans").iterdir():
+            picture = Image.new("RGB", (64, 48), color)
+            picture.save(scan / "view_0.png", compress_level={"red": 0, "blue": 9}[color])
+        prepare(tmp_path / "given", tmp_path / "out", "--bev", "published")
+        scene = read_rgbd_folder(tmp_path / "out" / "val" / "scene0003_00")
+        assert tuple(scene.bev_image[10, 10]) == {"red": (255, 0, 0), "blue": (0, 0, 255)}[color]
+
+
+def test_two_preparations_of_one_folder_do_not_meet(raw, tmp_path):
+    with hold_folder(tmp_path), pytest.raises(BlockingIOError, match="another process is at work in this folder"):
+        prepare(raw, tmp_path)
+    prepare(raw, tmp_path)
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_the_table_of_scans_follows_new_pictures(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "out")
+    main(["bev", "--data", str(tmp_path / "out"), "--from", "depth", "--bev-size", "32", "--num-workers", "1"])
+    for split in ("train", "val"):
+        for row in pq.read_table(tmp_path / "out" / "scans" / f"{split}.parquet").to_pylist():
+            known = json.loads((tmp_path / "out" / row["folder"] / "bev.json").read_text())["bounds"]
+            assert row["bev_bounds"] == known

@@ -293,7 +293,7 @@ def test_records_become_annotations():
 def test_published_records_of_mmscan_have_numbers_for_answers():
     record = make_record("mmscan_qa")
     record["conversations"][1]["value"] = 3
-    rows = make_annotations([make_record("mmscan_qa"), record], "file.json", OBJECTS).annotations
+    rows = make_annotations([make_record("mmscan_qa"), record], "mmscan_qa_train_x.json", OBJECTS).annotations
     assert [(row.id, row.answer) for row in rows] == [("mmscan_qa-7", "so"), ("mmscan_qa-7-1", "3")]
 
 
@@ -305,6 +305,8 @@ def test_published_records_of_mmscan_have_numbers_for_answers():
             "file.json, record 0: expected id, video, two turns of conversations and metadata with dataset and",
         ),
         (["text"], "record 0: expected id, video, two turns of conversations"),
+        # Situations share an id in training alone.
+        ([make_record("sqa3d"), make_record("sqa3d")], "record 1: the id 7 came before; expected one record an id"),
         (
             [make_record("scanqa", conversations=make_record("scanqa")["conversations"][::-1])],
             "record 0: expected a turn of human and one of gpt, in words, got",

@@ -48,13 +48,24 @@ def check_settings(output: Path, settings: dict[str, Any], inputs: dict[str, Any
                 f"--output: {output} was prepared with { ({k: found['settings'].get(k) for k in changed}) }, asked for"
                 f" { ({k: settings.get(k) for k in changed}) }; choose another folder, or delete that one."
             )
-        if file == account and found["inputs"] == inputs and not begun.is_file():
+        if file == account and found["inputs"] == inputs and not begun.is_file() and is_whole(output, found["made"]):
             return Finished(found, new=False)
     output.mkdir(parents=True, exist_ok=True)
     for folder in (output, *(path for path in output.iterdir() if path.is_dir())):
         remove_leftovers(folder)
     write_json(begun, {"settings": settings})
     return None
+
+
+def list_made(output: Path) -> list[str]:
+    """Scene folders and tables of a data folder."""
+    files = [*output.glob("*/*/scene.json"), *output.glob("annotations/*.parquet"), *output.glob("scans/*.parquet")]
+    return sorted(file.relative_to(output).as_posix() for file in files)
+
+
+def is_whole(output: Path, made: list[str]) -> bool:
+    """Whether everything that was made is there, and nothing of it empty."""
+    return made == list_made(output) and all((output / name).stat().st_size for name in made)
 
 
 def check_no_strangers(output: Path, scenes: dict[str, set[str]]) -> None:
@@ -80,7 +91,6 @@ def finish(
     excluded: dict[str, str],
     missing: list[str],
     published: dict[str, set[str]] | None = None,
-    leave_out_undetected: bool = False,
 ) -> Finished:
     """Write everything that is made of all scenes together, the account last.
 
@@ -89,7 +99,6 @@ def finish(
         excluded (`dict`): scans that have no folder, and why. missing (`list[str]`): files not there.
         published (`dict`, *optional*): also write public records and box files, by the published rules; split ->
             scenes of its box files, all where it names none.
-        leave_out_undetected (`bool`): captions of validation scenes without proposals, see `convert_files`.
     """
     splits, left_out, unknown_labels = {}, {}, Counter()
     for split in SPLITS:
@@ -99,7 +108,7 @@ def finish(
         proposals = {folder.name: read_rows(folder / "proposals.json") for folder in folders}
         proposals = {scene_id: rows for scene_id, rows in proposals.items() if rows is not None}
         files = make_files(split, boxes, proposals)
-        conversion = convert_files(files, boxes, proposals, leave_out_undetected)
+        conversion = convert_files(files, boxes, proposals)
         if conversion.left_out:
             left_out[split] = conversion.left_out
         if not folders:
@@ -122,6 +131,7 @@ def finish(
         }
         unknown_labels.update(label for f in facts for label in f["unknown_labels"])
     account = {
+        "made": list_made(output),
         "settings": settings,
         "inputs": inputs,
         "splits": splits,

@@ -5,6 +5,7 @@ made from the frames' depth, from ScanNet's mesh, or of a published `view_0.jpg`
 """
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -12,17 +13,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ross3d.data.atomic import remove_leftovers, replace_file, write_text
+from ross3d.data.atomic import hold_folder, remove_leftovers, replace_file, write_text
 from ross3d.data.bev import BEVPicture, render_bev, render_scene_bev
 from ross3d.data.prepare.parallel import run_jobs
+from ross3d.data.prepare.tables import refresh_scans_tables
 from ross3d.data.sources import LAYOUTS, read_scene
 from ross3d.data.sources.ply import read_ply
-from ross3d.data.sources.posed_images import JPEG_RINGING
+from ross3d.data.sources.posed_images import JPEG_RINGING, PUBLISHED_BEV_NAMES
 from ross3d.data.sources.scannet_objects import align_vertices, read_axis_alignment
 from ross3d.geometry_ross3d import get_bev_bounds
 
 
 SOURCES = ("mesh", "depth", "published")
+SCENE_ID = re.compile(r"scene\d{4}_\d{2}$")
 # Frames that are read at most to make a picture from depth.
 MAX_VIEWS = 100
 
@@ -64,7 +67,8 @@ def render_mesh_bev(vertices: np.ndarray, colors: np.ndarray, faces: np.ndarray,
 
 def read_published_bev(scan: Path) -> BEVPicture:
     """The published picture of a scan's folder, `view_0.png` or `.jpg`, in its own size, void exactly black."""
-    file = next((scan / name for name in ("view_0.png", "view_0.jpg") if (scan / name).is_file()), scan / "view_0.jpg")
+    files = [scan / name for name in PUBLISHED_BEV_NAMES]
+    file = next((file for file in files if file.is_file()), files[-1])
     try:
         image = np.array(Image.open(file).convert("RGB"))
     except OSError as error:
@@ -104,11 +108,22 @@ def write_bev(picture: BEVPicture, folder: Path, source: str) -> None:
         Image.fromarray(np.dstack([picture.image, alpha])).save(partial_file, format="PNG")
 
 
+def list_scans(scans: Path) -> dict[str, Path]:
+    """Scene id -> folder, in `scans` itself or in the `scans` and `scans_test` of a download."""
+    if not scans.is_dir():
+        raise FileNotFoundError(f"--scans: {scans} is not a folder; give the one with the folders sceneNNNN_NN.")
+    candidates = [path for pattern in ("*", "scans/*", "scans_test/*") for path in sorted(scans.glob(pattern))]
+    found = {path.name: path for path in candidates if SCENE_ID.match(path.name) and path.is_dir()}
+    if not found:
+        raise FileNotFoundError(f"--scans: no folder sceneNNNN_NN in {scans}; give the folder of the download.")
+    return dict(sorted(found.items()))
+
+
 def render_folder(folder: Path, source: str, size: int, scans: Path | None) -> BEVPicture:
     """The picture of a scene's folder: from its depth maps, or of the mesh or picture in it or in its raw scan."""
     if source == "depth":
         return render_scene_bev(read_scene(folder, num_views=MAX_VIEWS), size)
-    scan = folder if scans is None else scans / folder.name
+    scan = folder if scans is None else list_scans(scans).get(folder.name, scans / folder.name)
     if source == "published":
         return read_published_bev(scan)
     mesh = read_ply(scan / f"{folder.name}_vh_clean_2.ply")
@@ -147,6 +162,9 @@ def prepare_bev(data_dir: Path, source: str, size: int, scans: Path | None, num_
     Raises:
         ValueError: lists the scenes whose picture could not be made; the others have theirs.
     """
+    folders = list_scene_folders(data_dir)
     job = partial(make_bev, source=source, size=size, scans=scans)
-    made = run_jobs(job, list_scene_folders(data_dir), num_workers, "pictures from above", lambda path: path.name)
+    with hold_folder(data_dir):
+        made = run_jobs(job, folders, num_workers, "pictures from above", lambda path: path.name)
+        refresh_scans_tables(data_dir)
     return {"made": sum(made), "there already": len(made) - sum(made)}

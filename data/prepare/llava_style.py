@@ -62,7 +62,7 @@ def make_annotations(records: list[Record], where: str, rows_of_objects: dict[st
         task = read_task(record, at)
         name = str(record["id"]) if str(record["id"]).startswith(f"{task}_") else f"{task}-{record['id']}"
         repeats[name] += 1
-        if repeats[name] > 1 and task not in REPEATING:
+        if repeats[name] > 1 and (task not in REPEATING or "_train_" not in where):
             raise ValueError(f"{at}: the id {record['id']!r} came before; expected one record an id.")
         if repeats[name] > 1:
             name = f"{name}-{repeats[name] - 1}"
@@ -72,7 +72,7 @@ def make_annotations(records: list[Record], where: str, rows_of_objects: dict[st
             conversion.leave_out(f"{task}: its scene is not among the scans", name)
             continue
         if any(number not in rows for number in annotation.target_ids or []):
-            conversion.leave_out(f"{task}: its object has no points in the scan", name)
+            conversion.leave_out(f"{task}: its object has no points in the scan, or the scan no objects", name)
             continue
         if annotation.object_ids is not None:
             annotation.object_ids = [rows[number] for number in annotation.object_ids]

@@ -52,6 +52,16 @@ class OfficialSet:
     lists: dict[str, set[str]] = field(default_factory=dict)
     scenes: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
+    def list_with_objects(self) -> set[str]:
+        """Scenes about whose objects any split asks."""
+        rows = [
+            row
+            for split in self.rows.values()
+            for name in ("scanrefer", "multi3drefer")
+            for row in split.get(name, [])
+        ]
+        return {row["scene_id"] for row in rows}
+
     def list_scored_on_boxes(self) -> set[str]:
         """Scenes about whose detected boxes validation asks."""
         rows = self.rows["val"].get("scanrefer", []) + self.rows["val"].get("multi3drefer", [])
@@ -135,12 +145,10 @@ def convert_files(
     files: dict[str, list[Record]],
     boxes: dict[str, Boxes],
     proposals: dict[str, list[list[float]]],
-    leave_out_undetected: bool,
 ) -> Conversion:
     """Annotations of a split's public files, file after file; of captions, also the best proposal of an object.
 
-    `leave_out_undetected`: captions of validation scenes without proposals; otherwise the records say which objects
-    were found, and those that were not stay, without a place.
+    An object that no proposal stands for stays, without a place.
     """
     rows = {scene_id: {number: row for row, number in enumerate(sorted(known))} for scene_id, known in boxes.items()}
     whole = Conversion()
@@ -149,9 +157,6 @@ def convert_files(
         for annotation in conversion.annotations:
             if needs_proposals(name) and annotation.scene_id in proposals:
                 scan2cap.add_best_proposal(annotation, proposals[annotation.scene_id])
-            elif needs_proposals(name) and leave_out_undetected:
-                whole.leave_out("scan2cap: its scene has no detected boxes", annotation.id)
-                continue
             whole.annotations.append(annotation)
         for reason, names in conversion.left_out.items():
             whole.left_out.setdefault(reason, []).extend(names)

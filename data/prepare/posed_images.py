@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ross3d.data.atomic import hold_folder
 from ross3d.data.bev import BEVPicture, render_scene_bev
 from ross3d.data.prepare.finish import Finished, check_no_strangers, check_settings, finish, hash_file, hash_text
 from ross3d.data.prepare.from_above import read_published_bev
@@ -30,7 +31,7 @@ from ross3d.data.prepare.scene_folder import View, read_facts, write_scene
 from ross3d.data.sampling import sample_uniform
 from ross3d.data.scene import Scene
 from ross3d.data.sources.frames import read_matrix
-from ross3d.data.sources.posed_images import EmbodiedScanInfo, load_embodiedscan_infos
+from ross3d.data.sources.posed_images import PUBLISHED_BEV_NAMES, EmbodiedScanInfo, load_embodiedscan_infos
 from ross3d.data.sources.scannet_objects import read_axis_alignment
 
 
@@ -170,15 +171,19 @@ def plan_jobs(
 
 
 def describe_inputs(job: PublicJob) -> dict[str, Any]:
-    """What a scene is made of: number and size of its files, and a hash of what other files say of it."""
+    """What a scene is made of: number and size of its files, and a hash of what other files say of it.
+
+    Raises:
+        FileNotFoundError, ValueError: without intrinsics, or without the alignment that its boxes are given in.
+    """
     sizes = [file.stat().st_size for file in job.folder.iterdir()]
-    info = (
-        None if job.info is None else [job.info.image_names, get_alignment(job).tolist(), get_intrinsics(job).tolist()]
-    )
+    cameras = [get_alignment(job).tolist(), get_intrinsics(job).tolist()]
+    names = None if job.info is None else job.info.image_names
+    pictures = [[name, file.stat().st_size] for name in PUBLISHED_BEV_NAMES if (file := job.scan / name).is_file()]
     return {
         "files": len(sizes),
         "bytes": sum(sizes),
-        "known": hash_text([sorted(job.boxes.items()), job.proposals, info]),
+        "known": hash_text([sorted(job.boxes.items()), job.proposals, cameras, names, pictures]),
     }
 
 
@@ -237,7 +242,13 @@ def get_intrinsics(job: PublicJob) -> np.ndarray:
 def get_alignment(job: PublicJob) -> np.ndarray:
     if job.info is not None:
         return job.info.axis_align_matrix
-    matrix = read_axis_alignment(job.scan / f"{job.scene_id}.txt")
+    file = job.scan / f"{job.scene_id}.txt"
+    matrix = read_axis_alignment(file)
+    if matrix is None and (job.boxes or job.proposals):
+        raise ValueError(
+            f"{file}: expected a line axisAlignment, since the scene's boxes are in the aligned world, got none;"
+            " unpack it again, or put EmbodiedScan's info files into embodiedscan/."
+        )
     return np.eye(4) if matrix is None else matrix
 
 
@@ -277,15 +288,18 @@ def prepare_posed_images(
         "annotations": {file.name: hash_file(file) for file in [*public.files, *info_files]},
         "scans": hash_text([[job.scene_id, job.split, describe_inputs(job)] for job in jobs]),
     }
-    finished = check_settings(output, settings, inputs)
-    if finished is not None:
-        return finished
-    check_no_strangers(output, {split: {job.scene_id for job in jobs if job.split == split} for split in SPLITS})
-    job = partial(prepare_public_scene, output=output, num_views=num_views, bev_source=bev_source, bev_size=bev_size)
-    reasons = run_jobs(job, jobs, num_workers, "scenes", lambda item: item.scene_id)
-    excluded = {item.scene_id: why for item, why in zip(jobs, reasons, strict=True) if why is not None}
+    with hold_folder(output):
+        finished = check_settings(output, settings, inputs)
+        if finished is not None:
+            return finished
+        check_no_strangers(output, {split: {job.scene_id for job in jobs if job.split == split} for split in SPLITS})
+        job = partial(
+            prepare_public_scene, output=output, num_views=num_views, bev_source=bev_source, bev_size=bev_size
+        )
+        reasons = run_jobs(job, jobs, num_workers, "scenes", lambda item: item.scene_id)
+        excluded = {item.scene_id: why for item, why in zip(jobs, reasons, strict=True) if why is not None}
 
-    def make_files(split: str, *_) -> dict[str, list[Record]]:
-        return public.records[split]
+        def make_files(split: str, *_) -> dict[str, list[Record]]:
+            return public.records[split]
 
-    return finish(output, settings, inputs, make_files, excluded, public.missing)
+        return finish(output, settings, inputs, make_files, excluded, public.missing)

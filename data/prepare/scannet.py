@@ -10,7 +10,6 @@ A scan belongs to the splits whose lists (`scannetv2_SPLIT.txt`) or annotations 
 files. Every scene depends on its own raw files alone, so a run that was cut off goes on and ends with the same bytes.
 """
 
-import re
 import zipfile
 from dataclasses import dataclass
 from functools import partial
@@ -20,10 +19,11 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from ross3d.data.atomic import hold_folder
 from ross3d.data.bev import BEVPicture, render_scene_bev
 from ross3d.data.prepare.boxes import MAX_PROPOSALS, make_box, make_mask_boxes
 from ross3d.data.prepare.finish import Finished, check_no_strangers, check_settings, finish, hash_file, hash_text
-from ross3d.data.prepare.from_above import read_published_bev, render_mesh_bev
+from ross3d.data.prepare.from_above import list_scans, read_published_bev, render_mesh_bev
 from ross3d.data.prepare.official_set import SPLITS, OfficialSet, make_public_files, read_official
 from ross3d.data.prepare.parallel import run_jobs
 from ross3d.data.prepare.scene_folder import View, link_scene, read_facts, write_scene
@@ -38,6 +38,7 @@ from ross3d.data.sampling import (
 from ross3d.data.scene import Scene
 from ross3d.data.sources.frames import MILLIMETRES_PER_METRE
 from ross3d.data.sources.ply import Mesh, read_ply
+from ross3d.data.sources.posed_images import PUBLISHED_BEV_NAMES
 from ross3d.data.sources.scannet import FRAME_STEP, find_labels_file, read_mesh_with_segments
 from ross3d.data.sources.scannet_objects import (
     align_vertices,
@@ -52,7 +53,6 @@ from ross3d.data.sources.sens import iterate_sens_frames, read_sens_cameras
 
 # Raise when the same raw files would give other bytes.
 VERSION = 1
-SCENE_ID = re.compile(r"scene\d{4}_\d{2}$")
 # Share of what all frames see that is enough, for each way of choosing by coverage.
 COVERAGE_RATIOS = {"coverage": 1.0, "coverage95": 0.95, "coverage90": 0.9}
 CHOICES = ("uniform", *COVERAGE_RATIOS)
@@ -91,17 +91,6 @@ class ScanJob:
         return self.scan.name
 
 
-def list_scans(scans: Path) -> dict[str, Path]:
-    """Scene id -> folder, in `scans` itself or in the `scans` and `scans_test` of a download."""
-    if not scans.is_dir():
-        raise FileNotFoundError(f"--scans: {scans} is not a folder; give the one with the folders sceneNNNN_NN.")
-    candidates = [path for pattern in ("*", "scans/*", "scans_test/*") for path in sorted(scans.glob(pattern))]
-    found = {path.name: path for path in candidates if SCENE_ID.match(path.name) and path.is_dir()}
-    if not found:
-        raise FileNotFoundError(f"--scans: no folder sceneNNNN_NN in {scans}; give the folder of the download.")
-    return dict(sorted(found.items()))
-
-
 def plan_jobs(
     scans: dict[str, Path], official: OfficialSet, proposals: Path | None, partial_scans: bool
 ) -> tuple[list[ScanJob], dict[str, str]]:
@@ -116,6 +105,17 @@ def plan_jobs(
         raise ValueError(
             f"--scans: {len(unknown)} scenes that the annotations name are not there, such as {unknown[:3]}; download"
             " them, or give --partial to leave their questions out."
+        )
+    objectless = sorted(
+        scene_id
+        for scene_id in official.list_with_objects() & scans.keys()
+        if not (scans[scene_id] / f"{scene_id}.aggregation.json").is_file()
+    )
+    if objectless and not partial_scans:
+        raise ValueError(
+            f"--scans: {len(objectless)} scenes whose objects are asked about have no SCENE.aggregation.json, such as"
+            f" {objectless[:3]}; download it with --type .aggregation.json and _vh_clean_2.0.010000.segs.json, or give"
+            " --partial to leave their questions out."
         )
     asked = official.list_scored_on_boxes() & scans.keys() if proposals is not None else set()
     unmasked = sorted(scene_id for scene_id in asked if find_masks(proposals, scene_id) is None)
@@ -143,8 +143,9 @@ def find_masks(proposals: Path | None, scene_id: str) -> Path | None:
 
 
 def describe_inputs(job: ScanJob) -> dict[str, int]:
-    """Name and size of every raw file of a scan."""
+    """Name and size of every raw file of a scan, its published picture too."""
     files = [job.scan / f"{job.scene_id}{suffix}" for suffix in SUFFIXES]
+    files += [job.scan / name for name in PUBLISHED_BEV_NAMES]
     return {file.name: file.stat().st_size for file in [*files, job.masks] if file is not None and file.is_file()}
 
 
@@ -316,13 +317,14 @@ def prepare_scannet(
         "scans": hash_text([[job.scene_id, job.splits, sorted(describe_inputs(job).items())] for job in jobs]),
         "published": published,
     }
-    finished = check_settings(output, described, inputs)
-    if finished is not None:
-        return finished
-    check_no_strangers(output, {split: {job.scene_id for job in jobs if split in job.splits} for split in SPLITS})
-    job = partial(prepare_scan, output=output, settings=settings, nyu40_ids=nyu40_ids)
-    reasons = run_jobs(job, jobs, num_workers, "scans", lambda item: item.scene_id)
-    excluded |= {item.scene_id: why for item, why in zip(jobs, reasons, strict=True) if why is not None}
-    make_files = partial(make_public_files, official, nyu40_ids=nyu40_ids)
-    lists = official.lists if published else None
-    return finish(output, described, inputs, make_files, excluded, official.missing, lists, leave_out_undetected=True)
+    with hold_folder(output):
+        finished = check_settings(output, described, inputs)
+        if finished is not None:
+            return finished
+        check_no_strangers(output, {split: {job.scene_id for job in jobs if split in job.splits} for split in SPLITS})
+        job = partial(prepare_scan, output=output, settings=settings, nyu40_ids=nyu40_ids)
+        reasons = run_jobs(job, jobs, num_workers, "scans", lambda item: item.scene_id)
+        excluded |= {item.scene_id: why for item, why in zip(jobs, reasons, strict=True) if why is not None}
+        make_files = partial(make_public_files, official, nyu40_ids=nyu40_ids)
+        lists = official.lists if published else None
+        return finish(output, described, inputs, make_files, excluded, official.missing, lists)

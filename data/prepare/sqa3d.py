@@ -37,7 +37,7 @@ def check(questions: Any, annotations: Any, where: str) -> tuple[dict[str | int,
 
 
 def get_question_type(question: str) -> str:
-    """The published groups: the first of five beginnings that fits, whatever word goes on from it."""
+    """What a question begins with, of what, is, how, can and which; else "others". "Isn't" and "Island" are "is"."""
     start = question.lstrip().lower()
     return next((kind for kind in QUESTION_TYPES if start.startswith(kind)), "others")
 

@@ -98,6 +98,14 @@ def write_scans_table(folders: list[Path], facts: list[dict[str, Any]], split: s
     return sum(len(row["color_files"]) for row in rows)
 
 
+def refresh_scans_tables(data_dir: Path) -> None:
+    """Write the tables of scans of a prepared folder again, after something was added to its scenes."""
+    for file in sorted((data_dir / "scans").glob("*.parquet")):
+        folders = sorted(found.parent for found in (data_dir / file.stem).glob("*/scene.json"))
+        facts = [json.loads((folder / "scene.json").read_text(encoding="utf-8")) for folder in folders]
+        write_scans_table(folders, facts, file.stem, file)
+
+
 def write_card(output: Path, splits: list[str]) -> None:
     """Write `README.md`, whose head tells `datasets` where each split's questions and scans are."""
     lines = []

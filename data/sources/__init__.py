@@ -110,7 +110,14 @@ def read_scene(path: str | os.PathLike, **options) -> Scene:
 
 
 def list_files(path: Path) -> list[Path]:
-    """Every file that a scan is read from: below its folder, links followed, and where its layout has others."""
+    """Every file that a scan is read from: below its folder, links followed, and where its layout has others.
+
+    Raises:
+        FileNotFoundError, ValueError: of `find_layout`.
+    """
+    video = None if Path(path).is_dir() else find_video(path)
+    if video is not None:
+        return [video]
     inside = [Path(folder) / name for folder, _, names in os.walk(path, followlinks=True) for name in names]
     elsewhere = [file for file in find_layout(path).list_elsewhere(Path(path)) if file.is_file()]
     return sorted({*inside, *elsewhere})

@@ -38,6 +38,7 @@ from ross3d.data.sources.scannet_objects import read_axis_alignment
 BEV_SIZE = 432
 # Of 255; our choice: JPEG leaves traces of a few levels in the black around a seen area, which are void all the same.
 JPEG_RINGING = 8
+PUBLISHED_BEV_NAMES = ("view_0.png", "view_0.jpg")
 
 # What a pickle of arrays and builtins needs, and nothing that runs code.
 ARRAY_PARTS = {
@@ -124,7 +125,7 @@ def _find_scan(path: Path) -> Path:
 def list_scan_files(path: Path) -> list[Path]:
     """What may be read of the scan's folder beside the export: meta data and picture from above."""
     scan = _find_scan(path)
-    return [scan / f"{scan.name}.txt", scan / "view_0.png", scan / "view_0.jpg"]
+    return [scan / name for name in (f"{scan.name}.txt", *PUBLISHED_BEV_NAMES)]
 
 
 def read_posed_images(
@@ -183,7 +184,7 @@ def read_posed_images(
         reduce_to,
     )
     box_array, box_labels = (None, None) if boxes is None else read_boxes(boxes, scene_id)
-    bev_files = [file for file in (scan / "view_0.png", scan / "view_0.jpg") if file.is_file()]
+    bev_files = [file for file in (scan / name for name in PUBLISHED_BEV_NAMES) if file.is_file()]
     return make_scene(
         path=path,
         scene_id=scene_id,

@@ -110,7 +110,7 @@ def read_nyu40_ids(path: str | os.PathLike) -> dict[str, int]:
     """nyu40 id by raw label, from the columns `raw_category` and `nyu40id` of `scannetv2-labels.combined.tsv`."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; expected ScanNet's table of labels: give labels_file.")
+        raise FileNotFoundError(f"{path} is missing; expected ScanNet's table of labels there, or in a folder above.")
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     if not rows or not {"raw_category", "nyu40id"} <= set(rows[0]):
