@@ -15,20 +15,22 @@ import torch
 import transformers.utils.hub
 import yaml
 from huggingface_hub import ModelCard
-from transformers import AutoProcessor
+from safetensors.torch import load_file, save_file
+from transformers import AutoProcessor, TrainerState
 
 from ross3d import eval as evaluation
 from ross3d import train
+from ross3d.data.annotations import Annotation, save_annotations
 from ross3d.eval import get_fingerprint
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
-from ross3d.report.card import get_section, list_scores, read_origin
-from ross3d.tests.loopback_hub import FIRST_COMMIT, TOKEN, USER, serve_hub
+from ross3d.report.card import INGREDIENTS, Origin, get_section, list_scores, make_card, read_origin
+from ross3d.tests.loopback_hub import FIRST_COMMIT, TOKEN, USER, Repository, serve_hub
 from ross3d.tests.posed_views import make_views
 from ross3d.tests.tiny import get_checkpoint, get_rooms
 from ross3d.tools import push
 from ross3d.training.arguments import read_run_arguments
 from ross3d.training.callbacks import is_complete
-from ross3d.training.card import find_origin
+from ross3d.training.card import TEACHERS, find_origin, make_run_card
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -226,3 +228,221 @@ def test_a_second_push_leaves_nothing_of_the_first(hub, sharded, trained, capsys
     requests = count(hub, "POST /api/models")
     push.main([str(trained), "--to", REPOSITORY, "--without-teacher"])
     assert get_files(hub) == files and count(hub, "POST /api/models") == requests + 1, "a commit without changes"
+
+
+def test_a_new_repository_can_be_private(hub, sharded):
+    push.main([str(sharded), "--to", REPOSITORY, "--private"])
+    push.main([str(sharded), "--to", f"{REPOSITORY}-open"])
+    assert [hub.repositories[name].private for name in (REPOSITORY, f"{REPOSITORY}-open")] == [True, False]
+
+
+# ---- what is refused
+
+
+def link(folder: Path, target: Path, *left_out: str) -> Path:
+    """A copy to be broken, without some files."""
+    return Path(shutil.copytree(folder, target, ignore=shutil.ignore_patterns(*left_out)))
+
+
+def change(file: Path, **values) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def change_weights(folder: Path, edit) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+BROKEN = {
+    "no config": (["config.json"], None, "expected a checkpoint's folder, found no config.json"),
+    "other model": (
+        [],
+        lambda folder: change(folder / "config.json", model_type="qwen2"),
+        "expected a checkpoint of ross3d, got model_type 'qwen2'; convert it with",
+    ),
+    "no processor": (
+        ["processor_config.json"],
+        None,
+        "found no processor_config.json; save model and processor again",
+    ),
+    "no code": (["modeling_ross3d.py"], None, "that config.json names in auto_map, found no modeling_ross3d.py"),
+    "no names": (
+        [],
+        lambda folder: change(folder / "config.json", auto_map={}),
+        "in auto_map, found no auto_map; save",
+    ),
+    "no weights": (["model.safetensors"], None, "expected weights, one of .*found none of them"),
+    "a weight is missing": (
+        [],
+        lambda folder: change_weights(folder, lambda tensors: tensors.pop("model.mask_token")),
+        r"weights of its config.json, got 1 that are missing and 0 .*\['model.mask_token'\]; save model and config",
+    ),
+    "a weight of another size": (
+        [],
+        lambda folder: change_weights(folder, lambda t: t.update({"model.mask_token": t["model.mask_token"][:7]})),
+        "got 0 that are missing and 1 that it does not have at their size",
+    ),
+    "a run that goes on": (
+        [],
+        lambda folder: (folder / "run.yaml").write_text("seed: 0"),
+        "expected a finished run, got one without a whole complete.json; start train.py again",
+    ),
+    "a broken page": (
+        [],
+        lambda folder: (folder / "README.md").write_text("---\nlicense: [\n---\nwords"),
+        "README.md: expected a model card, whose metadata is YAML between two lines `---`.*repair it",
+    ),
+    "a page with another head": (
+        [],
+        lambda folder: (folder / "README.md").write_text("---\n- license\n---\nwords"),
+        "README.md: expected a model card, whose metadata is YAML",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_folders_that_nobody_could_load_are_refused(hub, tmp_path, case):
+    left_out, edit, message = BROKEN[case]
+    folder = link(get_checkpoint(), tmp_path / "folder", *left_out)
+    if edit is not None:
+        edit(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=f"(?s){message}"):
+        push.main([str(folder), "--to", REPOSITORY])
+    assert not hub.requests
+
+
+def test_a_missing_shard_is_named(sharded, tmp_path):
+    folder = link(sharded, tmp_path / "folder", "model-00002-of-00003.safetensors")
+    with pytest.raises(FileNotFoundError, match="expected the shards it names, found no .'model-00002"):
+        push.main([str(folder), "--to", REPOSITORY, "--dry-run", str(tmp_path / "dry")])
+
+
+def test_scores_of_another_model_are_refused(hub, trained, evaluated, tmp_path):
+    """Also after a change of the folder itself, and where two outputs have the same benchmark."""
+    with pytest.raises(
+        FileNotFoundError, match="expected what eval.py wrote, found no .*metrics.json; name its --output"
+    ):
+        push.main([str(trained), "--to", REPOSITORY, "--run", str(tmp_path)])
+    with pytest.raises(ValueError, match="expected each task in one output, got .*'rooms'.* again in"):
+        push.main([str(trained), "--to", REPOSITORY, "--run", str(evaluated), "--run", str(evaluated)])
+    other = link(trained, tmp_path / "other")
+    change_weights(other, lambda tensors: tensors["model.mask_token"].add_(1))
+    with pytest.raises(
+        ValueError, match=r"(?s)expected scores of .*other, got those of another checkpoint \(.*trained"
+    ):
+        push.main([str(other), "--to", REPOSITORY, "--run", str(evaluated)])
+    assert not hub.requests
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model", "expected USER/NAME, got 'model'; write whose it is before the slash"),
+        ("me/a model", "me/a model"),
+        ("me/a/b", "me/a/b"),
+    ],
+)
+def test_names_that_the_hub_does_not_take_are_refused(sharded, name, message, capsys):
+    with pytest.raises(SystemExit):
+        push.main([str(sharded), "--to", name])
+    assert message in capsys.readouterr().err
+
+
+def test_a_token_is_needed_that_may_write(hub, sharded, monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    with pytest.raises(ValueError, match="expected a token that may write to somebody/model, got 403 from the Hub"):
+        push.main([str(sharded), "--to", "somebody/model"])
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    with pytest.raises(ValueError, match=f"may write to {REPOSITORY}, got 401 from the Hub; make one with the role"):
+        push.main([str(sharded), "--to", REPOSITORY])
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(
+        ValueError, match="expected a token that may write to the Hub, found none; run `hf auth login`"
+    ):
+        push.main([str(sharded), "--to", REPOSITORY])
+    assert not hub.repositories
+
+
+def test_another_kind_of_model_is_not_written_over(hub, sharded):
+    hub.repositories[REPOSITORY] = Repository()
+    commit = hub.repositories[REPOSITORY].commit({"config.json": b'{"model_type": "bert"}'})
+    with pytest.raises(ValueError, match="but tester/rooms-model holds model_type 'bert'; choose another name"):
+        push.main([str(sharded), "--to", REPOSITORY])
+    assert hub.repositories[REPOSITORY].main == commit and not hub.stored
+
+
+def test_two_pushes_at_once_are_not_mixed(hub, sharded):
+    def push_meanwhile(method: str, path: str) -> bool:
+        if "/preupload/" in path:
+            hub.repositories[REPOSITORY].commit({"model.safetensors": b"of somebody else"})
+        return False
+
+    hub.refuse = push_meanwhile
+    with pytest.raises(ValueError, match="but somebody else changed it meanwhile; push again"):
+        push.main([str(sharded), "--to", REPOSITORY])
+    assert list(get_files(hub)) == ["model.safetensors"]
+
+
+def test_a_hub_that_cannot_be_reached_is_told(sharded, monkeypatch):
+    with serve_hub() as hub:
+        pass
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with pytest.raises(OSError, match="(?s)expected to upload all files to tester/rooms-model, got .*refused"):
+        push.main([str(sharded), "--to", REPOSITORY])
+
+
+# ---- pages of runs
+
+
+def make_page(root: Path, **settings) -> ModelCard:
+    settings = {"data": {"root": str(root), "split": "train"}, "trainer": {"output_dir": "out"}, **settings}
+    return make_run_card(settings, get_denoiser(), TrainerState(global_step=3))
+
+
+def get_denoiser():
+    return Ross3DForConditionalGeneration.config_class.from_pretrained(get_checkpoint()).denoiser_config
+
+
+def test_a_run_from_new_weights_on_own_rooms_is_as_free_as_the_code(monkeypatch):
+    """Its VAE is known by its latents; that of FLUX.1-dev makes it another matter."""
+    config = json.loads((ROOT / "scenes/teacher/config.json").read_text())
+    assert TEACHERS[config["latent_channels"], config["scaling_factor"], config["shift_factor"]] == "rooms_teacher"
+    denoiser = get_denoiser()
+    denoiser.latent_channels, denoiser.scaling_factor, denoiser.shift_factor = 4, 0.4656, -0.892
+    monkeypatch.setitem(globals(), "get_denoiser", lambda: denoiser)
+    card = make_page(get_rooms())
+    assert card.data.license == "apache-2.0" and card.data.get("license_name") is None
+    assert "trained from new weights on questions of rooms" in card.text and "3 optimizer steps.\n" in card.text
+    denoiser.latent_channels, denoiser.scaling_factor, denoiser.shift_factor = 16, 0.3611, 0.1159
+    card = make_page(get_rooms())
+    assert card.data.license == "other" and INGREDIENTS["teacher"].describe() in get_section(card.text, "Licences")
+    assert "not for commercial use" in INGREDIENTS["teacher"].describe()
+
+
+def test_a_run_hands_on_what_its_start_comes_from(tmp_path):
+    origin = Origin("user/base", ["rooms"])
+    origin.add([INGREDIENTS["base"], INGREDIENTS["code"]])
+    (tmp_path / "start").mkdir()
+    (tmp_path / "start/README.md").write_text(str(make_card("Words.", origin, {"Use": "Code."})))
+    data = tmp_path / "data"
+    row = Annotation("a", "scene0000_00", "scanqa", "what", "What is it?", "a chair", ["a chair"])
+    save_annotations([row], data / "annotations/train.jsonl")
+    card = make_page(data, init_from=str(tmp_path / "start"))
+    assert card.data.base_model == "user/base" and card.data.datasets == ["rooms", "scanqa"]
+    licenses = get_section(card.text, "Licences").splitlines()
+    assert [line.split(" (")[0] for line in licenses[:3]] == [
+        "- LLaVA-Video-7B-Qwen2",
+        "- ross3d",
+        "- questions of ScanQA",
+    ]
+    assert "ScanNet, whose terms of use are non-commercial" in licenses[2] and card.data.license == "other"
+    assert str(tmp_path) not in str(card)
+
+
+def test_a_run_from_the_hub_names_its_base(tmp_path):
+    card = make_page(tmp_path, init_from="user/base")
+    assert card.data.base_model == "user/base" and card.data.datasets is None
+    assert "weights (user/base): as their authors state" in card.text and "on views without questions" in card.text

@@ -195,10 +195,15 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             f"{folder}: expected a tokenizer (tokenizer.json or vocab.json), found none; copy it there."
         )
     # With a tokenizer of several files the library goes by model_type, which it does not know here.
-    cls = AutoTokenizer if (folder / "tokenizer.json").is_file() else Qwen2Tokenizer
+    is_one_file = (folder / "tokenizer.json").is_file()
     try:
         with quiet():
-            return cls.from_pretrained(folder)
+            # Without a word about trust the library would ask on the terminal.
+            return (
+                AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+                if is_one_file
+                else Qwen2Tokenizer.from_pretrained(folder)
+            )
     except (ValueError, OSError, KeyError) as error:
         raise ValueError(f"{folder}: expected a whole tokenizer, got files that do not load: {error}.") from error
 
