@@ -254,7 +254,7 @@ def list_results(metrics: Mapping[str, Any]) -> list[EvalResult]:
             dataset_type=task,
             dataset_name=SCANNET_TASKS.get(task, task),
             dataset_split=settings["tasks"][task]["split"],
-            dataset_args={name: settings[name] for name in names if settings[name] not in (None, False)},
+            dataset_args={name: settings[name] for name in names if settings[name] is not None},
             metric_type="psnr" if "psnr" in place else place[-1],
             metric_name=": ".join(place),
             metric_value=value,

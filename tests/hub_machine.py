@@ -11,19 +11,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
-from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModel, AutoProcessor
 
 
 def main(views: str, logits: str, question: str, *repositories: str) -> None:
     found = {}
     for name in repositories:
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
-        inputs = processor(**np.load(views), text=question)
-        for auto in (AutoModel, AutoModelForImageTextToText):
-            model = auto.from_pretrained(name, trust_remote_code=True)
-            assert type(model).__module__.startswith("transformers_modules."), type(model)
-            with torch.no_grad():
-                found[f"{name} {auto.__name__}"] = model(**inputs).logits
+        model = AutoModel.from_pretrained(name, trust_remote_code=True)
+        assert type(model).__module__.startswith("transformers_modules."), type(model)
+        with torch.no_grad():
+            found[name] = model(**processor(**np.load(views), text=question)).logits
     torch.save(found, logits)
     page = Path(hf_hub_download(repositories[0], "README.md")).read_text()
     block = page.split("```python\n")[1].split("```")[0]

@@ -20,6 +20,7 @@ from transformers import AutoProcessor, TrainerState
 
 from ross3d import eval as evaluation
 from ross3d import train
+from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.annotations import Annotation, save_annotations
 from ross3d.eval import get_fingerprint
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
@@ -122,7 +123,7 @@ def test_another_machine_loads_what_was_pushed(hub, trained, evaluated, tmp_path
     found = torch.load(tmp_path / "logits.pt")
     with torch.no_grad():
         wanted = model(**processor(**views, text=QUESTION)).logits
-    assert len(found) == 4 and all(torch.equal(logits, wanted) for logits in found.values())
+    assert len(found) == 2 and all(torch.equal(logits, wanted) for logits in found.values())
 
 
 def test_the_page_says_what_is_known(hub, trained, evaluated):
@@ -264,15 +265,31 @@ BROKEN = {
     "no processor": (
         ["processor_config.json"],
         None,
-        "found no processor_config.json; save model and processor again",
+        "found no processor_config.json, auto_map in processor_config",
     ),
-    "no code": (["modeling_ross3d.py"], None, "that config.json names in auto_map, found no modeling_ross3d.py"),
-    "no names": (
+    "no model by name": (
         [],
         lambda folder: change(folder / "config.json", auto_map={}),
-        "in auto_map, found no auto_map; save",
+        "found no auto_map in config.json; save model and processor again with save_pretrained",
     ),
-    "no weights": (["model.safetensors"], None, "expected weights, one of .*found none of them"),
+    "no processor by name": (
+        [],
+        lambda folder: change(folder / "processor_config.json", auto_map={}),
+        "found no auto_map in processor_config.json",
+    ),
+    "no code": (["modeling_ross3d.py"], None, "auto_map of config.json and.*found no modeling_ross3d.py; save model"),
+    "no code of the processor": (["processing_ross3d.py"], None, "leads to, found no processing_ross3d.py"),
+    "no code that other code needs": (["geometry_ross3d.py"], None, "leads to, found no geometry_ross3d.py"),
+    "no weights": (
+        ["model.safetensors"],
+        None,
+        "expected either model.safetensors or .*, found neither; save the model",
+    ),
+    "two sets of weights": (
+        [],
+        lambda folder: (folder / "model.safetensors.index.json").write_text("{}"),
+        "found model.safetensors and model.safetensors.index.json; save the model again into an empty folder",
+    ),
     "a weight is missing": (
         [],
         lambda folder: change_weights(folder, lambda tensors: tensors.pop("model.mask_token")),
@@ -310,6 +327,14 @@ def test_folders_that_nobody_could_load_are_refused(hub, tmp_path, case):
     with pytest.raises((ValueError, FileNotFoundError), match=f"(?s){message}"):
         push.main([str(folder), "--to", REPOSITORY])
     assert not hub.requests
+
+
+def test_weights_that_stand_for_two_are_whole(tmp_path):
+    folder = link(get_checkpoint(), tmp_path / "tied", "model.safetensors")
+    config = Ross3DConfig.from_pretrained(folder, tie_word_embeddings=True)
+    Ross3DForConditionalGeneration(config).save_pretrained(folder)
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    push.check_checkpoint(folder)
 
 
 def test_a_missing_shard_is_named(sharded, tmp_path):
@@ -403,7 +428,7 @@ def make_page(root: Path, **settings) -> ModelCard:
 
 
 def get_denoiser():
-    return Ross3DForConditionalGeneration.config_class.from_pretrained(get_checkpoint()).denoiser_config
+    return Ross3DConfig.from_pretrained(get_checkpoint()).denoiser_config
 
 
 def test_a_run_from_new_weights_on_own_rooms_is_as_free_as_the_code(monkeypatch):

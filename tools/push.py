@@ -28,6 +28,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from transformers.dynamic_module_utils import get_relative_imports
 
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.atomic import write_text
@@ -57,7 +58,9 @@ PATTERNS = (
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "*.jinja", "*_ross3d.py",
     "conversion.json", "model*.safetensors", "model.safetensors.index.json", "published/*", "teacher/*",
 )  # fmt: skip
-NEEDED = ("config.json", "processor_config.json", "tokenizer.json")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+CODE_NAMED_IN = ("config.json", "processor_config.json")
+NEEDED = (*CODE_NAMED_IN, "tokenizer.json")
 TEACHER_NOTE = "; not in this repository"
 
 
@@ -98,18 +101,42 @@ def check_checkpoint(folder: Path) -> None:
             f"{folder}: expected a checkpoint of ross3d, got model_type {settings.get('model_type')!r}; convert it"
             " with tools/convert.py (docs/CHECKPOINTS.md)."
         )
-    code = [f"{name.split('.')[0]}.py" for name in settings.get("auto_map", {}).values()]
-    missing = [name for name in (*NEEDED, *(code or ["modeling_ross3d.py"])) if not (folder / name).is_file()]
-    if missing or not code:
+    missing = [name for name in (*NEEDED, *list_code(folder)) if not (folder / name).is_file()]
+    missing += [f"auto_map in {name}" for name in CODE_NAMED_IN if not read_auto_map(folder / name)]
+    if missing:
         raise FileNotFoundError(
-            f"{folder}: expected processor, tokenizer, and code that config.json names in auto_map, found no"
-            f" {', '.join(missing) or 'auto_map'}; save model and processor again with save_pretrained."
+            f"{folder}: expected processor, tokenizer, and the code that auto_map of config.json and"
+            f" processor_config.json leads to, found no {', '.join(missing)}; save model and processor again with"
+            " save_pretrained."
         )
     check_weights(folder)
 
 
+def read_auto_map(file: Path) -> dict[str, str]:
+    """Which class of which file the library takes for what; nothing where the file is not there."""
+    return read_json(file).get("auto_map", {}) if file.is_file() else {}
+
+
+def list_code(folder: Path) -> list[str]:
+    """Files that the library needs of the folder to build model and processor, there or not."""
+    classes = [cls for name in CODE_NAMED_IN for cls in read_auto_map(folder / name).values()]
+    named, found = {f"{cls.split('.')[0]}.py" for cls in classes}, set()
+    while named - found:
+        name = min(named - found)
+        found.add(name)
+        if (folder / name).is_file():
+            named |= {f"{module}.py" for module in get_relative_imports(folder / name)}
+    return sorted(found)
+
+
 def check_weights(folder: Path) -> None:
     """Refuse weights that are not those of the config's model: the library would draw the missing ones at random."""
+    named = [name for name in WEIGHTS if (folder / name).is_file()]
+    if len(named) != 1:
+        raise FileNotFoundError(
+            f"{folder}: expected either {' or '.join(WEIGHTS)}, found {' and '.join(named) or 'neither'}; save the"
+            " model again into an empty folder."
+        )
     found = list_tensors(folder)
     with torch.device("meta"):
         model = Ross3DForConditionalGeneration(Ross3DConfig.from_pretrained(folder))
