@@ -881,6 +881,9 @@ class Ross3DProcessor(ProcessorMixin):
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs) -> list[Any]:
         """The image processor is the class of this file, so a checkout loads it without running saved code."""
         image_processor = Ross3DImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        # The library's pipelines pad as the tokenizer does, and answers go on at the ends of rows. The tokenizer has
+        # no code of its own: without a word about trust the library would ask on the terminal.
+        kwargs = {"padding_side": "left", "trust_remote_code": False, **kwargs}
         tokenizer = cls._load_tokenizer_from_pretrained("tokenizer", pretrained_model_name_or_path, **kwargs)
         return [image_processor, tokenizer]
 

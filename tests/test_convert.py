@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,12 +17,12 @@ from transformers import AutoModel, AutoProcessor, SiglipConfig, SiglipModel, Tr
 
 from ross3d import train
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
+from ross3d.report.card import load_card, read_origin
 from ross3d.tests.posed_views import make_views
 from ross3d.tests.published import HEADS, MARKS, VISION, Published, save_tensors, write_published
 from ross3d.tests.tiny import get_rooms
 from ross3d.tools import convert
 from ross3d.tools.checkpoints import files
-from ross3d.tools.checkpoints.card import USAGE
 from ross3d.tools.checkpoints.files import list_tensors, load_pickle
 from ross3d.tools.checkpoints.keys import to_published
 from ross3d.tools.checkpoints.load import load_published
@@ -110,10 +111,12 @@ def test_config_means_what_was_published(ours):
     assert config.image_token_id == processor.image_token_id == 259
 
 
-def test_the_folder_is_all_that_is_needed(ours, published):
+def test_the_folder_is_all_that_is_needed(ours, published, monkeypatch):
     """Auto classes with remote code, generation, and pictures by the teacher beside the weights; the card's block."""
-    scope = {"path": ours, "views": make_views()}
-    exec(USAGE, scope)
+    text = (ours / "README.md").read_text()
+    monkeypatch.chdir(ours)
+    scope = {}
+    exec(text.split("```python\n")[1].split("```")[0], scope)
     model, processor, ids = scope["model"], scope["processor"], scope["ids"]
     assert model.generation_config.max_new_tokens == 512 and not model.generation_config.do_sample
     assert model.generation_config.eos_token_id == processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -121,10 +124,19 @@ def test_the_folder_is_all_that_is_needed(ours, published):
     model.attach_teacher(str(ours / "teacher"))
     views, bev = model.reconstruct(**processor(**make_views()), masked_views=[1], num_inference_steps=2)
     assert views[0].shape == (1, 3, 12, 12) and bev[0].shape == (3, 8, 8)
-    text = (ours / "README.md").read_text()
-    assert USAGE in text and "VAE (`teacher/`)" in text and text.startswith("---\n") and str(ours.parent) not in text
+    assert "VAE (`teacher/`)" in text and text.startswith("---\n") and str(ours.parent) not in text
     teacher = AutoencoderKL.from_pretrained(ours / "teacher").state_dict()
     check_same({n.removeprefix(VAE): t for n, t in published.tensors.items() if n.startswith(VAE)}, teacher)
+
+
+def test_a_checkpoint_that_was_converted_back_has_a_page(ours, tmp_path):
+    """With the terms of the one it came from, also of one whose page is gone; without code that does not load it."""
+    card = load_card(run(ours, tmp_path / "back", "--reverse") / "README.md")
+    assert read_origin(card) == read_origin(load_card(ours / "README.md")) and read_origin(card).licenses
+    assert card.data.pipeline_tag is None and "```" not in card.text and "in the format of the published" in card.text
+    shutil.copytree(ours, tmp_path / "bare", ignore=shutil.ignore_patterns("README.md"))
+    card = load_card(run(tmp_path / "bare", tmp_path / "bare_back", "--reverse") / "README.md")
+    assert read_origin(card).licenses == ["weights (bare): as their authors state"]
 
 
 def test_report_has_every_key(ours, published, capsys):

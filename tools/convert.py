@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL
+from huggingface_hub import ModelCard
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import custom_object_save
@@ -32,8 +33,20 @@ from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.atomic import write_text
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.processing_ross3d import TURN_END, TURN_START
+from ross3d.report.card import (
+    CARD_NAME,
+    INGREDIENTS,
+    INTRODUCTION,
+    LIMITATIONS,
+    USAGE,
+    Ingredient,
+    Origin,
+    load_card,
+    make_card,
+    make_unknown,
+    read_origin,
+)
 from ross3d.tools import checkpoints
-from ross3d.tools.checkpoints.card import list_licenses, make_card
 from ross3d.tools.checkpoints.files import (
     check_new_folder,
     count_bytes,
@@ -48,11 +61,9 @@ from ross3d.tools.checkpoints.files import (
 from ross3d.tools.checkpoints.ingredients import (
     DEFAULT_TEACHER,
     DEFAULT_VISION_TOWER,
-    INGREDIENTS,
     TEACHERS,
     VISION_KEYS,
     VISION_TOWERS,
-    Ingredient,
     find_config,
     find_known_name,
     read_teacher_config,
@@ -163,9 +174,32 @@ def write_ours(
             write_teacher_config(folder / "teacher", source.teacher)
         if kind == "release":
             keep_published(source, plan, folder / "published", options.max_shard_size, progress)
-        make_card(name, summarize(plan.records), ingredients).save(folder / "README.md")
+        write_text(folder / CARD_NAME, str(make_converted_card(name, plan, ingredients)))
         write_report(folder, name, plan, ingredients, unknown_config_keys=unknown)
     return options.to
+
+
+def make_converted_card(name: str, plan: Plan, ingredients: Sequence[Ingredient]) -> ModelCard:
+    """The page of a checkpoint that was converted from the Hub id or folder called `name`."""
+    origin = Origin(base_model=name if "/" in name else None)
+    origin.add(ingredients)
+    introduction = (
+        f"{INTRODUCTION}, converted from `{name}`: {summarize(plan.records)}. `conversion.json` has what became of"
+        " every key."
+    )
+    return make_card(introduction, origin, {"Use": USAGE, "Limitations": LIMITATIONS})
+
+
+def make_published_card(source: Path, plan: Plan, ingredients: Sequence[Ingredient]) -> ModelCard:
+    """The page of a checkpoint that was converted back; terms are handed on from the page of the one it comes from."""
+    known = source / CARD_NAME
+    origin = read_origin(load_card(known)) if known.is_file() else Origin()
+    origin.add(ingredients if origin.licenses else [make_unknown(source.name), *ingredients])
+    introduction = (
+        f"{INTRODUCTION}, in the format of the published code, which alone loads it: {summarize(plan.records)}."
+        " `tools/convert.py` of ross3d made it and turns it back; `conversion.json` has what became of every key."
+    )
+    return make_card(introduction, origin, {"Limitations": LIMITATIONS})
 
 
 def get_display_name(source: str) -> str:
@@ -227,6 +261,7 @@ def convert_back(options: argparse.Namespace) -> Path:
         ):
             describe_part(folder, published["mm_pixel_decoder"], {"_class_name": "AutoencoderKL", **teacher_config})
         write_tokenizer(folder, tokenizer, came_from)
+        write_text(folder / CARD_NAME, str(make_published_card(source, plan, ingredients)))
         write_report(folder, get_display_name(options.source), plan, ingredients, changed_config_keys=changed)
     if base is None:
         print("config.json was made anew: this checkpoint has no published/ with the one it came from")
@@ -304,7 +339,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_report(folder: Path, source: str, plan: Plan, ingredients: Sequence[Ingredient], **more: list[str]) -> None:
     """`conversion.json`: what became of every key, and on what terms each part is published."""
-    licenses = list_licenses(ingredients)
+    licenses = [item.describe() for item in ingredients]
     for line in licenses:
         print(f"licence of {line}")
     keys = [asdict(record) for record in plan.records]

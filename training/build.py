@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 from torch.optim import Optimizer
 from transformers import AutoProcessor, Trainer, TrainerState, TrainingArguments
 
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.annotations import find_annotations, group_by_scene, load_annotations
+from ross3d.data.atomic import write_text
 from ross3d.data.collator import Ross3DCollator
 from ross3d.data.dataset import SceneRows, take_boxes
 from ross3d.data.latents import SceneLatents, get_teacher_fingerprint
@@ -23,10 +25,12 @@ from ross3d.data.prepared import PreparedScenes
 from ross3d.data.sources import get_reading, read_scene
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
+from ross3d.report.card import CARD_NAME
 from ross3d.scenes.questions import make_proposals
 from ross3d.scenes.tokenizer import make_tokenizer
 from ross3d.training.arguments import DataArguments, NewWeightsArguments, PartArguments, RunArguments
 from ross3d.training.callbacks import COMPLETE_MARK, mark_complete
+from ross3d.training.card import make_run_card
 from ross3d.training.optimizer import MuonAdamW
 
 
@@ -321,7 +325,7 @@ def save_run(
     state: TrainerState,
     output_dir: Path,
 ) -> None:
-    """Final model, processor, teacher, log and what the way back needs, as one loadable folder.
+    """Final model, processor, teacher, log, page and what the way back needs, as one loadable folder.
 
     All is written aside first and then moved into place, the mark of completeness last of all: after a kill the folder
     is finished, with nothing left over, or has no mark.
@@ -338,6 +342,11 @@ def save_run(
     state.log_history = [record for record in state.log_history if "train_runtime" not in record]
     state.save_to_json(str(aside / "trainer_state.json"))
     mark_complete(aside)
+    # Not among the files whose sizes the mark holds: people write on it.
+    run = output_dir / "run.yaml"
+    if run.is_file():
+        card = make_run_card(yaml.safe_load(run.read_text(encoding="utf-8")), model.config.denoiser_config, state)
+        write_text(aside / CARD_NAME, str(card))
     files = sorted(path.relative_to(aside) for path in aside.rglob("*") if path.is_file())
     files.remove(Path(COMPLETE_MARK))
     for file in files:

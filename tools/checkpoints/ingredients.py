@@ -1,4 +1,4 @@
-"""What a published checkpoint is made of: the parts it names, what weights do not tell of them, their licences."""
+"""What a published checkpoint is made of: the parts it names, and what weights do not tell of them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,35 +11,6 @@ from transformers import SiglipVisionConfig
 
 from ross3d.tools.checkpoints.files import find_folder, read_json
 
-
-@dataclass(frozen=True)
-class Ingredient:
-    """Something that weights come from, and on what terms its authors publish it."""
-
-    name: str
-    source: str
-    license: str
-    note: str = ""
-
-
-INGREDIENTS: dict[str, Ingredient] = {
-    "code": Ingredient("ross3d", "this repository", "Apache-2.0"),
-    "release": Ingredient(
-        "Ross3D weights and `mm_inv_projector.bin`",
-        "HaochenWang/llava-video-qwen2-7b-ross3d, HaochenWang/ross3d-utils",
-        "as their pages state",
-        "trained on ScanNet, whose terms of use are non-commercial",
-    ),
-    "base": Ingredient("LLaVA-Video-7B-Qwen2", "lmms-lab/LLaVA-Video-7B-Qwen2", "Apache-2.0"),
-    "language_model": Ingredient("Qwen2-7B", "Qwen/Qwen2-7B-Instruct", "Apache-2.0"),
-    "vision_tower": Ingredient("SigLIP so400m", "google/siglip-so400m-patch14-384", "Apache-2.0"),
-    "teacher": Ingredient(
-        "VAE of FLUX.1-dev (`teacher/`)",
-        "black-forest-labs/FLUX.1-dev",
-        "FLUX.1 [dev] Non-Commercial License",
-        "not for commercial use; needed for training and for sampling pictures, never for answers",
-    ),
-}
 
 # Configurations that weights do not tell, by the last part of the name that a published config gives them.
 VISION_TOWERS: dict[str, dict[str, Any]] = {

@@ -14,14 +14,13 @@ from transformers.utils import logging
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.processing_ross3d import COORD_TOKEN, GROUND_TOKEN, IMAGE_TOKEN, Ross3DImageProcessor, Ross3DProcessor
+from ross3d.report.card import INGREDIENTS, Ingredient, make_unknown
 from ross3d.tools.checkpoints.files import Readable, find_checkpoint, list_tensors, read_json
 from ross3d.tools.checkpoints.ingredients import (
     DEFAULT_TEACHER,
     DEFAULT_VISION_TOWER,
-    INGREDIENTS,
     TEACHERS,
     VISION_TOWERS,
-    Ingredient,
     find_config,
     find_known_name,
     find_part,
@@ -196,10 +195,15 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             f"{folder}: expected a tokenizer (tokenizer.json or vocab.json), found none; copy it there."
         )
     # With a tokenizer of several files the library goes by model_type, which it does not know here.
-    cls = AutoTokenizer if (folder / "tokenizer.json").is_file() else Qwen2Tokenizer
+    is_one_file = (folder / "tokenizer.json").is_file()
     try:
         with quiet():
-            return cls.from_pretrained(folder)
+            # Without a word about trust the library would ask on the terminal.
+            return (
+                AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+                if is_one_file
+                else Qwen2Tokenizer.from_pretrained(folder)
+            )
     except (ValueError, OSError, KeyError) as error:
         raise ValueError(f"{folder}: expected a whole tokenizer, got files that do not load: {error}.") from error
 
@@ -265,7 +269,7 @@ def list_ingredients(name: str, source: PublishedSource, has_teacher: bool, has_
         parts = (["release"] if has_release else []) + ["base", "language_model", "vision_tower"]
         ingredients += [INGREDIENTS[part] for part in parts]
     else:
-        ingredients.append(Ingredient("weights", name, "as their authors state"))
+        ingredients.append(make_unknown(name))
     if has_teacher and source.teacher in TEACHERS.values():
         ingredients.append(INGREDIENTS["teacher"])
     elif has_teacher:

@@ -1,0 +1,304 @@
+"""The page of a checkpoint, its `README.md`: what it is, how it is used, what it comes from, how well it does.
+
+The page is the record as well: a run reads it of the checkpoint that it begins with, and a push adds scores to the
+page that it finds, so whatever somebody wrote there by hand stays.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ross3d.report.summary import format_interval
+
+
+CARD_NAME = "README.md"
+OPEN_LICENSE = "Apache-2.0"
+PIPELINE_TAG = "image-text-to-text"
+INTRODUCTION = (
+    "A language model over posed RGB-D views of an indoor scene ([Ross3D](https://arxiv.org/abs/2504.01901))"
+)
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """Something that weights come from, and on what terms its authors publish it."""
+
+    name: str
+    source: str
+    license: str
+    note: str = ""
+
+    def describe(self) -> str:
+        """One line: what, from where, on what terms."""
+        return f"{self.name} ({self.source}): {self.license}{f'; {self.note}' if self.note else ''}"
+
+
+INGREDIENTS: dict[str, Ingredient] = {
+    "code": Ingredient("ross3d", "this repository", OPEN_LICENSE),
+    "release": Ingredient(
+        "Ross3D weights and `mm_inv_projector.bin`",
+        "HaochenWang/llava-video-qwen2-7b-ross3d, HaochenWang/ross3d-utils",
+        "as their pages state",
+        "trained on ScanNet, whose terms of use are non-commercial",
+    ),
+    "base": Ingredient("LLaVA-Video-7B-Qwen2", "lmms-lab/LLaVA-Video-7B-Qwen2", OPEN_LICENSE),
+    "language_model": Ingredient("Qwen2-7B", "Qwen/Qwen2-7B-Instruct", OPEN_LICENSE),
+    "vision_tower": Ingredient("SigLIP so400m", "google/siglip-so400m-patch14-384", OPEN_LICENSE),
+    "teacher": Ingredient(
+        "VAE of FLUX.1-dev (`teacher/`)",
+        "black-forest-labs/FLUX.1-dev",
+        "FLUX.1 [dev] Non-Commercial License",
+        "not for commercial use; needed for training and for sampling pictures, never for answers",
+    ),
+    "rooms_teacher": Ingredient("VAE of our rooms (`teacher/`)", "this repository", OPEN_LICENSE),
+    "rooms": Ingredient("synthetic rooms", "this repository", OPEN_LICENSE),
+}
+# Benchmarks over ScanNet, by the `task` of their annotations.
+SCANNET_TASKS = {
+    "scanqa": "ScanQA",
+    "sqa3d": "SQA3D",
+    "scan2cap": "Scan2Cap",
+    "scanrefer": "ScanRefer",
+    "multi3drefer": "Multi3DRefer",
+}
+
+# Of the PSNR of pictures, what is the model's; the rest is what it stands beside.
+SAMPLES = ("one_sample", "mean_of_samples")
+
+USAGE = """```python
+import numpy as np
+from PIL import Image
+from transformers import AutoModel, AutoProcessor, pipeline
+
+path = "."
+processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
+model = AutoModel.from_pretrained(path, trust_remote_code=True)
+
+# Two grey pictures of a wall two metres away, where yours belong.
+looking_along_y = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 1.5], [0, 0, 0, 1]])
+views = {
+    "images": [Image.new("RGB", (640, 480), "grey")] * 2,
+    "depth_maps": np.full((2, 480, 640), 2.0, dtype=np.float32),  # metres, 0 = no reading
+    "intrinsics": np.array([[580.0, 0, 319.5], [0, 580.0, 239.5], [0, 0, 1]]),  # pixels of the depth map
+    "cam2world": np.stack([looking_along_y] * 2),  # OpenCV axes, metres, z up
+}
+inputs = processor(**views, text="How many chairs are there?").to(model.device, model.dtype)
+ids = model.generate(**inputs, max_new_tokens=32)
+print(processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+
+# The same by a pipeline; blocks of pictures alone, without depth and cameras, do as well.
+ask = pipeline("image-text-to-text", model=path, trust_remote_code=True)
+pictures = [
+    {"type": "image", "image": image, "depth_map": depth_map, "intrinsics": views["intrinsics"], "cam2world": matrix}
+    for image, depth_map, matrix in zip(views["images"], views["depth_maps"], views["cam2world"])
+]
+message = {"role": "user", "content": [*pictures, {"type": "text", "text": "How many chairs are there?"}]}
+print(ask(text=[message], max_new_tokens=32, return_full_text=False)[0]["generated_text"])
+```"""
+LIMITATIONS = """\
+- It reads pictures of indoor scenes with depth and camera positions, in metres, z up. Without depth it answers from
+  the pictures alone, for which it was trained little or not at all.
+- It chooses among boxes that it is given and finds none by itself; with wrong boxes it is wrong.
+- Pictures that it samples show what it believes, not what is there.
+- Scores hold for the scenes, questions and settings beside them. Rooms, cameras, languages and ways of asking other
+  than those it was trained on were not measured.
+- Answers can be wrong and do not say so. Nothing that somebody's safety depends on should follow from them."""
+
+
+@dataclass
+class Origin:
+    """What a checkpoint comes from.
+
+    Attributes:
+        base_model (`str`, *optional*): the Hub id of the nearest ancestor that has one.
+        datasets (list of `str`): benchmarks and rooms that it was trained on.
+        licenses (list of `str`): a line for every ingredient.
+        is_open (`bool`): whether the terms of all of them are those of this code.
+    """
+
+    base_model: str | None = None
+    datasets: list[str] = field(default_factory=list)
+    licenses: list[str] = field(default_factory=list)
+    is_open: bool = True
+
+    def add(self, ingredients: Sequence[Ingredient]) -> None:
+        """Take in more ingredients; one that is there already stays once."""
+        self.licenses = list(dict.fromkeys([*self.licenses, *(item.describe() for item in ingredients)]))
+        self.is_open = self.is_open and all(item.license == OPEN_LICENSE for item in ingredients)
+
+
+def make_unknown(name: str) -> Ingredient:
+    """Weights of which nothing tells where they come from."""
+    return Ingredient("weights", name, "as their authors state")
+
+
+def find_data(tasks: Sequence[str]) -> list[Ingredient]:
+    """What questions of these tasks are about, and on whose terms."""
+    scannet = "about scans of ScanNet, whose terms of use are non-commercial"
+    return [
+        INGREDIENTS["rooms"]
+        if task == "rooms"
+        else Ingredient(f"questions of {SCANNET_TASKS[task]}", "its authors", "as their pages state", scannet)
+        if task in SCANNET_TASKS
+        else Ingredient(f"questions of {task}", "the data of the run", "as its authors state")
+        for task in tasks
+    ]
+
+
+def make_card(introduction: str, origin: Origin, sections: Mapping[str, str]) -> ModelCard:
+    """A page that anybody can complete.
+
+    Args:
+        introduction (`str`): what it is.
+        origin (`Origin`): fills the metadata and the last section.
+        sections: title -> Markdown, in order.
+    """
+    terms = {"license": "apache-2.0"} if origin.is_open else {"license": "other", "license_name": "several-see-below"}
+    data = ModelCardData(
+        **terms,
+        library_name="transformers",
+        pipeline_tag=PIPELINE_TAG if "Use" in sections else None,
+        base_model=origin.base_model,
+        datasets=origin.datasets or None,
+        language="en",
+        tags=["ross3d", "3d-scene-understanding", "rgb-d"],
+    )
+    text = f"\n# ross3d\n\n{introduction}\n"
+    licenses = "\n".join(f"- {line}" for line in origin.licenses)
+    for title, body in {**sections, "Licences": licenses}.items():
+        text = set_section(text, title, body)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")
+
+
+def load_card(path: Path) -> ModelCard:
+    """The page in a file.
+
+    Raises:
+        ValueError: when its metadata cannot be read.
+    """
+    try:
+        return ModelCard.load(path)
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{path}: expected a model card, whose metadata is YAML between two lines `---`, got one that cannot be"
+            f" read: {error}; repair it, or delete the file."
+        ) from error
+
+
+def read_origin(card: ModelCard) -> Origin:
+    """What a page says of where its checkpoint comes from."""
+    lines = get_section(card.text, "Licences").splitlines()
+    return Origin(
+        card.data.base_model,
+        list(card.data.datasets or []),
+        [line.removeprefix("- ") for line in lines if line.startswith("- ")],
+        card.data.license == "apache-2.0",
+    )
+
+
+def find_section(text: str, title: str) -> re.Match | None:
+    return re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def get_section(text: str, title: str) -> str:
+    """What stands under `## title`; nothing where there is none."""
+    found = find_section(text, title)
+    return "" if found is None else found[1].strip()
+
+
+def set_section(text: str, title: str, body: str, before: str | None = None) -> str:
+    """Put `body` under `## title`: in place of what stands there, else in front of section `before`, else last."""
+    found, section = find_section(text, title), f"## {title}\n\n{body}\n\n"
+    if found is not None:
+        return f"{text[: found.start()]}{section}{text[found.end() :]}".rstrip("\n") + "\n"
+    place = None if before is None else find_section(text, before)
+    if place is None:
+        return f"{text.rstrip()}\n\n{section.rstrip()}\n"
+    return f"{text[: place.start()]}{section}{text[place.start() :]}"
+
+
+# Scores
+
+
+def list_scores(scores: Mapping[str, Any], place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float]]:
+    """(names of groups and score, value) of all scores; not the counts, and not the ends of intervals."""
+    for name, value in scores.items():
+        if isinstance(value, dict) and not {"low", "high"} <= value.keys():
+            yield from list_scores(value, (*place, name))
+        elif isinstance(value, float):
+            yield (*place, name), value
+
+
+def find_interval(
+    scores: Mapping[str, Any], intervals: Mapping[str, Any], place: tuple[str, ...]
+) -> dict[str, Any] | None:
+    """The interval of a score; that of a question type is the one of its main score."""
+    if len(place) == 3 and place[0] == "types" and scores["types"][place[1]].get("main_score") == place[2]:
+        return intervals.get(place[1])
+    return intervals.get(": ".join(place))
+
+
+def list_results(metrics: Mapping[str, Any]) -> list[EvalResult]:
+    """What a `metrics.json` says of the model, for the metadata: the same numbers."""
+    settings = metrics["settings"]
+    names = ("limit", "num_views", "proposals", "blind", "spatial_instruction", "seed")
+    return [
+        EvalResult(
+            task_type=PIPELINE_TAG,
+            task_name=task,
+            dataset_type=task,
+            dataset_name=SCANNET_TASKS.get(task, task),
+            dataset_split=settings["tasks"][task]["split"],
+            dataset_args={name: settings[name] for name in names if settings[name] is not None},
+            metric_type="psnr" if "psnr" in place else place[-1],
+            metric_name=": ".join(place),
+            metric_value=value,
+        )
+        for task, scores in metrics["scores"].items()
+        for place, value in list_scores(scores)
+        if "psnr" not in place or place[-1] in SAMPLES
+    ]
+
+
+def format_results(metrics: Mapping[str, Any]) -> str:
+    """What a `metrics.json` says, in tables: one a task."""
+    settings, blocks = metrics["settings"], []
+    for task, scores in metrics["scores"].items():
+        rows = [
+            f"| {': '.join(place)} | {value:.4f} |"
+            f" {format_interval(find_interval(scores, metrics['intervals'].get(task, {}), place))} |"
+            for place, value in list_scores(scores)
+        ]
+        asked = {"limit": settings["limit"], "views": settings["num_views"], "proposals": settings["proposals"]}
+        asked |= {"blind": settings["blind"], "spatial instruction": settings["spatial_instruction"]}
+        described = ", ".join(f"{name} {value}" for name, value in asked.items() if value is not None)
+        blocks.append(
+            f"{SCANNET_TASKS.get(task, task)}, split {settings['tasks'][task]['split']} ({described};"
+            f" `eval.py` of commit {metrics['commit']}); in brackets, 95 % intervals over scenes:\n\n"
+            + "\n".join(["| score | value | interval |", "|---|---|---|", *rows])
+        )
+    return "\n\n".join(blocks)
+
+
+__all__ = [
+    "CARD_NAME",
+    "INGREDIENTS",
+    "INTRODUCTION",
+    "LIMITATIONS",
+    "USAGE",
+    "Ingredient",
+    "Origin",
+    "find_data",
+    "format_results",
+    "list_results",
+    "load_card",
+    "make_card",
+    "make_unknown",
+    "read_origin",
+    "set_section",
+]
