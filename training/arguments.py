@@ -133,20 +133,48 @@ class VisionWarmupArguments:
 
 
 @dataclass
+class LoraArguments:
+    """Train small matrices beside frozen ones, with peft (`training/lora.py`); needs `init_from`.
+
+    `image_newline` and `mask_token`, parameters of no module of their own, stay as the checkpoint has them.
+
+    Attributes:
+        rank, alpha (`int`): of the small matrices; what they add is scaled by alpha / rank.
+        dropout (`float`): of what they read.
+        target_modules (`str`): regular expression that the whole names of the linear layers beside them match; by
+            default all of the language model.
+        modules (list of `str`): what is trained whole.
+        tokens (list of `str`): whose rows of the word embeddings are trained; the others stay frozen.
+    """
+
+    rank: int = 64
+    alpha: int = 128
+    dropout: float = 0.0
+    target_modules: str = r"model\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+    modules: list[str] = field(
+        default_factory=lambda: ["model.multi_modal_projector", "grounding_head", "reconstruction_head"]
+    )
+    tokens: list[str] = field(default_factory=lambda: ["<ground>", "<coord>"])
+
+
+@dataclass
 class RunArguments:
     """One run of train.py.
 
     Attributes:
         seed (`int`): of weights, order, choice of questions, proposals, hidden views and diffusion draws.
+        num_processes (`int`, *optional*): how many have to be started together, since rows per step, and with them
+            the order of rows, depend on it; by default as many as are. A run goes on with as many as began it.
         init_from (`str`, *optional*): checkpoint folder or Hub id to start from; new weights otherwise.
         teacher (`str`, *optional*): diffusers folder of the VAE teacher.
         model (`dict`): keys of `Ross3DConfig`; with `init_from`, changes to its config.
         processor (`dict`): settings of `Ross3DProcessor`, and those of its image processor.
-        data, new_weights, vision_warmup, parts, trainer: see the classes; `parts` maps prefixes of parameter names to
-            settings.
+        data, new_weights, vision_warmup, lora, parts, trainer: see the classes; `parts` maps prefixes of parameter
+            names to settings.
     """
 
     seed: int = 0
+    num_processes: int | None = None
     init_from: str | None = None
     teacher: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
@@ -154,6 +182,7 @@ class RunArguments:
     data: DataArguments = field(default_factory=DataArguments)
     new_weights: NewWeightsArguments | None = None
     vision_warmup: VisionWarmupArguments | None = None
+    lora: LoraArguments | None = None
     parts: dict[str, PartArguments] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
 
@@ -168,6 +197,7 @@ SECTION_CLASSES = {
     "data": DataArguments,
     "new_weights": NewWeightsArguments,
     "vision_warmup": VisionWarmupArguments,
+    "lora": LoraArguments,
     "trainer": TrainingArguments,
     "model": Ross3DConfig,
 }
@@ -241,6 +271,7 @@ def read_run_arguments(config_file: str | Path, overrides: list[str] | None = No
         ("data", DataArguments),
         ("new_weights", NewWeightsArguments),
         ("vision_warmup", VisionWarmupArguments),
+        ("lora", LoraArguments),
     ):
         if settings.get(section) is not None:
             settings[section] = read_section(cls, settings[section], f"{config_file}: {section}")
@@ -248,7 +279,10 @@ def read_run_arguments(config_file: str | Path, overrides: list[str] | None = No
         name: read_section(PartArguments, values, f"{config_file}: parts.{name}")
         for name, values in (settings.get("parts") or {}).items()
     }
-    return RunArguments(**{name: value for name, value in settings.items() if value is not None})
+    run = RunArguments(**{name: value for name, value in settings.items() if value is not None})
+    if run.lora is not None and run.init_from is None:
+        raise ValueError("lora: expected init_from beside it, a checkpoint to stand beside, got none; set it.")
+    return run
 
 
 def check_numbers(values: Any, where: str) -> None:

@@ -10,6 +10,10 @@ from ross3d.modeling_ross3d import LOSS_NAMES
 from ross3d.reconstruction_ross3d import get_bev_cells
 
 
+# What the model reads in float32 in every precision.
+FLOAT32_KEYS = {"patch_coords", "proposal_boxes", "query_coords", "loss_weights", "bev_bounds"}
+
+
 def open_view_gate(batch: dict[str, torch.Tensor], global_step: int, period: int) -> None:
     """Hide the proposed views in optimizer steps divisible by `period` (published: 4), and none in the others."""
     if global_step % period != 0:
@@ -36,6 +40,12 @@ def count_losses(batch: dict[str, torch.Tensor], config: Ross3DConfig) -> torch.
     return torch.stack([answers.float(), hidden.sum().float(), pictured.sum().float(), asked.sum().float()])
 
 
+def keep_float32(batch: dict[str, torch.Tensor]) -> None:
+    """Hand metres and weights on as the bits of float32: under DeepSpeed the Trainer casts every float of a batch."""
+    for name in FLOAT32_KEYS & batch.keys():
+        batch[name] = batch[name].view(torch.int32)
+
+
 class Ross3DTrainer(Trainer):
     """`Trainer` with one public method overridden: `get_batch_samples` counts what the named losses average over.
 
@@ -57,6 +67,8 @@ class Ross3DTrainer(Trainer):
         for batch in batches:
             open_view_gate(batch, self.state.global_step, config.view_mask_period)
             counts += count_losses(batch, config).to(device)
+            if self.is_deepspeed_enabled:
+                keep_float32(batch)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")
         return batches, counts
