@@ -34,6 +34,10 @@ class DataArguments:
         tokens_per_row (`int`, *optional*): at most about so many tokens of questions and answers behind one scene.
         one_task_per_step (`bool`): with `visit: questions`, keep grounding out of steps with other questions
             (published).
+        labelled_share (`float`): share of the samples (scenes or questions, as `visit` says) that keep their text; the
+            others train reconstruction alone, the same ones in every pass.
+        unlabelled_root (`str`, *optional*): folder of scans without questions, which train reconstruction alone.
+        unlabelled_share (`float`): which share of all rows those scans are, in turns.
         proposals (`str`): what grounding chooses among: the objects' own boxes (`ground_truth`, published), or
             `jittered` ones among boxes that match nothing, as our rooms are found.
         blind (`bool`): train on the words alone, the baseline that every score stands beside.
@@ -52,6 +56,9 @@ class DataArguments:
     questions_per_row: int = 1
     tokens_per_row: int | None = None
     one_task_per_step: bool = False
+    labelled_share: float = 1.0
+    unlabelled_root: str | None = None
+    unlabelled_share: float = 0.0
     proposals: str = "ground_truth"
     blind: bool = False
     prepared: str | None = None
@@ -63,6 +70,13 @@ class DataArguments:
                 raise ValueError(f"data.{name}: expected a choice of {known}, got {getattr(self, name)!r}.")
         if self.one_task_per_step and self.visit != "questions":
             raise ValueError("data.one_task_per_step: expected visit: questions beside it, got visit: scenes.")
+        if not 0 < self.labelled_share <= 1:
+            raise ValueError(f"data.labelled_share: expected a share above 0, at most 1, got {self.labelled_share}.")
+        if not 0 <= self.unlabelled_share < 1 or (self.unlabelled_share > 0) != (self.unlabelled_root is not None):
+            raise ValueError(
+                "data.unlabelled_share: expected a share of all rows above 0 and below 1 beside data.unlabelled_root,"
+                f" or neither, got {self.unlabelled_share} beside {self.unlabelled_root}."
+            )
         for name in ("questions_per_row", "tokens_per_row"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -54,6 +54,38 @@ def list_split(arguments: DataArguments) -> list[Path]:
     return scenes
 
 
+def list_unlabelled(arguments: DataArguments, config: Ross3DConfig) -> list[Path]:
+    """Folders of the scans that have no questions, by name.
+
+    Raises:
+        FileNotFoundError: when there are none where they are said to be.
+        ValueError: when one has the name of a scene of the split, and for rows without text beside a model that
+            rebuilds nothing, which would learn nothing from them.
+    """
+    if arguments.labelled_share < 1 or arguments.unlabelled_root is not None:
+        if arguments.blind or config.denoiser_config is None:
+            raise ValueError(
+                "data: expected a model with denoiser_config that sees its scenes beside labelled_share or"
+                " unlabelled_root, since rows without text train reconstruction alone, got one without or blind: true;"
+                " leave both out."
+            )
+    if arguments.unlabelled_root is None:
+        return []
+    folder = Path(arguments.unlabelled_root)
+    scans = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if not scans:
+        raise FileNotFoundError(
+            f"data.unlabelled_root: expected folders of scans in {folder}, found none; correct it."
+        )
+    both = sorted({path.name for path in scans} & {path.name for path in list_split(arguments)})
+    if both:
+        raise ValueError(
+            f"data.unlabelled_root: expected scans that are not in {Path(arguments.root) / arguments.split}, got"
+            f" {both[:3]} and {len(both)} in both; keep those with questions there and the others in {folder}."
+        )
+    return scans
+
+
 def check_init_from(name: str) -> None:
     """Refuse a folder that holds no checkpoint of ours.
 
@@ -114,6 +146,8 @@ def build_config(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DC
 
 def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DForConditionalGeneration:
     """The checkpoint's model, or a new one."""
+    # Also of what a checkpoint lacks.
+    torch.manual_seed(arguments.seed)
     if arguments.init_from is not None:
         if arguments.new_weights is not None:
             raise ValueError(
@@ -124,7 +158,6 @@ def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DFo
         # Under ZeRO-3 the library would save what it loaded by the names of a file that it did not read.
         model._weight_conversions = []
     else:
-        torch.manual_seed(arguments.seed)
         # ZeRO-3 would cut tower and language model to pieces here, before they are drawn; the Trainer cuts all later.
         with set_zero3_state():
             model = Ross3DForConditionalGeneration(build_config(arguments, processor))
@@ -215,6 +248,9 @@ def build_rows(
         visit=data.visit,
         rows_per_step=rows_per_step,
         one_task_per_step=data.one_task_per_step,
+        labelled_share=data.labelled_share,
+        unlabelled=list_unlabelled(data, config),
+        unlabelled_share=data.unlabelled_share,
         prepared=None if data.prepared is None else PreparedScenes(data.prepared, processor, read_rgbd_folder),
         latents=build_latents(arguments, processor, config),
         seed=arguments.seed,

@@ -41,6 +41,7 @@ def make_run(folder: Path) -> None:
     settings["data"] |= {"visit": "questions", "questions_per_row": 5}
     settings["parts"] = {"model.vision_tower": {"learning_rate": 3.0e-4}}  # Muon needs whole matrices.
     settings["trainer"] |= {"dataloader_num_workers": 0, "save_total_limit": None, "max_steps": 8}
+    settings["trainer"]["activation_checkpointing"] = True
     (folder / "run.yaml").write_text(yaml.safe_dump(settings))
 
 
