@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import TrainingArguments
 
 from ross3d.data.annotations import group_by_scene, load_annotations
@@ -519,3 +520,44 @@ def test_a_torn_checkpoint_is_never_resumed_from(tmp_path):
     assert find_checkpoint(tmp_path) == whole
     assert not unmarked.exists() and not shortened.exists()
     assert find_checkpoint(tmp_path / "nothing") is None
+
+
+# ---- the runs in configs/
+
+
+def read_config(name: str, *more: str) -> RunArguments:
+    return read_run_arguments(ROOT / "configs" / f"{name}.yaml", ["--trainer.use_cpu", "true", *more])
+
+
+def test_the_published_recipe():
+    """What the paper says: 256 rows a step, AdamW at 1e-5 with a cosine behind 3 % of warm-up, one pass, no decay."""
+    run = read_config("ross3d_7b")
+    training = build_training_arguments(run.trainer, run.seed)
+    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * run.num_processes
+    assert rows == 256 and -(-223_128 // rows) == 872
+    assert (training.learning_rate, training.lr_scheduler_type, training.warmup_steps) == (1.0e-5, "cosine", 0.03)
+    assert (training.weight_decay, run.data.epochs, training.bf16) == (0.0, 1, True)
+    assert training.optim == "adamw_torch_fused" and training.activation_checkpointing
+    assert (run.data.visit, run.data.questions_per_row, run.data.proposals) == ("questions", 1, "ground_truth")
+    assert run.parts == {"model.vision_tower": PartArguments(freeze=True)} and not run.model
+
+
+@pytest.mark.parametrize("name", ["ross3d_7b_80gb", "ross3d_7b_lora", "ross3d_7b_half_text", "ross3d_7b_more_scans"])
+def test_other_runs_differ_from_it_where_they_say(name):
+    run, published = read_config(name), read_config("ross3d_7b")
+    training = build_training_arguments(run.trainer, run.seed)
+    questions = training.gradient_accumulation_steps * run.num_processes * run.data.questions_per_row
+    assert questions == 256 and run.parts == published.parts and run.init_from == published.init_from
+    assert run.trainer["output_dir"] == f"outputs/{name}"
+    assert (run.lora is not None) == ("lora" in name)
+    same = {key for key, value in run.trainer.items() if published.trainer.get(key) == value}
+    assert published.trainer.keys() - same <= {"output_dir", "gradient_accumulation_steps", "learning_rate"}
+
+
+def test_launch_files_name_what_there_is():
+    """FSDP2 wraps classes by name, which nothing would find if it were wrong."""
+    files = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "configs" / "accelerate").iterdir()}
+    assert files.keys() == {"single", "ddp", "fsdp2", "deepspeed_zero2", "deepspeed_zero3", "zero3_offload"}
+    wrapped = files["fsdp2"]["fsdp_config"]["fsdp_transformer_layer_cls_to_wrap"].split(",")
+    assert set(wrapped) <= {type(module).__name__ for module in make_model().modules()}
+    assert all(file["mixed_precision"] == "no" for file in files.values()), "trainer.bf16 says it"
