@@ -1202,7 +1202,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         )
         hidden_states = outputs.last_hidden_state
         logits = None
-        if not (self.training and loss_weights is not None):
+        # A step of train.py has no use for them, whether its rows have text or not.
+        if not (self.training and (loss_weights is not None or num_items_in_batch is not None)):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden_states[:, kept])
 

@@ -145,6 +145,9 @@ def make_row(
         "proposal_patches": noise(num_proposals, num_views, PATCH_GRID, PATCH_GRID) > 0.8,
         "row_seed": torch.tensor(1000 + seed),
     }
+    if not questions:
+        # As from the processor: a scene without questions has no targets.
+        del row["shift_labels"], row["loss_weights"]
     if depth:
         row["patch_coords"] = noise(num_views, GRID, GRID, 3) * 2
         row["patch_valid"] = torch.ones(num_views, GRID, GRID, dtype=torch.bool)
