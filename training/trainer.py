@@ -1,6 +1,7 @@
 """The stock Trainer, told how many answers and scenes a whole optimizer step averages its losses over."""
 
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
 from transformers import Trainer
@@ -61,7 +62,8 @@ class Ross3DTrainer(Trainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
         """The step's micro-batches, with the gate on hidden views applied, and their global counts (4,)."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        # The library's own counting gathers over processes only where the first batch has labels: others would wait.
+        batches = list(islice(epoch_iterator, num_batches))
         config = self.accelerator.unwrap_model(self.model).config
         counts = torch.zeros(len(LOSS_NAMES), device=device)
         for batch in batches:
