@@ -36,20 +36,23 @@ def watch(model: torch.nn.Module) -> tuple[list[str], list[str]]:
 
 @pytest.mark.parametrize("condition", ["pooled", "per_view"])
 def test_every_row_reads_the_same_weights_in_the_same_order(condition):
-    """Rows with and without depth, bird's-eye picture, grounding, text and hidden views."""
+    """Rows with and without depth, bird's-eye picture, grounding, text, proposals and hidden views."""
     model = make_model(denoiser={"condition": condition}).train()
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     reads, gradients = watch(model)
     found = {}
     for index, kind in enumerate(RaggedRows.KINDS):
-        for hide in (True, False):
+        for hide, propose in ((True, True), (False, True), (False, False)):
+            if not propose and "ground" in kind[2]:
+                continue
             reads.clear(), gradients.clear()
-            batch = make_collator()([RaggedRows(8)[index]])
+            row = RaggedRows(8)[index]
+            batch = make_collator()([{k: v for k, v in row.items() if propose or not k.startswith("proposal")}])
             batch["bool_masked_views"] &= hide
             model(**batch, num_items_in_batch=torch.ones(4)).loss.backward()
             assert set(gradients) == trained, f"{kind}: a gradient is missing"
-            found[(*map(str, kind), hide)] = reads.copy(), gradients.copy()
+            found[(*map(str, kind), hide, propose)] = reads.copy(), gradients.copy()
     wanted = next(iter(found.values()))
-    assert len(found) == 16 and len(wanted[0]) > len(trained) / 2
+    assert len(found) == 21 and len(wanted[0]) > len(trained) / 2
     for kind, orders in found.items():
         assert orders == wanted, kind
