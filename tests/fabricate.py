@@ -173,9 +173,9 @@ class RaggedRows(Dataset):
         (2, 1, ["text"], False, False),
         (4, 2, ["ground", "text", "text", "text"], True, False),
         (2, 2, ["coord", "text"], True, True),
-        (3, 6, ["ground"], True, False),
-        (5, 3, [], True, True),
         (4, 5, ["text"], False, True),
+        (5, 3, [], True, True),
+        (3, 6, ["ground"], True, False),
         (2, 3, ["text", "text"], True, True),
     )
 
