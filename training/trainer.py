@@ -42,7 +42,7 @@ def count_losses(batch: dict[str, torch.Tensor], config: Ross3DConfig) -> torch.
 
 
 def keep_float32(batch: dict[str, torch.Tensor]) -> None:
-    """Hand metres and weights on as the bits of float32: under DeepSpeed the Trainer casts every float of a batch."""
+    """Hand metres and weights on as the bits of float32: with DeepSpeed and FSDP every float of a batch is cast."""
     for name in FLOAT32_KEYS & batch.keys():
         batch[name] = batch[name].view(torch.int32)
 
@@ -69,8 +69,9 @@ class Ross3DTrainer(Trainer):
         for batch in batches:
             open_view_gate(batch, self.state.global_step, config.view_mask_period)
             counts += count_losses(batch, config).to(device)
-            if self.is_deepspeed_enabled:
+            if self.is_deepspeed_enabled or self.is_fsdp_enabled:
                 keep_float32(batch)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")
-        return batches, counts
+        # Whole numbers, which nothing casts.
+        return batches, counts.long()

@@ -71,13 +71,13 @@ def run(command: list[str], timeout: int, **variables: str) -> str:
     return done.stdout
 
 
-def train(output: Path, config: str, num_processes: int, num_steps: int) -> dict[str, torch.Tensor]:
+def train(output: Path, config: str, num_processes: int, num_steps: int, *more: str) -> dict[str, torch.Tensor]:
     """Train and give the gathered parameters after the compared steps. A hang ends in `TimeoutExpired`."""
     check_tools(config)
     module = "train_fsdp2" if config == "fsdp2" else "train_anywhere"
     split = (2, 2) if num_processes == 1 else (1, 2)
     command = ["-m", *launch(config, num_processes), "-m", f"ross3d.tests.invariant.{module}"]
-    run([*command, str(output), *map(str, split), str(num_steps)], timeout=600)
+    run([*command, str(output), *map(str, split), str(num_steps), *more], timeout=600)
     return load_file(output / "parameters.safetensors")
 
 
@@ -158,3 +158,16 @@ def test_twenty_steps_of_zero3_with_offload(tmp_path, alone):
     found = train(tmp_path, "zero3_offload", 2, COMPARED_STEPS)
     assert found.keys() == alone.keys() and all(value.isfinite().all() for value in found.values())
     check_checkpoint(tmp_path / "final")
+
+
+@pytest.mark.slow
+def test_fsdp2_in_half_precision(tmp_path, alone):
+    """FSDP casts every float that enters the model; metres, weights and counts are no floats there.
+
+    Half precision moves twenty steep steps of SGD by a third (measured 0.35) of what they do.
+    """
+    found = train(tmp_path, "fsdp2", 2, COMPARED_STEPS, "bf16")
+    start = make_model(view_mask_period=VIEW_MASK_PERIOD).state_dict()
+    off = sum((found[name].float() - value).square().sum() for name, value in alone.items()).sqrt()
+    moved = sum((start[name] - value).square().sum() for name, value in alone.items()).sqrt()
+    assert found.keys() == alone.keys() and off < 0.6 * moved

@@ -1,6 +1,6 @@
 """Steps on ragged rows with weights in shards, as accelerate cuts them by configs/accelerate/fsdp2.yaml. Usage:
 
-    torchrun --nproc_per_node 2 -m ross3d.tests.invariant.train_fsdp2 OUTPUT BATCH_SIZE ACCUMULATION NUM_STEPS
+    torchrun --nproc_per_node 2 -m ross3d.tests.invariant.train_fsdp2 OUTPUT BATCH_SIZE ACCUMULATION NUM_STEPS [bf16]
 
 On CPU `accelerate launch` falls back to whole copies. Here accelerate's own function wraps the model on a gloo mesh,
 and a loop of a few lines does what the Trainer would. Files as in `train_anywhere.py`.
@@ -24,14 +24,14 @@ from torch.distributed.tensor import DTensor
 from ross3d.tests.fabricate import RaggedRows, make_collator, make_model
 from ross3d.tests.invariant.train_anywhere import COMPARED_STEPS, LEARNING_RATE, VIEW_MASK_PERIOD
 from ross3d.training.build import restore_class
-from ross3d.training.trainer import count_losses, open_view_gate
+from ross3d.training.trainer import count_losses, keep_float32, open_view_gate
 
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def shard(model: torch.nn.Module, num_processes: int) -> torch.nn.Module:
-    """Cut a model by the classes that the config names."""
+def shard(model: torch.nn.Module, num_processes: int, precision: str) -> torch.nn.Module:
+    """Cut a model by the classes that the config names; with `bf16` it computes as `trainer.bf16` makes it."""
     settings = yaml.safe_load((ROOT / "configs" / "accelerate" / "fsdp2.yaml").read_text())["fsdp_config"]
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=settings["fsdp_version"],
@@ -41,22 +41,24 @@ def shard(model: torch.nn.Module, num_processes: int) -> torch.nn.Module:
         cpu_ram_efficient_loading=settings["fsdp_cpu_ram_efficient_loading"],
         state_dict_type=settings["fsdp_state_dict_type"],
     )
+    if precision != "no":
+        plugin.set_mixed_precision(precision)
     accelerator = SimpleNamespace(
         state=SimpleNamespace(fsdp_plugin=plugin),
         torch_device_mesh={("fsdp",): init_device_mesh("cpu", (num_processes,))},
         parallelism_config=SimpleNamespace(fsdp_dim_names=["fsdp"]),
-        mixed_precision="no",
+        mixed_precision=precision,
         device=torch.device("cpu"),
         is_main_process=torch.distributed.get_rank() == 0,
     )
     return fsdp2_prepare_model(accelerator, model)
 
 
-def main(output: Path, batch_size: int, accumulation: int, steps: int) -> None:
+def main(output: Path, batch_size: int, accumulation: int, steps: int, precision: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     rank, num_processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    model = shard(make_model(view_mask_period=VIEW_MASK_PERIOD).train(), num_processes)
+    model = shard(make_model(view_mask_period=VIEW_MASK_PERIOD).train(), num_processes, precision)
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     rows, collate, counted = RaggedRows(10**6), make_collator(), []
     for step in range(steps):
@@ -68,7 +70,8 @@ def main(output: Path, batch_size: int, accumulation: int, steps: int) -> None:
         counts = sum(count_losses(batch, model.config) for batch in batches)
         torch.distributed.all_reduce(counts)
         for batch in batches:
-            found = model(**batch, num_items_in_batch=counts)
+            keep_float32(batch)
+            found = model(**batch, num_items_in_batch=counts.long())
             counted.append(found.loss_counts.tolist())
             # Gradients are averaged over processes; the losses are shares of a sum over them.
             (found.loss * num_processes).backward()
@@ -93,4 +96,4 @@ def main(output: Path, batch_size: int, accumulation: int, steps: int) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:5]), (sys.argv[5:] or ["no"])[0])
