@@ -358,7 +358,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         if self.training:
             # Published weights have a post-norm that nothing reads; with nothing it takes part, so that no parameter
             # of a tower in training is without a gradient.
-            patches = patches + sum(p.sum() * 0.0 for p in self.vision_tower.post_layernorm.parameters())
+            patches = patches + 0.0 * self.vision_tower.post_layernorm(patches[:1, :1]).sum()
         projected = self.multi_modal_projector(patches)
         return BaseModelOutputWithPooling(
             last_hidden_state=projected,
@@ -825,7 +825,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 " model.attach_teacher(DIR/'teacher') or pass view_latents and bev_latents."
             )
         teacher = self._teacher[0]
-        device = self.lm_head.weight.device
+        # Not by the weight's name: that would gather it from all processes under ZeRO-3.
+        device = next(self.lm_head.parameters()).device
         return teacher.to(device) if device.type != "meta" else teacher
 
     def encode_pictures(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -1201,7 +1202,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         )
         hidden_states = outputs.last_hidden_state
         logits = None
-        if not (self.training and loss_weights is not None):
+        # A step of train.py has no use for them, whether its rows have text or not.
+        if not (self.training and (loss_weights is not None or num_items_in_batch is not None)):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden_states[:, kept])
 

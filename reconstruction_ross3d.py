@@ -163,7 +163,7 @@ class Ross3DTimestepEmbedding(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
     def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
-        frequencies = self.get_frequencies(timesteps).to(self.linear_1.weight.dtype)
+        frequencies = self.get_frequencies(timesteps).to(next(self.linear_1.parameters()).dtype)
         return self.linear_2(F.silu(self.linear_1(frequencies)))
 
 
@@ -191,11 +191,11 @@ class Ross3DConditionPooler(nn.Module):
         return tensor.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def add_positions(self, tensor: torch.Tensor, proj: nn.Linear, positions: torch.Tensor | None) -> torch.Tensor:
-        """Without positions the weights take part in training all the same, with nothing: ranks that have positions
-        and ranks that have none agree on what gets a gradient."""
-        if positions is not None:
-            return tensor + proj(positions)
-        return tensor + proj.weight.sum() * 0.0 if self.training else tensor
+        """Without positions the layer runs all the same, on nothing: processes that have positions and processes that
+        have none run the same modules in the same order, which sharded weights need."""
+        if positions is None:
+            positions = tensor.new_zeros(proj.in_features)
+        return tensor + proj(positions)
 
     def forward(
         self,
@@ -341,7 +341,8 @@ class Ross3DReconstructionHead(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.view_pooler.state_proj.weight.dtype
+        # Not by the weight's name: that would gather it from all processes under ZeRO-3.
+        return next(self.parameters()).dtype
 
     def get_grid_size(self, branch: str) -> int:
         return self.view_grid_size if branch == "view" else self.config.bev_grid_size

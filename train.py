@@ -31,6 +31,7 @@ from ross3d.training.build import (
     save_run,
 )
 from ross3d.training.callbacks import MarkComplete, NamedLosses, find_checkpoint, is_complete
+from ross3d.training.lora import add_lora
 from ross3d.training.trainer import Ross3DTrainer
 from ross3d.training.vision_warmup import warm_up_vision
 
@@ -71,6 +72,18 @@ def build_training_arguments(settings: dict, seed: int) -> TrainingArguments:
     return arguments
 
 
+def check_processes(arguments: RunArguments, training: TrainingArguments) -> None:
+    """Write into the settings how many processes train, or refuse another number than they ask for."""
+    if arguments.num_processes not in (None, training.world_size):
+        rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
+        raise ValueError(
+            f"num_processes: expected {arguments.num_processes} processes, of {rows} rows in each step, got"
+            f" {training.world_size}; start as many with `accelerate launch --num_processes`, or set --num_processes"
+            f" {training.world_size} and --trainer.gradient_accumulation_steps so that as many rows make a step."
+        )
+    arguments.num_processes = training.world_size
+
+
 def count_rows_per_step(training: TrainingArguments) -> int:
     return training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
 
@@ -78,6 +91,7 @@ def count_rows_per_step(training: TrainingArguments) -> int:
 def main(arguments: RunArguments) -> None:
     training = build_training_arguments(arguments.trainer, arguments.seed)
     output_dir = Path(training.output_dir)
+    check_processes(arguments, training)
     check_same_run(arguments, output_dir / "run.yaml")
     if is_complete(output_dir):
         print(f"{output_dir}: this run is finished; nothing to do.")
@@ -94,6 +108,8 @@ def main(arguments: RunArguments) -> None:
         accuracy = warm_up_vision(model, processor, paths, read, arguments.vision_warmup, arguments.seed)
         print("vision warm-up, accuracy on object patches:", json.dumps(accuracy))
     freeze_parts(model, arguments.parts)
+    if arguments.lora is not None:
+        model = add_lora(model, processor, arguments.lora, arguments.seed)
     trainer = Ross3DTrainer(
         model=model,
         args=training,
@@ -106,8 +122,11 @@ def main(arguments: RunArguments) -> None:
     # In front of the reporting callbacks, which otherwise report before the named losses are known.
     trainer.callback_handler.callbacks.insert(0, NamedLosses(model))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    # Every process gives its shards of the weights.
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
-        save_run(model, processor, find_teacher(arguments), find_published(arguments), trainer.state, output_dir)
+        teacher, published = find_teacher(arguments), find_published(arguments)
+        save_run(model, weights, processor, teacher, published, trainer.state, output_dir)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

@@ -17,7 +17,16 @@ from torch.utils.data import Dataset
 from ross3d.data.annotations import Annotation
 from ross3d.data.latents import SceneLatents
 from ross3d.data.prepared import PreparedScenes
-from ross3d.data.rows import PlannedRow, count_rows, cut_questions, deal_questions, order_rows
+from ross3d.data.rows import (
+    PlannedRow,
+    choose_labelled,
+    count_rows,
+    count_unlabelled_rows,
+    cut_questions,
+    deal_questions,
+    order_rows,
+    take_turns,
+)
 from ross3d.data.scene import BLIND_PICTURE, Scene
 
 
@@ -51,6 +60,10 @@ class SceneRows(Dataset):
             drawn anew every epoch; or `"questions"`, in as many rows of their scenes as they need.
         rows_per_step (`int`): rows of one optimizer step; with `visit="questions"` those are of similar length.
         one_task_per_step (`bool`): with `visit="questions"`, no step mixes grounding rows with others.
+        labelled_share (`float`): share of the scenes, or of the questions, that keep their text; rows of the others
+            train reconstruction only.
+        unlabelled (sequence of `Path`): folders of scans without questions, in turns.
+        unlabelled_share (`float`): share of all rows that are theirs.
         seed (`int`): of order, choice of questions, proposals and diffusion draws.
         prepared (`PreparedScenes`, *optional*): reads scenes in place of `read_scene`, from the second time without
             their pictures.
@@ -74,12 +87,19 @@ class SceneRows(Dataset):
         visit: Literal["scenes", "questions"] = "scenes",
         rows_per_step: int = 1,
         one_task_per_step: bool = False,
+        labelled_share: float = 1.0,
+        unlabelled: Sequence[Path] = (),
+        unlabelled_share: float = 0.0,
         prepared: PreparedScenes | None = None,
         latents: SceneLatents | None = None,
         reconstruct: bool = True,
         blind: bool = False,
     ):
-        self.scenes = list(scenes)
+        # Behind the scenes with questions stand the scans without.
+        self.num_scenes = len(scenes)
+        self.scenes = [*scenes, *unlabelled]
+        self.labelled_share = labelled_share
+        self.unlabelled_share = unlabelled_share
         self.annotations = annotations
         self.processor = processor
         self.read_scene = read_scene
@@ -99,12 +119,40 @@ class SceneRows(Dataset):
         self.blind = blind
 
     @cached_property
+    def labelled_scenes(self) -> np.ndarray:
+        """Which scenes keep their text, where a pass visits scenes."""
+        return choose_labelled(self.num_scenes, self.labelled_share, self.seed)
+
+    @cached_property
+    def labelled_questions(self) -> list[tuple[list[int], list[int]]]:
+        """For each scene the places of the questions that keep their text and of those that do not."""
+        counts = [len(self.annotations.get(path.name, [])) for path in self.scenes[: self.num_scenes]]
+        kept = choose_labelled(sum(counts), self.labelled_share, self.seed)
+        parts = np.split(kept, np.cumsum(counts)[:-1])
+        return [(np.flatnonzero(part).tolist(), np.flatnonzero(~part).tolist()) for part in parts]
+
+    @cached_property
     def rows_per_epoch(self) -> int:
         """The same in every epoch, however its questions are dealt."""
+        return self.num_labelled_rows + count_unlabelled_rows(self.num_labelled_rows, self.unlabelled_share)
+
+    @cached_property
+    def num_labelled_rows(self) -> int:
+        """Rows of an epoch without those of the scans that never had a question."""
         if self.visit == "scenes":
-            return len(self.scenes)
-        lengths = (self.get_lengths(path.name) for path in self.scenes)
-        return sum(count_rows(of_scene, self.questions_per_row, self.tokens_per_row) for of_scene in lengths)
+            return self.num_scenes
+        parts = [(scene, places) for scene in range(self.num_scenes) for places, _ in self.split_questions(scene)]
+        return sum(self.count_rows(scene, places) for scene, places in parts)
+
+    def split_questions(self, scene: int) -> list[tuple[list[int], bool]]:
+        """Places of a scene's questions with text, and of those without, as far as there are any; one empty part for a
+        scene that never had a question."""
+        kept, dropped = self.labelled_questions[scene]
+        return [part for part in ((kept, True), (dropped, False)) if part[0]] or [([], True)]
+
+    def count_rows(self, scene: int, places: list[int]) -> int:
+        lengths = self.get_lengths(self.scenes[scene].name) if places else []
+        return count_rows([lengths[place] for place in places], self.questions_per_row, self.tokens_per_row)
 
     def __len__(self) -> int:
         return self.epochs * self.rows_per_epoch
@@ -122,23 +170,44 @@ class SceneRows(Dataset):
         if self.planned is None or self.planned[0] != epoch:
             rng = np.random.default_rng([self.seed, epoch])
             if self.visit == "scenes":
-                rows = [PlannedRow(int(scene), 0, ()) for scene in rng.permutation(len(self.scenes))]
+                rows = [PlannedRow(scene, 0, ()) for scene in range(self.num_scenes)]
+                rows += self.plan_unlabelled(epoch, [0], rng)
+                rows = [rows[place] for place in rng.permutation(len(rows))]
             else:
                 begun = epoch * self.rows_per_epoch % self.rows_per_step
-                rows = order_rows(self.deal_epoch(rng), self.rows_per_step, self.one_task_per_step, rng, begun)
+                rows = self.deal_epoch(rng)
+                rows += self.plan_unlabelled(epoch, [row.num_tokens for row in rows], rng)
+                rows = order_rows(rows, self.rows_per_step, self.one_task_per_step, rng, begun)
             self.planned = (epoch, rows)
         return self.planned[1]
 
+    def plan_unlabelled(self, epoch: int, num_tokens: list[int], rng: np.random.Generator) -> list[PlannedRow]:
+        """The rows of an epoch whose scans have no questions, as if of one of these lengths each."""
+        count = self.rows_per_epoch - self.num_labelled_rows
+        if not count:
+            return []
+        num_scans, first = len(self.scenes) - self.num_scenes, epoch * count
+        places, lengths = take_turns(first, count, num_scans, self.seed), rng.choice(num_tokens, count)
+        # A scan whose turn comes again in the same epoch is another row.
+        return [
+            PlannedRow(self.num_scenes + place, (first + turn) // num_scans - first // num_scans, (), int(length))
+            for turn, (place, length) in enumerate(zip(places, lengths, strict=True))
+        ]
+
     def deal_epoch(self, rng: np.random.Generator) -> list[PlannedRow]:
-        """Every question in a row of its scene."""
+        """Every question in a row of its scene; without its text where it is to be without."""
         rows = []
-        for scene, path in enumerate(self.scenes):
+        for scene in range(self.num_scenes):
+            path, number = self.scenes[scene], 0
             lengths, questions = self.get_lengths(path.name), self.annotations.get(path.name, [])
-            num_rows = count_rows(lengths, self.questions_per_row, self.tokens_per_row)
-            for number, dealt in enumerate(deal_questions(lengths, num_rows, self.questions_per_row, rng)):
-                num_tokens = sum(lengths[place] for place in dealt)
-                grounds = any(questions[place].object_ids is not None for place in dealt)
-                rows.append(PlannedRow(scene, number, tuple(dealt), num_tokens, grounds))
+            for places, labelled in self.split_questions(scene):
+                num_rows = self.count_rows(scene, places)
+                for dealt in deal_questions([lengths[i] for i in places], num_rows, self.questions_per_row, rng):
+                    asked = tuple(places[i] for i in dealt) if labelled else ()
+                    num_tokens = sum(lengths[places[i]] for i in dealt)
+                    grounds = any(questions[place].object_ids is not None for place in asked)
+                    rows.append(PlannedRow(scene, number, asked, num_tokens, grounds))
+                    number += 1
         return rows
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
@@ -147,8 +216,11 @@ class SceneRows(Dataset):
         path = self.scenes[row.scene]
         name = path.name if row.number == 0 else f"{path.name}/{row.number}"
         row_seed = get_row_seed(self.seed, epoch, name)
-        if self.visit == "scenes":
-            questions = self.choose_questions(path.name, row_seed)
+        if row.scene >= self.num_scenes:
+            questions = []
+        elif self.visit == "scenes":
+            labelled = self.labelled_scenes[row.scene]
+            questions = self.choose_questions(path.name, row_seed) if labelled else []
         else:
             questions = [self.annotations[path.name][place] for place in row.questions]
         inputs = self.get_blind_inputs(questions) if self.blind else self.get_inputs(path, questions, row_seed)

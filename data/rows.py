@@ -19,7 +19,8 @@ class PlannedRow:
 
     Attributes:
         number (`int`): tells the rows of one scene apart.
-        num_tokens (`int`): of the questions and their answers.
+        num_tokens (`int`): of the questions and their answers; of a row without text those of one with text, so that
+            rows are mixed in every step.
         grounds (`bool`): whether one of them is answered by boxes.
     """
 
@@ -28,6 +29,30 @@ class PlannedRow:
     questions: tuple[int, ...]
     num_tokens: int = 0
     grounds: bool = False
+
+
+def choose_labelled(count: int, share: float, seed: int) -> np.ndarray:
+    """Which of so many samples (bool) keep their text: `share` of them to the nearest whole number, drawn once."""
+    kept = np.zeros(count, dtype=bool)
+    kept[np.random.default_rng([seed, 0, 1]).permutation(count)[: round(share * count)]] = True
+    return kept
+
+
+def count_unlabelled_rows(num_rows: int, share: float) -> int:
+    """How many rows of scans without text make up `share` of all, beside `num_rows` others."""
+    return round(num_rows * share / (1 - share))
+
+
+def take_turns(first: int, count: int, num_scans: int, seed: int) -> list[int]:
+    """Places of `count` scans from turn `first` on: every scan once in drawn order, then all again in another one."""
+    orders: dict[int, np.ndarray] = {}
+    places = []
+    for turn in range(first, first + count):
+        passed, place = divmod(turn, num_scans)
+        if passed not in orders:
+            orders[passed] = np.random.default_rng([seed, 0, 2, passed]).permutation(num_scans)
+        places.append(int(orders[passed][place]))
+    return places
 
 
 def count_rows(lengths: Sequence[int], questions_per_row: int, tokens_per_row: int | None) -> int:

@@ -111,7 +111,7 @@ def make_row(
 
     ids = words(3) + [IMAGE_TOKEN] * (num_views * GRID * (GRID + 1))
     segments = [0] * len(ids)
-    targets = [-100] * len(ids)
+    targets, answers = [-100] * len(ids), [-100] * len(ids)
     weights = [0.0] * len(ids)
     grounding = torch.zeros(max(len(questions), 1), num_proposals + 1, dtype=torch.long)
     coords = torch.full((max(len(questions), 1), 3), float("nan"))
@@ -130,12 +130,15 @@ def make_row(
         else:
             for place in range(len(question), len(tokens)):
                 shifted[place - 1], weighted[place - 1] = tokens[place], 1.0 / len(answer)
+        supervised = [] if kind == "ground" else answer
+        answers += [-100] * (len(tokens) - len(supervised)) + supervised
         ids, segments = ids + tokens, segments + [number] * len(tokens)
         targets, weights = targets + shifted, weights + weighted
     row = {
         "input_ids": torch.tensor(ids),
         "attention_mask": torch.ones(len(ids), dtype=torch.long),
         "segment_ids": torch.tensor(segments),
+        "labels": torch.tensor(answers),
         "shift_labels": torch.tensor(targets),
         "loss_weights": torch.tensor(weights),
         "pixel_values": noise(num_views, 3, 20, 20).clamp(-1, 1),
@@ -145,6 +148,9 @@ def make_row(
         "proposal_patches": noise(num_proposals, num_views, PATCH_GRID, PATCH_GRID) > 0.8,
         "row_seed": torch.tensor(1000 + seed),
     }
+    if not questions:
+        # As from the processor: a scene without questions has no targets.
+        del row["labels"], row["shift_labels"], row["loss_weights"]
     if depth:
         row["patch_coords"] = noise(num_views, GRID, GRID, 3) * 2
         row["patch_valid"] = torch.ones(num_views, GRID, GRID, dtype=torch.bool)
@@ -166,10 +172,10 @@ class RaggedRows(Dataset):
         (3, 4, ["text", "ground", "coord"], True, True),
         (2, 1, ["text"], False, False),
         (4, 2, ["ground", "text", "text", "text"], True, False),
-        (5, 3, [], True, True),
-        (3, 6, ["ground"], True, False),
         (2, 2, ["coord", "text"], True, True),
         (4, 5, ["text"], False, True),
+        (5, 3, [], True, True),
+        (3, 6, ["ground"], True, False),
         (2, 3, ["text", "text"], True, True),
     )
 

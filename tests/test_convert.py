@@ -325,7 +325,8 @@ def test_changed_settings_reach_a_published_config(ours, tmp_path):
     model = Ross3DForConditionalGeneration.from_pretrained(ours)
     model.config.view_mask_period, model.config.view_mask_ratio = 5, 0.25
     processor = AutoProcessor.from_pretrained(ours, trust_remote_code=True)
-    save_run(model, processor, ours / "teacher", ours / "published", TrainerState(), tmp_path / "trained")
+    weights, published = model.state_dict(), ours / "published"
+    save_run(model, weights, processor, ours / "teacher", published, TrainerState(), tmp_path / "trained")
     back = run(tmp_path / "trained", tmp_path / "back", "--reverse")
     config, before = (json.loads((path / "config.json").read_text()) for path in (back, ours / "published"))
     changed = {key for key in config.keys() | before.keys() if config.get(key) != before.get(key)}

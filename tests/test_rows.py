@@ -137,6 +137,58 @@ def test_the_published_recipe_has_one_question_a_row_and_one_task_a_step():
     assert all(len(kind) == 1 for kind in kinds[:-2])
 
 
+@pytest.mark.parametrize("per_row", [1, 4])
+def test_half_of_the_questions_lose_their_text(per_row):
+    """The paper's half: the same questions in every pass, no row less, and both kinds in the steps."""
+    rows, whole = make_rows(questions_per_row=per_row, labelled_share=0.5), make_rows(questions_per_row=per_row)
+    asked = []
+    for epoch in range(2):
+        met = [rows[epoch * rows.rows_per_epoch + place] for place in range(rows.rows_per_epoch)]
+        asked.append(sorted(name for row in met for name in row["ids"][1]))
+        assert len({int(row["row_seed"]) for row in met}) == len(met)
+    assert asked[0] == asked[1] and len(set(asked[0])) == len(asked[0]) == 15
+    assert rows.rows_per_epoch >= whole.rows_per_epoch
+    if per_row == 1:
+        assert rows.rows_per_epoch == whole.rows_per_epoch == 31
+        assert sum(not row["ids"][1] for row in met) == 16  # fifteen questions and the scene that never had one
+    planned = rows.plan_epoch(0)
+    silent = [row.num_tokens for row in planned if not row.questions and row.scene]
+    assert min(silent) > 0 and not any(row.grounds for row in planned if not row.questions)
+
+
+def test_half_of_the_scenes_lose_their_text():
+    rows = make_rows(visit="scenes", labelled_share=0.5)
+    met = [rows[place]["ids"] for place in range(len(rows))]
+    silent = [{name for name, ids, _ in met[epoch * 4 : epoch * 4 + 4] if not ids} for epoch in range(2)]
+    assert silent[0] == silent[1] and rows.labelled_scenes.sum() == 2
+    assert {f"scene{i}" for i in np.flatnonzero(~rows.labelled_scenes)} <= silent[0]
+
+
+@pytest.mark.parametrize("visit", ["scenes", "questions"])
+def test_scans_without_questions_take_their_share_in_turns(visit):
+    """All questions are kept, each scan comes before any comes again, over the ends of epochs too."""
+    scans = [Path(f"scan{i}") for i in range(5)]
+    rows = make_rows(visit=visit, questions_per_row=20, unlabelled=scans, unlabelled_share=0.4, epochs=4)
+    plain = make_rows(visit=visit, questions_per_row=20)
+    assert rows.rows_per_epoch == plain.rows_per_epoch + round(plain.rows_per_epoch * 0.4 / 0.6)
+    met = [[rows[e * rows.rows_per_epoch + i] for i in range(rows.rows_per_epoch)] for e in range(4)]
+    came = Counter(row["ids"][0] for epoch in met for row in epoch if row["ids"][0].startswith("scan"))
+    assert came.keys() == {path.name for path in scans} and max(came.values()) - min(came.values()) <= 1
+    for epoch in met:
+        assert len({int(row["row_seed"]) for row in epoch}) == len(epoch)
+        assert not any(row["ids"][1] for row in epoch if row["ids"][0].startswith("scan"))
+        if visit == "questions":
+            ids = Counter(name for row in epoch for name in row["ids"][1])
+            assert ids == Counter(q.id for questions in rows.annotations.values() for q in questions)
+
+
+def test_one_scan_can_come_several_times_in_an_epoch():
+    rows = make_rows(unlabelled=[Path("scan")], unlabelled_share=0.5)
+    met = [rows[place] for place in range(rows.rows_per_epoch)]
+    again = [int(row["row_seed"]) for row in met if row["ids"][0] == "scan"]
+    assert len(again) == len(set(again)) == rows.rows_per_epoch // 2
+
+
 def test_a_token_budget_also_cuts_drawn_questions():
     rows = make_rows(visit="scenes", questions_per_row=20, tokens_per_row=30)
     for place in range(len(rows)):
@@ -154,6 +206,9 @@ def test_a_token_budget_also_cuts_drawn_questions():
         ({"one_task_per_step": True}, "data.one_task_per_step: expected visit: questions beside it"),
         ({"questions_per_row": 0}, "data.questions_per_row: expected a number from 1 on, got 0"),
         ({"tokens_per_row": -1}, "data.tokens_per_row: expected a number from 1 on, got -1"),
+        ({"labelled_share": 0.0}, "data.labelled_share: expected a share above 0, at most 1, got 0.0"),
+        ({"unlabelled_share": 0.5}, "data.unlabelled_share: expected a share of all rows .* got 0.5 beside None"),
+        ({"unlabelled_root": "x"}, "data.unlabelled_share: expected a share of all rows .* got 0.0 beside x"),
     ],
 )
 def test_settings_that_plan_nothing_are_refused(settings, message):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import TrainingArguments
 
 from ross3d.data.annotations import group_by_scene, load_annotations
@@ -22,12 +23,14 @@ from ross3d.tests.published import write_published
 from ross3d.tests.scan_folders import enlarge_pictures
 from ross3d.tests.tiny import get_checkpoint, get_rooms
 from ross3d.tools.make_tiny import make_tiny_processor
-from ross3d.train import build_training_arguments
+from ross3d.train import build_training_arguments, check_processes
 from ross3d.training.arguments import (
     DataArguments,
     NewWeightsArguments,
     PartArguments,
     RunArguments,
+    check_same_run,
+    describe_run,
     read_command_line,
     read_run_arguments,
 )
@@ -118,6 +121,20 @@ def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
         build_training_arguments({"output_dir": str(tmp_path)}, 0)
 
 
+def test_a_run_goes_on_with_as_many_processes_as_began_it(tmp_path):
+    """Rows of a step, and with them the order of rows, depend on how many there are."""
+    training = build_training_arguments({"output_dir": str(tmp_path), "per_device_train_batch_size": 3}, 0)
+    run = RunArguments()
+    check_processes(run, training)
+    assert run.num_processes == 1 and "num_processes: 1" in describe_run(run)
+    message = r"num_processes: expected 8 processes, of 3 rows in each step, got 1; start as many with `accelerate la"
+    with pytest.raises(ValueError, match=message):
+        check_processes(RunArguments(num_processes=8), training)
+    (tmp_path / "run.yaml").write_text(describe_run(RunArguments(num_processes=2)))
+    with pytest.raises(ValueError, match="expected num_processes=2, with which the run there began, got 1; choose an"):
+        check_same_run(run, tmp_path / "run.yaml")
+
+
 def test_the_optimizer_is_the_one_that_was_asked_for(tmp_path):
     model, settings = make_model(), {"output_dir": str(tmp_path), "adam_beta2": 0.5, "adam_epsilon": 1.0e-6}
     muon = {"model.language_model.layers": PartArguments(optimizer="muon", learning_rate=0.02)}
@@ -195,6 +212,35 @@ def test_annotations_of_unknown_scenes_are_refused(tmp_path):
     shutil.rmtree(tmp_path / "rooms" / "train" / "train-000004")
     with pytest.raises(ValueError, match=r"train.jsonl: expected scene_ids that are folders of .*000004'\] and 1 un"):
         build_rows(arguments, processor, 1, None)
+
+
+def test_scans_without_questions_are_checked(tmp_path):
+    """They need a model that rebuilds, and names of their own."""
+    rooms, config = get_rooms(), make_model().config
+    data = {"root": str(rooms), "unlabelled_root": str(tmp_path / "scans"), "unlabelled_share": 0.25}
+
+    def build(config=config, **changes):
+        return build_rows(RunArguments(data=DataArguments(**data | changes)), make_tiny_processor(), 1, config)
+
+    with pytest.raises(FileNotFoundError, match="data.unlabelled_root: expected folders of scans in .*, found none"):
+        build()
+    shutil.copytree(rooms / "val", tmp_path / "scans")
+    rows = build()
+    assert rows.rows_per_epoch == 13 and rows.num_scenes == 10
+    silent = [rows[i] for i in range(13) if rows.plan_epoch(0)[i].scene >= 10]
+    assert len(silent) == 3 and all("shift_labels" not in row and "bev_pixel_values" in row for row in silent)
+    shutil.copytree(rooms / "train" / "train-000003", tmp_path / "scans" / "train-000003")
+    with pytest.raises(
+        ValueError, match=r"data.unlabelled_root: expected scans .*\['train-000003'\] and 1 in both; keep"
+    ):
+        build()
+    message = (
+        "data: expected a model with denoiser_config that sees its scenes beside labelled_share or unlabelled_root"
+    )
+    for changes in ({"blind": True}, {"labelled_share": 0.5, "unlabelled_root": None, "unlabelled_share": 0.0}):
+        wrong = config if "blind" in changes else make_model(denoiser_config=None).config
+        with pytest.raises(ValueError, match=message):
+            build(wrong, **changes)
 
 
 def test_no_scenes_is_an_error(tmp_path):
@@ -505,3 +551,44 @@ def test_a_torn_checkpoint_is_never_resumed_from(tmp_path):
     assert find_checkpoint(tmp_path) == whole
     assert not unmarked.exists() and not shortened.exists()
     assert find_checkpoint(tmp_path / "nothing") is None
+
+
+# ---- the runs in configs/
+
+
+def read_config(name: str, *more: str) -> RunArguments:
+    return read_run_arguments(ROOT / "configs" / f"{name}.yaml", ["--trainer.use_cpu", "true", *more])
+
+
+def test_the_published_recipe():
+    """What the paper says: 256 rows a step, AdamW at 1e-5 with a cosine behind 3 % of warm-up, one pass, no decay."""
+    run = read_config("ross3d_7b")
+    training = build_training_arguments(run.trainer, run.seed)
+    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * run.num_processes
+    assert rows == 256 and -(-223_128 // rows) == 872
+    assert (training.learning_rate, training.lr_scheduler_type, training.warmup_steps) == (1.0e-5, "cosine", 0.03)
+    assert (training.weight_decay, run.data.epochs, training.bf16) == (0.0, 1, True)
+    assert training.optim == "adamw_torch_fused" and training.activation_checkpointing
+    assert (run.data.visit, run.data.questions_per_row, run.data.proposals) == ("questions", 1, "ground_truth")
+    assert run.parts == {"model.vision_tower": PartArguments(freeze=True)} and not run.model
+
+
+@pytest.mark.parametrize("name", ["ross3d_7b_80gb", "ross3d_7b_lora", "ross3d_7b_half_text", "ross3d_7b_more_scans"])
+def test_other_runs_differ_from_it_where_they_say(name):
+    run, published = read_config(name), read_config("ross3d_7b")
+    training = build_training_arguments(run.trainer, run.seed)
+    questions = training.gradient_accumulation_steps * run.num_processes * run.data.questions_per_row
+    assert questions == 256 and run.parts == published.parts and run.init_from == published.init_from
+    assert run.trainer["output_dir"] == f"outputs/{name}"
+    assert (run.lora is not None) == ("lora" in name)
+    same = {key for key, value in run.trainer.items() if published.trainer.get(key) == value}
+    assert published.trainer.keys() - same <= {"output_dir", "gradient_accumulation_steps", "learning_rate"}
+
+
+def test_launch_files_name_what_there_is():
+    """FSDP2 wraps classes by name, which nothing would find if it were wrong."""
+    files = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "configs" / "accelerate").iterdir()}
+    assert files.keys() == {"single", "ddp", "fsdp2", "deepspeed_zero2", "deepspeed_zero3", "zero3_offload"}
+    wrapped = files["fsdp2"]["fsdp_config"]["fsdp_transformer_layer_cls_to_wrap"].split(",")
+    assert set(wrapped) <= {type(module).__name__ for module in make_model().modules()}
+    assert all(file["mixed_precision"] == "no" for file in files.values()), "trainer.bf16 says it"

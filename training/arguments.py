@@ -35,6 +35,10 @@ class DataArguments:
         tokens_per_row (`int`, *optional*): at most about so many tokens of questions and answers behind one scene.
         one_task_per_step (`bool`): with `visit: questions`, keep grounding out of steps with other questions
             (published).
+        labelled_share (`float`): share of the samples (scenes or questions, as `visit` says) that keep their text; the
+            others train reconstruction alone, the same ones in every pass.
+        unlabelled_root (`str`, *optional*): folder of scans without questions, which train reconstruction alone.
+        unlabelled_share (`float`): which share of all rows those scans are, in turns.
         proposals (`str`): what grounding chooses among: the objects' own boxes (`ground_truth`, published), or
             `jittered` ones among boxes that match nothing, as our rooms are found.
         blind (`bool`): train on the words alone, the baseline that every score stands beside.
@@ -56,6 +60,9 @@ class DataArguments:
     questions_per_row: int = 1
     tokens_per_row: int | None = None
     one_task_per_step: bool = False
+    labelled_share: float = 1.0
+    unlabelled_root: str | None = None
+    unlabelled_share: float = 0.0
     proposals: str = "ground_truth"
     blind: bool = False
     num_views: int = 32
@@ -69,6 +76,13 @@ class DataArguments:
                 raise ValueError(f"data.{name}: expected a choice of {known}, got {getattr(self, name)!r}.")
         if self.one_task_per_step and self.visit != "questions":
             raise ValueError("data.one_task_per_step: expected visit: questions beside it, got visit: scenes.")
+        if not 0 < self.labelled_share <= 1:
+            raise ValueError(f"data.labelled_share: expected a share above 0, at most 1, got {self.labelled_share}.")
+        if not 0 <= self.unlabelled_share < 1 or (self.unlabelled_share > 0) != (self.unlabelled_root is not None):
+            raise ValueError(
+                "data.unlabelled_share: expected a share of all rows above 0 and below 1 beside data.unlabelled_root,"
+                f" or neither, got {self.unlabelled_share} beside {self.unlabelled_root}."
+            )
         for name in ("num_views", "questions_per_row", "tokens_per_row"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -139,20 +153,48 @@ class VisionWarmupArguments:
 
 
 @dataclass
+class LoraArguments:
+    """Train small matrices beside frozen ones, with peft (`training/lora.py`); needs `init_from`.
+
+    `image_newline` and `mask_token`, parameters of no module of their own, stay as the checkpoint has them.
+
+    Attributes:
+        rank, alpha (`int`): of the small matrices; what they add is scaled by alpha / rank.
+        dropout (`float`): of what they read.
+        target_modules (`str`): regular expression that the whole names of the linear layers beside them match; by
+            default all of the language model.
+        modules (list of `str`): what is trained whole.
+        tokens (list of `str`): whose rows of the word embeddings are trained; the others stay frozen.
+    """
+
+    rank: int = 64
+    alpha: int = 128
+    dropout: float = 0.0
+    target_modules: str = r"model\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+    modules: list[str] = field(
+        default_factory=lambda: ["model.multi_modal_projector", "grounding_head", "reconstruction_head"]
+    )
+    tokens: list[str] = field(default_factory=lambda: ["<ground>", "<coord>"])
+
+
+@dataclass
 class RunArguments:
     """One run of train.py.
 
     Attributes:
         seed (`int`): of weights, order, choice of questions, proposals, hidden views and diffusion draws.
+        num_processes (`int`, *optional*): how many have to be started together, since rows per step, and with them
+            the order of rows, depend on it; by default as many as are. A run goes on with as many as began it.
         init_from (`str`, *optional*): checkpoint folder or Hub id to start from; new weights otherwise.
         teacher (`str`, *optional*): diffusers folder of the VAE teacher.
         model (`dict`): keys of `Ross3DConfig`; with `init_from`, changes to its config.
         processor (`dict`): settings of `Ross3DProcessor`, and those of its image processor.
-        data, new_weights, vision_warmup, parts, trainer: see the classes; `parts` maps prefixes of parameter names to
-            settings.
+        data, new_weights, vision_warmup, lora, parts, trainer: see the classes; `parts` maps prefixes of parameter
+            names to settings.
     """
 
     seed: int = 0
+    num_processes: int | None = None
     init_from: str | None = None
     teacher: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
@@ -160,6 +202,7 @@ class RunArguments:
     data: DataArguments = field(default_factory=DataArguments)
     new_weights: NewWeightsArguments | None = None
     vision_warmup: VisionWarmupArguments | None = None
+    lora: LoraArguments | None = None
     parts: dict[str, PartArguments] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
 
@@ -174,6 +217,7 @@ SECTION_CLASSES = {
     "data": DataArguments,
     "new_weights": NewWeightsArguments,
     "vision_warmup": VisionWarmupArguments,
+    "lora": LoraArguments,
     "trainer": TrainingArguments,
     "model": Ross3DConfig,
 }
@@ -247,6 +291,7 @@ def read_run_arguments(config_file: str | Path, overrides: list[str] | None = No
         ("data", DataArguments),
         ("new_weights", NewWeightsArguments),
         ("vision_warmup", VisionWarmupArguments),
+        ("lora", LoraArguments),
     ):
         if settings.get(section) is not None:
             settings[section] = read_section(cls, settings[section], f"{config_file}: {section}")
@@ -254,7 +299,10 @@ def read_run_arguments(config_file: str | Path, overrides: list[str] | None = No
         name: read_section(PartArguments, values, f"{config_file}: parts.{name}")
         for name, values in (settings.get("parts") or {}).items()
     }
-    return RunArguments(**{name: value for name, value in settings.items() if value is not None})
+    run = RunArguments(**{name: value for name, value in settings.items() if value is not None})
+    if run.lora is not None and run.init_from is None:
+        raise ValueError("lora: expected init_from beside it, a checkpoint to stand beside, got none; set it.")
+    return run
 
 
 def read_command_line(words: list[str], usage: str) -> RunArguments:

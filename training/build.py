@@ -11,9 +11,12 @@ from typing import Any
 
 import torch
 import yaml
+from peft import PeftModel
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from transformers import AutoProcessor, Trainer, TrainerState, TrainingArguments
+from transformers.modeling_utils import set_zero3_state
 
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.annotations import find_annotations, group_by_scene, load_annotations
@@ -31,7 +34,9 @@ from ross3d.scenes.tokenizer import make_tokenizer
 from ross3d.training.arguments import DataArguments, NewWeightsArguments, PartArguments, RunArguments
 from ross3d.training.callbacks import COMPLETE_MARK, mark_complete
 from ross3d.training.card import make_run_card
+from ross3d.training.lora import PEFT_PREFIX
 from ross3d.training.optimizer import MuonAdamW
+from ross3d.training.shards import check_whole_matrices
 
 
 def list_scenes(arguments: DataArguments) -> list[Path]:
@@ -52,6 +57,38 @@ def list_split(arguments: DataArguments) -> list[Path]:
             f" `python -m ross3d.scenes.build --output {arguments.root}`."
         )
     return scenes
+
+
+def list_unlabelled(arguments: DataArguments, config: Ross3DConfig) -> list[Path]:
+    """Folders of the scans that have no questions, by name.
+
+    Raises:
+        FileNotFoundError: when there are none where they are said to be.
+        ValueError: when one has the name of a scene of the split, and for rows without text beside a model that
+            rebuilds nothing, which would learn nothing from them.
+    """
+    if arguments.labelled_share < 1 or arguments.unlabelled_root is not None:
+        if arguments.blind or config.denoiser_config is None:
+            raise ValueError(
+                "data: expected a model with denoiser_config that sees its scenes beside labelled_share or"
+                " unlabelled_root, since rows without text train reconstruction alone, got one without or blind: true;"
+                " leave both out."
+            )
+    if arguments.unlabelled_root is None:
+        return []
+    folder = Path(arguments.unlabelled_root)
+    scans = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if not scans:
+        raise FileNotFoundError(
+            f"data.unlabelled_root: expected folders of scans in {folder}, found none; correct it."
+        )
+    both = sorted({path.name for path in scans} & {path.name for path in list_split(arguments)})
+    if both:
+        raise ValueError(
+            f"data.unlabelled_root: expected scans that are not in {Path(arguments.root) / arguments.split}, got"
+            f" {both[:3]} and {len(both)} in both; keep those with questions there and the others in {folder}."
+        )
+    return scans
 
 
 def check_init_from(name: str) -> None:
@@ -114,6 +151,8 @@ def build_config(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DC
 
 def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DForConditionalGeneration:
     """The checkpoint's model, or a new one."""
+    # Also of what a checkpoint lacks.
+    torch.manual_seed(arguments.seed)
     if arguments.init_from is not None:
         if arguments.new_weights is not None:
             raise ValueError(
@@ -121,9 +160,12 @@ def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DFo
                 " are kept as they are. Write new_weights: null."
             )
         model = Ross3DForConditionalGeneration.from_pretrained(arguments.init_from, **arguments.model)
+        # Under ZeRO-3 the library would save what it loaded by the names of a file that it did not read.
+        model._weight_conversions = []
     else:
-        torch.manual_seed(arguments.seed)
-        model = Ross3DForConditionalGeneration(build_config(arguments, processor))
+        # ZeRO-3 would cut tower and language model to pieces here, before they are drawn; the Trainer cuts all later.
+        with set_zero3_state():
+            model = Ross3DForConditionalGeneration(build_config(arguments, processor))
         if arguments.new_weights is not None:
             scale_new_weights(model, arguments.new_weights)
         model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
@@ -226,8 +268,9 @@ def build_rows(
             f" {len(unknown)} unknown in all; scene_id is the folder's name."
         )
     reading, latents = get_run_reading(arguments, processor), build_latents(arguments, processor, config)
+    unlabelled = list_unlabelled(data, config)
     if latents is not None:
-        latents.check(list_scenes(data))
+        latents.check([*list_scenes(data), *unlabelled])
     prepared = None if data.prepared is None else PreparedScenes(data.prepared, processor, read_scene, reading)
     return SceneRows(
         list_scenes(data),
@@ -241,6 +284,9 @@ def build_rows(
         visit=data.visit,
         rows_per_step=rows_per_step,
         one_task_per_step=data.one_task_per_step,
+        labelled_share=data.labelled_share,
+        unlabelled=unlabelled,
+        unlabelled_share=data.unlabelled_share,
         prepared=prepared,
         latents=latents,
         seed=arguments.seed,
@@ -276,12 +322,15 @@ def group_parameters(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        prefixes = [prefix for prefix in parts if name.startswith(prefix)]
+        own_name = name.removeprefix(PEFT_PREFIX)
+        prefixes = [prefix for prefix in parts if own_name.startswith(prefix)]
         part = parts[max(prefixes, key=len)] if prefixes else PartArguments()
-        muon = part.optimizer == "muon" and parameter.dim() == 2
+        # What ZeRO-3 has cut to pieces tells its shape elsewhere.
+        num_axes = len(getattr(parameter, "ds_shape", parameter.shape))
+        muon = part.optimizer == "muon" and num_axes == 2
         own_rate = part.learning_rate is not None and (muon or part.optimizer == "adamw")
         rate = part.learning_rate if own_rate else arguments.learning_rate
-        decay = arguments.weight_decay if parameter.dim() > 1 else 0.0
+        decay = arguments.weight_decay if num_axes > 1 else 0.0
         groups.setdefault((rate, decay, muon), []).append(parameter)
     return [
         {"params": parameters, "lr": rate, "weight_decay": decay, "muon": muon}
@@ -301,6 +350,7 @@ def choose_optimizer(
     groups = group_parameters(model, parts, arguments)
     if not any(group["muon"] for group in groups):
         return cls, {**settings, "params": [{k: v for k, v in group.items() if k != "muon"} for group in groups]}
+    check_whole_matrices("parts")
     if cls is not torch.optim.AdamW:
         raise ValueError(
             f"trainer.optim: expected adamw_torch beside parts with optimizer: muon, got {arguments.optim};"
@@ -317,22 +367,35 @@ def find_published(arguments: RunArguments) -> Path | None:
     return beside if arguments.init_from is not None and beside.is_dir() else None
 
 
+def restore_class(model: nn.Module) -> None:
+    """Give a model its own class back: FSDP made it one that lies in no file, so none would be saved beside it."""
+    model.__class__ = next(cls for cls in type(model).__mro__ if not issubclass(cls, FSDPModule))
+
+
 def save_run(
     model: nn.Module,
+    weights: dict[str, torch.Tensor],
     processor: Ross3DProcessor,
     teacher: Path | None,
     published: Path | None,
     state: TrainerState,
     output_dir: Path,
 ) -> None:
-    """Final model, processor, teacher, log, page and what the way back needs, as one loadable folder.
+    """Final model with its gathered weights, processor, teacher, log, page and what the way back needs, loadable.
+
+    What LoRA trained is merged into the weights, and kept beside them in `adapter/`.
 
     All is written aside first and then moved into place, the mark of completeness last of all: after a kill the folder
     is finished, with nothing left over, or has no mark.
     """
     aside = output_dir / ".final.partial"
     shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
+    if isinstance(model, PeftModel):
+        model.save_pretrained(aside / "adapter")
+        model = model.merge_and_unload()
+        weights = model.state_dict()
+    restore_class(model)
+    model.save_pretrained(aside, state_dict=weights)
     processor.save_pretrained(aside)
     if teacher is not None and isinstance(model, Ross3DForConditionalGeneration) and model._teacher:
         model.get_teacher().save_pretrained(aside / "teacher")

@@ -25,6 +25,7 @@ from ross3d.training.build import (
     find_teacher,
     get_run_reading,
     list_scenes,
+    list_unlabelled,
 )
 
 
@@ -68,7 +69,8 @@ def main(arguments: RunArguments) -> None:
     kept: SceneLatents = build_latents(arguments, processor, config)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     teacher = AutoencoderKL.from_pretrained(teacher_folder).to(device).eval()
-    scenes: list[Path] = [path for path in list_scenes(arguments.data) if not kept.has(path)]
+    wanted: list[Path] = [*list_scenes(arguments.data), *list_unlabelled(arguments.data, config)]
+    scenes = [path for path in wanted if not kept.has(path)]
     for path in tqdm(scenes, desc="latents", unit="scene"):
         identity = kept.get_identity(path)
         scene = read_scene(path, **get_run_reading(arguments, processor))

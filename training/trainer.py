@@ -1,6 +1,7 @@
 """The stock Trainer, told how many answers and scenes a whole optimizer step averages its losses over."""
 
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
 from transformers import Trainer
@@ -8,6 +9,10 @@ from transformers import Trainer
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.modeling_ross3d import LOSS_NAMES
 from ross3d.reconstruction_ross3d import get_bev_cells
+
+
+# What the model reads in float32 in every precision.
+FLOAT32_KEYS = {"patch_coords", "proposal_boxes", "query_coords", "loss_weights", "bev_bounds"}
 
 
 def open_view_gate(batch: dict[str, torch.Tensor], global_step: int, period: int) -> None:
@@ -36,6 +41,12 @@ def count_losses(batch: dict[str, torch.Tensor], config: Ross3DConfig) -> torch.
     return torch.stack([answers.float(), hidden.sum().float(), pictured.sum().float(), asked.sum().float()])
 
 
+def keep_float32(batch: dict[str, torch.Tensor]) -> None:
+    """Hand metres and weights on as the bits of float32: with DeepSpeed and FSDP every float of a batch is cast."""
+    for name in FLOAT32_KEYS & batch.keys():
+        batch[name] = batch[name].view(torch.int32)
+
+
 class Ross3DTrainer(Trainer):
     """`Trainer` with one public method overridden: `get_batch_samples` counts what the named losses average over.
 
@@ -51,12 +62,16 @@ class Ross3DTrainer(Trainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
         """The step's micro-batches, with the gate on hidden views applied, and their global counts (4,)."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        # The library's own counting gathers over processes only where the first batch has labels: others would wait.
+        batches = list(islice(epoch_iterator, num_batches))
         config = self.accelerator.unwrap_model(self.model).config
         counts = torch.zeros(len(LOSS_NAMES), device=device)
         for batch in batches:
             open_view_gate(batch, self.state.global_step, config.view_mask_period)
             counts += count_losses(batch, config).to(device)
+            if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+                keep_float32(batch)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")
-        return batches, counts
+        # Whole numbers, which nothing casts.
+        return batches, counts.long()

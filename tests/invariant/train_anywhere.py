@@ -1,0 +1,90 @@
+"""Many steps of the Trainer on ragged rows, however `accelerate launch` splits model and rows. Usage:
+
+    accelerate launch --config_file configs/accelerate/X.yaml -m ross3d.tests.invariant.train_anywhere \\
+        OUTPUT BATCH_SIZE ACCUMULATION NUM_STEPS
+
+Writes the gathered parameters after 20 steps of plain SGD in float32 (OUTPUT/parameters.safetensors), the gathered
+checkpoint at the end (OUTPUT/final), and for every rank which kinds of rows it was given, what was logged and how
+many weights it held itself (OUTPUT/rank-N.json).
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import TrainerCallback, TrainingArguments
+
+from ross3d.modeling_ross3d import LOSS_NAMES
+from ross3d.tests.fabricate import RaggedRows, make_collator, make_model
+from ross3d.training.callbacks import NamedLosses
+from ross3d.training.trainer import Ross3DTrainer
+
+
+COMPARED_STEPS, LEARNING_RATE, VIEW_MASK_PERIOD = 20, 0.02, 2
+
+
+class KeepParameters(TrainerCallback):
+    """Writes the whole model's parameters down after `COMPARED_STEPS`."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.trainer: Ross3DTrainer | None = None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step != COMPARED_STEPS:
+            return
+        weights = self.trainer.accelerator.get_state_dict(self.trainer.model_wrapped)
+        if state.is_world_process_zero:
+            save_file({name: value.contiguous().clone() for name, value in weights.items()}, self.file)
+
+
+def main(output: Path, batch_size: int, accumulation: int, steps: int) -> None:
+    torch.set_num_threads(1)
+    output.mkdir(parents=True, exist_ok=True)
+    # Before the arguments: behind them ZeRO-3 would cut new weights to pieces before they are drawn.
+    model = make_model(view_mask_period=VIEW_MASK_PERIOD)
+    arguments = TrainingArguments(
+        output_dir=str(output / "trainer"),
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        max_steps=steps,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        optim="sgd",
+        max_grad_norm=0.0,
+        remove_unused_columns=False,
+        train_sampling_strategy="sequential",
+        use_cpu=True,
+        save_strategy="no",
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    counted = []
+    model.register_forward_hook(lambda module, args, found: counted.append(found.loss_counts.tolist()))
+    keeper = KeepParameters(output / "parameters.safetensors")
+    trainer = Ross3DTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=RaggedRows(steps * batch_size * accumulation * arguments.world_size),
+        data_collator=make_collator(),
+        callbacks=[keeper],
+    )
+    keeper.trainer = trainer
+    trainer.callback_handler.callbacks.insert(0, NamedLosses(model))
+    trainer.train()
+    held = sum(parameter.numel() for parameter in model.parameters())
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.is_world_process_zero():
+        model.save_pretrained(output / "final", state_dict=weights)
+    logs = [{key: log[key] for key in sorted({"loss", *LOSS_NAMES} & log.keys())} for log in trainer.state.log_history]
+    record = {"world_size": arguments.world_size, "held": held, "counts": counted, "logs": logs[:steps]}
+    (output / f"rank-{arguments.process_index}.json").write_text(json.dumps(record))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

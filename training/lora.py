@@ -1,0 +1,63 @@
+"""Train a checkpoint through small matrices beside its frozen ones (LoRA), with the library peft."""
+
+import re
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
+from ross3d.processing_ross3d import Ross3DProcessor
+from ross3d.training.arguments import LoraArguments
+from ross3d.training.shards import check_whole_weights
+
+
+# What peft puts in front of the names of the model's own parameters.
+PEFT_PREFIX = "base_model.model."
+
+
+def add_lora(
+    model: Ross3DForConditionalGeneration, processor: Ross3DProcessor, arguments: LoraArguments, seed: int
+) -> PeftModel:
+    """The model with its own weights frozen, and beside them what is trained, in float32; `seed` draws the new ones.
+
+    Raises:
+        ValueError: when `target_modules`, `modules` or `tokens` name nothing of the model's, and where processes hold
+            pieces of the weights, into which nothing could be merged at the end.
+    """
+    check_whole_weights("lora")
+    names = {name for name, _ in model.named_modules()}
+    if not any(re.fullmatch(arguments.target_modules, name) for name in names):
+        raise ValueError(
+            f"lora.target_modules: expected a regular expression that whole names of modules match, such as"
+            f" {sorted(n for n in names if n.endswith('q_proj'))[:1]}, got {arguments.target_modules!r}."
+        )
+    for name in arguments.modules:
+        if name not in names:
+            known = [child for child, _ in model.named_children()]
+            raise ValueError(
+                f"lora.modules: expected names of modules such as {known}, got {name!r}; leave out what is not there."
+            )
+    vocabulary = processor.tokenizer.get_vocab()
+    for token in arguments.tokens:
+        if token not in vocabulary:
+            raise ValueError(
+                f"lora.tokens: expected tokens of the checkpoint's tokenizer, got {token!r}; leave it out."
+            )
+    rows = [vocabulary[token] for token in arguments.tokens]
+    torch.manual_seed(seed)
+    adapted = get_peft_model(
+        model,
+        LoraConfig(
+            r=arguments.rank,
+            lora_alpha=arguments.alpha,
+            lora_dropout=arguments.dropout,
+            target_modules=arguments.target_modules,
+            modules_to_save=list(arguments.modules),
+            trainable_token_indices={"embed_tokens": rows} if rows else None,
+        ),
+    )
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            # In half precision most steps of a small learning rate would be rounded away.
+            parameter.data = parameter.data.to(torch.float32)
+    return adapted

@@ -1,0 +1,28 @@
+"""What the launcher lets processes share in pieces; asked where whole weights or whole matrices are needed."""
+
+import os
+
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+
+def is_launched_with(name: str) -> bool:
+    """Whether `accelerate launch` was told to use `FSDP` or `DEEPSPEED`."""
+    return os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1")
+
+
+def check_whole_weights(name: str) -> None:
+    """Refuse a setting where processes hold pieces of the weights."""
+    if is_deepspeed_zero3_enabled() or is_launched_with("FSDP"):
+        raise ValueError(
+            f"{name}: expected all weights on every process, got ZeRO-3 or FSDP, which cut them to pieces; start with"
+            " configs/accelerate/single.yaml, ddp.yaml or deepspeed_zero2.yaml."
+        )
+
+
+def check_whole_matrices(name: str) -> None:
+    """Refuse a setting where an optimizer sees pieces of matrices."""
+    if is_launched_with("DEEPSPEED") or is_launched_with("FSDP"):
+        raise ValueError(
+            f"{name}: expected an optimizer that sees whole matrices, got DeepSpeed or FSDP, which cut them to pieces;"
+            " start with configs/accelerate/single.yaml or ddp.yaml, or use adamw."
+        )
