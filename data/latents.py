@@ -51,7 +51,7 @@ class SceneLatents:
     def write(self, path: Path, identity: dict[str, Any], latents: dict[str, torch.Tensor]) -> None:
         write_kept(self.get_file(path), make_kept(identity, {}, latents))
 
-    def check(self, paths: list[Path]) -> None:
+    def refuse_missing(self, paths: list[Path]) -> None:
         """Refuse to begin when scenes have no file; whether it is the right one shows when it is read.
 
         Raises:

@@ -163,6 +163,10 @@ def write(*parts: str, content):
             r"--root: 2 scenes that records or boxes name have no folder in scannet/posed_images, such as",
         ),
         (
+            lambda root: [file.write_text("") for file in (root / "scannet" / "scans").glob("*/*.txt")],
+            r"scene0001_00.txt: expected a line axisAlignment, since the scene's boxes are in the aligned world, got",
+        ),
+        (
             lambda root: (root / "scannet/posed_images/scene0001_00/00010.jpg").unlink(),
             "scene0001_00: .*00010.jpg is not there although its pose is; unpack posed_images again",
         ),
@@ -218,6 +222,18 @@ def test_a_frame_that_was_unpacked_again_makes_its_scene_anew(root, tmp_path):
     prepare(tmp_path / "data", tmp_path / "out")
     changed = {path for path, state in list_states(tmp_path / "out" / "train").items() if before[path] != state}
     assert changed == {path for path in before if "scene0001_00" in path}
+
+
+def test_an_alignment_that_is_corrected_makes_its_scene_anew(root, tmp_path):
+    shutil.copytree(root, tmp_path / "data")
+    file = tmp_path / "data" / "scannet" / "scans" / "scene0001_00" / "scene0001_00.txt"
+    right = file.read_text()
+    alignments = []
+    for text in ("axisAlignment = 1 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1", right):
+        file.write_text(text + "\n")
+        prepare(tmp_path / "data", tmp_path / "out")
+        alignments.append(np.loadtxt(tmp_path / "out" / "train" / "scene0001_00" / "axis_align.txt"))
+    assert np.array_equal(alignments[0], np.eye(4)) and not np.allclose(alignments[1], np.eye(4))
 
 
 def test_a_scan_without_poses_is_told(root, tmp_path, capsys):

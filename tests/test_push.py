@@ -74,7 +74,7 @@ def evaluated(trained, tmp_path_factory) -> Path:
     """What eval.py wrote about it: a benchmark, and the pictures."""
     folder = tmp_path_factory.mktemp("push") / "evaluated"
     given = ["--model", trained, "--task", "rooms,reconstruction", "--data", get_rooms(), "--output", folder]
-    few = ["--limit", "1", "--num_samples", "1", "--num_inference_steps", "2", "--max_new_tokens", "3"]
+    few = ["--limit", "2", "--num_samples", "1", "--num_inference_steps", "2", "--max_new_tokens", "3"]
     evaluation.main(evaluation.parse_arguments([*map(str, given), *few, "--report", "false"]))
     return folder
 
@@ -139,14 +139,14 @@ def test_the_page_says_what_is_known(hub, trained, evaluated):
         value = metrics["scores"][task]
         for key in name.split(": "):
             value = value[key]
-        assert result.metric_value == value and result.dataset_split == "val" and result.dataset_args["limit"] == 1
+        assert result.metric_value == value and result.dataset_split == "val" and result.dataset_args["limit"] == 2
     wanted = {(task, place) for task, scores in metrics["scores"].items() for place, _ in list_scores(scores)}
     others = {place for _, place in wanted if "psnr" in place and place[-1] not in ("one_sample", "mean_of_samples")}
     assert len(found) == len(wanted) - len(others) > 20 and len(others) == 3 * 4
     assert {result.metric_type for (task, _), result in found.items() if task == "reconstruction"} == {"psnr"}
     results = get_section(card.text, "Results")
     assert len(re.findall(r"^\| .* \| -?\d+\.\d{4} \|", results, flags=re.MULTILINE)) == len(wanted)
-    assert f"commit {metrics['commit']}" in results and "limit 1" in results
+    assert f"commit {metrics['commit']}" in results and "limit 2" in results
     assert re.search(r"types: count: exact_match \| \d\.\d{4} \| \[\d", results), "no interval beside a score"
     titles = re.findall(r"^## (.*)$", page, flags=re.MULTILINE)
     assert titles == ["Use", "Training", "Results", "Limitations", "Licences"]

@@ -5,6 +5,7 @@ The file has one section per class below. Any value can be set from the command 
 """
 
 import difflib
+import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -308,7 +309,7 @@ def read_run_arguments(config_file: str | Path, overrides: list[str] | None = No
 def read_command_line(words: list[str], usage: str) -> RunArguments:
     """`CONFIG.yaml [--section.key value ...]`; the usage and the end for nothing or `--help`."""
     if not words or words[0] in {"-h", "--help"}:
-        raise SystemExit(usage)
+        sys.exit(usage)
     return read_run_arguments(words[0], words[1:])
 
 

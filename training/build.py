@@ -270,7 +270,7 @@ def build_rows(
     reading, latents = get_run_reading(arguments, processor), build_latents(arguments, processor, config)
     unlabelled = list_unlabelled(data, config)
     if latents is not None:
-        latents.check([*list_scenes(data), *unlabelled])
+        latents.refuse_missing([*list_scenes(data), *unlabelled])
     prepared = None if data.prepared is None else PreparedScenes(data.prepared, processor, read_scene, reading)
     return SceneRows(
         list_scenes(data),
