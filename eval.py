@@ -7,13 +7,14 @@ Writes `predictions.jsonl` (and `reconstruction.jsonl`), `metrics.json`, `timing
 that was cut off goes on where it was when it is started again with the same settings; the files are the same then.
 """
 
+import copy
 import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,21 @@ import torch
 from accelerate import PartialState
 from transformers import AutoProcessor, HfArgumentParser, set_seed
 
-from ross3d.data.ahead import ReadAhead
-from ross3d.data.annotations import load_annotations
+from ross3d.data.ahead import iterate_ahead
+from ross3d.data.annotations import find_annotations, load_annotations
 from ross3d.data.dataset import get_row_seed
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.report.run import write_run_page
 from ross3d.report.summary import format_summary
 from ross3d.scenes.questions import lookup_baseline, make_proposals
-from ross3d.tasks import reconstruction, rooms
+from ross3d.tasks import find_tasks, reconstruction, rooms
 from ross3d.tasks.records import RecordStore, write_json
-from ross3d.tasks.task import EvalContext, EvalSettings, Task
+from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Task
+from ross3d.training.arguments import flatten_settings
 
 
-TASKS: dict[str, Task] = {task.name: task for task in (rooms.TASK, reconstruction.TASK)}
+TASKS: dict[str, Task] = find_tasks()
 
 
 @dataclass
@@ -117,16 +119,24 @@ def load_model(arguments: EvalArguments, tasks: list[Task], device: torch.device
     return model, processor
 
 
-def describe_settings(arguments: EvalArguments, processor: Any) -> dict[str, Any]:
-    """All that the answers depend on, besides the code."""
+def describe_settings(
+    arguments: EvalArguments, processor: Any, contexts: dict[str, EvalContext], items: dict[str, list[Any]]
+) -> dict[str, Any]:
+    """All that the answers depend on, besides the code; contexts and items by the task's name."""
     values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(arguments).items()}
     # Where the answers go, and whether a page is written, changes none of them.
     del values["output"], values["report"]
     values["spatial_instruction"] = bool(processor.spatial_instruction)
-    values["generation"] = {"do_sample": False, "num_beams": 1, "max_new_tokens": arguments.max_new_tokens}
+    values["generation"] = {"do_sample": False, "num_beams": 1}
+    values["tasks"] = {
+        name: {
+            "split": context.settings.split,
+            "max_new_tokens": context.settings.max_new_tokens,
+            "items_sha256": hashlib.sha256(repr(items[name]).encode()).hexdigest(),
+        }
+        for name, context in contexts.items()
+    }
     values["model_sha256"] = get_fingerprint(arguments.model)
-    annotations = arguments.data / "annotations" / f"{arguments.split}.jsonl"
-    values["annotations_sha256"] = hash_file(annotations) if annotations.is_file() else None
     return values
 
 
@@ -138,7 +148,7 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
     """
     if not path.is_file():
         return
-    before = json.loads(path.read_text())
+    before, settings = flatten_settings(json.loads(path.read_text())), flatten_settings(settings)
     for name in sorted(settings.keys() | before.keys()):
         if settings.get(name) != before.get(name):
             raise ValueError(
@@ -149,24 +159,28 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
 
 def compute_baselines(arguments: EvalArguments, items: list[Any]) -> dict[str, Any]:
     """Scores of the rooms questions without any model: commonest answer, and a look-up on the question's words."""
-    train = load_annotations(arguments.data / "annotations" / "train.jsonl")
+    train = load_annotations(find_annotations(arguments.data, "train"))
     train = [annotation for annotation in train if annotation.task == rooms.NAME]
     looked_up = {name: row["lookup"] for name, row in lookup_baseline(train, items).items()}
     return {"majority": rooms.score_majority(train, items), "lookup": rooms.describe_lookup(looked_up)}
 
 
-def answer_open_scenes(
-    context: EvalContext, task: Task, items: list[Any], store: RecordStore, state: PartialState, reader: ReadAhead
-):
-    """This process's share of the scenes that still want answers; the next is read while one is answered."""
+def answer_open_scenes(context: EvalContext, task: Task, items: list[Any], store: RecordStore, state: PartialState):
+    """This process's share of the scenes that still want answers; the next are prepared while some are answered."""
     scenes = list(store.get_open_scenes(task.name, items).values())
     mine = scenes[state.process_index :: state.num_processes]
-    for number, group in enumerate(mine, start=1):
-        if number < len(mine) and not context.settings.blind:
-            reader.expect(context.get_folder(mine[number][0].scene_id))
-        store.append_scene(task.answer(context, group))
-        if state.is_main_process and (number % 20 == 0 or number == len(mine)):
+    at_once = context.settings.scenes_at_once
+    # A tokenizer serves one thread at a time.
+    ahead = replace(context, processor=copy.deepcopy(context.processor))
+    prepared = iterate_ahead(lambda group: task.prepare(ahead, group), mine, at_once)
+    for start in range(0, len(mine), at_once):
+        opened = [OpenScene(group, next(prepared)) for group in mine[start : start + at_once]]
+        for records in task.answer(context, opened):
+            store.append_scene(records)
+        number = start + len(opened)
+        if state.is_main_process and (start // 20 != number // 20 or number == len(mine)):
             print(f"{task.name}: {number} of {len(mine)} scenes", file=sys.stderr, flush=True)
+    prepared.close()
 
 
 def start_processes() -> PartialState:
@@ -192,29 +206,27 @@ def main(arguments: EvalArguments) -> dict[str, Any]:
     set_seed(arguments.seed)
     tasks = get_tasks(arguments.task)
     settings = EvalSettings(**{f.name: getattr(arguments, f.name) for f in fields(EvalSettings)})
-    items = {task.name: task.load_items(arguments.data, settings) for task in tasks}
+    items = {task.name: task.load_items(arguments.data, task.fill_settings(settings)) for task in tasks}
     model, processor = load_model(arguments, tasks, state.device)
-    described = describe_settings(arguments, processor)
-    check_settings(arguments.output / "settings.json", described)
-    store = RecordStore(arguments.output, sorted({task.records_file for task in tasks}), state.process_index)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        write_json(arguments.output / "settings.json", described)
-    reader = ReadAhead(read_rgbd_folder)
     context = EvalContext(
         model=model,
         processor=processor,
         device=state.device,
         data_dir=arguments.data,
         output_dir=arguments.output,
-        read_scene=reader,
+        read_scene=read_rgbd_folder,
         make_proposals=make_proposals,
         get_seed=lambda seed, purpose: get_row_seed(seed, 0, purpose),
-        settings=settings,
     )
+    contexts = {task.name: replace(context, settings=task.fill_settings(settings)) for task in tasks}
+    described = describe_settings(arguments, processor, contexts, items)
+    check_settings(arguments.output / "settings.json", described)
+    store = RecordStore(arguments.output, sorted({task.records_file for task in tasks}), state.process_index)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        write_json(arguments.output / "settings.json", described)
     for task in tasks:
-        answer_open_scenes(context, task, items[task.name], store, state, reader)
-    reader.close()
+        answer_open_scenes(contexts[task.name], task, items[task.name], store, state)
     state.wait_for_everyone()
     metrics = {}
     if state.is_main_process:

@@ -20,6 +20,7 @@ import os
 import pickle
 import secrets
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,43 @@ class Ross3DSceneCache:
     proposal_features: torch.Tensor | None = None
     proposal_mask: torch.Tensor | None = None
     patch_features: torch.Tensor | None = None
+
+    @classmethod
+    def join(cls, scenes: "Sequence[Ross3DSceneCache]") -> "Ross3DSceneCache":
+        """Scenes that one model read apart, to be asked about together; scene i keeps its place in the sequence.
+
+        Raises:
+            ValueError: for no scenes, or when only some of them have proposals or patch features.
+        """
+        scenes = list(scenes)
+        if not scenes:
+            raise ValueError("join: expected at least one encoded scene, got none.")
+        if len(scenes) == 1:
+            return scenes[0]
+        for name in ("proposal_features", "patch_features"):
+            missing = [place for place, scene in enumerate(scenes) if getattr(scene, name) is None]
+            if 0 < len(missing) < len(scenes):
+                raise ValueError(
+                    f"join: expected {name} in all scenes or in none, got none in scene {missing[0]}; encode all with"
+                    " proposals (K = 0 is legal) and the same keep_patch_features."
+                )
+        cache = DynamicCache()
+        for index in range(len(scenes[0].past_key_values.layers)):
+            layers = [scene.past_key_values.layers[index] for scene in scenes]
+            cache.update(
+                join_padded([layer.keys for layer in layers], 2, at_start=True),
+                join_padded([layer.values for layer in layers], 2, at_start=True),
+                index,
+            )
+        padded_axes = {"prefix_mask": (1, True), "proposal_features": (1, False), "proposal_mask": (1, False),
+                       "patch_features": (1, False)}  # fmt: skip
+        tensors = {
+            name: None
+            if getattr(scenes[0], name) is None
+            else join_padded([getattr(scene, name) for scene in scenes], axis, at_start)
+            for name, (axis, at_start) in padded_axes.items()
+        }
+        return cls(past_key_values=cache, **tensors)
 
     def share_prefixes(self, scene_index: torch.Tensor) -> SharedPrefixCache:
         """A cache with one row a question about scene `scene_index[i]`, whose prefix stays where it is."""
@@ -153,6 +191,18 @@ FIELDS = ("version", "model", "processor", "layers", "checksum")
 SAMPLE = 1024
 
 
+def join_padded(tensors: Sequence[torch.Tensor], axis: int, at_start: bool) -> torch.Tensor:
+    """One tensor of all rows, padded with zeros to the largest size of an axis."""
+    size = max(tensor.shape[axis] for tensor in tensors)
+    sizes = [size - tensor.shape[axis] for tensor in tensors]
+    after = [0, 0] * (tensors[0].dim() - axis - 1)
+    padded = [
+        nn.functional.pad(tensor, [*after, *((missing, 0) if at_start else (0, missing))]) if missing else tensor
+        for tensor, missing in zip(tensors, sizes, strict=True)
+    ]
+    return torch.cat(padded)
+
+
 def sum_bytes(state: dict[str, Any]) -> int:
     """A checksum of all tensors of a state."""
     layers = [layer[name] for layer in state["layers"] for name in ("keys", "values")]
@@ -177,6 +227,11 @@ def get_model_fingerprint(model: nn.Module) -> str:
         config.pop(key, None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise ValueError(
+                f"{name}: expected weights in memory, which tell this model from others, got ones that are offloaded;"
+                " load the model without offloading to save or load scenes."
+            )
         if not name.startswith("reconstruction_head."):
             values = parameter.detach().flatten()
             values = values if parameter.dim() == 1 else values[:: max(len(values) // SAMPLE, 1)]

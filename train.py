@@ -94,7 +94,7 @@ def main(arguments: RunArguments) -> None:
     trainer = Ross3DTrainer(
         model=model,
         args=training,
-        train_dataset=build_rows(arguments, processor, count_rows_per_step(training)),
+        train_dataset=build_rows(arguments, processor, count_rows_per_step(training), model.config),
         data_collator=build_collator(processor, model.config),
         processing_class=processor,
         callbacks=[MarkComplete(keep=arguments.trainer.get("save_total_limit"))],

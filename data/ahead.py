@@ -1,34 +1,29 @@
-"""Scenes read ahead: while one is worked on, a thread reads the next."""
+"""Work done ahead: while one thing is worked on, a thread prepares the next."""
 
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
-from ross3d.data.scene import Scene
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
-class ReadAhead:
-    """A reader of scene folders that can be told which folder comes next.
+def iterate_ahead(prepare: Callable[[T], R], things: Sequence[T], ahead: int = 1) -> Iterator[R]:
+    """`prepare` of each thing, in order; `ahead` more are under way while one is worked on.
 
     Args:
-        read: folder -> `Scene`. Its errors are raised where the scene is asked for.
+        prepare: runs in one other thread. Its errors are raised where its result would have come.
+        things (sequence): what to prepare.
+        ahead (`int`): at least 1.
     """
-
-    def __init__(self, read: Callable[[Path], Scene]):
-        self.read = read
-        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
-        self.expected: dict[Path, Future] = {}
-
-    def expect(self, path: Path) -> None:
-        """Begin to read a folder that will be asked for."""
-        if path not in self.expected:
-            self.expected[path] = self.thread.submit(self.read, path)
-
-    def __call__(self, path: Path) -> Scene:
-        future = self.expected.pop(path, None)
-        return self.read(path) if future is None else future.result()
-
-    def close(self) -> None:
-        """Forget what was expected and not asked for."""
-        self.thread.shutdown(wait=False, cancel_futures=True)
-        self.expected.clear()
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ahead")
+    try:
+        waiting = deque(thread.submit(prepare, thing) for thing in things[:ahead])
+        for number in range(len(things)):
+            result = waiting.popleft().result()
+            waiting.extend(thread.submit(prepare, thing) for thing in things[number + ahead : number + ahead + 1])
+            yield result
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)

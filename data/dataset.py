@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ross3d.data.annotations import Annotation
+from ross3d.data.latents import SceneLatents
 from ross3d.data.prepared import PreparedScenes
 from ross3d.data.rows import PlannedRow, count_rows, cut_questions, deal_questions, order_rows
 from ross3d.data.scene import BLIND_PICTURE, Scene
@@ -24,6 +25,11 @@ def get_row_seed(seed: int, epoch: int, row_id: str) -> int:
     """A seed in [0, 2**60) that depends on nothing but its arguments."""
     digest = hashlib.blake2b(f"{seed}/{epoch}/{row_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 4
+
+
+def take_boxes(scene: Scene, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The objects' own boxes as proposals, in their order (published for training)."""
+    return scene.boxes, np.arange(len(scene.boxes))
 
 
 class SceneRows(Dataset):
@@ -48,6 +54,7 @@ class SceneRows(Dataset):
         seed (`int`): of order, choice of questions, proposals and diffusion draws.
         prepared (`PreparedScenes`, *optional*): reads scenes in place of `read_scene`, from the second time without
             their pictures.
+        latents (`SceneLatents`, *optional*): what the teacher makes of the pictures; rows carry it.
         reconstruct (`bool`): whether rows carry the bird's-eye picture.
         blind (`bool`): leave out views, geometry and proposals: what a model knows from the words alone.
     """
@@ -68,6 +75,7 @@ class SceneRows(Dataset):
         rows_per_step: int = 1,
         one_task_per_step: bool = False,
         prepared: PreparedScenes | None = None,
+        latents: SceneLatents | None = None,
         reconstruct: bool = True,
         blind: bool = False,
     ):
@@ -84,6 +92,7 @@ class SceneRows(Dataset):
         self.rows_per_step = rows_per_step
         self.one_task_per_step = one_task_per_step
         self.prepared = prepared
+        self.latents = latents
         self.lengths: dict[str, list[int]] = {}
         self.planned: tuple[int, list[PlannedRow]] | None = None
         self.reconstruct = reconstruct
@@ -144,6 +153,8 @@ class SceneRows(Dataset):
             questions = [self.annotations[path.name][place] for place in row.questions]
         inputs = self.get_blind_inputs(questions) if self.blind else self.get_inputs(path, questions, row_seed)
         row = {key: value[0] for key, value in self.processor(**inputs, return_tensors="pt").items()}
+        if self.latents is not None and not self.blind:
+            row |= self.latents.read(path)
         return row | {"row_seed": torch.tensor(row_seed)}
 
     def choose_questions(self, scene_id: str, row_seed: int) -> list[Annotation]:
@@ -193,16 +204,7 @@ class SceneRows(Dataset):
             if not self.reconstruct:
                 fitted.bev_pixels = fitted.bev_valid = fitted.bev_bounds = None
             return inputs | {"images": fitted, "proposal_boxes": boxes, "scene_ids": [scene.scene_id]}
-        if self.reconstruct and scene.bev_image is not None:
-            inputs |= {"bev_image": scene.bev_image, "bev_valid": scene.bev_valid, "bev_bounds": scene.bev_bounds}
-        return inputs | {
-            "images": list(scene.images),
-            "depth_maps": scene.depth_maps,
-            "intrinsics": scene.intrinsics,
-            "cam2world": scene.cam2world,
-            "proposal_boxes": boxes,
-            "scene_ids": [scene.scene_id],
-        }
+        return inputs | scene.get_inputs(bev=self.reconstruct) | {"proposal_boxes": boxes}
 
     def get_blind_inputs(self, questions: list[Annotation]) -> dict[str, Any]:
         """The same words behind one grey picture: no pixels, no geometry, no proposals, every `<coord>` at 0."""

@@ -1,12 +1,10 @@
 """Scenes prepared once: decoded, resized and pooled, kept as tensors, so that later epochs read no pictures.
 
-A file a scene, in a folder that may be thrown away at any time. It is mapped into memory, compared with the files it
-was made of, and its bytes are summed up each time it is read.
+A file a scene, in a folder that may be thrown away at any time; one that was made of other files, or by a processor of
+other settings, is made anew.
 """
 
-import pickle
 import warnings
-import zlib
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -14,28 +12,12 @@ from typing import Any
 
 import torch
 
-from ross3d.data.atomic import replace_file
+from ross3d.data.kept import describe_source, load_kept, make_kept, write_kept
 from ross3d.data.scene import Scene
 
 
 # Changes whenever what a file holds, or what the numbers in it mean, changes.
-PREPARED_VERSION = 1
-FIELDS = {"identity", "scene_id", "box_labels", "tensors", "checksum"}
-
-
-def describe_source(path: Path) -> list[list[Any]]:
-    """Name, size and time of change of every file of a scene folder: what tells it from what it was."""
-    stats = [(file, file.stat()) for file in sorted(path.iterdir()) if file.is_file()]
-    return [[file.name, stat.st_size, stat.st_mtime_ns] for file, stat in stats]
-
-
-def sum_bytes(tensors: dict[str, torch.Tensor]) -> int:
-    """A checksum of all tensors, by name."""
-    total = 0
-    for name in sorted(tensors):
-        total = zlib.crc32(name.encode(), total)
-        total = zlib.crc32(tensors[name].contiguous().view(-1).view(torch.uint8).numpy(), total)
-    return total
+PREPARED_VERSION = 2
 
 
 def to_metres(millimetres: torch.Tensor) -> torch.Tensor:
@@ -66,58 +48,25 @@ class PreparedScenes:
             "path": str(path.resolve()),
             "source": describe_source(path),
         }
-        state = self.load(file, identity)
-        if state is None:
-            state = self.prepare(path, identity)
-            self.keep(state, file)
-        return self.build(state, path)
+        kept = load_kept(file, identity)
+        if kept is None:
+            kept = self.prepare(path, identity)
+            self.keep(kept, file)
+        return self.build(kept, path)
 
-    def keep(self, state: dict[str, Any], file: Path) -> None:
+    def keep(self, kept: dict[str, Any], file: Path) -> None:
         """Write a prepared scene; where there is no room for it, training goes on without."""
         try:
-            with replace_file(file) as partial:
-                torch.save(state, partial)
+            write_kept(file, kept)
         except (OSError, RuntimeError) as error:
             warnings.warn(f"{file}: the prepared scene could not be kept ({error}); it is made anew each time.",
                           stacklevel=2)  # fmt: skip
 
-    def load(self, file: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-        """What a file holds, or None when it is not there or was made of something else.
-
-        Raises:
-            ValueError: for a broken file.
-        """
-        if not file.is_file():
-            return None
-        broken = f"{file}: expected a whole prepared scene, got a broken file; remove it, and it is made anew."
-        try:
-            state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        except FileNotFoundError:
-            return None
-        except (RuntimeError, EOFError, OSError, KeyError, UnicodeDecodeError, pickle.UnpicklingError) as error:
-            raise ValueError(broken) from error
-        if not isinstance(state, dict) or state.keys() != FIELDS:
-            raise ValueError(broken)
-        if state["identity"] != identity:
-            return None
-        if sum_bytes(state["tensors"]) != state["checksum"]:
-            raise ValueError(broken)
-        return state
-
     def prepare(self, path: Path, identity: dict[str, Any]) -> dict[str, Any]:
         """Read a scene's own files and let the processor fit them."""
         scene = self.read_scene(path)
-        has_depth = scene.depth_maps is not None
-        fitted = self.processor.fit_scene(
-            list(scene.images),
-            scene.depth_maps,
-            scene.intrinsics if has_depth else None,
-            scene.cam2world if has_depth else None,
-            scene.bev_image,
-            scene.bev_valid,
-            scene.bev_bounds,
-            scene_id=scene.scene_id,
-        )
+        inputs = scene.get_inputs(bev=True)
+        fitted = self.processor.fit_scene(**inputs | {"scene_id": inputs.pop("scene_ids")[0]})
         names = [field.name for field in fields(fitted) if field.name != "settings"]
         tensors = {name: getattr(fitted, name) for name in names if getattr(fitted, name) is not None}
         if "depth" in tensors:
@@ -127,25 +76,19 @@ class PreparedScenes:
                 tensors["depth"] = millimetres
         if scene.boxes is not None:
             tensors["boxes"] = torch.from_numpy(scene.boxes)
-        return {
-            "identity": identity,
-            "scene_id": scene.scene_id,
-            "box_labels": scene.box_labels,
-            "tensors": tensors,
-            "checksum": sum_bytes(tensors),
-        }
+        return make_kept(identity, {"scene_id": scene.scene_id, "box_labels": scene.box_labels}, tensors)
 
-    def build(self, state: dict[str, Any], path: Path) -> tuple[Scene, Any]:
-        tensors = dict(state["tensors"])
+    def build(self, kept: dict[str, Any], path: Path) -> tuple[Scene, Any]:
+        tensors = dict(kept["tensors"])
         boxes = tensors.pop("boxes", None)
         if "depth" in tensors and tensors["depth"].dtype == torch.uint16:
             tensors["depth"] = to_metres(tensors["depth"])
         fitted = self.processor.make_fitted(tensors)
         scene = Scene(
-            scene_id=state["scene_id"],
+            scene_id=kept["about"]["scene_id"],
             images=tensors["pictures"].numpy(),
             boxes=None if boxes is None else boxes.numpy(),
-            box_labels=state["box_labels"],
+            box_labels=kept["about"]["box_labels"],
             path=path,
         )
         return scene, fitted

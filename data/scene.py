@@ -34,10 +34,12 @@ class Scene:
         view_names (`list[str]`): one name a view, such as `frame-000120`.
         boxes (`np.ndarray` of shape `(K, 6)`, float32, *optional*): centre xyz and size xyz, metres.
         box_labels (`list[dict]`, *optional*): K dictionaries: category, color, yaw and whatever else is known.
+        proposal_boxes (`np.ndarray` of shape `(P, 6)`, float32, *optional*): boxes that a detector found, metres.
         bev_image (`np.ndarray` of shape `(Hb, Wb, 3)`, uint8, *optional*): seen from above, void exactly black.
         bev_valid (`np.ndarray` of shape `(Hb, Wb)`, bool, *optional*): True where something was seen.
         bev_bounds (`np.ndarray` of shape `(4,)`, float32, *optional*): xmin, ymin, xmax, ymax in metres.
         path (`Path`, *optional*): the folder it was read from.
+        exclusions (`dict[str, str]`): frames of the scan that were left out, by name, with the reason.
     """
 
     scene_id: str
@@ -48,14 +50,26 @@ class Scene:
     view_names: list[str] = field(default_factory=list)
     boxes: np.ndarray | None = None
     box_labels: list[dict[str, Any]] | None = None
+    proposal_boxes: np.ndarray | None = None
     bev_image: np.ndarray | None = None
     bev_valid: np.ndarray | None = None
     bev_bounds: np.ndarray | None = None
     path: Path | None = None
+    exclusions: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_views(self) -> int:
         return len(self.images)
+
+    def get_inputs(self, bev: bool = False) -> dict[str, Any]:
+        """The processor's arguments for this scene, what it lacks left out; `bev`: its picture from above as well."""
+        inputs = {"images": list(self.images), "scene_ids": [self.scene_id]}
+        if self.depth_maps is not None:
+            inputs |= {"depth_maps": self.depth_maps, "intrinsics": self.intrinsics, "cam2world": self.cam2world}
+        if bev and self.bev_image is not None:
+            given = {"bev_image": self.bev_image, "bev_valid": self.bev_valid, "bev_bounds": self.bev_bounds}
+            inputs |= {name: value for name, value in given.items() if value is not None}
+        return inputs
 
     def select_views(self, indices) -> "Scene":
         """The same scene with the views at `indices` only, in that order."""
@@ -70,10 +84,12 @@ class Scene:
             view_names=[self.view_names[i] for i in indices] if self.view_names else [],
             boxes=self.boxes,
             box_labels=self.box_labels,
+            proposal_boxes=self.proposal_boxes,
             bev_image=self.bev_image,
             bev_valid=self.bev_valid,
             bev_bounds=self.bev_bounds,
             path=self.path,
+            exclusions=self.exclusions,
         )
 
 
@@ -99,6 +115,8 @@ def check_scene(scene: Scene) -> Scene:
         check_cam2world(scene.cam2world, scene.num_views, where, scene.view_names)
     if scene.boxes is not None:
         check_boxes(scene.boxes, where)
+    if scene.proposal_boxes is not None:
+        check_boxes(scene.proposal_boxes, f"{where}, proposal_boxes")
     if scene.box_labels is not None and (scene.boxes is None or len(scene.box_labels) != len(scene.boxes)):
         count = None if scene.boxes is None else len(scene.boxes)
         raise ValueError(f"{where}: box_labels has {len(scene.box_labels)} entries for {count} boxes; give one a box.")

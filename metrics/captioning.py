@@ -1,7 +1,7 @@
 """Caption scores: BLEU-1..4, CIDEr-D and ROUGE-L, as the published 3D evaluations compute them.
 
 Texts are compared as they come: tokens are separated by blanks, case counts, punctuation belongs to its word. What a
-benchmark wants lower-cased or split is its own business (`tasks/`).
+benchmark wants lower-cased or split is done to its texts first (`wrap_caption` for Scan2Cap).
 """
 
 import math
@@ -18,6 +18,14 @@ CIDER_SIGMA = 6.0
 ROUGE_BETA = 1.2
 
 Ngram = tuple[str, ...]
+
+
+def wrap_caption(text: str) -> str:
+    """A text as Scan2Cap compares it: lower case, blanks around periods and commas, between "sos" and "eos".
+
+    An empty text becomes "sos  eos" with two blanks; ROUGE-L sees an empty token between them.
+    """
+    return f"sos {text.replace('.', ' . ').replace(',', ' , ').lower()} eos"
 
 
 def count_ngrams(tokens: Sequence[str], order: int) -> Counter[Ngram]:
@@ -169,4 +177,4 @@ def compute_caption_scores(hypotheses: list[str], references: list[list[str]]) -
     return scores
 
 
-__all__ = ["compute_bleu", "compute_caption_scores", "compute_cider", "compute_rouge_l"]
+__all__ = ["compute_bleu", "compute_caption_scores", "compute_cider", "compute_rouge_l", "wrap_caption"]

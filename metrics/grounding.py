@@ -2,8 +2,10 @@
 
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from ross3d.geometry_ross3d import compute_box_iou
+from ross3d.metrics.columns import check_boxes
 
 
 # Published rule for several targets: probabilities at this temperature, taken until they sum to the threshold.
@@ -13,15 +15,17 @@ SELECTION_THRESHOLD = 0.4
 IOU_EPS = 1e-8
 
 
-def compute_iou(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
+def compute_iou(boxes_a: np.ndarray, boxes_b: np.ndarray, union_eps: float = IOU_EPS) -> np.ndarray:
     """IoU (N, M) of boxes (N, 6) and (M, 6), float64, as the published evaluations count it.
 
     They add an epsilon to the union and read a negative size as the same box.
+
+    Raises:
+        ValueError: for boxes of another shape, or that are not finite.
     """
-    tensors = [torch.tensor(np.asarray(boxes, np.float64).reshape(-1, 6)) for boxes in (boxes_a, boxes_b)]
-    for boxes in tensors:
-        boxes[:, 3:].abs_()
-    return compute_box_iou(*tensors, eps=IOU_EPS).numpy()
+    arrays = [check_boxes(name, boxes, 6) for name, boxes in (("boxes_a", boxes_a), ("boxes_b", boxes_b))]
+    tensors = [torch.tensor(np.concatenate([array[:, :3], np.abs(array[:, 3:])], axis=1)) for array in arrays]
+    return compute_box_iou(*tensors, eps=union_eps).numpy()
 
 
 def choose_proposal(scores: np.ndarray, allow_none: bool = False) -> int | None:
@@ -72,73 +76,67 @@ def select_above_no_target(scores: np.ndarray) -> list[int]:
     return order[scores[order] > scores[-1]].tolist()
 
 
-def assign_rows(cost: np.ndarray) -> np.ndarray:
-    """Column of each row in the assignment of least total cost: the Hungarian method by shortest paths.
+def match_boxes(predicted: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """IoU of each matched pair, matched one to one for the greatest sum of IoU.
+
+    As published, IoU is rounded to float32, so that an exact half counts as one, and the table is padded to a square,
+    which decides between matches of equal sum.
 
     Args:
-        cost (`np.ndarray` of shape `(n, n)`): finite.
+        predicted (n, 6), targets (m, 6): boxes.
 
     Returns:
-        (n,) int64.
+        (max(n, m),) float32, 0 for what has no partner.
     """
-    n = len(cost)
-    row_of = np.full(n + 1, -1)  # the row each column is given to; column n is where a path begins
-    row_price, column_price = np.zeros(n), np.zeros(n + 1)
-    for row in range(n):
-        row_of[n] = row
-        distance, came_from = np.full(n, np.inf), np.full(n, n)
-        done = np.zeros(n + 1, dtype=bool)
-        column = n
-        while row_of[column] >= 0:
-            done[column] = True
-            current = row_of[column]
-            reduced = cost[current] - row_price[current] - column_price[:n]
-            closer = ~done[:n] & (reduced < distance)
-            distance[closer], came_from[closer] = reduced[closer], column
-            following = int(np.where(done[:n], np.inf, distance).argmin())
-            step = distance[following]
-            row_price[row_of[done]] += step
-            column_price[done] -= step
-            distance[~done[:n]] -= step
-            column = following
-        while column != n:
-            row_of[column] = row_of[came_from[column]]
-            column = came_from[column]
-    columns = np.empty(n, dtype=np.int64)
-    columns[row_of[:n]] = np.arange(n)
-    return columns
+    size = max(len(predicted), len(targets))
+    iou = np.zeros((size, size), dtype=np.float32)
+    iou[: len(predicted), : len(targets)] = compute_iou(predicted, targets)
+    return iou[linear_sum_assignment(-iou)]
+
+
+def get_f1(matched: np.ndarray, num_predicted: int, num_targets: int, iou_threshold: float) -> float:
+    """F1 of a set of boxes from what `match_boxes` found: 1 when both sets are empty, 0 when one is."""
+    if num_predicted == 0 or num_targets == 0:
+        return float(num_predicted == num_targets)
+    return float(2 * (matched >= np.float32(iou_threshold)).sum() / (num_predicted + num_targets))
 
 
 def compute_f1(predicted: np.ndarray, targets: np.ndarray, iou_threshold: float) -> float:
-    """F1 of a set of boxes against the set of targets, matched one to one for the greatest sum of IoU.
-
-    1 when both are empty, 0 when one is. IoU is rounded to float32, as published, so that an exact half counts.
+    """F1 of a set of boxes against the set of targets (published for Multi3DRefer).
 
     Args:
         predicted (n, 6), targets (m, 6): boxes. iou_threshold (`float`): a matched pair counts from here on.
     """
-    num_predicted, num_targets = len(predicted), len(targets)
-    if num_predicted == 0 or num_targets == 0:
-        return float(num_predicted == num_targets)
-    size = max(num_predicted, num_targets)
-    iou = np.zeros((size, size), dtype=np.float32)
-    iou[:num_predicted, :num_targets] = compute_iou(predicted, targets)
-    matched = iou[np.arange(size), assign_rows(-iou.astype(np.float64))]
-    return float(2 * (matched >= np.float32(iou_threshold)).sum() / (num_predicted + num_targets))
+    return get_f1(match_boxes(predicted, targets), len(predicted), len(targets), iou_threshold)
+
+
+def compute_paired_iou(
+    predicted: list[np.ndarray | None],
+    targets: list[np.ndarray],
+    union_eps: float = IOU_EPS,
+) -> np.ndarray:
+    """IoU of each single prediction with its single target, 0 for no prediction: (number of items,) float64.
+
+    Args:
+        predicted (list of (6,) or None), targets (list of (6,)): boxes.
+        union_eps (`float`, defaults to the published 1e-8): added to the union; with it boxes that overlap by an exact
+            half of 1 cubic metre stay below a threshold of 0.5.
+    """
+    return np.array(
+        [
+            0.0 if box is None else compute_iou(box, target, union_eps)[0, 0]
+            for box, target in zip(predicted, targets, strict=True)
+        ]
+    )
 
 
 def compute_accuracy_at_iou(predicted: list[np.ndarray | None], targets: list[np.ndarray], iou_threshold: float):
     """Which single predictions overlap their single target by at least `iou_threshold`: (number of items,) bool.
 
-    A prediction of None is wrong.
+    A prediction of None is wrong. The published rule, as in `compute_paired_iou`.
     """
-    return np.array(
-        [
-            box is not None and compute_iou(box, target)[0, 0] >= iou_threshold
-            for box, target in zip(predicted, targets, strict=True)
-        ],
-        dtype=bool,
-    )
+    overlaps = compute_paired_iou(predicted, targets)
+    return (overlaps >= iou_threshold) & np.array([box is not None for box in predicted], dtype=bool)
 
 
 __all__ = [
@@ -146,6 +144,9 @@ __all__ = [
     "compute_accuracy_at_iou",
     "compute_f1",
     "compute_iou",
+    "compute_paired_iou",
+    "get_f1",
+    "match_boxes",
     "select_above_no_target",
     "select_proposals",
 ]

@@ -4,6 +4,7 @@ Everything is read from what `eval.py` and `train.py` wrote; scenes are read aga
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from ross3d.report.html import (
     make_table,
 )
 from ross3d.report.plan import DrawnBox, make_plan
-from ross3d.report.summary import get_baselines, get_main_score
+from ross3d.report.summary import flatten_scores, get_baselines, get_main_score
 
 
 PAGE_NAME = "report.html"
@@ -48,6 +49,8 @@ PREDICTOR_NAMES = {
     "positions_only": "positions only, every view hidden",
 }
 REGION_NAMES = {"view": "hidden views", "bev_object": "from above: objects", "bev_rest": "from above: the rest"}
+# Question types that mean one object at most.
+ONE_BOX_TYPES = ("grounding_unique", "grounding_none", "unique", "multiple")
 TARGET_COLOR, RIGHT_COLOR, WRONG_COLOR = "#ffd60a", "#34c759", "#ff453a"
 
 
@@ -107,6 +110,11 @@ def make_other_scores(scores: dict[str, Any]) -> Markup:
     return make_details("All scores", make_table(["question type", "score", "value"], rows, numeric=[2]))
 
 
+def make_benchmark_section(name: str, scores: dict[str, Any]) -> Markup:
+    """Every number of a benchmark."""
+    return make_section(f"Scores: {name}", make_table(["score", "value"], [*flatten_scores(scores)], numeric=[1]))
+
+
 def make_reconstruction_section(scores: dict[str, Any]) -> Markup:
     """PSNR of each predictor, and paired differences with their intervals."""
     regions = [name for name in REGION_NAMES if name in scores]
@@ -142,14 +150,18 @@ def make_loss_section(history: Sequence[dict[str, float]]) -> Markup:
     return make_section("Losses", element("div", *charts, class_="charts"), note=note)
 
 
-def choose_scenes(predictions: Sequence[dict], pictures_dir: Path) -> list[str]:
-    """Scenes to show: those with kept pictures first, then those with the most questions."""
-    counts: dict[str, int] = {}
-    for record in predictions:
-        counts[record["scene_id"]] = counts.get(record["scene_id"], 0) + 1
-    pictured = sorted(path.name for path in pictures_dir.iterdir()) if pictures_dir.is_dir() else []
-    others = sorted(set(counts) - set(pictured), key=lambda name: (-counts[name], name))
-    return (pictured + others)[:PAGE_SCENES]
+def choose_scenes(records: Sequence[dict], pictures_dir: Path, tasks: dict[str, dict]) -> list[tuple[str, str]]:
+    """Scenes to show, with their split: those with kept pictures first, then those with the most questions."""
+    counts = Counter((record["scene_id"], tasks[record["task"]]["split"]) for record in records)
+    pictured = {path.name for path in pictures_dir.iterdir()} if pictures_dir.is_dir() else set()
+    return sorted(counts, key=lambda scene: (scene[0] not in pictured, -counts[scene], scene))[:PAGE_SCENES]
+
+
+def make_mark(right: bool | None) -> Markup:
+    """A tick, a cross, or a dash for answers that are neither right nor wrong."""
+    if right is None:
+        return element("span", "–", class_="soft")
+    return element("span", "✓" if right else "✗", class_="good" if right else "bad")
 
 
 def make_answer_table(records: Sequence[dict[str, Any]]) -> Markup:
@@ -160,7 +172,7 @@ def make_answer_table(records: Sequence[dict[str, Any]]) -> Markup:
         shown[kind] = shown.get(kind, 0) + 1
         if record["prediction"] is None or shown[kind] > QUESTIONS_PER_TYPE:
             continue
-        mark = element("span", "✓", class_="good") if record["right"] else element("span", "✗", class_="bad")
+        mark = make_mark(record["right"])
         coords = record["query_coords"]
         question = record["question"]
         if coords is not None:
@@ -173,15 +185,16 @@ def make_answer_table(records: Sequence[dict[str, Any]]) -> Markup:
 def make_grounding_figure(record: dict[str, Any], scene: Scene) -> Markup:
     """Target boxes dashed, predicted ones green where the answer is right and red where it is wrong."""
     best = [] if record["no_target_wins"] or record["best_box"] is None else [record["best_box"]]
-    predicted = record["predicted_boxes"] if record["question_type"] == "grounding_multiple" else best
+    single = record["question_type"] in ONE_BOX_TYPES
+    predicted = best if single else record["predicted_boxes"]
     color = RIGHT_COLOR if record["right"] else WRONG_COLOR
     boxes = [DrawnBox(box, color, width=6.0) for box in predicted]
     boxes += [DrawnBox(box, TARGET_COLOR, dashed=True, width=3.0) for box in record["target_boxes"]]
     said = f"{len(predicted)} found" if predicted else "says there is none"
     caption = join(
         [
-            element("span", "✓ " if record["right"] else "✗ ", class_="good" if record["right"] else "bad"),
-            record["question"],
+            make_mark(record["right"]),
+            " " + record["question"],
             element("span", f" ({said}, {len(record['target_boxes'])} to find)", class_="soft"),
         ]
     )
@@ -232,8 +245,8 @@ def make_scene_section(
             rows.append(make_reconstruction_row(folder, "bev", "from above"))
         parts += [element("h3", "Rebuilt"), *(element("div", row, style="margin-bottom:14px") for row in rows)]
     if records:
-        right = sum(record["right"] for record in records)
-        parts += [element("h3", f"Questions ({right} of {len(records)} right)"), make_answer_table(records)]
+        judged = [record["right"] for record in records if record["right"] is not None]
+        parts += [element("h3", f"Questions ({sum(judged)} of {len(judged)} right)"), make_answer_table(records)]
     groundings = choose_groundings(records)
     if groundings and scene.bev_image is not None:
         figures = [make_grounding_figure(record, scene) for record in groundings]
@@ -295,12 +308,14 @@ def make_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir:
         sections.append(
             make_section("Scores", make_score_table(scores, baselines), make_other_scores(scores), note=note)
         )
+    for name in sorted(metrics["scores"].keys() - {"rooms", "reconstruction"}):
+        sections.append(make_benchmark_section(name, metrics["scores"][name]))
     if "reconstruction" in metrics["scores"]:
         sections.append(make_reconstruction_section(metrics["scores"]["reconstruction"]))
     sections.append(make_loss_section(read_loss_history(settings["model"])))
     rebuilt_by_scene = {record["scene_id"]: record for record in rebuilt}
-    for scene_id in choose_scenes(predictions, run_dir / "pictures"):
-        folder = Path(settings["data"]) / settings["split"] / scene_id
+    for scene_id, split in choose_scenes(predictions + rebuilt, run_dir / "pictures", settings["tasks"]):
+        folder = Path(settings["data"]) / split / scene_id
         if not folder.is_dir():
             note = f"{folder} is not there any more, so its pictures cannot be shown."
             sections.append(make_section(f"Scene {scene_id}", note=note))
@@ -310,7 +325,8 @@ def make_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir:
             make_scene_section(read_scene(folder), records, rebuilt_by_scene.get(scene_id), run_dir / "pictures")
         )
     sections.append(make_settings_section(metrics))
-    lead = f"{settings['model']} on the {settings['split']} scenes of {settings['data']}."
+    names = ", ".join(f"{name} ({task['split']})" for name, task in settings["tasks"].items())
+    lead = f"{settings['model']} on {settings['data']}: {names}."
     return make_page("ross3d: an evaluated run", lead, get_facts(metrics, blind), sections)
 
 

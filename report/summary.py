@@ -1,5 +1,6 @@
 """An evaluated run in a few lines of plain text: the headline of what the page shows."""
 
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -66,14 +67,27 @@ def format_reconstruction(scores: dict[str, Any]) -> list[str]:
     return lines
 
 
+def flatten_scores(scores: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values of all numbers, those of groups as `group: name`."""
+    for name, value in scores.items():
+        if isinstance(value, dict):
+            yield from flatten_scores(value, f"{prefix}{name}: ")
+        else:
+            yield f"{prefix}{name}", f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
 def format_summary(metrics: dict[str, Any], blind: dict[str, Any] | None = None) -> str:
     """What `metrics.json` (and that of a blind model) says, for a terminal."""
     blocks = []
     if "rooms" in metrics["scores"]:
         blocks.append(format_rooms(metrics["scores"]["rooms"], get_baselines(metrics, blind)))
+    for task in sorted(metrics["scores"].keys() - {"rooms", "reconstruction"}):
+        blocks.append(
+            [f"{task}:", *(f"{name:<40}{value:>10}" for name, value in flatten_scores(metrics["scores"][task]))]
+        )
     if "reconstruction" in metrics["scores"]:
         blocks.append(format_reconstruction(metrics["scores"]["reconstruction"]))
     return "\n\n".join("\n".join(lines) for lines in blocks)
 
 
-__all__ = ["format_summary", "get_baselines", "get_main_score"]
+__all__ = ["flatten_scores", "format_summary", "get_baselines", "get_main_score"]

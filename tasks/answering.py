@@ -1,9 +1,10 @@
-"""Questions about a scene -> records: the scene is read once, its questions are answered in batches.
+"""Questions about scenes -> records: each scene is read once, its questions are answered in batches.
 
 Shapes: K proposals.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from ross3d.data.annotations import Annotation
 from ross3d.data.scene import BLIND_PICTURE, Scene
 from ross3d.metrics.grounding import choose_proposal, select_above_no_target, select_proposals
-from ross3d.tasks.task import EvalContext, Record
+from ross3d.tasks.task import EvalContext, OpenScene, Record
 
 
 # Written numbers keep as many decimals, so that a record reads the same wherever it was computed.
@@ -25,17 +26,7 @@ def iterate_batches(items: list[Any], size: int) -> Iterator[list[Any]]:
 
 def get_scene_inputs(scene: Scene, proposal_boxes: np.ndarray | None) -> dict[str, Any]:
     """The processor's arguments for a scene alone; what the scene lacks is left out."""
-    inputs = {
-        "images": list(scene.images),
-        "depth_maps": scene.depth_maps,
-        "intrinsics": scene.intrinsics,
-        "cam2world": scene.cam2world,
-        "proposal_boxes": proposal_boxes,
-        "scene_ids": [scene.scene_id],
-    }
-    if scene.depth_maps is None:
-        inputs |= {"intrinsics": None, "cam2world": None}
-    return {name: value for name, value in inputs.items() if value is not None}
+    return scene.get_inputs() | ({} if proposal_boxes is None else {"proposal_boxes": proposal_boxes})
 
 
 def make_record(task_name: str, annotation: Annotation, **values: Any) -> Record:
@@ -52,33 +43,50 @@ def make_record(task_name: str, annotation: Annotation, **values: Any) -> Record
     }
 
 
-def ask_questions(
-    context: EvalContext, scene_cache: Any, annotations: list[Annotation], prompts: list[str]
-) -> list[str]:
-    """Greedy answers, as text, to questions about a scene that was encoded."""
+@dataclass(frozen=True)
+class Prompt:
+    """A question about scene `scene` of those that are answered together."""
+
+    annotation: Annotation
+    text: str
+    scene: int
+
+
+def ask_questions(context: EvalContext, scene_cache: Any, prompts: list[Prompt]) -> list[str]:
+    """Greedy answers, as text, to questions about scenes that were encoded."""
     responses: list[str] = []
-    for batch in iterate_batches(list(zip(annotations, prompts, strict=True)), context.settings.batch_size):
-        points = [None if a.query_coords is None else np.asarray(a.query_coords, np.float32) for a, _ in batch]
+    for batch in iterate_batches(prompts, context.settings.batch_size):
+        given = [prompt.annotation.query_coords for prompt in batch]
+        points = [None if point is None else np.asarray(point, np.float32) for point in given]
         if context.settings.blind:
             points = [None if point is None else np.zeros(3, np.float32) for point in points]
         coords = {"query_coords": points} if any(point is not None for point in points) else {}
-        asks = context.processor(text=[prompt for _, prompt in batch], **coords, return_tensors="pt")
+        asks = context.processor(text=[prompt.text for prompt in batch], **coords, return_tensors="pt")
         asks = asks.to(context.device)
         ids = context.model.generate(
-            scene=scene_cache, **asks, max_new_tokens=context.settings.max_new_tokens, do_sample=False, num_beams=1
+            scene=scene_cache,
+            scene_index=[prompt.scene for prompt in batch],
+            **asks,
+            max_new_tokens=context.settings.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
         )
         answers = ids[:, asks["input_ids"].shape[1] :]
         responses += context.processor.batch_decode(answers, skip_special_tokens=True)
     return responses
 
 
-def ground_questions(context: EvalContext, scene_cache: Any, prompts: list[str]) -> np.ndarray:
-    """Scores (number of prompts, K + 1) of the proposals that the scene was encoded with, then of "no target"."""
-    scores = []
+def ground_questions(context: EvalContext, scene_cache: Any, prompts: list[Prompt]) -> list[np.ndarray]:
+    """Scores (K + 1,) of the proposals that each prompt's scene was encoded with, then of "no target"."""
+    counts = scene_cache.proposal_mask.sum(dim=1).tolist()
+    scores: list[np.ndarray] = []
     for batch in iterate_batches(prompts, context.settings.batch_size):
-        asks = context.processor(text=batch, return_tensors="pt").to(context.device)
-        scores.append(context.model.ground(scene=scene_cache, **asks).float().cpu().numpy())
-    return np.concatenate(scores)
+        asks = context.processor(text=[prompt.text for prompt in batch], return_tensors="pt").to(context.device)
+        index = [prompt.scene for prompt in batch]
+        rows = context.model.ground(scene=scene_cache, scene_index=index, **asks).float().cpu().numpy()
+        # Proposals of scenes with fewer than others are padded before the last column.
+        scores += [np.append(row[: counts[scene]], row[-1]) for row, scene in zip(rows, index, strict=True)]
+    return scores
 
 
 def draw_scores(context: EvalContext, annotation: Annotation, num_proposals: int) -> np.ndarray:
@@ -111,56 +119,84 @@ def make_grounding_record(
     )
 
 
-def encode_for_questions(context: EvalContext, scene: Scene | None, proposal_boxes: np.ndarray | None) -> Any:
-    """Encode a scene once; None is the blind model's grey picture."""
-    inputs = {"images": [BLIND_PICTURE]} if scene is None else get_scene_inputs(scene, proposal_boxes)
-    inputs = context.processor(**inputs, return_tensors="pt").to(context.device)
-    return context.model.encode_scene(**inputs)
+@dataclass(frozen=True)
+class SceneForQuestions:
+    """What questions about a scene need, made without the model.
+
+    Attributes:
+        inputs (`BatchFeature`): of the processor, for the scene alone.
+        proposal_boxes (`np.ndarray` of shape `(K, 6)`, *optional*), scene_boxes: for grounding questions.
+    """
+
+    inputs: Any
+    proposal_boxes: np.ndarray | None = None
+    scene_boxes: np.ndarray | None = None
+
+
+def prepare_questions(
+    context: EvalContext, annotations: list[Annotation], get_proposals: Callable[[EvalContext, Scene], np.ndarray]
+) -> SceneForQuestions:
+    """Read the scene of these annotations and let the processor prepare it; a blind model gets a grey picture.
+
+    `get_proposals`: (context, scene) -> boxes (K, 6) that grounding chooses among.
+    """
+    blind = context.settings.blind
+    grounds = any(annotation.object_ids is not None for annotation in annotations)
+    scene = None if blind and not grounds else context.load_scene(annotations[0].scene_id)
+    # None of them rather than nothing, so that scenes with and without grounding questions can be held together.
+    boxes = None if blind or scene.depth_maps is None else np.zeros((0, 6), np.float32)
+    if grounds:
+        boxes = get_proposals(context, scene)
+    inputs = {"images": [BLIND_PICTURE]} if blind else get_scene_inputs(scene, boxes)
+    return SceneForQuestions(context.processor(**inputs, return_tensors="pt"), boxes, scene.boxes if grounds else None)
+
+
+def score_proposals(context: EvalContext, cache: Any, prompts: list[Prompt], counts: list[int]) -> list[np.ndarray]:
+    """Scores (K + 1,) for each prompt: the model's, or those of one that knows nothing."""
+    if not context.settings.blind:
+        return ground_questions(context, cache, prompts)
+    return [draw_scores(context, prompt.annotation, counts[prompt.scene]) for prompt in prompts]
 
 
 def answer_questions(
     context: EvalContext,
-    annotations: list[Annotation],
+    scenes: list[OpenScene],
     task_name: str,
     get_prompt: Callable[[Annotation], str],
     parse_answer: Callable[[Annotation, str], str],
-) -> list[Record]:
-    """Records of all questions about one scene, in their order.
+) -> list[list[Record]]:
+    """Records of all questions about some scenes, in their order.
 
     Args:
         context (`EvalContext`): see there.
-        annotations (list of `Annotation`): of one scene.
+        scenes (list of `OpenScene`): annotations of each scene, prepared by `prepare_questions`.
         task_name (`str`): goes into the records.
         get_prompt: annotation -> what the model is asked.
         parse_answer: (annotation, response) -> the answer that is scored.
     """
-    grounding = [index for index, a in enumerate(annotations) if a.object_ids is not None]
-    spoken = [index for index, a in enumerate(annotations) if a.object_ids is None]
-    blind = context.settings.blind
-    scene = None if blind and not grounding else context.load_scene(annotations[0].scene_id)
-    proposal_boxes = None
+    prepared: list[SceneForQuestions] = [scene.prepared for scene in scenes]
+    encoded = [context.model.encode_scene(**scene.inputs.to(context.device)) for scene in prepared]
+    cache = type(encoded[0]).join(encoded)
+    prompts = [
+        Prompt(annotation, get_prompt(annotation), number)
+        for number, scene in enumerate(scenes)
+        for annotation in scene.items
+    ]
+    spoken = [prompt for prompt in prompts if prompt.annotation.object_ids is None]
+    grounding = [prompt for prompt in prompts if prompt.annotation.object_ids is not None]
+    records: dict[str, Record] = {}
+    for prompt, response in zip(spoken, ask_questions(context, cache, spoken), strict=True):
+        answer = parse_answer(prompt.annotation, response)
+        records[prompt.annotation.id] = make_record(task_name, prompt.annotation, response=response, prediction=answer)
     if grounding:
-        seed = context.get_seed(context.settings.seed, f"proposals/{scene.scene_id}")
-        proposal_boxes, _ = context.make_proposals(scene, seed)
-    prompts = [get_prompt(annotation) for annotation in annotations]
-    records: dict[int, Record] = {}
-    cache = None
-    if spoken or not blind:
-        cache = encode_for_questions(context, None if blind else scene, proposal_boxes)
-    if spoken:
-        asked = [annotations[index] for index in spoken]
-        responses = ask_questions(context, cache, asked, [prompts[index] for index in spoken])
-        for index, annotation, response in zip(spoken, asked, responses, strict=True):
-            answer = parse_answer(annotation, response)
-            records[index] = make_record(task_name, annotation, response=response, prediction=answer)
-    if grounding:
-        if blind:
-            scores = [draw_scores(context, annotations[index], len(proposal_boxes)) for index in grounding]
-        else:
-            scores = ground_questions(context, cache, [prompts[index] for index in grounding])
-        for index, row in zip(grounding, scores, strict=True):
-            records[index] = make_grounding_record(task_name, annotations[index], row, proposal_boxes, scene.boxes)
-    return [records[index] for index in range(len(annotations))]
+        counts = [0 if scene.proposal_boxes is None else len(scene.proposal_boxes) for scene in prepared]
+        scores = score_proposals(context, cache, grounding, counts)
+        for prompt, row in zip(grounding, scores, strict=True):
+            boxes = prepared[prompt.scene]
+            records[prompt.annotation.id] = make_grounding_record(
+                task_name, prompt.annotation, row, boxes.proposal_boxes, boxes.scene_boxes
+            )
+    return [[records[annotation.id] for annotation in scene.items] for scene in scenes]
 
 
-__all__ = ["answer_questions", "encode_for_questions", "get_scene_inputs", "ground_questions"]
+__all__ = ["SceneForQuestions", "answer_questions", "get_scene_inputs", "make_record", "prepare_questions"]

@@ -22,7 +22,7 @@ from ross3d.geometry_ross3d import project_bev, unproject
 from ross3d.metrics.bootstrap import compute_paired_interval
 from ross3d.reconstruction_ross3d import SceneStates, prepare_view_pictures, resize_bilinear, unfold_latents
 from ross3d.tasks.answering import get_scene_inputs
-from ross3d.tasks.task import EvalContext, EvalSettings, Record, Task
+from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 
 
 NAME = "reconstruction"
@@ -256,11 +256,18 @@ def get_seed(context: EvalContext, purpose: str) -> int:
     return context.get_seed(context.settings.seed, f"{NAME}/{purpose}")
 
 
+def prepare(context: EvalContext, items: list[SceneItem]) -> tuple[Scene, Scene]:
+    """The scene that is rebuilt, and the one that stands in for it."""
+    return context.load_scene(items[0].scene_id), context.load_scene(items[0].other_scene_id)
+
+
+def answer(context: EvalContext, scenes: list[OpenScene]) -> list[list[Record]]:
+    return [[rebuild_scene(context, scene.items[0], *scene.prepared)] for scene in scenes]
+
+
 @torch.no_grad()
-def answer(context: EvalContext, items: list[SceneItem]) -> list[Record]:
+def rebuild_scene(context: EvalContext, item: SceneItem, scene: Scene, other: Scene) -> Record:
     """The record of one scene: PSNR of every hidden view and, by region, of the bird's-eye picture."""
-    item = items[0]
-    scene, other = context.load_scene(item.scene_id), context.load_scene(item.other_scene_id)
     hidden_views = choose_hidden_views(scene, context.model.config.view_mask_ratio, get_seed(context, item.id))
     inputs, targets = prepare_scene(context, scene, hidden_views)
     other_inputs, _ = prepare_scene(context, other, [0])
@@ -288,7 +295,7 @@ def answer(context: EvalContext, items: list[SceneItem]) -> list[Record]:
         if item.keep_pictures:
             save_pictures(folder, "bev", targets.bev, pictures, 0)
     record = {"task": NAME, **asdict(item), "hidden_views": hidden_views, "views": views, "bev": bev}
-    return [record | {"num_pixels": {name: int(mask.sum()) for name, mask in targets.regions.items()}}]
+    return record | {"num_pixels": {name: int(mask.sum()) for name, mask in targets.regions.items()}}
 
 
 def compare_predictors(rows: list[dict[str, float]], scenes: list[str]) -> dict[str, Any]:
@@ -316,6 +323,6 @@ def score(records: list[Record]) -> dict[str, Any]:
     return {"num_scenes": len(records)} | {name: compare_predictors(*rows) for name, rows in parts.items()}
 
 
-TASK = Task(NAME, "reconstruction.jsonl", load_items, answer, score)
+TASK = Task(NAME, "reconstruction.jsonl", load_items, prepare, answer, score)
 
 __all__ = ["CONTROLS", "MAIN", "PREDICTORS", "TASK"]

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from ross3d.data.annotations import Annotation, load_annotations
+from ross3d.data.annotations import Annotation, find_annotations, load_annotations
+from ross3d.data.scene import Scene
 from ross3d.metrics.captioning import compute_caption_scores
 from ross3d.metrics.grounding import compute_accuracy_at_iou, compute_f1
 from ross3d.metrics.qa import compute_exact_match, compute_relative_accuracy, parse_number
-from ross3d.tasks.answering import answer_questions, make_record
-from ross3d.tasks.task import EvalContext, EvalSettings, Record, Task, limit_scenes
+from ross3d.tasks.answering import SceneForQuestions, answer_questions, make_record, prepare_questions
+from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task, limit_scenes
 
 
 NAME = "rooms"
@@ -42,7 +43,7 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[Annotation]:
     Raises:
         ValueError: for a question type this benchmark does not have.
     """
-    path = Path(data_dir) / "annotations" / f"{settings.split}.jsonl"
+    path = find_annotations(data_dir, settings.split)
     annotations = [annotation for annotation in load_annotations(path) if annotation.task == NAME]
     for annotation in annotations:
         if annotation.question_type not in QUESTION_TYPES:
@@ -69,9 +70,20 @@ def parse_answer(annotation: Annotation, response: str) -> str:
     return answer
 
 
-def answer(context: EvalContext, annotations: list[Annotation]) -> list[Record]:
-    records = answer_questions(context, annotations, NAME, get_prompt, parse_answer)
-    return [record | {"right": is_right(record)} for record in records]
+def get_proposals(context: EvalContext, scene: Scene) -> np.ndarray:
+    """The scene's objects as an imperfect detector would find them, or as they are."""
+    if context.settings.proposals == "ground_truth":
+        return scene.boxes
+    return context.make_proposals(scene, context.get_seed(context.settings.seed, f"proposals/{scene.scene_id}"))[0]
+
+
+def prepare(context: EvalContext, annotations: list[Annotation]) -> SceneForQuestions:
+    return prepare_questions(context, annotations, get_proposals)
+
+
+def answer(context: EvalContext, scenes: list[OpenScene]) -> list[list[Record]]:
+    records = answer_questions(context, scenes, NAME, get_prompt, parse_answer)
+    return [[record | {"right": is_right(record)} for record in of_scene] for of_scene in records]
 
 
 def get_attributes(caption: str) -> set[str]:
@@ -199,7 +211,7 @@ def describe_lookup(accuracies: dict[str, float]) -> dict[str, Any]:
     return {"macro_exact_match": macro, "types": types}
 
 
-TASK = Task(NAME, "predictions.jsonl", load_items, answer, score)
+TASK = Task(NAME, "predictions.jsonl", load_items, prepare, answer, score)
 
 __all__ = [
     "EXACT_MATCH_TYPES",

@@ -5,7 +5,7 @@ files that `eval.py` writes. A score is computed from records alone.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from ross3d.data.scene import Scene
 
 
 Record = dict[str, Any]
+PROPOSALS = ("predicted", "ground_truth")
 
 
 class Item(Protocol):
@@ -29,26 +30,39 @@ class EvalSettings:
     """Every value that changes what an evaluation writes.
 
     Attributes:
-        split (`str`): which scenes and annotations of the data folder.
+        split (`str`, *optional*): which scenes and annotations of the data folder; each task's published one by
+            default.
         limit (`int`, *optional*): at most so many scenes a task.
         blind (`bool`): words alone: one grey picture, no coordinates, grounding chosen without information.
+        scenes_at_once (`int`): scenes whose questions are answered together; each is held in memory once.
         batch_size (`int`): questions answered at once.
-        max_new_tokens (`int`): longest answer.
+        max_new_tokens (`int`, *optional*): longest answer; each task's published limit by default.
+        proposals (`str`): what grounding chooses among: `predicted` boxes, or the objects' own (`ground_truth`).
         seed (`int`): of proposals, hidden views, diffusion draws and blind choices.
         num_samples (`int`): sampled pictures whose mean is scored.
         num_inference_steps (`int`): sampler steps.
         reconstruction_scenes (`int`): scenes whose hidden views and bird's-eye picture are rebuilt.
     """
 
-    split: str = "val"
+    split: str | None = None
     limit: int | None = None
     blind: bool = False
+    scenes_at_once: int = 1
     batch_size: int = 64
-    max_new_tokens: int = 48
+    max_new_tokens: int | None = None
+    proposals: str = "predicted"
     seed: int = 0
     num_samples: int = 8
     num_inference_steps: int = 50
     reconstruction_scenes: int = 32
+
+    def __post_init__(self):
+        if self.proposals not in PROPOSALS:
+            raise ValueError(f"--proposals: expected one of {list(PROPOSALS)}, got {self.proposals!r}.")
+        for name in ("limit", "scenes_at_once", "batch_size", "max_new_tokens"):
+            value, least = getattr(self, name), 0 if name == "limit" else 1
+            if value is not None and value < least:
+                raise ValueError(f"--{name}: expected a number from {least} on, got {value}.")
 
 
 @dataclass
@@ -58,7 +72,7 @@ class EvalContext:
     Attributes:
         model (`Ross3DForConditionalGeneration`), processor (`Ross3DProcessor`): ready, on `device`.
         device: where inputs go.
-        data_dir (`Path`): scenes under `SPLIT/SCENE_ID`, annotations under `annotations/SPLIT.jsonl`.
+        data_dir (`Path`): scenes under `SPLIT/SCENE_ID`, annotations under `annotations/SPLIT.jsonl` or `.parquet`.
         output_dir (`Path`): pictures go to `pictures/` in it.
         read_scene: folder -> `Scene`.
         make_proposals: (scene, seed) -> proposal boxes (K, 6) and object index -> proposal index (K,).
@@ -79,10 +93,15 @@ class EvalContext:
     cache: dict[str, Any] = field(default_factory=dict)
 
     def load_scene(self, scene_id: str, split: str | None = None) -> Scene:
-        return self.read_scene(self.get_folder(scene_id, split))
+        return self.read_scene(self.data_dir / (split or self.settings.split) / scene_id)
 
-    def get_folder(self, scene_id: str, split: str | None = None) -> Path:
-        return self.data_dir / (split or self.settings.split) / scene_id
+
+@dataclass(frozen=True)
+class OpenScene:
+    """A scene's items, and what `Task.prepare` made of them."""
+
+    items: list[Any]
+    prepared: Any
 
 
 @dataclass(frozen=True)
@@ -93,15 +112,30 @@ class Task:
         name (`str`): what `eval.py --task` calls it, and the `task` of its records.
         records_file (`str`): where its records are kept.
         load_items: (data folder, settings) -> items in the order in which they are to be written.
-        answer: (context, items of one scene) -> a record for each, in order; depends on nothing else.
+        prepare: (context, items of one scene) -> whatever reading and the processor can do without the model; it is
+            called ahead, in another thread.
+        answer: (context, scenes) -> for each scene a record for each item, in order; depends on nothing else.
         score: all records -> JSON values.
+        split (`str`): the one that published numbers are of.
+        max_new_tokens (`int`): as published.
     """
 
     name: str
     records_file: str
     load_items: Callable[[Path, EvalSettings], list[Any]]
-    answer: Callable[[EvalContext, list[Any]], list[Record]]
+    prepare: Callable[[EvalContext, list[Any]], Any]
+    answer: Callable[[EvalContext, list[OpenScene]], list[list[Record]]]
     score: Callable[[list[Record]], dict[str, Any]]
+    split: str = "val"
+    max_new_tokens: int = 48
+
+    def fill_settings(self, settings: EvalSettings) -> EvalSettings:
+        """`settings` with what the task decides where nothing was said."""
+        return replace(
+            settings,
+            split=settings.split or self.split,
+            max_new_tokens=settings.max_new_tokens or self.max_new_tokens,
+        )
 
 
 def limit_scenes(items: list[Any], limit: int | None) -> list[Any]:
@@ -112,4 +146,4 @@ def limit_scenes(items: list[Any], limit: int | None) -> list[Any]:
     return [item for item in items if item.scene_id in kept]
 
 
-__all__ = ["EvalContext", "EvalSettings", "Item", "Record", "Task", "limit_scenes"]
+__all__ = ["EvalContext", "EvalSettings", "Item", "OpenScene", "Record", "Task", "limit_scenes"]

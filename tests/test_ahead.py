@@ -1,35 +1,40 @@
-"""Reading ahead: the same scenes, begun before they are asked for, errors where they belong."""
+"""Work done ahead: everything once, in order, begun before it is asked for, errors where they belong."""
 
 import threading
-from pathlib import Path
 
 import pytest
 
-from ross3d.data.ahead import ReadAhead
+from ross3d.data.ahead import iterate_ahead
 
 
-def test_what_is_expected_is_read_once_in_another_thread():
-    reads = []
+@pytest.mark.parametrize("ahead", [1, 2, 9])
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_things_come_in_order_and_the_next_are_under_way(count, ahead):
+    begun = [threading.Event() for _ in range(count + ahead)]
+    threads = set()
 
-    def read(path: Path) -> str:
-        reads.append((path.name, threading.current_thread().name.startswith("read-ahead")))
-        return path.name
+    def prepare(number: int) -> int:
+        begun[number].set()
+        threads.add(threading.current_thread().name)
+        return 10 * number
 
-    reader = ReadAhead(read)
-    reader.expect(Path("a"))
-    reader.expect(Path("a"))
-    assert reader(Path("b")) == "b" and reader(Path("a")) == "a" and reader(Path("a")) == "a"
-    assert sorted(reads) == [("a", False), ("a", True), ("b", False)]
-    reader.close()
-    assert not reader.expected
+    results = []
+    for number, result in enumerate(iterate_ahead(prepare, range(count), ahead)):
+        results.append(result)
+        following = min(number + ahead, count - 1)
+        assert begun[following].wait(timeout=10)
+        assert not any(event.is_set() for event in begun[number + ahead + 1 :])
+    assert results == [10 * number for number in range(count)]
+    assert all(name.startswith("ahead") for name in threads) and len(threads) == min(count, 1)
 
 
-def test_an_error_comes_where_the_scene_is_asked_for():
-    def read(path: Path):
-        raise ValueError(f"{path}: broken")
+def test_an_error_comes_in_its_turn():
+    def prepare(number: int) -> int:
+        if number == 1:
+            raise ValueError(f"{number}: broken")
+        return number
 
-    reader = ReadAhead(read)
-    reader.expect(Path("a"))
-    with pytest.raises(ValueError, match="a: broken"):
-        reader(Path("a"))
-    reader.close()
+    results = iterate_ahead(prepare, range(3))
+    assert next(results) == 0
+    with pytest.raises(ValueError, match="1: broken"):
+        next(results)

@@ -98,7 +98,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         ),
         (0, {"object_ids": []}, r"rows.jsonl:1: answer is 'red' while object_ids is \[\]; a grounding question has"),
         (3, {"id": "b"}, r"rows.jsonl:4: id 'b' was used on line 2 already"),
-        (2, {"colour": "red"}, r"rows.jsonl:3: unknown fields \['colour'\]; known are \['answer', 'id', 'object_ids'"),
+        (
+            2,
+            {"colour": "red"},
+            r"rows.jsonl:3: unknown fields \['colour'\]; known are \['ann_id', 'answer', 'id'",
+        ),
     ],
 )
 def test_wrong_rows_are_refused_with_their_line(tmp_path, place, changes, message):

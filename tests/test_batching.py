@@ -339,6 +339,31 @@ def test_encoded_scenes_equal_each_alone(either_model, processor):
             assert get_error(one.values[index][:, real], other.values[0]) <= tolerance
 
 
+def test_scenes_encoded_apart_are_joined(model, processor):
+    whole = model.encode_scene(**make_batch(processor), keep_patch_features=True)
+    alone = [
+        model.encode_scene(**make_single(processor, index), keep_patch_features=True) for index in range(len(SCENES))
+    ]
+    before = [layer.keys.clone() for layer in alone[1].past_key_values.layers]
+    joined = type(whole).join(alone)
+    asks = dict(processor(text=QUESTIONS, scene_index=[2, 0, 1]))
+    assert generate(model, asks, scene=joined) == generate(model, asks, scene=whole)
+    asks = dict(processor(text=LISTS))
+    assert get_error(model.ground(scene=joined, **asks), model.ground(scene=whole, **asks)) <= TOLERANCE[model.dtype]
+    for name in ("prefix_mask", "proposal_mask"):
+        assert torch.equal(getattr(joined, name), getattr(whole, name))
+    for name in ("proposal_features", "patch_features"):
+        assert get_error(getattr(joined, name), getattr(whole, name)) <= TOLERANCE[model.dtype]
+    for layer, keys in zip(alone[1].past_key_values.layers, before, strict=True):
+        assert torch.equal(layer.keys, keys)
+    assert type(whole).join(alone[:1]) is alone[0]
+    with pytest.raises(ValueError, match="join: expected at least one encoded scene, got none"):
+        type(whole).join([])
+    bare = model.encode_scene(**make_single(processor, 1))
+    with pytest.raises(ValueError, match="expected patch_features in all scenes or in none, got none in scene 1"):
+        type(whole).join([alone[0], bare])
+
+
 def test_grounding_in_encoded_scenes_equals_uncached(either_model, processor):
     scene = either_model.encode_scene(**make_batch(processor))
     found = either_model.ground(scene=scene, **processor(text=LISTS))

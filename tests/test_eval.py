@@ -89,6 +89,12 @@ def test_files_hold_every_answer_once_and_how_they_came_about(finished):
     assert (finished / "pictures" / "val-000000" / "bev_mean_of_samples.png").is_file()
 
 
+@pytest.mark.parametrize("at_once", ["2", "5"])
+def test_scenes_answered_together_get_the_same_answers(finished, tmp_path, at_once):
+    evaluate(tmp_path, "--scenes_at_once", at_once, task="rooms")
+    assert read_lines(tmp_path / "predictions.jsonl") == read_lines(finished / "predictions.jsonl")
+
+
 def test_a_finished_evaluation_is_not_answered_again(finished, monkeypatch):
     before = hash_files(finished)
     monkeypatch.setattr(RecordStore, "append_scene", lambda *_: pytest.fail("answered again"))
@@ -129,7 +135,7 @@ def test_other_questions_do_not_go_on_with_an_evaluation(tmp_path):
     evaluate(tmp_path / "out", *own, task="rooms")
     file = tmp_path / "rooms" / "annotations" / "val.jsonl"
     file.write_text(file.read_text().replace("Is there", "Can you see", 1))
-    with pytest.raises(ValueError, match="expected annotations_sha256='"):
+    with pytest.raises(ValueError, match="expected tasks.rooms.items_sha256='"):
         evaluate(tmp_path / "out", *own, task="rooms")
 
 

@@ -45,7 +45,7 @@ def write_run(folder: Path, **changes) -> Path:
     metrics = {
         "scores": {"rooms": {"num_questions": 3, "macro_exact_match": 0.5, "types": types}},
         "baselines": {"rooms": {"majority": {"macro_exact_match": 0.25, "types": {}}, "lookup": None}},
-        "settings": {"model": str(folder / "model"), "data": str(get_rooms()), "split": "val"},
+        "settings": {"model": str(folder / "model"), "data": str(get_rooms()), "tasks": {"rooms": {"split": "val"}}},
         "commit": "abc",
         "command": ["eval.py", "--model", "<b>model</b>"],
         "config": {"model_type": "ross3d"},
@@ -157,7 +157,7 @@ def test_a_run_page_shows_scores_curves_answers_and_boxes(tmp_path):
 
 
 def test_a_run_page_says_what_is_not_there(tmp_path):
-    settings = {"model": "user/model", "data": "gone", "split": "val"}
+    settings = {"model": "user/model", "data": "gone", "tasks": {"rooms": {"split": "val"}}}
     page = make_run_page(write_run(tmp_path, settings=settings), read_rgbd_folder)
     assert "is not there any more" in page and "No trainer_state.json beside the weights" in page
     with pytest.raises(FileNotFoundError, match="expected the output folder of eval.py, got no such file"):

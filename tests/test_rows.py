@@ -149,7 +149,8 @@ def test_a_token_budget_also_cuts_drawn_questions():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"visit": "both"}, "data.visit: expected one of"),
+        ({"visit": "both"}, "data.visit: expected a choice of"),
+        ({"proposals": "guessed"}, "data.proposals: expected a choice of"),
         ({"one_task_per_step": True}, "data.one_task_per_step: expected visit: questions beside it"),
         ({"questions_per_row": 0}, "data.questions_per_row: expected a number from 1 on, got 0"),
         ({"tokens_per_row": -1}, "data.tokens_per_row: expected a number from 1 on, got -1"),

@@ -88,6 +88,14 @@ def test_files_of_other_models_and_processors_are_refused(scene, model, processo
     assert type(scene).load(file, model).prefix_mask.shape == scene.prefix_mask.shape
 
 
+def test_offloaded_weights_are_refused(scene, model, tmp_path):
+    away = copy.deepcopy(model)
+    away.model.language_model.norm.to("meta")
+    with pytest.raises(ValueError, match="norm.weight: expected weights in memory, .* got ones that are offloaded"):
+        scene.save(tmp_path / "away.scene", away)
+    assert not list(tmp_path.iterdir())
+
+
 class Harmful:
     def __reduce__(self):
         return print, ("this ran",)

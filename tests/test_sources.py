@@ -200,11 +200,11 @@ FOLDER_FAULTS = {
     ),
     "lost pose": (
         spoil_text("frame-000010.pose.txt", "-inf 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1"),
-        r"scene 'room', frame-000010.pose.txt: cam2world must be finite, got -inf; tracking was lost there: leave",
+        r"scene 'room', frame-000010: cam2world is not finite, so tracking was lost there; leave the frame out",
     ),
     "scaled pose": (
         spoil_text("frame-000010.pose.txt", "2 0 0 0 0 2 0 0 0 0 2 0 0 0 0 1"),
-        r"frame-000010.pose.txt: cam2world must be rigid \(rotation .*got deviation 3, determinant 8.*remove scale",
+        r"frame-000010: cam2world must be rigid \(rotation .*got deviation 3, determinant 8.*remove scale",
     ),
     "mirrored pose": (
         spoil_text("frame-000010.pose.txt", "1 0 0 0 0 1 0 0 0 0 -1 0 0 0 0 1"),
@@ -216,7 +216,7 @@ FOLDER_FAULTS = {
     ),
     "another size": (
         spoil_picture("frame-000020.color.png", np.zeros((9, 12, 3), np.uint8)),
-        r"frame-000020.color.png: size 12x9 differs from frame-000000.color.png with 16x12; one folder is one camera",
+        r"scene 'room', frame-000020: picture of size 12x9 differs from frame-000000 with 16x12; the views of a scan",
     ),
     "a depth map is missing": (
         remove("frame-000010.depth.png"),
@@ -234,11 +234,11 @@ FOLDER_FAULTS = {
         lambda folder: [
             Image.fromarray(np.full((12, 12), 900, np.uint16)).save(file) for file in folder.glob("*.depth.png")
         ],
-        r"frame-000000.depth.png: depth is 12x12 but the colour picture is 16x12, another aspect; register depth and",
+        r"scene 'room': depth is 12x12 but the colour picture is 16x12, another aspect; register depth and",
     ),
     "intrinsics of the colour picture": (
         spoil_text("camera-intrinsics.txt", "580 0 320 0 580 240 0 0 1"),
-        r"camera-intrinsics.txt: centre \(320, 240\) lies outside the 16x12 depth map; intrinsics must be pixels of",
+        r"scene 'room': centre \(320, 240\) of the intrinsics lies outside the 16x12 depth map; intrinsics",
     ),
     "boxes without corners": (
         spoil_text("boxes.json", '[{"bbox": [1, 2, 3, 4, 5, 6]}]'),

@@ -18,7 +18,7 @@ from ross3d.scenes.questions import make_proposals
 from ross3d.tasks import reconstruction, rooms
 from ross3d.tasks.answering import make_grounding_record
 from ross3d.tasks.records import RecordStore, format_lines, read_whole_lines
-from ross3d.tasks.task import EvalContext, EvalSettings, limit_scenes
+from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, limit_scenes
 from ross3d.tests.tiny import get_checkpoint, get_rooms
 
 
@@ -117,10 +117,10 @@ def test_unknown_question_types_and_empty_files_are_refused(tmp_path):
     path = tmp_path / "annotations" / "val.jsonl"
     save_annotations([make_annotation(0, "smell", "sweet")], path)
     with pytest.raises(ValueError, match=r"val.jsonl, id 'q0': expected a question_type of .* got\s+'smell'"):
-        rooms.load_items(tmp_path, EvalSettings())
+        rooms.load_items(tmp_path, EvalSettings(split="val"))
     save_annotations([], path)
     with pytest.raises(ValueError, match="questions of task 'rooms', got none; is it another benchmark's file"):
-        rooms.load_items(tmp_path, EvalSettings())
+        rooms.load_items(tmp_path, EvalSettings(split="val"))
 
 
 def test_a_limit_counts_scenes():
@@ -231,11 +231,11 @@ def test_reconstruction_scores_pair_ours_with_each_control():
 
 def test_reconstruction_refuses_blind_models_and_single_scenes(tmp_path):
     with pytest.raises(ValueError, match="a blind model has nothing to rebuild"):
-        reconstruction.load_items(get_rooms(), EvalSettings(blind=True))
+        reconstruction.load_items(get_rooms(), EvalSettings(split="val", blind=True))
     (tmp_path / "val" / "only").mkdir(parents=True)
     with pytest.raises(ValueError, match="at least two scenes, one to rebuild and one to stand in for"):
-        reconstruction.load_items(tmp_path, EvalSettings())
-    items = reconstruction.load_items(get_rooms(), EvalSettings(reconstruction_scenes=2))
+        reconstruction.load_items(tmp_path, EvalSettings(split="val"))
+    items = reconstruction.load_items(get_rooms(), EvalSettings(split="val", reconstruction_scenes=2))
     assert [(item.scene_id, item.other_scene_id) for item in items] == [
         ("val-000000", "val-000001"),
         ("val-000001", "val-000002"),
@@ -243,7 +243,7 @@ def test_reconstruction_refuses_blind_models_and_single_scenes(tmp_path):
 
 
 def test_built_questions_load_scene_by_scene():
-    items = rooms.load_items(get_rooms(), EvalSettings(limit=2))
+    items = rooms.load_items(get_rooms(), EvalSettings(split="val", limit=2))
     assert len({item.scene_id for item in items}) == 2
     everything = load_annotations(get_rooms() / "annotations" / "val.jsonl")
     assert items == everything[: len(items)] and json.dumps(rooms.get_prompt(items[0]))
@@ -262,8 +262,30 @@ def context(tmp_path_factory) -> EvalContext:
         read_scene=read_rgbd_folder,
         make_proposals=make_proposals,
         get_seed=lambda seed, purpose: get_row_seed(seed, 0, purpose),
-        settings=EvalSettings(num_samples=2, num_inference_steps=2),
+        settings=EvalSettings(split="val", num_samples=2, num_inference_steps=2),
     )
+
+
+def test_rooms_are_grounded_among_found_boxes_or_the_objects_own(context):
+    annotations = [a for a in rooms.load_items(get_rooms(), context.settings) if a.scene_id == "val-000000"]
+    found = rooms.prepare(context, annotations)
+    own = rooms.prepare(replace(context, settings=replace(context.settings, proposals="ground_truth")), annotations)
+    assert len(found.proposal_boxes) == len(own.proposal_boxes) + 4
+    assert (own.proposal_boxes == own.scene_boxes).all() and len(own.scene_boxes)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"proposals": "seen"}, r"--proposals: expected one of \['predicted', 'ground_truth'\], got 'seen'"),
+        ({"limit": -1}, "--limit: expected a number from 0 on, got -1"),
+        ({"scenes_at_once": 0}, "--scenes_at_once: expected a number from 1 on, got 0"),
+        ({"batch_size": 0}, "--batch_size: expected a number from 1 on, got 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        EvalSettings(**values)
 
 
 @torch.no_grad()
@@ -295,17 +317,24 @@ def test_a_hidden_view_does_not_leak_into_what_rebuilds_it(context):
 
 def test_a_scene_is_scored_alike_wherever_it_is_answered(context):
     item = reconstruction.load_items(get_rooms(), context.settings)[1]
-    (record,) = reconstruction.answer(context, [item])
+    other = reconstruction.load_items(get_rooms(), context.settings)[0]
+    ((record,),) = answer_alone(context, [item])
     torch.manual_seed(123)
-    assert reconstruction.answer(context, [item]) == [record]
+    assert answer_alone(context, [other], [item])[1] == [record]
     assert set(record["bev"]) == {"object", "rest"} and record["num_pixels"]["object"] > 0
     assert set(record["views"][0]["psnr"]) == set(reconstruction.PREDICTORS)
 
 
 def test_a_scene_without_a_picture_from_above_is_scored_on_its_views(context):
     blank = replace(context, read_scene=lambda path: remove_bev(read_rgbd_folder(path)), cache={})
-    (record,) = reconstruction.answer(blank, [reconstruction.load_items(get_rooms(), context.settings)[0]])
+    ((record,),) = answer_alone(blank, [reconstruction.load_items(get_rooms(), context.settings)[0]])
     assert record["bev"] == {} and record["views"] and "bev_object" not in reconstruction.score([record] * 2)
+
+
+def answer_alone(context, *groups):
+    return reconstruction.answer(
+        context, [OpenScene(group, reconstruction.prepare(context, group)) for group in groups]
+    )
 
 
 def remove_bev(scene):

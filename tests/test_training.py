@@ -149,13 +149,27 @@ def test_settings_of_a_run_change_those_of_its_checkpoint(tmp_path):
         build_model(wanted, saved)
 
 
+def test_proposals_are_the_objects_or_what_a_detector_would_find(tmp_path):
+    processor = make_tiny_processor()
+    for name, same in (("ground_truth", True), ("jittered", False)):
+        data = DataArguments(root=str(get_rooms()), limit=2, questions_per_row=40, proposals=name)
+        rows = build_rows(RunArguments(data=data), processor, 1, None)
+        row = rows[0]
+        scene = read_rgbd_folder(rows.scenes[rows.plan_epoch(0)[0].scene])
+        found = row["proposal_boxes"].numpy()
+        assert (found.shape == scene.boxes.shape and (found == scene.boxes).all()) == same
+        # Each target stands for its own object.
+        targets = {annotation.question: annotation.object_ids for annotation in rows.annotations[scene.scene_id]}
+        assert any(targets.values()) and row["grounding_labels"][:, :-1].any()
+
+
 def test_annotations_of_unknown_scenes_are_refused(tmp_path):
     shutil.copytree(get_rooms(), tmp_path / "rooms")
     arguments = RunArguments(data=DataArguments(root=str(tmp_path / "rooms"), limit=2))
-    assert len(build_rows(arguments, None, 1)) == 2
+    assert len(build_rows(arguments, None, 1, None)) == 2
     shutil.rmtree(tmp_path / "rooms" / "train" / "train-000004")
     with pytest.raises(ValueError, match=r"train.jsonl: expected scene_ids that are folders of .*000004'\] and 1 un"):
-        build_rows(arguments, None, 1)
+        build_rows(arguments, None, 1, None)
 
 
 def test_no_scenes_is_an_error(tmp_path):

@@ -16,6 +16,7 @@ from ross3d.configuration_ross3d import Ross3DConfig
 
 
 VISITS = ("scenes", "questions")
+PROPOSALS = ("ground_truth", "jittered")
 
 
 @dataclass
@@ -33,9 +34,14 @@ class DataArguments:
         tokens_per_row (`int`, *optional*): at most about so many tokens of questions and answers behind one scene.
         one_task_per_step (`bool`): with `visit: questions`, keep grounding out of steps with other questions
             (published).
+        proposals (`str`): what grounding chooses among: the objects' own boxes (`ground_truth`, published), or
+            `jittered` ones among boxes that match nothing, as our rooms are found.
         blind (`bool`): train on the words alone, the baseline that every score stands beside.
         prepared (`str`, *optional*): folder for prepared scenes, which later epochs and runs read instead of pictures;
             12 MB a scene of 32 views at the released size.
+        latents (`str`, *optional*): folder with the teacher's latents of all scenes
+            (`python -m ross3d.training.latents CONFIG.yaml`), so that no step passes pictures to the teacher;
+            10 MB a scene of 32 views at the released size.
     """
 
     root: str = "outputs/demo/scenes"
@@ -46,12 +52,15 @@ class DataArguments:
     questions_per_row: int = 1
     tokens_per_row: int | None = None
     one_task_per_step: bool = False
+    proposals: str = "ground_truth"
     blind: bool = False
     prepared: str | None = None
+    latents: str | None = None
 
     def __post_init__(self):
-        if self.visit not in VISITS:
-            raise ValueError(f"data.visit: expected one of {VISITS}, got {self.visit!r}.")
+        for name, known in (("visit", VISITS), ("proposals", PROPOSALS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"data.{name}: expected a choice of {known}, got {getattr(self, name)!r}.")
         if self.one_task_per_step and self.visit != "questions":
             raise ValueError("data.one_task_per_step: expected visit: questions beside it, got visit: scenes.")
         for name in ("questions_per_row", "tokens_per_row"):
@@ -153,7 +162,7 @@ class RunArguments:
 FREE_SETTINGS = frozenset(
     f"trainer.{name}"
     for name in ("output_dir", "dataloader_num_workers", "disable_tqdm", "report_to", "run_name", "save_total_limit")
-) | {"data.prepared"}
+) | {"data.prepared", "data.latents"}
 
 SECTION_CLASSES = {
     "data": DataArguments,

@@ -14,9 +14,10 @@ from torch.optim import Optimizer
 from transformers import AutoProcessor, Trainer, TrainerState, TrainingArguments
 
 from ross3d.configuration_ross3d import Ross3DConfig
-from ross3d.data.annotations import group_by_scene, load_annotations
+from ross3d.data.annotations import find_annotations, group_by_scene, load_annotations
 from ross3d.data.collator import Ross3DCollator
-from ross3d.data.dataset import SceneRows
+from ross3d.data.dataset import SceneRows, take_boxes
+from ross3d.data.latents import SceneLatents, get_teacher_fingerprint
 from ross3d.data.prepared import PreparedScenes
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
@@ -82,15 +83,32 @@ def build_processor(arguments: RunArguments) -> Ross3DProcessor:
             image_processor=Ross3DImageProcessor.from_pretrained(arguments.init_from, **image_settings),
             **settings,
         )
-    annotations = load_annotations(Path(arguments.data.root) / "annotations" / "train.jsonl")
+    annotations = load_annotations(find_annotations(arguments.data.root, "train"))
     texts = [text for annotation in annotations for text in (annotation.question, annotation.answer)]
     return Ross3DProcessor(
         image_processor=Ross3DImageProcessor(**image_settings), tokenizer=make_tokenizer(texts), **settings
     )
 
 
+def build_config(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DConfig:
+    """The checkpoint's config with the run's changes, or a new one whose vocabulary is the tokenizer's."""
+    if arguments.init_from is not None:
+        return Ross3DConfig.from_pretrained(arguments.init_from, **arguments.model)
+    settings = dict(arguments.model)
+    tokenizer = processor.tokenizer
+    settings["text_config"] = {
+        **settings.get("text_config", {}),
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    for name in ("image", "ground", "coord"):
+        settings[f"{name}_token_id"] = tokenizer.convert_tokens_to_ids(f"<{name}>")
+    return Ross3DConfig(**settings)
+
+
 def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DForConditionalGeneration:
-    """The checkpoint's model, or a new one whose vocabulary is the tokenizer's."""
+    """The checkpoint's model, or a new one."""
     if arguments.init_from is not None:
         if arguments.new_weights is not None:
             raise ValueError(
@@ -99,22 +117,12 @@ def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DFo
             )
         model = Ross3DForConditionalGeneration.from_pretrained(arguments.init_from, **arguments.model)
     else:
-        settings = dict(arguments.model)
-        tokenizer = processor.tokenizer
-        settings["text_config"] = {
-            **settings.get("text_config", {}),
-            "vocab_size": len(tokenizer),
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        }
-        for name in ("image", "ground", "coord"):
-            settings[f"{name}_token_id"] = tokenizer.convert_tokens_to_ids(f"<{name}>")
         torch.manual_seed(arguments.seed)
-        model = Ross3DForConditionalGeneration(Ross3DConfig(**settings))
+        model = Ross3DForConditionalGeneration(build_config(arguments, processor))
         if arguments.new_weights is not None:
             scale_new_weights(model, arguments.new_weights)
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+        model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     teacher = find_teacher(arguments)
     if teacher is not None and model.reconstruction_head is not None:
         model.attach_teacher(teacher)
@@ -141,17 +149,44 @@ def find_teacher(arguments: RunArguments) -> Path | None:
     return beside if arguments.init_from is not None and beside.is_dir() else None
 
 
-def build_rows(arguments: RunArguments, processor: Ross3DProcessor, rows_per_step: int) -> SceneRows:
+def build_latents(arguments: RunArguments, processor: Ross3DProcessor, config: Ross3DConfig) -> SceneLatents | None:
+    """Where the teacher's latents of the run's scenes are kept, or None.
+
+    Raises:
+        ValueError: for a model that rebuilds nothing, or no teacher to compare them with.
+    """
+    if arguments.data.latents is None:
+        return None
+    teacher = find_teacher(arguments)
+    if teacher is None or config.denoiser_config is None:
+        raise ValueError(
+            f"data.latents: expected a teacher and a model with denoiser_config beside it, got teacher {teacher} and"
+            f" denoiser_config {config.denoiser_config}; leave data.latents out."
+        )
+    settings = {
+        "processor": processor.get_fit_settings(),
+        "image_mean": list(config.image_mean),
+        "image_std": list(config.image_std),
+        "view_image_size": config.denoiser_config.view_image_size,
+        "teacher": get_teacher_fingerprint(teacher),
+    }
+    return SceneLatents(Path(arguments.data.latents), settings)
+
+
+def build_rows(
+    arguments: RunArguments, processor: Ross3DProcessor, rows_per_step: int, config: Ross3DConfig
+) -> SceneRows:
     """Training rows of all epochs.
 
     Args:
+        config (`Ross3DConfig`): of the model that is trained.
         rows_per_step (`int`): rows of one optimizer step, over processes and accumulated batches.
 
     Raises:
         ValueError: when annotations are about scenes that the split does not have.
     """
     data = arguments.data
-    file = Path(data.root) / "annotations" / f"{data.split}.jsonl"
+    file = find_annotations(data.root, data.split)
     annotations = load_annotations(file)
     unknown = sorted({annotation.scene_id for annotation in annotations} - {path.name for path in list_split(data)})
     if unknown:
@@ -164,7 +199,7 @@ def build_rows(arguments: RunArguments, processor: Ross3DProcessor, rows_per_ste
         group_by_scene(annotations),
         processor,
         read_rgbd_folder,
-        make_proposals,
+        make_proposals if data.proposals == "jittered" else take_boxes,
         epochs=data.epochs,
         questions_per_row=data.questions_per_row,
         tokens_per_row=data.tokens_per_row,
@@ -172,6 +207,7 @@ def build_rows(arguments: RunArguments, processor: Ross3DProcessor, rows_per_ste
         rows_per_step=rows_per_step,
         one_task_per_step=data.one_task_per_step,
         prepared=None if data.prepared is None else PreparedScenes(data.prepared, processor, read_rgbd_folder),
+        latents=build_latents(arguments, processor, config),
         seed=arguments.seed,
         blind=data.blind,
     )

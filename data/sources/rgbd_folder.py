@@ -7,6 +7,7 @@
     DIR/axis_align.txt                     optional 4x4: the world of the poses -> z up, floor at 0; applied here, once
     DIR/boxes.json                         optional [{"box": [cx, cy, cz, dx, dy, dz], "category": ..., ...}, ...]
                                            or [[cx, cy, cz, dx, dy, dz], ...], metres, in the aligned world
+    DIR/proposals.json                     optional, a detector's boxes, as in boxes.json
     DIR/bev.png, DIR/bev.json              optional RGBA picture from above (alpha 0 = void) and {"bounds": [...]}
 
 Depth and colour may differ in size when their aspect agrees; a folder in which no frame has depth is read without
@@ -22,28 +23,42 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ross3d.data.sampling import sample_uniform
-from ross3d.data.scene import Scene, check_boxes, check_cam2world, check_scene
+from ross3d.data.scene import Scene, check_scene
+from ross3d.data.sources.frames import (
+    MILLIMETRES_PER_METRE,
+    Exclusions,
+    choose_views,
+    decode_views,
+    make_scene,
+    open_image,
+    read_axis_align_matrix,
+    read_boxes,
+    read_color,
+    read_depth,
+    read_matrix,
+)
 
 
-MILLIMETRES_PER_METRE = 1000.0
 COLOR_PATTERN = re.compile(r"^(frame-\d+)\.color\.(jpg|jpeg|png)$")
 
 
 def read_rgbd_folder(
     path: str | os.PathLike,
     *,
-    axis_align_matrix: np.ndarray | str | os.PathLike | None = None,
     num_views: int | None = None,
+    axis_align_matrix: np.ndarray | str | os.PathLike | None = None,
     boxes: np.ndarray | str | os.PathLike | None = None,
+    max_excluded: float = 0.0,
 ) -> Scene:
     """Read and check a folder of posed frames.
 
     Args:
         path (`str` or `Path`): the folder; its name becomes the scene's id.
-        axis_align_matrix (`(4, 4)` array or file, *optional*): scan to upright world; instead of `axis_align.txt`.
         num_views (`int`, *optional*): read this many frames, evenly spread, none twice; all frames by default.
+        axis_align_matrix (`(4, 4)` array or file, *optional*): scan to upright world; instead of `axis_align.txt`.
         boxes (`(K, 6)` array or JSON file, *optional*): instead of `boxes.json`.
+        max_excluded (`float`, defaults to 0): share of frames that may be lost, missing or damaged; they are left out
+            and listed in `Scene.exclusions`.
 
     Returns:
         `Scene` in metres with the alignment applied.
@@ -54,34 +69,37 @@ def read_rgbd_folder(
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not a folder; give the folder that holds frame-NNNNNN.color.jpg files.")
+    scene_id = path.resolve().name
     color_files = _find_frames(path)
-    names = list(color_files)
-    if num_views is not None:
-        names = [names[i] for i in sample_uniform(len(names), num_views, unique=True)]
-    intrinsics = _read_matrix(
-        path / "camera-intrinsics.txt", (3, 3), "the camera's focal lengths and centre in pixels"
+    intrinsics = read_matrix(path / "camera-intrinsics.txt", (3, 3), "the camera's focal lengths and centre in pixels")
+    exclusions = Exclusions(f"scene {scene_id!r}", max_excluded)
+    cameras = exclusions.read_each(
+        color_files, lambda name: read_matrix(path / f"{name}.pose.txt", (4, 4), "camera to world, metres"), "pose"
     )
-    images = np.stack(_same_sizes([(color_files[name], _read_color(color_files[name])) for name in names]))
-    cam2world = np.stack(
-        [_read_matrix(path / f"{name}.pose.txt", (4, 4), "camera to world, metres") for name in names]
+    chosen = choose_views(exclusions.drop_lost(cameras), num_views)
+    names, images, depth_maps = decode_views(
+        chosen, lambda name: read_color(color_files[name]), _make_depth_reader(path, chosen), exclusions
     )
-    check_cam2world(cam2world, len(names), f"scene {path.name!r}", [f"{name}.pose.txt" for name in names])
-    box_array, box_labels = _read_boxes(path, boxes)
-    bev_image, bev_valid, bev_bounds = _read_bev(path)
-    scene = Scene(
-        scene_id=path.resolve().name,
+    default_boxes = path / "boxes.json"
+    given_boxes = default_boxes if boxes is None and default_boxes.is_file() else boxes
+    box_array, box_labels = (None, None) if given_boxes is None else read_boxes(given_boxes, scene_id)
+    scene = make_scene(
+        path=path,
+        scene_id=scene_id,
+        names=names,
         images=images,
-        depth_maps=_read_depths(path, names, images.shape[1:3], intrinsics),
+        depth_maps=depth_maps,
         intrinsics=intrinsics,
-        cam2world=_read_alignment(path, axis_align_matrix) @ cam2world,
-        view_names=names,
+        cam2world=np.stack([cameras[name] for name in names]),
+        axis_align_matrix=read_axis_align_matrix(axis_align_matrix, scene_id, lambda: _read_alignment(path)),
+        exclusions=exclusions,
+        num_frames=len(color_files),
         boxes=box_array,
         box_labels=box_labels,
-        bev_image=bev_image,
-        bev_valid=bev_valid,
-        bev_bounds=bev_bounds,
-        path=path,
+        bev=_read_bev(path),
     )
+    detected = path / "proposals.json"
+    scene.proposal_boxes = read_boxes(detected, scene_id)[0] if detected.is_file() else None
     return check_scene(scene)
 
 
@@ -102,139 +120,34 @@ def _find_frames(path: Path) -> dict[str, Path]:
     return frames
 
 
-def _read_matrix(file: Path, shape: tuple[int, int], meaning: str) -> np.ndarray:
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{file} is missing; expected a text file with a {shape[0]}x{shape[1]} matrix: {meaning}."
-        )
-    try:
-        values = np.array([float(word) for word in file.read_text().replace(",", " ").split()])
-    except ValueError as error:
-        raise ValueError(f"{file}: expected a {shape[0]}x{shape[1]} matrix of numbers, got {error}.") from error
-    if values.size != shape[0] * shape[1]:
-        raise ValueError(
-            f"{file}: expected a {shape[0]}x{shape[1]} matrix ({meaning}), {values.size} values are in it."
-        )
-    return values.reshape(shape)
-
-
-def _open_image(file: Path) -> Image.Image:
-    try:
-        image = Image.open(file)
-        image.load()
-    except (OSError, SyntaxError) as error:
-        raise ValueError(
-            f"{file}: the picture cannot be read ({error}); it is truncated or damaged: copy it again, or leave the"
-            " frame out."
-        ) from error
-    return image
-
-
-def _read_color(file: Path) -> np.ndarray:
-    return np.asarray(_open_image(file).convert("RGB"))
-
-
-def _same_sizes(files_and_arrays: list[tuple[Path, np.ndarray]]) -> list[np.ndarray]:
-    first_file, first = files_and_arrays[0]
-    for file, array in files_and_arrays:
-        if array.shape != first.shape:
-            raise ValueError(
-                f"{file}: size {array.shape[1]}x{array.shape[0]} differs from {first_file.name} with "
-                f"{first.shape[1]}x{first.shape[0]}; one folder is one camera: split it, or resize"
-                " with the intrinsics."
-            )
-    return [array for _, array in files_and_arrays]
-
-
-def _read_depths(path: Path, names: list[str], image_size: tuple[int, int], intrinsics) -> np.ndarray | None:
-    files = [path / f"{name}.depth.png" for name in names]
-    missing = [file for file in files if not file.is_file()]
+def _make_depth_reader(path: Path, names: list[str]):
+    """The function that reads the depth map of a frame; None where no frame has one."""
+    files = {name: path / f"{name}.depth.png" for name in names}
+    missing = [file for file in files.values() if not file.is_file()]
     if len(missing) == len(files):
         return None
-    if missing:
-        raise FileNotFoundError(
-            f"{missing[0]} is missing ({len(missing)} of {len(files)} frames have no depth); remove those frames, or"
-            " all depth files to use the pictures alone."
-        )
-    depth = np.stack(_same_sizes([(file, _read_depth(file)) for file in files]))
-    height, width = depth.shape[1:]
-    # Pictures of another size are fine when they show the same field of view, that is, have the same aspect.
-    if abs(width * image_size[0] - height * image_size[1]) > max(width, height, *image_size):
-        raise ValueError(
-            f"{files[0]}: depth is {width}x{height} but the colour picture is {image_size[1]}x{image_size[0]},"
-            " another aspect; register depth and colour to one camera first."
-        )
-    if not (0 <= intrinsics[0, 2] < width and 0 <= intrinsics[1, 2] < height):
-        raise ValueError(
-            f"{path / 'camera-intrinsics.txt'}: centre ({intrinsics[0, 2]:g}, {intrinsics[1, 2]:g}) lies outside the "
-            f"{width}x{height} depth map; intrinsics must be pixels of the depth map: scale them with its size."
-        )
-    return depth
+
+    def read(name: str) -> np.ndarray:
+        if not files[name].is_file():
+            raise FileNotFoundError(
+                f"{files[name]} is missing ({len(missing)} of {len(files)} frames have no depth); remove those frames,"
+                " or all depth files to use the pictures alone."
+            )
+        return read_depth(files[name])
+
+    return read
 
 
-def _read_depth(file: Path) -> np.ndarray:
-    image = _open_image(file)
-    if image.mode not in ("I;16", "I;16B", "I"):
-        raise ValueError(
-            f"{file}: expected a 16-bit one-channel PNG (millimetres), got mode {image.mode!r}; save depth as uint16."
-        )
-    values = np.asarray(image)
-    readings = values[values > 0]
-    if readings.size and readings.max() < MILLIMETRES_PER_METRE / 20:
-        raise ValueError(
-            f"{file}: the largest depth is {readings.max()}, which looks like metres; expected millimetres: multiply"
-            " by 1000 before saving as uint16."
-        )
-    # TSDF tools and 7-Scenes mark "no reading" with the largest value.
-    values = np.where(values == 65535, 0, values)
-    return values.astype(np.float32) / np.float32(MILLIMETRES_PER_METRE)
-
-
-def _read_alignment(path: Path, given) -> np.ndarray:
-    if given is None:
-        file = path / "axis_align.txt"
-        if not file.is_file():
-            return np.eye(4)
-        matrix, name = _read_matrix(file, (4, 4), "scan to upright world"), str(file)
-    elif isinstance(given, (str, os.PathLike)):
-        matrix, name = _read_matrix(Path(given), (4, 4), "scan to upright world"), str(given)
-    else:
-        matrix, name = np.asarray(given, dtype=np.float64), "axis_align_matrix"
-    if matrix.shape != (4, 4):
-        raise ValueError(f"axis_align_matrix must be (4, 4), got {matrix.shape}.")
-    check_cam2world(matrix[None], 1, f"scene {path.name!r}", [name])
-    return matrix
-
-
-def _read_boxes(path: Path, given) -> tuple[np.ndarray | None, list[dict] | None]:
-    if given is not None and not isinstance(given, (str, os.PathLike)):
-        array = np.asarray(given, dtype=np.float32)
-        check_boxes(array, f"scene {path.name!r}, boxes")
-        return array, None
-    file = path / "boxes.json" if given is None else Path(given)
-    if not file.is_file():
-        if given is not None:
-            raise FileNotFoundError(f"{file} does not exist; expected a JSON list of boxes.")
-        return None, None
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-        rows = [{"box": row} if isinstance(row, list) else row for row in rows]
-        array = np.array([row["box"] for row in rows], dtype=np.float32).reshape(len(rows), -1 if rows else 6)
-        labels = [{key: value for key, value in row.items() if key != "box"} for row in rows]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f'{file}: expected [{{"box": [cx, cy, cz, dx, dy, dz], "category": ...}}, ...] or '
-            f"[[cx, cy, cz, dx, dy, dz], ...] in metres, got {error!r}."
-        ) from error
-    check_boxes(array, str(file))
-    return array, labels
+def _read_alignment(path: Path) -> np.ndarray:
+    file = path / "axis_align.txt"
+    return read_matrix(file, (4, 4), "scan to upright world") if file.is_file() else np.eye(4)
 
 
 def _read_bev(path: Path) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
     file = path / "bev.png"
     if not file.is_file():
         return None, None, None
-    image = _open_image(file)
+    image = open_image(file, file)
     if image.mode != "RGBA":
         raise ValueError(
             f"{file}: expected RGBA with alpha 0 = void, got mode {image.mode!r}; build the picture again."
@@ -283,6 +196,8 @@ def write_rgbd_folder(scene: Scene, path: str | os.PathLike) -> Path:
             {"box": [round(float(v), 4) for v in box], **label} for box, label in zip(scene.boxes, labels, strict=True)
         ]
         (part / "boxes.json").write_text(json.dumps(rows))
+    if scene.proposal_boxes is not None:
+        (part / "proposals.json").write_text(json.dumps(scene.proposal_boxes.astype(np.float64).round(4).tolist()))
     if scene.bev_image is not None:
         _write_bev(scene, part)
     if path.exists():

@@ -1,0 +1,81 @@
+"""Prepare data once: `python -m ross3d.data.prepare COMMAND --help`.
+
+    scannet         raw ScanNet scans and official annotations -> a data folder for train.py, eval.py and `datasets`
+    posed-images    Video-3D-LLM's public files -> the same
+    bev             pictures from above of the scenes of a data folder
+
+A command that was cut off goes on when it is given again.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from ross3d.data.prepare.finish import format_account
+from ross3d.data.prepare.from_above import SOURCES, prepare_bev
+from ross3d.data.prepare.posed_images import prepare_posed_images
+from ross3d.data.prepare.scannet import ScanSettings, prepare_scannet
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m ross3d.data.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    scannet = commands.add_parser("scannet", help="raw scans and official annotations")
+    scannet.add_argument("--scans", required=True, type=Path, help="folder with sceneNNNN_NN folders")
+    scannet.add_argument("--annotations", required=True, type=Path, help="folder below which the official files are")
+    scannet.add_argument("--proposals", type=Path, help="folder with Mask3D's SCENE.mask.npz")
+    scannet.add_argument("--bev", choices=SOURCES, default="mesh", help="what the picture from above is made from")
+    scannet.add_argument("--published", action="store_true", help="also write processed/ and metadata/ as published")
+    public = commands.add_parser("posed-images", help="Video-3D-LLM's public files")
+    public.add_argument("--root", required=True, type=Path, help="the folder `data` with scannet/, processed/, ...")
+    for command in (scannet, public):
+        command.add_argument("--output", required=True, type=Path)
+        command.add_argument("--views", type=int, default=32, help="views kept of a scan")
+        command.add_argument("--partial", action="store_true", help="leave out questions about scans that are absent")
+    bev = commands.add_parser("bev", help="pictures from above")
+    bev.add_argument("--data", required=True, type=Path, help="a data folder, a split or a scene of it")
+    bev.add_argument("--from", dest="source", choices=SOURCES, default="depth")
+    bev.add_argument("--scans", type=Path, help="with --from mesh: where the sceneNNNN_NN folders with the meshes are")
+    for command in (scannet, public, bev):
+        command.add_argument("--bev-size", type=int, default=432, help="pixels of the picture from above")
+        command.add_argument("--num-workers", type=int, default=os.cpu_count() or 1)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
+    if arguments.command == "bev":
+        counts = prepare_bev(
+            arguments.data, arguments.source, arguments.bev_size, arguments.scans, arguments.num_workers
+        )
+        print(f"{arguments.data}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+        return
+    if arguments.command == "scannet":
+        finished = prepare_scannet(
+            arguments.scans,
+            arguments.annotations,
+            arguments.output,
+            ScanSettings(arguments.views, arguments.bev, arguments.bev_size),
+            arguments.proposals,
+            arguments.partial,
+            arguments.published,
+            arguments.num_workers,
+        )
+    else:
+        finished = prepare_posed_images(
+            arguments.root,
+            arguments.output,
+            arguments.views,
+            arguments.bev_size,
+            arguments.partial,
+            arguments.num_workers,
+        )
+    print(format_account(finished, arguments.output))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""What follows when all scenes are on disk: annotations, tables, the card for `datasets`, and the account."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ross3d.data.annotations import save_annotations
+from ross3d.data.atomic import write_text
+from ross3d.data.prepare.boxes import make_gt_file, make_pred_file
+from ross3d.data.prepare.llava_style import Boxes, Record
+from ross3d.data.prepare.official_set import SPLITS, convert_files, drop_boxless, needs_proposals
+from ross3d.data.prepare.scene_folder import read_facts
+from ross3d.data.prepare.tables import write_card, write_scans_table
+
+
+EXAMPLES = 5
+# split, boxes by scene, proposals by scene -> public file name -> records
+MakeFiles = Callable[[str, dict[str, Boxes], dict[str, list[list[float]]]], dict[str, list[Record]]]
+
+
+@dataclass
+class Finished:
+    """The account, and whether this run made anything."""
+
+    account: dict[str, Any]
+    new: bool
+
+
+def check_settings(output: Path, settings: dict[str, Any], inputs: dict[str, Any]) -> Finished | None:
+    """The account of a folder that is complete; None when there is something to do, after noting the settings.
+
+    Raises:
+        ValueError: when the folder was begun with other settings.
+    """
+    account, begun = output / "account.json", output / "account.part.json"
+    for file in (account, begun):
+        if not file.is_file():
+            continue
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if found["settings"] != settings:
+            changed = sorted(k for k in {*found["settings"], *settings} if found["settings"].get(k) != settings.get(k))
+            raise ValueError(
+                f"--output: {output} was prepared with { ({k: found['settings'].get(k) for k in changed}) }, asked for"
+                f" { ({k: settings.get(k) for k in changed}) }; choose another folder, or delete that one."
+            )
+        if file == account and found["inputs"] == inputs and not begun.is_file():
+            return Finished(found, new=False)
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(begun, {"settings": settings})
+    return None
+
+
+def finish(
+    output: Path,
+    settings: dict[str, Any],
+    inputs: dict[str, Any],
+    make_files: MakeFiles,
+    excluded: dict[str, str],
+    missing: list[str],
+    published: bool,
+) -> Finished:
+    """Write everything that is made of all scenes together, the account last.
+
+    Args:
+        make_files: (split, boxes, proposals) -> public files of a split.
+        excluded (`dict`): scans that have no folder, and why. missing (`list[str]`): official files not there.
+        published (`bool`): also write public records and box files, by the published rules.
+    """
+    splits, left_out, unknown_labels = {}, {}, Counter()
+    for split in SPLITS:
+        folders = sorted(path for path in (output / split).glob("*") if (path / "scene.json").is_file())
+        facts = [read_facts(folder) for folder in folders]
+        boxes = {folder.name: read_object_boxes(folder) for folder in folders}
+        proposals = {folder.name: read_rows(folder / "proposals.json") for folder in folders}
+        proposals = {scene_id: rows for scene_id, rows in proposals.items() if rows is not None}
+        files = make_files(split, boxes, proposals)
+        conversion = convert_files(files, boxes, proposals)
+        if not folders:
+            continue
+        save_annotations(conversion.annotations, output / "annotations" / f"{split}.parquet")
+        num_views = write_scans_table(folders, facts, split, output / "scans" / f"{split}.parquet")
+        if published:
+            masks = {f["scene_id"]: f["mask_boxes"] for f in facts if f["mask_boxes"] is not None}
+            write_published(output, split, files, boxes, masks)
+        tasks = Counter(annotation.task for annotation in conversion.annotations)
+        splits[split] = {
+            "scenes": len(folders),
+            "views": num_views,
+            "frames": sum(f["num_frames"] for f in facts),
+            "frames_without_pose": sum(f["lost_frames"] for f in facts),
+            "scenes_without_objects": sum(known == {} for known in boxes.values()),
+            "scenes_without_proposals": len(folders) - len(proposals),
+            "empty_masks": sum(box is None for f in facts for box in f["mask_boxes"] or []),
+            "annotations": dict(sorted(tasks.items())),
+        }
+        left_out[split] = {
+            reason: {"count": len(names), "such as": names[:EXAMPLES]} for reason, names in conversion.left_out.items()
+        }
+        unknown_labels.update(label for f in facts for label in f["unknown_labels"])
+    account = {
+        "settings": settings,
+        "inputs": inputs,
+        "splits": splits,
+        "excluded_scans": excluded,
+        "left_out_annotations": left_out,
+        "labels_not_in_the_table": dict(sorted(unknown_labels.items())),
+        "official_files_not_there": missing,
+    }
+    write_card(output, [split for split in SPLITS if split in splits])
+    write_json(output / "account.json", account)
+    (output / "account.part.json").unlink()
+    return Finished(account, new=True)
+
+
+def read_rows(file: Path) -> list[Any] | None:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def read_object_boxes(folder: Path) -> Boxes:
+    """Official object id -> box of a scene's folder."""
+    return {row["object_id"]: row["box"] for row in read_rows(folder / "boxes.json") or []}
+
+
+def write_published(
+    output: Path, split: str, files: dict[str, list[Record]], boxes: dict[str, Boxes], masks: dict[str, list]
+) -> None:
+    """`processed/` and `metadata/` as Video-3D-LLM publishes them, for its code and for comparisons."""
+    for name, records in files.items():
+        if masks or not needs_proposals(name):
+            write_json(output / "processed" / name, drop_boxless(records))
+    with_objects = {scene_id: known for scene_id, known in boxes.items() if known}
+    write_json(output / "metadata" / f"scannet_{split}_gt_box.json", make_gt_file(with_objects))
+    write_json(output / "metadata" / f"scannet_{split}_pred_box.json", make_pred_file(masks))
+
+
+def hash_file(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def hash_text(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def write_json(file: Path, value: Any) -> None:
+    write_text(file, json.dumps(value, indent=1) + "\n")
+
+
+def format_account(finished: Finished, output: Path) -> str:
+    """What the command prints at its end."""
+    account = finished.account
+    lines = [f"{output}: {'prepared' if finished.new else 'already complete, nothing to do'}"]
+    for split, row in account["splits"].items():
+        questions = ", ".join(f"{task} {count}" for task, count in row["annotations"].items()) or "no questions"
+        lines.append(f"  {split}: {row['scenes']} scenes, {row['views']} views of {row['frames']} frames; {questions}")
+        for name in ("frames_without_pose", "scenes_without_objects", "scenes_without_proposals", "empty_masks"):
+            if row[name]:
+                lines.append(f"    {name.replace('_', ' ')}: {row[name]}")
+        for reason, told in account["left_out_annotations"][split].items():
+            lines.append(f"    left out: {told['count']} of {reason}, such as {told['such as'][0]}")
+    for reason, count in Counter(account["excluded_scans"].values()).items():
+        lines.append(f"  excluded: {count} scans: {reason}")
+    if account["labels_not_in_the_table"]:
+        lines.append(f"  labels that the table lacks, taken as `case`: {account['labels_not_in_the_table']}")
+    if account["official_files_not_there"]:
+        lines.append(f"  official files not there: {', '.join(account['official_files_not_there'])}")
+    return "\n".join(lines)

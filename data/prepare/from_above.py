@@ -1,0 +1,135 @@
+"""Pictures from above of all scenes of a data folder: `python -m ross3d.data.prepare bev --data DIR`.
+
+`bev.json` says how a picture was made, so a second run makes only what is missing or was made otherwise.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ross3d.data.atomic import replace_file, write_text
+from ross3d.data.bev import BEVPicture, render_bev, render_scene_bev
+from ross3d.data.prepare.parallel import run_jobs
+from ross3d.data.sources import LAYOUTS, read_scene
+from ross3d.data.sources.ply import read_ply
+from ross3d.data.sources.scannet_objects import align_vertices, read_axis_alignment
+from ross3d.geometry_ross3d import get_bev_bounds
+
+
+SOURCES = ("mesh", "depth")
+# Frames that are read at most to make a picture from depth.
+MAX_VIEWS = 100
+
+
+def sample_mesh(
+    vertices: np.ndarray, colors: np.ndarray, faces: np.ndarray, spacing: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points (N, 3) and colours (N, 3) of a mesh, on every triangle no further apart than `spacing` metres.
+
+    Args:
+        vertices (`(M, 3)`), colors (`(M, 3)`, uint8), faces (`(F, 3)`): vertices without a face are kept.
+    """
+    corners = vertices[faces]  # (F, 3, 3)
+    edges = np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=-1).max(1)
+    steps = np.maximum(np.ceil(edges / spacing).astype(np.int64), 1)
+    points, shades = [vertices], [colors]
+    for count in np.unique(steps[steps > 1]):
+        weights = _make_lattice(int(count))
+        chosen = faces[steps == count]
+        points.append(np.einsum("pc,fcx->fpx", weights, vertices[chosen]).reshape(-1, 3))
+        shades.append(np.einsum("pc,fcx->fpx", weights, colors[chosen].astype(np.float32)).reshape(-1, 3).round())
+    return np.concatenate(points).astype(np.float32), np.concatenate(shades).astype(np.uint8)
+
+
+def _make_lattice(steps: int) -> np.ndarray:
+    """Barycentric weights (P, 3) of a triangle's points when its sides have `steps` steps, without its corners."""
+    first, second = (grid.ravel() for grid in np.meshgrid(np.arange(steps + 1), np.arange(steps + 1), indexing="ij"))
+    inside = (first + second <= steps) & (np.stack([first, second, steps - first - second]).max(0) < steps)
+    weights = np.stack([first, second, steps - first - second], axis=1)[inside]
+    return weights.astype(np.float32) / np.float32(steps)
+
+
+def render_mesh_bev(vertices: np.ndarray, colors: np.ndarray, faces: np.ndarray, size: int) -> BEVPicture:
+    """Picture from above of an aligned mesh, its triangles filled at half a pixel."""
+    bounds = get_bev_bounds(torch.from_numpy(np.asarray(vertices, np.float32)))
+    spacing = float(bounds[2] - bounds[0]) / size / 2
+    return render_bev(*sample_mesh(vertices, colors, faces, spacing), size=size)
+
+
+def describe(source: str, size: int) -> dict[str, str | int]:
+    """What `bev.json` keeps of how a picture was made."""
+    return {"from": source, "size": size}
+
+
+def is_made(folder: Path, source: str, size: int) -> bool:
+    """Whether a scene folder has the picture that these settings give."""
+    file = folder / "bev.json"
+    if not file.is_file() or not (folder / "bev.png").is_file():
+        return False
+    return json.loads(file.read_text(encoding="utf-8")).get("made") == describe(source, size)
+
+
+def write_bev(picture: BEVPicture, folder: Path, source: str) -> None:
+    """Write `bev.png` (RGBA, alpha 0 = void) and `bev.json`; a kill leaves the scene without a picture, not with half.
+
+    The old picture goes first, since its bounds may differ.
+    """
+    (folder / "bev.png").unlink(missing_ok=True)
+    alpha = np.where(picture.valid, 255, 0).astype(np.uint8)
+    content = {
+        "bounds": [float(value) for value in picture.bounds],
+        "made": describe(source, picture.image.shape[0]),
+    }
+    write_text(folder / "bev.json", json.dumps(content) + "\n")
+    with replace_file(folder / "bev.png") as partial_file:
+        Image.fromarray(np.dstack([picture.image, alpha])).save(partial_file, format="PNG")
+
+
+def render_folder(folder: Path, source: str, size: int, scans: Path | None) -> BEVPicture:
+    """The picture of a scene's folder, from its depth maps, or from the mesh in it or in the scan of its name."""
+    if source == "depth":
+        return render_scene_bev(read_scene(folder, num_views=MAX_VIEWS), size)
+    stem = (folder if scans is None else scans / folder.name) / folder.name
+    mesh = read_ply(Path(f"{stem}_vh_clean_2.ply"))
+    alignment = read_axis_alignment(Path(f"{stem}.txt"))
+    vertices = align_vertices(mesh.vertices, np.eye(4) if alignment is None else alignment)
+    return render_mesh_bev(vertices, mesh.colors, mesh.faces, size)
+
+
+def make_bev(folder: Path, source: str, size: int, scans: Path | None) -> bool:
+    """Give a scene its picture unless it has it; whether it was made."""
+    if is_made(folder, source, size):
+        return False
+    write_bev(render_folder(folder, source, size, scans), folder, source)
+    return True
+
+
+def list_scene_folders(data_dir: Path) -> list[Path]:
+    """Folders of any known layout: `data_dir` itself, those in it, or those in the folders of its splits."""
+    if not data_dir.is_dir():
+        raise FileNotFoundError(f"--data: {data_dir} is not a folder; give the data set, a split or one scene of it.")
+    for pattern in ("", "*", "*/*"):
+        candidates = sorted(data_dir.glob(pattern)) if pattern else [data_dir]
+        found = [path for path in candidates if path.is_dir() and not path.name.startswith(".") and is_scan(path)]
+        if found:
+            return found
+    raise FileNotFoundError(f"--data: no folder of a scan in {data_dir}, two levels deep; prepare the scans first.")
+
+
+def is_scan(folder: Path) -> bool:
+    return any(next(folder.glob(layout.pattern), None) is not None for layout in LAYOUTS)
+
+
+def prepare_bev(data_dir: Path, source: str, size: int, scans: Path | None, num_workers: int) -> dict[str, int]:
+    """Pictures of all scenes below `data_dir`; how many were made and how many were there.
+
+    Raises:
+        ValueError: lists the scenes whose picture could not be made; the others have theirs.
+    """
+    job = partial(make_bev, source=source, size=size, scans=scans)
+    made = run_jobs(job, list_scene_folders(data_dir), num_workers, "pictures from above", lambda path: path.name)
+    return {"made": sum(made), "there already": len(made) - sum(made)}

@@ -1,0 +1,150 @@
+"""Public records ("LLaVA style"), which Video-3D-LLM and Ross3D train on, and what becomes of them here.
+
+    {"id": ..., "video": "scannet/SCENE", "metadata": {"dataset": ..., "question_type": ..., ...}, ...,
+     "conversations": [{"value": "<image> ...", "from": "human"}, {"value": ..., "from": "gpt"}]}
+
+An `Annotation`'s question is the human value without `<image>`, every blank and line break kept, so that the published
+prompt is the question as it stands.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from ross3d.data.annotations import Annotation, check_annotation
+
+
+PREFIX = "scannet/"
+GROUNDING = ("scanrefer", "multi3drefer")
+# Video-3D-LLM's situations share the id of their question.
+REPEATING = ("sqa3d",)
+TASKS = ("scanqa", "sqa3d", "scan2cap", "mmscan_qa", *GROUNDING)
+Record = dict[str, Any]
+Boxes = dict[int, list[float]]
+
+
+def make_record(record_id: str | int, scene_id: str, human: str, gpt: str, **fields: Any) -> Record:
+    """A record whose keys stand in the published order; `fields` follow the conversation."""
+    return {
+        "id": record_id,
+        "video": PREFIX + scene_id,
+        "conversations": [{"value": human, "from": "human"}, {"value": gpt, "from": "gpt"}],
+        **fields,
+    }
+
+
+@dataclass
+class Conversion:
+    """Annotations and, for each record that became none, why: reason -> ids."""
+
+    annotations: list[Annotation] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def leave_out(self, reason: str, name: str) -> None:
+        self.left_out.setdefault(reason, []).append(name)
+
+
+def make_annotations(records: list[Record], where: str, rows_of_objects: dict[str, dict[int, int]]) -> Conversion:
+    """Annotations of public records, in their order.
+
+    Args:
+        records (list): public records of one file.
+        where (`str`): the file, quoted in errors.
+        rows_of_objects (`dict`): scene -> official object id -> row of the scene's boxes. Records about other scenes
+            or objects are left out and told.
+
+    Raises:
+        ValueError: for records of another form, and for ids that come twice.
+    """
+    conversion, repeats = Conversion(), Counter()
+    for place, record in enumerate(records):
+        at = f"{where}, record {place}"
+        task = read_task(record, at)
+        name = str(record["id"]) if str(record["id"]).startswith(f"{task}_") else f"{task}-{record['id']}"
+        repeats[name] += 1
+        if repeats[name] > 1 and task not in REPEATING:
+            raise ValueError(f"{at}: the id {record['id']!r} came before; expected one record an id.")
+        if repeats[name] > 1:
+            name = f"{name}-{repeats[name] - 1}"
+        annotation = read_record(record, task, name, at)
+        rows = rows_of_objects.get(annotation.scene_id)
+        if rows is None:
+            conversion.leave_out(f"{task}: its scene is not among the scans", name)
+            continue
+        if any(number not in rows for number in annotation.target_ids or []):
+            conversion.leave_out(f"{task}: its object has no points in the scan", name)
+            continue
+        if annotation.object_ids is not None:
+            annotation.object_ids = [rows[number] for number in annotation.object_ids]
+        conversion.annotations.append(check_annotation(annotation, at))
+    return conversion
+
+
+def read_task(record: Record, where: str) -> str:
+    """The benchmark of a record, after a check of what all records have."""
+    try:
+        human, gpt = record["conversations"]
+        texts = (record["video"], human["value"], gpt["value"], record["metadata"]["dataset"])
+        order = (human["from"], gpt["from"])
+        record["id"], record["metadata"]["question_type"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{where}: expected id, video, two turns of conversations and metadata with dataset and question_type,"
+            f" got {error!r}."
+        ) from error
+    if order != ("human", "gpt") or not all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            f"{where}: expected a turn of human and one of gpt, in words, got {record['conversations']!r}."
+        )
+    task = record["metadata"]["dataset"].lower()
+    if task not in TASKS:
+        raise ValueError(f"{where}: expected a dataset of {list(TASKS)}, got {record['metadata']['dataset']!r}.")
+    return task
+
+
+def read_record(record: Record, task: str, name: str, where: str) -> Annotation:
+    """One annotation; `object_ids` are the official ones still."""
+    metadata = record["metadata"]
+    human, gpt = (turn["value"] for turn in record["conversations"])
+    annotation = Annotation(
+        id=name,
+        scene_id=record["video"].removeprefix(PREFIX),
+        task=task,
+        question_type=metadata["question_type"],
+        question=human.replace("<image>", ""),
+        answer=gpt,
+        references=metadata.get("answers") or record.get("annotations") or [gpt],
+    )
+    try:
+        if task in GROUNDING:
+            _read_targets(annotation, record)
+        elif task == "scan2cap":
+            _read_caption(annotation, record)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{where}: expected the boxes and ids of a {task} record (docs/DATA.md), got {error!r}."
+        ) from error
+    return annotation
+
+
+def _read_targets(annotation: Annotation, record: Record) -> None:
+    """`object_id` and `box` are one id and box (ScanRefer) or lists of them (Multi3DRefer)."""
+    ids, boxes = record["metadata"]["object_id"], record["box"]
+    one = not isinstance(ids, list)
+    annotation.target_ids = [int(number) for number in ([ids] if one else ids)]
+    annotation.object_ids = list(annotation.target_ids)
+    annotation.target_boxes = [boxes] if one else boxes
+    annotation.ann_id = str(record["metadata"]["ann_id"])
+    annotation.references = []
+
+
+def _read_caption(annotation: Annotation, record: Record) -> None:
+    box = record["box_input"]
+    annotation.target_ids = [int(record["metadata"]["object_id"])]
+    annotation.target_boxes = [record["gt_box"]]
+    annotation.ann_id = str(record["metadata"]["ann_id"])
+    annotation.query_box = box
+    annotation.query_coords = None if box is None else tuple(box[:3])
+
+
+__all__ = ["Boxes", "Conversion", "Record", "make_annotations", "make_record"]

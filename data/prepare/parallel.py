@@ -1,0 +1,65 @@
+"""One function over many scans, in processes, with progress; what fails is told at the end, once the rest is done."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+import torch
+from tqdm import tqdm
+
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+SHOWN_FAILURES = 5
+
+
+def run_jobs(
+    job: Callable[[Item], Result],
+    items: Sequence[Item],
+    num_workers: int,
+    title: str,
+    get_name: Callable[[Item], str],
+) -> list[Result]:
+    """`job` of every item, in order.
+
+    Raises:
+        ValueError: after all others are done, lists the items for which `job` raised ValueError or OSError.
+    """
+    if num_workers < 1:
+        raise ValueError(f"--num-workers: expected 1 process or more, got {num_workers}.")
+    show = partial(tqdm, total=len(items), desc=title, unit="scene", mininterval=1.0)
+    attempt = partial(_attempt, job)
+    if num_workers == 1:
+        outcomes = [attempt(item) for item in show(items)]
+    else:
+        with ProcessPoolExecutor(num_workers, initializer=_start_worker) as pool:
+            outcomes = list(show(pool.map(attempt, items)))
+    failures = [(get_name(item), told) for item, (_, told) in zip(items, outcomes, strict=True) if told is not None]
+    if failures:
+        shown = "\n".join(f"  {name}: {told}" for name, told in failures[:SHOWN_FAILURES])
+        raise ValueError(
+            f"{title}: {len(failures)} of {len(items)} failed, the others are done and stay:\n{shown}\n"
+            "Mend or remove these and run the same command again."
+        )
+    return [result for result, _ in outcomes]
+
+
+def _attempt(job: Callable[[Item], Result], item: Item) -> tuple[Result | None, str | None]:
+    try:
+        return job(item), None
+    except (ValueError, OSError) as error:
+        return None, str(error)
+
+
+def _start_worker() -> None:
+    """One thread of torch, and no life after the parent: a killed run leaves nobody behind who writes."""
+    torch.set_num_threads(1)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -1,0 +1,109 @@
+"""A scene's folder (`data/sources/rgbd_folder.py`), written once, with `scene.json`, which says what it was made of.
+
+The folder appears at once and whole. Pictures are copied as they were stored.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ross3d.data.bev import BEVPicture
+from ross3d.data.prepare.from_above import write_bev
+from ross3d.data.scene import Scene
+from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+
+
+@dataclass
+class View:
+    """A frame: its number, its picture as stored (JPEG), depth (h, w) uint16 millimetres, cam2world of the scan."""
+
+    index: int
+    color_jpeg: bytes
+    depth_mm: np.ndarray
+    cam2world: np.ndarray
+
+    @property
+    def name(self) -> str:
+        return f"frame-{self.index:06d}"
+
+
+def write_scene(
+    path: Path,
+    views: Iterable[View],
+    intrinsics: np.ndarray,
+    axis_align_matrix: np.ndarray,
+    boxes: list[dict[str, Any]] | None,
+    proposals: list[list[float]] | None,
+    facts: dict[str, Any],
+    render: Callable[[Scene], tuple[BEVPicture, str]],
+) -> None:
+    """Write a scene's folder, read it back as a check, and add the picture from above.
+
+    Args:
+        path (`Path`): replaced if it is there.
+        views: read one after the other.
+        intrinsics (`(3, 3)`): pixels of the depth map. axis_align_matrix (`(4, 4)`): scan to upright world.
+        boxes (*optional*): `boxes.json`, a dictionary with `box` and `object_id` an object.
+        proposals (*optional*): `proposals.json`, detected boxes.
+        facts (`dict`): `scene.json`.
+        render: the scene -> its picture and what it was made from.
+
+    Raises:
+        ValueError: what is wrong with the scene.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for view in views:
+        (part / f"{view.name}.color.jpg").write_bytes(view.color_jpeg)
+        Image.fromarray(view.depth_mm).save(part / f"{view.name}.depth.png")
+        _write_matrix(view.cam2world, part / f"{view.name}.pose.txt")
+    _write_matrix(intrinsics, part / "camera-intrinsics.txt")
+    _write_matrix(axis_align_matrix, part / "axis_align.txt")
+    for name, rows in (("boxes.json", boxes), ("proposals.json", proposals)):
+        if rows is not None:
+            (part / name).write_text(_format_rows(rows), encoding="utf-8")
+    (part / "scene.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    picture, source = render(read_rgbd_folder(part))
+    write_bev(picture, part, source)
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(part, path)
+
+
+def link_scene(path: Path, other: Path) -> None:
+    """The same scene in another split: the same files, by hard links, so they are on disk once."""
+    part = other.with_name(f".{other.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for file in sorted(path.iterdir()):
+        os.link(file, part / file.name)
+    shutil.rmtree(other, ignore_errors=True)
+    os.replace(part, other)
+
+
+def read_facts(path: Path) -> dict[str, Any] | None:
+    """What `scene.json` of a folder says; None where there is no such folder."""
+    file = path / "scene.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what killed runs left in a split's folder."""
+    for leftover in folder.glob(".*.part"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _write_matrix(matrix: np.ndarray, file: Path) -> None:
+    file.write_text("\n".join(" ".join(f"{value:.10g}" for value in row) for row in matrix.tolist()) + "\n")
+
+
+def _format_rows(rows: list[Any]) -> str:
+    """A JSON list with a row a line."""
+    return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"

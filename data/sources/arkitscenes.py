@@ -1,0 +1,248 @@
+"""One video of ARKitScenes, as the raw download (or that of its 3dod part) lays it out.
+
+    DIR/<video>/lowres_wide/<video>_<time>.png                  colour, 256x192, seconds in the name
+    DIR/<video>/lowres_depth/<video>_<time>.png                 depth, uint16 millimetres
+    DIR/<video>/lowres_wide_intrinsics/<video>_<time>.pincam    width height fx fy cx cy
+    DIR/<video>/lowres_wide.traj                                time, axis-angle (radians) and translation (metres) of
+                                                                world to camera, about ten lines a second
+    DIR/<video>/<video>_3dod_annotation.json                    optional: oriented boxes
+
+In the 3dod download the first four stand in DIR/<video>/<video>_frames. The world has z up and is metric.
+
+A frame is a line of the trajectory with the picture next in time. Pictures lie as the sensor does, on their side when
+the tablet was held upright; they are turned by quarter turns, all of a video alike, until up is up. The turn comes
+from the cameras: the `sky_direction` of the metadata names one too, but not reliably. Boxes become the axis-aligned
+hulls of the oriented ones, whose yaw and size stay in `box_labels`.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ross3d.data.scene import Scene
+from ross3d.data.sources.frames import (
+    MAX_EXCLUDED,
+    Exclusions,
+    choose_views,
+    decode_views,
+    make_scene,
+    merge_intrinsics,
+    read_axis_align_matrix,
+    read_boxes,
+    read_color,
+    read_depth,
+    read_json,
+    read_matrix,
+    scale_intrinsics,
+)
+
+
+# Seconds between a camera and the picture, depth map or intrinsics that belong to it, as in the official loader.
+MAX_TIME_DIFFERENCE = 0.005
+# Metres; nothing in a room is larger.
+MAX_BOX_SIZE = 30.0
+
+
+def read_arkitscenes(
+    path: str | os.PathLike,
+    *,
+    num_views: int | None = None,
+    axis_align_matrix: np.ndarray | str | os.PathLike | None = None,
+    boxes: np.ndarray | str | os.PathLike | None = None,
+    max_excluded: float = MAX_EXCLUDED,
+    turn_upright: bool = True,
+) -> Scene:
+    """Read and check one video.
+
+    Args:
+        path (`str` or `Path`): DIR/<video>; its name is the scene's id.
+        num_views (`int`, *optional*): read this many frames, evenly spread; all lines of the trajectory by default.
+        axis_align_matrix (`(4, 4)` array or file, *optional*): the video's world to another upright one.
+        boxes (`(K, 6)` array or JSON file, *optional*): instead of the annotated ones.
+        max_excluded (`float`): share of frames that may be lost, missing or damaged.
+        turn_upright (`bool`, defaults to `True`): False keeps the pictures as the sensor lay, landscape always.
+
+    Raises:
+        FileNotFoundError, ValueError: name the file, what was expected, what came, and what to do about it.
+    """
+    path = Path(path)
+    scene_id = path.resolve().name
+    folder = path / f"{scene_id}_frames"
+    folder = folder if folder.is_dir() else path
+    cameras = read_trajectory(folder / "lowres_wide.traj")
+    colors, depths = _list_times(folder / "lowres_wide", "png"), _list_times(folder / "lowres_depth", "png")
+    pincams = _list_times(folder / "lowres_wide_intrinsics", "pincam")
+    exclusions = Exclusions(f"scene {scene_id!r}", max_excluded)
+    tracked = exclusions.drop_lost(cameras)
+    files = exclusions.read_each(tracked, lambda name: _find_nearest(colors, float(name), "lowres_wide"), "picture")
+    names, images, depth_maps = decode_views(
+        choose_views(files, num_views),
+        lambda name: read_color(files[name]),
+        lambda name: read_depth(_find_nearest(depths, _get_time(files[name]), "lowres_depth")),
+        exclusions,
+    )
+    size = depth_maps.shape[2], depth_maps.shape[1]
+    pincam_files = [_find_nearest(pincams, _get_time(files[name]), "lowres_wide_intrinsics") for name in names]
+    intrinsics = merge_intrinsics(np.stack([read_pincam(file, size) for file in pincam_files]))
+    cam2world = np.stack([cameras[name] for name in names])
+    align = read_axis_align_matrix(axis_align_matrix, scene_id, lambda: np.eye(4))
+    if turn_upright:
+        turns = count_quarter_turns(align @ cam2world)
+        images, depth_maps, intrinsics, cam2world = turn_views(images, depth_maps, intrinsics, cam2world, turns)
+    annotation = path / f"{scene_id}_3dod_annotation.json"
+    if boxes is not None:
+        box_array, box_labels = read_boxes(boxes, scene_id)
+    elif annotation.is_file():
+        box_array, box_labels = read_oriented_boxes(annotation, align)
+    else:
+        box_array, box_labels = None, None
+    return make_scene(
+        path=path,
+        scene_id=scene_id,
+        names=names,
+        images=images,
+        depth_maps=depth_maps,
+        intrinsics=intrinsics,
+        cam2world=cam2world,
+        axis_align_matrix=align,
+        exclusions=exclusions,
+        num_frames=len(cameras),
+        boxes=box_array,
+        box_labels=box_labels,
+    )
+
+
+def read_trajectory(file: Path) -> dict[str, np.ndarray]:
+    """Camera to world (4, 4), OpenCV axes, metres, by time in seconds as `1234.567`, in the order of time."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing; expected the trajectory of the video's cameras.")
+    cameras = {}
+    for number, line in enumerate(file.read_text().splitlines(), start=1):
+        try:
+            time, *values = (float(word) for word in line.split())
+            world2cam = np.eye(4)
+            world2cam[:3, :3], world2cam[:3, 3] = _rotate(np.array(values[:3])), np.array(values[3:]).reshape(3)
+        except ValueError as error:
+            raise ValueError(
+                f"{file}, line {number}: expected time, three numbers of axis-angle rotation and three of translation,"
+                f" got {line!r} ({error})."
+            ) from error
+        finite = np.isfinite(world2cam).all()
+        cameras[f"{time:.3f}"] = np.linalg.inv(world2cam) if finite else np.full((4, 4), np.nan)
+    if not cameras:
+        raise ValueError(f"{file} has no line; expected one a camera.")
+    return dict(sorted(cameras.items(), key=lambda item: float(item[0])))
+
+
+def _rotate(axis_angle: np.ndarray) -> np.ndarray:
+    """Rotation (3, 3) about an axis by its length in radians (Rodrigues)."""
+    angle = np.linalg.norm(axis_angle)
+    x, y, z = axis_angle / angle if angle > 0 else axis_angle
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+
+
+def _list_times(folder: Path, suffix: str) -> tuple[np.ndarray, list[Path]]:
+    """Times (N,) in seconds, increasing, and files named `<video>_<time>.<suffix>`."""
+    files = sorted(folder.glob(f"*_*.{suffix}"), key=_get_time)
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no file named <video>_<time>.{suffix}; download this part too.")
+    return np.array([_get_time(file) for file in files]), files
+
+
+def _get_time(file: Path) -> float:
+    word = file.stem.rpartition("_")[2]
+    try:
+        return float(word)
+    except ValueError as error:
+        raise ValueError(f"{file}: expected a name that ends in its time in seconds, got {word!r}.") from error
+
+
+def _find_nearest(listed: tuple[np.ndarray, list[Path]], time: float, what: str) -> Path:
+    times, files = listed
+    index = int(np.abs(times - time).argmin())
+    # Times are written with three decimals, so a difference may come out a rounding longer.
+    if abs(times[index] - time) > MAX_TIME_DIFFERENCE + 1e-6:
+        raise FileNotFoundError(
+            f"{files[index].parent}: nothing in {what} within {1000 * MAX_TIME_DIFFERENCE:.0f} ms of {time:.3f} s;"
+            f" the nearest is {files[index].name}."
+        )
+    return files[index]
+
+
+def read_pincam(file: Path, size: tuple[int, int]) -> np.ndarray:
+    """Intrinsics (3, 3) in pixels of a picture of `size` (width, height), pixel centres at integers."""
+    width, height, focal_x, focal_y, centre_x, centre_y = read_matrix(file, (1, 6), "width height fx fy cx cy")[0]
+    intrinsics = np.array([[focal_x, 0, centre_x], [0, focal_y, centre_y], [0, 0, 1]])
+    return scale_intrinsics(intrinsics, (width, height), size)
+
+
+def read_oriented_boxes(file: Path, axis_align_matrix: np.ndarray) -> tuple[np.ndarray, list[dict]]:
+    """Axis-aligned hulls (K, 6) of a video's oriented boxes, and category, uid, yaw and oriented_size of each."""
+    content = read_json(file, "a dictionary with data, the boxes of the video")
+    rows, labels = [], []
+    try:
+        for entry in content["data"]:
+            box = entry["segments"]["obbAligned"]
+            # Each row is the direction of one of the box's own axes in the world.
+            axes = np.array(box["normalizedAxes"], dtype=np.float64).reshape(3, 3) @ axis_align_matrix[:3, :3].T
+            centre = axis_align_matrix[:3, :3] @ np.array(box["centroid"]).reshape(3) + axis_align_matrix[:3, 3]
+            size = np.array(box["axesLengths"], dtype=np.float64).reshape(3)
+            rows.append(np.concatenate([centre, np.abs(axes).T @ size]))
+            yaw = float(np.arctan2(axes[0, 1], axes[0, 0]))
+            labels.append(
+                {"category": entry["label"], "uid": entry["uid"], "yaw": yaw, "oriented_size": size.tolist()}
+            )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{file}: expected data[i] with label, uid and segments.obbAligned of centroid, axesLengths and"
+            f" normalizedAxes, got {error!r}."
+        ) from error
+    boxes = np.array(rows, dtype=np.float32).reshape(-1, 6)
+    if len(boxes) and boxes[:, 3:].max() > MAX_BOX_SIZE:
+        raise ValueError(
+            f"{file}: a box is {boxes[:, 3:].max():.0f} m long, so these are no metres; divide by 100 or 1000 first."
+        )
+    return boxes, labels
+
+
+def count_quarter_turns(cam2world: np.ndarray) -> int:
+    """Quarter turns, counter-clockwise, after which the world's z points up in pictures of these cameras (V, 4, 4)."""
+    x, y = cam2world[:, 2, :2].mean(axis=0)
+    if abs(x) > abs(y):
+        return 1 if x > 0 else 3
+    return 2 if y > 0 else 0
+
+
+def turn_views(
+    images: np.ndarray, depth_maps: np.ndarray, intrinsics: np.ndarray, cam2world: np.ndarray, turns: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The same views after `turns` quarter turns of the pictures, counter-clockwise, with the cameras that took them.
+
+    Args:
+        images (V, H, W, 3), depth_maps (V, h, w), intrinsics ((3, 3) or (V, 3, 3), pixels of the depth map),
+        cam2world (V, 4, 4).
+    """
+    width, height = depth_maps.shape[2], depth_maps.shape[1]
+    turned, camera_turn = np.array(intrinsics), np.eye(4)
+    for _ in range(turns):
+        before = turned.copy()
+        turned[..., 0, 0], turned[..., 0, 2] = before[..., 1, 1], before[..., 1, 2]
+        turned[..., 1, 1], turned[..., 1, 2] = before[..., 0, 0], width - 1 - before[..., 0, 2]
+        # The new x axis is the old y axis, the new y axis the old -x axis.
+        camera_turn[:3, :3] = camera_turn[:3, :3] @ [[0, -1, 0], [1, 0, 0], [0, 0, 1]]
+        width, height = height, width
+    images = np.ascontiguousarray(np.rot90(images, turns, axes=(1, 2)))
+    depth_maps = np.ascontiguousarray(np.rot90(depth_maps, turns, axes=(1, 2)))
+    return images, depth_maps, turned, cam2world @ camera_turn
+
+
+__all__ = [
+    "count_quarter_turns",
+    "read_arkitscenes",
+    "read_oriented_boxes",
+    "read_pincam",
+    "read_trajectory",
+    "turn_views",
+]

@@ -1,0 +1,177 @@
+"""A raw ScanNet scan, as the official download lays it out.
+
+    DIR/scans/<scene>/<scene>.sens                               frames, read one at a time (sens.py)
+    DIR/scans/<scene>/<scene>.txt                                axisAlignment; test scans have none
+    DIR/scans/<scene>/<scene>_vh_clean_2.ply                     mesh
+    DIR/scans/<scene>/<scene>_vh_clean_2.0.010000.segs.json      segment of every vertex
+    DIR/scans/<scene>/<scene>.aggregation.json                   objects; test scans have none
+    DIR/scannetv2-labels.combined.tsv                            table of labels, here or up to two folders nearer
+
+Boxes are those of scannet_objects.py, in the aligned world. Their ids may have gaps: `box_labels` holds each box's
+`object_id`, so a row is not an id.
+"""
+
+import io
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from ross3d.data.scene import Scene
+from ross3d.data.sources.frames import (
+    MAX_EXCLUDED,
+    Exclusions,
+    choose_views,
+    decode_views,
+    make_scene,
+    open_image,
+    read_axis_align_matrix,
+    read_boxes,
+    scale_depth,
+)
+from ross3d.data.sources.ply import Mesh, read_ply
+from ross3d.data.sources.scannet_objects import (
+    align_vertices,
+    compute_instance_boxes,
+    get_nyu40_id,
+    label_vertices,
+    read_axis_alignment,
+    read_nyu40_ids,
+    read_segment_groups,
+    read_segments,
+)
+from ross3d.data.sources.sens import iterate_sens_frames, read_sens_cameras
+
+
+LABELS_FILE = "scannetv2-labels.combined.tsv"
+# The public export keeps every tenth frame, about three a second.
+FRAME_STEP = 10
+
+
+def read_scannet_scan(
+    path: str | os.PathLike,
+    *,
+    num_views: int | None = None,
+    axis_align_matrix: np.ndarray | str | os.PathLike | None = None,
+    boxes: np.ndarray | str | os.PathLike | None = None,
+    max_excluded: float = MAX_EXCLUDED,
+    frame_step: int = FRAME_STEP,
+    labels_file: str | os.PathLike | None = None,
+) -> Scene:
+    """Read and check one raw scan.
+
+    Args:
+        path (`str` or `Path`): the scan's folder; its name is the scene's id.
+        num_views (`int`, *optional*): read this many frames, evenly spread over those with a pose.
+        axis_align_matrix (`(4, 4)` array or file, *optional*): instead of the `.txt`'s.
+        boxes (`(K, 6)` array or JSON file, *optional*): instead of those of the mesh's objects.
+        max_excluded (`float`): share of frames that may be lost or damaged.
+        frame_step (`int`, defaults to 10): frames 0, step, 2 * step ... are the scan.
+        labels_file (`str` or `Path`, *optional*): the table of labels, where it is not beside the scans.
+
+    Raises:
+        FileNotFoundError, ValueError: name the file, what was expected, what came, and what to do about it.
+    """
+    path = Path(path)
+    scene_id = path.resolve().name
+    recording = path / f"{scene_id}.sens"
+    if not recording.is_file():
+        raise FileNotFoundError(f"{recording} does not exist; give the folder of one scan with its .sens recording.")
+    align = read_axis_align_matrix(axis_align_matrix, scene_id, lambda: _read_alignment(path / f"{scene_id}.txt"))
+    exclusions = Exclusions(f"scene {scene_id!r}", max_excluded)
+    header, all_cameras = read_sens_cameras(recording)
+    cameras = {f"{index:05d}": all_cameras[index] for index in range(0, len(all_cameras), frame_step)}
+    if not cameras:
+        raise ValueError(f"{recording} holds zero frames; export or download it again.")
+    chosen = choose_views(exclusions.drop_lost(cameras), num_views)
+    frames = {f"{f.index:05d}": f for f in iterate_sens_frames(recording, indices={int(name) for name in chosen})}
+    names, images, depth_maps = decode_views(
+        chosen,
+        lambda name: _decode_color(frames[name].color_jpeg, f"{recording}, frame {int(name)}"),
+        lambda name: scale_depth(frames[name].depth, f"{recording}, frame {int(name)}"),
+        exclusions,
+    )
+    if boxes is None:
+        box_array, box_labels = read_object_boxes(path, align, labels_file)
+    else:
+        box_array, box_labels = read_boxes(boxes, scene_id)
+    return make_scene(
+        path=path,
+        scene_id=scene_id,
+        names=names,
+        images=images,
+        depth_maps=depth_maps,
+        intrinsics=header.depth_intrinsics[:3, :3],
+        cam2world=np.stack([cameras[name] for name in names]),
+        axis_align_matrix=align,
+        exclusions=exclusions,
+        num_frames=len(cameras),
+        boxes=box_array,
+        box_labels=box_labels,
+    )
+
+
+def read_object_boxes(
+    path: Path, axis_align_matrix: np.ndarray, labels_file: str | os.PathLike | None = None
+) -> tuple[np.ndarray | None, list[dict] | None]:
+    """Boxes (K, 6) of a scan's objects and category, object_id and nyu40_id of each; None where none are annotated.
+
+    Raises:
+        ValueError: mesh and segments do not fit together.
+    """
+    scene_id = path.resolve().name
+    aggregation = path / f"{scene_id}.aggregation.json"
+    if not aggregation.is_file():
+        return None, None
+    groups = read_segment_groups(aggregation)
+    nyu40_ids = read_nyu40_ids(labels_file or find_labels_file(path))
+    mesh, segments = read_mesh_with_segments(path)
+    labels = label_vertices(segments, groups, nyu40_ids)
+    if labels.vanished:
+        warnings.warn(
+            f"scene {scene_id!r}: objects {labels.vanished} have no vertices left, so they have no box", stacklevel=2
+        )
+    found = compute_instance_boxes(align_vertices(mesh.vertices, axis_align_matrix), labels.instance_ids)
+    # Of two groups with one id the later one counts, as in the instance ids.
+    category = {group.object_id: group.label for group in groups}
+    return found.boxes, [
+        {
+            "category": category[object_id],
+            "object_id": object_id,
+            "nyu40_id": get_nyu40_id(category[object_id], nyu40_ids),
+        }
+        for object_id in found.object_ids.tolist()
+    ]
+
+
+def read_mesh_with_segments(path: Path) -> tuple[Mesh, np.ndarray]:
+    """A scan's mesh, in the scan's own frame, and the segment of each of its vertices (M,)."""
+    scene_id = path.resolve().name
+    mesh = read_ply(path / f"{scene_id}_vh_clean_2.ply")
+    file = path / f"{scene_id}_vh_clean_2.0.010000.segs.json"
+    segments = read_segments(file)
+    if len(segments) != len(mesh.vertices):
+        raise ValueError(
+            f"{file}: {len(segments)} segments for the {len(mesh.vertices)} vertices of the mesh; they belong to"
+            " different versions of the scan: download both again."
+        )
+    return mesh, segments
+
+
+def find_labels_file(path: Path) -> Path:
+    """The table of labels in the scan's folder or up to two folders above it; where it was expected, when absent."""
+    folders = [path, *path.resolve().parents[:2]]
+    return next((folder / LABELS_FILE for folder in folders if (folder / LABELS_FILE).is_file()), path / LABELS_FILE)
+
+
+def _read_alignment(file: Path) -> np.ndarray:
+    matrix = read_axis_alignment(file)
+    return np.eye(4) if matrix is None else matrix
+
+
+def _decode_color(jpeg: bytes, where: str) -> np.ndarray:
+    return np.asarray(open_image(io.BytesIO(jpeg), where).convert("RGB"))
+
+
+__all__ = ["find_labels_file", "read_mesh_with_segments", "read_object_boxes", "read_scannet_scan"]

@@ -1,0 +1,180 @@
+"""Objects of a raw ScanNet scan: from segments of the mesh to instance ids, labels and axis-aligned boxes.
+
+The rules are those of the published preparation (Video-3D-LLM, after LEO): groups are applied in the order of the
+file, so a later object takes segments over from an earlier one; an object that loses all its vertices vanishes.
+"""
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ross3d.data.sources.frames import read_json
+
+
+# nyu40 ids that have a class of their own, in the order of the classes; every other id shares the last class.
+NYU40_CLASSES = (*range(1, 13), 14, 16, 24, 28, 33, 34, 36, 39)
+OTHER_CLASS = len(NYU40_CLASSES) - 1
+# The row of the label table that names it does not know count as.
+UNKNOWN_LABEL = "case"
+
+
+@dataclass(frozen=True)
+class SegmentGroup:
+    """One object of an aggregation: its id, its raw label and the segments of the mesh it is made of."""
+
+    object_id: int
+    label: str
+    segments: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class VertexLabels:
+    """What each vertex (M) belongs to.
+
+    Attributes:
+        instance_ids (`(M,)`, int16): ids of objects, -1 = none.
+        semantic_labels (`(M,)`, int8): class 0..19, see `get_semantic_class`.
+        vanished (`list[int]`): objects that lost all their vertices to a later one, or had none.
+    """
+
+    instance_ids: np.ndarray
+    semantic_labels: np.ndarray
+    vanished: list[int]
+
+
+@dataclass(frozen=True)
+class InstanceBoxes:
+    """Axis-aligned boxes of K objects, by increasing id.
+
+    Attributes:
+        object_ids (`(K,)`, int16).
+        corners (`(K, 8, 3)`, float32): for z in (low, high): for x in (low, high): for y in (low, high).
+        boxes (`(K, 6)`, float32): centre and size.
+    """
+
+    object_ids: np.ndarray
+    corners: np.ndarray
+    boxes: np.ndarray
+
+
+def read_axis_alignment(path: str | os.PathLike) -> np.ndarray | None:
+    """Scan to aligned world (4, 4), float64, from a scan's `.txt`; None where it has no `axisAlignment` line.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; not 16 numbers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; expected the scan's meta data with its axisAlignment line.")
+    for line in path.read_text(encoding="utf-8").splitlines():
+        key, _, values = line.partition("=")
+        if key.strip() == "axisAlignment":
+            try:
+                return np.array([float(word) for word in values.split()]).reshape(4, 4)
+            except ValueError as error:
+                raise ValueError(f"{path}: axisAlignment must be 16 numbers, row by row ({error}).") from error
+    return None
+
+
+def read_segments(path: str | os.PathLike) -> np.ndarray:
+    """The segment of every vertex (M,), int64, from `*.segs.json`."""
+    content = read_json(Path(path), 'a dictionary with "segIndices", the segment of every vertex')
+    if not isinstance(content, dict) or "segIndices" not in content:
+        raise ValueError(f'{path}: "segIndices" is not in it; expected the over-segmentation of the mesh.')
+    return np.asarray(content["segIndices"], dtype=np.int64)
+
+
+def read_segment_groups(path: str | os.PathLike) -> list[SegmentGroup]:
+    """The objects of `*.aggregation.json`, in the order of the file."""
+    content = read_json(Path(path), 'a dictionary with "segGroups", the objects of the scan')
+    try:
+        return [
+            SegmentGroup(int(row["objectId"]), str(row["label"]), tuple(row["segments"]))
+            for row in content["segGroups"]
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'{path}: expected {{"segGroups": [{{"objectId": ..., "label": ..., "segments": [...]}}, ...]}}, got'
+            f" {error!r}."
+        ) from error
+
+
+def read_nyu40_ids(path: str | os.PathLike) -> dict[str, int]:
+    """nyu40 id by raw label, from the columns `raw_category` and `nyu40id` of `scannetv2-labels.combined.tsv`."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; expected ScanNet's table of labels: give labels_file.")
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    if not rows or not {"raw_category", "nyu40id"} <= set(rows[0]):
+        raise ValueError(
+            f"{path}: expected tab-separated columns raw_category and nyu40id, got {sorted(rows[0]) if rows else []}."
+        )
+    return {row["raw_category"]: int(row["nyu40id"]) for row in rows}
+
+
+def get_nyu40_id(label: str, nyu40_ids: Mapping[str, int]) -> int:
+    """The nyu40 id of a raw label; names the table does not have count as `case`."""
+    return nyu40_ids[label if label in nyu40_ids else UNKNOWN_LABEL]
+
+
+def get_semantic_class(nyu40_id: int) -> int:
+    """Class 0..19 of a nyu40 id: its place among the valid ids, and 19 for all others."""
+    return NYU40_CLASSES.index(nyu40_id) if nyu40_id in NYU40_CLASSES else OTHER_CLASS
+
+
+def label_vertices(segments: np.ndarray, groups: Sequence[SegmentGroup], nyu40_ids: Mapping[str, int]) -> VertexLabels:
+    """Objects and classes of vertices.
+
+    Args:
+        segments (`(M,)`): segment of each vertex.
+        groups: objects; a later one overwrites an earlier one.
+        nyu40_ids: nyu40 id by raw label; has to know `case`.
+    """
+    instance_ids = np.full(len(segments), -1, dtype=np.int16)
+    semantic_labels = np.full(len(segments), OTHER_CLASS, dtype=np.int8)
+    for group in groups:
+        members = np.isin(segments, group.segments)
+        instance_ids[members] = group.object_id
+        semantic_labels[members] = get_semantic_class(get_nyu40_id(group.label, nyu40_ids))
+    vanished = sorted({group.object_id for group in groups} - set(instance_ids.tolist()))
+    return VertexLabels(instance_ids, semantic_labels, vanished)
+
+
+def align_vertices(vertices: np.ndarray, axis_align_matrix: np.ndarray) -> np.ndarray:
+    """Vertices (M, 3) in the aligned world, float32."""
+    matrix = np.asarray(axis_align_matrix, dtype=np.float64)
+    return (vertices.astype(np.float64) @ matrix[:3, :3].T + matrix[:3, 3]).astype(np.float32)
+
+
+def compute_instance_boxes(vertices: np.ndarray, instance_ids: np.ndarray) -> InstanceBoxes:
+    """Boxes of all objects that have vertices. `vertices` (M, 3), metres, aligned; `instance_ids` (M,), -1 = none."""
+    object_ids = np.unique(instance_ids[instance_ids >= 0])
+    limits = np.zeros((len(object_ids), 2, 3), dtype=np.float32)
+    for row, object_id in enumerate(object_ids):
+        points = vertices[instance_ids == object_id]
+        limits[row] = points.min(axis=0), points.max(axis=0)
+    sides = [(x, y, z) for z in (0, 1) for x in (0, 1) for y in (0, 1)]
+    corners = np.stack([limits[:, side, range(3)] for side in sides], axis=1)
+    boxes = np.concatenate([(limits[:, 0] + limits[:, 1]) / 2, limits[:, 1] - limits[:, 0]], axis=1)
+    return InstanceBoxes(object_ids.astype(np.int16), corners, boxes)
+
+
+__all__ = [
+    "InstanceBoxes",
+    "SegmentGroup",
+    "VertexLabels",
+    "align_vertices",
+    "compute_instance_boxes",
+    "get_nyu40_id",
+    "get_semantic_class",
+    "label_vertices",
+    "read_axis_alignment",
+    "read_nyu40_ids",
+    "read_segment_groups",
+    "read_segments",
+]

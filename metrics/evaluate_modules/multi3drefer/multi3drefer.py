@@ -1,0 +1,27 @@
+"""Multi3DRefer: F1 of sets of axis-aligned boxes at IoU 0.25 and 0.5.
+
+For `evaluate.load` with this folder; columns and scores are those of `score_multi3drefer`.
+"""
+
+import datasets
+import evaluate
+
+from ross3d.metrics.benchmarks import score_multi3drefer
+
+
+class Multi3DRefer(evaluate.Metric):
+    def _info(self):
+        columns = {
+            "predictions": datasets.List(datasets.List(datasets.Value("float64"))),
+            "references": datasets.List(datasets.List(datasets.Value("float64"))),
+            "question_types": datasets.Value("string"),
+        }
+        return evaluate.MetricInfo(
+            description=__doc__,
+            citation="",
+            inputs_description=score_multi3drefer.__doc__,
+            features=datasets.Features(columns),
+        )
+
+    def _compute(self, predictions, references, question_types):
+        return score_multi3drefer(predictions, references, question_types)

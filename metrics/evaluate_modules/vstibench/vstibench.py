@@ -1,0 +1,27 @@
+"""VSTI-Bench: accuracy of choices, mean relative accuracy of numbers.
+
+For `evaluate.load` with this folder; columns and scores are those of `score_vstibench`.
+"""
+
+import datasets
+import evaluate
+
+from ross3d.metrics.benchmarks import score_vstibench
+
+
+class VSTIBench(evaluate.Metric):
+    def _info(self):
+        columns = {
+            "predictions": datasets.Value("string"),
+            "references": datasets.Value("string"),
+            "question_types": datasets.Value("string"),
+        }
+        return evaluate.MetricInfo(
+            description=__doc__,
+            citation="",
+            inputs_description=score_vstibench.__doc__,
+            features=datasets.Features(columns),
+        )
+
+    def _compute(self, predictions, references, question_types):
+        return score_vstibench(predictions, references, question_types)

@@ -1,0 +1,174 @@
+"""METEOR 1.5 through its own Java program, where Java and the optional package `pycocoevalcap` are installed.
+
+Only the program file and its paraphrase table are taken from the package; nothing of it is imported. The program
+answers line by line over its standard streams.
+"""
+
+import importlib.util
+import queue
+import shutil
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from ross3d.metrics.captioning import check_pairs
+from ross3d.metrics.columns import check_columns
+from ross3d.metrics.qa import convert_number
+
+
+PACKAGE = "pycocoevalcap"
+PROGRAM = "meteor-1.5.jar"
+SEPARATOR = "|||"
+# Numbers the program gives of one item.
+NUM_STATISTICS = 23
+
+
+def find_program() -> Path:
+    """The program file in the installed package.
+
+    Raises:
+        ModuleNotFoundError: when the package is not installed, or lacks the program or its paraphrase table.
+    """
+    spec = importlib.util.find_spec(PACKAGE)
+    folders = [Path(folder) / "meteor" for folder in (spec.submodule_search_locations or [])] if spec else []
+    for folder in folders:
+        if (folder / PROGRAM).is_file() and (folder / "data" / "paraphrase-en.gz").is_file():
+            return folder / PROGRAM
+    raise ModuleNotFoundError(
+        f"METEOR needs {PROGRAM} and data/paraphrase-en.gz of the package {PACKAGE}, which"
+        f" {'lacks them' if folders else 'is not installed'}; run `pip install {PACKAGE}`, or score without METEOR."
+    )
+
+
+def find_java() -> str:
+    """The Java on the search path.
+
+    Raises:
+        FileNotFoundError: when there is none.
+    """
+    java = shutil.which("java")
+    if java is None:
+        raise FileNotFoundError(
+            "METEOR runs in Java, and no `java` is on the search path; install a Java runtime of version 8 or later,"
+            " or score without METEOR."
+        )
+    return java
+
+
+def clean_text(text: str) -> str:
+    """A text on one line without the protocol's separator; a line break would put every later answer out of step."""
+    return " ".join(text.replace(SEPARATOR, " ").split())
+
+
+class Meteor:
+    """The running program, as a context manager: `with Meteor() as meteor: corpus, items = meteor.score(...)`.
+
+    It takes seconds to start (the paraphrase table is 62 MB) and up to 2 GB of memory, then answers at once.
+
+    Args:
+        timeout (`float`, defaults to 300): seconds to wait for any one answer.
+        command (list of `str`, *optional*): in place of the installed program, for tests.
+    """
+
+    def __init__(self, timeout: float = 300.0, command: list[str] | None = None):
+        self.timeout = timeout
+        folder = None
+        if command is None:
+            program = find_program()
+            folder = program.parent
+            command = [find_java(), "-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", program.name]
+            command += ["-", "-", "-stdio", "-l", "en", "-norm"]
+        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self.process = subprocess.Popen(
+            command,
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            encoding="utf-8",
+        )
+        self.lines: queue.Queue[str | None] = queue.Queue()
+        self.reader = threading.Thread(target=self.read_lines, daemon=True)
+        self.reader.start()
+
+    def read_lines(self) -> None:
+        """Everything the program says, as it comes; None when it has ended."""
+        for line in self.process.stdout:
+            self.lines.put(line)
+        self.lines.put(None)
+
+    def __enter__(self) -> "Meteor":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the program; may be called again."""
+        self.process.kill()
+        self.process.wait()
+        self.reader.join()
+        for stream in (self.process.stdin, self.process.stdout, self.errors):
+            try:
+                stream.close()
+            except BrokenPipeError:  # what was written to a program that had ended
+                continue
+
+    def fail(self, what: str) -> RuntimeError:
+        """The error to raise, with what the program wrote on its error stream."""
+        self.process.kill()
+        self.process.wait()
+        self.errors.seek(0)
+        said = self.errors.read().strip()[-2000:] or "nothing"
+        return RuntimeError(f"METEOR's program {what}; on its error stream it wrote: {said}")
+
+    def ask(self, line: str) -> None:
+        try:
+            self.process.stdin.write(f"{line}\n")
+            self.process.stdin.flush()
+        except (BrokenPipeError, ValueError) as error:
+            raise self.fail("has ended before it was asked everything") from error
+
+    def read_answer(self, count: int) -> str:
+        """The next line, which must hold so many numbers."""
+        try:
+            line = self.lines.get(timeout=self.timeout)
+        except queue.Empty:
+            raise self.fail(f"gave no answer for {self.timeout:g} seconds") from None
+        if line is None:
+            raise self.fail("has ended without an answer")
+        if [np.isfinite(convert_number(word)) for word in line.split()] != [True] * count:
+            raise self.fail(f"answered {line.strip()!r} where a line of {count} numbers was expected")
+        return line.strip()
+
+    def score(self, hypotheses: list[str], references: list[list[str]]) -> tuple[float, np.ndarray]:
+        """METEOR of a corpus and of each item.
+
+        Args:
+            hypotheses (list of `str`): one text an item; runs of blanks and line breaks count as one blank.
+            references (list of list of `str`): at least one an item.
+
+        Returns:
+            the program's own score of the corpus, which is not the mean of the items', and (number of items,), in
+            [0, 1].
+
+        Raises:
+            ValueError: for lists of different length, no item, and items without a reference.
+            RuntimeError: when the program fails, ends or stays silent; with what it wrote on its error stream.
+        """
+        check_columns(hypotheses=hypotheses, references=references)
+        check_pairs(hypotheses, references)
+        statistics = []
+        for hypothesis, texts in zip(hypotheses, references, strict=True):
+            parts = ["SCORE", *map(clean_text, texts), clean_text(hypothesis)]
+            self.ask(f" {SEPARATOR} ".join(parts))
+            statistics.append(self.read_answer(NUM_STATISTICS))
+        self.ask(f" {SEPARATOR} ".join(["EVAL", *statistics]))
+        items = np.array([float(self.read_answer(1)) for _ in hypotheses])
+        return float(self.read_answer(1)), items
+
+
+__all__ = ["Meteor", "find_java", "find_program"]

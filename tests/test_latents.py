@@ -1,0 +1,99 @@
+"""Kept latents: the losses that the teacher gives, without the teacher; refused when they are not of the pictures."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ross3d.data.latents import SceneLatents
+from ross3d.tests.tiny import get_checkpoint, get_rooms
+from ross3d.training import latents as door
+from ross3d.training.arguments import DataArguments, RunArguments
+from ross3d.training.build import build_collator, build_model, build_processor, build_rows
+
+
+@pytest.fixture
+def arguments(tmp_path) -> RunArguments:
+    shutil.copytree(get_rooms(), tmp_path / "rooms")
+    folder = str(tmp_path / "latents")
+    data = DataArguments(root=str(tmp_path / "rooms"), limit=3, questions_per_row=2, latents=folder)
+    return RunArguments(seed=3, init_from=str(get_checkpoint()), data=data)
+
+
+def get_losses(arguments: RunArguments, *, teacher: bool) -> list[float]:
+    """View and bird's-eye losses of a batch of all rows."""
+    processor = build_processor(arguments)
+    model = build_model(arguments, processor).train()
+    if not teacher:
+        model._teacher = ()
+    rows = build_rows(arguments, processor, 1, model.config)
+    batch = build_collator(processor, model.config)([rows[index] for index in range(len(rows))])
+    assert ("view_latents" in batch) != teacher and batch["bool_masked_views"].any()
+    outputs = model(**batch)
+    return [outputs.view_loss.item(), outputs.bev_loss.item()]
+
+
+def test_losses_are_those_of_the_teacher(arguments, monkeypatch):
+    door.main(arguments)
+    assert len(list(Path(arguments.data.latents).iterdir())) == 3
+    plain = replace(arguments, data=replace(arguments.data, latents=None))
+    wanted = get_losses(plain, teacher=True)
+    assert min(wanted) > 0 and get_losses(arguments, teacher=False) == pytest.approx(wanted, rel=1e-5)
+    # Once kept, nothing is encoded again.
+    monkeypatch.setattr(SceneLatents, "write", lambda *_: pytest.fail("encoded again"))
+    door.main(arguments)
+
+
+def test_a_scene_without_a_picture_from_above_has_views_alone(arguments):
+    scene = Path(arguments.data.root) / "train" / "train-000001"
+    (scene / "bev.png").unlink()
+    (scene / "bev.json").unlink()
+    door.main(arguments)
+    rows = build_rows(arguments, build_processor(arguments), 1, door.build_config(arguments, None))
+    keys = {path.name: rows.latents.read(path).keys() for path in rows.scenes}
+    assert keys["train-000001"] == {"view_latents"} and keys["train-000000"] == {"view_latents", "bev_latents"}
+
+
+def test_missing_and_foreign_latents_are_refused(arguments, tmp_path):
+    processor = build_processor(arguments)
+    config = door.build_config(arguments, processor)
+    rows = build_rows(arguments, processor, 1, config)
+    with pytest.raises(ValueError, match=r"data.latents: expected the teacher's latents of .* got none; make them"):
+        rows[0]
+    door.main(arguments)
+    assert rows[0]["view_latents"].shape[0] == 6
+    changed = Path(arguments.data.root) / "train" / "train-000000" / "boxes.json"
+    changed.write_text(changed.read_text() + "\n")
+    with pytest.raises(ValueError, match="got those of other files or settings"):
+        [rows[index] for index in range(3)]
+    teacher = tmp_path / "teacher"
+    shutil.copytree(get_checkpoint() / "teacher", teacher)
+    config_file = teacher / "config.json"
+    config_file.write_text(config_file.read_text() + "\n")
+    other = build_rows(replace(arguments, teacher=str(teacher)), processor, 1, config)
+    with pytest.raises(ValueError, match="got those of other files or settings"):
+        other[1]
+
+
+def test_runs_without_a_teacher_or_a_folder_are_refused(arguments, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(get_checkpoint(), bare, ignore=shutil.ignore_patterns("teacher"))
+    lost = replace(arguments, init_from=str(bare))
+    with pytest.raises(ValueError, match="data.latents: expected a folder to keep latents in, and a teacher, got"):
+        door.main(lost)
+    with pytest.raises(ValueError, match="data.latents: expected a teacher and a model with denoiser_config"):
+        build_rows(lost, None, 1, door.build_config(lost, None))
+    with pytest.raises(ValueError, match="expected a folder to keep latents in, and a teacher, got None"):
+        door.main(replace(arguments, data=replace(arguments.data, latents=None)))
+
+
+def test_latents_are_kept_as_they_are(tmp_path):
+    scene = tmp_path / "room"
+    scene.mkdir()
+    kept = SceneLatents(tmp_path / "kept", {"teacher": "a"})
+    assert not kept.has(scene)
+    latents = {"view_latents": torch.randn(3, 8, 2, 2)}
+    kept.write(scene, latents)
+    assert kept.has(scene) and torch.equal(kept.read(scene)["view_latents"], latents["view_latents"])

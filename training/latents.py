@@ -1,0 +1,71 @@
+"""Pass the pictures of all scenes of a run through its teacher once, and keep the latents.
+
+    python -m ross3d.training.latents CONFIG.yaml [--section.key value ...]
+
+Reads the run's own file; `data.latents` names the folder. Scenes that have theirs already are left alone.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from tqdm import tqdm
+
+from ross3d.configuration_ross3d import Ross3DConfig
+from ross3d.data.latents import SceneLatents
+from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.reconstruction_ross3d import prepare_view_pictures
+from ross3d.training.arguments import RunArguments, read_run_arguments
+from ross3d.training.build import build_config, build_latents, build_processor, find_teacher, list_scenes
+
+
+PICTURES_AT_ONCE = 16
+
+
+@torch.no_grad()
+def encode_pictures(teacher: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
+    """Posterior mean and log-variance, one behind the other, (n, 2z, a, a) of pictures (n, 3, H, W) in [-1, 1]."""
+    parts = [
+        teacher.encode(part.to(teacher.device, teacher.dtype).contiguous()).latent_dist
+        for part in pictures.split(PICTURES_AT_ONCE)
+    ]
+    return torch.cat([torch.cat([part.mean, part.logvar], dim=1).cpu() for part in parts])
+
+
+def encode_scene_pictures(teacher: AutoencoderKL, inputs: dict[str, Any], config: Ross3DConfig) -> dict[str, Any]:
+    """Latents of what the processor made of one scene."""
+    mean, std = torch.tensor(config.image_mean), torch.tensor(config.image_std)
+    views = prepare_view_pictures(inputs["pixel_values"][0], mean, std, config.denoiser_config.view_image_size)
+    latents = {"view_latents": encode_pictures(teacher, views)}
+    if "bev_pixel_values" in inputs:
+        latents["bev_latents"] = encode_pictures(teacher, (2 * inputs["bev_pixel_values"] - 1).clamp(-1, 1))[0]
+    return latents
+
+
+def main(arguments: RunArguments) -> None:
+    """Encode what is missing.
+
+    Raises:
+        ValueError: for a run without `data.latents` or without a teacher.
+    """
+    teacher_folder = find_teacher(arguments)
+    if arguments.data.latents is None or teacher_folder is None:
+        raise ValueError(
+            f"data.latents: expected a folder to keep latents in, and a teacher, got {arguments.data.latents!r} and"
+            f" teacher {teacher_folder}; set both in the run's file."
+        )
+    processor = build_processor(arguments)
+    config = build_config(arguments, processor)
+    kept: SceneLatents = build_latents(arguments, processor, config)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    teacher = AutoencoderKL.from_pretrained(teacher_folder).to(device).eval()
+    scenes: list[Path] = [path for path in list_scenes(arguments.data) if not kept.has(path)]
+    for path in tqdm(scenes, desc="latents", unit="scene"):
+        inputs = processor(**read_rgbd_folder(path).get_inputs(bev=True), return_tensors="pt")
+        kept.write(path, encode_scene_pictures(teacher, inputs, config))
+
+
+if __name__ == "__main__":
+    main(read_run_arguments(sys.argv[1], sys.argv[2:]))
