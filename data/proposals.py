@@ -1,4 +1,4 @@
-"""Boxes of whatever stands in a room, without names, from posed depth; and readers of boxes made elsewhere.
+"""Boxes of whatever stands in a room, without names, from posed depth.
 
 Floor, ceiling and walls are taken off an upright scene. What is left is grouped in several ways, since no single one
 suits all: points linked within a reach in space, or in plan (a lamp's shade and its foot are one), at several reaches;
@@ -6,45 +6,70 @@ what is left above and between level surfaces (a cup on a table); and each level
 without the cup). Each grouping gives boxes. Boxes that several groupings find again, and that show much surface, come
 first; near copies are dropped. Nothing is drawn at random.
 
-Shape letters: N points, K boxes, G groups.
+Boxes that others made are read by `ross3d.data.box_files`. Shape letters: N points, M patches, K boxes, G groups.
 """
 
-import json
-import os
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import product
 
 import numpy as np
 import torch
-from scipy import ndimage, sparse
+from scipy import sparse
 
-from ross3d.data.scene import Scene, check_boxes
+from ross3d.data.scene import Scene
 from ross3d.data.surface import Surface, check_depth, count_voxel_votes, find_upright_planes, sample_surface
-from ross3d.geometry_ross3d import compute_box_iou, get_box_limits, unproject
+from ross3d.geometry_ross3d import compute_box_iou, unproject
 
 
 # As many proposals a scene as the published files hold.
 MAX_PROPOSALS = 50
-# About so many pixels along the longer side of a depth map are looked at.
+# Pixels looked at along a depth map's longer side: 2 cm apart at 3 m, as fine as the voxels below.
 PIXELS_ACROSS = 160
-# Metres: points are thinned to one a voxel of this side; patches vote by voxels of the other.
-THIN_SIZE, VOTE_SIZE = 0.02, 0.05
-# The room: everything below the floor's band, square metres of a wall, share of the height of what was seen that a
-# wall reaches, share of all votes that may lie behind it, metres taken off before it and beyond its ends.
-FLOOR_BAND, MIN_WALL_AREA, MIN_WALL_REACH, MAX_BEHIND = 0.05, 0.6, 0.8, 0.02
-WALL_BAND, WALL_OVERHANG = 0.05, 0.5
-MIN_CEILING_HEIGHT, MIN_CEILING_AREA, CEILING_BAND = 1.9, 0.5, 0.06
-# Reaches in metres at which points are linked, in space and in plan, and those of what lies off the level surfaces.
-SPACE_REACHES, PLAN_REACHES, RAISED_REACHES = (0.04, 0.06, 0.1), (0.03, 0.06, 0.1), (0.04, 0.08)
-# A level surface: cosine to straight up, height, area in square metres, and cells that link it, metres.
-MIN_LEVEL, MIN_LEVEL_HEIGHT, MIN_LEVEL_AREA, LEVEL_CELL = 0.95, 0.15, 0.05, (0.08, 0.08, 0.04)
-# Groups smaller than this are noise: voxels, and metres along the longest side.
+# Metres: one point is kept of each voxel of this side, half of the smallest reach.
+THIN_SIZE = 0.02
+# Metres: side of the voxels that areas are counted in; patches of `sample_surface` lie so far apart at 4 m.
+VOTE_SIZE = 0.05
+
+# Share of the points that may lie further below the floor than so many metres, as mirrors and windows make them.
+MAX_BELOW, BELOW = 0.2, 0.3
+# Metres: what lies so near floor or wall belongs to it; sensors err by half of that at 4 m.
+FLOOR_BAND, WALL_BAND = 0.05, 0.05
+# Metres: a wall is taken off so far beyond its seen ends, where furniture hid it.
+WALL_OVERHANG = 0.5
+# Square metres: a wall is larger than a cupboard's side that happens to have nothing behind it.
+MIN_WALL_AREA = 0.6
+# A wall reaches this share of the height of what was seen; furniture seldom does.
+MIN_WALL_REACH = 0.8
+# Share of all votes that may lie behind a wall: what is seen through doors.
+MAX_BEHIND = 0.02
+# Metres: a surface facing down above this is a ceiling, below it is the underside of furniture.
+MIN_CEILING_HEIGHT = 1.9
+# Square metres of ceiling that have to be seen, and metres below it that belong to it, lamps' mountings among them.
+MIN_CEILING_AREA, CEILING_BAND = 0.5, 0.06
+
+# Metres: sides of the cells that link points, from just above what sampling leaves between them to a hand's breadth,
+# beyond which neighbours become one.
+SPACE_REACHES = (0.04, 0.1)
+PLAN_REACHES = (0.03, 0.06, 0.1)
+# The same for what lies off the level surfaces, which are what joined it.
+RAISED_REACHES = (0.04, 0.08)
+
+# Cosine to straight up from which a patch is level: 18 degrees, beyond the error of a normal.
+MIN_LEVEL = 0.95
+# Metres and square metres: lower and smaller ones are no table, seat or shelf.
+MIN_LEVEL_HEIGHT, MIN_LEVEL_AREA = 0.15, 0.05
+# Metres: cells that link a level surface, wide since patches lie apart, low since boards lie close.
+LEVEL_CELL = (0.08, 0.08, 0.04)
+# Metres, and cells to each side: what lies so near a level patch is on its surface.
+ON_LEVEL_CELL, ON_LEVEL_REACH = (0.04, 0.04, 0.02), (2, 2, 1)
+
+# Voxels, and metres along the longest side: smaller groups are noise.
 MIN_GROUP_VOXELS, MIN_GROUP_SIZE = 8, 0.1
-# A group whose lowest point is below this height stands on the floor, metres.
+# Metres: a group that comes as near to the floor stands on it; feet are hidden, and end in the floor's band.
 STANDING = 0.22
-# Share of a group's points left out at each end when its limits are taken.
+# Share of a group's points left out at each end of each axis: single wild readings.
 TRIM = 0.002
-# Boxes with this overlap agree with each other; with the other one they are copies.
+# Overlap from which boxes agree: that at which a box counts as found. From the second on they are copies.
 AGREEING, COPIES = 0.5, 0.8
 
 
@@ -72,6 +97,25 @@ class Proposals:
         )
 
 
+def propose_boxes(scene: Scene, max_proposals: int = MAX_PROPOSALS) -> Proposals:
+    """Boxes of what stands in an upright scene, at most `max_proposals`, best first.
+
+    Args:
+        scene (`Scene`): posed depth, z up, floor at z = 0.
+
+    Raises:
+        ValueError: without posed depth, and where much lies below the floor.
+    """
+    points = gather_points(scene)
+    check_upright(points, scene.scene_id)
+    surface = sample_surface(scene)
+    points = points[~find_room(points, surface)]
+    level = (surface.normals[:, 2] > MIN_LEVEL) & (surface.points[:, 2] > MIN_LEVEL_HEIGHT)
+    found = rank_groupings(make_groupings(points, surface.points[level]))
+    best = slice(max_proposals)
+    return Proposals(found.boxes[best], found.agreement[best], found.areas[best])
+
+
 def gather_points(scene: Scene) -> np.ndarray:
     """World points (N, 3) of readings, metres, one for each occupied voxel of `THIN_SIZE`: the mean of those in it."""
     check_depth(scene, "proposing boxes")
@@ -86,13 +130,37 @@ def gather_points(scene: Scene) -> np.ndarray:
     return np.stack([np.bincount(labels, axis) / counts for axis in points.T], axis=-1)
 
 
-def label_voxels(points: np.ndarray, voxel_size) -> np.ndarray:
+def check_upright(points: np.ndarray, scene_id: str) -> None:
+    """Refuse points (N, 3) of a scene whose floor is not at z = 0.
+
+    Raises:
+        ValueError: when more than a few lie well below.
+    """
+    below = float((points[:, 2] < -BELOW).mean()) if len(points) else 0.0
+    if below > MAX_BELOW:
+        raise ValueError(
+            f"scene {scene_id!r}: proposing boxes expected z up and the floor at z = 0, but {100 * below:.0f} % of "
+            f"the surface lies more than {BELOW} m below; give the scan's alignment as axis_align_matrix= or in "
+            "axis_align.txt, or estimate it (ross3d.data.upright)."
+        )
+
+
+def number_cells(points: np.ndarray, cell) -> tuple[np.ndarray, np.ndarray]:
+    """A number (N,) for the cell of each of points (N, 3), and what it grows by (3,) from one cell to the next.
+
+    Two cells are free between the rows' ends, so that one or two steps never lead from one end to the other.
+    """
+    cells = np.floor((points - points.min(0)) / cell).astype(np.int64)
+    _, rows, columns = cells.max(0) + 3
+    steps = np.array([rows * columns, columns, 1])
+    return (cells + 1) @ steps, steps
+
+
+def label_voxels(points: np.ndarray, voxel_size: float) -> np.ndarray:
     """For each point (N, 3) the number (N,) of its voxel among the occupied ones."""
     if not len(points):
         return np.zeros(0, dtype=np.int64)
-    voxels = np.floor((points - points.min(0)) / voxel_size).astype(np.int64)
-    flat = np.ravel_multi_index(tuple(voxels.T), tuple(voxels.max(0) + 1))
-    return np.unique(flat, return_inverse=True)[1].reshape(-1)
+    return np.unique(number_cells(points, voxel_size)[0], return_inverse=True)[1].reshape(-1)
 
 
 def link_points(points: np.ndarray, cell) -> np.ndarray:
@@ -103,11 +171,17 @@ def link_points(points: np.ndarray, cell) -> np.ndarray:
     """
     if not len(points):
         return np.zeros(0, dtype=np.int64)
-    cells = np.floor((points - points.min(0)) / np.broadcast_to(cell, 3)).astype(np.int64)
-    occupied = np.zeros(cells.max(0) + 1, dtype=bool)
-    occupied[tuple(cells.T)] = True
-    labels, _ = ndimage.label(occupied, np.ones((3, 3, 3)))
-    return labels[tuple(cells.T)] - 1
+    numbers, steps = number_cells(points, cell)
+    occupied, place = np.unique(numbers, return_inverse=True)
+    links = []
+    for offset in list(product((-1, 0, 1), repeat=3))[14:]:
+        beside = occupied + np.dot(offset, steps)
+        index = np.minimum(np.searchsorted(occupied, beside), len(occupied) - 1)
+        first = np.flatnonzero(occupied[index] == beside)
+        links.append(np.stack([first, index[first]]))
+    first, second = np.concatenate(links, axis=1)
+    graph = sparse.coo_array((np.ones(len(first)), (first, second)), shape=(len(occupied), len(occupied)))
+    return sparse.csgraph.connected_components(graph, directed=False)[1][place.reshape(-1)]
 
 
 def find_room(points: np.ndarray, surface: Surface) -> np.ndarray:
@@ -120,7 +194,7 @@ def find_room(points: np.ndarray, surface: Surface) -> np.ndarray:
     overhead = (surface.normals[:, 2] < -MIN_LEVEL) & (surface.points[:, 2] > MIN_CEILING_HEIGHT)
     if votes[overhead].sum() * VOTE_SIZE**2 > MIN_CEILING_AREA:
         room |= points[:, 2] > np.median(surface.points[overhead, 2]) - CEILING_BAND
-    highest = np.quantile(points[:, 2], 0.99)
+    highest = np.quantile(points[:, 2], 0.99) if len(points) else 0.0
     for plane in find_upright_planes(surface, votes, VOTE_SIZE, MIN_WALL_AREA):
         direction = np.array([-plane.normal[1], plane.normal[0]])
         along = surface.points[:, :2] @ direction
@@ -135,19 +209,17 @@ def find_room(points: np.ndarray, surface: Surface) -> np.ndarray:
 
 def find_level(points: np.ndarray, level_points: np.ndarray) -> np.ndarray:
     """Which points (N, 3) lie on level surfaces, given as patches (M, 3): within a few centimetres of one."""
-    if not len(points) or not len(level_points):
-        return np.zeros(len(points), dtype=bool)
-    size = np.array([0.04, 0.04, 0.02])
-    low = np.minimum(points.min(0), level_points.min(0)) - 3 * size
-    cells = np.floor((points - low) / size).astype(np.int64)
-    level_cells = np.floor((level_points - low) / size).astype(np.int64)
-    occupied = np.zeros(np.maximum(cells.max(0), level_cells.max(0)) + 3, dtype=bool)
-    occupied[tuple(level_cells.T)] = True
-    return ndimage.binary_dilation(occupied, np.ones((5, 5, 3)))[tuple(cells.T)]
+    numbers, steps = number_cells(np.concatenate([points, level_points]), ON_LEVEL_CELL)
+    level = np.unique(numbers[len(points) :])
+    around = product(*(range(-reach, reach + 1) for reach in ON_LEVEL_REACH))
+    return np.isin(numbers[: len(points)], np.add.outer(level, [np.dot(offset, steps) for offset in around]))
 
 
 def get_group_boxes(points: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (G, 6) and areas (G,) of groups (N,) of points (N, 3), without those that are too small."""
+    """Boxes (G, 6) and areas (G,) of groups (N,) of points (N, 3), without those that are too small.
+
+    What is flat is as thick as points are exact, so that it overlaps itself.
+    """
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
     boxes, areas = [], []
@@ -159,7 +231,7 @@ def get_group_boxes(points: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray,
         if (high - low).max() < MIN_GROUP_SIZE:
             continue
         low[2] = 0.0 if low[2] < STANDING else low[2]
-        boxes.append([*(low + high) / 2, *(high - low)])
+        boxes.append([*(low + high) / 2, *np.maximum(high - low, THIN_SIZE)])
         areas.append(voxels * VOTE_SIZE**2)
     return np.reshape(boxes, (-1, 6)), np.array(areas)
 
@@ -167,26 +239,22 @@ def get_group_boxes(points: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray,
 def get_level_boxes(level_points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Boxes (G, 6) from each level surface down to the floor, and their areas (G,)."""
     boxes, areas = get_group_boxes(level_points, link_points(level_points, LEVEL_CELL))
-    large = areas >= MIN_LEVEL_AREA
-    low, high = boxes[large, 2] - boxes[large, 5] / 2, boxes[large, 2] + boxes[large, 5] / 2
-    boxes = boxes[large]
-    boxes[:, 2], boxes[:, 5] = high / 2, high
-    return boxes[low > 0], areas[large][low > 0]
+    chosen = (areas >= MIN_LEVEL_AREA) & (boxes[:, 2] > boxes[:, 5] / 2)
+    boxes, areas = boxes[chosen], areas[chosen]
+    top = boxes[:, 2] + boxes[:, 5] / 2
+    boxes[:, 2], boxes[:, 5] = top / 2, top
+    return boxes, areas
 
 
 def make_groupings(points: np.ndarray, level_points: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """Boxes and areas of every way of grouping points (N, 3), given the patches (M, 3) of level surfaces."""
+    if not len(points):
+        return [get_level_boxes(level_points)]
     cells = [*SPACE_REACHES, *((reach, reach, np.inf) for reach in PLAN_REACHES)]
     groupings = [get_group_boxes(points, link_points(points, cell)) for cell in cells]
     raised = points[~find_level(points, level_points)]
     groupings += [get_group_boxes(raised, link_points(raised, reach)) for reach in RAISED_REACHES]
     return [*groupings, get_level_boxes(level_points)]
-
-
-def compute_overlaps(boxes: np.ndarray) -> np.ndarray:
-    """IoU (K, K) of boxes (K, 6) with each other."""
-    boxes = torch.from_numpy(boxes)
-    return compute_box_iou(boxes, boxes).numpy()
 
 
 def rank_groupings(groupings: list[tuple[np.ndarray, np.ndarray]]) -> Proposals:
@@ -196,7 +264,7 @@ def rank_groupings(groupings: list[tuple[np.ndarray, np.ndarray]]) -> Proposals:
     """
     boxes, areas = (np.concatenate(parts) for parts in zip(*groupings, strict=True))
     source = np.repeat(np.arange(len(groupings)), [len(found) for found, _ in groupings])
-    overlaps = compute_overlaps(boxes)
+    overlaps = compute_box_iou(torch.from_numpy(boxes), torch.from_numpy(boxes)).numpy()
     agreeing = overlaps >= AGREEING
     score = np.sqrt(areas) * (overlaps * agreeing).sum(1)
     agreement = np.array([len(np.unique(source[row])) for row in agreeing]) / len(groupings)
@@ -207,18 +275,4 @@ def rank_groupings(groupings: list[tuple[np.ndarray, np.ndarray]]) -> Proposals:
     return Proposals(boxes[kept].astype(np.float32), agreement[kept], areas[kept])
 
 
-def propose_boxes(scene: Scene, max_proposals: int = MAX_PROPOSALS) -> Proposals:
-    """Boxes of what stands in an upright scene, at most `max_proposals`, best first.
-
-    Args:
-        scene (`Scene`): posed depth, z up, floor at z = 0.
-
-    Raises:
-        ValueError: without posed depth.
-    """
-    points, surface = gather_points(scene), sample_surface(scene)
-    points = points[~find_room(points, surface)]
-    level = (surface.normals[:, 2] > MIN_LEVEL) & (surface.points[:, 2] > MIN_LEVEL_HEIGHT)
-    found = rank_groupings(make_groupings(points, surface.points[level]))
-    best = slice(max_proposals)
-    return Proposals(found.boxes[best], found.agreement[best], found.areas[best])
+__all__ = ["MAX_PROPOSALS", "Proposals", "propose_boxes"]
