@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from ross3d.data.prepare.boxes import MAX_PROPOSALS
 from ross3d.data.scene import Scene
 from ross3d.data.surface import Surface, check_depth, count_voxel_votes, find_upright_planes, sample_surface
 from ross3d.geometry_ross3d import compute_box_iou, unproject
 
 
-# As many proposals a scene as the published files hold.
-MAX_PROPOSALS = 50
 # Pixels looked at along a depth map's longer side: 2 cm apart at 3 m, as fine as the voxels below.
 PIXELS_ACROSS = 160
 # Metres: one point is kept of each voxel of this side, half of the smallest reach.
@@ -275,4 +274,4 @@ def rank_groupings(groupings: list[tuple[np.ndarray, np.ndarray]]) -> Proposals:
     return Proposals(boxes[kept].astype(np.float32), agreement[kept], areas[kept])
 
 
-__all__ = ["MAX_PROPOSALS", "Proposals", "propose_boxes"]
+__all__ = ["Proposals", "propose_boxes"]
