@@ -60,7 +60,7 @@ def read_mask3d(file: str | os.PathLike, vertices: np.ndarray, max_proposals: in
     """
     file = Path(file)
     if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist; expected a list of masks, `pred_mask/FILE.txt LABEL SCORE`.")
+        raise FileNotFoundError(f"{file} is no file; expected a list of masks: pred_mask/FILE.txt LABEL SCORE.")
     if not np.isfinite(vertices).all():
         raise ValueError(f"{file}: vertices of its mesh must be finite, found NaN or inf; export the mesh again.")
     lines = file.read_text(encoding="utf-8").splitlines()

@@ -104,7 +104,7 @@ def prepare_proposals(data_dir: Path, source: ProposalSource, force: bool, num_w
     """
     folders = list_scene_folders(data_dir)
     if source.masks is not None and not source.masks.exists():
-        raise FileNotFoundError(f"--masks: {source.masks} does not exist; give the folder of the masks, or one file.")
+        raise FileNotFoundError(f"--masks: nothing is at {source.masks}; give the folder of the masks, or one file.")
     if source.masks is not None and source.masks.is_file() and len(folders) > 1:
         raise ValueError(
             f"--masks: {source.masks} is the masks of one scene, --data has {len(folders)}; give the folder of the"
