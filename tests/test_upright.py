@@ -27,6 +27,8 @@ from ross3d.data.upright import (
 )
 from ross3d.geometry_ross3d import unproject
 from ross3d.scenes.build import make_scene
+from ross3d.scenes.render import render_room
+from ross3d.scenes.rooms import make_cameras, make_room
 
 
 # Rooms that the constants were not chosen on.
@@ -117,6 +119,30 @@ def test_noisy_depth_with_holes():
         estimate = estimate_upright(move(replace(scan, depth_maps=depth), motion))
         tilt, turn, height = measure(estimate, motion)
         assert tilt < 1 and turn < 3 and height < 0.03 and estimate.confidence > LOW_CONFIDENCE
+
+
+def make_rolled_scan(index: int, rolls) -> Scene:
+    """A room seen by cameras that are turned about their own axis, degrees (V,)."""
+    room, rng = make_room(SEED, "train", index)
+    intrinsics, cam2world = make_cameras(room, rng, len(rolls), (96, 72))
+    cam2world[:, :3, :3] @= Rotation.from_euler("z", np.reshape(rolls, (-1, 1)), degrees=True).as_matrix()
+    seen = render_room(room, intrinsics, cam2world, (96, 72))
+    return Scene(f"rolled-{index}", seen.images, seen.depth_maps, intrinsics, cam2world)
+
+
+def test_cameras_held_by_hand():
+    for index in range(4):
+        rolls = np.random.default_rng(index).normal(0, 15, 11)
+        motion = draw_motion(index)
+        estimate = estimate_upright(move(make_rolled_scan(index, rolls), motion))
+        tilt, turn, height = measure(estimate, motion)
+        assert tilt < 1 and turn < 3 and height < 0.03 and estimate.confidence > 0.75
+
+
+def test_cameras_on_their_side_are_not_trusted():
+    for index in range(4):
+        with pytest.warns(UprightWarning, match="weakest evidence: camera"):
+            estimate_upright(make_rolled_scan(index, np.full(11, 90.0)))
 
 
 def test_an_estimate_tells_what_speaks_for_it():
