@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from ross3d.bench.proposals import add_sensor_noise, measure
+from ross3d.bench.proposals import add_sensor_noise, get_best_overlaps, measure
 from ross3d.data.proposals import (
     Proposals,
     find_level,
@@ -19,6 +19,7 @@ from ross3d.data.proposals import (
     rank_groupings,
 )
 from ross3d.data.scene import Scene, check_boxes
+from ross3d.data.upright import align_scene, estimate_upright
 from ross3d.scenes.build import make_scene
 from ross3d.scenes.render import render_room
 from ross3d.scenes.rooms import make_cameras, make_room
@@ -47,6 +48,25 @@ def test_recall_over_rooms(num_views, image_size, noisy, floors):
     measured = [figures[name] for name in ("recall@0.25", "recall@0.5", "recall@0.5_of_ten")]
     assert all(value >= floor for value, floor in zip(measured, floors, strict=True)), figures
     assert figures["boxes_a_scene"] <= 50
+
+
+def test_a_scan_that_was_set_upright_by_estimate():
+    """Turned any way, aligned, boxed: the objects, in the found world, are among the boxes."""
+    overlaps = []
+    for index, scene in enumerate(make_rooms(5, 12, (112, 84))):
+        motion = np.eye(4)
+        motion[:3, :3], motion[:3, 3] = Rotation.random(rng=index).as_matrix(), (3, -2, index)
+        scan = replace(scene, cam2world=motion @ scene.cam2world, boxes=None, bev_image=None)
+        estimate = estimate_upright(scan)
+        found = estimate.axis_align_matrix @ motion
+        # The walls stand along the axes again, so that boxes turn by quarters.
+        centres = scene.boxes[:, :3] @ found[:3, :3].T + found[:3, 3]
+        objects = np.concatenate([centres, scene.boxes[:, 3:] @ np.abs(found[:3, :3].T.round())], axis=1)
+        overlaps.append(
+            get_best_overlaps(propose_boxes(align_scene(scan, estimate)).boxes, objects.astype(np.float32))
+        )
+    best = np.concatenate(overlaps)
+    assert len(best) > 20 and (best >= 0.25).mean() > 0.96 and (best >= 0.5).mean() > 0.9
 
 
 def test_proposals_are_boxes_best_first_and_the_same_each_time():
