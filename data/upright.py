@@ -8,6 +8,9 @@
 
 The floor becomes z = 0 and its middle x = y = 0. Every occupied voxel has one vote, so that what was looked at for
 longer does not count for more. Nothing is drawn at random.
+
+Pictures have to be upright, as a hand holds a camera: of a camera on its side the estimate has little confidence, and
+of one upside down the ceiling is taken for the floor.
 """
 
 import warnings

@@ -59,6 +59,8 @@ def test_commands_make_what_is_promised(folder):
     }  # fmt: skip
     scene = read_rgbd_folder(folder / "outputs" / "scannet" / "val" / "scene0003_00")
     assert scene.bev_image.shape == (216, 216, 3) and scene.num_views == 4
+    scenes = [read_rgbd_folder(path) for path in (folder / "outputs" / "scannet").glob("*/*_00")]
+    assert len(scenes) == 4 and all(len(scene.proposal_boxes) for scene in scenes)
 
 
 def test_the_picture_is_what_the_code_makes(folder):

@@ -3,6 +3,7 @@
     scannet         raw ScanNet scans and official annotations -> a data folder for train.py, eval.py and `datasets`
     posed-images    Video-3D-LLM's public files -> the same
     bev             pictures from above of the scenes of a data folder
+    proposals       boxes to choose among, for the scenes of a data folder: from depth, masks or a list
 
 A command that was cut off goes on when it is given again.
 """
@@ -14,6 +15,7 @@ from pathlib import Path
 from ross3d.data.prepare.finish import format_account
 from ross3d.data.prepare.from_above import SOURCES, prepare_bev
 from ross3d.data.prepare.posed_images import prepare_posed_images
+from ross3d.data.prepare.proposals import ProposalSource, prepare_proposals
 from ross3d.data.prepare.scannet import CHOICES, ScanSettings, prepare_scannet
 
 
@@ -44,18 +46,30 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     bev.add_argument("--data", required=True, type=Path, help="a data folder, a split or a scene of it")
     bev.add_argument("--from", dest="source", choices=SOURCES, default="depth")
     bev.add_argument("--scans", type=Path, help="where the sceneNNNN_NN folders with meshes or view_0.jpg are")
+    proposals = commands.add_parser("proposals", help="boxes to choose among")
+    proposals.add_argument("--data", required=True, type=Path, help="a data folder, a split or a scene of it")
+    made_elsewhere = proposals.add_mutually_exclusive_group()
+    made_elsewhere.add_argument("--masks", type=Path, help="SCENE.txt of Mask3D or SCENE.mask.npz, or their folder")
+    made_elsewhere.add_argument("--boxes", type=Path, help="JSON file of boxes, by scene where there are several")
+    proposals.add_argument("--scans", type=Path, help="where the folders with the meshes of the masks are")
+    proposals.add_argument("--force", action="store_true", help="make anew what is there, a benchmark's boxes, too")
     for command in (scannet, public, bev):
         command.add_argument("--bev-size", type=int, default=432, help="pixels of the picture from above")
+    for command in (scannet, public, bev, proposals):
         command.add_argument("--num-workers", type=int, default=os.cpu_count() or 1)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
-    if arguments.command == "bev":
-        counts = prepare_bev(
-            arguments.data, arguments.source, arguments.bev_size, arguments.scans, arguments.num_workers
-        )
+    if arguments.command in ("bev", "proposals"):
+        if arguments.command == "bev":
+            counts = prepare_bev(
+                arguments.data, arguments.source, arguments.bev_size, arguments.scans, arguments.num_workers
+            )
+        else:
+            source = ProposalSource(arguments.masks, arguments.boxes, arguments.scans)
+            counts = prepare_proposals(arguments.data, source, arguments.force, arguments.num_workers)
         print(f"{arguments.data}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
         return
     if arguments.command == "scannet":

@@ -10,6 +10,7 @@ from ross3d.data.prepare.llava_style import PREFIX, Boxes
 from ross3d.geometry_ross3d import compute_box_iou
 
 
+# Of a scene, as the published files hold.
 MAX_PROPOSALS = 50
 # In the denominator of the published overlap, cubic metres.
 IOU_EPS = 1e-8

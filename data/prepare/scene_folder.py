@@ -70,7 +70,7 @@ def write_scene(
     _write_matrix(axis_align_matrix, part / "axis_align.txt")
     for name, rows in (("boxes.json", boxes), ("proposals.json", proposals)):
         if rows is not None:
-            (part / name).write_text(_format_rows(rows), encoding="utf-8")
+            (part / name).write_text(format_rows(rows), encoding="utf-8")
     (part / "scene.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     write_bev(render(read_rgbd_folder(part)), part, bev_source)
     shutil.rmtree(path, ignore_errors=True)
@@ -98,6 +98,6 @@ def _write_matrix(matrix: np.ndarray, file: Path) -> None:
     file.write_text("\n".join(" ".join(f"{value:.10g}" for value in row) for row in matrix.tolist()) + "\n")
 
 
-def _format_rows(rows: list[Any]) -> str:
+def format_rows(rows: list[Any]) -> str:
     """A JSON list with a row a line."""
     return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"

@@ -8,6 +8,7 @@ from typing import Any
 
 from ross3d.data.scene import Scene
 from ross3d.data.sources.arkitscenes import read_arkitscenes
+from ross3d.data.sources.frames import read_boxes
 from ross3d.data.sources.nerfstudio import list_named_files, read_nerfstudio
 from ross3d.data.sources.posed_images import list_scan_files, read_posed_images
 from ross3d.data.sources.rgbd_folder import read_bev, read_rgbd_folder
@@ -90,7 +91,8 @@ def find_layout(path: str | os.PathLike) -> Layout:
 
 
 def read_scene(path: str | os.PathLike, **options) -> Scene:
-    """Read and check a scan of any layout, or a video; a `bev.png` in a folder is its picture from above.
+    """Read and check a scan of any layout, or a video; a folder's `bev.png` is its picture from above, and its
+    `proposals.json` the boxes to choose among.
 
     Args:
         path (`str` or `Path`): the folder of one scan, whose name is the scene's id; or a video, whose suffix may be
@@ -103,9 +105,13 @@ def read_scene(path: str | os.PathLike, **options) -> Scene:
     """
     video = None if Path(path).is_dir() else find_video(path)
     scene = find_layout(path).read(path, **options) if video is None else read_video(video, **options)
-    # Rendered in the world that the folder itself gives.
-    if scene.bev_image is None and options.get("axis_align_matrix") is None:
-        scene.bev_image, scene.bev_valid, scene.bev_bounds = read_bev(Path(path))
+    # Both lie in the world that the folder itself gives.
+    if options.get("axis_align_matrix") is None:
+        if scene.bev_image is None:
+            scene.bev_image, scene.bev_valid, scene.bev_bounds = read_bev(Path(path))
+        detected = Path(path) / "proposals.json"
+        if scene.proposal_boxes is None and detected.is_file():
+            scene.proposal_boxes, _ = read_boxes(detected, scene.scene_id)
     return scene
 
 

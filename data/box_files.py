@@ -1,0 +1,123 @@
+"""Boxes that others made: plain lists, and the masks that Mask3D and others write for ScanNet's benchmark."""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ross3d.data.prepare.boxes import MAX_PROPOSALS, make_mask_boxes
+from ross3d.data.sources.frames import read_boxes
+
+
+@dataclass(frozen=True)
+class MaskBoxes:
+    """Boxes of a detector's masks, the highest score first.
+
+    Attributes:
+        boxes (`np.ndarray` of shape `(K, 6)`, float64): centre and size, metres, in the world of the vertices.
+        scores (`np.ndarray` of shape `(K,)`): as the detector gave them.
+        labels (`list[str]`): K classes, as they stand in the file.
+        num_empty (`int`): masks without a vertex, left out.
+        num_points (`int`): masks whose vertices all lie in one place, left out.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: list[str]
+    num_empty: int
+    num_points: int
+
+
+def read_box_list(file: str | os.PathLike, scene_id: str) -> np.ndarray:
+    """Boxes (K, 6), float32, centre and size in metres, of a JSON file as `read_boxes` takes it.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; no boxes; a file by scenes that lacks this one.
+    """
+    boxes, _ = read_boxes(file, scene_id)
+    if boxes is None:
+        raise ValueError(
+            f"{file}: expected boxes of scene {scene_id!r}, the file has other scenes only; give the file of this "
+            "split, or a plain list."
+        )
+    return boxes
+
+
+def read_mask3d(file: str | os.PathLike, vertices: np.ndarray, max_proposals: int = MAX_PROPOSALS) -> MaskBoxes:
+    """Boxes of the masks of one scene, in the form of ScanNet's instance benchmark.
+
+    Args:
+        file (`str` or `Path`): a line a mask, `pred_mask/FILE.txt LABEL SCORE`, the path from the file's own folder;
+            FILE.txt has 0 or 1 for each vertex.
+        vertices (`np.ndarray` of shape `(M, 3)`): of the mesh or cloud that the masks are over, metres; boxes lie in
+            their world, so align them first (`align_vertices`).
+        max_proposals (`int`): masks of the lowest scores beyond so many boxes are not read.
+
+    Raises:
+        FileNotFoundError, ValueError: name the file and its line, what was expected and what came.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is no file; expected a list of masks: pred_mask/FILE.txt LABEL SCORE.")
+    if not np.isfinite(vertices).all():
+        raise ValueError(f"{file}: vertices of its mesh must be finite, found NaN or inf; export the mesh again.")
+    lines = file.read_text(encoding="utf-8").splitlines()
+    entries = [_read_entry(file, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    boxes, kept, num_empty, num_points = [], [], 0, 0
+    for entry in sorted(entries, key=lambda entry: -entry[2]):
+        (box,) = make_mask_boxes(vertices, [_read_mask(file.parent / entry[0], len(vertices))])
+        if box is None:
+            num_empty += 1
+        elif max(box[3:]) == 0:
+            num_points += 1
+        elif len(boxes) < max_proposals:
+            boxes.append(box)
+            kept.append(entry)
+        else:
+            break
+    return MaskBoxes(
+        boxes=np.array(boxes, dtype=np.float64).reshape(-1, 6),
+        scores=np.array([score for _, _, score in kept]),
+        labels=[label for _, label, _ in kept],
+        num_empty=num_empty,
+        num_points=num_points,
+    )
+
+
+def _read_entry(file: Path, number: int, line: str) -> tuple[str, str, float]:
+    """Mask file, label and score of a line."""
+    words = line.split()
+    try:
+        name, label, score = words[0], words[1], float(words[2])
+    except (IndexError, ValueError):
+        name, label, score = "", "", math.nan
+    if len(words) != 3 or not math.isfinite(score):
+        raise ValueError(
+            f"{file}, line {number}: expected `pred_mask/FILE.txt LABEL SCORE` with a finite score, got {line!r}; "
+            "export the masks again."
+        )
+    return name, label, score
+
+
+def _read_mask(file: Path, num_vertices: int) -> np.ndarray:
+    """A mask (M,) of zeros and ones, uint8."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing, which the list of masks names; copy the folder of masks, too.")
+    words = np.array(file.read_bytes().split())
+    if len(words) != num_vertices:
+        raise ValueError(
+            f"{file}: a mask of {len(words)} vertices for a mesh of {num_vertices}; expected the very mesh or cloud "
+            "that the detector was given, its vertices in the same order."
+        )
+    mask = words == b"1"
+    if not (mask | (words == b"0")).all():
+        raise ValueError(
+            f"{file}: expected 0 or 1 for each vertex, got {words[~mask & (words != b'0')][0].decode()!r}; a mask has "
+            "no weights: apply the threshold when exporting."
+        )
+    return mask.astype(np.uint8)
+
+
+__all__ = ["MaskBoxes", "read_box_list", "read_mask3d"]

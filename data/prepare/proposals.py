@@ -1,0 +1,115 @@
+"""Proposals for all scenes of a data folder or one scan: `python -m ross3d.data.prepare proposals --data DIR`.
+
+A scene's `proposals.json` is made from its depth, from a detector's masks over the vertices of its mesh, or from a
+list of boxes. One that is there is kept, since benchmarks are scored on it, unless --force is given.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ross3d.data.atomic import remove_leftovers, write_text
+from ross3d.data.box_files import read_box_list, read_mask3d
+from ross3d.data.prepare.from_above import MAX_VIEWS, list_scene_folders
+from ross3d.data.prepare.parallel import run_jobs
+from ross3d.data.prepare.scannet import read_mask_boxes
+from ross3d.data.prepare.scene_folder import format_rows
+from ross3d.data.proposals import propose_boxes
+from ross3d.data.sources import read_scene
+from ross3d.data.sources.ply import read_ply
+from ross3d.data.sources.scannet_objects import align_vertices
+
+
+@dataclass(frozen=True)
+class ProposalSource:
+    """Where proposals come from: depth, unless one of the first two is given.
+
+    Attributes:
+        masks (`Path`, *optional*): a folder with `SCENE.mask.npz` or Mask3D's `SCENE.txt`, or such a file.
+        boxes (`Path`, *optional*): a JSON file of boxes, by scene where there are several.
+        scans (`Path`, *optional*): where the meshes are, in folders named as the scenes; else in the scenes' own.
+    """
+
+    masks: Path | None = None
+    boxes: Path | None = None
+    scans: Path | None = None
+
+
+def find_masks(masks: Path, scene_id: str) -> Path:
+    """The file of a scene's masks."""
+    if not masks.is_dir():
+        return masks
+    files = [masks / f"{scene_id}{suffix}" for suffix in (".mask.npz", ".txt")]
+    found = [file for file in files if file.is_file()]
+    if not found:
+        raise FileNotFoundError(
+            f"--masks: neither {files[0].name} nor {files[1].name} is in {masks}; give the masks of this scene, too, "
+            "or --data without it."
+        )
+    return found[0]
+
+
+def find_mesh(folder: Path, source: ProposalSource, masks: Path) -> Path:
+    """The mesh or cloud of a scene: among its raw files, else beside its masks."""
+    places = [folder if source.scans is None else source.scans / folder.name, masks.parent]
+    files = [place / f"{folder.name}{suffix}" for place in places for suffix in ("_vh_clean_2.ply", ".ply")]
+    found = [file for file in files if file.is_file()]
+    if not found:
+        raise FileNotFoundError(
+            f"{folder.name}: expected the mesh that the masks are over, one of {[str(file) for file in files]}; copy "
+            "it there, or say with --scans where the scans' folders are."
+        )
+    return found[0]
+
+
+def get_alignment(folder: Path) -> np.ndarray:
+    """Scan to upright world (4, 4), as the reader of the folder's layout applies it."""
+    aligned = read_scene(folder, num_views=1).cam2world[0]
+    return aligned @ np.linalg.inv(read_scene(folder, num_views=1, axis_align_matrix=np.eye(4)).cam2world[0])
+
+
+def make_boxes(folder: Path, source: ProposalSource) -> list[list[float]]:
+    """The proposals of a scene, best first: lists of centre and size, metres, in its upright world."""
+    if source.boxes is not None:
+        return read_box_list(source.boxes, folder.name).tolist()
+    if source.masks is None:
+        boxes = propose_boxes(read_scene(folder, num_views=MAX_VIEWS)).boxes
+        return boxes.astype(np.float64).round(4).tolist()
+    masks = find_masks(source.masks, folder.name)
+    vertices = align_vertices(read_ply(find_mesh(folder, source, masks)).vertices, get_alignment(folder))
+    if masks.suffix == ".npz":
+        return [box for box in read_mask_boxes(masks, vertices) if box is not None]
+    return read_mask3d(masks, vertices).boxes.tolist()
+
+
+def make_proposals(folder: Path, source: ProposalSource, force: bool) -> bool:
+    """Give a scene its `proposals.json` unless it has one; whether it was made."""
+    file = folder / "proposals.json"
+    if file.is_file() and not force:
+        return False
+    boxes = make_boxes(folder, source)
+    remove_leftovers(folder)
+    write_text(file, format_rows(boxes))
+    return True
+
+
+def prepare_proposals(data_dir: Path, source: ProposalSource, force: bool, num_workers: int) -> dict[str, int]:
+    """Proposals of all scenes below `data_dir`; how many were made and how many were there.
+
+    Raises:
+        FileNotFoundError, ValueError: what was asked for cannot be; or lists the scenes that failed, the others have
+            theirs.
+    """
+    folders = list_scene_folders(data_dir)
+    if source.masks is not None and not source.masks.exists():
+        raise FileNotFoundError(f"--masks: nothing is at {source.masks}; give the folder of the masks, or one file.")
+    if source.masks is not None and source.masks.is_file() and len(folders) > 1:
+        raise ValueError(
+            f"--masks: {source.masks} is the masks of one scene, --data has {len(folders)}; give the folder of the"
+            " masks, or one scene as --data."
+        )
+    job = partial(make_proposals, source=source, force=force)
+    made = run_jobs(job, folders, num_workers, "proposals", lambda path: path.name)
+    return {"made": sum(made), "there already": len(made) - sum(made)}
