@@ -145,6 +145,15 @@ def write(*parts: str, content):
     return lambda root: root.joinpath(*parts).write_text(json.dumps(content))
 
 
+def forget_alignment(root: Path) -> None:
+    shutil.rmtree(root / "embodiedscan", ignore_errors=True)
+    for scan in (root / "scannet" / "posed_images").iterdir():
+        np.savetxt(scan / "depth_intrinsic.txt", np.eye(4))
+        file = root / "scannet" / "scans" / scan.name / f"{scan.name}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -163,7 +172,7 @@ def write(*parts: str, content):
             r"--root: 2 scenes that records or boxes name have no folder in scannet/posed_images, such as",
         ),
         (
-            lambda root: [file.write_text("") for file in (root / "scannet" / "scans").glob("*/*.txt")],
+            forget_alignment,
             r"scene0001_00.txt: expected a line axisAlignment, since the scene's boxes are in the aligned world, got",
         ),
         (
@@ -225,6 +234,8 @@ def test_a_frame_that_was_unpacked_again_makes_its_scene_anew(root, tmp_path):
 
 
 def test_an_alignment_that_is_corrected_makes_its_scene_anew(root, tmp_path):
+    if (root / "embodiedscan").is_dir():
+        pytest.skip("the info files of this root have the alignment")
     shutil.copytree(root, tmp_path / "data")
     file = tmp_path / "data" / "scannet" / "scans" / "scene0001_00" / "scene0001_00.txt"
     right = file.read_text()
