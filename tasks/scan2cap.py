@@ -18,7 +18,6 @@ from ross3d.metrics.meteor import Meteor
 from ross3d.tasks.answering import (
     SceneForQuestions,
     answer_questions,
-    check_detected,
     clean_response,
     get_columns,
     get_question,
@@ -27,7 +26,7 @@ from ross3d.tasks.answering import (
     prepare_questions,
 )
 from ross3d.tasks.intervals import Summed, make_caption_sums
-from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
+from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task, limit_scenes
 
 
 NAME = "scan2cap"
@@ -37,12 +36,18 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[Annotation]:
     """Objects with their descriptions.
 
     Raises:
-        ValueError: for an object without its own box, with `--proposals ground_truth`.
+        ValueError: for annotations that were prepared without detected boxes; with `--proposals ground_truth`, for an
+            object without its own.
     """
-    objects = load_questions(data_dir, settings, NAME)
+    everything = load_questions(data_dir, replace(settings, limit=None), NAME)
+    objects = limit_scenes(everything, settings.limit)
     if settings.proposals == "predicted":
-        # An object without a place is one that no box was detected for, if boxes were detected at all.
-        check_detected(data_dir, [item for item in objects if item.query_coords is None], settings)
+        if not get_asked(everything):
+            raise ValueError(
+                f"--data {data_dir}: expected the detected boxes that stand for the objects of {NAME}, got none of"
+                f" {len(everything)}; prepare the annotations with --proposals (docs/DATA.md), or evaluate with"
+                " --proposals ground_truth."
+            )
         return objects
     for item in objects:
         if not item.target_boxes:

@@ -162,7 +162,7 @@ def test_annotations_that_cannot_be_scored_are_named(tmp_path, task, changes, me
         TASKS[task].load_items(tmp_path, EvalSettings(split="val"))
 
 
-@pytest.mark.parametrize("task", ["scanrefer", "multi3drefer", "scan2cap"])
+@pytest.mark.parametrize("task", ["scanrefer", "multi3drefer"])
 def test_missing_proposals_are_told_before_anything_is_asked(prepared, trained, tmp_path, task, monkeypatch):
     shutil.copytree(prepared, tmp_path / "data")
     (tmp_path / "data" / "val" / "scene0003_00" / "proposals.json").unlink()
@@ -171,6 +171,22 @@ def test_missing_proposals_are_told_before_anything_is_asked(prepared, trained, 
     with pytest.raises(ValueError, match=message):
         evaluate(tmp_path / "out", tmp_path / "data", trained, f"scanqa,{task}")
     assert TASKS[task].load_items(tmp_path / "data", EvalSettings(split="val", proposals="ground_truth"))
+
+
+def test_captions_want_boxes_that_were_detected_when_they_were_prepared(prepared, tmp_path):
+    """Boxes that came later stand for no object; an object that none was found for is no reason."""
+    rows = load_annotations(prepared / "annotations" / "val.parquet")
+    for row in rows:
+        row.query_coords = row.query_box = row.query_iou = None
+    save_annotations(rows, tmp_path / "annotations" / "val.parquet")
+    settings = EvalSettings(split="val")
+    with pytest.raises(
+        ValueError, match="expected the detected boxes that stand for the objects of scan2cap, got none"
+    ):
+        TASKS["scan2cap"].load_items(tmp_path, settings)
+    own = TASKS["scan2cap"].load_items(tmp_path, replace(settings, proposals="ground_truth"))
+    assert own and all(item.query_coords is not None for item in own)
+    assert len(TASKS["scan2cap"].load_items(prepared, settings)) == len(own)
 
 
 def test_other_scenes_do_not_go_on_with_an_evaluation(prepared, trained, tmp_path):

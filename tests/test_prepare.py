@@ -473,9 +473,7 @@ def test_leftovers_are_removed(tmp_path):
 def test_scans_whose_objects_are_asked_about_need_them(raw, tmp_path):
     shutil.copytree(raw, tmp_path / "given")
     (tmp_path / "given" / "raw" / "scans" / "scene0003_00" / "scene0003_00.aggregation.json").unlink()
-    with pytest.raises(
-        ValueError, match="1 scenes whose objects are asked about have no SCENE.aggregation.json"
-    ):
+    with pytest.raises(ValueError, match="1 scenes whose objects are asked about have no SCENE.aggregation.json"):
         prepare(tmp_path / "given", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     prepare(tmp_path / "given", tmp_path / "out", "--partial")

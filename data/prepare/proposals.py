@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ross3d.data.atomic import remove_leftovers, write_text
+from ross3d.data.atomic import hold_folder, remove_leftovers, write_text
 from ross3d.data.box_files import read_box_list, read_mask3d
 from ross3d.data.prepare.from_above import MAX_VIEWS, list_scene_folders
 from ross3d.data.prepare.parallel import run_jobs
 from ross3d.data.prepare.scannet import read_mask_boxes
 from ross3d.data.prepare.scene_folder import format_rows
+from ross3d.data.prepare.tables import refresh_scans_tables
 from ross3d.data.proposals import propose_boxes
 from ross3d.data.sources import read_scene
 from ross3d.data.sources.ply import read_ply
@@ -111,5 +112,7 @@ def prepare_proposals(data_dir: Path, source: ProposalSource, force: bool, num_w
             " masks, or one scene as --data."
         )
     job = partial(make_proposals, source=source, force=force)
-    made = run_jobs(job, folders, num_workers, "proposals", lambda path: path.name)
+    with hold_folder(data_dir):
+        made = run_jobs(job, folders, num_workers, "proposals", lambda path: path.name)
+        refresh_scans_tables(data_dir)
     return {"made": sum(made), "there already": len(made) - sum(made)}
