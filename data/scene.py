@@ -71,27 +71,6 @@ class Scene:
             inputs |= {name: value for name, value in given.items() if value is not None}
         return inputs
 
-    def select_views(self, indices) -> "Scene":
-        """The same scene with the views at `indices` only, in that order."""
-        indices = np.asarray(indices, dtype=np.int64)
-        per_view = self.intrinsics is not None and np.ndim(self.intrinsics) == 3
-        return Scene(
-            scene_id=self.scene_id,
-            images=self.images[indices],
-            depth_maps=None if self.depth_maps is None else self.depth_maps[indices],
-            intrinsics=self.intrinsics[indices] if per_view else self.intrinsics,
-            cam2world=None if self.cam2world is None else self.cam2world[indices],
-            view_names=[self.view_names[i] for i in indices] if self.view_names else [],
-            boxes=self.boxes,
-            box_labels=self.box_labels,
-            proposal_boxes=self.proposal_boxes,
-            bev_image=self.bev_image,
-            bev_valid=self.bev_valid,
-            bev_bounds=self.bev_bounds,
-            path=self.path,
-            exclusions=self.exclusions,
-        )
-
 
 def check_scene(scene: Scene) -> Scene:
     """Refuse a scene whose arrays contradict each other, its units or its frame; return it otherwise.

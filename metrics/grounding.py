@@ -46,22 +46,17 @@ def check_scores(scores: np.ndarray) -> np.ndarray:
     return scores
 
 
-def choose_proposal(scores: np.ndarray, allow_none: bool = False) -> int | None:
-    """The proposal with the highest of K + 1 scores.
+def choose_proposal(scores: np.ndarray) -> int | None:
+    """The proposal with the highest score, although "no target" may score higher (published where there is a target).
 
     Args:
         scores (`np.ndarray` of shape `(K + 1,)`): proposals, then "no target".
-        allow_none (`bool`): whether "no target" may win. When not (published for expressions that always have a
-            target) the best proposal is taken although "no target" scores higher.
 
     Returns:
-        index of the proposal; None when "no target" wins or there is no proposal.
+        index of the proposal; None when there is none.
     """
     scores = check_scores(scores)
-    if len(scores) < 2:
-        return None
-    best = int(scores.argmax()) if allow_none else int(scores[:-1].argmax())
-    return None if best == len(scores) - 1 else best
+    return int(scores[:-1].argmax()) if len(scores) > 1 else None
 
 
 def select_proposals(scores: np.ndarray, threshold: float = SELECTION_THRESHOLD) -> list[int]:

@@ -1,5 +1,6 @@
 """docs/DATA.md: its commands and its Python run on synthetic downloads, and its picture is what they make."""
 
+import re
 import shlex
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from PIL import Image
 
 from ross3d.data.annotations import load_annotations
 from ross3d.data.prepare.__main__ import main
+from ross3d.data.sources import LAYOUTS
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.tasks import find_tasks
 from ross3d.tests.laws.house import ROOT
 from ross3d.tests.laws.test_readme import get_blocks, run_python_blocks
 from ross3d.tests.official_annotations import write_masks, write_official, write_raw_set
@@ -18,6 +21,7 @@ from ross3d.tests.public_files import write_public_root
 
 
 DOCUMENT = Path("docs/DATA.md")
+OUR_TASKS = {"rooms", "reconstruction"}
 
 
 def list_commands() -> list[list[str]]:
@@ -82,3 +86,12 @@ def test_every_file_that_is_read_is_in_the_document():
         "_vh_clean_2.ply", ".sens", "embodiedscan_infos_{train,val,test}.pkl", "processed.zip", "metadata.zip",
     ):  # fmt: skip
         assert name in text, name
+
+
+def test_every_benchmark_and_layout_is_in_the_document():
+    text = (ROOT / DOCUMENT).read_text(encoding="utf-8")
+    public = [name for name, task in find_tasks().items() if task.split in {"val", "test"} and name not in OUR_TASKS]
+    assert len(public) >= 9 and all(f"`{name}`" in text for name in public)
+    for layout in LAYOUTS:
+        marks = re.findall(r"[\w.-]*\.(?:traj|json|sens|txt|jpg)", layout.looks_like)
+        assert marks and any(mark in text for mark in marks) or layout.name.endswith("_3dod"), layout.name

@@ -80,10 +80,8 @@ def test_f1_of_empty_and_partly_right_sets():
     assert get_f1(np.array([0.5, 0.3, 0], np.float32), 2, 3, 0.5) == pytest.approx(2 / 5)
 
 
-def test_proposals_are_chosen_with_and_without_no_target():
-    scores = np.array([0.1, 0.6, 0.9])
-    assert choose_proposal(scores) == 1 and choose_proposal(scores, allow_none=True) is None
-    assert choose_proposal(scores[::-1], allow_none=True) == 0
+def test_the_best_proposal_is_chosen_whatever_no_target_scores():
+    assert choose_proposal(np.array([0.1, 0.6, 0.9])) == 1 and choose_proposal(np.array([0.9, 0.6, 0.1])) == 0
     assert choose_proposal(np.array([0.4])) is None
 
 

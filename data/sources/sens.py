@@ -73,10 +73,6 @@ class SensFrame:
     depth_zlib: bytes
 
     @property
-    def is_tracked(self) -> bool:
-        return bool(np.isfinite(self.cam2world).all())
-
-    @property
     def depth(self) -> np.ndarray:
         """Depth map (h, w), uint16 millimetres along z, 0 = no reading.
 
