@@ -21,6 +21,8 @@ CELL, MIN_CELL_PATCHES = 0.25, 10
 MIN_WALL_AREA = 1.0
 # Metres and degrees from which on something is off.
 MAX_FLOOR_HEIGHT, MAX_FLOOR_RMS, MAX_WALL_DEGREES, MIN_CAMERAS_INSIDE = 0.05, 0.03, 3.0, 0.9
+# Metres that a camera may stand outside of what was seen: nobody sees what is behind them.
+BEHIND = 1.0
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Sanity:
 
     Attributes:
         points (`np.ndarray` of shape `(N, 3)`): middles of flat patches, metres, for drawings from the side.
-        cameras_inside (`float`): share of cameras between the readings' outermost x and y, and above the floor.
+        cameras_inside (`float`): share of cameras above the floor and no further than a metre outside of the
+            readings' outermost x and y.
         floor_height (`float`, *optional*): metres; median over the 25 cm cells of the floor. None: no floor in view.
         floor_rms (`float`, *optional*): metres; root mean square of the cells' own medians about `floor_height`.
         floor_area (`float`): square metres of cells.
@@ -62,7 +65,9 @@ class Sanity:
         """A sentence for each thing that is off."""
         found = []
         if self.cameras_inside < MIN_CAMERAS_INSIDE:
-            found.append(f"only {100 * self.cameras_inside:.0f} % of the cameras stand inside what they saw")
+            found.append(
+                f"only {100 * self.cameras_inside:.0f} % of the cameras stand in or beside what they saw, above its floor"
+            )
         if self.floor_height is None:
             found.append("no floor is in view: nothing checks that z = 0 is the floor")
         elif abs(self.floor_height) > MAX_FLOOR_HEIGHT:
@@ -121,11 +126,12 @@ def measure_floor(points: np.ndarray, votes: np.ndarray) -> tuple[float | None, 
 
 
 def measure_cameras_inside(scene: Scene, points: np.ndarray, floor_height: float | None) -> float:
-    """Share of cameras within the readings' bounds in x and y, and above the floor."""
+    """Share of cameras within the readings' bounds in x and y, `BEHIND` metres more on each side, above the floor."""
     if not len(points):
         return 0.0
     eyes = np.asarray(scene.cam2world, np.float64)[:, :3, 3]
-    inside = ((eyes[:, :2] > points[:, :2].min(0)) & (eyes[:, :2] < points[:, :2].max(0))).all(1)
+    low, high = points[:, :2].min(0) - BEHIND, points[:, :2].max(0) + BEHIND
+    inside = ((eyes[:, :2] > low) & (eyes[:, :2] < high)).all(1)
     return float((inside & (eyes[:, 2] > (0.0 if floor_height is None else floor_height))).mean())
 
 
