@@ -65,9 +65,8 @@ class Sanity:
         """A sentence for each thing that is off."""
         found = []
         if self.cameras_inside < MIN_CAMERAS_INSIDE:
-            found.append(
-                f"only {100 * self.cameras_inside:.0f} % of the cameras stand in or beside what they saw, above its floor"
-            )
+            share = f"{100 * self.cameras_inside:.0f} %"
+            found.append(f"only {share} of the cameras stand in or beside what they saw, above its floor")
         if self.floor_height is None:
             found.append("no floor is in view: nothing checks that z = 0 is the floor")
         elif abs(self.floor_height) > MAX_FLOOR_HEIGHT:

@@ -96,10 +96,10 @@ def test_the_section_shows_numbers_notes_and_warnings(room):
             sanity.points,
             sanity.list_facts(),
             sanity.list_warnings(),
-            ["<as given>"],
+            ["<given>"],
         )
     )
     tree = ElementTree.fromstring(text)
     assert len(list(tree.iter("circle"))) == 2 * 7 and len(list(tree.iter("polygon"))) == 7
-    assert "&lt;as given&gt;" in text and "Look here: the floor lies 30 cm from z = 0." in text
+    assert "&lt;given&gt;" in text and "Look here: the floor lies 30 cm from z = 0." in text
     assert "visible floor, m²" in text
