@@ -3,6 +3,7 @@
 Shape letters: N flat patches.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,8 +37,8 @@ class Sanity:
         floor_height (`float`, *optional*): metres; median over the 25 cm cells of the floor. None: no floor in view.
         floor_rms (`float`, *optional*): metres; root mean square of the cells' own medians about `floor_height`.
         floor_area (`float`): square metres of cells.
-        wall_degrees (`float`, *optional*): how far the upright planes of 1 square metre and more are from the axes,
-            their mean weighed by area; None without such planes.
+        wall_degrees (`float`, *optional*): how far the upright planes of 1 square metre and more are from the axes;
+            half of their area is no further, so that turned furniture does not count. None without such planes.
         worst_wall_degrees (`float`, *optional*): the same of the worst of them.
     """
 
@@ -53,11 +54,11 @@ class Sanity:
         """(name, value) of every number, for people."""
         facts = [("cameras inside the room, %", f"{100 * self.cameras_inside:.0f}")]
         if self.floor_height is not None:
-            facts.append(("median height of the floor, cm", f"{100 * self.floor_height:.1f}"))
+            facts.append(("median height of the floor, cm", f"{round(100 * self.floor_height, 1) + 0.0:.1f}"))
             facts.append(("floor, rms of 25 cm cells, cm", f"{100 * self.floor_rms:.1f}"))
             facts.append(("visible floor, m²", f"{self.floor_area:.1f}"))
         if self.wall_degrees is not None:
-            facts.append(("walls off the axes, mean, °", f"{self.wall_degrees:.1f}"))
+            facts.append(("walls off the axes, median, °", f"{self.wall_degrees:.1f}"))
             facts.append(("worst wall, °", f"{self.worst_wall_degrees:.1f}"))
         return facts
 
@@ -98,9 +99,16 @@ def measure_sanity(scene: Scene) -> Sanity:
         floor_height=height,
         floor_rms=rms,
         floor_area=area,
-        wall_degrees=float(np.average(angles, weights=[plane.area for plane in planes])) if planes else None,
+        wall_degrees=find_weighted_median(angles, [plane.area for plane in planes]) if planes else None,
         worst_wall_degrees=float(max(angles)) if planes else None,
     )
+
+
+def find_weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:
+    """The smallest of the values that, with all smaller ones, has half of the weight."""
+    order = np.argsort(values)
+    share = np.cumsum(np.asarray(weights)[order]) / np.sum(weights)
+    return float(np.asarray(values)[order][np.searchsorted(share, 0.5)])
 
 
 def fold_angle(degrees: float) -> float:

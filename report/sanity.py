@@ -94,7 +94,7 @@ def make_sanity_section(
     nameless = [""] * len(cam2world)
     from_above = make_plan(image, bounds, drawn, cam2world, nameless, caption="Cameras and boxes from above.")
     sides = element("div", *(make_side(points, cam2world, boxes, bounds, axis) for axis in (0, 1)))
-    lines = [element("p", note) for note in notes]
+    lines = [element("p", f"{note[0].upper()}{note[1:]}.") for note in notes]
     lines += [element("p", f"Look here: {warning}.", class_="bad") for warning in warnings]
     note = "Readings should lie on or above the red line (z = 0), cameras among them, walls along the picture's edges."
     table = make_table(["measured", ""], facts, numeric=[1])

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from ross3d.scenes.build import make_scene
 from ross3d.tests.test_report import check_page
 from ross3d.tests.tiny import get_checkpoint, get_rooms
 from ross3d.tools import ask, view
+from ross3d.tools.ask import list_doubts
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,7 +113,7 @@ def test_a_tilted_room_is_set_upright_and_boxes_are_proposed(tilted, tmp_path, c
     said = capsys.readouterr().out
     assert "alignment estimated from" in said and "confidence" in said and "no boxes came with the scan" in said
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert check_page(page)["polygon"] == 3 + 7 and "alignment estimated from" in page
+    assert check_page(page)["polygon"] == 3 + 7 and "Alignment estimated from" in page
     assert "having not seen it" not in page and "median height of the floor, cm" in page
 
     scan = read_own_scan(folder)
@@ -121,6 +123,9 @@ def test_a_tilted_room_is_set_upright_and_boxes_are_proposed(tilted, tmp_path, c
     assert abs((turn + 45.0) % 90.0 - 45.0) < 1.0
     # Answers, boxes and picture are in one world.
     np.testing.assert_allclose(scan.scene.cam2world, back @ room.cam2world, atol=1e-5)
+    weak = replace(scan, estimate=replace(scan.estimate, confidence=0.31))
+    assert list_doubts(weak) == [f"the alignment has a confidence of only 0.31 (weakest: {scan.estimate.weakest})"]
+    assert list_doubts(scan) == []
     np.testing.assert_array_equal(scan.read_views(3).cam2world, scan.scene.cam2world[[0, 3, 6]])
     assert len(scan.boxes) and (scan.boxes[:, 2] > 0).all()
 
@@ -200,7 +205,7 @@ def test_a_video_is_asked_about_without_cameras(tilted, tmp_path, capsys):
 def test_the_view_tool_sets_a_scan_upright_too(tilted, tmp_path, capsys):
     page = view.main([str(tilted[0]), "--output", str(tmp_path / "page.html")]).read_text(encoding="utf-8")
     assert "alignment estimated from" in capsys.readouterr().out
-    assert check_page(page)["polygon"] == 7 + 7 and "Is it upright?" in page and "alignment estimated from" in page
+    assert check_page(page)["polygon"] == 7 + 7 and "Is it upright?" in page and "Alignment estimated from" in page
 
 
 @pytest.mark.skipif(not KITCHEN.is_dir(), reason="no kitchen scan; ROSS3D_KITCHEN says where it is")

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from ross3d.data.sanity import fold_angle, measure_cameras_inside, measure_sanity
+from ross3d.data.sanity import find_weighted_median, fold_angle, measure_cameras_inside, measure_sanity
 from ross3d.data.scene import Scene
 from ross3d.report.plan import SIDE
 from ross3d.report.sanity import make_sanity_section, make_side
@@ -63,6 +63,17 @@ def test_cameras_far_outside_or_below_the_floor_are_counted(room):
     assert measure_cameras_inside(scene, points, None) == 0.5
     assert measure_cameras_inside(scene, points[:0], 0.0) == 0.0
     assert [fold_angle(angle) for angle in (92.0, -1.5, 44.0, 225.0)] == [2.0, 1.5, 44.0, 45.0]
+
+
+def test_the_median_goes_by_weight():
+    assert find_weighted_median([40.0, 1.0, 2.0], [1.0, 0.9, 1.3]) == 2.0
+    assert find_weighted_median([40.0, 1.0], [3.0, 1.0]) == 40.0
+
+
+def test_a_scene_without_depth_is_refused(room):
+    bare = Scene(scene_id="walk", images=room.images)
+    with pytest.raises(ValueError, match="'walk': finding surfaces expected depth_maps, intrinsics and cam2world"):
+        measure_sanity(bare)
 
 
 def test_a_side_view_has_its_marks_where_the_geometry_says():

@@ -23,6 +23,7 @@ from ross3d.data.bev import BEVPicture, render_scene_bev
 from ross3d.data.own_scan import OwnScan, read_own_scan
 from ross3d.data.sanity import measure_sanity
 from ross3d.data.scene import Scene
+from ross3d.data.upright import LOW_CONFIDENCE
 from ross3d.metrics.grounding import select_proposals
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.report.ask import Answer, Plan, Rebuilt, make_ask_page
@@ -102,15 +103,24 @@ def rebuild_hidden_view(
     return Rebuilt(hidden_view, scene.images[hidden_view], sample, above)
 
 
+def list_doubts(scan: OwnScan) -> list[str]:
+    """What to tell about an estimate with little evidence."""
+    if scan.estimate is None or scan.estimate.confidence >= LOW_CONFIDENCE:
+        return []
+    confidence, weakest = scan.estimate.confidence, scan.estimate.weakest
+    return [f"the alignment has a confidence of only {confidence:.2f} (weakest: {weakest})"]
+
+
 def check_scan(scan: OwnScan, bev_image: np.ndarray, bev_bounds: np.ndarray) -> Markup:
     """The sanity picture of a scan with posed depth and its picture from above; what is off is printed too."""
     sanity = measure_sanity(scan.scene)
-    for warning in sanity.list_warnings():
+    doubts = list_doubts(scan) + sanity.list_warnings()
+    for warning in doubts:
         print(f"look at the page: {warning}.")
     notes = [scan.alignment, scan.describe_boxes()]
     plan = bev_image, bev_bounds
     return make_sanity_section(
-        scan.scene.cam2world, scan.boxes, plan, sanity.points, sanity.list_facts(), sanity.list_warnings(), notes
+        scan.scene.cam2world, scan.boxes, plan, sanity.points, sanity.list_facts(), doubts, notes
     )
 
 
