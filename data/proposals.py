@@ -9,15 +9,18 @@ first; near copies are dropped. Nothing is drawn at random.
 Shape letters: N points, K boxes, G groups.
 """
 
+import json
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import ndimage
+from scipy import ndimage, sparse
 
-from ross3d.data.scene import Scene
+from ross3d.data.scene import Scene, check_boxes
 from ross3d.data.surface import Surface, check_depth, count_voxel_votes, find_upright_planes, sample_surface
-from ross3d.geometry_ross3d import compute_box_iou, unproject
+from ross3d.geometry_ross3d import compute_box_iou, get_box_limits, unproject
 
 
 # As many proposals a scene as the published files hold.
