@@ -38,6 +38,8 @@ class Scene:
         bev_image (`np.ndarray` of shape `(Hb, Wb, 3)`, uint8, *optional*): seen from above, void exactly black.
         bev_valid (`np.ndarray` of shape `(Hb, Wb)`, bool, *optional*): True where something was seen.
         bev_bounds (`np.ndarray` of shape `(4,)`, float32, *optional*): xmin, ymin, xmax, ymax in metres.
+        axis_align_matrix (`np.ndarray` of shape `(4, 4)`, *optional*): the alignment that `cam2world` has in it; None
+            where the scan came without one, so that its world is whatever its capture chose.
         path (`Path`, *optional*): the folder it was read from.
         exclusions (`dict[str, str]`): frames of the scan that were left out, by name, with the reason.
     """
@@ -54,6 +56,7 @@ class Scene:
     bev_image: np.ndarray | None = None
     bev_valid: np.ndarray | None = None
     bev_bounds: np.ndarray | None = None
+    axis_align_matrix: np.ndarray | None = None
     path: Path | None = None
     exclusions: dict[str, str] = field(default_factory=dict)
 

@@ -41,8 +41,10 @@ WHOLE_FLOOR_AREA = 2.0
 CAMERA_HEIGHTS = (0.6, 1.1, 2.2, 3.5)
 # What lies this far below the floor contradicts it, metres; this share of all votes is a full contradiction.
 BELOW, FULL_CONTRADICTION = 0.12, 0.08
-# Degrees: the reach of the mean that places the heading, and how far off a surface may be and still speak for it.
+# Degrees: the reach of the mean that places the heading in so many rounds, and how far off a surface may be and still
+# speak for it.
 HEADING_REACH = 6.0
+HEADING_ROUNDS = 3
 STRAIGHT_DEGREES = 10.0
 LOW_CONFIDENCE = 0.5
 
@@ -183,9 +185,10 @@ def find_heading(angles: np.ndarray, votes: np.ndarray) -> tuple[float, float]:
     counts = np.bincount(folded.astype(np.int64) % 90, votes, minlength=90)
     smooth = sum(np.roll(counts, shift) for shift in (-2, -1, 0, 1, 2))
     heading = np.argmax(smooth) + 0.5
-    for reach in (HEADING_REACH, HEADING_REACH / 2, HEADING_REACH / 2):
+    # The same reach each time: a narrower one would drop one end of a wall that drift has bent.
+    for _ in range(HEADING_ROUNDS):
         offset = np.mod(folded - heading + 45.0, 90.0) - 45.0
-        near = np.abs(offset) < reach
+        near = np.abs(offset) < HEADING_REACH
         heading += float(votes[near] @ offset[near] / votes[near].sum())
     offset = np.mod(folded - heading + 45.0, 90.0) - 45.0
     return heading, float(votes[np.abs(offset) < STRAIGHT_DEGREES].sum() / votes.sum())

@@ -63,7 +63,7 @@ def make_answers_section(answers: Sequence[Answer], plan: Plan | None) -> Markup
             boxes += [DrawnBox(box, FOUND_COLOR, width=3.0) for box in answer.boxes]
             caption = join([answer.question, element("span", f" ({answer.text})", class_="soft")])
             figures.append(make_plan(plan.image, plan.bounds, boxes, caption=caption, width=330))
-    extra = [element("h3", "Found boxes, among the given ones"), make_row(*figures)] if figures else []
+    extra = [element("h3", "Found boxes, among those to choose from"), make_row(*figures)] if figures else []
     return make_section("Answers", table, *extra)
 
 
@@ -89,13 +89,20 @@ def make_rebuilt_section(rebuilt: Rebuilt, plan: Plan | None) -> Markup:
 
 
 def make_ask_page(
-    scene: Scene, answers: Sequence[Answer], plan: Plan | None, rebuilt: Rebuilt | None, model_name: str
+    scene: Scene,
+    answers: Sequence[Answer],
+    plan: Plan | None,
+    rebuilt: Rebuilt | None,
+    model_name: str,
+    sanity: Markup | None = None,
 ) -> str:
-    """The whole page as HTML; `scene` holds the chosen views only."""
+    """The whole page as HTML; `scene` holds the chosen views only, `sanity` is of `make_sanity_section`."""
     hidden = [] if rebuilt is None else [rebuilt.hidden_view]
     sections = [make_answers_section(answers, plan)]
     if plan is not None:
         sections.append(make_plan_section(scene, plan, hidden))
+    if sanity is not None:
+        sections.append(sanity)
     note = "Chosen evenly over the scan. Answers are given with all of them; for what is rebuilt, one is hidden."
     sections.append(make_views_section(scene, hidden, note))
     if rebuilt is not None:

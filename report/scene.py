@@ -54,12 +54,15 @@ def make_views_section(scene: Scene, hidden: Sequence[int] = (), note: str = "")
     return make_section("Views", make_row(*figures), note=note)
 
 
-def make_scene_page(scene: Scene, bev_image: np.ndarray | None, bev_bounds: Sequence[float] | None) -> str:
+def make_scene_page(
+    scene: Scene, bev_image: np.ndarray | None, bev_bounds: Sequence[float] | None, sanity: Markup | None = None
+) -> str:
     """The whole page as HTML.
 
     Args:
         scene (`Scene`): see there.
         bev_image (`np.ndarray` of shape `(H, W, 3)`, *optional*), bev_bounds (4,): the scene from above.
+        sanity (`Markup`, *optional*): of `make_sanity_section`.
     """
     sections = []
     if bev_image is not None:
@@ -76,6 +79,8 @@ def make_scene_page(scene: Scene, bev_image: np.ndarray | None, bev_bounds: Sequ
             drawings.append(make_plan(bev_image, bev_bounds, boxes, width=480, caption="Boxes, by number."))
         note = "Seen from above, ceiling removed; x to the right, y up. Void is black."
         sections.append(make_section("From above", make_row(*drawings), note=note))
+    if sanity is not None:
+        sections.append(sanity)
     sections.append(make_views_section(scene))
     if scene.boxes is not None and len(scene.boxes):
         rows = [

@@ -120,3 +120,14 @@ def test_folders_of_no_layout_are_refused(folders, tmp_path):
         ) as caught:
             read_scene(folder)
         assert all(f"\n  {layout.name}: {layout.looks_like}" in str(caught.value) for layout in LAYOUTS)
+
+
+def test_a_scene_says_whether_an_alignment_is_in_it(raw, folders):
+    """Scans and rooms with a file of their own have one; capture programs know none unless one is given."""
+    for name, folder in folders.items():
+        own = read_scene(folder, num_views=2, **OWN_OPTIONS.get(name, {})).axis_align_matrix
+        assert (own is None) == (name in {"nerfstudio", "arkitscenes", "arkitscenes_3dod"}), name
+        if own is not None:
+            np.testing.assert_allclose(own, raw.axis_align_matrix, atol=1e-5)
+        given = read_scene(folder, num_views=2, axis_align_matrix=np.eye(4), **OWN_OPTIONS.get(name, {}))
+        np.testing.assert_array_equal(given.select_views([1]).axis_align_matrix, np.eye(4))

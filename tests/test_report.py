@@ -215,7 +215,8 @@ def test_the_view_tool_tells_scenes_from_runs(tmp_path, monkeypatch):
     page = view.main([str(get_rooms() / "val" / "val-000001")])
     assert page == Path("val-000001.html")
     text = page.read_text(encoding="utf-8")
-    assert check_page(text)["polygon"] == 6 and "frame-000005" in text and "Boxes, by number" in text
+    # Six cameras in the plan, and again in the sanity picture.
+    assert check_page(text)["polygon"] == 2 * 6 and "frame-000005" in text and "Boxes, by number" in text
     (tmp_path / "run").mkdir()
     page = view.main([str(write_run(tmp_path / "run"))])
     text = page.read_text(encoding="utf-8")

@@ -3,9 +3,11 @@
     python tools/ask.py SCAN --model DIR_OR_REPO [--axis-align FILE] [--boxes FILE] [--views 8] [--output PAGE.html]
         "How many chairs are there?" "find the table" ...
 
-Says which views it chose, reads them once, answers each question, and writes a page. Questions that begin with
-"find " (all of them, with `--ground`) are answered by boxes where boxes are given. With a teacher beside the weights
-one view is hidden and rebuilt.
+SCAN is a folder of any layout that `data/sources` reads, or a video. A scan without an alignment is set upright by an
+estimate from its depth, and boxes are proposed where none came; both are said, and checked on the page. Says which
+views it chose, reads them once, answers each question, and writes a page. Questions that begin with "find " (all of
+them, with `--ground`) are answered by boxes where there are any. With a teacher beside the weights one view is hidden
+and rebuilt.
 """
 
 import argparse
@@ -18,17 +20,17 @@ from huggingface_hub import snapshot_download
 from transformers import AutoProcessor
 
 from ross3d.data.bev import BEVPicture, render_scene_bev
+from ross3d.data.own_scan import OwnScan, read_own_scan
+from ross3d.data.sanity import measure_sanity
 from ross3d.data.scene import Scene
-from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.data.upright import LOW_CONFIDENCE
 from ross3d.metrics.grounding import select_proposals
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.report.ask import Answer, Plan, Rebuilt, make_ask_page
+from ross3d.report.html import Markup
 from ross3d.report.run import write_page
+from ross3d.report.sanity import make_sanity_section
 from ross3d.tasks.answering import get_scene_inputs
-
-
-# The picture from above is drawn from at most so many frames of the scan.
-BEV_FRAMES = 64
 
 
 def load_model(name: str, device: str) -> tuple[Any, Any, bool]:
@@ -57,7 +59,7 @@ def choose_grounded(questions: list[str], ground_all: bool, has_boxes: bool, has
         raise ValueError("--ground: expected a model with a grounding head, got one without; leave --ground out.")
     about_boxes = [ground_all or question.lower().startswith("find ") for question in questions]
     if any(about_boxes) and not has_boxes:
-        print('no boxes were given (--boxes FILE or a boxes.json): "find ..." is answered in words.')
+        print('there are no boxes to choose among (--boxes FILE or a boxes.json): "find ..." is answered in words.')
     elif any(about_boxes) and not has_head:
         print('this model has no grounding head: "find ..." is answered in words.')
     return [has_boxes and has_head and about for about in about_boxes]
@@ -101,13 +103,38 @@ def rebuild_hidden_view(
     return Rebuilt(hidden_view, scene.images[hidden_view], sample, above)
 
 
+def list_doubts(scan: OwnScan) -> list[str]:
+    """What to tell about an estimate with little evidence."""
+    if scan.estimate is None or scan.estimate.confidence >= LOW_CONFIDENCE:
+        return []
+    confidence, weakest = scan.estimate.confidence, scan.estimate.weakest
+    return [f"the alignment has a confidence of only {confidence:.2f} (weakest: {weakest})"]
+
+
+def check_scan(scan: OwnScan, bev_image: np.ndarray, bev_bounds: np.ndarray) -> Markup:
+    """The sanity picture of a scan with posed depth and its picture from above; what is off is printed too."""
+    sanity = measure_sanity(scan.scene)
+    doubts = list_doubts(scan) + sanity.list_warnings()
+    for warning in doubts:
+        print(f"look at the page: {warning}.")
+    notes = [scan.alignment, scan.describe_boxes()]
+    plan = bev_image, bev_bounds
+    return make_sanity_section(
+        scan.scene.cam2world, scan.boxes, plan, sanity.points, sanity.list_facts(), doubts, notes
+    )
+
+
 def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scan", type=Path, help="folder of frame-NNNNNN.color.jpg, .depth.png and .pose.txt files")
+    parser.add_argument("scan", type=Path, help="folder of a scan, or a video")
     parser.add_argument("questions", nargs="+")
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
-    parser.add_argument("--axis-align", type=Path, help="4x4 matrix, scan to upright world (default: axis_align.txt)")
-    parser.add_argument("--boxes", type=Path, help="JSON file of boxes to ground on (default: boxes.json)")
+    parser.add_argument(
+        "--axis-align", type=Path, help="4x4 matrix, scan to upright world (default: the scan's, or estimated)"
+    )
+    parser.add_argument(
+        "--boxes", type=Path, help="JSON file of boxes to ground on (default: the scan's, or proposed)"
+    )
     parser.add_argument("--views", type=int, default=8, help="how many views to read")
     parser.add_argument("--ground", action="store_true", help="answer every question by boxes")
     parser.add_argument("--hide", type=int, help="view to hide and rebuild (default: the middle one)")
@@ -122,33 +149,35 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
 def main(args: list[str] | None = None) -> list[Answer]:
     """Read, answer, rebuild, write; returns the answers in the order of the questions."""
     options = parse_arguments(args)
-    frames = {"axis_align_matrix": options.axis_align, "boxes": options.boxes}
-    scene = read_rgbd_folder(options.scan, num_views=options.views, **frames)
-    print(f"{scene.num_views} views: {', '.join(scene.view_names)}")
+    scan = read_own_scan(options.scan, axis_align_matrix=options.axis_align, boxes=options.boxes)
+    scene = scan.read_views(options.views)
+    print(f"{scan.alignment}\n{scan.describe_boxes()}\n{scene.num_views} views: {', '.join(scene.view_names)}")
     model, processor, has_teacher = load_model(options.model, options.device)
-    inputs = processor(**get_scene_inputs(scene, scene.boxes), return_tensors="pt").to(options.device)
+    has_boxes = len(scan.boxes) > 0
+    given = get_scene_inputs(scene, scan.boxes if has_boxes else None)
+    inputs = processor(**given, return_tensors="pt").to(options.device)
     cache = model.encode_scene(**inputs)
 
-    has_boxes = scene.boxes is not None and len(scene.boxes) > 0
     has_head = model.grounding_head is not None
     about_boxes = choose_grounded(options.questions, options.ground, has_boxes, has_head)
     asked = list(zip(options.questions, about_boxes, strict=True))
     spoken = [question for question, boxes in asked if not boxes]
     grounded = [question for question, boxes in asked if boxes]
     in_words = iter(answer_in_words(model, processor, cache, spoken, options.max_new_tokens))
-    with_boxes = iter(answer_with_boxes(model, processor, cache, grounded, scene.boxes))
+    with_boxes = iter(answer_with_boxes(model, processor, cache, grounded, scan.boxes))
     answers = [next(with_boxes if boxes else in_words) for _, boxes in asked]
     for answer in answers:
         print(f"{answer.question}\n  {answer.text}")
 
-    plan, rebuilt = None, None
+    plan, rebuilt, sanity = None, None, None
     if scene.depth_maps is not None:
-        picture = render_scene_bev(read_rgbd_folder(options.scan, num_views=BEV_FRAMES, **frames))
-        plan = Plan(picture.image, picture.bounds, scene.boxes if has_boxes else [])
+        picture = render_scene_bev(scan.scene)
+        plan = Plan(picture.image, picture.bounds, scan.boxes)
+        sanity = check_scan(scan, picture.image, picture.bounds)
         if has_teacher:
             hidden_view = scene.num_views // 2 if options.hide is None else options.hide
             rebuilt = rebuild_hidden_view(model, inputs, scene, hidden_view, picture, options.steps)
-    print(write_page(options.output, make_ask_page(scene, answers, plan, rebuilt, options.model)))
+    print(write_page(options.output, make_ask_page(scene, answers, plan, rebuilt, options.model, sanity)))
     return answers
 
 

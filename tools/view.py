@@ -4,8 +4,8 @@
         [--axis-align FILE] [--boxes FILE] [--rerun]
 
 A folder with `metrics.json` is a run: its page goes to `report.html` in it, `--picture` writes its reconstructions as
-one picture too. Any other is read as a scan of posed RGB-D frames. `--rerun` opens the scan in the rerun viewer, where
-rerun is installed.
+one picture too. Any other is read as a scan, or a video, and set upright by estimate where it came without an
+alignment. `--rerun` opens the scan in the rerun viewer, where rerun is installed.
 """
 
 import argparse
@@ -17,14 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from ross3d.data.bev import get_scene_points, render_scene_bev
+from ross3d.data.own_scan import read_own_scan
 from ross3d.data.scene import Scene
 from ross3d.data.sources import get_reading, read_scene
 from ross3d.report.picture import make_picture, save_picture
 from ross3d.report.run import make_run_page, write_page
 from ross3d.report.scene import make_scene_page
+from ross3d.tools.ask import check_scan
 
 
-MAX_VIEWS = 64
 MAX_RERUN_POINTS = 500_000
 
 
@@ -87,12 +88,14 @@ def main(args: list[str] | None = None) -> Path:
         if options.picture is not None:
             save_picture(options.picture, make_picture(options.path))
     else:
-        given = {"axis_align_matrix": options.axis_align, "boxes": options.boxes}
-        given = {name: value for name, value in given.items() if value is not None}
-        scene = read_scene(options.path, num_views=MAX_VIEWS, **given)
+        scan = read_own_scan(options.path, axis_align_matrix=options.axis_align, boxes=options.boxes)
+        scene = scan.scene
+        print(f"{scan.alignment}\n{scan.describe_boxes()}")
         if options.rerun:
             open_rerun(scene)
-        page = make_scene_page(scene, *get_bev(scene))
+        image, bounds = get_bev(scene)
+        sanity = None if bounds is None or scene.depth_maps is None else check_scan(scan, image, bounds)
+        page = make_scene_page(scene, image, bounds, sanity)
         output = options.output or Path(f"{scene.scene_id}.html")
     print(write_page(output, page))
     return output

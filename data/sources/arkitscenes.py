@@ -93,15 +93,16 @@ def read_arkitscenes(
         np.stack([read_pincam(pincam_files[name], views.depth_size) for name in views.names])
     )
     cam2world = np.stack([cameras[name] for name in views.names])
-    align = read_axis_align_matrix(axis_align_matrix, scene_id, lambda: np.eye(4))
+    align = read_axis_align_matrix(axis_align_matrix, scene_id)
+    to_world = np.eye(4) if align is None else align
     if turn_upright:
-        turns = count_quarter_turns(align @ cam2world)
+        turns = count_quarter_turns(to_world @ cam2world)
         views, intrinsics, cam2world = turn_views(views, intrinsics, cam2world, turns)
     annotation = path / f"{scene_id}_3dod_annotation.json"
     if boxes is not None:
         box_array, box_labels = read_boxes(boxes, scene_id)
     elif annotation.is_file():
-        box_array, box_labels = read_oriented_boxes(annotation, align)
+        box_array, box_labels = read_oriented_boxes(annotation, to_world)
     else:
         box_array, box_labels = None, None
     return make_scene(

@@ -218,7 +218,7 @@ def make_scene(
     views: Views,
     intrinsics: np.ndarray,
     cam2world: np.ndarray,
-    axis_align_matrix: np.ndarray,
+    axis_align_matrix: np.ndarray | None,
     exclusions: Exclusions,
     boxes: np.ndarray | None = None,
     box_labels: list[dict] | None = None,
@@ -229,7 +229,8 @@ def make_scene(
 
     Args:
         intrinsics (`(3, 3)` or `(V, 3, 3)`): pixels of the depth map, or of `views.images` where there is no depth.
-        cam2world (`(V, 4, 4)`): to the scan's own world. axis_align_matrix (`(4, 4)`): from there to the upright one.
+        cam2world (`(V, 4, 4)`): to the scan's own world. axis_align_matrix (`(4, 4)`): from there to the upright one;
+            None where nobody knows it, and the scan keeps its own world.
         bev: picture from above, its mask and its bounds.
     """
     check_cam2world(cam2world, len(views.names), exclusions.where, views.names)
@@ -241,7 +242,7 @@ def make_scene(
         images=views.images,
         depth_maps=views.depth_maps,
         intrinsics=intrinsics,
-        cam2world=axis_align_matrix @ cam2world,
+        cam2world=cam2world if axis_align_matrix is None else axis_align_matrix @ cam2world,
         view_names=views.names,
         boxes=boxes,
         box_labels=box_labels,
@@ -249,6 +250,7 @@ def make_scene(
         bev_image=bev[0],
         bev_valid=bev[1],
         bev_bounds=bev[2],
+        axis_align_matrix=axis_align_matrix,
         path=path,
         exclusions=exclusions.reasons,
     )
@@ -371,14 +373,20 @@ def scale_depth(values: np.ndarray, where, units_per_metre: float = MILLIMETRES_
     return values.astype(np.float32) / np.float32(units_per_metre)
 
 
-def read_axis_align_matrix(given, scene_id: str, default: Callable[[], np.ndarray]) -> np.ndarray:
-    """Scan to upright world (4, 4): a matrix, a text file that holds one, or, when None, what `default` returns."""
+def read_axis_align_matrix(
+    given, scene_id: str, default: Callable[[], np.ndarray | None] = lambda: None
+) -> np.ndarray | None:
+    """Scan to upright world (4, 4): a matrix, a text file that holds one, or, when None, what `default` returns;
+    None where nobody knows it.
+    """
     if given is None:
         matrix, name = default(), "its own axis alignment"
     elif isinstance(given, (str, os.PathLike)):
         matrix, name = read_matrix(Path(given), (4, 4), "scan to upright world"), str(given)
     else:
         matrix, name = np.asarray(given, dtype=np.float64), "axis_align_matrix"
+    if matrix is None:
+        return None
     if matrix.shape != (4, 4):
         raise ValueError(f"axis_align_matrix must be (4, 4), got {matrix.shape}.")
     check_cam2world(matrix[None], 1, f"scene {scene_id!r}", [name])

@@ -101,7 +101,7 @@ def read_nerfstudio(
         views=views,
         intrinsics=merge_intrinsics(intrinsics),
         cam2world=np.stack([cameras[name] for name in views.names]),
-        axis_align_matrix=read_axis_align_matrix(axis_align_matrix, scene_id, lambda: np.eye(4)),
+        axis_align_matrix=read_axis_align_matrix(axis_align_matrix, scene_id),
         exclusions=exclusions,
         boxes=box_array,
         box_labels=box_labels,

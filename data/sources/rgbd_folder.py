@@ -138,9 +138,9 @@ def _make_depth_reader(path: Path, names: list[str]):
     return read
 
 
-def _read_alignment(path: Path) -> np.ndarray:
+def _read_alignment(path: Path) -> np.ndarray | None:
     file = path / "axis_align.txt"
-    return read_matrix(file, (4, 4), "scan to upright world") if file.is_file() else np.eye(4)
+    return read_matrix(file, (4, 4), "scan to upright world") if file.is_file() else None
 
 
 def read_bev(path: Path) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:

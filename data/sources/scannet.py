@@ -82,7 +82,7 @@ def read_scannet_scan(
         raise FileNotFoundError(f"{recording} does not exist; give the folder of one scan with its .sens recording.")
     if frame_step < 1:
         raise ValueError(f"frame_step must be at least 1 frame, got {frame_step}; 10 is that of the public export.")
-    align = read_axis_align_matrix(axis_align_matrix, scene_id, lambda: _read_alignment(path / f"{scene_id}.txt"))
+    align = read_axis_align_matrix(axis_align_matrix, scene_id, lambda: read_axis_alignment(path / f"{scene_id}.txt"))
     exclusions = Exclusions(f"scene {scene_id!r}", max_excluded)
     header, all_cameras = read_sens_cameras(recording)
     cameras = {f"{index:05d}": all_cameras[index] for index in range(0, len(all_cameras), frame_step)}
@@ -98,7 +98,7 @@ def read_scannet_scan(
         reduce_to,
     )
     if boxes is None:
-        box_array, box_labels = read_object_boxes(path, align, labels_file)
+        box_array, box_labels = read_object_boxes(path, np.eye(4) if align is None else align, labels_file)
     else:
         box_array, box_labels = read_boxes(boxes, scene_id)
     return make_scene(
@@ -165,11 +165,6 @@ def find_labels_file(path: Path) -> Path:
     """The table of labels in the scan's folder or up to two folders above it; where it was expected, when absent."""
     folders = [path, *path.resolve().parents[:2]]
     return next((folder / LABELS_FILE for folder in folders if (folder / LABELS_FILE).is_file()), path / LABELS_FILE)
-
-
-def _read_alignment(file: Path) -> np.ndarray:
-    matrix = read_axis_alignment(file)
-    return np.eye(4) if matrix is None else matrix
 
 
 __all__ = ["find_labels_file", "read_mesh_with_segments", "read_object_boxes", "read_scannet_scan"]
