@@ -34,10 +34,10 @@ EXCUSED = {"*:prompt": "prompts are built by the tasks"}
 # Files beside those of metrics.
 ELSEWHERE = {
     "pre_*": "preparation of raw data",
-    "frames": "geometry of views",
-    "max_coverage": "choice of views",
-    "prompt_and_labels": "text of training rows",
-    "sampler": "order of training rows",
+    "frames": "geometry of views: test_recorded_views.py",
+    "max_coverage": "choice of views: test_recorded_views.py",
+    "prompt_and_labels": "text of training rows: test_recorded_prompts.py",
+    "sampler": "order of training rows: test_recorded_sampler.py",
 }
 
 
