@@ -1,4 +1,4 @@
-"""The recorded sampler by its properties: one task a step, what is dropped. Ours keeps its steps apart and drops none."""
+"""The recorded sampler by its properties: one task a step, what is dropped. Ours keeps steps apart and drops none."""
 
 import json
 from collections import Counter
