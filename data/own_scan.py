@@ -1,8 +1,8 @@
 """A scan of one's own made ready to be asked about: upright, with boxes, whatever it came with.
 
-The world is upright when somebody says so: an alignment was given or came with the scan, or boxes or a picture from
-above came, which lie in an upright world. Otherwise it is estimated from posed depth; a world that the estimate would
-hardly move is left as it is. Boxes are proposed from depth where none came.
+The world is upright when somebody says so: an alignment was given or came with the scan, or boxes of its objects came,
+which lie in an upright world. Otherwise it is estimated from posed depth; a world that the estimate would hardly move
+is left as it is. Boxes are proposed from depth where none came.
 """
 
 import os
@@ -11,17 +11,20 @@ from pathlib import Path
 
 import numpy as np
 
+from ross3d.data.box_files import read_box_list
 from ross3d.data.proposals import Proposals, propose_boxes
 from ross3d.data.scene import Scene
 from ross3d.data.sources import find_video, read_scene
+from ross3d.data.sources.frames import MAX_EXCLUDED
 from ross3d.data.upright import UprightEstimate, align_scene, estimate_upright
 
 
 # Alignment, boxes and pictures from above are made from at most so many frames, pictures no larger than needed.
 NUM_FRAMES, PICTURE_SIZE = 64, 432
-# A world is upright already when the estimate would turn it less than this, quarter turns aside, degrees, and lift or
-# lower its floor by less than this, metres.
-UPRIGHT_DEGREES, UPRIGHT_HEIGHT = 3.0, 0.08
+# A world is upright already when the estimate would tilt it, turn it (quarter turns aside), in degrees, and lift or
+# lower its floor, in metres, by less than this: proposals take off 5 cm of floor, which a room of 6 m at half a degree
+# just keeps to.
+UPRIGHT_DEGREES, UPRIGHT_TURN, UPRIGHT_HEIGHT = 0.5, 3.0, 0.02
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class OwnScan:
         path (`Path`), scene (`Scene`): where it lies, and frames spread over all of it.
         alignment (`str`): a sentence that says what the alignment rests on.
         estimate (`UprightEstimate`, *optional*): what was estimated, where it was.
-        axis_align_matrix (`(4, 4)`, *optional*): given or estimated; None where the scan is read as it lies.
+        axis_align_matrix (`(4, 4)` array or its file, *optional*): given or estimated, for `read_scene`; None where
+            the scan is read as it lies.
         given_boxes (`Path`, *optional*): the file given in place of the scan's own boxes.
         proposals (`Proposals`, *optional*): where the scan came without boxes.
     """
@@ -41,16 +45,16 @@ class OwnScan:
     scene: Scene
     alignment: str
     estimate: UprightEstimate | None = None
-    axis_align_matrix: np.ndarray | None = None
+    axis_align_matrix: np.ndarray | Path | None = None
     given_boxes: Path | None = None
     proposals: Proposals | None = None
 
     @property
     def boxes(self) -> np.ndarray:
         """Boxes (K, 6) to choose among, metres, upright world: those that came, else the proposed ones."""
-        came = self.scene.proposal_boxes if self.scene.boxes is None else self.scene.boxes
-        if came is not None:
-            return came
+        for came in (self.scene.boxes, self.scene.proposal_boxes):
+            if has_any(came):
+                return came
         return np.zeros((0, 6), np.float32) if self.proposals is None else self.proposals.boxes
 
     def describe_boxes(self) -> str:
@@ -58,12 +62,14 @@ class OwnScan:
         if self.proposals is not None:
             return f"no boxes came with the scan: {self.proposals.describe()}"
         count = len(self.boxes)
+        if self.given_boxes is not None:
+            return f"{count} boxes given: {self.given_boxes.name}"
         return f"{count} boxes came with the scan" if count else "no boxes: none came, and none can be proposed"
 
     def read_views(self, num_views: int) -> Scene:
         """So many views of the scan, pictures at their own size, in the same world; without proposed boxes."""
         given = make_options(self.axis_align_matrix, self.given_boxes)
-        return read_scene(self.path, num_views=num_views, **given)
+        return read_scene(self.path, num_views=num_views, **given, **make_limits(self.path))
 
 
 def make_options(axis_align_matrix, boxes) -> dict:
@@ -72,12 +78,22 @@ def make_options(axis_align_matrix, boxes) -> dict:
     return {name: value for name, value in given.items() if value is not None}
 
 
+def make_limits(path: Path) -> dict:
+    """How many frames of a folder may be lost or damaged before the scan is refused; a video has none."""
+    return {"max_excluded": MAX_EXCLUDED} if path.is_dir() else {}
+
+
+def has_any(boxes: np.ndarray | None) -> bool:
+    return boxes is not None and len(boxes) > 0
+
+
 def is_upright(estimate: UprightEstimate) -> bool:
     """Whether an alignment changes next to nothing but the middle of the floor and quarter turns."""
     rotation = estimate.axis_align_matrix[:3, :3]
     tilt = np.rad2deg(np.arccos(np.clip(rotation[2, 2], -1.0, 1.0)))
     turn = np.mod(np.rad2deg(np.arctan2(rotation[1, 0], rotation[0, 0])) + 45.0, 90.0) - 45.0
-    return bool(max(tilt, abs(turn)) < UPRIGHT_DEGREES and abs(estimate.axis_align_matrix[2, 3]) < UPRIGHT_HEIGHT)
+    is_level = tilt < UPRIGHT_DEGREES and abs(estimate.axis_align_matrix[2, 3]) < UPRIGHT_HEIGHT
+    return bool(is_level and abs(turn) < UPRIGHT_TURN)
 
 
 def read_own_scan(
@@ -91,8 +107,8 @@ def read_own_scan(
         boxes (`Path`, *optional*): JSON file of boxes in the upright world.
 
     Raises:
-        ValueError: an alignment or boxes given for a video; of `read_scene`; of `estimate_upright` where no floor is
-            in view.
+        ValueError: an alignment or boxes given for a video; a file of boxes that is wrong or holds none of this scan;
+            of `read_scene`; of `estimate_upright` where no floor is in view.
     """
     path, given = Path(path), make_options(axis_align_matrix, boxes)
     if given and not path.is_dir() and find_video(path) is not None:
@@ -100,11 +116,16 @@ def read_own_scan(
             f"{path}: expected no {' and no '.join(given)} with a video, whose cameras nobody knows; leave them out, "
             "or give a folder of posed frames."
         )
-    scene = read_scene(path, num_views=NUM_FRAMES, reduce_to=PICTURE_SIZE, **given)
+    if boxes is not None:
+        read_box_list(boxes, path.resolve().name)
+    scene = read_scene(path, num_views=NUM_FRAMES, reduce_to=PICTURE_SIZE, **given, **make_limits(path))
     if scene.depth_maps is None:
-        return OwnScan(path, scene, "the views have no depth: nothing was aligned", None, axis_align_matrix, boxes)
+        sentence = "the views have no depth: nothing was estimated"
+        if scene.axis_align_matrix is not None:
+            sentence = "alignment given; the views have no depth: nothing checks it"
+        return OwnScan(path, scene, sentence, None, axis_align_matrix, boxes)
     scene, sentence, estimate, matrix = make_upright(scene, axis_align_matrix)
-    came = scene.boxes is not None or scene.proposal_boxes is not None
+    came = has_any(scene.boxes) or has_any(scene.proposal_boxes)
     proposals = None if came else propose_boxes(scene)
     return OwnScan(path, scene, sentence, estimate, matrix, boxes, proposals)
 
@@ -117,15 +138,18 @@ def make_upright(
         return scene, f"alignment given: {given.name}", None, given
     if scene.axis_align_matrix is not None:
         return scene, "the alignment came with the scan", None, None
-    came = [name for name in ("boxes", "proposal_boxes", "bev_image") if getattr(scene, name) is not None]
-    if came:
+    # Proposals and pictures made from depth say nothing of the world that they were made in.
+    if has_any(scene.boxes):
+        came = ["boxes"]
         sentence = f"no alignment came with the scan, but {' and '.join(came)} did: its world is taken to be upright"
         return scene, sentence, None, None
     estimate = estimate_upright(scene)
     if is_upright(estimate):
-        return scene, f"the scan is upright already and was not turned ({estimate.describe()})", estimate, None
-    aligned = replace(align_scene(scene, estimate), axis_align_matrix=estimate.axis_align_matrix)
-    return aligned, estimate.describe(), estimate, estimate.axis_align_matrix
+        sentence = f"the scan is upright already and was not turned (confidence {estimate.confidence:.2f})"
+        return scene, sentence, estimate, None
+    # What was made in the world as it lay goes with it.
+    scene = replace(scene, boxes=None, proposal_boxes=None, bev_image=None, bev_valid=None, bev_bounds=None)
+    return align_scene(scene, estimate), estimate.describe(), estimate, estimate.axis_align_matrix
 
 
 __all__ = ["NUM_FRAMES", "OwnScan", "is_upright", "make_upright", "read_own_scan"]

@@ -10,7 +10,7 @@ import numpy as np
 
 from ross3d.data.scene import Scene
 from ross3d.data.surface import count_voxel_votes, find_upright_planes, sample_surface
-from ross3d.data.upright import find_floor_height
+from ross3d.data.upright import find_floor_height, get_camera_ups
 
 
 VOXEL_SIZE = 0.05
@@ -22,6 +22,9 @@ CELL, MIN_CELL_PATCHES = 0.25, 10
 MIN_WALL_AREA = 1.0
 # Metres and degrees from which on something is off.
 MAX_FLOOR_HEIGHT, MAX_FLOOR_RMS, MAX_WALL_DEGREES, MIN_CAMERAS_INSIDE = 0.05, 0.03, 3.0, 0.9
+MAX_FLOOR_TILT, MIN_CAMERAS_UPRIGHT = 1.0, 0.9
+# Cosine between a picture's upper edge and z, 65 degrees: people look down at floors, and not with the head turned.
+UPWARDS = 0.4226
 # Metres that a camera may stand outside of what was seen: nobody sees what is behind them.
 BEHIND = 1.0
 
@@ -40,6 +43,8 @@ class Sanity:
         wall_degrees (`float`, *optional*): how far the upright planes of 1 square metre and more are from the axes;
             half of their area is no further, so that turned furniture does not count. None without such planes.
         worst_wall_degrees (`float`, *optional*): the same of the worst of them.
+        cameras_upright (`float`): share of cameras whose upper edge points up, within 65 degrees.
+        floor_tilt (`float`, *optional*): angle between z and the plane through the floor's cells, degrees.
     """
 
     points: np.ndarray
@@ -49,11 +54,15 @@ class Sanity:
     floor_area: float
     wall_degrees: float | None
     worst_wall_degrees: float | None
+    cameras_upright: float
+    floor_tilt: float | None
 
     def list_facts(self) -> list[tuple[str, str]]:
         """(name, value) of every number, for people."""
         facts = [("cameras inside the room, %", f"{100 * self.cameras_inside:.0f}")]
+        facts.append(("cameras with their upper edge up, %", f"{100 * self.cameras_upright:.0f}"))
         if self.floor_height is not None:
+            facts.append(("tilt of the floor, °", f"{self.floor_tilt:.1f}"))
             facts.append(("median height of the floor, cm", f"{round(100 * self.floor_height, 1) + 0.0:.1f}"))
             facts.append(("floor, rms of 25 cm cells, cm", f"{100 * self.floor_rms:.1f}"))
             facts.append(("visible floor, m²", f"{self.floor_area:.1f}"))
@@ -68,6 +77,13 @@ class Sanity:
         if self.cameras_inside < MIN_CAMERAS_INSIDE:
             share = f"{100 * self.cameras_inside:.0f} %"
             found.append(f"only {share} of the cameras stand in or beside what they saw, above its floor")
+        if self.cameras_upright < MIN_CAMERAS_UPRIGHT:
+            share = f"{100 * self.cameras_upright:.0f} %"
+            found.append(
+                f"only {share} of the cameras have their upper edge up: is the world, or are pictures, turned?"
+            )
+        if self.floor_tilt is not None and self.floor_tilt > MAX_FLOOR_TILT:
+            found.append(f"the floor is tilted by {self.floor_tilt:.1f}°")
         if self.floor_height is None:
             found.append("no floor is in view: nothing checks that z = 0 is the floor")
         elif abs(self.floor_height) > MAX_FLOOR_HEIGHT:
@@ -90,7 +106,7 @@ def measure_sanity(scene: Scene) -> Sanity:
     surface = sample_surface(scene)
     votes = count_voxel_votes(surface.points, VOXEL_SIZE)
     facing_up = surface.normals[:, 2] > FACING_UP
-    height, rms, area = measure_floor(surface.points[facing_up], votes[facing_up])
+    height, rms, area, tilt = measure_floor(surface.points[facing_up], votes[facing_up])
     planes = find_upright_planes(surface, votes, VOXEL_SIZE, MIN_WALL_AREA)
     angles = [fold_angle(np.rad2deg(np.arctan2(plane.normal[1], plane.normal[0]))) for plane in planes]
     return Sanity(
@@ -101,6 +117,8 @@ def measure_sanity(scene: Scene) -> Sanity:
         floor_area=area,
         wall_degrees=find_weighted_median(angles, [plane.area for plane in planes]) if planes else None,
         worst_wall_degrees=float(max(angles)) if planes else None,
+        cameras_upright=float((get_camera_ups(scene.cam2world)[:, 2] > UPWARDS).mean()),
+        floor_tilt=tilt,
     )
 
 
@@ -116,20 +134,25 @@ def fold_angle(degrees: float) -> float:
     return float(abs(np.mod(degrees + 45.0, 90.0) - 45.0))
 
 
-def measure_floor(points: np.ndarray, votes: np.ndarray) -> tuple[float | None, float | None, float]:
-    """Median height, rms and area of the floor among patches (M, 3) that face up; None, None, 0 without a floor."""
+def measure_floor(points: np.ndarray, votes: np.ndarray) -> tuple[float | None, float | None, float, float | None]:
+    """Median height, rms, area and tilt of the floor among patches (M, 3) that face up; None and 0 without a floor."""
     height = find_floor_height(points[:, 2], votes)
     if height is None:
-        return None, None, 0.0
+        return None, None, 0.0, None
     points = points[np.abs(points[:, 2] - height) < FLOOR_REACH]
     cells = np.unique(np.floor(points[:, :2] / CELL).astype(np.int64), axis=0, return_inverse=True)[1].reshape(-1)
     order = np.argsort(cells, kind="stable")
     members = np.split(points[order, 2], np.flatnonzero(np.diff(cells[order])) + 1)
-    medians = np.array([np.median(heights) for heights in members if len(heights) >= MIN_CELL_PATCHES])
+    kept = np.array([len(heights) >= MIN_CELL_PATCHES for heights in members])
+    medians = np.array([np.median(heights) for heights in members])[kept]
     if not len(medians):
-        return None, None, 0.0
+        return None, None, 0.0, None
     middle = float(np.median(medians))
-    return middle, float(np.sqrt(((medians - middle) ** 2).mean())), len(medians) * CELL**2
+    places = np.array([np.bincount(cells, axis)[kept] / np.bincount(cells)[kept] for axis in points[:, :2].T])
+    plane = np.stack([*places, np.ones(len(medians))], axis=1)
+    slope = np.linalg.lstsq(plane, medians, rcond=None)[0][:2]
+    tilt = float(np.rad2deg(np.arctan(np.linalg.norm(slope))))
+    return middle, float(np.sqrt(((medians - middle) ** 2).mean())), len(medians) * CELL**2, tilt
 
 
 def measure_cameras_inside(scene: Scene, points: np.ndarray, floor_height: float | None) -> float:

@@ -304,17 +304,20 @@ def align_scene(scene: Scene, estimate: UprightEstimate) -> Scene:
     """The same scene in the upright world of `estimate`.
 
     Raises:
-        ValueError: when the scene has boxes or a picture from above: those lie in an aligned world already, and which
-            one nobody knows.
+        ValueError: when the scene has boxes, proposals or a picture from above: those lie in an aligned world already,
+            and which one nobody knows.
     """
-    present = [name for name in ("boxes", "bev_image") if getattr(scene, name) is not None]
+    present = [name for name in ("boxes", "proposal_boxes", "bev_image") if getattr(scene, name) is not None]
     if present:
         raise ValueError(
             f"scene {scene.scene_id!r}: expected a scan without {' and '.join(present)} to align by estimate, since "
             "those are given in an aligned world and would not turn with the cameras; give the alignment that belongs "
             "to them in axis_align.txt or as axis_align_matrix=, or align without them and add them afterwards."
         )
-    return replace(scene, cam2world=estimate.axis_align_matrix @ np.asarray(scene.cam2world, np.float64))
+    matrix = estimate.axis_align_matrix
+    before = np.eye(4) if scene.axis_align_matrix is None else scene.axis_align_matrix
+    cam2world = matrix @ np.asarray(scene.cam2world, np.float64)
+    return replace(scene, cam2world=cam2world, axis_align_matrix=matrix @ before)
 
 
 __all__ = ["LOW_CONFIDENCE", "UprightEstimate", "UprightWarning", "align_scene", "estimate_upright"]

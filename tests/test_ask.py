@@ -74,7 +74,7 @@ def test_questions_are_answered_in_order_by_words_or_boxes(tmp_path, capsys):
     assert [answer.boxes is not None for answer in answers] == [False, True, False, True]
     said = capsys.readouterr().out
     assert "4 views: frame-000000, frame-000001, frame-000003, frame-000005" in said and answers[0].text in said
-    assert "boxes and bev_image did: its world is taken to be upright" in said and "boxes came with the scan" in said
+    assert "boxes did: its world is taken to be upright" in said and "boxes came with the scan" in said
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     # Four chosen views, and all six in the sanity picture.
     assert check_page(page)["polygon"] == 4 + 6 and "having not seen it" in page and "find the bed" in page
@@ -194,7 +194,7 @@ def test_a_video_is_asked_about_without_cameras(tilted, tmp_path, capsys):
     write_video(tmp_path / "walk.mp4", tilted[1].images)
     (answer,) = run(tmp_path / "walk.mp4", tmp_path / "page.html", "--views", "3", "find the bed")
     said = capsys.readouterr().out
-    assert answer.boxes is None and "nothing was aligned" in said and "no boxes: none came" in said
+    assert answer.boxes is None and "nothing was estimated" in said and "no boxes: none came" in said
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     check_page(page)
     assert "Is it upright?" not in page

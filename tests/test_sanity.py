@@ -30,7 +30,7 @@ def test_an_upright_room_passes(room):
     assert sanity.cameras_inside == 1.0 and abs(sanity.floor_height) < 0.005 and sanity.floor_rms < 0.005
     assert sanity.wall_degrees < 0.5 and sanity.floor_area > 2 and sanity.list_warnings() == []
     names = [name for name, _ in sanity.list_facts()]
-    assert names[:2] == ["cameras inside the room, %", "median height of the floor, cm"] and len(names) == 6
+    assert names[:2] == ["cameras inside the room, %", "cameras with their upper edge up, %"] and len(names) == 8
 
 
 def test_what_is_off_is_said_in_words(room):
@@ -50,7 +50,7 @@ def test_what_is_off_is_said_in_words(room):
         "the floor is not flat: its cells scatter 4.2 cm",
         "no wall of 1 m² is in view: nothing checks the heading",
     ]
-    assert len(bad.list_facts()) == 1
+    assert len(bad.list_facts()) == 2
 
 
 def test_cameras_far_outside_or_below_the_floor_are_counted(room):

@@ -57,7 +57,8 @@ def read_rgbd_folder(
     Args:
         path (`str` or `Path`): the folder; its name becomes the scene's id.
         num_views (`int`, *optional*): read this many frames, evenly spread, none twice; all frames by default.
-        axis_align_matrix (`(4, 4)` array or file, *optional*): scan to upright world; instead of `axis_align.txt`.
+        axis_align_matrix (`(4, 4)` array or file, *optional*): scan to upright world; instead of `axis_align.txt`. In
+            another world than the folder's own its boxes, proposals and picture from above are left out.
         boxes (`(K, 6)` array or JSON file, *optional*): instead of `boxes.json`.
         max_excluded (`float`, defaults to 0): share of frames that may be lost, missing or damaged; they are left out
             and listed in `Scene.exclusions`.
@@ -84,23 +85,30 @@ def read_rgbd_folder(
     views = decode_views(chosen, color_files.__getitem__, _make_depth_reader(path, chosen), exclusions, reduce_to)
     if views.image_size != views.stored_size and views.depth_maps is None:
         intrinsics = scale_intrinsics(intrinsics, views.stored_size, views.image_size)
-    default_boxes = path / "boxes.json"
-    given_boxes = default_boxes if boxes is None and default_boxes.is_file() else boxes
+    align = read_axis_align_matrix(axis_align_matrix, scene_id, lambda: _read_alignment(path))
+    own_world = axis_align_matrix is None or _is_same(align, _read_alignment(path))
+    default_boxes, detected = path / "boxes.json", path / "proposals.json"
+    given_boxes = default_boxes if boxes is None and own_world and default_boxes.is_file() else boxes
     box_array, box_labels = (None, None) if given_boxes is None else read_boxes(given_boxes, scene_id)
-    detected = path / "proposals.json"
     return make_scene(
         path=path,
         scene_id=scene_id,
         views=views,
         intrinsics=intrinsics,
         cam2world=np.stack([cameras[name] for name in views.names]),
-        axis_align_matrix=read_axis_align_matrix(axis_align_matrix, scene_id, lambda: _read_alignment(path)),
+        axis_align_matrix=align,
         exclusions=exclusions,
         boxes=box_array,
         box_labels=box_labels,
-        proposal_boxes=read_boxes(detected, scene_id)[0] if detected.is_file() else None,
-        bev=read_bev(path),
+        proposal_boxes=read_boxes(detected, scene_id)[0] if own_world and detected.is_file() else None,
+        bev=read_bev(path) if own_world else (None, None, None),
     )
+
+
+def _is_same(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    """Whether two alignments make the same world; None is the scan's own."""
+    one, other = (np.eye(4) if matrix is None else matrix for matrix in (one, other))
+    return bool(np.allclose(one, other, atol=1e-6))
 
 
 def _find_frames(path: Path) -> dict[str, Path]:
