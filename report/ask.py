@@ -21,11 +21,13 @@ class Answer:
     Attributes:
         question (`str`), text (`str`): the answer in words.
         boxes (list of 6 `float`): the boxes that were found; None when the question was not about boxes.
+        numbers (list of `int`): their places among those to choose from.
     """
 
     question: str
     text: str
     boxes: list[list[float]] | None = None
+    numbers: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -60,7 +62,8 @@ def make_answers_section(answers: Sequence[Answer], plan: Plan | None) -> Markup
     if plan is not None:
         for answer in grounded:
             boxes = [DrawnBox(box, PROPOSAL_COLOR, width=1.0) for box in plan.boxes]
-            boxes += [DrawnBox(box, FOUND_COLOR, width=3.0) for box in answer.boxes]
+            found = zip(answer.boxes, answer.numbers, strict=True)
+            boxes += [DrawnBox(box, FOUND_COLOR, str(number), width=3.0) for box, number in found]
             caption = join([answer.question, element("span", f" ({answer.text})", class_="soft")])
             figures.append(make_plan(plan.image, plan.bounds, boxes, caption=caption, width=330))
     extra = [element("h3", "Found boxes, among those to choose from"), make_row(*figures)] if figures else []

@@ -20,7 +20,7 @@ from ross3d.scenes.build import make_scene
 from ross3d.tests.test_report import check_page
 from ross3d.tests.tiny import get_checkpoint, get_rooms
 from ross3d.tools import ask, view
-from ross3d.tools.ask import list_doubts
+from ross3d.tools.ask import describe_box, list_doubts
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -261,3 +261,23 @@ def get_cell_medians(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     counts = np.bincount(cells)
     large = np.flatnonzero(counts >= 100)
     return np.array([np.median(points[cells == cell, 2]) for cell in large]), counts[large]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--views", "0"], "--views: expected a number from 1 on, got 0"),
+        (["--steps", "0"], "--steps: expected a number from 1 on, got 0"),
+        (["--views", "4", "--hide", "4"], "--hide: expected a view from 0 to 3, got 4"),
+        (["--hide", "-1"], "--hide: expected a view from 0 to"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_the_model_is_read(tmp_path, monkeypatch, options, message):
+    monkeypatch.setattr(ask, "load_model", lambda *arguments: pytest.fail("the model was loaded first"))
+    with pytest.raises(ValueError, match=message):
+        run(get_rooms() / "val" / "val-000000", tmp_path / "page.html", *options, "Is there a bed?")
+
+
+def test_found_boxes_say_where_they_are():
+    box = np.array([0.04, -1.26, 0.5, 1.0, 2.0, 0.31])
+    assert describe_box(3, box) == "box 3 at (0.0, -1.3, 0.5), 1.0 x 2.0 x 0.3 m"

@@ -83,9 +83,15 @@ def answer_with_boxes(model: Any, processor: Any, cache: Any, questions: list[st
     answers = []
     for question, scores in zip(questions, model.ground(scene=cache, **asks).float().cpu().numpy(), strict=True):
         chosen = select_proposals(scores)
-        text = f"box {', '.join(map(str, chosen))}" if chosen else "none of the given boxes"
-        answers.append(Answer(question, text, boxes[chosen].tolist()))
+        text = "; ".join(describe_box(number, boxes[number]) for number in chosen) or "none of the boxes"
+        answers.append(Answer(question, text, boxes[chosen].tolist(), chosen))
     return answers
+
+
+def describe_box(number: int, box: np.ndarray) -> str:
+    """Number, middle and size of a box, metres in the upright world."""
+    middle, size = ([f"{value:.1f}" for value in part] for part in (box[:3], box[3:]))
+    return f"box {number} at ({', '.join(middle)}), {' x '.join(size)} m"
 
 
 def rebuild_hidden_view(
@@ -149,9 +155,15 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
 def main(args: list[str] | None = None) -> list[Answer]:
     """Read, answer, rebuild, write; returns the answers in the order of the questions."""
     options = parse_arguments(args)
+    for name, value, least in (("views", options.views, 1), ("steps", options.steps, 1)):
+        if value < least:
+            raise ValueError(f"--{name}: expected a number from {least} on, got {value}.")
     scan = read_own_scan(options.scan, axis_align_matrix=options.axis_align, boxes=options.boxes)
     scene = scan.read_views(options.views)
     print(f"{scan.alignment}\n{scan.describe_boxes()}\n{scene.num_views} views: {', '.join(scene.view_names)}")
+    hidden_view = scene.num_views // 2 if options.hide is None else options.hide
+    if not 0 <= hidden_view < scene.num_views:
+        raise ValueError(f"--hide: expected a view from 0 to {scene.num_views - 1}, got {options.hide}.")
     model, processor, has_teacher = load_model(options.model, options.device)
     has_boxes = len(scan.boxes) > 0
     given = get_scene_inputs(scene, scan.boxes if has_boxes else None)
@@ -175,7 +187,6 @@ def main(args: list[str] | None = None) -> list[Answer]:
         plan = Plan(picture.image, picture.bounds, scan.boxes)
         sanity = check_scan(scan, picture.image, picture.bounds)
         if has_teacher:
-            hidden_view = scene.num_views // 2 if options.hide is None else options.hide
             rebuilt = rebuild_hidden_view(model, inputs, scene, hidden_view, picture, options.steps)
     print(write_page(options.output, make_ask_page(scene, answers, plan, rebuilt, options.model, sanity)))
     return answers
