@@ -81,7 +81,8 @@ def describe_training(settings: dict[str, Any], state: TrainerState) -> str:
     """Command, settings, and what the run came to."""
     reports = [record for record in state.log_history if "loss" in record]
     losses = {name: value for name, value in (reports[-1] if reports else {}).items() if name.endswith("loss")}
-    last = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
+    # A run that went on has them in another order.
+    last = ", ".join(f"{name} {losses[name]:.4f}" for name in sorted(losses))
     text = yaml.safe_dump(strip_settings(settings), sort_keys=False).rstrip()
     return (
         f"`accelerate launch train.py CONFIG.yaml` of ross3d with the settings below, {state.global_step} optimizer"
