@@ -116,7 +116,8 @@ class Ross3DDenoiserConfig(PreTrainedConfig):
         frequency_embedding_size (`int`, defaults to 256): sinusoid channels of the timestep embedding.
         condition (`str`, defaults to `"per_view"`): `"pooled"` (published): learned queries pool the visible states
             into one condition that all hidden views of a scene share. `"per_view"` (ours): the queries also carry
-            the 3D position embedding of the patches of the very view to rebuild.
+            the 3D position embedding of the patches of the very view to rebuild. `"positions"`: as `per_view`, with
+            nothing in the states: the control that tells what positions alone rebuild.
         prediction_type (`str`, defaults to `"epsilon"`): `"epsilon"` (published) or `"v_prediction"`.
         num_train_timesteps (`int`, defaults to 1000): length of the squared-cosine schedule.
         sampler (`str`, defaults to `"ancestral"`): `"published"` clips the predicted latents to [-1, 1] and uses the
@@ -144,7 +145,7 @@ class Ross3DDenoiserConfig(PreTrainedConfig):
     num_pool_heads: int = 16
     intermediate_size: int = 4096
     frequency_embedding_size: int = 256
-    condition: Literal["pooled", "per_view"] = "per_view"
+    condition: Literal["pooled", "per_view", "positions"] = "per_view"
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
     num_train_timesteps: int = 1000
     sampler: Literal["published", "ancestral"] = "ancestral"
@@ -180,6 +181,11 @@ class Ross3DDenoiserConfig(PreTrainedConfig):
         check_choice("denoiser_config.frequency_embedding_size", self.frequency_embedding_size, even, "an even number")
 
     @property
+    def queries_have_positions(self) -> bool:
+        """Whether what is to be rebuilt is asked for by its 3D positions."""
+        return self.condition != "pooled"
+
+    @property
     def token_channels(self) -> int:
         """Channels of one folded latent token: `latent_channels * latent_patch_size ** 2`."""
         return self.latent_channels * self.latent_patch_size**2
@@ -212,6 +218,9 @@ class Ross3DConfig(PreTrainedConfig):
         view_mask_ratio (`float`, defaults to 0.25): share of a scene's views that are hidden; `int(V * (1 - ratio))`
             are kept.
         view_mask_period (`int`, defaults to 4): views are hidden in optimizer steps divisible by it.
+        view_objective (`str`, defaults to `"cross_view"`): `"cross_view"` hides the views of `bool_masked_views` from
+            the language model, which rebuilds them from the others (published). `"vanilla"` hides nothing and rebuilds
+            each of them from its own states, the 2D objective that the paper compares with.
         reconstruct_on_grounding_rows (`bool`, defaults to `False`): whether rows that hold grounding questions also
             carry the reconstruction losses (published: they do not).
         lm_loss_weight, view_loss_weight, bev_loss_weight, grounding_loss_weight (`float`, default 1.0): `loss` is
@@ -277,6 +286,7 @@ class Ross3DConfig(PreTrainedConfig):
     grounding_temperature: float | int = 0.07
     view_mask_ratio: float = 0.25
     view_mask_period: int = 4
+    view_objective: Literal["cross_view", "vanilla"] = "cross_view"
     reconstruct_on_grounding_rows: bool = False
     lm_loss_weight: float | int = 1.0
     view_loss_weight: float | int = 1.0

@@ -945,6 +945,11 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         losses = compute_grounding_losses(scores[places], grounding_labels[places], self.config.grounding_temperature)
         return losses.sum(), asked.sum().to(losses.dtype)
 
+    def get_unseen_views(self, bool_masked_views: torch.Tensor | None) -> torch.Tensor | None:
+        """Which of the views to rebuild (B, V) are hidden from the language model: all; none with `vanilla`."""
+        # CODEPATH: cross-view in published checkpoints; the vanilla objective is what the paper compares with.
+        return bool_masked_views if self.config.view_objective == "cross_view" else None
+
     def get_view_repeats(self, view_mask: torch.Tensor, hidden: torch.Tensor) -> list[int]:
         """Noise draws per hidden view of each scene: V // hidden, as published, so that a scene counts V pictures."""
         views, counts = torch.stack([view_mask.sum(dim=1), hidden.sum(dim=1)]).tolist()
@@ -997,12 +1002,26 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         return total, hidden.any(dim=1).sum().to(total.dtype)
 
     def get_view_conditions(self, scene_states: SceneStates, hidden: torch.Tensor) -> torch.Tensor:
-        """The condition of every hidden view, scene by scene: (n, M, C)."""
+        """The condition of every view to rebuild, scene by scene: (n, M, C).
+
+        That are the hidden views; with the vanilla objective `hidden` (B, V) names visible ones, each of which becomes
+        a scene of its own.
+        """
         scene, view = hidden.nonzero(as_tuple=True)
+        # CODEPATH: cross-view in published checkpoints; the vanilla objective is what the paper compares with.
+        if self.config.view_objective == "vanilla":
+            positions = scene_states.positions
+            scene_states = SceneStates(
+                scene_states.states[scene, view][:, None],
+                scene_states.visible[scene, view][:, None],
+                None if positions is None else positions[scene, view][:, None],
+            )
+            hidden = torch.ones_like(scene[:, None], dtype=torch.bool)
+            scene, view = torch.arange(len(scene), device=scene.device), torch.zeros_like(view)
         slot = hidden.cumsum(dim=1)[scene, view] - 1
         queries = None
         # CODEPATH: "pooled" in published checkpoints, "per_view" in new ones.
-        if self.config.denoiser_config.condition == "per_view" and scene_states.positions is not None:
+        if self.config.denoiser_config.queries_have_positions and scene_states.positions is not None:
             positions = scene_states.positions
             queries = positions.new_zeros(len(hidden), int(hidden.sum(dim=1).max()), *positions.shape[2:])
             queries[scene, slot] = positions[scene, view]
@@ -1016,7 +1035,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         """
         queries = None
         # CODEPATH: "pooled" in published checkpoints, "per_view" in new ones.
-        if self.config.denoiser_config.condition == "per_view" and bev_bounds is not None:
+        if self.config.denoiser_config.queries_have_positions and bev_bounds is not None:
             hint = "pass x_min, y_min, x_max, y_max of each picture, metres."
             check_shape("bev_bounds", bev_bounds, (len(scene_states.states), 4), hint)
             bev_bounds = read_float32("bev_bounds", bev_bounds)
@@ -1091,7 +1110,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         grid, config = head.get_grid_size(branch), self.config.denoiser_config
         queries = None
         # CODEPATH: "pooled" in published checkpoints, "per_view" in new ones.
-        if config.condition == "per_view":
+        if config.queries_have_positions:
             queries = one.states.new_zeros(1, 1, grid**2, one.states.shape[-1])
             if one.positions is None:
                 one.positions = torch.zeros_like(one.states)
@@ -1164,7 +1183,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             proposal_boxes (`(B, K, 6)`), proposal_mask (`(B, K)`), proposal_patches (`(B, K, V, p, p)`): candidate
                 objects: centre and size in metres, real or padding, and the vision patches inside.
             query_coords (`(B, Q, 3)`): metres; NaN for questions without `<coord>`.
-            bool_masked_views (`(B, V)`): True = the view is hidden and, with a teacher, has to be rebuilt.
+            bool_masked_views (`(B, V)`): True = the view is hidden and, with a teacher, has to be rebuilt; with the
+                vanilla objective it is rebuilt from what is seen of it.
             labels, shift_labels, loss_weights (`(B, L)`): text targets; `labels` alone are shifted here and averaged
                 row by row, which rows with several questions cannot be.
             grounding_labels (`(B, Q, K + 1)`): multi-hot, last column "no target"; an all-zero row is no question.
@@ -1195,7 +1215,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             view_mask=view_mask,
             patch_coords=patch_coords,
             patch_valid=patch_valid,
-            bool_masked_views=hidden_views,
+            bool_masked_views=self.get_unseen_views(hidden_views),
             query_coords=query_coords,
             return_dict=True,
             **kwargs,
@@ -1300,7 +1320,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         """View and bird's-eye losses where they apply; both, as zeros with a graph, in training."""
         if view_mask is None:
             view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
-        visible = view_mask if hidden_views is None else view_mask & ~hidden_views
+        unseen = self.get_unseen_views(hidden_views)
+        visible = view_mask if unseen is None else view_mask & ~unseen
         # Draws are made on the host: the seeds go there once.
         row_seed = None if row_seed is None else row_seed.cpu()
         scene_states = SceneStates(outputs.visual_states, visible, outputs.visual_positions)
@@ -1673,15 +1694,17 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
         if bool_masked_views is None:
             bool_masked_views = self.get_masked_views(masked_views or [], view_mask)
+        unseen = self.get_unseen_views(bool_masked_views)
         names = ("input_ids", "attention_mask", "segment_ids", "patch_coords", "patch_valid", "query_coords")
         outputs = self.model(
             pixel_values=pixel_values,
             view_mask=view_mask,
-            bool_masked_views=bool_masked_views,
+            bool_masked_views=unseen,
             return_dict=True,
             **{name: inputs[name] for name in names if inputs.get(name) is not None},
         )
-        scene_states = SceneStates(outputs.visual_states, view_mask & ~bool_masked_views, outputs.visual_positions)
+        visible = view_mask if unseen is None else view_mask & ~unseen
+        scene_states = SceneStates(outputs.visual_states, visible, outputs.visual_positions)
         head = self.reconstruction_head
         counts = bool_masked_views.sum(dim=1).tolist()
         views: list[torch.Tensor | None] = [None] * len(counts)

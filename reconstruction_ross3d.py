@@ -170,7 +170,7 @@ class Ross3DTimestepEmbedding(nn.Module):
 class Ross3DConditionPooler(nn.Module):
     """Learned queries attend the visible states of their own scene: (B, S, D) -> (B, M', C).
 
-    With `per_view`, the 3D position embedding of the queries' own patches joins queries and output, that of the
+    Unless `pooled`, the 3D position embedding of the queries' own patches joins queries and output, that of the
     visible tokens joins the keys, so a query can find what was seen where it looks.
     """
 
@@ -182,8 +182,8 @@ class Ross3DConditionPooler(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.per_view = config.condition == "per_view"
-        if self.per_view:
+        self.has_positions = config.queries_have_positions
+        if self.has_positions:
             self.query_position_proj = nn.Linear(state_size, config.hidden_size, bias=False)
             self.key_position_proj = nn.Linear(state_size, config.hidden_size, bias=False)
 
@@ -208,8 +208,8 @@ class Ross3DConditionPooler(nn.Module):
         Args:
             states (B, S, D): normalised states.
             state_mask (B, S) bool: which of them may be attended.
-            state_positions (B, S, D), query_positions (B, m, M, D): 3D position embeddings, read with `per_view`
-                only; m pictures of each scene are asked for.
+            state_positions (B, S, D), query_positions (B, m, M, D): 3D position embeddings, not read with `pooled`;
+                m pictures of each scene are asked for.
 
         Returns:
             (B, m, M, C); m is 1 when the queries carry no positions.
@@ -217,7 +217,7 @@ class Ross3DConditionPooler(nn.Module):
         hidden = self.state_proj(F.silu(states))
         keys, values = self.k_proj(hidden), self.v_proj(hidden)
         queries = self.queries[:, None].expand(states.shape[0], -1, -1, -1)
-        if self.per_view:
+        if self.has_positions:
             queries = self.add_positions(queries, self.query_position_proj, query_positions)
             keys = self.add_positions(keys, self.key_position_proj, state_positions)
         num_pictures, num_queries = queries.shape[1:3]
@@ -228,7 +228,7 @@ class Ross3DConditionPooler(nn.Module):
             attn_mask=state_mask[:, None, None],
         )
         condition = self.out_proj(pooled.transpose(1, 2).flatten(2)).unflatten(1, (num_pictures, num_queries))
-        return condition + queries if self.per_view else condition
+        return condition + queries if self.has_positions else condition
 
 
 class Ross3DZeroLinear(nn.Linear):
@@ -371,12 +371,15 @@ class Ross3DReconstructionHead(nn.Module):
         Args:
             scene_states (`SceneStates`): of B scenes.
             branch (`str`): `"view"` or `"bev"`.
-            query_positions (B, m, M, D): 3D position embedding of the patches to rebuild; read with `per_view`.
+            query_positions (B, m, M, D): 3D position embedding of the patches to rebuild; not read with `pooled`.
 
         Returns:
             (B, m, M, C); with `pooled` m is 1: all pictures of a scene share one condition.
         """
         states = self.normalize_states(scene_states.states).flatten(1, 2)  # (B, S, D)
+        # CODEPATH: "positions" is the control of "per_view", in no published checkpoint.
+        if self.config.condition == "positions":
+            states = torch.zeros_like(states)
         num_tokens = scene_states.states.shape[2]
         mask = scene_states.visible[:, :, None].expand(-1, -1, num_tokens).flatten(1)
         # A scene without a visible view attends everything, hidden views too, so that nothing is NaN.

@@ -258,7 +258,17 @@ def get_seed(context: EvalContext, purpose: str) -> int:
 
 
 def prepare(context: EvalContext, items: list[SceneItem]) -> tuple[Scene, Scene]:
-    """The scene that is rebuilt, and the one that stands in for it."""
+    """The scene that is rebuilt, and the one that stands in for it.
+
+    Raises:
+        ValueError: for a model that was not trained to rebuild what it does not see.
+    """
+    objective = context.model.config.view_objective
+    if objective != "cross_view":
+        raise ValueError(
+            f"task reconstruction: expected a model with view_objective 'cross_view', got {objective!r}, which"
+            " rebuilds views that it sees; leave the task out."
+        )
     return context.load_scene(items[0].scene_id), context.load_scene(items[0].other_scene_id)
 
 

@@ -126,7 +126,7 @@ def test_wrong_numbers_are_refused(wrong, right, message):
         (
             {"denoiser": {"condition": "both"}},
             {"denoiser": {"condition": "pooled"}},
-            r"'per_view'\), got both",
+            r"'positions'\), got both",
         ),
         ({"projector_norm": "rms"}, {"projector_norm": "layer_norm"}, r"'none', 'layer_norm'\), got rms"),
         ({"position_embedding": "rope"}, {"position_embedding": "none"}, r"'none', 'sin3d'\), got rope"),
