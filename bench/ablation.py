@@ -133,7 +133,7 @@ def link_scenes(sources: Sequence[Path], folder: Path) -> None:
 
 
 def prepare_rooms(output: Path, plan: Plan) -> None:
-    """Rooms in `output/rooms`; for each share of labels a folder of links to those with questions and to the others."""
+    """Rooms in `output/rooms`; for each share of labels a folder of links to those with questions, and to the rest."""
     rooms = output / "rooms"
     build_scenes(rooms, num_train=plan.train, num_val=plan.val)
     scenes = sorted((rooms / "train").iterdir())

@@ -128,6 +128,7 @@ def test_wrong_numbers_are_refused(wrong, right, message):
             {"denoiser": {"condition": "pooled"}},
             r"'positions'\), got both",
         ),
+        ({"view_objective": "hidden"}, {"view_objective": "vanilla"}, r"'cross_view', 'vanilla'\), got hidden"),
         ({"projector_norm": "rms"}, {"projector_norm": "layer_norm"}, r"'none', 'layer_norm'\), got rms"),
         ({"position_embedding": "rope"}, {"position_embedding": "none"}, r"'none', 'sin3d'\), got rope"),
         ({"voxel_size": "10 cm"}, {"voxel_size": 0.1}, "'voxel_size'.*10 cm"),

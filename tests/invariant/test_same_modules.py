@@ -34,10 +34,13 @@ def watch(model: torch.nn.Module) -> tuple[list[str], list[str]]:
     return reads, gradients
 
 
-@pytest.mark.parametrize("condition", ["pooled", "per_view"])
-def test_every_row_reads_the_same_weights_in_the_same_order(condition):
+@pytest.mark.parametrize(
+    ("condition", "objective"),
+    [("pooled", "cross_view"), ("per_view", "cross_view"), ("positions", "cross_view"), ("per_view", "vanilla")],
+)
+def test_every_row_reads_the_same_weights_in_the_same_order(condition, objective):
     """Rows with and without depth, bird's-eye picture, grounding, text, proposals and hidden views."""
-    model = make_model(denoiser={"condition": condition}).train()
+    model = make_model(denoiser={"condition": condition}, view_objective=objective).train()
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     reads, gradients = watch(model)
     found = {}

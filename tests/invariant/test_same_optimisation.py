@@ -42,12 +42,14 @@ def get_gradients(model, batches, counts):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("condition", ["pooled", "per_view"])
+@pytest.mark.parametrize(
+    ("condition", "objective"), [("pooled", "cross_view"), ("per_view", "cross_view"), ("per_view", "vanilla")]
+)
 @pytest.mark.parametrize("loss_name", [*LOSS_NAMES, "loss"])
-def test_one_step_however_split(loss_name, condition):
+def test_one_step_however_split(loss_name, condition, objective):
     """Rows of every kind, all parts trained, split by hand."""
     weights = {f"{name}_weight": float(loss_name in (name, "loss")) for name in LOSS_NAMES}
-    model = make_model(denoiser={"condition": condition}, **weights).double().train()
+    model = make_model(denoiser={"condition": condition}, view_objective=objective, **weights).double().train()
     model.get_teacher().double()
     rows, collate = [RaggedRows(8)[i] for i in range(8)], make_collator()
     whole = collate(rows)
