@@ -33,6 +33,7 @@ import yaml
 
 from ross3d.bench.harness import describe_run
 from ross3d.data.annotations import find_annotations, load_annotations, save_annotations
+from ross3d.data.atomic import write_text
 from ross3d.data.sources import read_scene
 from ross3d.report.summary import get_main_score
 from ross3d.scenes.build import build_scenes
@@ -261,34 +262,31 @@ def run(plan: Plan, output: Path, results: Path, seeds: int, jobs: int, arms: Se
     missing = [(seed, name) for seed in range(seeds) for name in arms if (name, seed) not in known]
     prepare_rooms(output, plan)
     starting = {seed: threading.Lock() for seed in range(seeds)}
-    writing = threading.Lock()
+    writing, failed = threading.Lock(), threading.Event()
 
     def finish(job: tuple[int, str]) -> None:
-        seed, name = job
+        if failed.is_set():
+            return
+        try:
+            add_line(*job)
+        except BaseException:
+            failed.set()
+            raise
+
+    def add_line(seed: int, name: str) -> None:
         with starting[seed]:
             if not (output / f"start_{seed}").is_dir():
-                command = [
-                    sys.executable,
-                    __file__,
-                    "start",
-                    "--output",
-                    str(output),
-                    "--plan",
-                    json.dumps(asdict(plan)),
-                ]
-                call([*command, "--seed", str(seed)], output / f"start_{seed}.txt")
+                command = [sys.executable, __file__, "start", "--output", str(output), "--seed", str(seed)]
+                call([*command, "--plan", json.dumps(asdict(plan))], output / f"start_{seed}.txt")
         line = run_arm(name, plan, seed, output, device)
-        with writing, results.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        with writing:
+            before = results.read_text() if results.is_file() else ""
+            write_text(results, before + json.dumps(line) + "\n")
         print(f"{time.strftime('%H:%M:%S')} {name} seed {seed}: {line['train_seconds']:.0f} s", flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
         for future in [pool.submit(finish, job) for job in missing]:
-            try:
-                future.result()
-            except RuntimeError:
-                pool.shutdown(cancel_futures=True)
-                raise
+            future.result()
 
 
 def summarize(values: Sequence[float]) -> str:
