@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.geometry_ross3d import unpack_patches
 from ross3d.scenes.build import build_scenes
 from ross3d.scenes.questions import make_proposals
-from ross3d.tests.fabricate import PAD_TOKEN, PATCH_GRID, RaggedRows, make_collator, make_model, make_row
+from ross3d.tests.fabricate import PAD_TOKEN, PATCH_GRID, RaggedRows, make_collator, make_config, make_model, make_row
 from ross3d.tests.published import write_published
 from ross3d.tests.scan_folders import enlarge_pictures
 from ross3d.tests.tiny import get_checkpoint, get_rooms
@@ -35,6 +36,7 @@ from ross3d.training.arguments import (
     read_run_arguments,
 )
 from ross3d.training.build import (
+    build_collator,
     build_model,
     build_processor,
     build_rows,
@@ -411,6 +413,14 @@ def test_views_without_depth_are_never_hidden():
         assert not (propose_hidden_views(may_hide, 0.5, seed) & ~may_hide).any()
     batch = make_collator(ratio=0.9)([make_row(1, 3, 1, ["text"], depth=False), make_row(2, 3, 1, ["text"])])
     assert not batch["bool_masked_views"][0].any() and batch["bool_masked_views"][1].any()
+
+
+@pytest.mark.parametrize(("changes", "hides"), [({}, True), ({"denoiser_config": None}, False)])
+def test_a_model_that_rebuilds_nothing_sees_every_view(changes, hides):
+    config = make_config(**changes)
+    processor = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=PAD_TOKEN))
+    batch = build_collator(processor, config)([make_row(1, 4, 1, ["text"]), make_row(2, 5, 2, ["text"])])
+    assert bool(batch["bool_masked_views"].any()) == hides
 
 
 def test_latents_come_with_every_row_or_with_none():

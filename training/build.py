@@ -295,7 +295,9 @@ def build_rows(
 
 
 def build_collator(processor: Ross3DProcessor, config: Ross3DConfig) -> Ross3DCollator:
-    return Ross3DCollator(pad_token_id=processor.tokenizer.pad_token_id, view_mask_ratio=config.view_mask_ratio)
+    # A model that rebuilds nothing would lose views for nothing.
+    ratio = 0.0 if config.denoiser_config is None else config.view_mask_ratio
+    return Ross3DCollator(pad_token_id=processor.tokenizer.pad_token_id, view_mask_ratio=ratio)
 
 
 def freeze_parts(model: nn.Module, parts: dict[str, PartArguments]) -> None:
