@@ -8,13 +8,14 @@ again with the same settings, and ends with the same files; a finished one is le
 
 import json
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
-from ross3d.data.atomic import write_text
+from ross3d.data.atomic import hold_folder, write_text
 from ross3d.data.sources import read_scene
 from ross3d.training.arguments import RunArguments, check_same_run, describe_run, read_command_line
 from ross3d.training.build import (
@@ -28,9 +29,12 @@ from ross3d.training.build import (
     freeze_parts,
     get_run_reading,
     list_scenes,
+    restore_dtypes,
+    save_by_own_class,
     save_run,
+    widen_weights,
 )
-from ross3d.training.callbacks import MarkComplete, NamedLosses, find_checkpoint, is_complete
+from ross3d.training.callbacks import MarkComplete, NamedLosses, check_shared, find_start
 from ross3d.training.lora import add_lora
 from ross3d.training.trainer import Ross3DTrainer
 from ross3d.training.vision_warmup import warm_up_vision
@@ -43,6 +47,8 @@ FIXED_ARGUMENTS = {
     "num_train_epochs": (1, "set data.epochs"),
     "average_tokens_across_devices": (True, "losses are averaged over the answers and scenes of all processes"),
     "resume_from_checkpoint": (None, "a run that is started again with the same settings resumes by itself"),
+    "save_only_model": (False, "a run that was cut off could not go on without its optimizer"),
+    "ignore_data_skip": (False, "a run that goes on would read its first rows again"),
 }
 
 
@@ -56,6 +62,11 @@ def build_training_arguments(settings: dict, seed: int) -> TrainingArguments:
     for name, (value, remedy) in {**FIXED_ARGUMENTS, "seed": (seed, "set the seed of the run: --seed")}.items():
         if settings.get(name, value) != value:
             raise ValueError(f"trainer.{name}: expected {value!r} or nothing, got {settings[name]!r}; {remedy}.")
+    if settings.get("hub_token") is not None:
+        raise ValueError(
+            "trainer.hub_token: expected none, since settings are written into run.yaml and onto the model's page, got"
+            " one; set HF_TOKEN or run `hf auth login`."
+        )
     fixed = {name: value for name, (value, _) in FIXED_ARGUMENTS.items()}
     # Checkpoints are removed by `MarkComplete`: the Trainer would do it before the new one is known to be whole.
     arguments = TrainingArguments(**{**settings, **fixed, "seed": seed, "save_total_limit": None})
@@ -92,24 +103,38 @@ def main(arguments: RunArguments) -> None:
     training = build_training_arguments(arguments.trainer, arguments.seed)
     output_dir = Path(training.output_dir)
     check_processes(arguments, training)
+    with hold_folder(output_dir) if training.process_index == 0 else nullcontext():
+        run(arguments, training, output_dir)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def run(arguments: RunArguments, training: TrainingArguments, output_dir: Path) -> None:
+    """Train from where the folder's files say, and save."""
     check_same_run(arguments, output_dir / "run.yaml")
-    if is_complete(output_dir):
+    is_finished, checkpoint = find_start(output_dir, training.process_index)
+    if is_finished:
         print(f"{output_dir}: this run is finished; nothing to do.")
         return
+    # A library that the optimizer needs is missed here, before anything large is read.
+    Trainer.get_optimizer_cls_and_kwargs(training)
     processor = build_processor(arguments)
     model = build_model(arguments, processor)
     if training.process_index == 0:
-        output_dir.mkdir(parents=True, exist_ok=True)
         write_text(output_dir / "run.yaml", describe_run(arguments))
-    checkpoint = find_checkpoint(output_dir)
+    check_shared(output_dir / "run.yaml", training.process_index)
     if checkpoint is None and arguments.vision_warmup is not None and not arguments.data.blind:
         paths = list_scenes(arguments.data)
         read = partial(read_scene, **get_run_reading(arguments, processor))
         accuracy = warm_up_vision(model, processor, paths, read, arguments.vision_warmup, arguments.seed)
         print("vision warm-up, accuracy on object patches:", json.dumps(accuracy))
     freeze_parts(model, arguments.parts)
+    dtypes = {}
     if arguments.lora is not None:
         model = add_lora(model, processor, arguments.lora, arguments.seed)
+    else:
+        dtypes = widen_weights(model, autocast=training.bf16 or training.fp16)
+    save_by_own_class(model)
     trainer = Ross3DTrainer(
         model=model,
         args=training,
@@ -125,10 +150,10 @@ def main(arguments: RunArguments) -> None:
     # Every process gives its shards of the weights.
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
+        if dtypes:
+            weights = restore_dtypes(model, dtypes)
         teacher, published = find_teacher(arguments), find_published(arguments)
         save_run(model, weights, processor, teacher, published, trainer.state, output_dir)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

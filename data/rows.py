@@ -32,9 +32,10 @@ class PlannedRow:
 
 
 def choose_labelled(count: int, share: float, seed: int) -> np.ndarray:
-    """Which of so many samples (bool) keep their text: `share` of them to the nearest whole number, drawn once."""
+    """Which of so many samples (bool) keep their text: `share` of them to the nearest whole number from 1 on, drawn
+    once."""
     kept = np.zeros(count, dtype=bool)
-    kept[np.random.default_rng([seed, 0, 1]).permutation(count)[: round(share * count)]] = True
+    kept[np.random.default_rng([seed, 0, 1]).permutation(count)[: max(1, round(share * count))]] = True
     return kept
 
 

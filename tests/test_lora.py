@@ -96,6 +96,14 @@ def test_what_is_trained():
     assert any("vision_tower" in name for name in untouched) and any("lm_head" in name for name in untouched)
 
 
+def test_an_adapter_knows_its_base_from_everywhere(monkeypatch):
+    """A folder's relative name would be looked for where the adapter is loaded."""
+    monkeypatch.chdir(get_checkpoint().parent)
+    model = Ross3DForConditionalGeneration.from_pretrained(get_checkpoint().name)
+    adapted = add_lora(model, make_tiny_processor(), LoraArguments(rank=4), seed=0)
+    assert adapted.peft_config["default"].base_model_name_or_path == str(get_checkpoint().resolve())
+
+
 def test_parts_keep_their_rates(tmp_path):
     model = add_lora(get_model(), make_tiny_processor(), LoraArguments(), seed=0)
     training = train.build_training_arguments({"output_dir": str(tmp_path), "learning_rate": 1.0e-3}, 0)
@@ -163,6 +171,16 @@ def test_lora_stands_beside_a_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="lora: expected init_from beside it, a checkpoint to stand beside, got none"):
         read_run_arguments(tmp_path / "run.yaml", [])
     assert read_run_arguments(tmp_path / "run.yaml", ["--init_from", "folder"]).lora == LoraArguments(rank=8)
+
+
+@pytest.mark.parametrize("part", ["reconstruction_head", "grounding_head.query_mlp", "model"])
+def test_what_is_trained_whole_cannot_be_frozen(tmp_path, part):
+    file = tmp_path / "run.yaml"
+    file.write_text(f"init_from: x\nlora: {{rank: 8}}\nparts: {{{part}: {{freeze: true}}}}\n")
+    with pytest.raises(ValueError, match=f"parts.{part}: expected no freeze of what lora.modules trains whole, got"):
+        read_run_arguments(file, [])
+    other = ["--lora.modules", "[model.vision_tower.head]", "--parts", "{model.language_model: {freeze: true}}"]
+    assert read_run_arguments(file, other).parts == {"model.language_model": PartArguments(freeze=True)}
 
 
 def test_pieces_of_weights_are_refused(tmp_path, monkeypatch):

@@ -10,13 +10,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainingArguments
 
+from ross3d import train
 from ross3d.data.annotations import group_by_scene, load_annotations
+from ross3d.data.atomic import hold_folder
 from ross3d.data.collator import propose_hidden_views, widen_grounding_labels
 from ross3d.data.dataset import SceneRows, get_row_seed
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.geometry_ross3d import unpack_patches
+from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.scenes.build import build_scenes
 from ross3d.scenes.questions import make_proposals
 from ross3d.tests.fabricate import PAD_TOKEN, PATCH_GRID, RaggedRows, make_collator, make_config, make_model, make_row
@@ -25,6 +30,7 @@ from ross3d.tests.scan_folders import enlarge_pictures
 from ross3d.tests.tiny import get_checkpoint, get_rooms
 from ross3d.tools.make_tiny import make_tiny_processor
 from ross3d.train import build_training_arguments, check_processes
+from ross3d.training import callbacks
 from ross3d.training.arguments import (
     DataArguments,
     NewWeightsArguments,
@@ -44,7 +50,10 @@ from ross3d.training.build import (
     freeze_parts,
     group_parameters,
     list_scenes,
+    restore_dtypes,
+    save_by_own_class,
     scale_new_weights,
+    widen_weights,
 )
 from ross3d.training.callbacks import COMPLETE_MARK, find_checkpoint, is_complete
 from ross3d.training.optimizer import MuonAdamW
@@ -107,6 +116,9 @@ def test_checkpoints_between_reports_are_refused(tmp_path):
         ({"seed": 5}, "trainer.seed: expected 0 or nothing, got 5; set the seed of the run: --seed"),
         ({"average_tokens_across_devices": False}, "expected True or nothing, got False; losses are averaged"),
         ({"resume_from_checkpoint": "x"}, "expected None or nothing, got 'x'; a run that is started again"),
+        ({"save_only_model": True}, "expected False or nothing, got True; a run that was cut off could not go on"),
+        ({"ignore_data_skip": True}, "expected False or nothing, got True; a run that goes on would read its first"),
+        ({"hub_token": "hf_x"}, "trainer.hub_token: expected none, since settings are written into run.yaml and"),
     ],
 )
 def test_what_is_set_elsewhere_is_refused(tmp_path, given, message):
@@ -558,9 +570,111 @@ def test_a_torn_checkpoint_is_never_resumed_from(tmp_path):
     shortened = make_checkpoint(tmp_path, 40, complete=True)
     (shortened / "model.safetensors").write_bytes(b"1234")
     assert is_complete(whole) and not is_complete(unmarked) and not is_complete(shortened)
+    copied = shutil.copytree(unmarked, tmp_path / "checkpoint-100-backup")
+    with pytest.warns(
+        UserWarning, match="checkpoint-40: files have changed since it was written; put aside as .*-40-"
+    ):
+        assert find_checkpoint(tmp_path) == whole
+    # What was never whole goes, what somebody has changed or copied stays.
+    assert not unmarked.exists() and not shortened.exists() and copied.exists()
+    assert (tmp_path / "checkpoint-40-damaged-1" / "model.safetensors").read_bytes() == b"1234"
     assert find_checkpoint(tmp_path) == whole
-    assert not unmarked.exists() and not shortened.exists()
     assert find_checkpoint(tmp_path / "nothing") is None
+
+
+def test_the_first_process_says_where_a_run_begins(tmp_path, monkeypatch):
+    """A process that sees another folder neither decides nor removes anything; what it is told has to be there."""
+    told = []
+    monkeypatch.setattr(callbacks, "broadcast_object_list", lambda found: told or found)
+    whole = make_checkpoint(tmp_path / "first", 20, complete=True)
+    assert callbacks.find_start(tmp_path / "first", 0) == (False, whole)
+    told.append((False, whole))
+    own = make_checkpoint(tmp_path / "second", 30, complete=False)
+    assert callbacks.find_start(tmp_path / "second", 1) == (False, whole) and own.exists()
+    monkeypatch.setattr(callbacks.check_shared, "__defaults__", (0.3,))
+    (whole / COMPLETE_MARK).unlink()
+    with pytest.raises(FileNotFoundError, match=r"trainer.output_dir: expected one folder that all machines see, got"):
+        callbacks.find_start(tmp_path / "second", 1)
+    callbacks.check_shared(whole / COMPLETE_MARK, 0)
+    told[:] = [(True, None)]
+    assert callbacks.find_start(tmp_path / "second", 1) == (True, None)
+
+
+def test_one_run_at_a_time_works_in_a_folder(tmp_path):
+    run = RunArguments(trainer={"output_dir": str(tmp_path), "use_cpu": True})
+    with hold_folder(tmp_path), pytest.raises(BlockingIOError, match="another process is at work in this folder"):
+        train.main(run)
+
+
+# ---- precision of what is trained
+
+
+@pytest.mark.parametrize(("autocast", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_trained_weights_are_widened_and_saved_as_they_came(autocast, dtype, monkeypatch):
+    """Steps that half precision would round away are taken; the checkpoint keeps its precision."""
+    model = make_model().to(dtype)
+    freeze_parts(model, {"model.vision_tower": PartArguments(freeze=True)})
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    dtypes = widen_weights(model, autocast)
+    for name, parameter in model.named_parameters():
+        frozen = autocast and name.startswith("model.vision_tower")
+        assert parameter.dtype == (dtype if frozen else torch.float32), name
+        assert (name in dtypes) != frozen
+    weight = model.lm_head.weight
+    # Too small for half precision, in which it is the next number.
+    with torch.no_grad():
+        for _ in range(64):
+            weight += weight.abs() * 2.0**-13
+    after = restore_dtypes(model, dtypes)
+    assert after.keys() == before.keys() and all(value.dtype == dtype for value in after.values())
+    assert (after["lm_head.weight"] != before["lm_head.weight"]).all()
+    assert torch.equal(after["model.image_newline"], before["model.image_newline"])
+    for name in ("DEEPSPEED", "FSDP"):
+        with monkeypatch.context() as context:
+            context.setenv(f"ACCELERATE_USE_{name}", "true")
+            assert widen_weights(model, autocast) == {} and model.lm_head.weight.dtype == dtype
+
+
+def test_a_checkpoint_in_half_precision_is_trained_and_stays_in_it(tmp_path):
+    """With `trainer.bf16` and without, frozen tower beside trained layers; small steps are not lost."""
+    half = tmp_path / "half"
+    model = Ross3DForConditionalGeneration.from_pretrained(get_checkpoint(), dtype=torch.bfloat16)
+    model.save_pretrained(half)
+    build_processor(RunArguments(init_from=str(get_checkpoint()))).save_pretrained(half)
+    shutil.copytree(get_checkpoint() / "teacher", half / "teacher")
+    start = load_file(half / "model.safetensors")
+    for bf16 in (True, False):
+        settings = {"output_dir": str(tmp_path / str(bf16)), "max_steps": 3, "use_cpu": True, "bf16": bf16}
+        settings |= {"learning_rate": 1.0e-3, "lr_scheduler_type": "constant", "disable_tqdm": True, "save_steps": 2}
+        run = RunArguments(
+            init_from=str(half),
+            data=DataArguments(root=str(get_rooms()), limit=6, questions_per_row=2),
+            parts={"model.vision_tower": PartArguments(freeze=True)},
+            trainer=settings | {"logging_steps": 2, "report_to": "none", "per_device_train_batch_size": 2},
+        )
+        train.main(run)
+        found = load_file(tmp_path / str(bf16) / "model.safetensors")
+        assert {name: value.dtype for name, value in found.items()} == {n: v.dtype for n, v in start.items()}
+        moved = {name for name, value in found.items() if not torch.equal(value, start[name])}
+        assert not any(name.startswith("model.vision_tower") for name in moved)
+        assert {"lm_head.weight", "model.language_model.norm.weight"} <= moved
+        on_the_way = load_file(tmp_path / str(bf16) / "checkpoint-2" / "model.safetensors")
+        assert on_the_way["lm_head.weight"].dtype == torch.float32
+        again = Ross3DForConditionalGeneration.from_pretrained(tmp_path / str(bf16))
+        assert again.lm_head.weight.dtype == torch.bfloat16
+
+
+def test_a_model_cut_by_fsdp_is_saved_with_its_own_code(tmp_path):
+    """FSDP changes the class of what it wraps, here as `fully_shard` does it."""
+    model = make_model()
+    own = type(model)
+    save_by_own_class(model)
+    model.__class__ = type("FSDPModel", (FSDPModule, own), {})
+    model.save_pretrained(tmp_path)
+    assert isinstance(model, FSDPModule) and (tmp_path / "modeling_ross3d.py").is_file()
+    assert not list(tmp_path.glob("_fsdp*"))
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoModel"] == auto_map["AutoModelForImageTextToText"] == f"modeling_ross3d.{own.__name__}"
 
 
 # ---- the runs in configs/
@@ -602,3 +716,10 @@ def test_launch_files_name_what_there_is():
     wrapped = files["fsdp2"]["fsdp_config"]["fsdp_transformer_layer_cls_to_wrap"].split(",")
     assert set(wrapped) <= {type(module).__name__ for module in make_model().modules()}
     assert all(file["mixed_precision"] == "no" for file in files.values()), "trainer.bf16 says it"
+    # By default accelerate hands several machines to pdsh, which wants a file of hosts.
+    launchers = [
+        file["deepspeed_config"]["deepspeed_multinode_launcher"]
+        for file in files.values()
+        if "deepspeed_config" in file
+    ]
+    assert launchers == ["standard"] * 3

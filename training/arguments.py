@@ -211,8 +211,12 @@ class RunArguments:
 # Settings that may differ when a run goes on: they change none of its results.
 FREE_SETTINGS = frozenset(
     f"trainer.{name}"
-    for name in ("output_dir", "dataloader_num_workers", "disable_tqdm", "report_to", "run_name", "save_total_limit")
-) | {"data.prepared", "data.latents"}
+    for name in (
+        "output_dir", "dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory",
+        "dataloader_persistent_workers", "ddp_timeout", "disable_tqdm", "report_to", "run_name", "project",
+        "save_total_limit", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo",
+    )
+) | {"data.prepared", "data.latents"}  # fmt: skip
 
 SECTION_CLASSES = {
     "data": DataArguments,
@@ -303,7 +307,18 @@ def read_run_arguments(config_file: str | Path, overrides: list[str] | None = No
     run = RunArguments(**{name: value for name, value in settings.items() if value is not None})
     if run.lora is not None and run.init_from is None:
         raise ValueError("lora: expected init_from beside it, a checkpoint to stand beside, got none; set it.")
+    for prefix, part in run.parts.items():
+        whole = [] if run.lora is None or not part.freeze else [m for m in run.lora.modules if overlap(m, prefix)]
+        if whole:
+            raise ValueError(
+                f"parts.{prefix}: expected no freeze of what lora.modules trains whole, got {whole} there; take it out"
+                " of one of the two."
+            )
     return run
+
+
+def overlap(module: str, prefix: str) -> bool:
+    return module.startswith(prefix) or prefix.startswith(module)
 
 
 def read_command_line(words: list[str], usage: str) -> RunArguments:

@@ -36,7 +36,7 @@ from ross3d.training.callbacks import COMPLETE_MARK, mark_complete
 from ross3d.training.card import make_run_card
 from ross3d.training.lora import PEFT_PREFIX
 from ross3d.training.optimizer import MuonAdamW
-from ross3d.training.shards import check_whole_matrices
+from ross3d.training.shards import check_whole_matrices, is_launched_with
 
 
 def list_scenes(arguments: DataArguments) -> list[Path]:
@@ -369,9 +369,48 @@ def find_published(arguments: RunArguments) -> Path | None:
     return beside if arguments.init_from is not None and beside.is_dir() else None
 
 
-def restore_class(model: nn.Module) -> None:
-    """Give a model its own class back: FSDP made it one that lies in no file, so none would be saved beside it."""
-    model.__class__ = next(cls for cls in type(model).__mro__ if not issubclass(cls, FSDPModule))
+def widen_weights(model: nn.Module, autocast: bool) -> dict[str, torch.dtype]:
+    """Bring trained weights to float32, in place, where nobody keeps a float32 copy of them.
+
+    In half precision most steps of a small learning rate would be rounded away. DeepSpeed and FSDP have copies of
+    their own. Without `autocast`, which lets layers of two precisions meet, frozen weights are widened as well.
+
+    Returns:
+        the dtype that each widened parameter had, by name.
+    """
+    if is_launched_with("DEEPSPEED") or is_launched_with("FSDP"):
+        return {}
+    dtypes = {}
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32 and (parameter.requires_grad or not autocast):
+            dtypes[name] = parameter.dtype
+            parameter.data = parameter.data.float()
+    return dtypes
+
+
+def restore_dtypes(model: nn.Module, dtypes: dict[str, torch.dtype]) -> dict[str, torch.Tensor]:
+    """Undo `widen_weights`, in place, and give the weights: a checkpoint is saved in the precision it came in."""
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(dtypes.get(name, parameter.dtype))
+    return model.state_dict()
+
+
+def save_by_own_class(model: nn.Module) -> None:
+    """Have a model saved as what it is where FSDP makes its class one that lies in no file.
+
+    Otherwise code of torch would be saved beside the weights, at the end and in every checkpoint on the way.
+    """
+    save = model.save_pretrained
+
+    def save_pretrained(*args, **kwargs):
+        given = model.__class__
+        model.__class__ = next(cls for cls in given.__mro__ if not issubclass(cls, FSDPModule))
+        try:
+            return save(*args, **kwargs)
+        finally:
+            model.__class__ = given
+
+    model.save_pretrained = save_pretrained
 
 
 def save_run(
@@ -396,7 +435,6 @@ def save_run(
         model.save_pretrained(aside / "adapter")
         model = model.merge_and_unload()
         weights = model.state_dict()
-    restore_class(model)
     model.save_pretrained(aside, state_dict=weights)
     processor.save_pretrained(aside)
     if teacher is not None and isinstance(model, Ross3DForConditionalGeneration) and model._teacher:

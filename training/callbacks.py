@@ -1,10 +1,16 @@
 """What training tells and keeps besides the stock Trainer: named losses, and which checkpoints are whole."""
 
+import itertools
 import json
+import platform
+import re
 import shutil
+import time
+import warnings
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from ross3d.data.atomic import write_text
@@ -13,6 +19,8 @@ from ross3d.modeling_ross3d import LOSS_NAMES
 
 # Written last into a checkpoint folder; a folder without it is a torn one.
 COMPLETE_MARK = "complete.json"
+# Seconds that a shared disk may take to show another machine a new file.
+SHARED_PATIENCE = 120.0
 
 
 class NamedLosses(TrainerCallback):
@@ -109,12 +117,15 @@ def is_complete(folder: Path) -> bool:
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
-    """Checkpoint folders of a run, whole or torn, by step."""
-    return sorted(output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1]))
+    """Checkpoint folders of a run, whole or torn, by step; folders of other names are somebody's own."""
+    steps = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in output_dir.glob("checkpoint-*")}
+    return sorted((path for path, step in steps.items() if step), key=lambda path: int(steps[path][1]))
 
 
 def find_checkpoint(output_dir: Path) -> Path | None:
-    """The last whole checkpoint of a run; torn ones behind it are removed.
+    """The last whole checkpoint of a run.
+
+    Torn ones behind it are removed; those that were whole once, and lack files now, are put aside under another name.
 
     Returns:
         its folder, or None when the run has to begin anew.
@@ -122,6 +133,42 @@ def find_checkpoint(output_dir: Path) -> Path | None:
     for folder in reversed(list_checkpoints(output_dir)):
         if is_complete(folder):
             return folder
-        # Ranks look side by side: another one may have removed it first.
-        shutil.rmtree(folder, ignore_errors=True)
+        if (folder / COMPLETE_MARK).exists():
+            names = (folder.with_name(f"{folder.name}-damaged-{number}") for number in itertools.count(1))
+            aside = folder.rename(next(name for name in names if not name.exists()))
+            warnings.warn(f"{folder}: files have changed since it was written; put aside as {aside}.", stacklevel=2)
+        else:
+            shutil.rmtree(folder)
     return None
+
+
+def find_start(output_dir: Path, process_index: int) -> tuple[bool, Path | None]:
+    """Whether a run is finished, and the checkpoint it goes on from: what the first process sees counts for all.
+
+    Raises:
+        FileNotFoundError: on a process that does not see that checkpoint.
+    """
+    found: list[tuple[bool, Path | None]] = [(False, None)]
+    if process_index == 0:
+        is_finished = is_complete(output_dir)
+        found = [(is_finished, None if is_finished else find_checkpoint(output_dir))]
+    is_finished, checkpoint = broadcast_object_list(found)[0]
+    if checkpoint is not None:
+        check_shared(checkpoint / COMPLETE_MARK, process_index)
+    return is_finished, checkpoint
+
+
+def check_shared(file: Path, process_index: int, patience: float = SHARED_PATIENCE) -> None:
+    """Wait until a file of the first process is seen here, so many seconds at most.
+
+    Raises:
+        FileNotFoundError: when it is not.
+    """
+    begin = time.monotonic()
+    while process_index != 0 and not file.is_file():
+        if time.monotonic() - begin > patience:
+            raise FileNotFoundError(
+                f"trainer.output_dir: expected one folder that all machines see, got none of the first process's files"
+                f" in {file.parent} on {platform.node()} (process {process_index}); choose a folder on a shared disk."
+            )
+        time.sleep(0.2)

@@ -1,6 +1,7 @@
 """Train a checkpoint through small matrices beside its frozen ones (LoRA), with the library peft."""
 
 import re
+from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -56,6 +57,10 @@ def add_lora(
             trainable_token_indices={"embed_tokens": rows} if rows else None,
         ),
     )
+    base = Path(model.name_or_path)
+    if base.is_dir():
+        # As the run names it, it would be looked for where the adapter is loaded, or on the Hub.
+        adapted.peft_config["default"].base_model_name_or_path = str(base.resolve())
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             # In half precision most steps of a small learning rate would be rounded away.

@@ -55,3 +55,5 @@ def test_three_steps_of_a_run(tmp_path, name):
     assert found.keys() == before.keys()
     moved = {key for key, value in found.items() if not value.float().equal(before[key].to(value.dtype).float())}
     assert moved and not any(key.startswith("model.vision_tower") for key in moved)
+    if "lora" in settings:
+        assert any("q_proj" in key for key in moved), "what stands beside the language model is merged into it"

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from ross3d.tests.fabricate import RaggedRows, make_collator, make_model
 from ross3d.tests.invariant.train_anywhere import COMPARED_STEPS, LEARNING_RATE, VIEW_MASK_PERIOD
-from ross3d.training.build import restore_class
+from ross3d.training.build import save_by_own_class
 from ross3d.training.trainer import count_losses, keep_float32, open_view_gate
 
 
@@ -58,7 +58,9 @@ def main(output: Path, batch_size: int, accumulation: int, steps: int, precision
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     rank, num_processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    model = shard(make_model(view_mask_period=VIEW_MASK_PERIOD).train(), num_processes, precision)
+    model = make_model(view_mask_period=VIEW_MASK_PERIOD).train()
+    save_by_own_class(model)
+    model = shard(model, num_processes, precision)
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     rows, collate, counted = RaggedRows(10**6), make_collator(), []
     for step in range(steps):
@@ -85,7 +87,6 @@ def main(output: Path, batch_size: int, accumulation: int, steps: int, precision
                     {name: value.contiguous() for name, value in weights.items()}, output / "parameters.safetensors"
                 )
             if rank == 0 and step + 1 == steps:
-                restore_class(model)
                 model.save_pretrained(output / "final", state_dict=weights)
     held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in model.parameters())
     record = {"world_size": num_processes, "held": held, "counts": counted}
