@@ -12,7 +12,6 @@ import copy
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -41,6 +40,7 @@ from ross3d.tasks.intervals import compute_intervals, get_sums
 from ross3d.tasks.records import RecordStore, group_items, write_json
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 from ross3d.training.arguments import flatten_settings
+from ross3d.training.card import get_commit
 
 
 TASKS: dict[str, Task] = find_tasks()
@@ -81,19 +81,6 @@ def get_tasks(names: str) -> list[Task]:
                 " commas."
             )
     return [TASKS[name] for name in names.split(",")]
-
-
-def get_commit() -> str | None:
-    """The commit of this checkout, with "+changes" when files differ from it; None outside of git."""
-    root = Path(__file__).resolve().parent
-    try:
-        commit, status = (
-            subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + "+changes" if status else commit
 
 
 def get_fingerprint(model: str) -> str | None:

@@ -34,7 +34,7 @@ from ross3d.training.build import (
     save_run,
     widen_weights,
 )
-from ross3d.training.callbacks import MarkComplete, NamedLosses, check_shared, find_start
+from ross3d.training.callbacks import MarkComplete, NamedLosses, check_shared, find_start, has_begun
 from ross3d.training.lora import add_lora
 from ross3d.training.trainer import Ross3DTrainer
 from ross3d.training.vision_warmup import warm_up_vision
@@ -49,6 +49,7 @@ FIXED_ARGUMENTS = {
     "resume_from_checkpoint": (None, "a run that is started again with the same settings resumes by itself"),
     "save_only_model": (False, "a run that was cut off could not go on without its optimizer"),
     "ignore_data_skip": (False, "a run that goes on would read its first rows again"),
+    "push_to_hub": (False, "it would push neither code nor page; push the finished run with tools/push.py"),
 }
 
 
@@ -111,7 +112,8 @@ def main(arguments: RunArguments) -> None:
 
 def run(arguments: RunArguments, training: TrainingArguments, output_dir: Path) -> None:
     """Train from where the folder's files say, and save."""
-    check_same_run(arguments, output_dir / "run.yaml")
+    if training.process_index == 0 and has_begun(output_dir):
+        check_same_run(arguments, output_dir / "run.yaml")
     is_finished, checkpoint = find_start(output_dir, training.process_index)
     if is_finished:
         print(f"{output_dir}: this run is finished; nothing to do.")

@@ -13,11 +13,12 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ross3d.report.summary import format_interval
+from ross3d.report.summary import format_interval, get_main_score
 
 
 CARD_NAME = "README.md"
 OPEN_LICENSE = "Apache-2.0"
+PROJECT = "the project ross3d"
 PIPELINE_TAG = "image-text-to-text"
 INTRODUCTION = (
     "A language model over posed RGB-D views of an indoor scene ([Ross3D](https://arxiv.org/abs/2504.01901))"
@@ -39,7 +40,7 @@ class Ingredient:
 
 
 INGREDIENTS: dict[str, Ingredient] = {
-    "code": Ingredient("ross3d", "this repository", OPEN_LICENSE),
+    "code": Ingredient("code", PROJECT, OPEN_LICENSE, "its text is in LICENSE"),
     "release": Ingredient(
         "Ross3D weights and `mm_inv_projector.bin`",
         "HaochenWang/llava-video-qwen2-7b-ross3d, HaochenWang/ross3d-utils",
@@ -55,8 +56,8 @@ INGREDIENTS: dict[str, Ingredient] = {
         "FLUX.1 [dev] Non-Commercial License",
         "not for commercial use; needed for training and for sampling pictures, never for answers",
     ),
-    "rooms_teacher": Ingredient("VAE of our rooms (`teacher/`)", "this repository", OPEN_LICENSE),
-    "rooms": Ingredient("synthetic rooms", "this repository", OPEN_LICENSE),
+    "rooms_teacher": Ingredient("VAE of our rooms (`teacher/`)", PROJECT, OPEN_LICENSE),
+    "rooms": Ingredient("synthetic rooms", PROJECT, OPEN_LICENSE),
 }
 # Benchmarks over ScanNet, by the `task` of their annotations.
 SCANNET_TASKS = {
@@ -70,7 +71,9 @@ SCANNET_TASKS = {
 # Of the PSNR of pictures, what is the model's; the rest is what it stands beside.
 SAMPLES = ("one_sample", "mean_of_samples")
 
-USAGE = """```python
+USAGE = """Needs `pip install torch pillow "transformers>=5.23"`, and nothing else.
+
+```python
 import numpy as np
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, pipeline
@@ -135,6 +138,11 @@ class Origin:
 def make_unknown(name: str) -> Ingredient:
     """Weights of which nothing tells where they come from."""
     return Ingredient("weights", name, "as their authors state")
+
+
+def make_scans(name: str) -> Ingredient:
+    """Scans nobody has asked about, which trained reconstruction."""
+    return Ingredient("scans without questions", name, "as their owners state")
 
 
 def find_data(tasks: Sequence[str]) -> list[Ingredient]:
@@ -243,6 +251,28 @@ def find_interval(
     return intervals.get(": ".join(place))
 
 
+def count_questions(scores: Mapping[str, Any], place: tuple[str, ...]) -> str:
+    """How many questions or pictures a score rests on, as far as its task says."""
+    group = scores
+    counts = [scores.get("num_questions", "")]
+    for name in place[:-1]:
+        group = group[name]
+        counts.append(group.get("num_questions", group.get("num_pictures", "")) if isinstance(group, dict) else "")
+    return str(next((count for count in reversed(counts) if count != ""), ""))
+
+
+def find_baseline(scores: Mapping[str, Any], baselines: Mapping[str, Any], place: tuple[str, ...]) -> str:
+    """The best of the answers without a model, of the main score of a question type or of the mean of all."""
+    if place == ("macro_exact_match",):
+        known = [baseline.get("macro_exact_match") for baseline in baselines.values()]
+    elif len(place) == 3 and place[0] == "types" and scores["types"][place[1]].get("main_score") == place[2]:
+        known = [get_main_score(baseline, place[1]) for baseline in baselines.values()]
+    else:
+        known = []
+    known = [value for value in known if value is not None]
+    return f"{max(known):.4f}" if known else ""
+
+
 def list_results(metrics: Mapping[str, Any]) -> list[EvalResult]:
     """What a `metrics.json` says of the model, for the metadata: the same numbers."""
     settings = metrics["settings"]
@@ -269,9 +299,11 @@ def format_results(metrics: Mapping[str, Any]) -> str:
     """What a `metrics.json` says, in tables: one a task."""
     settings, blocks = metrics["settings"], []
     for task, scores in metrics["scores"].items():
+        baselines = metrics["baselines"].get(task, {})
         rows = [
             f"| {': '.join(place)} | {value:.4f} |"
             f" {format_interval(find_interval(scores, metrics['intervals'].get(task, {}), place))} |"
+            f" {count_questions(scores, place)} | {find_baseline(scores, baselines, place)} |"
             for place, value in list_scores(scores)
         ]
         asked = {"limit": settings["limit"], "views": settings["num_views"], "proposals": settings["proposals"]}
@@ -279,8 +311,9 @@ def format_results(metrics: Mapping[str, Any]) -> str:
         described = ", ".join(f"{name} {value}" for name, value in asked.items() if value is not None)
         blocks.append(
             f"{SCANNET_TASKS.get(task, task)}, split {settings['tasks'][task]['split']} ({described};"
-            f" `eval.py` of commit {metrics['commit']}); in brackets, 95 % intervals over scenes:\n\n"
-            + "\n".join(["| score | value | interval |", "|---|---|---|", *rows])
+            f" `eval.py` of {PROJECT}, commit {metrics['commit']}); in brackets, 95 % intervals over scenes; the"
+            " baseline is the best answer without a model:\n\n"
+            + "\n".join(["| score | value | interval | questions | baseline |", "|---|---|---|---|---|", *rows])
         )
     return "\n\n".join(blocks)
 
@@ -298,6 +331,7 @@ __all__ = [
     "list_results",
     "load_card",
     "make_card",
+    "make_scans",
     "make_unknown",
     "read_origin",
     "set_section",

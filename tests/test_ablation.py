@@ -99,8 +99,8 @@ def test_lines_of_another_plan_are_refused(tmp_path):
 
 
 def test_differences_are_paired_by_seed_and_intervals_are_students():
-    """By hand: differences 1, 2, 3 have mean 2 and deviation 1; t of two degrees of freedom is 4.303."""
-    half = 4.303 / 3**0.5
+    """By hand: differences 1, 2, 3 have mean 2 and deviation 1; t of two degrees of freedom is 4.3027."""
+    half = 4.3027 / 3**0.5
     text = ablation.summarize_differences([11.0, 22.0, 33.0], [10.0, 20.0, 30.0], 2)
     assert text == f"+2.00 [{2 - half:+.2f}, {2 + half:+.2f}]"
     assert ablation.summarize_differences([3.0, 3.2], [1.0, 1.0], 1) == "**+2.1 [+0.8, +3.4]**"
@@ -131,12 +131,6 @@ def test_tables_have_every_arm_and_pair_that_was_run(tmp_path):
     assert rebuilt[2].endswith(
         "| 15.50 | **+1.00 [+1.00, +1.00]** | **+2.00 [+2.00, +2.00]** | **+3.00 [+3.00, +3.00]** |"
     )
-
-
-def test_more_seeds_than_the_table_of_quantiles_are_refused(tmp_path):
-    file = write_lines(tmp_path / "lines.jsonl", [make_line("text", seed, 1.0) for seed in range(13)])
-    with pytest.raises(ValueError, match=r"expected at most 12 seeds an arm, got .*; take some out"):
-        ablation.format_results(ablation.read_results(file))
 
 
 def test_the_log_has_the_tables_of_the_measured_lines():

@@ -116,7 +116,9 @@ def test_parts_keep_their_rates(tmp_path):
 
 def test_merged_and_unmerged_answer_alike_in_a_fresh_process(trained, tmp_path):
     """The run's folder is the merged model; `adapter/` stands beside the checkpoint it was trained from."""
-    processor = AutoProcessor.from_pretrained(trained, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(trained / "adapter", trust_remote_code=True)
+    page = (trained / "adapter" / "README.md").read_text()
+    assert page == (trained / "README.md").read_text() and "weights (checkpoint)" in page
     tokens = processor(text=["How many chairs are there?", "Is there a bed?"], return_tensors="pt")
     inputs = {name: tokens[name] for name in ("input_ids", "attention_mask")}
     torch.save(inputs, tmp_path / "inputs.pt")

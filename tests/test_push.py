@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers.utils.hub
 import yaml
+from diffusers import AutoencoderKL
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, TrainerState
@@ -25,6 +26,7 @@ from ross3d.data.annotations import Annotation, save_annotations
 from ross3d.eval import get_fingerprint
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.report.card import INGREDIENTS, Origin, get_section, list_scores, make_card, read_origin
+from ross3d.scenes.build import parse_size
 from ross3d.tests.loopback_hub import FIRST_COMMIT, TOKEN, USER, Repository, serve_hub
 from ross3d.tests.posed_views import make_views
 from ross3d.tests.tiny import get_checkpoint, get_rooms
@@ -147,7 +149,14 @@ def test_the_page_says_what_is_known(hub, trained, evaluated):
     results = get_section(card.text, "Results")
     assert len(re.findall(r"^\| .* \| -?\d+\.\d{4} \|", results, flags=re.MULTILINE)) == len(wanted)
     assert f"commit {metrics['commit']}" in results and "limit 2" in results
-    assert re.search(r"types: count: exact_match \| \d\.\d{4} \| \[\d", results), "no interval beside a score"
+    row = re.search(r"types: count: exact_match \| \d\.\d{4} \| \[\d.*?\] \| (\d+) \| (\d\.\d{4}) \|", results)
+    assert row, "no interval, number of questions or baseline beside a score"
+    assert int(row[1]) == metrics["scores"]["rooms"]["types"]["count"]["num_questions"]
+    known = metrics["baselines"]["rooms"].values()
+    assert float(row[2]) == round(max(b["types"]["count"]["exact_match"] for b in known), 4)
+    pictures = metrics["scores"]["reconstruction"]["view"]["num_pictures"]
+    assert re.search(rf"view: psnr: one_sample \| .* \| {pictures} \|  \|", results)
+    assert get_files(hub)["LICENSE"] == (ROOT / "LICENSE").read_bytes()
     titles = re.findall(r"^## (.*)$", page, flags=re.MULTILINE)
     assert titles == ["Use", "Training", "Results", "Limitations", "Licences"]
 
@@ -460,11 +469,50 @@ def test_a_run_hands_on_what_its_start_comes_from(tmp_path):
     licenses = get_section(card.text, "Licences").splitlines()
     assert [line.split(" (")[0] for line in licenses[:3]] == [
         "- LLaVA-Video-7B-Qwen2",
-        "- ross3d",
+        "- code",
         "- questions of ScanQA",
     ]
     assert "ScanNet, whose terms of use are non-commercial" in licenses[2] and card.data.license == "other"
     assert str(tmp_path) not in str(card)
+
+
+def test_scans_without_questions_are_named_and_make_terms_of_their_own(monkeypatch):
+    """Rooms of our own are free, what else trained reconstruction is not said to be."""
+    denoiser = get_denoiser()
+    denoiser.latent_channels, denoiser.scaling_factor, denoiser.shift_factor = 4, 0.4656, -0.892
+    monkeypatch.setitem(globals(), "get_denoiser", lambda: denoiser)
+    data = {"root": str(get_rooms()), "split": "train"}
+    half = make_page(get_rooms(), data=data | {"labelled_share": 0.5})
+    assert half.data.license == "apache-2.0"
+    assert "on questions of rooms (50 % of the samples; of the others, pictures alone)." in half.text
+    scans = make_page(get_rooms(), data=data | {"unlabelled_root": "/somewhere/flats"})
+    assert scans.data.license == "other" and "/somewhere" not in str(scans)
+    assert "on questions of rooms and on scans without questions (`flats`)." in scans.text
+    assert "scans without questions (flats): as their owners state" in get_section(scans.text, "Licences")
+
+
+def test_the_command_on_the_page_makes_the_model_again():
+    """As many processes, the commit, and how the rooms were made."""
+    training = get_section(make_page(get_rooms(), num_processes=2).text, "Training")
+    assert "`accelerate launch --num_processes 2 train.py CONFIG.yaml` of the project ross3d (commit " in training
+    made = json.loads((get_rooms() / "manifest.json").read_text())["arguments"]
+    annotations = (get_rooms() / "annotations" / "train.jsonl").read_text().splitlines()
+    assert f"{made['num_train']} scenes with {len(annotations)} questions" in training
+    words = re.search(r"`python -m ross3d.scenes.build (.*) --output DIR`", training)[1].split()
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    assert (int(given["--train"]), int(given["--views"])) == (made["num_train"], made["num_views"])
+    assert parse_size(given["--image-size"]) == tuple(made["image_size"])
+    assert "`accelerate launch train.py" in get_section(make_page(get_rooms()).text, "Training")
+
+
+def test_no_page_and_no_teacher_tell_of_folders(trained, tmp_path, monkeypatch):
+    assert "_name_or_path" not in json.loads((trained / "teacher" / "config.json").read_text())
+    assert AutoencoderKL.from_pretrained(trained / "teacher").config.scaling_factor
+    (tmp_path / "here").mkdir()
+    (tmp_path / "mine" / "start").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    page = make_page(get_rooms(), init_from="../mine/start", teacher="scenes/teacher")
+    assert "mine" not in str(page) and "trained from `start`" in page.text and "scenes/teacher" in page.text
 
 
 def test_a_run_from_the_hub_names_its_base(tmp_path):

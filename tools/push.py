@@ -61,6 +61,8 @@ PATTERNS = (
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 CODE_NAMED_IN = ("config.json", "processor_config.json")
 NEEDED = (*CODE_NAMED_IN, "tokenizer.json")
+# Of the code that goes along; another one that is there already stays.
+LICENSE = Path(__file__).resolve().parents[1] / "LICENSE"
 TEACHER_NOTE = "; not in this repository"
 
 
@@ -94,7 +96,10 @@ def check_checkpoint(folder: Path) -> None:
             " the same settings, and it goes on to its end."
         )
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder}: expected a checkpoint's folder, found no config.json; name another.")
+        raise FileNotFoundError(
+            f"{folder}: expected a checkpoint's folder, found no config.json; name another (of LoRA, the run's folder,"
+            " which holds the merged model)."
+        )
     settings = read_json(folder / "config.json")
     if settings.get("model_type") != "ross3d":
         raise ValueError(
@@ -232,6 +237,8 @@ def push(files: Mapping[str, Path | bytes], repo_id: str, private: bool) -> str:
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         info = api.model_info(repo_id)
         there = {sibling.rfilename for sibling in info.siblings or []}
+        if LICENSE.name in there:
+            files = {name: file for name, file in files.items() if name != LICENSE.name}
         check_same_kind(api, repo_id, info.sha, there)
         commit = api.create_commit(
             repo_id,
@@ -253,7 +260,7 @@ def push(files: Mapping[str, Path | bytes], repo_id: str, private: bool) -> str:
             ) from error
         raise
     # What the client raises where a connection breaks, and around whatever ends the upload of a file.
-    except (TransportError, RuntimeError) as error:
+    except (TransportError, RuntimeError, ConnectionError) as error:
         raise OSError(
             f"--to: expected to upload all files to {repo_id}, got {error} ({error.__cause__}); it is as it was: push"
             " again, and only the rest is uploaded."
@@ -309,6 +316,7 @@ def main(args: list[str] | None = None) -> str:
     runs = read_metrics(options.run, options.checkpoint)
     card = make_page(options.checkpoint, options.to, runs, has_teacher)
     files[CARD_NAME] = str(card).encode()
+    files.setdefault(LICENSE.name, LICENSE)
     for name, file in files.items():
         size = len(file) if isinstance(file, bytes) else file.stat().st_size
         print(f"{size / 1e6:12.3f} MB  {name}")

@@ -214,7 +214,7 @@ FREE_SETTINGS = frozenset(
     for name in (
         "output_dir", "dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory",
         "dataloader_persistent_workers", "ddp_timeout", "disable_tqdm", "report_to", "run_name", "project",
-        "save_total_limit", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo",
+        "save_total_limit",
     )
 ) | {"data.prepared", "data.latents"}  # fmt: skip
 

@@ -433,12 +433,13 @@ def save_run(
     shutil.rmtree(aside, ignore_errors=True)
     if isinstance(model, PeftModel):
         model.save_pretrained(aside / "adapter")
+        processor.save_pretrained(aside / "adapter")
         model = model.merge_and_unload()
         weights = model.state_dict()
     model.save_pretrained(aside, state_dict=weights)
     processor.save_pretrained(aside)
     if teacher is not None and isinstance(model, Ross3DForConditionalGeneration) and model._teacher:
-        model.get_teacher().save_pretrained(aside / "teacher")
+        save_teacher(model.get_teacher(), aside / "teacher")
     if published is not None:
         shutil.copytree(published, aside / "published")
     # The Trainer's summary tells the time and the mean loss since the last start, not of the run.
@@ -449,7 +450,9 @@ def save_run(
     run = output_dir / "run.yaml"
     if run.is_file():
         card = make_run_card(yaml.safe_load(run.read_text(encoding="utf-8")), model.config.denoiser_config, state)
-        write_text(aside / CARD_NAME, str(card))
+        for folder in (aside, aside / "adapter"):
+            if folder.is_dir():
+                write_text(folder / CARD_NAME, str(card))
     files = sorted(path.relative_to(aside) for path in aside.rglob("*") if path.is_file())
     files.remove(Path(COMPLETE_MARK))
     for file in files:
@@ -459,6 +462,15 @@ def save_run(
     os.replace(aside / COMPLETE_MARK, mark)
     shutil.rmtree(aside)
     os.replace(mark, output_dir / COMPLETE_MARK)
+
+
+def save_teacher(teacher: nn.Module, folder: Path) -> None:
+    """Save the VAE; where it was read from, which its config tells, concerns nobody else."""
+    teacher.save_pretrained(folder)
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)
+    write_text(file, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def sample_paths(paths: Sequence[Path], count: int) -> list[Path]:

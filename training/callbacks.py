@@ -122,6 +122,11 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
     return sorted((path for path, step in steps.items() if step), key=lambda path: int(steps[path][1]))
 
 
+def has_begun(output_dir: Path) -> bool:
+    """Whether a folder holds anything that a run has trained."""
+    return bool(list_checkpoints(output_dir)) or (output_dir / COMPLETE_MARK).exists()
+
+
 def find_checkpoint(output_dir: Path) -> Path | None:
     """The last whole checkpoint of a run.
 

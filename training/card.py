@@ -1,5 +1,7 @@
 """The page of a trained checkpoint: what it began with, which settings and data made it, on what terms."""
 
+import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,14 @@ from ross3d.report.card import (
     INGREDIENTS,
     INTRODUCTION,
     LIMITATIONS,
+    PROJECT,
     USAGE,
     Ingredient,
     Origin,
     find_data,
     load_card,
     make_card,
+    make_scans,
     make_unknown,
     read_origin,
 )
@@ -42,9 +46,16 @@ def make_run_card(settings: dict[str, Any], denoiser: Any, state: TrainerState) 
     origin.datasets = list(dict.fromkeys([*origin.datasets, *tasks]))
     origin.add([INGREDIENTS["code"], *find_data(tasks), *find_vae(denoiser)])
     start = "from new weights" if settings.get("init_from") is None else f"from `{shorten(settings['init_from'])}`"
-    questions = f"questions of {', '.join(tasks)}" if tasks else "views without questions"
+    learned = f"questions of {', '.join(tasks)}" if tasks else "views without questions"
+    if not tasks:
+        origin.add([make_scans(shorten(settings["data"]["root"]))])
+    if (share := settings["data"].get("labelled_share", 1.0)) < 1:
+        learned += f" ({100 * share:g} % of the samples; of the others, pictures alone)"
+    if (scans := settings["data"].get("unlabelled_root")) is not None:
+        origin.add([make_scans(shorten(scans))])
+        learned += f" and on scans without questions (`{shorten(scans)}`)"
     return make_card(
-        f"{INTRODUCTION}, trained {start} on {questions}.",
+        f"{INTRODUCTION}, trained {start} on {learned}.",
         origin,
         {"Use": USAGE, "Training": describe_training(settings, state), "Limitations": LIMITATIONS},
     )
@@ -84,10 +95,29 @@ def describe_training(settings: dict[str, Any], state: TrainerState) -> str:
     # A run that went on has them in another order.
     last = ", ".join(f"{name} {losses[name]:.4f}" for name in sorted(losses))
     text = yaml.safe_dump(strip_settings(settings), sort_keys=False).rstrip()
+    processes = settings.get("num_processes") or 1
+    many = f"--num_processes {processes} " if processes > 1 else ""
     return (
-        f"`accelerate launch train.py CONFIG.yaml` of ross3d with the settings below, {state.global_step} optimizer"
+        f"`accelerate launch {many}train.py CONFIG.yaml` of {PROJECT} (commit {get_commit()}) with the settings below,"
+        f" {describe_data(settings['data'])}, {state.global_step} optimizer"
         f" steps{f'; last reported: {last}' if last else ''}.\n\n```yaml\n{text}\n```"
     )
+
+
+def describe_data(data: dict[str, Any]) -> str:
+    """How many scenes and questions a run's folder holds; of rooms of our own, how they are made again."""
+    root = Path(data["root"])
+    scenes = sum(path.is_dir() for path in (root / data["split"]).glob("*"))
+    file = find_annotations(root, data["split"])
+    told = f"{scenes} scenes with {len(load_annotations(file)) if file.is_file() else 0} questions"
+    manifest = root / "manifest.json"
+    if not manifest.is_file():
+        return told
+    made = json.loads(manifest.read_text(encoding="utf-8"))["arguments"]
+    words = {"--train": made["num_train"], "--val": made["num_val"], "--views": made["num_views"]}
+    words |= {"--bev-size": made["bev_size"], "--seed": made["seed"]}
+    words["--image-size"] = "x".join(map(str, made["image_size"]))
+    return f"{told} (`python -m ross3d.scenes.build {' '.join(f'{k} {v}' for k, v in words.items())} --output DIR`)"
 
 
 def strip_settings(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -102,5 +132,19 @@ def strip_settings(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]
 
 
 def shorten(text: str) -> str:
-    """The last part of an absolute path; other text as it is."""
-    return Path(text).name if Path(text).is_absolute() else text
+    """The last part of a path that tells of one machine, absolute or upwards; other text as it is."""
+    path = Path(text)
+    return path.name if path.is_absolute() or ".." in path.parts else text
+
+
+def get_commit() -> str | None:
+    """The commit of this checkout, with "+changes" when files differ from it; None outside of git."""
+    root = Path(__file__).resolve().parents[1]
+    try:
+        commit, status = (
+            subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + "+changes" if status else commit
