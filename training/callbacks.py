@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
@@ -164,11 +165,13 @@ def find_start(output_dir: Path, process_index: int) -> tuple[bool, Path | None]
 
 
 def check_shared(file: Path, process_index: int, patience: float = SHARED_PATIENCE) -> None:
-    """Wait until a file of the first process is seen here, so many seconds at most.
+    """Wait for all processes, then until a file of the first one is seen here, so many seconds at most.
 
     Raises:
         FileNotFoundError: when it is not.
     """
+    # The first process may be the last to get here.
+    PartialState().wait_for_everyone()
     begin = time.monotonic()
     while process_index != 0 and not file.is_file():
         if time.monotonic() - begin > patience:

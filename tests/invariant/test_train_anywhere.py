@@ -64,6 +64,8 @@ def check_tools(config: str) -> None:
 
 def run(command: list[str], timeout: int, **variables: str) -> str:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    # On a machine with a GPU as well, where DeepSpeed would choose it.
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(
         [sys.executable, *command], env=environment | variables, capture_output=True, text=True, timeout=timeout
     )
