@@ -21,10 +21,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +68,13 @@ class Arm:
         return self.model.get("denoiser_config", {}) is not None
 
     @property
-    def rebuilds_hidden(self) -> bool:
-        """Whether its reconstructions can be scored: the vanilla objective never hides a view."""
-        return self.rebuilds and self.model.get("view_objective") != "vanilla"
+    def regions(self) -> list[str]:
+        """Which of `REBUILT` it learns to rebuild unseen; the vanilla objective never hides a view."""
+        if not self.rebuilds:
+            return []
+        cross_view = self.model.get("view_objective") != "vanilla" and self.model.get("view_mask_ratio", 1.0) > 0
+        weights = {"view": float(cross_view), "bev_object": self.model.get("bev_loss_weight", 1.0)}
+        return [region for region in REBUILT if weights[region] > 0]
 
 
 TEXT_ONLY = {"denoiser_config": None}
@@ -94,6 +98,7 @@ PAIRS = (
     ("both", "text"), ("per_view", "vanilla"), ("per_view", "pooled"), ("per_view", "positions"),
     ("both_10", "text_10"), ("both_50", "text_50"), ("both_50", "text"),
 )  # fmt: skip
+REBUILT_PAIRS = (("per_view", "positions"), ("per_view", "pooled"), ("both", "per_view"), ("both", "global"))
 SCORES = {
     "exact_match": "exact match", "grounding_unique": "unique grounding", "grounding_multiple": "several targets",
     "grounding_none": "no target", "caption": "captions", "room_size": "room size",
@@ -210,7 +215,7 @@ def run_arm(name: str, plan: Plan, seed: int, output: Path, device: str) -> dict
     (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     log = folder / "log.txt"
     train_seconds = call([sys.executable, "train.py", str(folder / "config.yaml")], log)
-    tasks = "rooms,reconstruction" if arm.rebuilds_hidden else "rooms"
+    tasks = "rooms,reconstruction" if arm.regions else "rooms"
     command = [
         sys.executable, "eval.py", "--model", str(folder / "model"), "--data", str(output / "rooms"),
         "--output", str(folder / "eval"), "--task", tasks, "--report", "false", "--num_inference_steps", "20",
@@ -316,47 +321,43 @@ def format_results(results: dict[tuple[str, int], dict[str, Any]]) -> str:
     arms = [name for name in ARMS if any(name == arm for arm, _ in results)]
     seeds = {name: sorted(seed for arm, seed in results if arm == name) for name in arms}
 
-    def get_scores(name: str, score: str, of: Sequence[int]) -> list[float]:
-        return [results[name, seed]["scores"][score] for seed in of]
+    def get(name: str, of: Sequence[int], *place: str) -> list[float]:
+        lines = [results[name, seed] for seed in of]
+        return [reduce(dict.__getitem__, place, line) for line in lines]
+
+    def list_differences(pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str, list[int]]]:
+        for first, second in pairs:
+            if shared := sorted(set(seeds.get(first, [])) & set(seeds.get(second, []))):
+                yield first, second, shared
 
     scores = [
-        [ARMS[name].title, str(len(seeds[name])), *(summarize(get_scores(name, key, seeds[name])) for key in SCORES)]
-        for name in arms
+        [f"`{name}`", ARMS[name].title, str(len(of)), *(summarize(get(name, of, "scores", key)) for key in SCORES)]
+        for name, of in seeds.items()
     ]
-    differences = []
-    for first, second in PAIRS:
-        shared = sorted(set(seeds.get(first, [])) & set(seeds.get(second, [])))
-        if shared:
-            cells = [
-                summarize_differences(get_scores(first, key, shared), get_scores(second, key, shared))
-                for key in SCORES
-            ]
-            differences.append([f"`{first}` - `{second}`", *cells])
+    differences = [
+        [f"`{a}` - `{b}`"]
+        + [summarize_differences(get(a, of, "scores", key), get(b, of, "scores", key)) for key in SCORES]
+        for a, b, of in list_differences(PAIRS)
+    ]
     rebuilt = []
-    for name in arms:
-        of = [seed for seed in seeds[name] if results[name, seed]["psnr"]]
-        # Without its loss the picture from above is not learned.
-        regions = [
-            region
-            for region in REBUILT
-            if of and not (region == "bev_object" and "bev_loss_weight" in ARMS[name].model)
-        ]
-        if name == "global":
-            regions.remove("view")
-        for region in regions:
-            psnr = {key: [results[name, seed]["psnr"][region][key] for seed in of] for key in PREDICTORS}
-            own = psnr["mean_of_samples"]
-            cells = [summarize_differences(own, psnr[key], 2) for key in PREDICTORS[1:]]
+    for name, of in seeds.items():
+        for region in ARMS[name].regions:
+            own, *others = (get(name, of, "psnr", region, key) for key in PREDICTORS)
+            cells = [summarize_differences(own, other, 2) for other in others]
             rebuilt.append([f"`{name}`", REBUILT[region], f"{statistics.fmean(own):.2f}", *cells])
-    names = [f"`{name}`" for name in arms]
-    scores = [[name, *row] for name, row in zip(names, scores, strict=True)]
+    between = []
+    for a, b, of in list_differences(REBUILT_PAIRS):
+        for region in REBUILT:
+            if region in ARMS[a].regions and region in ARMS[b].regions:
+                own, other = (get(name, of, "psnr", region, PREDICTORS[0]) for name in (a, b))
+                between.append([f"`{a}` - `{b}`", REBUILT[region], summarize_differences(own, other, 2)])
+    controls = ["above mean picture", "above another room", "above all views hidden"]
     return "\n\n".join(
         [
             make_table(["arm", "", "seeds", *SCORES.values()], scores),
             make_table(["difference", *SCORES.values()], differences),
-            make_table(
-                ["arm", "what", "PSNR, dB", "above mean picture", "above another room", "above hidden all"], rebuilt
-            ),
+            make_table(["arm", "what", "PSNR, dB", *controls], rebuilt),
+            make_table(["difference", "what", "PSNR, dB"], between),
         ]
     )
 
@@ -385,6 +386,8 @@ def main(args: list[str] | None = None) -> None:
     else:
         plan = Plan(options.config, **{name: getattr(options, name) for name in sizes})
         arms = options.arms.split(",")
+        if unknown := sorted(set(arms) - ARMS.keys()):
+            running.error(f"--arms: expected names of {list(ARMS)}, got {unknown}")
         run(plan, options.output.resolve(), options.results, options.seeds, options.jobs, arms, options.device)
 
 

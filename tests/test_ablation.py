@@ -113,7 +113,7 @@ def test_tables_have_every_arm_and_pair_that_was_run(tmp_path):
     lines += [make_line("per_view", seed, 53.0 + 3 * seed, 15.0 + seed) for seed in range(2)]
     lines += [make_line("both", 0, 60.0, 16.0), make_line("global", 1, 40.0, 14.0)]
     text = ablation.format_results(ablation.read_results(write_lines(tmp_path / "lines.jsonl", lines)))
-    scores, differences, rebuilt = (table.splitlines() for table in text.split("\n\n"))
+    scores, differences, rebuilt, between = (table.splitlines() for table in text.split("\n\n"))
     assert scores[2].startswith("| `text` | text only | 2 | 50.5 ± 0.7 | 51.5 ± 0.7 |")
     assert [line.split("`")[1] for line in scores[2:]] == ["text", "per_view", "global", "both"]
     # Seed by seed: 3 and 5. Arms that share one seed have one difference without an interval.
@@ -131,6 +131,7 @@ def test_tables_have_every_arm_and_pair_that_was_run(tmp_path):
     assert rebuilt[2].endswith(
         "| 15.50 | **+1.00 [+1.00, +1.00]** | **+2.00 [+2.00, +2.00]** | **+3.00 [+3.00, +3.00]** |"
     )
+    assert between[2:] == ["| `both` - `per_view` | hidden views | +1.00 |"]
 
 
 def test_the_log_has_the_tables_of_the_measured_lines():
