@@ -69,6 +69,8 @@ def build_training_arguments(settings: dict, seed: int) -> TrainingArguments:
             " one; set HF_TOKEN or run `hf auth login`."
         )
     fixed = {name: value for name, (value, _) in FIXED_ARGUMENTS.items()}
+    # Every parameter takes part in every step (tests/invariant/test_same_modules.py): nothing has to be looked for.
+    settings = {"ddp_find_unused_parameters": False} | settings
     # Checkpoints are removed by `MarkComplete`: the Trainer would do it before the new one is known to be whole.
     arguments = TrainingArguments(**{**settings, **fixed, "seed": seed, "save_total_limit": None})
     if arguments.n_gpu > 1:

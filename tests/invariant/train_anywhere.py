@@ -54,6 +54,7 @@ def main(output: Path, batch_size: int, accumulation: int, steps: int) -> None:
         lr_scheduler_type="constant",
         optim="sgd",
         max_grad_norm=0.0,
+        ddp_find_unused_parameters=False,
         remove_unused_columns=False,
         train_sampling_strategy="sequential",
         use_cpu=True,
