@@ -20,6 +20,7 @@ from ross3d.tools.make_tiny import make_tiny_processor
 from ross3d.training import shards
 from ross3d.training.arguments import LoraArguments, PartArguments, read_run_arguments
 from ross3d.training.build import choose_optimizer, group_parameters
+from ross3d.training.callbacks import is_complete
 from ross3d.training.lora import add_lora
 
 
@@ -67,6 +68,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lora")
     (folder / "run.yaml").write_text(yaml.safe_dump(make_settings(output_dir=str(folder / OUTPUT))))
     train.main(read_run_arguments(folder / "run.yaml", []))
+    assert is_complete(folder / OUTPUT)
     return folder / OUTPUT
 
 

@@ -434,6 +434,8 @@ def save_run(
     if isinstance(model, PeftModel):
         model.save_pretrained(aside / "adapter")
         processor.save_pretrained(aside / "adapter")
+        # Peft's own page: ours follows, and like that of the whole run it is not held to its size.
+        (aside / "adapter" / CARD_NAME).unlink()
         model = model.merge_and_unload()
         weights = model.state_dict()
     model.save_pretrained(aside, state_dict=weights)
