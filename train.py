@@ -53,6 +53,10 @@ FIXED_ARGUMENTS = {
 }
 
 
+# Seconds for which workers of a killed run may still hold its folder; they look for it every five.
+LOCK_PATIENCE = 20.0
+
+
 def build_training_arguments(settings: dict, seed: int) -> TrainingArguments:
     """`TrainingArguments` of the run, with what our rows need.
 
@@ -106,7 +110,7 @@ def main(arguments: RunArguments) -> None:
     training = build_training_arguments(arguments.trainer, arguments.seed)
     output_dir = Path(training.output_dir)
     check_processes(arguments, training)
-    with hold_folder(output_dir) if training.process_index == 0 else nullcontext():
+    with hold_folder(output_dir, LOCK_PATIENCE) if training.process_index == 0 else nullcontext():
         run(arguments, training, output_dir)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -8,8 +8,8 @@ evaluates it on held-out rooms and adds a line to the results. What has its line
 evaluation that were cut off go on where they were. `table` prints the lines as Markdown: mean and deviation over
 seeds, and differences of arms of the same seed with their 95 % intervals (Student's t over seeds).
 
-All arms of a seed begin with the same weights and see as many questions a step. Arms named `..._10` and `..._50` have
-questions about so many per cent of the rooms; beside each of their rows, `both_..` gets one of a room without any.
+All arms of a seed begin with the same weights. Arms named `..._10` and `..._50` have questions about so many per cent
+of the rooms, half as many in a step as the others; beside each of their rows, `both_..` gets one of a room without any.
 """
 
 import argparse
@@ -209,6 +209,8 @@ def call(command: list[str], log: Path) -> float:
 
 def run_arm(name: str, plan: Plan, seed: int, output: Path, device: str) -> dict[str, Any]:
     """Train and evaluate one arm; its line of the results."""
+    # The commit that runs, not one that is made meanwhile.
+    described = describe_run(device) | {"threads": 1}
     arm, folder = ARMS[name], output / f"{name}_seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     settings = make_settings(arm, plan, seed, output, folder, device)
@@ -226,7 +228,7 @@ def run_arm(name: str, plan: Plan, seed: int, output: Path, device: str) -> dict
     state = json.loads((folder / "model" / "trainer_state.json").read_text())
     losses = [record for record in state["log_history"] if "loss" in record][-1]
     return {
-        "arm": name, "seed": seed, **describe_run(device), "plan": asdict(plan), "train_seconds": train_seconds,
+        "arm": name, "seed": seed, **described, "plan": asdict(plan), "train_seconds": train_seconds,
         "eval_seconds": eval_seconds, **read_scores(metrics),
         "losses": {key: round(value, 4) for key, value in losses.items() if key.endswith("_loss")},
     }  # fmt: skip

@@ -4,6 +4,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,21 +37,27 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @contextmanager
-def hold_folder(folder: str | os.PathLike) -> Iterator[None]:
+def hold_folder(folder: str | os.PathLike, patience: float = 0.0) -> Iterator[None]:
     """Nobody else holds the folder (made when it is not there) while the block runs; a kill lets go of it.
+
+    Workers of a killed process hold on for some seconds more: `patience` says how many to wait for.
 
     Raises:
         BlockingIOError: when another process holds it.
     """
-    folder = Path(folder)
+    folder, begin = Path(folder), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(
-                f"{folder}: another process is at work in this folder; wait for it, or choose another folder."
-            ) from error
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() - begin >= patience:
+                    raise BlockingIOError(
+                        f"{folder}: another process is at work in this folder; wait for it, or choose another folder."
+                    ) from error
+            time.sleep(0.2)
         try:
             yield
         finally:

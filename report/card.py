@@ -253,6 +253,8 @@ def find_interval(
 
 def count_questions(scores: Mapping[str, Any], place: tuple[str, ...]) -> str:
     """How many questions or pictures a score rests on, as far as its task says."""
+    if place == ("macro_exact_match",):
+        return str(sum(row["num_questions"] for row in scores["types"].values() if row["main_score"] == "exact_match"))
     group = scores
     counts = [scores.get("num_questions", "")]
     for name in place[:-1]:

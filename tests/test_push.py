@@ -154,6 +154,12 @@ def test_the_page_says_what_is_known(hub, trained, evaluated):
     assert int(row[1]) == metrics["scores"]["rooms"]["types"]["count"]["num_questions"]
     known = metrics["baselines"]["rooms"].values()
     assert float(row[2]) == round(max(b["types"]["count"]["exact_match"] for b in known), 4)
+    exact = [
+        row["num_questions"]
+        for row in metrics["scores"]["rooms"]["types"].values()
+        if "exact_match" == row["main_score"]
+    ]
+    assert re.search(rf"macro_exact_match \| .* \| {sum(exact)} \|", results)
     pictures = metrics["scores"]["reconstruction"]["view"]["num_pictures"]
     assert re.search(rf"view: psnr: one_sample \| .* \| {pictures} \|  \|", results)
     assert get_files(hub)["LICENSE"] == (ROOT / "LICENSE").read_bytes()

@@ -318,7 +318,8 @@ def read_run_arguments(config_file: str | Path, overrides: list[str] | None = No
 
 
 def overlap(module: str, prefix: str) -> bool:
-    return module.startswith(prefix) or prefix.startswith(module)
+    """Whether a module has parameters of a part (a prefix of their names)."""
+    return module.startswith(prefix) or prefix == module or prefix.startswith(f"{module}.")
 
 
 def read_command_line(words: list[str], usage: str) -> RunArguments:

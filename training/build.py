@@ -372,13 +372,13 @@ def find_published(arguments: RunArguments) -> Path | None:
 def widen_weights(model: nn.Module, autocast: bool) -> dict[str, torch.dtype]:
     """Bring trained weights to float32, in place, where nobody keeps a float32 copy of them.
 
-    In half precision most steps of a small learning rate would be rounded away. DeepSpeed and FSDP have copies of
-    their own. Without `autocast`, which lets layers of two precisions meet, frozen weights are widened as well.
+    In half precision most steps of a small learning rate would be rounded away. DeepSpeed has copies of its own, FSDP
+    makes them with `autocast`. Without that, which lets layers of two precisions meet, frozen weights are widened too.
 
     Returns:
         the dtype that each widened parameter had, by name.
     """
-    if is_launched_with("DEEPSPEED") or is_launched_with("FSDP"):
+    if is_launched_with("DEEPSPEED") or (is_launched_with("FSDP") and autocast):
         return {}
     dtypes = {}
     for name, parameter in model.named_parameters():

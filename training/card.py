@@ -96,9 +96,10 @@ def describe_training(settings: dict[str, Any], state: TrainerState) -> str:
     last = ", ".join(f"{name} {losses[name]:.4f}" for name in sorted(losses))
     text = yaml.safe_dump(strip_settings(settings), sort_keys=False).rstrip()
     processes = settings.get("num_processes") or 1
+    commit = "" if get_commit() is None else f" (commit {get_commit()} at the end)"
     many = f"--num_processes {processes} " if processes > 1 else ""
     return (
-        f"`accelerate launch {many}train.py CONFIG.yaml` of {PROJECT} (commit {get_commit()}) with the settings below,"
+        f"`accelerate launch {many}train.py CONFIG.yaml` of {PROJECT}{commit} with the settings below,"
         f" {describe_data(settings['data'])}, {state.global_step} optimizer"
         f" steps{f'; last reported: {last}' if last else ''}.\n\n```yaml\n{text}\n```"
     )
