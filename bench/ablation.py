@@ -9,7 +9,7 @@ evaluation that were cut off go on where they were. `table` prints the lines as 
 seeds, and differences of arms of the same seed with their 95 % intervals (Student's t over seeds).
 
 All arms of a seed begin with the same weights. Arms named `..._10` and `..._50` have questions about so many per cent
-of the rooms, half as many in a step as the others; beside each of their rows, `both_..` gets one of a room without any.
+of the rooms, half as many in a step as the others; beside each of their rows `both_..` gets one of a room without any.
 """
 
 import argparse
