@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 @contextmanager
@@ -36,8 +37,22 @@ def remove_leftovers(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
+def take_lock(path: Path) -> IO[str] | None:
+    """The open file that holds a lock until it is closed; None while another process has it."""
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Who held it before may have removed the file between: then it locks nothing.
+        if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    file.close()
+    return None
+
+
 @contextmanager
-def hold_folder(folder: str | os.PathLike, patience: float = 0.0) -> Iterator[None]:
+def hold_folder(folder: str | os.PathLike, patience: float = 1.0) -> Iterator[None]:
     """Nobody else holds the folder (made when it is not there) while the block runs; a kill lets go of it.
 
     Workers of a killed process hold on for some seconds more: `patience` says how many to wait for.
@@ -47,17 +62,13 @@ def hold_folder(folder: str | os.PathLike, patience: float = 0.0) -> Iterator[No
     """
     folder, begin = Path(folder), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() - begin >= patience:
-                    raise BlockingIOError(
-                        f"{folder}: another process is at work in this folder; wait for it, or choose another folder."
-                    ) from error
-            time.sleep(0.2)
+    while (file := take_lock(folder / ".lock")) is None:
+        if time.monotonic() - begin >= patience:
+            raise BlockingIOError(
+                f"{folder}: another process is at work in this folder; wait for it, or choose another folder."
+            )
+        time.sleep(0.1)
+    with file:
         try:
             yield
         finally:
