@@ -85,6 +85,34 @@ def compose_cam2world(axis_align_matrix: torch.Tensor, cam2world: torch.Tensor) 
     return (align @ cameras).float()
 
 
+def turn_cameras(
+    intrinsics: torch.Tensor, cam2world: torch.Tensor, size: tuple[int, int], turns: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cameras of the same views after `turns` quarter turns of their pictures, counter-clockwise.
+
+    Args:
+        intrinsics (`(..., 3, 3)`): pixels of the maps before the turn.
+        cam2world (`(..., 4, 4)`): OpenCV axes.
+        size: height and width of the maps before the turn.
+        turns (`int`): as `numpy.rot90` counts them; any whole number.
+
+    Returns:
+        new `intrinsics`, pixels of the turned maps, and new `cam2world`.
+    """
+    height, width = size
+    intrinsics, cam2world = intrinsics.clone(), cam2world.clone()
+    # The new x axis of a camera is its old y axis, the new y axis its old -x axis.
+    quarter = cam2world.new_tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    for _ in range(turns % 4):
+        focal_x, focal_y = intrinsics[..., 0, 0].clone(), intrinsics[..., 1, 1].clone()
+        centre_x, centre_y = intrinsics[..., 0, 2].clone(), intrinsics[..., 1, 2].clone()
+        intrinsics[..., 0, 0], intrinsics[..., 1, 1] = focal_y, focal_x
+        intrinsics[..., 0, 2], intrinsics[..., 1, 2] = centre_y, width - 1 - centre_x
+        cam2world[..., :3, :3] = cam2world[..., :3, :3] @ quarter
+        height, width = width, height
+    return intrinsics, cam2world
+
+
 def unproject(
     depth_maps: torch.Tensor,
     intrinsics: torch.Tensor,
@@ -355,6 +383,7 @@ __all__ = [
     "project_bev",
     "quantize_coords",
     "resize_nearest",
+    "turn_cameras",
     "unpack_patches",
     "unproject",
 ]
