@@ -418,7 +418,7 @@ class Ross3DReconstructionHead(nn.Module):
         self,
         condition: torch.Tensor,
         branch: str,
-        num_inference_steps: int,
+        num_inference_steps: int | str,
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
     ) -> torch.Tensor:
@@ -432,7 +432,7 @@ class Ross3DReconstructionHead(nn.Module):
         published = self.config.sampler == "published"
         tokens = sample_latents(
             lambda sample, timesteps: self(sample, timesteps, condition, branch).to(sample.device),
-            draw(num_inference_steps),
+            draw(len(space_timesteps(self.config.num_train_timesteps, num_inference_steps))),
             draw,
             num_train_timesteps=self.config.num_train_timesteps,
             num_inference_steps=num_inference_steps,
