@@ -31,7 +31,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import maybe_autocast
 
 from .configuration_ross3d import Ross3DDenoiserConfig
-from .diffusion_ross3d import add_noise, get_alphas_cumprod, get_cosine_betas, get_target, sample_latents
+from .diffusion_ross3d import (
+    add_noise,
+    get_alphas_cumprod,
+    get_cosine_betas,
+    get_target,
+    sample_latents,
+    space_timesteps,
+)
 
 
 # The release normalises the states with torch's default and its blocks with 1e-6.

@@ -9,9 +9,9 @@ LOSSES = 1e-5
 GRADIENTS = 1e-4
 # For what a few float32 operations give.
 EXACT_ARITHMETIC = 1e-6
-# Distance of a float32 run of the whole sampler from a float64 run: of 99 % of the elements, and of the worst. Measured
-# with SSE4.2, AVX2 and AVX-512 kernels: 1.3e-4 and 5e-2. A sampler with another variance or without clipping is off
-# by 1e-1 in most elements.
+# Distance of a float32 run of the whole sampler from a float64 run: of 99 % of the elements, and of the worst.
+# Measured with SSE4.2, AVX2 and AVX-512 kernels: 1.3e-4 and 5e-2. A sampler of another kind is noticed
+# (test_other_sizes.py).
 TYPICAL, LARGEST = 1e-3, 0.25
 
 
