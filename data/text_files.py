@@ -25,15 +25,8 @@ MAX_DIGITS = 300
 AGAIN = "write it or copy it again"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_LONG_NUMBER = re.compile(rf"\d{{{MAX_DIGITS + 1},}}")
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-
-
-class _LongNumberError(ValueError):
-    """A whole number with too many digits; `digits` are all of them."""
-
-    def __init__(self, digits: str):
-        super().__init__(f"a whole number of {len(digits)} digits, at most {MAX_DIGITS} can be read")
-        self.digits = digits
 
 
 def check_file(file: str | os.PathLike, meaning: str, max_bytes: int | None = None) -> Path:
@@ -153,14 +146,13 @@ def parse_json(text: str, where: str, meaning: str = "a JSON document", remedy: 
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
         problem = "it is empty" if not text.strip() else str(error)
-    except _LongNumberError as error:
-        problem = f"{error}: {_describe_place(text, text.index(error.digits))}"
     except UnicodeEncodeError as error:
-        problem = (
-            f"half of a character, {error.object[error.start]!r}, in {error.object[error.start - 20 : error.end]!r}"
-        )
+        near = error.object[max(error.start - 20, 0) : error.end]
+        problem = f"half of a character, {error.object[error.start]!r}, in {near!r}"
     except RecursionError:
         problem = "brackets inside brackets, too deep to be read"
+    except ValueError as error:
+        problem = f"{error}{_describe_place(text, _LONG_NUMBER.search(text))}"
     else:
         return value
     raise ValueError(f"{where}: expected {meaning}, but the file is no JSON ({problem}); {remedy}.")
@@ -168,12 +160,15 @@ def parse_json(text: str, where: str, meaning: str = "a JSON document", remedy: 
 
 def _parse_int(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
-        raise _LongNumberError(digits)
+        raise ValueError(f"a whole number of {len(digits)} digits, at most {MAX_DIGITS} can be read")
     return int(digits)
 
 
-def _describe_place(text: str, place: int) -> str:
-    return f"line {text.count(chr(10), 0, place) + 1} column {place - text.rfind(chr(10), 0, place)}"
+def _describe_place(text: str, found: re.Match | None) -> str:
+    if found is None:
+        return ""
+    place = found.start()
+    return f": line {text.count(chr(10), 0, place) + 1} column {place - text.rfind(chr(10), 0, place)}"
 
 
 def read_json_lines(
@@ -213,7 +208,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in known:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} stands twice in a section", key.start_mark
+                        f"the key {key.value!r} stands twice in a section", None, None, key.start_mark
                     )
                 known.add(key.value)
         return super().construct_mapping(node, deep)
