@@ -8,9 +8,10 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 DEBUG_HELP = "show where an error or a warning came from"
@@ -19,6 +20,8 @@ EXPECTED = (ValueError, OSError, ImportError, TypeError, MemoryError, EOFError)
 # An error may quote what it was given; a terminal shows this many characters of it.
 MAX_MESSAGE = 2000
 INTERRUPTED = 130
+# `name, name (`type`): what it is`, over lines that are indented further.
+ATTRIBUTE = re.compile(r"^ {8}(\w+(?:, \w+)*)[^:\n]*: (.*(?:\n {9,}.*)*)", re.MULTILINE)
 LAST_FRAME = re.compile(r"^  File \".*\", line \d+, in .*\n(?:    .*\n)*", re.MULTILINE)
 
 
@@ -91,6 +94,16 @@ def is_finite(value: float) -> bool:
         return False
 
 
+def list_attributes(cls: type) -> dict[str, str]:
+    """What a dataclass and those below it say of their fields under "Attributes:", as help texts."""
+    told = {}
+    for owner in reversed(cls.__mro__):
+        text = (owner.__dict__.get("__doc__") or "").partition("Attributes:")[2]
+        for names, meaning in ATTRIBUTE.findall(text):
+            told |= dict.fromkeys(names.replace(" ", "").split(","), " ".join(meaning.replace("`", "").split()))
+    return told
+
+
 @dataclass(frozen=True)
 class Number:
     """Which numbers a setting may be; NaN, infinities and booleans are none.
@@ -108,16 +121,19 @@ class Number:
     below: float | None = None
 
     def __str__(self) -> str:
-        limits = [
-            f"{word} {limit:,}" if isinstance(limit, int) and limit >= 10_000 else f"{word} {limit}"
-            for word, limit in (
-                ("at least", self.least),
-                ("above", self.above),
-                ("at most", self.most),
-                ("below", self.below),
-            )
-            if limit is not None
-        ]
+        if self.least is not None and self.most is not None:
+            limits = [f"from {self.least:,} to {self.most:,}"]
+        else:
+            limits = [
+                words.format(limit)
+                for words, limit in (
+                    ("from {:,} on", self.least),
+                    ("above {:,}", self.above),
+                    ("at most {:,}", self.most),
+                    ("below {:,}", self.below),
+                )
+                if limit is not None
+            ]
         return " ".join(["a whole number" if self.whole else "a finite number", " and ".join(limits)]).strip()
 
     def allows(self, value: Any) -> bool:
@@ -151,6 +167,56 @@ class Number:
         return value
 
 
+def check_fields(settings: Any, prefix: str, rules: dict[str, Number]) -> None:
+    """Refuse a dataclass of settings whose values are not of the types that its fields state.
+
+    Args:
+        settings: the dataclass.
+        prefix (`str`): stands in front of a field's name in errors, such as `data.` or `--`.
+        rules (`dict`): field -> which numbers it may be, where not every one of its type.
+
+    Raises:
+        ValueError: names the field, what is expected and the value.
+    """
+    hints = get_type_hints(type(settings))
+    for field in fields(settings):
+        check_value(f"{prefix}{field.name}", getattr(settings, field.name), hints[field.name], rules.get(field.name))
+
+
+def check_value(name: str, value: Any, hint: Any, rule: Number | None = None) -> None:
+    """Refuse a value that is not of a type: text, path, true or false, number, choice, list of texts or table.
+
+    Raises:
+        ValueError: names the setting, what is expected and the value.
+    """
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if value is None and NoneType in kinds:
+        return
+    kind = next(kind for kind in kinds if kind is not NoneType)
+    if kind in (int, float):
+        (rule or Number(whole=kind is int)).check(name, value)
+    elif get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ValueError(f"{name}: expected a choice of {get_args(kind)}, got {value!r}.")
+    elif kind in CHECKED_KINDS:
+        meaning, holds = CHECKED_KINDS[kind]
+        if not holds(value):
+            raise ValueError(f"{name}: expected {meaning}, got {value!r}; write it so.")
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+# Type of a field -> what its values are called, and what they are.
+CHECKED_KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+    str: ("a text that is not blank", is_text),
+    Path: ("a path", lambda value: isinstance(value, Path) or is_text(value)),
+    list[str]: ("a list of texts", lambda value: isinstance(value, list) and all(map(is_text, value))),
+}
+
+
 # Rules that several programs share.
 COUNT = Number(whole=True, least=1)
 COUNT_OR_NONE = Number(whole=True, least=0)
@@ -159,6 +225,7 @@ NUM_VIEWS = Number(whole=True, least=1, most=10_000)
 # What every generator of random numbers takes.
 SEED = Number(whole=True, least=0, below=2**32)
 RATE = Number(least=0)
+POSITIVE = Number(above=0)
 
 
 __all__ = [
@@ -166,12 +233,16 @@ __all__ = [
     "COUNT_OR_NONE",
     "DEBUG_HELP",
     "NUM_VIEWS",
+    "POSITIVE",
     "Number",
     "RATE",
     "SEED",
     "add_debug",
+    "check_fields",
+    "check_value",
     "describe_error",
     "get_own_message",
     "is_finite",
+    "list_attributes",
     "run_program",
 ]

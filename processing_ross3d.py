@@ -194,7 +194,7 @@ def get_resized_size(
             name,
             "pictures at least as wide as high, as geometry_mode='published' crops them",
             f"{height} x {width} (height x width)",
-            remedy or "use geometry_mode='valid_depth', or turn the views upright",
+            remedy or "use geometry_mode='valid_depth' (--geometry-mode valid_depth), or turn the views upright",
         )
     if width >= height:
         return size, int(width * size / height)

@@ -50,9 +50,7 @@ def test_other_ends_stay_what_they_are(capsys):
     parser.add_argument("--views", type=NUM_VIEWS)
     code, written = run(lambda: parser.parse_args(["--views", "2.5"]), capsys)
     assert code == 2
-    assert written.endswith(
-        "error: argument --views: expected a whole number at least 1 and at most 10,000, got '2.5'\n"
-    )
+    assert written.endswith("error: argument --views: expected a whole number from 1 to 10,000, got '2.5'\n")
 
 
 def test_debug_raises_the_error_itself_and_is_taken_out_of_the_command_line():
