@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
@@ -193,7 +194,7 @@ def get_resized_size(
             name,
             "pictures at least as wide as high, as geometry_mode='published' crops them",
             f"{height} x {width} (height x width)",
-            remedy or "use geometry_mode='valid_depth', or turn the views upright",
+            remedy or "use geometry_mode='valid_depth' (--geometry-mode valid_depth), or turn the views upright",
         )
     if width >= height:
         return size, int(width * size / height)
@@ -882,8 +883,10 @@ class Ross3DProcessor(ProcessorMixin):
         """The image processor is the class of this file, so a checkout loads it without running saved code."""
         image_processor = Ross3DImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
         # The library's pipelines pad as the tokenizer does, and answers go on at the ends of rows. The tokenizer has
-        # no code of its own: without a word about trust the library would ask on the terminal.
-        kwargs = {"padding_side": "left", "trust_remote_code": False, **kwargs}
+        # no code of its own: without a word about trust the library would ask on the terminal. Its class stands in its
+        # own settings; without a config the library would look for one of the model, and warn.
+        config = PreTrainedConfig()
+        kwargs = {"padding_side": "left", "trust_remote_code": False, "config": config, **kwargs}
         tokenizer = cls._load_tokenizer_from_pretrained("tokenizer", pretrained_model_name_or_path, **kwargs)
         return [image_processor, tokenizer]
 

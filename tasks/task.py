@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ross3d.command_line import COUNT, COUNT_OR_NONE, NUM_VIEWS, SEED, check_fields
 from ross3d.data.scene import Scene
 from ross3d.data.sources import DECODES
 
@@ -18,6 +19,14 @@ from ross3d.data.sources import DECODES
 Record = dict[str, Any]
 PROPOSALS = ("predicted", "ground_truth")
 SCENE_PATH = "{split}/{scene_id}"
+# Numbers that settings may be, by their name.
+EVAL_NUMBERS = {
+    "limit": COUNT_OR_NONE,
+    "num_views": NUM_VIEWS,
+    "seed": SEED,
+    **dict.fromkeys(("scenes_at_once", "batch_size", "max_new_tokens", "num_samples", "num_inference_steps"), COUNT),
+    "reconstruction_scenes": COUNT_OR_NONE,
+}
 
 
 class Item(Protocol):
@@ -64,13 +73,10 @@ class EvalSettings:
     reconstruction_scenes: int = 32
 
     def __post_init__(self):
+        check_fields(self, "--", EVAL_NUMBERS)
         for name, known in (("proposals", PROPOSALS), ("decode", DECODES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"--{name}: expected one choice of {list(known)}, got {getattr(self, name)!r}.")
-        for name in ("limit", "scenes_at_once", "batch_size", "max_new_tokens", "num_views"):
-            value, least = getattr(self, name), 0 if name == "limit" else 1
-            if value is not None and value < least:
-                raise ValueError(f"--{name}: expected a number from {least} on, got {value}.")
 
 
 @dataclass
