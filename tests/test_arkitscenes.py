@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from ross3d.data.sources.arkitscenes import count_quarter_turns, read_arkitscenes, read_pincam, read_trajectory
+from ross3d.data.sources.arkitscenes import read_arkitscenes, read_pincam, read_trajectory
+from ross3d.data.sources.frames import count_quarter_turns
 from ross3d.tests.raw_scannet import write_raw_scan
 from ross3d.tests.scan_folders import decode_colors, get_depth_metres, measure_misfit, write_arkitscenes
 

@@ -16,7 +16,6 @@ hulls of the oriented ones, whose yaw and size stay in `box_labels`.
 """
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +24,8 @@ from ross3d.data.scene import Scene
 from ross3d.data.sources.frames import (
     MAX_EXCLUDED,
     Exclusions,
-    Views,
     choose_views,
+    count_quarter_turns,
     decode_views,
     make_scene,
     merge_intrinsics,
@@ -36,6 +35,7 @@ from ross3d.data.sources.frames import (
     read_json,
     read_matrix,
     scale_intrinsics,
+    turn_views,
 )
 
 
@@ -212,45 +212,4 @@ def read_oriented_boxes(file: Path, axis_align_matrix: np.ndarray) -> tuple[np.n
     return boxes, labels
 
 
-def count_quarter_turns(cam2world: np.ndarray) -> int:
-    """Quarter turns, counter-clockwise, after which the world's z points up in pictures of these cameras (V, 4, 4)."""
-    x, y = cam2world[:, 2, :2].mean(axis=0)
-    if abs(x) > abs(y):
-        return 1 if x > 0 else 3
-    return 2 if y > 0 else 0
-
-
-def turn_views(
-    views: Views, intrinsics: np.ndarray, cam2world: np.ndarray, turns: int
-) -> tuple[Views, np.ndarray, np.ndarray]:
-    """The same views after `turns` quarter turns of the pictures, counter-clockwise, with the cameras that took them.
-
-    Args:
-        views (`Views`): with depth maps.
-        intrinsics (`(3, 3)` or `(V, 3, 3)`): pixels of the depth maps.
-        cam2world (`(V, 4, 4)`).
-    """
-    width, height = views.depth_size
-    turned, camera_turn = np.array(intrinsics), np.eye(4)
-    for _ in range(turns):
-        before = turned.copy()
-        turned[..., 0, 0], turned[..., 0, 2] = before[..., 1, 1], before[..., 1, 2]
-        turned[..., 1, 1], turned[..., 1, 2] = before[..., 0, 0], width - 1 - before[..., 0, 2]
-        # The new x axis is the old y axis, the new y axis the old -x axis.
-        camera_turn[:3, :3] = camera_turn[:3, :3] @ [[0, -1, 0], [1, 0, 0], [0, 0, 1]]
-        width, height = height, width
-    images = np.ascontiguousarray(np.rot90(views.images, turns, axes=(1, 2)))
-    depth_maps = np.ascontiguousarray(np.rot90(views.depth_maps, turns, axes=(1, 2)))
-    stored_size = views.stored_size[:: -1 if turns % 2 else 1]
-    turned_views = replace(views, images=images, depth_maps=depth_maps, stored_size=stored_size)
-    return turned_views, turned, cam2world @ camera_turn
-
-
-__all__ = [
-    "count_quarter_turns",
-    "read_arkitscenes",
-    "read_oriented_boxes",
-    "read_pincam",
-    "read_trajectory",
-    "turn_views",
-]
+__all__ = ["read_arkitscenes", "read_oriented_boxes", "read_pincam", "read_trajectory"]

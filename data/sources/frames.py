@@ -13,15 +13,17 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ross3d.data.sampling import sample_uniform
 from ross3d.data.scene import Scene, check_boxes, check_cam2world, check_scene
+from ross3d.geometry_ross3d import turn_cameras
 
 
 MILLIMETRES_PER_METRE = 1000.0
@@ -210,6 +212,41 @@ def _check_aspect(views: Views, where: str) -> None:
             f"{where}: depth is {width}x{height} but the colour picture is {color_width}x{color_height},"
             " another aspect; register depth and colour to one camera first."
         )
+
+
+def count_quarter_turns(cam2world: np.ndarray) -> int:
+    """Quarter turns, counter-clockwise, after which the world's z points up in pictures of these cameras (V, 4, 4)."""
+    x, y = cam2world[:, 2, :2].mean(axis=0)
+    if abs(x) > abs(y):
+        return 1 if x > 0 else 3
+    return 2 if y > 0 else 0
+
+
+def turn_views(
+    views: Views, intrinsics: np.ndarray, cam2world: np.ndarray, turns: int
+) -> tuple[Views, np.ndarray, np.ndarray]:
+    """The same views after `turns` quarter turns of the pictures, counter-clockwise, with the cameras that took them.
+
+    Args:
+        views (`Views`): V views, with or without depth maps.
+        intrinsics (`(3, 3)` or `(V, 3, 3)`): pixels of the depth maps, or of the pictures where there is no depth.
+        cam2world (`(V, 4, 4)`): to any world.
+        turns (`int`): as `numpy.rot90` counts them.
+    """
+    width, height = views.depth_size
+    turned_intrinsics, turned_cameras = turn_cameras(
+        torch.from_numpy(np.asarray(intrinsics, dtype=np.float64)),
+        torch.from_numpy(np.asarray(cam2world, dtype=np.float64)),
+        (height, width),
+        turns,
+    )
+    images, depth_maps = (
+        None if maps is None else np.ascontiguousarray(np.rot90(maps, turns, axes=(1, 2)))
+        for maps in (views.images, views.depth_maps)
+    )
+    stored_size = views.stored_size[:: -1 if turns % 2 else 1]
+    turned_views = replace(views, images=images, depth_maps=depth_maps, stored_size=stored_size)
+    return turned_views, turned_intrinsics.numpy(), turned_cameras.numpy()
 
 
 def make_scene(
@@ -432,6 +469,7 @@ __all__ = [
     "Exclusions",
     "Views",
     "choose_views",
+    "count_quarter_turns",
     "decode_color",
     "decode_views",
     "make_scene",
@@ -444,4 +482,5 @@ __all__ = [
     "read_matrix",
     "scale_depth",
     "scale_intrinsics",
+    "turn_views",
 ]
