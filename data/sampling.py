@@ -41,6 +41,8 @@ def sample_uniform(num_frames: int, num_views: int, unique: bool = False) -> np.
         raise ValueError(
             f"num_frames and num_views must be at least 1, got {num_frames} and {num_views}; is the scan empty?"
         )
+    if unique and num_views > num_frames:
+        return np.arange(num_frames)
     indices = np.floor(np.linspace(0, num_frames - 1, num_views)).astype(np.int64)
     return np.unique(indices) if unique else indices
 
