@@ -14,8 +14,8 @@ import numpy as np
 from ross3d.data.atomic import hold_folder, remove_leftovers, write_text
 from ross3d.data.box_files import read_box_list, read_mask3d
 from ross3d.data.prepare.from_above import MAX_VIEWS, list_scene_folders
+from ross3d.data.prepare.mask_files import read_mask_boxes
 from ross3d.data.prepare.parallel import run_jobs
-from ross3d.data.prepare.scannet import read_mask_boxes
 from ross3d.data.prepare.scene_folder import format_rows
 from ross3d.data.prepare.tables import refresh_scans_tables
 from ross3d.data.proposals import propose_boxes
@@ -82,7 +82,7 @@ def make_boxes(folder: Path, source: ProposalSource) -> list[list[float]]:
         boxes = propose_boxes(read_scene(folder, num_views=MAX_VIEWS, **source.reading)).boxes
         return boxes.astype(np.float64).round(4).tolist()
     masks = find_masks(source.masks, folder.name)
-    mesh = read_ply(find_mesh(folder, source, masks))
+    mesh = read_ply(find_mesh(folder, source, masks), with_faces=False)
     vertices = align_vertices(mesh.vertices, get_alignment(folder, source.reading))
     if masks.suffix == ".npz":
         return [box for box in read_mask_boxes(masks, vertices) if box is not None]
