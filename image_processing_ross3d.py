@@ -35,6 +35,11 @@ ORIENTATION_TAG = 0x0112
 STORED_TURNS = {1: 0, 3: 2, 6: 3, 8: 1}
 
 
+def shorten(text: str, limit: int = 200) -> str:
+    """A text for an error message: its beginning and its end, where it is longer than `limit` letters."""
+    return text if len(text) <= limit else f"{text[: limit - 40]} ... {text[-20:]}"
+
+
 def check_regular_file(file: str | os.PathLike, name: str) -> Path:
     """The path, where it is a file with an end.
 
@@ -47,7 +52,8 @@ def check_regular_file(file: str | os.PathLike, name: str) -> Path:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{name}: the file {path} does not exist; correct the path.") from error
     except (OSError, ValueError) as error:
-        raise ValueError(f"{name}: expected a path to a file, got {str(path)[:200]!r} ({error}).") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{name}: expected a path to a file, got {shorten(str(path))!r} ({reason}).") from None
     if not stat.S_ISREG(mode):
         kind = "folder" if stat.S_ISDIR(mode) else "pipe, socket or device"
         raise ValueError(f"{name}: expected a regular file, got the {kind} {path}; give the path of a picture.")
@@ -140,5 +146,6 @@ __all__ = [
     "get_orientation",
     "get_stored_turns",
     "open_picture",
+    "shorten",
     "turn_upright",
 ]
