@@ -1,4 +1,4 @@
-"""Runs pytest on files and writes down what came out of every check: `python -m ross3d.tests.suites.outcomes OUT FILES`."""
+"""Runs pytest on files and writes what came out of every check: `python -m ross3d.tests.suites.outcomes OUT FILES`."""
 
 import json
 import sys
