@@ -394,7 +394,7 @@ def test_number_of_texts_must_be_that_of_the_scenes(processor):
     with pytest.raises(ValueError, match="text: expected 3 items, one a scene, got 2"):
         processor(images=scenes, text=[QUESTION] * 2)
     with pytest.raises(ValueError, match="<image>"):
-        processor(images=make_pictures(), text="<image> <image> what?")
+        processor(images=make_pictures(), text="<image> <image> <image> what?")
 
 
 def test_named_chat_templates_are_saved(saved, tmp_path):
