@@ -833,6 +833,8 @@ OTHER_ARGUMENTS = (
     "padding", "padding_side", "pad_to_multiple_of", "truncation", "max_length", "return_tensors", "size", "crop_size",
     "resample", "videos", "audio",
 )  # fmt: skip
+# How frames are taken from videos, of which there are none here.
+VIDEO_ARGUMENTS = ("num_frames", "fps", "do_sample_frames")
 PADDINGS = {True: True, "longest": True, False: False, "do_not_pad": False, "max_length": "max_length"}
 TRUNCATIONS = {
     True: True, "longest_first": True, "only_first": True, "only_second": True, False: False,
@@ -849,7 +851,9 @@ def flatten_arguments(given: dict[str, Any]) -> dict[str, Any]:
         legal = group in ("text_kwargs", "images_kwargs", "common_kwargs")
         check(isinstance(nested, dict) and (legal or not nested), group, "a dict of text_kwargs, images_kwargs or"
               " common_kwargs", given[group], "pass pictures and words alone")  # fmt: skip
-        twice = sorted(key for key in nested if key in flat)
+        # As in the library, `common_kwargs` may repeat an argument.
+        repeats = group == "common_kwargs"
+        twice = sorted(key for key in nested if key in flat and not (repeats and nested[key] == flat[key]))
         check(not twice, group, "arguments that are not given outside of it as well", twice, "give each once")
         flat |= nested
     flat = {key: value.value if isinstance(value, Enum) else value for key, value in flat.items()}
@@ -864,6 +868,7 @@ def is_one_of(value: Any, legal: tuple) -> bool:
 
 def read_layout(given: dict[str, Any]) -> dict[str, Any]:
     """Padding and truncation, taken out of `given`."""
+    chooses_padding = "padding" in given
     padding, truncation = given.pop("padding", True), given.pop("truncation", False)
     side, multiple = given.pop("padding_side", None), given.pop("pad_to_multiple_of", None)
     max_length = given.pop("max_length", None)
@@ -877,8 +882,13 @@ def read_layout(given: dict[str, Any]) -> dict[str, Any]:
         legal = value is None or (is_index(value) and value > 0)
         check(legal, key, "a whole number of positions above 0", repr(value), "leave it out for rows as they are")
     padding, truncation = PADDINGS[padding], TRUNCATIONS[truncation]
-    check(max_length is None or truncation or padding == "max_length", "max_length",
-          "truncation=True or padding='max_length' with it", f"{max_length} alone",
+    is_read = max_length is None or truncation or padding == "max_length"
+    # With this padding the library ignores it, too.
+    if not is_read and chooses_padding and padding is True:
+        warnings.warn("max_length: ignored, since padding=True makes rows as long as the longest, without"
+                      " truncation=True.", stacklevel=4)  # fmt: skip
+        is_read, max_length = True, None
+    check(is_read, "max_length", "truncation=True or padding='max_length' with it", f"{max_length} alone",
           "say which of both it is for")  # fmt: skip
     return {"padding": padding, "truncation": truncation, "padding_side": side, "pad_to_multiple_of": multiple,
             "max_length": max_length}  # fmt: skip
@@ -1341,7 +1351,6 @@ class Ross3DProcessor(ProcessorMixin):
         bev_bounds: Any = None,
         scene_ids: str | list[str] | None = None,
         scene_index: Any = None,
-        return_tensors: str | None = "pt",
         **kwargs,
     ) -> Ross3DInputs:
         """Make the model's inputs for B scenes; everything a scene has is given bare, or as a list of B items.
@@ -1371,9 +1380,10 @@ class Ross3DProcessor(ProcessorMixin):
             scene_ids: what errors and warnings call the scenes.
             scene_index: without `images`, which encoded scene each question is about; lists of B lists say it too.
             kwargs: the library's per-call arguments, flat or in `text_kwargs` and `images_kwargs`. Obeyed are
-                `padding`, `padding_side`, `pad_to_multiple_of`, `truncation`, `max_length`, `do_rescale`,
-                `rescale_factor`, `do_normalize`, `image_mean` and `image_std`; others are refused unless they say
-                what happens anyway.
+                `return_tensors` (`"pt"`, the default, or `"np"`), `padding`, `padding_side`, `pad_to_multiple_of`,
+                `truncation`, `max_length`, `do_rescale`, `rescale_factor`, `do_normalize`, `image_mean` and
+                `image_std`; how to sample a video concerns none; others are refused unless they say what happens
+                anyway.
 
         Returns:
             `Ross3DInputs` with `input_ids`, `attention_mask`, `segment_ids` (B, L), and of the rest what was given.
@@ -1383,7 +1393,7 @@ class Ross3DProcessor(ProcessorMixin):
         Raises:
             ValueError: for input that contradicts itself or looks like another unit, with the way out.
         """
-        options = self.read_options(kwargs, return_tensors)
+        options = self.read_options(kwargs)
         check(images is not None or text is not None, "images", "views of a scene", "neither images nor text",
               "pass images=, text= or both")  # fmt: skip
         check(text is None or isinstance(text, (str, list, tuple)), "text", "a string, or a list of strings",
@@ -1403,12 +1413,14 @@ class Ross3DProcessor(ProcessorMixin):
             data = {key: value.numpy() for key, value in data.items()}
         return Ross3DInputs(data)
 
-    def read_options(self, kwargs: dict[str, Any], return_tensors: str | None) -> CallOptions:
+    def read_options(self, kwargs: dict[str, Any]) -> CallOptions:
         """Per-call arguments of the library's processors: obeyed, or refused by name with the way out."""
         given = flatten_arguments(kwargs)
-        return_tensors = given.pop("return_tensors", getattr(return_tensors, "value", return_tensors))
+        return_tensors = given.pop("return_tensors", "pt")
         check(return_tensors in (None, "pt", "np"), "return_tensors", "'pt' or 'np'", repr(return_tensors), "use 'pt'")
         options = CallOptions(read_pixel_arguments(given, self.image_processor), return_tensors, **read_layout(given))
+        for key in VIDEO_ARGUMENTS:
+            given.pop(key, None)
         for key in ("videos", "audio"):
             check(key not in given, key, "None: this model sees pictures", type(given.get(key)).__name__,
                   "pass the frames of a video as images=")  # fmt: skip
