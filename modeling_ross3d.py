@@ -259,8 +259,8 @@ class Ross3DPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # The denoising losses are float32 work, whatever the rest is loaded in.
-    _keep_in_fp32_modules_strict = ["reconstruction_head"]
+    # A step of an answer on a cache of fixed length is one graph.
+    _can_compile_fullgraph = True
     # A loss of ours is a mean over answers or scenes, never over tokens: a stock Trainer divides it by its steps.
     accepts_loss_kwargs = False
 
@@ -405,15 +405,18 @@ class Ross3DModel(Ross3DPreTrainedModel):
         newline = self.image_newline.to(tokens).expand(rows.shape[0], grid, 1, -1)
         return torch.cat([rows, newline], dim=2).flatten(1, 2)
 
+    def find_placeholders(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+        """Which positions (B, L) hold visual tokens."""
+        if input_ids is not None:
+            return input_ids == self.config.image_token_id
+        image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
+        return (inputs_embeds == self.get_input_embeddings()(image_token)).all(dim=-1)
+
     def get_placeholder_mask(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, view_mask: torch.Tensor
     ) -> torch.Tensor:
         """Which positions (B, L) hold visual tokens; checked row by row against the number of real views."""
-        if input_ids is None:
-            image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
-            mask = (inputs_embeds == self.get_input_embeddings()(image_token)).all(dim=-1)
-        else:
-            mask = input_ids == self.config.image_token_id
+        mask = self.find_placeholders(input_ids, inputs_embeds)
         wanted = view_mask.sum(dim=1) * self.config.tokens_per_view
         found = mask.sum(dim=1).to(wanted.device)
         if not torch.equal(wanted, found):
@@ -742,6 +745,9 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
     """Ross3D with its language, grounding and reconstruction heads."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    # The denoising losses are float32 work, whatever the rest is loaded in.
+    _keep_in_fp32_modules_strict = ["reconstruction_head"]
 
     def __init__(self, config: Ross3DConfig):
         super().__init__(config)
