@@ -22,6 +22,7 @@ Sources: squared-cosine schedule of Improved DDPM (arXiv 2102.09672), v-predicti
 import math
 from collections.abc import Callable
 from itertools import accumulate
+from numbers import Integral
 
 import torch
 
@@ -46,12 +47,13 @@ def space_timesteps(num_train_timesteps: int, num_inference_steps: int) -> list[
     """Evenly spaced timesteps, first 0 and last T - 1, ascending; rounded half to even.
 
     Raises:
-        ValueError: if `num_inference_steps` is not in [1, T].
+        ValueError: if `num_inference_steps` is no whole number in [1, T].
     """
-    if not 1 <= num_inference_steps <= num_train_timesteps:
+    is_whole = isinstance(num_inference_steps, Integral) and not isinstance(num_inference_steps, bool)
+    if not is_whole or not 1 <= num_inference_steps <= num_train_timesteps:
         raise ValueError(
             f"num_inference_steps: expected 1..{num_train_timesteps} (the training schedule's length), got"
-            f" {num_inference_steps}; ask for fewer sampler steps."
+            f" {num_inference_steps!r}; ask for a whole number of sampler steps."
         )
     if num_inference_steps == 1:
         return [num_train_timesteps - 1]
