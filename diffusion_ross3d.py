@@ -22,6 +22,7 @@ Sources: squared-cosine schedule of Improved DDPM (arXiv 2102.09672), v-predicti
 import math
 from collections.abc import Callable
 from itertools import accumulate
+from numbers import Integral
 
 import torch
 
@@ -65,6 +66,11 @@ def space_timesteps(num_train_timesteps: int, num_inference_steps: int | str) ->
             )
         counts = [int(section) for section in sections]
     else:
+        if not isinstance(num_inference_steps, Integral) or isinstance(num_inference_steps, bool):
+            raise ValueError(
+                f"num_inference_steps: expected a whole number, got {num_inference_steps!r}; ask for a whole number of"
+                " sampler steps."
+            )
         counts = [num_inference_steps]
     size, longer = divmod(num_train_timesteps, len(counts))
     start, timesteps = 0, []
