@@ -490,7 +490,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         wanted = view_mask.sum(dim=1) * self.config.tokens_per_view
         found = mask.sum(dim=1).to(wanted.device)
         finite = [(tensor.isfinite() | ~used).all().to(wanted.device) for _, tensor, used in numbers]
-        if bool(torch.stack([(wanted == found).all(), *finite]).all()):
+        if wanted.shape == found.shape and bool(torch.stack([(wanted == found).all(), *finite]).all()):
             return mask
         for name, tensor, used in numbers:
             check_finite(name, tensor, used)
@@ -1671,7 +1671,9 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         given = [settings for settings in (kwargs.get("generation_config"), self.generation_config) if settings]
 
         def get_setting(name: str):
-            values = [kwargs.get(name), *(getattr(settings, name, None) for settings in given)]
+            if name in kwargs:
+                return kwargs[name]
+            values = [getattr(settings, name, None) for settings in given]
             return next((value for value in values if value is not None), None)
 
         wanted, total = get_setting("max_new_tokens"), get_setting("max_length")
