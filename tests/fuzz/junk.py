@@ -42,7 +42,7 @@ def spoiled_array(draw, array: np.ndarray) -> Any:
         array = array.astype(np.float64) if array.dtype.kind in "fiu" else array
         array.reshape(-1)[place] = draw(st.sampled_from([math.nan, math.inf, -1e6, 1e12, -1.0]))
     elif kind == "scale":
-        array = array * draw(st.sampled_from([0, -1, 1000, 1e-3, 1e30]))
+        array = array.astype(np.float64) * draw(st.sampled_from([0, -1, 1000, 1e-3, 1e30]))
     elif kind == "type":
         with np.errstate(all="ignore"):
             array = array.astype(draw(st.sampled_from([np.int64, np.uint8, np.float16, bool, complex, object, str])))
