@@ -1483,6 +1483,12 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 f"{name}: expected questions alone beside scene=, which holds the views already, got pixel_values;"
                 " call the processor without images=, or leave scene= out."
             )
+        segments = inputs.get("segment_ids")
+        if segments is not None and bool((segments == 0).any()):
+            raise ValueError(
+                f"{name}: expected plain questions beside scene=, which holds the beginning of the chat, got whole"
+                " prompts with chat marks; pass the question's own words to the processor, or leave scene= out."
+            )
 
     def check_scene_index(self, scene: Ross3DSceneCache, scene_index, num_questions: int) -> torch.Tensor:
         num_scenes = len(scene.prefix_mask)
