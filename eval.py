@@ -246,7 +246,15 @@ def main(arguments: EvalArguments) -> dict[str, Any]:
     settings = EvalSettings(**{f.name: getattr(arguments, f.name) for f in fields(EvalSettings)})
     items = {task.name: task.load_items(arguments.data, task.fill_settings(settings)) for task in tasks}
     model, processor = load_model(arguments, tasks, state.device)
-    read_views = partial(read_scene, **get_reading(arguments.num_views, arguments.decode, processor.view_size))
+    reading = get_reading(
+        arguments.num_views,
+        arguments.decode,
+        processor.view_size,
+        arguments.rotate,
+        arguments.max_excluded,
+        arguments.allow_outside,
+    )
+    read_views = partial(read_scene, **reading)
     context = EvalContext(
         model=model,
         processor=processor,

@@ -1,6 +1,7 @@
 """Ask a model about a scan of posed RGB-D frames.
 
     python tools/ask.py SCAN --model DIR_OR_REPO [--axis-align FILE] [--boxes FILE] [--views 8] [--output PAGE.html]
+        [--rotate auto|0|90|180|270] [--max-excluded SHARE] [--allow-outside]
         "How many chairs are there?" "find the table" ...
 
 SCAN is a folder of any layout that `data/sources` reads, or a video. A scan without an alignment is set upright by an
@@ -22,6 +23,7 @@ from ross3d.data.bev import BEVPicture, render_scene_bev
 from ross3d.data.own_scan import OwnScan, read_own_scan
 from ross3d.data.sanity import measure_sanity
 from ross3d.data.scene import Scene
+from ross3d.data.sources.options import add_scan_options, get_scan_options
 from ross3d.data.upright import LOW_CONFIDENCE
 from ross3d.metrics.grounding import select_proposals
 from ross3d.report.ask import Answer, Plan, Rebuilt, make_ask_page
@@ -155,6 +157,7 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
         "--boxes", type=Path, help="JSON file of boxes to ground on (default: the scan's, or proposed)"
     )
     parser.add_argument("--views", type=NUM_VIEWS, default=8, help="how many views to read")
+    add_scan_options(parser)
     parser.add_argument("--ground", action="store_true", help="answer every question by boxes")
     parser.add_argument("--hide", type=COUNT_OR_NONE, help="view to hide and rebuild (default: the middle one)")
     parser.add_argument("--steps", type=COUNT, default=50, help="sampler steps")
@@ -177,7 +180,12 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
 def main(args: list[str] | None = None) -> list[Answer]:
     """Read, answer, rebuild, write; returns the answers in the order of the questions."""
     options = parse_arguments(args)
-    scan = read_own_scan(options.scan, axis_align_matrix=options.axis_align, boxes=options.boxes)
+    scan = read_own_scan(
+        options.scan,
+        axis_align_matrix=options.axis_align,
+        boxes=options.boxes,
+        reading=get_scan_options(options),
+    )
     scene = scan.read_views(options.views)
     print(f"{scan.alignment}\n{scan.describe_boxes()}\n{scene.num_views} views: {', '.join(scene.view_names)}")
     hidden_view = scene.num_views // 2 if options.hide is None else options.hide

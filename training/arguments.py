@@ -29,7 +29,7 @@ from ross3d.command_line import (
     list_attributes,
 )
 from ross3d.configuration_ross3d import Ross3DConfig
-from ross3d.data.sources import DECODES
+from ross3d.data.sources import DECODES, make_reading
 from ross3d.data.text_files import describe_kind, parse_yaml, read_yaml
 
 
@@ -62,6 +62,13 @@ class DataArguments:
         num_views (`int`): views of a scan that are read, evenly spread (published: 32).
         decode (`str`): how JPEG pictures are decoded: `exact`, at their own size (published); or `reduced`, at the
             smallest size that is no smaller than the model's input, which is faster and changes pixels slightly.
+        rotate (`str` or `int`, *optional*): degrees by which pictures, with their depth and cameras, are turned
+            counter-clockwise, 0, 90, 180 or 270; `auto` until the world's z points up in most pictures of a scan. By
+            default as each layout has it: `auto` for ARKitScenes, else 0.
+        max_excluded (`float`, *optional*): share of a scan's frames that may be lost, missing or damaged, from 0 to
+            below 1; by default as each layout has it.
+        allow_outside (`bool`): let files and links of a scan name pictures outside its folder; only for scans that you
+            trust.
         prepared (`str`, *optional*): folder for prepared scenes, which later epochs and runs read instead of pictures;
             24 MB a scene of 32 views at the released size.
         latents (`str`, *optional*): folder with the teacher's latents of all scenes
@@ -84,6 +91,9 @@ class DataArguments:
     blind: bool = False
     num_views: int = 32
     decode: str = "exact"
+    rotate: str | int | None = None
+    max_excluded: float | None = None
+    allow_outside: bool = False
     prepared: str | None = None
     latents: str | None = None
 
@@ -102,6 +112,7 @@ class DataArguments:
                 "data.unlabelled_share: expected a share of all rows above 0 and below 1 beside data.unlabelled_root,"
                 f" or neither, got {self.unlabelled_share} beside {self.unlabelled_root}."
             )
+        make_reading(self.rotate, self.max_excluded, self.allow_outside)
 
 
 # The one-cycle schedule of the vision warm-up rises over a tenth of its steps.

@@ -194,7 +194,10 @@ def find_teacher(arguments: RunArguments) -> Path | None:
 
 def get_run_reading(arguments: RunArguments, processor: Ross3DProcessor) -> dict[str, Any]:
     """Options with which a run's scenes are read."""
-    return get_reading(arguments.data.num_views, arguments.data.decode, processor.view_size)
+    data = arguments.data
+    return get_reading(
+        data.num_views, data.decode, processor.view_size, data.rotate, data.max_excluded, data.allow_outside
+    )
 
 
 def check_normalization(processor: Ross3DProcessor, config: Ross3DConfig) -> None:
