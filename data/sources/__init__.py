@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ross3d.data.consistency import check_consistency
 from ross3d.data.scene import Scene
 from ross3d.data.sources.arkitscenes import read_arkitscenes
 from ross3d.data.sources.frames import read_boxes
@@ -14,6 +15,7 @@ from ross3d.data.sources.posed_images import list_scan_files, read_posed_images
 from ross3d.data.sources.rgbd_folder import read_bev, read_rgbd_folder
 from ross3d.data.sources.scannet import find_labels_file, read_scannet_scan
 from ross3d.data.sources.video import find_video, read_video
+from ross3d.data.world import check_world
 
 
 DECODES = ("exact", "reduced")
@@ -90,18 +92,19 @@ def find_layout(path: str | os.PathLike) -> Layout:
     raise ValueError(f"{path}: the layout of this folder is not known; a scan is one of these folders:\n{known}")
 
 
-def read_scene(path: str | os.PathLike, **options) -> Scene:
+def read_scene(path: str | os.PathLike, *, look_at_world: bool = True, **options) -> Scene:
     """Read and check a scan of any layout, or a video; a folder's `bev.png` is its picture from above, and its
     `proposals.json` the boxes to choose among.
 
     Args:
         path (`str` or `Path`): the folder of one scan, whose name is the scene's id; or a video, whose suffix may be
             left out where there is no folder of that name.
+        look_at_world (`bool`): warn of a world that is not upright; False for those who set it upright themselves.
         options: of every reader `num_views` and `reduce_to`, of every folder's `axis_align_matrix`, `boxes` and
             `max_excluded`; further ones of the layout, such as `infos` (posed_images) or `labels_file` (scannet).
 
     Raises:
-        FileNotFoundError, ValueError: of `find_layout` and of the layout's reader.
+        FileNotFoundError, ValueError: of `find_layout`, of the layout's reader and of `check_consistency`.
     """
     video = None if Path(path).is_dir() else find_video(path)
     scene = find_layout(path).read(path, **options) if video is None else read_video(video, **options)
@@ -112,6 +115,9 @@ def read_scene(path: str | os.PathLike, **options) -> Scene:
         detected = Path(path) / "proposals.json"
         if scene.proposal_boxes is None and detected.is_file():
             scene.proposal_boxes, _ = read_boxes(detected, scene.scene_id)
+    check_consistency(scene)
+    if look_at_world:
+        check_world(scene)
     return scene
 
 
