@@ -331,10 +331,10 @@ class Ross3DPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # The denoising losses are float32 work, whatever the rest is loaded in.
-    _keep_in_fp32_modules_strict = ["reconstruction_head"]
     # What no quantisation converts; the small grounding head stays in the precision that is asked for (float16: 32).
     _keep_in_fp32_modules = ["reconstruction_head", "grounding_head"]
+    # A step of an answer on a cache of fixed length is one graph.
+    _can_compile_fullgraph = True
     # A loss of ours is a mean over answers or scenes, never over tokens: a stock Trainer divides it by its steps.
     accepts_loss_kwargs = False
 
@@ -480,6 +480,13 @@ class Ross3DModel(Ross3DPreTrainedModel):
         newline = self.image_newline.to(tokens).expand(rows.shape[0], grid, 1, -1)
         return torch.cat([rows, newline], dim=2).flatten(1, 2)
 
+    def find_placeholders(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+        """Which positions (B, L) hold visual tokens."""
+        if input_ids is not None:
+            return input_ids == self.config.image_token_id
+        image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
+        return (inputs_embeds == self.get_input_embeddings()(image_token)).all(dim=-1)
+
     def get_placeholder_mask(
         self,
         input_ids: torch.Tensor | None,
@@ -492,11 +499,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         `numbers` are tensors that have to be finite where the mask behind them is True: name, tensor, mask. A GPU
         tells the host about all of this at once.
         """
-        if input_ids is None:
-            image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
-            mask = (inputs_embeds == self.get_input_embeddings()(image_token)).all(dim=-1)
-        else:
-            mask = input_ids == self.config.image_token_id
+        mask = self.find_placeholders(input_ids, inputs_embeds)
         wanted = view_mask.sum(dim=1) * self.config.tokens_per_view
         found = mask.sum(dim=1).to(wanted.device)
         finite = [(tensor.isfinite() | ~used).all().to(wanted.device) for _, tensor, used in numbers]
@@ -862,6 +865,9 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
     """Ross3D with its language, grounding and reconstruction heads."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    # The denoising losses are float32 work, whatever the rest is loaded in.
+    _keep_in_fp32_modules_strict = ["reconstruction_head"]
 
     def __init__(self, config: Ross3DConfig):
         super().__init__(config)
