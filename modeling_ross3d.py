@@ -174,6 +174,30 @@ def check_finite(name: str, tensor: torch.Tensor, used: torch.Tensor) -> None:
         )
 
 
+class TakePart(torch.autograd.Function):
+    """The first tensor, to the bit; the others get gradients of zero."""
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        ctx.others = [(other.shape, other.dtype, other.device) for other in others]
+        return tensor.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        zeros = [torch.zeros((), dtype=dtype, device=device).expand(shape) for shape, dtype, device in ctx.others]
+        return gradient, *zeros
+
+
+def take_part(tensor: torch.Tensor, *others: Any) -> torch.Tensor:
+    """`tensor` as it is, in whose gradient all others that have one take part, with nothing.
+
+    Weights in shards are fetched again for each output of a module that a gradient reaches. An output that is used on
+    one process and not on another would make them wait for each other for ever.
+    """
+    others = [other for other in others if isinstance(other, torch.Tensor) and other.requires_grad]
+    return TakePart.apply(tensor, *others) if others else tensor
+
+
 def read_float32(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of metres or loss weights in float32; int32 is taken for the bits of float32.
 
@@ -563,6 +587,12 @@ class Ross3DModel(Ross3DPreTrainedModel):
         )
         return mask, positions, {}
 
+    def get_blank_views(self, num_rows: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Padding (B, 1, 3, S, S) and its mask (B, 1), all False, for rows without views."""
+        size = self.config.vision_config.image_size
+        pixel_values = torch.zeros(num_rows, 1, 3, size, size, dtype=self.vision_tower.dtype, device=device)
+        return pixel_values, torch.zeros(num_rows, 1, dtype=torch.bool, device=device)
+
     def check_scene_inputs(self, pixel_values, view_mask, patch_coords, patch_valid, bool_masked_views) -> None:
         """Refuse tensors of a scene that do not belong together."""
         grid = self.config.view_grid_size
@@ -662,10 +692,17 @@ class Ross3DModel(Ross3DPreTrainedModel):
             placeholders = self.get_placeholder_mask(input_ids, inputs_embeds, view_mask, numbers)
             # Once, before the tower runs: a GPU has to tell the host where masks are True (docs/CONTRACT_TESTS.md).
             real, slots = view_mask.nonzero(as_tuple=True), placeholders.nonzero(as_tuple=True)
+            num_views = len(real[0])
             if images is None:
-                images = self.get_image_features(pixel_values[real], return_dict=True)
-            shape = (len(real[0]), self.config.view_grid_size**2, inputs_embeds.shape[-1])
-            check_shape("mm_encoder_outputs", images.pooler_output, shape, "pass what get_image_features returns.")
+                views = pixel_values[real]
+                if not num_views:
+                    # Text alone: the tower sees a blank view, of which nothing is kept, so that its weights take part.
+                    views = pixel_values.new_zeros(1, *pixel_values.shape[2:])
+                images = self.get_image_features(views, return_dict=True)
+            else:
+                shape = (num_views, self.config.view_grid_size**2, inputs_embeds.shape[-1])
+                check_shape("mm_encoder_outputs", images.pooler_output, shape, "pass what get_image_features returns.")
+            pooled, patches = images.pooler_output[:num_views], images.patch_features[:num_views]
             positions, hidden = None, None
             if patch_coords is not None:
                 coords, valid = patch_coords[real].flatten(1, 2), None
@@ -674,10 +711,10 @@ class Ross3DModel(Ross3DPreTrainedModel):
                 positions = self.get_position_embedding(coords, valid)
             if bool_masked_views is not None:
                 hidden = bool_masked_views[real]
-            visual = self.get_visual_embeddings(images.pooler_output, positions, hidden)
+            visual = self.get_visual_embeddings(pooled, positions, hidden)
             visual = visual.to(inputs_embeds.device, inputs_embeds.dtype)
             inputs_embeds = inputs_embeds.masked_scatter(placeholders[..., None].to(inputs_embeds.device), visual)
-            extras["patch_features"] = pad_views(images.patch_features, real, view_mask)
+            extras["patch_features"] = pad_views(patches, real, view_mask)
             extras["visual_positions"] = None if positions is None else pad_views(positions, real, view_mask)
         if num_segments > 1:
             if past_key_values is not None:
@@ -728,7 +765,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         """
         grid = self.config.view_grid_size
         row, position = (index.to(hidden_states.device) for index in slots)
-        rows = hidden_states[row, position].unflatten(0, (-1, grid, grid + 1))[:, :, :grid]
+        rows = hidden_states[row, position].unflatten(0, (len(real[0]), grid, grid + 1))[:, :, :grid]
         return pad_views(rows.flatten(1, 2), real, view_mask)
 
 
@@ -989,7 +1026,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             # A read of the device: training has no time for it, and gets its boxes from a processor that has looked.
             check_finite("proposal_boxes", proposal_boxes, proposal_mask[..., None])
         centres = proposal_boxes[..., :3]
-        features = self.model.get_position_embedding(centres, proposal_mask)
+        features = take_part(self.model.get_position_embedding(centres, proposal_mask), patch_features)
         if proposal_patches is not None and patch_features is not None:
             views, grid = patch_features.shape[1], self.config.patch_grid_size
             if proposal_patches.dtype == torch.uint8:
@@ -1339,6 +1376,11 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 scenes with a bird's-eye picture and grounding questions the losses are averaged; by default those
                 of this batch.
         """
+        given = inputs_embeds if input_ids is None else input_ids
+        is_step = self.training and torch.is_grad_enabled() and past_key_values is None
+        if is_step and pixel_values is None and given is not None:
+            # Another process may have views in this step: the same weights have to take part here.
+            pixel_values, view_mask = self.model.get_blank_views(len(given), given.device)
         if pixel_values is not None:
             # Before the masks of views meet: a wrong one would spread over all views of a row.
             self.model.check_scene_inputs(pixel_values, view_mask, patch_coords, patch_valid, bool_masked_views)
@@ -1367,6 +1409,9 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         if not (self.training and (loss_weights is not None or num_items_in_batch is not None)):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden_states[:, kept])
+        elif num_items_in_batch is None:
+            # A stock Trainer's process whose rows have no text calls it for logits and once more for the loss.
+            self.lm_head(hidden_states[:, :1])
 
         totals: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         if labels is not None or shift_labels is not None or self.training:
@@ -1409,6 +1454,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 draws,
             )
         losses, loss, counts = self.combine_losses(totals, num_items_in_batch)
+        if self.training and loss is not None:
+            loss = take_part(loss, *outputs.values())
         return Ross3DOutput(
             loss=loss,
             **losses,
@@ -1734,6 +1781,12 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"{name}: expected questions alone beside scene=, which holds the views already, got {given[0]};"
                 " call the processor without images=, or leave scene= out."
+            )
+        segments = inputs.get("segment_ids")
+        if segments is not None and bool((segments == 0).any()):
+            raise ValueError(
+                f"{name}: expected plain questions beside scene=, which holds the beginning of the chat, got whole"
+                " prompts with chat marks; pass the question's own words to the processor, or leave scene= out."
             )
 
     def check_scene_index(self, scene: Ross3DSceneCache, scene_index, num_questions: int) -> torch.Tensor:
