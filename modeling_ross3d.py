@@ -18,7 +18,6 @@ Shapes: B scenes, V views (R real views of all scenes together), N = h*w tokens 
 L sequence, D width, K proposals, Q questions of a scene, H W pixels.
 """
 
-import inspect
 import os
 import warnings
 from collections import Counter
@@ -332,8 +331,6 @@ class Ross3DPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # What no quantisation converts; the small grounding head stays in the precision that is asked for (float16: 32).
-    _keep_in_fp32_modules = ["reconstruction_head", "grounding_head"]
     # A step of an answer on a cache of fixed length is one graph.
     _can_compile_fullgraph = True
     # A loss of ours is a mean over answers or scenes, never over tokens: a stock Trainer divides it by its steps.
@@ -488,6 +485,20 @@ class Ross3DModel(Ross3DPreTrainedModel):
         image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
         return (inputs_embeds == self.get_input_embeddings()(image_token)).all(dim=-1)
 
+    def get_view_mask(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor,
+        pixel_values: torch.Tensor | None,
+        patch_coords: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Which views are real (B, V) where nobody says: all that have pixels, or as many as have placeholders."""
+        if pixel_values is not None:
+            return torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
+        counts = self.find_placeholders(input_ids, inputs_embeds).sum(dim=1) // self.config.tokens_per_view
+        num_views = int(counts.max()) if patch_coords is None else patch_coords.shape[1]
+        return torch.arange(num_views, device=counts.device) < counts[:, None]
+
     def get_placeholder_mask(
         self,
         input_ids: torch.Tensor | None,
@@ -586,9 +597,10 @@ class Ross3DModel(Ross3DPreTrainedModel):
     def check_scene_inputs(self, pixel_values, view_mask, patch_coords, patch_valid, bool_masked_views) -> None:
         """Refuse tensors of a scene that do not belong together."""
         grid = self.config.view_grid_size
-        views = tuple(pixel_values.shape[:2])
+        views = tuple((view_mask if pixel_values is None else pixel_values).shape[:2])
         hint = "build rows with this model's processor."
-        check_shape("pixel_values", pixel_values, ("B", "V", 3, "S", "S"), hint)
+        if pixel_values is not None:
+            check_shape("pixel_values", pixel_values, ("B", "V", 3, "S", "S"), hint)
         if view_mask is not None:
             check_shape("view_mask", view_mask, views, hint)
         if patch_coords is not None:
@@ -627,6 +639,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         patch_valid: torch.BoolTensor | None = None,
         bool_masked_views: torch.BoolTensor | None = None,
         query_coords: torch.FloatTensor | None = None,
+        mm_encoder_outputs: dict[str, Ross3DImageFeatures] | None = None,
         **kwargs,
     ) -> Ross3DModelOutput:
         """Shapes as in the processor's output; see `Ross3DForConditionalGeneration.forward`."""
@@ -659,11 +672,20 @@ class Ross3DModel(Ross3DPreTrainedModel):
         if query_coords is not None:
             inputs_embeds = self.add_query_positions(inputs_embeds, input_ids, segment_ids, query_coords)
         extras = {}
-        if pixel_values is not None:
+        images = (mm_encoder_outputs or {}).get("image")
+        has_views = pixel_values is not None or images is not None
+        if has_views:
+            if images is not None and pixel_values is not None:
+                raise ValueError(
+                    "mm_encoder_outputs: expected no pixel_values beside the features of views, got both; leave one"
+                    " of them out."
+                )
             if view_mask is None:
-                view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
+                view_mask = self.get_view_mask(input_ids, inputs_embeds, pixel_values, patch_coords)
             self.check_scene_inputs(pixel_values, view_mask, patch_coords, patch_valid, bool_masked_views)
-            numbers = [("pixel_values", pixel_values, view_mask[..., None, None, None])]
+            numbers = []
+            if pixel_values is not None:
+                numbers.append(("pixel_values", pixel_values, view_mask[..., None, None, None]))
             if patch_coords is not None:
                 patch_coords = read_float32("patch_coords", patch_coords)
                 used = view_mask[..., None, None] if patch_valid is None else patch_valid & view_mask[..., None, None]
@@ -671,12 +693,16 @@ class Ross3DModel(Ross3DPreTrainedModel):
             placeholders = self.get_placeholder_mask(input_ids, inputs_embeds, view_mask, numbers)
             # Once, before the tower runs: a GPU has to tell the host where masks are True (docs/CONTRACT_TESTS.md).
             real, slots = view_mask.nonzero(as_tuple=True), placeholders.nonzero(as_tuple=True)
-            views = pixel_values[real]
-            num_views = len(views)
-            if not num_views:
-                # Text alone: the tower sees a blank view, of which nothing is kept, so that its weights take part.
-                views = pixel_values.new_zeros(1, *pixel_values.shape[2:])
-            images = self.get_image_features(views, return_dict=True)
+            num_views = len(real[0])
+            if images is None:
+                views = pixel_values[real]
+                if not num_views:
+                    # Text alone: the tower sees a blank view, of which nothing is kept, so that its weights take part.
+                    views = pixel_values.new_zeros(1, *pixel_values.shape[2:])
+                images = self.get_image_features(views, return_dict=True)
+            else:
+                shape = (num_views, self.config.view_grid_size**2, inputs_embeds.shape[-1])
+                check_shape("mm_encoder_outputs", images.pooler_output, shape, "pass what get_image_features returns.")
             pooled, patches = images.pooler_output[:num_views], images.patch_features[:num_views]
             positions, hidden = None, None
             if patch_coords is not None:
@@ -717,7 +743,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        if pixel_values is not None:
+        if has_views:
             extras["visual_states"] = self.gather_visual_states(outputs.last_hidden_state, slots, real, view_mask)
         return Ross3DModelOutput(
             last_hidden_state=outputs.last_hidden_state,
@@ -875,8 +901,11 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
-    # The denoising losses are float32 work, whatever the rest is loaded in.
-    _keep_in_fp32_modules_strict = ["reconstruction_head"]
+    # What no quantisation converts; the small grounding head stays in the precision that is asked for (float16: 32).
+    _keep_in_fp32_modules = ["reconstruction_head", "grounding_head"]
+    # The denoising losses are float32 work, whatever the rest is loaded in. All parts of the head by their names: the
+    # library wants no name in both lists.
+    _keep_in_fp32_modules_strict = ["view_pooler", "bev_pooler", "view_embedding", "bev_embedding", "denoiser"]
 
     def __init__(self, config: Ross3DConfig):
         super().__init__(config)
@@ -1326,6 +1355,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         bev_timesteps: torch.LongTensor | None = None,
         bev_noise: torch.FloatTensor | None = None,
         bev_posterior_noise: torch.FloatTensor | None = None,
+        mm_encoder_outputs: dict[str, Ross3DImageFeatures] | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | None = None,
         **kwargs: Unpack[Ross3DTargets],
@@ -1352,6 +1382,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             row_seed (`(B,)`): seeds of the diffusion draws; absent, torch's generator draws.
             view_timesteps (`(n,)`), view_noise (`(n, Z, h, w)`), view_posterior_noise (`(hidden, z, a, b)`) and the
                 same for `bev_`: draws given from outside; n = the hidden views of each scene, V // hidden times.
+            mm_encoder_outputs (`dict`): `{"image": features}` of `get_image_features`, in place of `pixel_values`, of
+                the views that are real, row by row.
             logits_to_keep (`int` or `torch.Tensor`): positions whose logits are wanted; 0 = all.
             num_items_in_batch (`torch.Tensor` of shape `(4,)`): over how many answers, scenes with hidden views,
                 scenes with a bird's-eye picture and grounding questions the losses are averaged; by default those
@@ -1381,6 +1413,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             patch_valid=patch_valid,
             bool_masked_views=self.get_unseen_views(hidden_views),
             query_coords=query_coords,
+            mm_encoder_outputs=mm_encoder_outputs,
             return_dict=True,
             **kwargs,
         )
@@ -1543,9 +1576,9 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         model_inputs = super().prepare_inputs_for_generation(
             input_ids, *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
-        # What `generate` has checked and its own loop reads (the tokenizer of stop strings, say) comes along to here.
-        for name in model_inputs.keys() - FORWARD_NAMES:
-            del model_inputs[name]
+        # What stop strings are read with comes along to here, and the model does not read it.
+        for name in ("tokenizer", "assistant_tokenizer"):
+            model_inputs.pop(name, None)
         if not is_first_iteration and model_inputs.get("use_cache", True):
             for key in SCENE_KEYS:
                 model_inputs.pop(key, None)
@@ -1555,6 +1588,42 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             if missing > 0:
                 model_inputs["segment_ids"] = F.pad(segments, (0, missing), value=1)
         return model_inputs
+
+    def _supports_mm_encoder_outputs(self) -> bool:
+        """Whether `generate` makes features of views before the first forward on its own: an assistant model would be
+        handed them, which may be of another width."""
+        return False
+
+    def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The library's, which takes the pixels out; the model goes on to read which views were real."""
+        pixel_values, view_mask = model_kwargs.get("pixel_values"), model_kwargs.get("view_mask")
+        if view_mask is None and pixel_values is not None:
+            view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
+        prepared = super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
+        return prepared if view_mask is None else prepared | {"view_mask": view_mask}
+
+    def _expand_multimodal_outputs(
+        self,
+        input_ids: torch.Tensor | None,
+        mm_encoder_output: dict[str, Ross3DImageFeatures],
+        expand_size: int = 1,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> dict[str, Ross3DImageFeatures]:
+        """Features of the views of every row, `expand_size` times in a row: what beams and several answers read.
+
+        The library counts a view's features by its placeholders; here these hold the ends of its grid's rows as well.
+        """
+        images = mm_encoder_output.get("image")
+        if images is None:
+            return mm_encoder_output
+        is_given = input_ids is not None and input_ids.numel() > 0
+        placeholders = self.model.find_placeholders(input_ids if is_given else None, inputs_embeds)
+        counts = (placeholders.sum(dim=1) // self.config.tokens_per_view).tolist()
+        order = [rows.repeat(expand_size) for rows in torch.arange(sum(counts)).split(counts)]
+        chosen = torch.cat(order)
+        tensors = {name: value for name, value in images.items() if isinstance(value, torch.Tensor)}
+        expanded = type(images)(**{name: value[chosen.to(value.device)] for name, value in tensors.items()})
+        return mm_encoder_output | {"image": expanded}
 
     @torch.no_grad()
     def generate(
@@ -1584,6 +1653,9 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         """
         for key in NOT_FOR_GENERATION:
             kwargs.pop(key, None)
+        if kwargs.get("mm_encoder_outputs") is not None:
+            # Refuses pixels beside them.
+            kwargs = self._prepare_multimodal_encoder_kwargs_for_generation(kwargs)
         processors = LogitsProcessorList(kwargs.get("logits_processor") or [])
         if not any(isinstance(processor, PlaceholderSuppression) for processor in processors):
             processors.append(PlaceholderSuppression([self.config.image_token_id, self.config.coord_token_id]))
@@ -1699,7 +1771,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
     def check_has_scene(self, name: str, segment_ids: torch.Tensor | None, inputs: dict, scene_index) -> None:
         """Refuse questions that the processor made for a scene read before, when no such scene is given."""
         asks_alone = segment_ids is not None and not bool((segment_ids == 0).any())
-        if (asks_alone or scene_index is not None) and inputs.get("pixel_values") is None:
+        has_views = inputs.get("pixel_values") is not None or inputs.get("mm_encoder_outputs")
+        if (asks_alone or scene_index is not None) and not has_views:
             raise ValueError(
                 f"{name}: expected scene= or views, since the processor made these questions without images, got"
                 " neither; pass scene=model.encode_scene(...), or images= to the processor."
@@ -1723,9 +1796,10 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 f"scene: expected a scene from model.encode_scene(...), got a {type(scene).__name__}"
                 f" {str(scene)[:80]!r}; read a saved one with model.load_scene(file)."
             )
-        if inputs.get("pixel_values") is not None:
+        given = [key for key in ("pixel_values", "mm_encoder_outputs") if inputs.get(key) is not None]
+        if given:
             raise ValueError(
-                f"{name}: expected questions alone beside scene=, which holds the views already, got pixel_values;"
+                f"{name}: expected questions alone beside scene=, which holds the views already, got {given[0]};"
                 " call the processor without images=, or leave scene= out."
             )
         segments = inputs.get("segment_ids")
@@ -2019,8 +2093,6 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         return hidden
 
 
-NAMED_INPUTS = inspect.signature(Ross3DForConditionalGeneration.forward).parameters.keys()
-FORWARD_NAMES = LIBRARY_KEYS | Ross3DTargets.__annotations__.keys() | NAMED_INPUTS
 Ross3DForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 
 __all__ = [
