@@ -126,7 +126,7 @@ WRONG_BOXES = {
     "of other scenes": ({"scene0001_00": [BOX]}, "expected boxes of scene 'room', the file has other scenes only"),
     "a number by name": ({"a": 1}, "or a dictionary of such lists by scene, got a dictionary whose 'a' is 1"),
     "one box as a dictionary": ({"box": BOX}, "expected boxes of scene 'room', the file has other scenes only"),
-    "texts": ([{"box": ["1", "2", "3", "1", "1", "1"]}], r"got TypeError\(\"'1' is no number\"\)"),
+    "texts": ([{"box": ["1", "2", "3", "1", "1", "1"]}], "got TypeError.*a coordinate that is no number: '1'"),
     "corners by name": ([{"min": [0, 0, 0], "max": [1, 1, 1]}], "metres, got KeyError"),
     "NaN": ([[float("nan"), 1, 1, 1, 1, 1]], "boxes must be finite, box 0 is not"),
     "millimetres": ([BOX, [1200, 800, 500, 600, 400, 900]], "box 1 = .*, which looks like millimetres; divide"),
@@ -363,7 +363,7 @@ def test_known_layouts_are_named_with_the_way_from_there(tmp_path, name):
 def test_files_and_sequences_that_are_no_folder_of_a_scan(tmp_path, make_copy):
     for suffix in FOREIGN_FILES:
         (tmp_path / f"walk{suffix}").write_text("")
-        with pytest.raises(ValueError, match=f"walk{suffix} is (an?|the) .*: |and frame-N"):
+        with pytest.raises(ValueError, match=f"walk{suffix} is no folder of a scan, but (an?|the) "):
             read_scene(tmp_path / f"walk{suffix}")
     folder = make_copy("rgbd_folder")
     (folder / "camera-intrinsics.txt").rename(folder / "_info.txt")

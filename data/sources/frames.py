@@ -513,7 +513,7 @@ def read_boxes(given, scene_id: str, must_have: bool = False) -> tuple[np.ndarra
 
 def _get_coordinate(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{str(value)[:40]!r} is no number")
+        raise TypeError(f"a coordinate that is no number: {str(value)[:40]!r}")
     return float(value)
 
 
