@@ -69,7 +69,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def config_file(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(
-        "model: {}\ninit_from: folder\ndata: {epochs: 3}\ntrainer: {output_dir: out, learning_rate: 1.0e-3}\nparts: {lm_head: {freeze: true}}\n"
+        "init_from: folder\ndata: {epochs: 3}\nparts: {lm_head: {freeze: true}}\n"
+        "trainer: {output_dir: out, learning_rate: 1.0e-3}\n"
     )
     return path
 
