@@ -6,7 +6,7 @@ folder has one of them for a split.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from ross3d.command_line import is_finite
 from ross3d.data.atomic import replace_file
 from ross3d.data.sources.inside import resolve_inside
-from ross3d.data.text_files import MAX_TEXT_BYTES, check_file, read_json_lines
+from ross3d.data.text_files import MAX_TEXT_BYTES, check_file, read_json, read_json_lines
 
 
 @dataclass
@@ -298,6 +298,52 @@ def _format_line(row: dict[str, Any]) -> str:
     return json.dumps(kept, ensure_ascii=False) + "\n"
 
 
+def check_object_ids(annotation: Annotation, num_boxes: int | None, where: str) -> None:
+    """Refuse a question about objects that its scene does not have.
+
+    Args:
+        num_boxes (`int`, *optional*): objects of the scene; None for a scene without boxes.
+        where (`str`): the scene's folder or file, for errors.
+
+    Raises:
+        ValueError: names question and scene.
+    """
+    ids = annotation.object_ids
+    if ids is not None and num_boxes is None:
+        raise ValueError(
+            f"object_ids of question {annotation.id!r}: expected boxes of scene {annotation.scene_id!r} that they"
+            f" number, got none; add {where}/boxes.json or leave the question out."
+        )
+    if ids and max(ids) >= num_boxes:
+        raise ValueError(
+            f"object_ids of question {annotation.id!r}: expected numbers below {num_boxes}, the boxes of scene"
+            f" {annotation.scene_id!r} in {where}, got {ids}; objects are counted from 0."
+        )
+
+
+def check_all_object_ids(annotations: Iterable[Annotation], find_scene: Callable[[str], Path]) -> None:
+    """`check_object_ids` of all questions whose scene's folder has a list of boxes in `boxes.json`.
+
+    Other layouts tell their boxes when the scene is read.
+
+    Args:
+        find_scene: scene id -> its folder.
+
+    Raises:
+        ValueError: names the first such question and its scene.
+    """
+    counts: dict[str, int | None] = {}
+    for annotation in annotations:
+        if annotation.object_ids:
+            name = annotation.scene_id
+            if name not in counts:
+                file = find_scene(name) / "boxes.json"
+                boxes = read_json(file, "a list of boxes") if file.is_file() else None
+                counts[name] = len(boxes) if isinstance(boxes, list) else None
+            if counts[name] is not None:
+                check_object_ids(annotation, counts[name], str(find_scene(name)))
+
+
 def group_by_scene(annotations: list[Annotation]) -> dict[str, list[Annotation]]:
     """Annotations of each scene, scenes in order of first appearance."""
     groups: dict[str, list[Annotation]] = {}
@@ -308,7 +354,9 @@ def group_by_scene(annotations: list[Annotation]) -> dict[str, list[Annotation]]
 
 __all__ = [
     "Annotation",
+    "check_all_object_ids",
     "check_annotation",
+    "check_object_ids",
     "find_annotations",
     "group_by_scene",
     "load_annotations",

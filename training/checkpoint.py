@@ -6,7 +6,7 @@ Our own classes read it; Python files, pickled weights and `auto_map` entries of
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import is_offline_mode
@@ -120,4 +120,29 @@ def load_processor(folder: Path, geometry_mode: str | None = None) -> Ross3DProc
     return processor
 
 
-__all__ = ["find_checkpoint", "find_folder", "is_hub_id", "load_processor"]
+def check_lengths(questions: Sequence[Any], processor: Ross3DProcessor, where: str) -> None:
+    """Refuse questions that fit into no row, not even behind a single view, before the first one is asked.
+
+    Args:
+        questions: annotations.
+        processor (`Ross3DProcessor`): with the model's limit.
+        where (`str`): the file of the questions, for errors.
+
+    Raises:
+        ValueError: names the longest question.
+    """
+    limit = processor.max_position_embeddings
+    if limit is None or not questions:
+        return
+    texts = [question.question + question.answer for question in questions]
+    lengths = [len(ids) for ids in processor.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    if lengths[longest] > limit - processor.tokens_per_view:
+        raise ValueError(
+            f"{where}: expected questions that fit, with answer and a view of {processor.tokens_per_view} tokens, into"
+            f" the model's {limit} positions (max_position_embeddings), got {lengths[longest]} tokens in question"
+            f" {questions[longest].id!r}; shorten it."
+        )
+
+
+__all__ = ["GEOMETRY_MODES", "check_lengths", "find_checkpoint", "find_folder", "is_hub_id", "load_processor"]
