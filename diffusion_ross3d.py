@@ -22,6 +22,7 @@ Sources: squared-cosine schedule of Improved DDPM (arXiv 2102.09672), v-predicti
 import math
 from collections.abc import Callable
 from itertools import accumulate
+from numbers import Integral
 
 import torch
 
@@ -65,7 +66,17 @@ def space_timesteps(num_train_timesteps: int, num_inference_steps: int | str) ->
             )
         counts = [int(section) for section in sections]
     else:
+        if not isinstance(num_inference_steps, Integral) or isinstance(num_inference_steps, bool):
+            raise ValueError(
+                f"num_inference_steps: expected a whole number, got {num_inference_steps!r}; ask for a whole number of"
+                " sampler steps."
+            )
         counts = [num_inference_steps]
+        if not isinstance(num_inference_steps, Integral) or isinstance(num_inference_steps, bool):
+            raise ValueError(
+                f"num_inference_steps: expected 1..{num_train_timesteps} (the training schedule's length), got"
+                f" {num_inference_steps!r}; ask for a whole number of sampler steps."
+            )
     size, longer = divmod(num_train_timesteps, len(counts))
     start, timesteps = 0, []
     for section, count in enumerate(counts):
@@ -73,7 +84,7 @@ def space_timesteps(num_train_timesteps: int, num_inference_steps: int | str) ->
         if not 1 <= count <= length:
             whole = "the training schedule's length" if len(counts) == 1 else f"the length of section {section}"
             raise ValueError(
-                f"num_inference_steps: expected 1..{length} ({whole}), got {count}; ask for fewer sampler steps."
+                f"num_inference_steps: expected 1..{length} ({whole}), got {count}; ask for a whole number of sampler steps."
             )
         # Summed rather than multiplied, as the release does: the rounding of halves depends on it.
         stride = (length - 1) / (count - 1) if count > 1 else 0.0

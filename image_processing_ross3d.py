@@ -175,7 +175,7 @@ def _decode_base64(text: str) -> bytes | None:
 def decode_upright(picture: Image.Image, name: str) -> np.ndarray:
     """Pixels, uint8 (H, W, 3), of a picture as its orientation tag says it is to be seen.
 
-    The largest picture within the limits takes up to 0.8 GB while it is decoded and turned.
+    The largest picture within the limits takes 0.9 GB while it is decoded and turned.
 
     Raises:
         ValueError: a picture of 16 bits or floats, and one that is truncated or damaged, by the name of its file.

@@ -117,7 +117,8 @@ LabelRule = Literal["published", "answer_only"]
 def check(rule: bool, name: str, expected: str, got: Any, remedy: str) -> None:
     """Raise a `ValueError` that says what was expected, what came and what to do, unless `rule` holds."""
     if not rule:
-        raise ValueError(f"{name}: expected {expected}, got {shorten(str(got))}; {remedy}.")
+        got = shorten(str(got))
+        raise ValueError(f"{name}: expected {expected}, got {got}; {remedy}.")
 
 
 class Ross3DInputs(BatchFeature):
@@ -461,7 +462,7 @@ def check_distance(coords: torch.Tensor, name: str) -> None:
     check(
         not bool(far.any()),
         name,
-        f"metres, within {MAX_CAMERA_DISTANCE:.0f} of the origin",
+        f"coordinates in metres, within {MAX_CAMERA_DISTANCE:.0f} of the origin",
         f"{distances[far].tolist()} in entries {far.nonzero()[:, 0].tolist()}, which looks like millimetres",
         "divide millimetres by 1000",
     )
@@ -571,7 +572,7 @@ def check_question(question: Question) -> None:
 
 def check_words(text: str, name: str, remedy: str) -> None:
     """Refuse blank text, and halves of surrogate pairs, which JSON can hold and no tokenizer reads."""
-    check(text.strip() != "", name, "words", f"the blank string {text[:20]!r}", remedy)
+    check(text.strip() != "", name, "words, not blank text", repr(text[:20]), remedy)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -608,9 +609,8 @@ def remove_slots(text: str, num_views: int, name: str) -> str:
     count, question = text.count(IMAGE_TOKEN), text.strip()
     while question.startswith(IMAGE_TOKEN):
         question = question.removeprefix(IMAGE_TOKEN).lstrip()
-    if question.count(IMAGE_TOKEN) == count:
-        while question.endswith(IMAGE_TOKEN):
-            question = question.removesuffix(IMAGE_TOKEN).rstrip()
+    while question.endswith(IMAGE_TOKEN):
+        question = question.removesuffix(IMAGE_TOKEN).rstrip()
     check(IMAGE_TOKEN not in question, name, "<image> at the beginning or at the end of a plain question",
           f"one among its words: {shorten(text, 100)!r}",
           "leave <image> out, or write the whole prompt with chat marks")  # fmt: skip
@@ -1046,7 +1046,7 @@ def check_inside(request: SceneRequest, fitted: FittedScene) -> None:
         corners = get_box_limits(request.proposal_boxes)
         outside = ((corners[0] < low) | (corners[1] > high)).any(dim=1)
         check(not bool(outside.any()), f"proposal_boxes of {request.name}",
-              f"metres, within {MAX_OUTSIDE_DISTANCE:.0f} of what the views show",
+              f"coordinates in metres, within {MAX_OUTSIDE_DISTANCE:.0f} of what the views show",
               f"others in proposals {outside.nonzero()[:, 0].tolist()}", remedy)  # fmt: skip
     for question in request.questions:
         point = low if question.coords is None else torch.tensor(question.coords)

@@ -74,7 +74,7 @@ def compare_objects(recorded: Recorded, case: GoldenCase) -> None:
     case.close("center_pe", centres, tolerance)
     inputs = recorded.get_inputs("ground")
     with torch.no_grad():
-        projected = model.get_image_features(inputs["pixel_values"]).last_hidden_state[None]
+        projected = model.get_image_features(inputs["pixel_values"]).patch_features[None]
         features, _ = model.get_proposal_features(projected, boxes[None], None, patches[None])
     case.close("object_features", features[0], tolerance)
     case.close("pooled", features[0] - centres, ACTIVATIONS)
