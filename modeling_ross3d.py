@@ -986,6 +986,13 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         # CODEPATH: cross-view in published checkpoints; the vanilla objective is what the paper compares with.
         return bool_masked_views if self.config.view_objective == "cross_view" else None
 
+    def get_visible_views(self, view_mask: torch.Tensor, unseen: torch.Tensor | None) -> torch.Tensor:
+        """What conditions may attend (B, V): the views that are seen; in scenes that hide all, their own, no padding."""
+        if unseen is None:
+            return view_mask
+        seen = view_mask & ~unseen
+        return torch.where(seen.any(dim=1, keepdim=True), seen, view_mask)
+
     def get_view_repeats(self, view_mask: torch.Tensor, hidden: torch.Tensor) -> list[int]:
         """Noise draws per hidden view of each scene: V // hidden, as published, so that a scene counts V pictures."""
         views, counts = torch.stack([view_mask.sum(dim=1), hidden.sum(dim=1)]).tolist()
@@ -1236,8 +1243,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 of this batch.
         """
         given = inputs_embeds if input_ids is None else input_ids
-        is_step = self.training and torch.is_grad_enabled() and past_key_values is None
-        if is_step and pixel_values is None and given is not None:
+        if self.training and past_key_values is None and pixel_values is None and given is not None:
             # Another process may have views in this step: the same weights have to take part here.
             pixel_values, view_mask = self.model.get_blank_views(len(given), given.device)
         if pixel_values is not None:
@@ -1366,8 +1372,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         """View and bird's-eye losses where they apply; both, as zeros with a graph, in training."""
         if view_mask is None:
             view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
-        unseen = self.get_unseen_views(hidden_views)
-        visible = view_mask if unseen is None else view_mask & ~unseen
+        visible = self.get_visible_views(view_mask, self.get_unseen_views(hidden_views))
         # Draws are made on the host: the seeds go there once.
         row_seed = None if row_seed is None else row_seed.cpu()
         scene_states = SceneStates(outputs.visual_states, visible, outputs.visual_positions)
@@ -1749,7 +1754,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             return_dict=True,
             **{name: inputs[name] for name in names if inputs.get(name) is not None},
         )
-        visible = view_mask if unseen is None else view_mask & ~unseen
+        visible = self.get_visible_views(view_mask, unseen)
         scene_states = SceneStates(outputs.visual_states, visible, outputs.visual_positions)
         head = self.reconstruction_head
         counts = bool_masked_views.sum(dim=1).tolist()

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ross3d.tests.fabricate import EVERY_KIND, WORST_KINDS, RowKind, make_collator, make_model
+from ross3d.training.trainer import count_losses, open_view_gate
 
 
 class WatchedParameters(OrderedDict):
@@ -225,3 +226,33 @@ def test_outputs_that_take_part_change_no_number():
     assert torch.equal(outputs.loss, sum(parts, torch.zeros(())))
     for name, one, other in zip(dict(model.named_parameters()), found, alone, strict=True):
         assert torch.equal(one, other), name
+
+
+def test_text_alone_trains_what_it_would_without_a_tower():
+    """The blank view of rows without views changes no number: loss and gradients are those of a model without one."""
+    kinds = [RowKind(("text", "text"), 0, "none", "none", "none"), RowKind(("coord",), 0, "none", "none", "none")]
+    model = make_model()
+    ((_, batch),) = make_batches(kinds, rows=2)
+    assert not {"pixel_values", "view_mask", "bool_masked_views"} & batch.keys()
+    # In evaluation no blank view is made; nothing else here differs in training.
+    names = [name for name, _ in model.named_parameters() if name.startswith("model.language_model")]
+    weights = [weight for name, weight in model.named_parameters() if name in names]
+    wanted, found = model.eval()(**batch), model.train()(**batch)
+    assert torch.equal(found.lm_loss, wanted.lm_loss) and wanted.view_loss is None
+    gradients = [torch.autograd.grad(outputs.lm_loss, weights, retain_graph=True) for outputs in (found, wanted)]
+    for name, one, other in zip(names, *gradients, strict=True):
+        assert torch.equal(one, other), name
+    assert found.loss_counts.tolist() == [3, 0, 0, 0]
+    open_view_gate(batch, 1, 2)
+    assert torch.equal(count_losses(batch, model.config), found.loss_counts)
+    found.loss.backward()
+    assert not any(weight.grad.any() for weight in model.model.vision_tower.parameters())
+
+
+def test_image_tokens_without_views_are_refused():
+    model = make_model().train()
+    ((_, batch),) = make_batches([RowKind(("text",), 2, "full", "none", "none")])
+    model(**batch)
+    alone = {name: batch[name] for name in ("input_ids", "attention_mask", "segment_ids")}
+    with pytest.raises(ValueError, match=r"input_ids: expected \[0\] image placeholders .* got \[24\]"):
+        model(**alone)
