@@ -88,7 +88,7 @@ def cut_off(folder: Path) -> None:
         ),
         (copy_deeper, f"--annotations: {SCANQA} is there twice, .* remove one"),
         (rename(ANSWERS, "answers.json"), f"--annotations: sqa3d needs both {QUESTIONS} and {ANSWERS}; one of them"),
-        (cut_off, rf"{SCANQA}: not JSON \(.*\); download the file again"),
+        (cut_off, rf"{SCANQA}: expected JSON.*no JSON \(.*\); download the file again"),
         (rename(SCANQA, MULTI.replace("train", "val") + ".bak"), None),
         (
             lambda folder: shutil.copy(next(folder.rglob(SCANREFER)), next(folder.rglob(SCANQA))),
