@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
@@ -38,6 +38,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import maybe_autocast
 
@@ -503,7 +504,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         wanted = view_mask.sum(dim=1) * self.config.tokens_per_view
         found = mask.sum(dim=1).to(wanted.device)
         finite = [(tensor.isfinite() | ~used).all().to(wanted.device) for _, tensor, used in numbers]
-        if bool(torch.stack([(wanted == found).all(), *finite]).all()):
+        if wanted.shape == found.shape and bool(torch.stack([(wanted == found).all(), *finite]).all()):
             return mask
         for name, tensor, used in numbers:
             check_finite(name, tensor, used)
@@ -771,6 +772,14 @@ NOT_FOR_GENERATION = (
 
 # New tokens of an answer where nobody says how many, as everywhere in the library.
 DEFAULT_NEW_TOKENS = 20
+
+
+class Ross3DTargets(TypedDict, total=False):
+    """Targets that not every row has. A stock `Trainer` reads the names of `forward` and evaluates only batches that
+    bring everything with `label` in its name: these two are among its other arguments, as in the library's models."""
+
+    shift_labels: torch.LongTensor | None
+    grounding_labels: torch.Tensor | None
 
 
 class PlaceholderSuppression(LogitsProcessor):
@@ -1063,7 +1072,13 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             check_shape("grounding_labels", grounding_labels, tuple(scores.shape), hint)
         asked = torch.zeros_like(has_slot) if grounding_labels is None else (grounding_labels > 0).any(dim=-1)
         places = asked.nonzero(as_tuple=True)
-        if not bool(has_slot[places].all()):
+        answered = has_slot[places].all() if grounding_labels is not None else ~has_slot.any()
+        if not bool(answered) and grounding_labels is None:
+            raise ValueError(
+                "grounding_labels: expected them in training beside <ground>, got none; pass target_objects= to the"
+                " processor. A stock Trainer drops them unless remove_unused_columns=False."
+            )
+        if not bool(answered):
             row, question = (asked & ~has_slot).nonzero()[0].tolist()
             raise ValueError(
                 f"grounding_labels: expected a <ground> in question {question} of row {row}, which has labels, got"
@@ -1080,7 +1095,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         return bool_masked_views if self.config.view_objective == "cross_view" else None
 
     def get_visible_views(self, view_mask: torch.Tensor, unseen: torch.Tensor | None) -> torch.Tensor:
-        """What conditions may attend (B, V): the views that are seen; in scenes that hide all, their own, no padding."""
+        """What conditions may attend (B, V): the views that are seen, or all of a scene that hides them all."""
         if unseen is None:
             return view_mask
         seen = view_mask & ~unseen
@@ -1305,9 +1320,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         query_coords: torch.FloatTensor | None = None,
         bool_masked_views: torch.BoolTensor | None = None,
         labels: torch.LongTensor | None = None,
-        shift_labels: torch.LongTensor | None = None,
         loss_weights: torch.FloatTensor | None = None,
-        grounding_labels: torch.Tensor | None = None,
         bev_pixel_values: torch.FloatTensor | None = None,
         bev_valid: torch.BoolTensor | None = None,
         bev_bounds: torch.FloatTensor | None = None,
@@ -1322,7 +1335,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         bev_posterior_noise: torch.FloatTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[Ross3DTargets],
     ) -> Ross3DOutput:
         r"""
         Args:
@@ -1351,6 +1364,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 scenes with a bird's-eye picture and grounding questions the losses are averaged; by default those
                 of this batch.
         """
+        shift_labels, grounding_labels = kwargs.pop("shift_labels", None), kwargs.pop("grounding_labels", None)
         given = inputs_embeds if input_ids is None else input_ids
         if self.training and past_key_values is None and pixel_values is None and given is not None:
             # Another process may have views in this step: the same weights have to take part here.
@@ -1454,13 +1468,19 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
 
     def check_text_targets(self, segment_ids, labels, shift_labels) -> None:
         """Refuse unshifted labels for rows with several questions; rows of the processor are not even looked at."""
+        if labels is None and shift_labels is not None:
+            raise ValueError(
+                "labels: expected them beside shift_labels, as the processor returns both, got none; a Trainer with"
+                " label_smoothing_factor takes them away, which this model's losses cannot do with: set it to 0."
+            )
         if labels is None or shift_labels is not None or segment_ids is None:
             return
         if int(segment_ids.max()) > 1:
             raise ValueError(
                 "shift_labels: expected shift_labels and loss_weights beside labels, since a row holds several"
                 " questions and only its processor knows what each may predict, got None; pass answers= to the"
-                " processor and give the model all that it returns."
+                " processor and give the model all that it returns. A stock Trainer drops some of it unless"
+                " remove_unused_columns=False."
             )
 
     def compute_reconstruction_losses(
@@ -1651,7 +1671,9 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         given = [settings for settings in (kwargs.get("generation_config"), self.generation_config) if settings]
 
         def get_setting(name: str):
-            values = [kwargs.get(name), *(getattr(settings, name, None) for settings in given)]
+            if name in kwargs:
+                return kwargs[name]
+            values = [getattr(settings, name, None) for settings in given]
             return next((value for value in values if value is not None), None)
 
         wanted, total = get_setting("max_new_tokens"), get_setting("max_length")
@@ -2002,7 +2024,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         return hidden
 
 
-FORWARD_NAMES = LIBRARY_KEYS | inspect.signature(Ross3DForConditionalGeneration.forward).parameters.keys()
+NAMED_INPUTS = inspect.signature(Ross3DForConditionalGeneration.forward).parameters.keys()
+FORWARD_NAMES = LIBRARY_KEYS | Ross3DTargets.__annotations__.keys() | NAMED_INPUTS
 Ross3DForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 
 __all__ = [

@@ -49,6 +49,12 @@ FIXED_ARGUMENTS = {
     "resume_from_checkpoint": (None, "a run that is started again with the same settings resumes by itself"),
     "save_only_model": (False, "a run that was cut off could not go on without its optimizer"),
     "ignore_data_skip": (False, "a run that goes on would read its first rows again"),
+    "label_smoothing_factor": (0.0, "targets carry weights of their own, which the Trainer would not see"),
+    "eval_strategy": ("no", "a run has no questions to be evaluated on; run eval.py on its checkpoints"),
+    "load_best_model_at_end": (
+        False,
+        "no checkpoint is evaluated on the way; run eval.py on those that are saved",
+    ),
     "push_to_hub": (False, "it would push neither code nor page; push the finished run with tools/push.py"),
 }
 
