@@ -13,6 +13,7 @@ import peft
 import pytest
 import torch
 
+from ross3d.modeling_ross3d import is_sharded
 from ross3d.tests.fabricate import EVERY_KIND, WORST_KINDS, RowKind, make_collator, make_model
 from ross3d.training.trainer import count_losses, open_view_gate
 
@@ -170,6 +171,31 @@ def test_a_stock_trainer_meets_the_same_order():
     check_same_record(make_model().train(), make_batches(draw_kinds(2, 16)))
     labelled = [("labels alone", {"input_ids": torch.ones(2, 5).long(), "labels": torch.ones(2, 5).long()})]
     check_same_record(make_model().train(), [*labelled, *make_batches(list(WORST_KINDS[:4]))])
+
+
+def test_evaluation_of_sharded_weights_runs_every_module(monkeypatch):
+    """No gradient tells what was run there; where weights are whole, what is not asked for is left out."""
+    model = make_model().eval()
+    record, calls = Record(model), {}
+    for sharded in (True, False):
+        monkeypatch.setattr(f"{type(model).__module__}.is_sharded", lambda model, sharded=sharded: sharded)
+        calls[sharded] = set()
+        for _, batch in make_batches([*WORST_KINDS, *draw_kinds(6, 8)]):
+            record.events.clear()
+            with torch.no_grad():
+                model(**batch)
+            calls[sharded].add(tuple(event for event in record.events if event[0] in ("call", "read")))
+    assert len(calls[True]) == 1 < len(calls[False])
+
+
+@pytest.mark.parametrize("mark", ["ds_id", "reshard"])
+def test_sharded_weights_are_recognised(mark):
+    """ZeRO-3 marks parameters, FSDP2 the class of a model."""
+    model = make_model(denoiser_config=None)
+    assert not is_sharded(model)
+    marked = next(model.parameters()) if mark == "ds_id" else model
+    setattr(marked, mark, 0)
+    assert is_sharded(model)
 
 
 def freeze(model: torch.nn.Module, *prefixes: str) -> torch.nn.Module:
