@@ -199,6 +199,11 @@ def take_part(tensor: torch.Tensor, *others: Any) -> torch.Tensor:
     return TakePart.apply(tensor, *others) if others else tensor
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether processes hold pieces of the weights (ZeRO-3, FSDP2), which all of them gather when a module runs."""
+    return hasattr(next(model.parameters()), "ds_id") or hasattr(model, "reshard")
+
+
 def read_float32(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of metres or loss weights in float32; int32 is taken for the bits of float32.
 
@@ -1123,6 +1128,13 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         # CODEPATH: cross-view in published checkpoints; the vanilla objective is what the paper compares with.
         return bool_masked_views if self.config.view_objective == "cross_view" else None
 
+    def get_visible_views(self, view_mask: torch.Tensor, unseen: torch.Tensor | None) -> torch.Tensor:
+        """What conditions may attend (B, V): the views that are seen, or all of a scene that hides them all."""
+        if unseen is None:
+            return view_mask
+        seen = view_mask & ~unseen
+        return torch.where(seen.any(dim=1, keepdim=True), seen, view_mask)
+
     def get_view_repeats(self, view_mask: torch.Tensor, hidden: torch.Tensor) -> list[int]:
         """Noise draws per hidden view of each scene: V // hidden, as published, so that a scene counts V pictures."""
         views, counts = torch.stack([view_mask.sum(dim=1), hidden.sum(dim=1)]).tolist()
@@ -1390,10 +1402,10 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 of this batch.
         """
         shift_labels, grounding_labels = kwargs.pop("shift_labels", None), kwargs.pop("grounding_labels", None)
+        # Another process may have what is missing here, and waits for the same weights.
+        runs_all = self.training or (past_key_values is None and is_sharded(self))
         given = inputs_embeds if input_ids is None else input_ids
-        is_step = self.training and torch.is_grad_enabled() and past_key_values is None
-        if is_step and pixel_values is None and given is not None:
-            # Another process may have views in this step: the same weights have to take part here.
+        if runs_all and past_key_values is None and pixel_values is None and given is not None:
             pixel_values, view_mask = self.model.get_blank_views(len(given), given.device)
         if pixel_values is not None:
             # Before the masks of views meet: a wrong one would spread over all views of a row.
@@ -1428,7 +1440,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             self.lm_head(hidden_states[:, :1])
 
         totals: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        if labels is not None or shift_labels is not None or self.training:
+        if labels is not None or shift_labels is not None or runs_all:
             self.check_text_targets(segment_ids, labels, shift_labels)
             if labels is None and shift_labels is None:
                 labels = torch.full(hidden_states.shape[:2], -100, device=hidden_states.device)
@@ -1436,14 +1448,14 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 hidden_states, labels, shift_labels, loss_weights, grounding_labels
             )
         grounding_scores = None
-        if self.grounding_head is not None and (proposal_boxes is not None or self.training) and input_ids is not None:
+        if self.grounding_head is not None and (proposal_boxes is not None or runs_all) and input_ids is not None:
             if proposal_boxes is None:
                 proposal_boxes = hidden_states.new_zeros(len(input_ids), 0, 6, dtype=torch.float32)
             features, mask = self.get_proposal_features(
                 outputs.patch_features, proposal_boxes, proposal_mask, proposal_patches
             )
             has_slots = (input_ids == self.config.ground_token_id).any()
-            if self.training or bool(has_slots):
+            if runs_all or bool(has_slots):
                 num_questions = 1 if grounding_labels is None else grounding_labels.shape[1]
                 scores, asked = self.compute_grounding_scores(
                     hidden_states, input_ids, segment_ids, features, mask, num_questions
@@ -1466,6 +1478,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 bev_latents,
                 row_seed,
                 draws,
+                runs_all,
             )
         losses, loss, counts = self.combine_losses(totals, num_items_in_batch)
         if self.training and loss is not None:
@@ -1524,21 +1537,21 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         bev_latents,
         row_seed,
         draws,
+        runs_all,
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """View and bird's-eye losses where they apply; both, as zeros with a graph, in training."""
+        """View and bird's-eye losses where they apply; with `runs_all` both, zeros with a graph where they do not."""
         if view_mask is None:
             view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
-        unseen = self.get_unseen_views(hidden_views)
-        visible = view_mask if unseen is None else view_mask & ~unseen
+        visible = self.get_visible_views(view_mask, self.get_unseen_views(hidden_views))
         # Draws are made on the host: the seeds go there once.
         row_seed = None if row_seed is None else row_seed.cpu()
         scene_states = SceneStates(outputs.visual_states, visible, outputs.visual_positions)
         totals = {}
-        if self.training or (hidden_views is not None and bool(hidden_views.any())):
+        if runs_all or (hidden_views is not None and bool(hidden_views.any())):
             totals["view_loss"] = self.compute_view_loss(
                 scene_states, view_mask, hidden_views, pixel_values, view_latents, row_seed, *draws[:3]
             )
-        if self.training or bev_pixel_values is not None or bev_latents is not None:
+        if runs_all or bev_pixel_values is not None or bev_latents is not None:
             totals["bev_loss"] = self.compute_bev_loss(
                 scene_states, bev_pixel_values, bev_valid, bev_bounds, allowed, bev_latents, row_seed, *draws[3:]
             )
@@ -2051,7 +2064,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             return_dict=True,
             **{name: inputs[name] for name in names if inputs.get(name) is not None},
         )
-        visible = view_mask if unseen is None else view_mask & ~unseen
+        visible = self.get_visible_views(view_mask, unseen)
         scene_states = SceneStates(outputs.visual_states, visible, outputs.visual_positions)
         head = self.reconstruction_head
         counts = bool_masked_views.sum(dim=1).tolist()

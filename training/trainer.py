@@ -79,10 +79,14 @@ class Ross3DTrainer(Trainer):
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """As the library's; in an evaluation a batch counts its own answers and scenes."""
+        """As the library's; in an evaluation a batch counts its own answers and scenes, which may be none.
+
+        Other processes gather a number all the same: then the loss is zero.
+        """
         if model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        outputs = model(**inputs)
+        loss = outputs["loss"] if "loss" in outputs else torch.zeros((), device=self.args.device)
         if outputs.get("loss_counts") is not None:
             counts = outputs["loss_counts"].double().cpu()
             means = [float(outputs[name]) if outputs.get(name) is not None else 0.0 for name in LOSS_NAMES]
