@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ross3d.data.sources import list_folders
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 
 
@@ -101,7 +102,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    paths = sorted(path for path in arguments.scenes.iterdir() if path.is_dir())[: arguments.num_scenes]
+    paths = list_folders(arguments.scenes)[: arguments.num_scenes]
     views, bevs = load_pictures(paths)
     teacher = train_teacher(
         views, bevs, arguments.steps, arguments.batch_size, arguments.learning_rate, arguments.seed
