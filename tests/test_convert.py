@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from transformers import AutoModel, AutoProcessor, SiglipConfig, SiglipModel, TrainerState
 
 from ross3d import train
+from ross3d.command_line import run_program
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.report.card import load_card, read_origin
 from ross3d.tests.posed_views import make_views
@@ -892,18 +893,13 @@ def test_what_is_complete_is_not_made_again(published, ours, tmp_path, capsys, w
         run(source, target, *options)
 
 
-def test_the_command_ends_in_one_line(tmp_path):
-    command = [
-        sys.executable,
-        str(ROOT / "tools" / "convert.py"),
-        "--from",
-        str(tmp_path),
-        "--to",
-        str(tmp_path / "x"),
-    ]
-    found = subprocess.run(command, capture_output=True, text=True)
-    assert found.returncode == 1 and "Traceback" not in found.stderr
-    assert found.stderr.splitlines()[-1].startswith(f"convert.py: error: {tmp_path}")
+def test_the_command_ends_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tools/convert.py", "--from", str(tmp_path), "--to", str(tmp_path / "x")])
+    with pytest.raises(SystemExit) as ended:
+        run_program(convert.main)
+    told = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 1 and len(told) == 1
+    assert told[0].startswith(f"convert.py: error: {tmp_path}/config.json does not exist; expected a JSON object of a")
 
 
 def test_a_stopped_run_leaves_nothing_that_looks_whole_and_is_taken_up(published, ours, tmp_path, monkeypatch):
