@@ -18,9 +18,13 @@ Shapes: B scenes, V views (R real views of all scenes together), N = h*w tokens 
 L sequence, D width, K proposals, Q questions of a scene, H W pixels.
 """
 
+import inspect
+import os
+import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,7 @@ from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
@@ -44,6 +49,7 @@ from .attention_ross3d import (
     shares_prefixes,
 )
 from .configuration_ross3d import Ross3DConfig
+from .diffusion_ross3d import space_timesteps
 from .geometry_ross3d import check_shape, get_sin3d_embedding, quantize_coords, unpack_patches
 from .reconstruction_ross3d import (
     Ross3DReconstructionHead,
@@ -65,10 +71,24 @@ AUTO_MAP = {
     "AutoConfig": "configuration_ross3d.Ross3DConfig",
     "AutoModel": "modeling_ross3d.Ross3DForConditionalGeneration",
     "AutoModelForImageTextToText": "modeling_ross3d.Ross3DForConditionalGeneration",
+    "AutoModelForMultimodalLM": "modeling_ross3d.Ross3DForConditionalGeneration",
 }
 
 # Order of the counts in `num_items_in_batch` and `loss_counts`.
 LOSS_NAMES = ("lm_loss", "view_loss", "bev_loss", "grounding_loss")
+
+
+@dataclass
+class Ross3DImageFeatures(BaseModelOutputWithPooling):
+    """
+    Attributes:
+        last_hidden_state (`torch.FloatTensor` of shape `(R, P, Dv)`): what the vision tower returns, of its own width.
+        pooler_output (`torch.FloatTensor` of shape `(R, N, D)`): the views' tokens for the language model.
+        patch_features (`torch.FloatTensor` of shape `(R, P, D)`): projected patches, before pooling.
+        hidden_states, attentions: of the tower's layers.
+    """
+
+    patch_features: torch.FloatTensor | None = None
 
 
 @dataclass
@@ -117,6 +137,14 @@ class Ross3DOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
+def name_auto_classes(config: Ross3DConfig) -> None:
+    """Write into a config, in place, which Auto classes find this code; names that it has already stay."""
+    given = getattr(config, "auto_map", None) or {}
+    # Of a checkpoint that was loaded from the Hub: `REPO--file.Class`.
+    repository = "".join(given.get("AutoModel", "").rpartition("--")[:2])
+    config.auto_map = {name: f"{repository}{place}" for name, place in AUTO_MAP.items()} | given
+
+
 def pad_views(flat: torch.Tensor, real: tuple[torch.Tensor, ...], view_mask: torch.Tensor) -> torch.Tensor:
     """Real views (R, ...) -> (B, V, ...), zero for padding, on the device of the mask.
 
@@ -126,6 +154,49 @@ def pad_views(flat: torch.Tensor, real: tuple[torch.Tensor, ...], view_mask: tor
     padded = flat.new_zeros(*view_mask.shape, *flat.shape[1:], device=view_mask.device)
     padded[real] = flat.to(view_mask.device)
     return padded
+
+
+def check_finite(name: str, tensor: torch.Tensor, used: torch.Tensor) -> None:
+    """Refuse NaN and infinities, which would become positions and features like any others.
+
+    Args:
+        name (`str`): what the error calls the tensor.
+        tensor (B, ...): the numbers.
+        used (`torch.BoolTensor`, broadcast to the tensor): where they count; padding may hold anything.
+
+    Raises:
+        ValueError: names the first row that has them.
+    """
+    broken = (~tensor.isfinite() & used).flatten(1).any(dim=1)
+    if bool(broken.any()):
+        raise ValueError(
+            f"{name}: expected finite numbers, got NaN or infinity in row {int(broken.nonzero()[0])}; look at the"
+            " scene that it was made of."
+        )
+
+
+class TakePart(torch.autograd.Function):
+    """The first tensor, to the bit; the others get gradients of zero."""
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        ctx.others = [(other.shape, other.dtype, other.device) for other in others]
+        return tensor.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        zeros = [torch.zeros((), dtype=dtype, device=device).expand(shape) for shape, dtype, device in ctx.others]
+        return gradient, *zeros
+
+
+def take_part(tensor: torch.Tensor, *others: Any) -> torch.Tensor:
+    """`tensor` as it is, in whose gradient all others that have one take part, with nothing.
+
+    Weights in shards are fetched again for each output of a module that a gradient reaches. An output that is used on
+    one process and not on another would make them wait for each other for ever.
+    """
+    others = [other for other in others if isinstance(other, torch.Tensor) and other.requires_grad]
+    return TakePart.apply(tensor, *others) if others else tensor
 
 
 def read_float32(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -232,8 +303,9 @@ class Ross3DGroundingHead(nn.Module):
         self, queries: torch.Tensor, proposal_features: torch.Tensor, proposal_mask: torch.Tensor
     ) -> torch.Tensor:
         """Scores (B, Q, K + 1) for queries (B, Q, D), proposals (B, K, D) and their mask (B, K), -inf at padding."""
-        proposal_features = proposal_features.to(queries.dtype)
-        no_target = self.no_target.expand(queries.shape[0], 1, -1).to(queries.dtype)
+        # In float16 the library keeps this head in float32.
+        queries, proposal_features = queries.to(self.no_target.dtype), proposal_features.to(self.no_target.dtype)
+        no_target = self.no_target.expand(queries.shape[0], 1, -1)
         candidates = self.proposal_mlp(torch.cat([proposal_features, no_target], dim=1))
         scores = self.query_mlp(queries) @ candidates.transpose(1, 2)
         padding = F.pad(~proposal_mask, (0, 1), value=False)
@@ -259,8 +331,10 @@ class Ross3DPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # The denoising losses are float32 work, whatever the rest is loaded in.
-    _keep_in_fp32_modules_strict = ["reconstruction_head"]
+    # What no quantisation converts; the small grounding head stays in the precision that is asked for (float16: 32).
+    _keep_in_fp32_modules = ["reconstruction_head", "grounding_head"]
+    # A step of an answer on a cache of fixed length is one graph.
+    _can_compile_fullgraph = True
     # A loss of ours is a mean over answers or scenes, never over tokens: a stock Trainer divides it by its steps.
     accepts_loss_kwargs = False
 
@@ -312,8 +386,8 @@ class Ross3DModel(Ross3DPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs,
-    ) -> BaseModelOutputWithPooling:
-        """Encode views: tower without its post-norm, projector, bilinear pooling to half the grid.
+    ) -> Ross3DImageFeatures:
+        """Encode views: tower, projector (which reads the tower before its post-norm), pooling to half the grid.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(B, V, 3, H, W)` or `(R, 3, H, W)`): normalised views.
@@ -322,8 +396,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
                 what `vision_config` says.
 
         Returns:
-            `last_hidden_state` (R, P, D): projected patches; `pooler_output` (R, N, D): pooled tokens;
-            `hidden_states` and `attentions` of the tower's layers when asked for.
+            see `Ross3DImageFeatures`; `hidden_states` and `attentions` when asked for.
         """
         if pixel_values.dim() == 5:
             pixel_values = pixel_values.flatten(0, 1) if view_mask is None else pixel_values[view_mask]
@@ -350,14 +423,16 @@ class Ross3DModel(Ross3DPreTrainedModel):
             embedded = self.vision_tower.embeddings(pixel_values)
             patches = self.vision_tower.encoder(inputs_embeds=embedded).last_hidden_state
             hidden_states, attentions = None, None
+        states = self.vision_tower.post_layernorm(patches)
         if self.training:
-            # Published weights have a post-norm that nothing reads; with nothing it takes part, so that no parameter
+            # Nothing else reads the post-norm of published weights; with nothing it takes part, so that no parameter
             # of a tower in training is without a gradient.
-            patches = patches + 0.0 * self.vision_tower.post_layernorm(patches[:1, :1]).sum()
+            patches = patches + 0.0 * states[:1, :1].sum()
         projected = self.multi_modal_projector(patches)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=projected,
+        return Ross3DImageFeatures(
+            last_hidden_state=states,
             pooler_output=self.pool_patches(projected),
+            patch_features=projected,
             hidden_states=hidden_states,
             attentions=attentions,
         )
@@ -405,24 +480,38 @@ class Ross3DModel(Ross3DPreTrainedModel):
         newline = self.image_newline.to(tokens).expand(rows.shape[0], grid, 1, -1)
         return torch.cat([rows, newline], dim=2).flatten(1, 2)
 
+    def find_placeholders(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+        """Which positions (B, L) hold visual tokens."""
+        if input_ids is not None:
+            return input_ids == self.config.image_token_id
+        image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
+        return (inputs_embeds == self.get_input_embeddings()(image_token)).all(dim=-1)
+
     def get_placeholder_mask(
-        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, view_mask: torch.Tensor
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor,
+        view_mask: torch.Tensor,
+        numbers: Sequence[tuple[str, torch.Tensor, torch.Tensor]] = (),
     ) -> torch.Tensor:
-        """Which positions (B, L) hold visual tokens; checked row by row against the number of real views."""
-        if input_ids is None:
-            image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
-            mask = (inputs_embeds == self.get_input_embeddings()(image_token)).all(dim=-1)
-        else:
-            mask = input_ids == self.config.image_token_id
+        """Which positions (B, L) hold visual tokens; checked row by row against the number of real views.
+
+        `numbers` are tensors that have to be finite where the mask behind them is True: name, tensor, mask. A GPU
+        tells the host about all of this at once.
+        """
+        mask = self.find_placeholders(input_ids, inputs_embeds)
         wanted = view_mask.sum(dim=1) * self.config.tokens_per_view
         found = mask.sum(dim=1).to(wanted.device)
-        if not torch.equal(wanted, found):
-            raise ValueError(
-                f"input_ids: expected {wanted.tolist()} image placeholders (id {self.config.image_token_id}) per row,"
-                f" {self.config.tokens_per_view} for each of {view_mask.sum(dim=1).tolist()} views, got"
-                f" {found.tolist()}; build rows with this model's processor."
-            )
-        return mask
+        finite = [(tensor.isfinite() | ~used).all().to(wanted.device) for _, tensor, used in numbers]
+        if bool(torch.stack([(wanted == found).all(), *finite]).all()):
+            return mask
+        for name, tensor, used in numbers:
+            check_finite(name, tensor, used)
+        raise ValueError(
+            f"input_ids: expected {wanted.tolist()} image placeholders (id {self.config.image_token_id}) per row,"
+            f" {self.config.tokens_per_view} for each of {view_mask.sum(dim=1).tolist()} views, got"
+            f" {found.tolist()}; build rows with this model's processor."
+        )
 
     def add_query_positions(
         self,
@@ -443,12 +532,12 @@ class Ross3DModel(Ross3DPreTrainedModel):
         question = torch.zeros_like(input_ids) if segment_ids is None else (segment_ids - 1).clamp(min=0)
         question = question.clamp(max=query_coords.shape[1] - 1)
         points = torch.gather(query_coords, 1, question[..., None].expand(-1, -1, 3))  # (B, L, 3)
-        given = ~torch.isnan(points).any(dim=-1)
+        given = points.isfinite().all(dim=-1)
         if bool((is_coord & ~given).any()):
-            row = int((is_coord & ~given).any(dim=1).nonzero()[0])
+            row, place = (is_coord & ~given).nonzero()[0].tolist()
             raise ValueError(
-                f"query_coords: expected a point for the <coord> of row {row}, got NaN; pass query_coords for every"
-                " question that names <coord>."
+                f"query_coords: expected a point for the <coord> of row {row}, got {points[row, place].tolist()}; pass"
+                " query_coords for every question that names <coord>, finite and in metres."
             )
         positions = self.get_position_embedding(points.nan_to_num(), is_coord & given)
         return inputs_embeds + positions.to(inputs_embeds)
@@ -487,6 +576,12 @@ class Ross3DModel(Ross3DPreTrainedModel):
         )
         return mask, positions, {}
 
+    def get_blank_views(self, num_rows: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Padding (B, 1, 3, S, S) and its mask (B, 1), all False, for rows without views."""
+        size = self.config.vision_config.image_size
+        pixel_values = torch.zeros(num_rows, 1, 3, size, size, dtype=self.vision_tower.dtype, device=device)
+        return pixel_values, torch.zeros(num_rows, 1, dtype=torch.bool, device=device)
+
     def check_scene_inputs(self, pixel_values, view_mask, patch_coords, patch_valid, bool_masked_views) -> None:
         """Refuse tensors of a scene that do not belong together."""
         grid = self.config.view_grid_size
@@ -509,7 +604,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         length += seen if isinstance(seen, int) else 0
         if isinstance(past_key_values, SharedPrefixCache):
             length += past_key_values.longest_prefix
-        limit = self.config.text_config.max_position_embeddings
+        limit = self.config.context_length
         if length > limit:
             raise ValueError(
                 f"input_ids: expected at most {limit} positions (max_position_embeddings), got {length}; use fewer"
@@ -567,22 +662,33 @@ class Ross3DModel(Ross3DPreTrainedModel):
             if view_mask is None:
                 view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
             self.check_scene_inputs(pixel_values, view_mask, patch_coords, patch_valid, bool_masked_views)
-            placeholders = self.get_placeholder_mask(input_ids, inputs_embeds, view_mask)
+            numbers = [("pixel_values", pixel_values, view_mask[..., None, None, None])]
+            if patch_coords is not None:
+                patch_coords = read_float32("patch_coords", patch_coords)
+                used = view_mask[..., None, None] if patch_valid is None else patch_valid & view_mask[..., None, None]
+                numbers.append(("patch_coords", patch_coords, used[..., None]))
+            placeholders = self.get_placeholder_mask(input_ids, inputs_embeds, view_mask, numbers)
             # Once, before the tower runs: a GPU has to tell the host where masks are True (docs/CONTRACT_TESTS.md).
             real, slots = view_mask.nonzero(as_tuple=True), placeholders.nonzero(as_tuple=True)
-            images = self.get_image_features(pixel_values[real], return_dict=True)
+            views = pixel_values[real]
+            num_views = len(views)
+            if not num_views:
+                # Text alone: the tower sees a blank view, of which nothing is kept, so that its weights take part.
+                views = pixel_values.new_zeros(1, *pixel_values.shape[2:])
+            images = self.get_image_features(views, return_dict=True)
+            pooled, patches = images.pooler_output[:num_views], images.patch_features[:num_views]
             positions, hidden = None, None
             if patch_coords is not None:
-                coords, valid = read_float32("patch_coords", patch_coords)[real].flatten(1, 2), None
+                coords, valid = patch_coords[real].flatten(1, 2), None
                 if patch_valid is not None:
                     valid = patch_valid[real].flatten(1, 2)
                 positions = self.get_position_embedding(coords, valid)
             if bool_masked_views is not None:
                 hidden = bool_masked_views[real]
-            visual = self.get_visual_embeddings(images.pooler_output, positions, hidden)
+            visual = self.get_visual_embeddings(pooled, positions, hidden)
             visual = visual.to(inputs_embeds.device, inputs_embeds.dtype)
             inputs_embeds = inputs_embeds.masked_scatter(placeholders[..., None].to(inputs_embeds.device), visual)
-            extras["patch_features"] = pad_views(images.last_hidden_state, real, view_mask)
+            extras["patch_features"] = pad_views(patches, real, view_mask)
             extras["visual_positions"] = None if positions is None else pad_views(positions, real, view_mask)
         if num_segments > 1:
             if past_key_values is not None:
@@ -633,7 +739,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         """
         grid = self.config.view_grid_size
         row, position = (index.to(hidden_states.device) for index in slots)
-        rows = hidden_states[row, position].unflatten(0, (-1, grid, grid + 1))[:, :, :grid]
+        rows = hidden_states[row, position].unflatten(0, (len(real[0]), grid, grid + 1))[:, :, :grid]
         return pad_views(rows.flatten(1, 2), real, view_mask)
 
 
@@ -661,6 +767,23 @@ NOT_FOR_GENERATION = (
     "bev_bounds",
     "row_seed",
 )
+
+
+# New tokens of an answer where nobody says how many, as everywhere in the library.
+DEFAULT_NEW_TOKENS = 20
+
+
+class PlaceholderSuppression(LogitsProcessor):
+    """Keeps `<image>` and `<coord>` out of answers, whatever a generation config says: they stand for places."""
+
+    def __init__(self, tokens: list[int]):
+        self.tokens = tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores.clone()
+        for token in self.tokens:
+            scores[:, token] = float("-inf")
+        return scores
 
 
 # What the library hands from `generate` and `Trainer` down to the language model and its attention.
@@ -742,6 +865,9 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
     """Ross3D with its language, grounding and reconstruction heads."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    # The denoising losses are float32 work, whatever the rest is loaded in.
+    _keep_in_fp32_modules_strict = ["reconstruction_head"]
 
     def __init__(self, config: Ross3DConfig):
         super().__init__(config)
@@ -756,8 +882,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             self.reconstruction_head = Ross3DReconstructionHead(
                 config.denoiser_config, config.text_config.hidden_size, config.view_grid_size
             )
-        if not getattr(config, "auto_map", None):
-            config.auto_map = dict(AUTO_MAP)
+        name_auto_classes(config)
         # Their vectors mean places of a scene: an answer never holds them.
         self.generation_config.suppress_tokens = [config.image_token_id, config.coord_token_id]
         # Held in a tuple: the teacher is equipment, no sub-module, and never in a checkpoint of this model.
@@ -867,8 +992,12 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         if proposal_mask is None:
             proposal_mask = torch.ones(proposal_boxes.shape[:2], dtype=torch.bool, device=proposal_boxes.device)
         check_shape("proposal_mask", proposal_mask, (sizes["B"], sizes["K"]), hint)
-        centres = read_float32("proposal_boxes", proposal_boxes)[..., :3]
-        features = self.model.get_position_embedding(centres, proposal_mask)
+        proposal_boxes = read_float32("proposal_boxes", proposal_boxes)
+        if not self.training:
+            # A read of the device: training has no time for it, and gets its boxes from a processor that has looked.
+            check_finite("proposal_boxes", proposal_boxes, proposal_mask[..., None])
+        centres = proposal_boxes[..., :3]
+        features = take_part(self.model.get_position_embedding(centres, proposal_mask), patch_features)
         if proposal_patches is not None and patch_features is not None:
             views, grid = patch_features.shape[1], self.config.patch_grid_size
             if proposal_patches.dtype == torch.uint8:
@@ -1028,6 +1157,24 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         condition = self.reconstruction_head.get_condition(scene_states, "view", queries)
         return condition[scene, slot if queries is not None else torch.zeros_like(slot)]
 
+    def check_bev_bounds(self, bev_bounds: torch.Tensor, num_scenes: int) -> torch.Tensor:
+        """The edges of B pictures (B, 4) in float32, NaN where a scene has none.
+
+        Their order is read from the device, so not in training, whose edges come from a processor that has looked.
+        """
+        hint = "pass x_min, y_min, x_max, y_max of each picture, metres."
+        check_shape("bev_bounds", bev_bounds, (num_scenes, 4), hint)
+        bev_bounds = read_float32("bev_bounds", bev_bounds)
+        if not self.training:
+            ordered = (bev_bounds[:, :2] < bev_bounds[:, 2:]).all(dim=1) & bev_bounds.isfinite().all(dim=1)
+            wrong = (~ordered & ~bev_bounds.isnan().all(dim=1)).nonzero()[:, 0].tolist()
+            if wrong:
+                raise ValueError(
+                    "bev_bounds: expected finite x_min < x_max and y_min < y_max, in the order x_min, y_min, x_max,"
+                    f" y_max, got {bev_bounds[wrong[0]].tolist()} for scene {wrong[0]}; {hint}"
+                )
+        return bev_bounds
+
     def get_bev_conditions(self, scene_states: SceneStates, bev_bounds: torch.Tensor | None) -> torch.Tensor:
         """The condition of the bird's-eye picture of every scene: (B, M, C).
 
@@ -1036,9 +1183,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         queries = None
         # CODEPATH: "pooled" in published checkpoints, "per_view" in new ones.
         if self.config.denoiser_config.queries_have_positions and bev_bounds is not None:
-            hint = "pass x_min, y_min, x_max, y_max of each picture, metres."
-            check_shape("bev_bounds", bev_bounds, (len(scene_states.states), 4), hint)
-            bev_bounds = read_float32("bev_bounds", bev_bounds)
+            bev_bounds = self.check_bev_bounds(bev_bounds, len(scene_states.states))
             size = self.config.denoiser_config.bev_grid_size
             share = (torch.arange(size, device=bev_bounds.device, dtype=torch.float32) + 0.5) / size
             x = bev_bounds[:, None, 0] + share * (bev_bounds[:, None, 2] - bev_bounds[:, None, 0])  # (B, size)
@@ -1199,6 +1344,11 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 scenes with a bird's-eye picture and grounding questions the losses are averaged; by default those
                 of this batch.
         """
+        given = inputs_embeds if input_ids is None else input_ids
+        is_step = self.training and torch.is_grad_enabled() and past_key_values is None
+        if is_step and pixel_values is None and given is not None:
+            # Another process may have views in this step: the same weights have to take part here.
+            pixel_values, view_mask = self.model.get_blank_views(len(given), given.device)
         if pixel_values is not None:
             # Before the masks of views meet: a wrong one would spread over all views of a row.
             self.model.check_scene_inputs(pixel_values, view_mask, patch_coords, patch_valid, bool_masked_views)
@@ -1226,6 +1376,9 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         if not (self.training and (loss_weights is not None or num_items_in_batch is not None)):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden_states[:, kept])
+        elif num_items_in_batch is None:
+            # A stock Trainer's process whose rows have no text calls it for logits and once more for the loss.
+            self.lm_head(hidden_states[:, :1])
 
         totals: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         if labels is not None or shift_labels is not None or self.training:
@@ -1268,6 +1421,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 draws,
             )
         losses, loss, counts = self.combine_losses(totals, num_items_in_batch)
+        if self.training and loss is not None:
+            loss = take_part(loss, *outputs.values())
         return Ross3DOutput(
             loss=loss,
             **losses,
@@ -1368,6 +1523,9 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         model_inputs = super().prepare_inputs_for_generation(
             input_ids, *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
+        # What `generate` has checked and its own loop reads (the tokenizer of stop strings, say) comes along to here.
+        for name in model_inputs.keys() - FORWARD_NAMES:
+            del model_inputs[name]
         if not is_first_iteration and model_inputs.get("use_cache", True):
             for key in SCENE_KEYS:
                 model_inputs.pop(key, None)
@@ -1394,28 +1552,35 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 `processor(text=questions)` returns them.
             scene_index (`torch.LongTensor` of shape `(number of questions,)`, *optional*): which of several scenes
                 each question is about.
+            kwargs: the processor's output and every argument of the library's `generate`. An answer that would pass
+                the context limit ends there, with a warning.
 
         Returns:
-            ids of prompt (or question) and answer.
+            ids of prompt (or question) and answer, without `<image>` and `<coord>` in the answer.
 
         Raises:
             ValueError: for rows with several questions, questions without a scene, `use_cache=False` beside `scene`,
-                or a `scene_index` that is missing or wrong.
+                a `scene_index` that is missing or wrong, or prompts that leave no room for an answer.
         """
         for key in NOT_FOR_GENERATION:
             kwargs.pop(key, None)
+        processors = LogitsProcessorList(kwargs.get("logits_processor") or [])
+        if not any(isinstance(processor, PlaceholderSuppression) for processor in processors):
+            processors.append(PlaceholderSuppression([self.config.image_token_id, self.config.coord_token_id]))
+        kwargs["logits_processor"] = processors
+        segments = kwargs.get("segment_ids")
+        if segments is not None and int(segments.max()) > 1:
+            raise ValueError(
+                f"generate: expected one question a row, got rows with up to {int(segments.max())}; encode the scene"
+                " once with scene = model.encode_scene(**processor(images=...)) and ask model.generate(scene=scene,"
+                " **processor(text=questions))."
+            )
         if scene is None:
-            segments = kwargs.get("segment_ids")
-            if segments is not None and int(segments.max()) > 1:
-                raise ValueError(
-                    f"generate: expected one question a row, got rows with up to {int(segments.max())}; encode the"
-                    " scene once with scene = model.encode_scene(**processor(images=...)) and ask"
-                    " model.generate(scene=scene, **processor(text=questions))."
-                )
             self.check_has_scene("generate", segments, kwargs, scene_index)
             self.check_left_padding(kwargs.get("attention_mask"))
+            self.limit_answers(inputs, kwargs)
             return super().generate(inputs, **kwargs)
-        self.check_questions_alone("generate", kwargs)
+        self.check_questions_alone("generate", scene, kwargs)
         generation_config = kwargs.get("generation_config") or self.generation_config
         if kwargs.get("use_cache", generation_config.use_cache) is False:
             raise ValueError(
@@ -1429,6 +1594,14 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 f" {'a cache' if kwargs.get('past_key_values') is not None else input_ids}; pass"
                 " **processor(text=questions)."
             )
+        if kwargs.get("cache_implementation", generation_config.cache_implementation) is not None:
+            raise ValueError(
+                "generate: expected no cache_implementation beside scene=, which is a cache already, got"
+                f" {kwargs.get('cache_implementation', generation_config.cache_implementation)!r}; leave it out, or"
+                " pass the views with each question."
+            )
+        # They only say that each row is a question, which an assistant model, seeing no scene, would refuse.
+        kwargs.pop("segment_ids", None)
         guesses = [name for name in ("prompt_lookup_num_tokens", "assistant_model") if kwargs.get(name) is not None]
         if guesses and not shares_prefixes(self.config.text_config):
             raise ValueError(
@@ -1444,7 +1617,50 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             kwargs.get("num_return_sequences") or getattr(generation_config, "num_return_sequences", 1) or 1,
         )
         cache, attention_mask = self.get_questions_cache(scene, scene_index, question_mask, copies)
-        return super().generate(input_ids, attention_mask=attention_mask, past_key_values=cache, **kwargs)
+        kwargs |= {"attention_mask": attention_mask, "past_key_values": cache}
+        self.limit_answers(input_ids, kwargs)
+        return super().generate(input_ids, **kwargs)
+
+    def limit_answers(self, inputs: torch.Tensor | None, kwargs: dict[str, Any]) -> None:
+        """Have answers end at the context limit: change, in place, how many new tokens `generate` is asked for.
+
+        Raises:
+            ValueError: for prompts that leave no room for an answer.
+        """
+        prompts = next((given for given in (inputs, kwargs.get("input_ids")) if given is not None), None)
+        embeds, mask, cache = (kwargs.get(name) for name in ("inputs_embeds", "attention_mask", "past_key_values"))
+        widths = [given.shape[1] for given in (prompts, embeds) if given is not None]
+        if not widths:
+            return
+        # A mask is longer than the prompt where a cache stands before it.
+        length = max(widths) if mask is None else max(*widths, mask.shape[-1])
+        if isinstance(cache, SharedPrefixCache):
+            length += cache.longest_prefix
+        limit = self.config.context_length
+        if length >= limit:
+            raise ValueError(
+                f"generate: expected fewer than {limit} positions (max_position_embeddings), so that an answer has"
+                f" room, got {length}; use fewer views ({self.config.tokens_per_view} positions each) or a shorter"
+                " question."
+            )
+        given = [settings for settings in (kwargs.get("generation_config"), self.generation_config) if settings]
+
+        def get_setting(name: str):
+            values = [kwargs.get(name), *(getattr(settings, name, None) for settings in given)]
+            return next((value for value in values if value is not None), None)
+
+        wanted, total = get_setting("max_new_tokens"), get_setting("max_length")
+        if wanted is None:
+            wanted = DEFAULT_NEW_TOKENS if total is None else total - max(widths)
+        if wanted <= limit - length:
+            return
+        warnings.warn(
+            f"generate: {wanted} new tokens behind {length} positions pass the limit of {limit}"
+            f" (max_position_embeddings): answers end after {limit - length} at the latest.",
+            stacklevel=3,
+        )
+        kwargs.pop("max_length", None)
+        kwargs["max_new_tokens"] = limit - length
 
     def get_questions_cache(
         self, scene: Ross3DSceneCache, scene_index: torch.Tensor, question_mask: torch.Tensor, copies: int = 1
@@ -1477,11 +1693,24 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 " processor."
             )
 
-    def check_questions_alone(self, name: str, inputs: dict) -> None:
+    def check_questions_alone(self, name: str, scene: Any, inputs: dict) -> None:
+        """Refuse what is no encoded scene, and views next to one."""
+        # By its name: a process may hold this class several times, once for each checkpoint with its code.
+        if type(scene).__name__ != Ross3DSceneCache.__name__:
+            raise TypeError(
+                f"scene: expected a scene from model.encode_scene(...), got a {type(scene).__name__}"
+                f" {str(scene)[:80]!r}; read a saved one with model.load_scene(file)."
+            )
         if inputs.get("pixel_values") is not None:
             raise ValueError(
                 f"{name}: expected questions alone beside scene=, which holds the views already, got pixel_values;"
                 " call the processor without images=, or leave scene= out."
+            )
+        segments = inputs.get("segment_ids")
+        if segments is not None and bool((segments == 0).any()):
+            raise ValueError(
+                f"{name}: expected plain questions beside scene=, which holds the beginning of the chat, got whole"
+                " prompts with chat marks; pass the question's own words to the processor, or leave scene= out."
             )
 
     def check_scene_index(self, scene: Ross3DSceneCache, scene_index, num_questions: int) -> torch.Tensor:
@@ -1493,14 +1722,16 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                     f" None while {num_scenes} scenes are cached; pass scene_index=[...]."
                 )
             return torch.zeros(num_questions, dtype=torch.long, device=scene.prefix_mask.device)
-        index = torch.as_tensor(scene_index, dtype=torch.long, device=scene.prefix_mask.device)
-        legal = index.shape == (num_questions,) and bool(((index >= 0) & (index < num_scenes)).all())
+        # None of its own: a float would be cut off to the number of another scene.
+        index = torch.as_tensor(scene_index, device=scene.prefix_mask.device)
+        is_whole = not index.is_floating_point() and not index.is_complex() and index.dtype != torch.bool
+        legal = is_whole and index.shape == (num_questions,) and bool(((index >= 0) & (index < num_scenes)).all())
         if not legal:
             raise ValueError(
-                f"scene_index: expected {num_questions} numbers in 0..{num_scenes - 1}, got {index.tolist()}; one"
-                " scene for each question."
+                f"scene_index: expected {num_questions} whole numbers in 0..{num_scenes - 1}, got {index.tolist()};"
+                " pass one scene for each question."
             )
-        return index
+        return index.long()
 
     @torch.no_grad()
     def encode_scene(
@@ -1558,6 +1789,18 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             proposal_mask=features_mask,
             patch_features=outputs.patch_features if keep_patch_features else None,
         )
+
+    def load_scene(self, file: str | os.PathLike, processor: Any = None) -> Ross3DSceneCache:
+        """Scenes that this model has read and `scene.save(file, model, processor)` wrote, also in another process.
+
+        Args:
+            file: where they were saved.
+            processor (*optional*): the one that prepared them, whose settings are compared.
+
+        Raises:
+            FileNotFoundError, ValueError: see `Ross3DSceneCache.load`.
+        """
+        return Ross3DSceneCache.load(file, self, processor)
 
     @torch.no_grad()
     def ground(
@@ -1625,7 +1868,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 outputs.patch_features, proposal_boxes, proposal_mask, proposal_patches
             )
         else:
-            self.check_questions_alone("ground", inputs)
+            self.check_questions_alone("ground", scene, inputs)
             index = self.check_scene_index(scene, scene_index, len(input_ids))
             features, features_mask = self.get_cached_proposals(scene, proposal_boxes, proposal_mask, proposal_patches)
             features, features_mask = features[index], features_mask[index]
@@ -1685,6 +1928,10 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
 
         Returns:
             per scene: views (n, 3, h, w) in [0, 1], or None when none was hidden; bird's-eye picture (3, h, w).
+
+        Raises:
+            TypeError, ValueError: for views that do not exist, edges in the wrong order, and numbers of steps that the
+                schedule does not have, before anything is computed.
         """
         check_input_names("reconstruct", inputs)
         if self.reconstruction_head is None:
@@ -1693,8 +1940,13 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         if view_mask is None:
             view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
         if bool_masked_views is None:
-            bool_masked_views = self.get_masked_views(masked_views or [], view_mask)
+            bool_masked_views = self.get_masked_views([] if masked_views is None else masked_views, view_mask)
+        # A wrong number of steps is refused before anything is computed.
+        space_timesteps(self.config.denoiser_config.num_train_timesteps, num_inference_steps)
         unseen = self.get_unseen_views(bool_masked_views)
+        if bev_bounds is not None:
+            # Before the model runs, and whatever its denoiser reads of them.
+            self.check_bev_bounds(bev_bounds, len(view_mask))
         names = ("input_ids", "attention_mask", "segment_ids", "patch_coords", "patch_valid", "query_coords")
         outputs = self.model(
             pixel_values=pixel_values,
@@ -1716,27 +1968,36 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         latents = head.sample(self.get_bev_conditions(scene_states, bev_bounds), "bev", num_inference_steps, generator)
         return views, list(self.decode_latents(latents))
 
-    def get_masked_views(self, masked_views: list, view_mask: torch.Tensor) -> torch.Tensor:
-        """Indices of views to hide -> (B, V) bool."""
-        per_scene = masked_views if masked_views and isinstance(masked_views[0], list | tuple) else None
-        lists = per_scene if per_scene is not None else [masked_views] * len(view_mask)
+    def get_masked_views(self, masked_views: Sequence, view_mask: torch.Tensor) -> torch.Tensor:
+        """Numbers of views to hide, for every scene or a list for each -> (B, V) bool."""
+        given = masked_views.tolist() if hasattr(masked_views, "tolist") else masked_views
+        nested = [isinstance(part, list | tuple) for part in given] if isinstance(given, list | tuple) else [None]
+        if len(set(nested)) > 1 or None in nested:
+            raise TypeError(
+                "masked_views: expected a list of views such as [3, 7], or such a list for each scene, got"
+                f" {masked_views!r}; pass [] to hide none."
+            )
+        lists = given if any(nested) else [given] * len(view_mask)
         if len(lists) != len(view_mask):
             raise ValueError(
                 f"masked_views: expected one list for each of {len(view_mask)} scenes, got {len(lists)}; pass [] for a"
                 " scene that keeps all its views."
             )
         hidden = torch.zeros_like(view_mask)
-        for row, indices in enumerate(lists):
-            for index in indices:
-                if not 0 <= index < view_mask.shape[1] or not view_mask[row, index]:
+        for row, numbers in enumerate(lists):
+            for number in numbers:
+                # True and 1.0 are equal to a view's number and mean something else.
+                is_whole = isinstance(number, Integral) and not isinstance(number, bool)
+                if not is_whole or not 0 <= number < view_mask.shape[1] or not view_mask[row, number]:
                     raise ValueError(
-                        f"masked_views: expected views 0..{int(view_mask[row].sum()) - 1} of scene {row}, got {index};"
-                        " name views that exist."
+                        f"masked_views: expected views 0..{int(view_mask[row].sum()) - 1} of scene {row}, got"
+                        f" {number!r}; name views that exist by whole numbers, or pass bool_masked_views."
                     )
-                hidden[row, index] = True
+                hidden[row, number] = True
         return hidden
 
 
+FORWARD_NAMES = LIBRARY_KEYS | inspect.signature(Ross3DForConditionalGeneration.forward).parameters.keys()
 Ross3DForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 
 __all__ = [

@@ -6,15 +6,17 @@ is left as it is. Boxes are proposed from depth where none came.
 """
 
 import os
-from dataclasses import dataclass, replace
+import warnings
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ross3d.data.box_files import read_box_list
 from ross3d.data.proposals import Proposals, propose_boxes
 from ross3d.data.scene import Scene
-from ross3d.data.sources import find_video, read_scene
+from ross3d.data.sources import describe_not_read, find_layout, find_video, list_not_read, read_scene
 from ross3d.data.sources.frames import MAX_EXCLUDED
 from ross3d.data.upright import UprightEstimate, align_scene, estimate_upright
 
@@ -39,6 +41,7 @@ class OwnScan:
             the scan is read as it lies.
         given_boxes (`Path`, *optional*): the file given in place of the scan's own boxes.
         proposals (`Proposals`, *optional*): where the scan came without boxes.
+        reading (`dict`): further options that it is read with, see `make_reading`.
     """
 
     path: Path
@@ -48,6 +51,7 @@ class OwnScan:
     axis_align_matrix: np.ndarray | Path | None = None
     given_boxes: Path | None = None
     proposals: Proposals | None = None
+    reading: dict[str, Any] = field(default_factory=dict)
 
     @property
     def boxes(self) -> np.ndarray:
@@ -69,7 +73,7 @@ class OwnScan:
     def read_views(self, num_views: int) -> Scene:
         """So many views of the scan, pictures at their own size, in the same world; without proposed boxes."""
         given = make_options(self.axis_align_matrix, self.given_boxes)
-        return read_scene(self.path, num_views=num_views, **given, **make_limits(self.path))
+        return read_scene(self.path, num_views=num_views, **given, **make_limits(self.path) | self.reading)
 
 
 def make_options(axis_align_matrix, boxes) -> dict:
@@ -79,8 +83,9 @@ def make_options(axis_align_matrix, boxes) -> dict:
 
 
 def make_limits(path: Path) -> dict:
-    """How many frames of a folder may be lost or damaged before the scan is refused; a video has none."""
-    return {"max_excluded": MAX_EXCLUDED} if path.is_dir() else {}
+    """How many frames may be lost or damaged before the scan is refused, where its layout alone would allow none."""
+    is_strict = path.is_dir() and find_layout(path).name == "rgbd_folder"
+    return {"max_excluded": MAX_EXCLUDED} if is_strict else {}
 
 
 def has_any(boxes: np.ndarray | None) -> bool:
@@ -97,14 +102,19 @@ def is_upright(estimate: UprightEstimate) -> bool:
 
 
 def read_own_scan(
-    path: str | os.PathLike, *, axis_align_matrix: Path | None = None, boxes: Path | None = None
+    path: str | os.PathLike,
+    *,
+    axis_align_matrix: Path | None = None,
+    boxes: Path | None = None,
+    reading: dict[str, Any] | None = None,
 ) -> OwnScan:
-    """Read a scan of any layout, or a video, and make it ready.
+    """Read a scan of any layout, or a video, and make it ready; a warning names files of its folder that are not read.
 
     Args:
         path: see `read_scene`.
         axis_align_matrix (`Path`, *optional*): file of a 4x4 matrix, scan to upright world; nothing is estimated then.
         boxes (`Path`, *optional*): JSON file of boxes in the upright world.
+        reading (`dict`, *optional*): further options of `read_scene`, see `make_reading`.
 
     Raises:
         ValueError: an alignment or boxes given for a video; a file of boxes that is wrong or holds none of this scan;
@@ -118,16 +128,21 @@ def read_own_scan(
         )
     if boxes is not None:
         read_box_list(boxes, path.resolve().name)
-    scene = read_scene(path, num_views=NUM_FRAMES, reduce_to=PICTURE_SIZE, **given, **make_limits(path))
+    reading = reading or {}
+    limits = make_limits(path) | reading
+    scene = read_scene(path, num_views=NUM_FRAMES, reduce_to=PICTURE_SIZE, **given, **limits)
+    not_read = list_not_read(path) if path.is_dir() else {}
+    if not_read:
+        warnings.warn(f"scene {scene.scene_id!r}: {describe_not_read(not_read)}", stacklevel=2)
     if scene.depth_maps is None:
         sentence = "the views have no depth: nothing was estimated"
         if scene.axis_align_matrix is not None:
             sentence = "alignment given; the views have no depth: nothing checks it"
-        return OwnScan(path, scene, sentence, None, axis_align_matrix, boxes)
+        return OwnScan(path, scene, sentence, None, axis_align_matrix, boxes, reading=reading)
     scene, sentence, estimate, matrix = make_upright(scene, axis_align_matrix)
     came = has_any(scene.boxes) or has_any(scene.proposal_boxes)
     proposals = None if came else propose_boxes(scene)
-    return OwnScan(path, scene, sentence, estimate, matrix, boxes, proposals)
+    return OwnScan(path, scene, sentence, estimate, matrix, boxes, proposals, reading)
 
 
 def make_upright(

@@ -926,9 +926,15 @@ def test_text_alone_is_a_row_as_well(model):
 def test_image_features_are_reachable(model, packed):
     features = model.get_image_features(packed["pixel_values"], packed["view_mask"])
     views = int(packed["view_mask"].sum())
-    assert features.last_hidden_state.shape == (views, 25, 32) and features.pooler_output.shape == (views, GRID**2, 32)
+    assert features.last_hidden_state.shape == (views, 25, 24) and features.pooler_output.shape == (views, GRID**2, 32)
     flat = model.get_image_features(packed["pixel_values"][packed["view_mask"]])
     assert torch.equal(flat.pooler_output, features.pooler_output)
+    # What the library promises: the tower's own output, and from it the tokens of the language model.
+    tower = model.model.vision_tower(packed["pixel_values"][packed["view_mask"]])
+    assert torch.equal(features.last_hidden_state, tower.last_hidden_state)
+    assert torch.equal(features.pooler_output, model.model.pool_patches(features.patch_features))
+    base = model.model.get_image_features(packed["pixel_values"], packed["view_mask"])
+    assert torch.equal(base.last_hidden_state, features.last_hidden_state)
     assert features.hidden_states is None and features.attentions is None
 
 
@@ -947,7 +953,8 @@ def test_image_features_bring_states_and_attentions_of_the_tower(packed, way):
     assert [tuple(states.shape) for states in found.hidden_states] == [(views, 25, 24)] * 3
     assert [tuple(layer.shape) for layer in found.attentions] == [(views, 3, 25, 25)] * 2
     assert torch.equal(found.pooler_output, wanted.pooler_output)
-    assert torch.equal(built.model.multi_modal_projector(found.hidden_states[-1]), found.last_hidden_state)
+    assert torch.equal(built.model.multi_modal_projector(found.hidden_states[-1]), found.patch_features)
+    assert torch.equal(found.last_hidden_state, wanted.last_hidden_state)
     assert run(built, packed).loss.isfinite()
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -894,6 +895,7 @@ def test_what_is_complete_is_not_made_again(published, ours, tmp_path, capsys, w
 
 
 def test_the_command_ends_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     monkeypatch.setattr(sys, "argv", ["tools/convert.py", "--from", str(tmp_path), "--to", str(tmp_path / "x")])
     with pytest.raises(SystemExit) as ended:
         run_program(convert.main)

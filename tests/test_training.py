@@ -69,7 +69,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def config_file(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(
-        "data: {epochs: 3}\ntrainer: {output_dir: out, learning_rate: 1.0e-3}\nparts: {lm_head: {freeze: true}}\n"
+        "model: {}\ninit_from: folder\ndata: {epochs: 3}\ntrainer: {output_dir: out, learning_rate: 1.0e-3}\nparts: {lm_head: {freeze: true}}\n"
     )
     return path
 

@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
-from transformers import AutoProcessor, Trainer, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.modeling_utils import set_zero3_state
 
 from ross3d.configuration_ross3d import Ross3DConfig
@@ -35,6 +35,8 @@ from ross3d.scenes.tokenizer import make_tokenizer
 from ross3d.training.arguments import DataArguments, NewWeightsArguments, PartArguments, RunArguments
 from ross3d.training.callbacks import COMPLETE_MARK, mark_complete
 from ross3d.training.card import make_run_card
+from ross3d.training.checkpoint import find_checkpoint, load_processor
+from ross3d.training.loading import load_model
 from ross3d.training.lora import PEFT_PREFIX
 from ross3d.training.optimizer import MuonAdamW
 from ross3d.training.shards import check_whole_matrices, is_launched_with
@@ -92,24 +94,13 @@ def list_unlabelled(arguments: DataArguments, config: Ross3DConfig) -> list[Path
     return scans
 
 
-def check_init_from(name: str) -> None:
-    """Refuse a folder that holds no checkpoint of ours.
+def find_init_folder(arguments: RunArguments) -> Path | None:
+    """The folder of the checkpoint that a run starts from; None for new weights.
 
     Raises:
-        FileNotFoundError: for a path that leads nowhere.
-        ValueError: for a checkpoint of another model, the published one among them.
+        FileNotFoundError, ValueError: as `find_checkpoint`.
     """
-    file = Path(name) / "config.json"
-    if not file.is_file():
-        if Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/")):
-            raise FileNotFoundError(f"init_from: expected a checkpoint's folder or a Hub id, got {name}; correct it.")
-        return
-    kind = json.loads(file.read_text(encoding="utf-8")).get("model_type")
-    if kind != "ross3d":
-        raise ValueError(
-            f"init_from: expected a checkpoint of ross3d, got model_type {kind!r} in {file}; convert it with"
-            " tools/convert.py (docs/CHECKPOINTS.md)."
-        )
+    return None if arguments.init_from is None else find_checkpoint(arguments.init_from, "init_from")
 
 
 def build_processor(arguments: RunArguments) -> Ross3DProcessor:
@@ -117,13 +108,13 @@ def build_processor(arguments: RunArguments) -> Ross3DProcessor:
     the questions."""
     settings = dict(arguments.processor)
     image_settings = settings.pop("image_processor", {})
-    if arguments.init_from is not None:
-        check_init_from(arguments.init_from)
-        saved = AutoProcessor.from_pretrained(arguments.init_from, trust_remote_code=True)
+    folder = find_init_folder(arguments)
+    if folder is not None:
+        saved = load_processor(folder)
         names = inspect.signature(Ross3DProcessor.__init__).parameters.keys() - {"self"}
         return Ross3DProcessor(
             **{name: getattr(saved, name) for name in names - {"image_processor"} - settings.keys()},
-            image_processor=Ross3DImageProcessor.from_pretrained(arguments.init_from, **image_settings),
+            image_processor=Ross3DImageProcessor.from_pretrained(folder, **image_settings),
             **settings,
         )
     annotations = load_annotations(find_annotations(arguments.data.root, "train"))
@@ -135,8 +126,9 @@ def build_processor(arguments: RunArguments) -> Ross3DProcessor:
 
 def build_config(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DConfig:
     """The checkpoint's config with the run's changes, or a new one whose vocabulary is the tokenizer's."""
-    if arguments.init_from is not None:
-        return Ross3DConfig.from_pretrained(arguments.init_from, **arguments.model)
+    folder = find_init_folder(arguments)
+    if folder is not None:
+        return Ross3DConfig.from_pretrained(folder, **arguments.model)
     settings = dict(arguments.model)
     tokenizer = processor.tokenizer
     settings["text_config"] = {
@@ -154,13 +146,16 @@ def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DFo
     """The checkpoint's model, or a new one."""
     # Also of what a checkpoint lacks.
     torch.manual_seed(arguments.seed)
-    if arguments.init_from is not None:
+    folder = find_init_folder(arguments)
+    if folder is not None:
         if arguments.new_weights is not None:
             raise ValueError(
                 f"new_weights: expected none beside init_from, got {arguments.new_weights}; the checkpoint's weights"
                 " are kept as they are. Write new_weights: null."
             )
-        model = Ross3DForConditionalGeneration.from_pretrained(arguments.init_from, **arguments.model)
+        model = load_model(folder, allow_missing=arguments.allow_missing_weights, **arguments.model)
+        # Of a checkpoint from the Hub, adapters and pages name the repository, not this machine's copy.
+        model.name_or_path = model.config.name_or_path = arguments.init_from
         # Under ZeRO-3 the library would save what it loaded by the names of a file that it did not read.
         model._weight_conversions = []
     else:
@@ -194,13 +189,16 @@ def find_teacher(arguments: RunArguments) -> Path | None:
     """The teacher's folder: the one named, or the one beside the checkpoint's weights."""
     if arguments.teacher is not None:
         return Path(arguments.teacher)
-    beside = Path(arguments.init_from or "") / "teacher"
-    return beside if arguments.init_from is not None and beside.is_dir() else None
+    folder = find_init_folder(arguments)
+    return None if folder is None or not (folder / "teacher").is_dir() else folder / "teacher"
 
 
 def get_run_reading(arguments: RunArguments, processor: Ross3DProcessor) -> dict[str, Any]:
     """Options with which a run's scenes are read."""
-    return get_reading(arguments.data.num_views, arguments.data.decode, processor.view_size)
+    data = arguments.data
+    return get_reading(
+        data.num_views, data.decode, processor.view_size, data.rotate, data.max_excluded, data.allow_outside
+    )
 
 
 def check_normalization(processor: Ross3DProcessor, config: Ross3DConfig) -> None:
@@ -370,11 +368,12 @@ def find_published(arguments: RunArguments) -> Path | None:
     Raises:
         ValueError: for a link in it that leads out of the checkpoint.
     """
-    if arguments.init_from is None or not (beside := Path(arguments.init_from) / "published").is_dir():
+    folder = find_init_folder(arguments)
+    if folder is None or not (folder / "published").is_dir():
         return None
     # What a link leads to would be copied into the run, and pushed with it.
-    check_links([beside, *beside.rglob("*")], Path(arguments.init_from))
-    return beside
+    check_links([folder / "published", *(folder / "published").rglob("*")], folder)
+    return folder / "published"
 
 
 def widen_weights(model: nn.Module, autocast: bool) -> dict[str, torch.dtype]:

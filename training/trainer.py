@@ -17,7 +17,7 @@ FLOAT32_KEYS = {"patch_coords", "proposal_boxes", "query_coords", "loss_weights"
 
 def open_view_gate(batch: dict[str, torch.Tensor], global_step: int, period: int) -> None:
     """Hide the proposed views in optimizer steps divisible by `period` (published: 4), and none in the others."""
-    if global_step % period != 0:
+    if global_step % period != 0 and "bool_masked_views" in batch:
         batch["bool_masked_views"] = torch.zeros_like(batch["bool_masked_views"])
 
 
@@ -29,7 +29,7 @@ def count_losses(batch: dict[str, torch.Tensor], config: Ross3DConfig) -> torch.
     allowed = ~nothing
     if not config.reconstruct_on_grounding_rows:
         allowed = ~asked.any(dim=1)
-    hidden = batch["bool_masked_views"].any(dim=1) & allowed
+    hidden = batch.get("bool_masked_views", nothing[:, None]).any(dim=1) & allowed
     pictured = nothing
     if "bev_pixel_values" in batch and config.denoiser_config is not None:
         head = config.denoiser_config

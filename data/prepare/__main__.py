@@ -19,6 +19,7 @@ from ross3d.data.prepare.from_above import SOURCES, prepare_bev
 from ross3d.data.prepare.posed_images import prepare_posed_images
 from ross3d.data.prepare.proposals import ProposalSource, prepare_proposals
 from ross3d.data.prepare.scannet import CHOICES, ScanSettings, prepare_scannet
+from ross3d.data.sources.options import add_scan_options, get_scan_options
 
 
 # Of views and processes.
@@ -59,6 +60,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     made_elsewhere.add_argument("--boxes", type=Path, help="JSON file of boxes, by scene where there are several")
     proposals.add_argument("--scans", type=Path, help="where the folders with the meshes of the masks are")
     proposals.add_argument("--force", action="store_true", help="make anew what is there, a benchmark's boxes, too")
+    for command in (bev, proposals):
+        add_scan_options(command)
     for command in (scannet, public, bev):
         command.add_argument("--bev-size", type=parse_bev_size, default=432, help="pixels of the picture from above")
     for command in (scannet, public, bev, proposals):
@@ -84,10 +87,15 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.command in ("bev", "proposals"):
         if arguments.command == "bev":
             counts = prepare_bev(
-                arguments.data, arguments.source, arguments.bev_size, arguments.scans, arguments.num_workers
+                arguments.data,
+                arguments.source,
+                arguments.bev_size,
+                arguments.scans,
+                arguments.num_workers,
+                get_scan_options(arguments),
             )
         else:
-            source = ProposalSource(arguments.masks, arguments.boxes, arguments.scans)
+            source = ProposalSource(arguments.masks, arguments.boxes, arguments.scans, get_scan_options(arguments))
             counts = prepare_proposals(arguments.data, source, arguments.force, arguments.num_workers)
         print(f"{arguments.data}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
         return

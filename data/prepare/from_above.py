@@ -8,6 +8,7 @@ import json
 import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -148,10 +149,12 @@ def list_scans(scans: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def render_folder(folder: Path, source: str, size: int, scans: Path | None) -> BEVPicture:
+def render_folder(
+    folder: Path, source: str, size: int, scans: Path | None, reading: dict[str, Any] | None = None
+) -> BEVPicture:
     """The picture of a scene's folder: from its depth maps, or of the mesh or picture in it or in its raw scan."""
     if source == "depth":
-        return render_scene_bev(read_scene(folder, num_views=MAX_VIEWS), size)
+        return render_scene_bev(read_scene(folder, num_views=MAX_VIEWS, **(reading or {})), size)
     scan = folder if scans is None else list_scans(scans).get(folder.name, scans / folder.name)
     if source == "published":
         return read_published_bev(scan)
@@ -162,11 +165,11 @@ def render_folder(folder: Path, source: str, size: int, scans: Path | None) -> B
     return render_mesh_bev(vertices, mesh, size, str(file))
 
 
-def make_bev(folder: Path, source: str, size: int, scans: Path | None) -> bool:
+def make_bev(folder: Path, source: str, size: int, scans: Path | None, reading: dict[str, Any] | None = None) -> bool:
     """Give a scene its picture unless it has it; whether it was made."""
     if is_made(folder, source, size):
         return False
-    write_bev(render_folder(folder, source, size, scans), folder, source)
+    write_bev(render_folder(folder, source, size, scans, reading), folder, source)
     return True
 
 
@@ -186,14 +189,24 @@ def is_scan(folder: Path) -> bool:
     return any(next(folder.glob(layout.pattern), None) is not None for layout in LAYOUTS)
 
 
-def prepare_bev(data_dir: Path, source: str, size: int, scans: Path | None, num_workers: int) -> dict[str, int]:
+def prepare_bev(
+    data_dir: Path,
+    source: str,
+    size: int,
+    scans: Path | None,
+    num_workers: int,
+    reading: dict[str, Any] | None = None,
+) -> dict[str, int]:
     """Pictures of all scenes below `data_dir`; how many were made and how many were there.
+
+    Args:
+        reading (`dict`, *optional*): options that scans are read with, see `make_reading`.
 
     Raises:
         ValueError: lists the scenes whose picture could not be made; the others have theirs.
     """
     folders = list_scene_folders(data_dir)
-    job = partial(make_bev, source=source, size=size, scans=scans)
+    job = partial(make_bev, source=source, size=size, scans=scans, reading=reading)
     with hold_folder(data_dir):
         made = run_jobs(job, folders, num_workers, "pictures from above", lambda path: path.name)
         refresh_scans_tables(data_dir)

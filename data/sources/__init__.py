@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from ross3d.data.consistency import check_consistency
 from ross3d.data.scene import Scene
 from ross3d.data.sources.arkitscenes import read_arkitscenes
 from ross3d.data.sources.foreign import FOREIGN_FILES, find_foreign_layout
@@ -19,6 +20,7 @@ from ross3d.data.sources.posed_images import list_scan_files, read_posed_images
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.data.sources.scannet import find_labels_file, read_scannet_scan
 from ross3d.data.sources.video import find_video, read_video
+from ross3d.data.world import check_world
 
 
 DECODES = ("exact", "reduced")
@@ -164,18 +166,19 @@ def _has_layout(path: Path) -> bool:
     return any(next(path.glob(layout.pattern), None) is not None for layout in LAYOUTS)
 
 
-def read_scene(path: str | os.PathLike, **options) -> Scene:
+def read_scene(path: str | os.PathLike, *, look_at_world: bool = True, **options) -> Scene:
     """Read and check a scan of any layout, or a video, with what lies in its folder (beside.py).
 
     Args:
         path (`str` or `Path`): the folder of one scan, whose name is the scene's id; or a video, whose suffix may be
             left out where there is no folder of that name.
+        look_at_world (`bool`): warn of a world that is not upright; False for those who set it upright themselves.
         options: of every reader `num_views`, `reduce_to` and `rotate`, of every folder's `axis_align_matrix`, `boxes`,
             `max_excluded` and `allow_outside` (a video has no use for the latter two); further ones of the layout,
             such as `infos` (posed_images) or `labels_file` (scannet).
 
     Raises:
-        FileNotFoundError, ValueError: of `find_layout` and of the layout's reader.
+        FileNotFoundError, ValueError: of `find_layout`, of the layout's reader and of `check_consistency`.
     """
     path = Path(path)
     video = None if path.is_dir() else find_video(path)
@@ -189,6 +192,9 @@ def read_scene(path: str | os.PathLike, **options) -> Scene:
         depth = {name: reason for name, reason in list_not_read(path).items() if "depth" in name.lower()}
         if depth:
             warnings.warn(f"scene {scene.scene_id!r} is read without depth; {describe_not_read(depth)}", stacklevel=2)
+    check_consistency(scene)
+    if look_at_world:
+        check_world(scene)
     return scene
 
 

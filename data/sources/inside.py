@@ -12,7 +12,7 @@ from typing import Any
 
 # What file systems can hold.
 MAX_NAME_LENGTH, MAX_PART_LENGTH = 4096, 255
-WINDOWS_DRIVE = re.compile(r"^[A-Za-z]:")
+WINDOWS_DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
 WAY_OUT = (
     "copy it there; or, where you trust whoever wrote it, allow it: --allow-outside (allow_outside=True in Python)"
 )

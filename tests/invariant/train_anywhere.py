@@ -1,13 +1,15 @@
-"""Many steps of the Trainer on ragged rows, however `accelerate launch` splits model and rows. Usage:
+"""Many steps of the Trainer on mixed rows, however `accelerate launch` splits model and rows. Usage:
 
     accelerate launch --config_file configs/accelerate/X.yaml -m ross3d.tests.invariant.train_anywhere \\
         OUTPUT BATCH_SIZE ACCUMULATION NUM_STEPS
 
-Writes the gathered parameters after 20 steps of plain SGD in float32 (OUTPUT/parameters.safetensors), the gathered
-checkpoint at the end (OUTPUT/final), and for every rank which kinds of rows it was given, what was logged and how
-many weights it held itself (OUTPUT/rank-N.json).
+Rows are drawn with the accumulation as seed. Writes the gathered parameters after 20 steps of plain SGD in float32
+(OUTPUT/parameters.safetensors), the gathered checkpoint at the end (OUTPUT/final), and for every rank which kinds of
+rows it was given, what was logged and how many weights it held itself (OUTPUT/rank-N.json). A process that is stuck
+writes where it is, and ends.
 """
 
+import faulthandler
 import json
 import sys
 from pathlib import Path
@@ -17,12 +19,29 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainingArguments
 
 from ross3d.modeling_ross3d import LOSS_NAMES
-from ross3d.tests.fabricate import RaggedRows, make_collator, make_model
+from ross3d.tests.fabricate import MixedRows, make_collator, make_model
 from ross3d.training.callbacks import NamedLosses
 from ross3d.training.trainer import Ross3DTrainer
 
 
 COMPARED_STEPS, LEARNING_RATE, VIEW_MASK_PERIOD = 20, 0.02, 2
+
+
+# Seconds after which a process that has not ended a step waits for another one in vain; at first ZeRO compiles.
+PATIENCE, FIRST_PATIENCE = 90, 500
+
+
+class EndWhenStuck(TrainerCallback):
+    """Ends a process that does not come to the end of a step, and says in which call each of its threads is."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        faulthandler.dump_traceback_later(FIRST_PATIENCE, exit=True)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        faulthandler.dump_traceback_later(PATIENCE, exit=True)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        faulthandler.cancel_dump_traceback_later()
 
 
 class KeepParameters(TrainerCallback):
@@ -69,9 +88,9 @@ def main(output: Path, batch_size: int, accumulation: int, steps: int) -> None:
     trainer = Ross3DTrainer(
         model=model,
         args=arguments,
-        train_dataset=RaggedRows(steps * batch_size * accumulation * arguments.world_size),
+        train_dataset=MixedRows(steps * batch_size * accumulation * arguments.world_size, seed=accumulation),
         data_collator=make_collator(),
-        callbacks=[keeper],
+        callbacks=[keeper, EndWhenStuck()],
     )
     keeper.trainer = trainer
     trainer.callback_handler.callbacks.insert(0, NamedLosses(model))
