@@ -147,6 +147,8 @@ def run(arguments: RunArguments, training: TrainingArguments, output_dir: Path) 
         check_same_data(told, output_dir / DATA_FILE)
     # A library that the optimizer needs is missed here, before anything large is read.
     Trainer.get_optimizer_cls_and_kwargs(training)
+    # Refused here, not once the training is done.
+    published = find_published(arguments)
     processor = build_processor(arguments)
     model = build_model(arguments, processor)
     if training.process_index == 0:
@@ -182,8 +184,7 @@ def run(arguments: RunArguments, training: TrainingArguments, output_dir: Path) 
     if trainer.is_world_process_zero():
         if dtypes:
             weights = restore_dtypes(model, dtypes)
-        teacher, published = find_teacher(arguments), find_published(arguments)
-        save_run(model, weights, processor, teacher, published, trainer.state, output_dir)
+        save_run(model, weights, processor, find_teacher(arguments), published, trainer.state, output_dir)
 
 
 if __name__ == "__main__":

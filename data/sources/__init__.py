@@ -152,6 +152,16 @@ def find_layout(path: str | os.PathLike) -> Layout:
     raise ValueError(f"{path}: the layout of this folder is not known; a scan is one of these folders:\n{known}{hint}")
 
 
+def list_folders(path: str | os.PathLike) -> list[Path]:
+    """Folders of scans in a folder, by name; none where there is no such folder.
+
+    Hidden ones are no scans: a write that is not finished, or was killed, is in one.
+    """
+    path = Path(path)
+    found = path.iterdir() if path.is_dir() else []
+    return sorted(folder for folder in found if folder.is_dir() and not folder.name.startswith("."))
+
+
 def _has_layout(path: Path) -> bool:
     return any(next(path.glob(layout.pattern), None) is not None for layout in LAYOUTS)
 
@@ -292,6 +302,7 @@ __all__ = [
     "find_video",
     "get_reading",
     "list_files",
+    "list_folders",
     "list_not_read",
     "make_reading",
     "read_scene",
