@@ -494,9 +494,7 @@ def explains(better: Agreement, given: Agreement) -> bool:
     return enough and better.share >= EXPLAINS and 1 - better.share <= (1 - EXPLAINED) * (1 - given.share)
 
 
-def find_mistake(
-    cameras: Cameras, given: Agreement, mistakes: Iterator[Mistake]
-) -> tuple[Mistake, Agreement] | None:
+def find_mistake(cameras: Cameras, given: Agreement, mistakes: Iterator[Mistake]) -> tuple[Mistake, Agreement] | None:
     """The mistake that, undone, makes most readings agree, the earlier of two as good; None where none explains."""
     num_readings = get_search_readings(cameras)
     best, best_share = None, 0.0
@@ -565,7 +563,9 @@ def find_disagreement(cameras: Cameras, names: list[str]) -> Disagreement | None
     if share >= DISAGREES:
         return None
     reason = "no usual mistake explains it (inverted poses, other axes or units, other intrinsics were tried)"
-    remedy = "see that every frame has its own pose and depth, that tracking was not lost, and what the depth's unit is"
+    remedy = (
+        "see that every frame has its own pose and depth, that tracking was not lost, and what the depth's unit is"
+    )
     return Disagreement(share, count, reason, remedy)
 
 
