@@ -51,6 +51,7 @@ from .attention_ross3d import (
 from .configuration_ross3d import Ross3DConfig
 from .diffusion_ross3d import space_timesteps
 from .geometry_ross3d import check_shape, get_sin3d_embedding, quantize_coords, unpack_patches
+from .inputs_ross3d import check_inputs
 from .reconstruction_ross3d import (
     Ross3DReconstructionHead,
     SceneStates,
@@ -599,22 +600,6 @@ class Ross3DModel(Ross3DPreTrainedModel):
         pixel_values = torch.zeros(num_rows, 1, 3, size, size, dtype=self.vision_tower.dtype, device=device)
         return pixel_values, torch.zeros(num_rows, 1, dtype=torch.bool, device=device)
 
-    def check_scene_inputs(self, pixel_values, view_mask, patch_coords, patch_valid, bool_masked_views) -> None:
-        """Refuse tensors of a scene that do not belong together."""
-        grid = self.config.view_grid_size
-        views = tuple((view_mask if pixel_values is None else pixel_values).shape[:2])
-        hint = "build rows with this model's processor."
-        if pixel_values is not None:
-            check_shape("pixel_values", pixel_values, ("B", "V", 3, "S", "S"), hint)
-        if view_mask is not None:
-            check_shape("view_mask", view_mask, views, hint)
-        if patch_coords is not None:
-            check_shape("patch_coords", patch_coords, (*views, grid, grid, 3), hint)
-        if patch_valid is not None:
-            check_shape("patch_valid", patch_valid, (*views, grid, grid), hint)
-        if bool_masked_views is not None:
-            check_shape("bool_masked_views", bool_masked_views, views, "pass one value a view, True = hidden.")
-
     def check_length(self, length: int, past_key_values: Cache | None) -> None:
         """Refuse rows over the context limit, those in the cache included."""
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -648,6 +633,12 @@ class Ross3DModel(Ross3DPreTrainedModel):
         **kwargs,
     ) -> Ross3DModelOutput:
         """Shapes as in the processor's output; see `Ross3DForConditionalGeneration.forward`."""
+        batch = {
+            "input_ids": input_ids, "segment_ids": segment_ids, "pixel_values": pixel_values, "view_mask": view_mask,
+            "bool_masked_views": bool_masked_views, "patch_coords": patch_coords, "patch_valid": patch_valid,
+            "query_coords": query_coords,
+        }  # fmt: skip
+        check_inputs(batch, h=self.config.view_grid_size)
         unknown = sorted(kwargs.keys() - LIBRARY_KEYS)
         if unknown:
             raise TypeError(
@@ -687,7 +678,6 @@ class Ross3DModel(Ross3DPreTrainedModel):
                 )
             if view_mask is None:
                 view_mask = self.get_view_mask(input_ids, inputs_embeds, pixel_values, patch_coords)
-            self.check_scene_inputs(pixel_values, view_mask, patch_coords, patch_valid, bool_masked_views)
             numbers = []
             if pixel_values is not None:
                 numbers.append(("pixel_values", pixel_values, view_mask[..., None, None, None]))
@@ -828,6 +818,21 @@ class PlaceholderSuppression(LogitsProcessor):
 
 # What the library hands from `generate` and `Trainer` down to the language model and its attention.
 LIBRARY_KEYS = frozenset(TransformersKwargs.__annotations__) | {"use_cache", "cache_position", "return_dict"}
+
+
+def check_mask(attention_mask: Any) -> None:
+    """Refuse an attention mask that is no tensor of numbers (B, L), as the methods around `generate` need it."""
+    if attention_mask is None:
+        return
+    is_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2
+    if not is_mask or attention_mask.is_complex():
+        got = (
+            tuple(attention_mask.shape) if isinstance(attention_mask, torch.Tensor) else type(attention_mask).__name__
+        )
+        raise TypeError(
+            f"attention_mask: expected a tensor of 0 and 1 of shape (B, L), got {got}; build rows with this model's"
+            " processor."
+        )
 
 
 def check_input_names(method: str, inputs: dict[str, Any], unused: tuple[str, ...] = ()) -> None:
@@ -1402,14 +1407,21 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 of this batch.
         """
         shift_labels, grounding_labels = kwargs.pop("shift_labels", None), kwargs.pop("grounding_labels", None)
+        batch = {
+            "input_ids": input_ids, "segment_ids": segment_ids, "labels": labels, "shift_labels": shift_labels,
+            "loss_weights": loss_weights, "pixel_values": pixel_values, "view_mask": view_mask,
+            "bool_masked_views": bool_masked_views, "patch_coords": patch_coords, "patch_valid": patch_valid,
+            "proposal_boxes": proposal_boxes, "proposal_mask": proposal_mask, "proposal_patches": proposal_patches,
+            "query_coords": query_coords, "grounding_labels": grounding_labels, "bev_pixel_values": bev_pixel_values,
+            "bev_valid": bev_valid, "bev_bounds": bev_bounds, "view_latents": view_latents,
+            "bev_latents": bev_latents, "row_seed": row_seed,
+        }  # fmt: skip
+        check_inputs(batch, h=self.config.view_grid_size)
         # Another process may have what is missing here, and waits for the same weights.
         runs_all = self.training or (past_key_values is None and is_sharded(self))
         given = inputs_embeds if input_ids is None else input_ids
         if runs_all and past_key_values is None and pixel_values is None and given is not None:
             pixel_values, view_mask = self.model.get_blank_views(len(given), given.device)
-        if pixel_values is not None:
-            # Before the masks of views meet: a wrong one would spread over all views of a row.
-            self.model.check_scene_inputs(pixel_values, view_mask, patch_coords, patch_valid, bool_masked_views)
         self.check_grounding_targets(grounding_labels, input_ids, proposal_boxes)
         hidden_views, allowed = self.get_loss_rows(view_mask, bool_masked_views, grounding_labels)
         outputs = self.model(
@@ -1666,6 +1678,10 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         """
         for key in NOT_FOR_GENERATION:
             kwargs.pop(key, None)
+        batch = kwargs if scene is None else {"input_ids": kwargs.get("input_ids", inputs)}
+        check_inputs(batch, h=self.config.view_grid_size)
+        if not getattr(kwargs.get("attention_mask"), "ndim", 2) > 2:
+            check_mask(kwargs.get("attention_mask"))
         if kwargs.get("mm_encoder_outputs") is not None:
             # Refuses pixels beside them.
             kwargs = self._prepare_multimodal_encoder_kwargs_for_generation(kwargs)
@@ -1757,6 +1773,9 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             return next((value for value in values if value is not None), None)
 
         wanted, total = get_setting("max_new_tokens"), get_setting("max_length")
+        for name, value in (("max_new_tokens", wanted), ("max_length", total)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"generate: {name}: expected a whole number from 1 on, got {value!r}; correct it.")
         if wanted is None:
             wanted = DEFAULT_NEW_TOKENS if total is None else total - max(widths)
         if wanted <= limit - length:
@@ -1864,6 +1883,12 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             ValueError: when the rows hold questions.
         """
         check_input_names("encode_scene", inputs, unused=("bool_masked_views", "query_coords"))
+        proposals = {
+            "proposal_boxes": proposal_boxes, "proposal_mask": proposal_mask, "proposal_patches": proposal_patches
+        }  # fmt: skip
+        batch = {"input_ids": input_ids, "segment_ids": segment_ids, **inputs, **proposals}
+        check_inputs(batch, h=self.config.view_grid_size)
+        check_mask(attention_mask)
         if segment_ids is not None and bool((segment_ids > 0).any()):
             raise ValueError(
                 "encode_scene: expected rows without questions, got text; call the processor without text= and ask"
@@ -1937,6 +1962,13 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             scores (sum of Q, K + 1): cosines in [-1, 1], -inf at padding, last column "no target".
         """
         check_input_names("ground", inputs, unused=("bool_masked_views",))
+        proposals = {
+            "proposal_boxes": proposal_boxes, "proposal_mask": proposal_mask, "proposal_patches": proposal_patches
+        }  # fmt: skip
+        batch = {"input_ids": input_ids, "segment_ids": segment_ids, "query_coords": query_coords, **inputs}
+        # Proposals of cached scenes come one list a scene, not one a question.
+        check_inputs(batch if scene is not None else batch | proposals, h=self.config.view_grid_size)
+        check_mask(attention_mask)
         if self.grounding_head is None:
             raise ValueError(
                 "ground: expected a model with config.grounding=True, got False; load another checkpoint."
@@ -2043,6 +2075,12 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 schedule does not have, before anything is computed.
         """
         check_input_names("reconstruct", inputs)
+        batch = {
+            "pixel_values": pixel_values, "view_mask": view_mask, "bool_masked_views": bool_masked_views,
+            "bev_bounds": bev_bounds,
+        }  # fmt: skip
+        check_inputs(inputs | batch, h=self.config.view_grid_size)
+        check_mask(inputs.get("attention_mask"))
         if self.reconstruction_head is None:
             raise ValueError("reconstruct: expected a model with denoiser_config, got None; load another checkpoint.")
         self.get_teacher()
