@@ -16,8 +16,8 @@ from ross3d.tests.tiny import get_checkpoint, get_rooms
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["", " ", "-1", "0", "nan", "inf", "1e9", "2.5", "many", "true", "../../etc/passwd", "/dev/null", "/dev/zero",
-         "~", "no/such/folder", "no-such-model", "\x00", "x" * 3000, "{}", "[1", "--", "-", "--output", "--no-such-option",
-         "\ud800", "<script>", "%s", "*", "https://example.invalid/x"]  # fmt: skip
+         "~", "no/such/folder", "no-such-model", "\x00", "x" * 3000, "{}", "[1", "--", "-", "--output",
+         "--no-such-option", "\ud800", "<script>", "%s", "*", "https://example.invalid/x"]  # fmt: skip
 
 
 @cache
@@ -94,7 +94,7 @@ def test_command_lines(program, data, tmp_path_factory, monkeypatch, capsys):
 COMMANDS_WITH_FAULTS = [
     ("view", ["no/such/folder"], "no/such/folder"),
     ("ask", ["no/such/folder", "--model", "m", "What?"], "no/such/folder"),
-    ("eval", ["--model", "./absent", "--task", "rooms", "--data", "x", "--output", "OUT/e"], "absent"),
+    ("eval", ["--model", "./absent", "--task", "rooms", "--data", "ROOMS", "--output", "OUT/e"], "absent"),
     ("train", ["absent.yaml"], "absent.yaml"),
     ("prepare", ["proposals", "--data", "absent"], "absent"),
     ("convert", ["--from", "./absent", "--to", "OUT/c"], "absent"),
@@ -107,7 +107,7 @@ COMMANDS_WITH_FAULTS = [
 def test_a_fault_is_one_line_that_names_it(program, words, named, tmp_path, monkeypatch, capsys):
     target = get_commands()[program][0]
     monkeypatch.chdir(tmp_path)
-    words = [word.replace("OUT", str(tmp_path)) for word in words]
+    words = [word.replace("OUT", str(tmp_path)).replace("ROOMS", str(get_rooms())) for word in words]
     code, errors = run_command(target, words, monkeypatch, capsys)
     said = [line for line in errors.splitlines() if ": error: " in line]
     assert code == 1 and len(said) == 1 and named in said[0], errors
