@@ -36,7 +36,7 @@ from transformers.image_utils import load_image
 # A picture with more pixels (a phone's 50 megapixels pass), or one this many times longer than wide, is refused before
 # memory is taken for it.
 MAX_PICTURE_PIXELS = 64_000_000
-MAX_PICTURE_ASPECT = 10.0
+MAX_PICTURE_ASPECT = 20.0
 ORIENTATION_TAG = 0x0112
 # Seconds that a server may take for each part of its answer.
 DOWNLOAD_TIMEOUT = 60.0

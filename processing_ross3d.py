@@ -35,17 +35,24 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .geometry_ross3d import (
+    MAX_CAMERA_DISTANCE,
+    MAX_FOCAL_SHARE,
     MAX_MEDIAN_DEPTH,
+    MAX_OUTSIDE_DISTANCE,
     MAX_ROTATION_ERROR,
+    MAX_SKEW,
+    MIN_FOCAL_SHARE,
     MIN_MEDIAN_DEPTH,
     assign_patches,
     check_shape,
+    find_calibration_fault,
     get_box_limits,
     get_median_depths,
     get_nearest_indices,
@@ -97,15 +104,7 @@ CHAT_TEMPLATE = (
 )
 IGNORED_LABEL = -100
 PADDING_SEGMENT = -1
-# Cameras, boxes and points are metres away; beyond this distance it is another unit.
-MAX_CAMERA_DISTANCE = 500.0
-# Boxes and points may lie outside of what the views show, in other rooms, but not by more metres than this.
-MAX_OUTSIDE_DISTANCE = 50.0
 MAX_ASPECT_DIFFERENCE = 0.05
-# Focal lengths, as shares of the depth map's side: from 168 degrees of view to 3.
-MIN_FOCAL_SHARE, MAX_FOCAL_SHARE = 0.05, 20.0
-# Skew, as a share of the focal length; and how far off the middle the principal point may be, as a share of the side.
-MAX_SKEW, MAX_CENTRE_SHIFT = 1e-3, 0.3
 # Tensors that `Ross3DInputs.to(dtype)` leaves in float32: metres lose centimetres in half precision.
 FLOAT32_KEYS = frozenset({"patch_coords", "proposal_boxes", "query_coords", "bev_bounds", "loss_weights"})
 
@@ -387,24 +386,6 @@ def check_camera(camera: torch.Tensor, height: int, width: int, name: str) -> No
         f"focal [{focal_x:g}, {focal_y:g}], centre [{centre_x:g}, {centre_y:g}]{reason or ''}",
         "scale the calibration from the size it was made for to that of the depth map",
     )
-
-
-def find_calibration_fault(centre_x: float, centre_y: float, height: int, width: int) -> str | None:
-    """Why a principal point does not belong to a height x width map, where it does not.
-
-    A camera's lies near the middle. Both coordinates off by the same factor is another resolution, width and height
-    swapped is a turned picture; otherwise crops may move it by `MAX_CENTRE_SHIFT` of the side.
-    """
-    scale_x, scale_y = (2 * centre_x + 1) / width, (2 * centre_y + 1) / height
-    if abs(scale_x - scale_y) < 0.1 * abs(scale_x) and abs(scale_x - 1) > MAX_CENTRE_SHIFT:
-        return f", which looks made for pictures {scale_x:.2g} times as large"
-    turned_x, turned_y = (2 * centre_x + 1) / height, (2 * centre_y + 1) / width
-    is_turned = abs(turned_x - 1) < 0.05 and abs(turned_y - 1) < 0.05 and abs(height - width) > 0.15 * width
-    if is_turned:
-        return ", which looks made for the picture turned by a quarter"
-    if max(abs(scale_x - 1), abs(scale_y - 1)) > 2 * MAX_CENTRE_SHIFT:
-        return ", which is far off the middle"
-    return None
 
 
 def check_cam2world(cam2world: Any, num_views: int, name: str) -> torch.Tensor:
@@ -839,6 +820,8 @@ OTHER_ARGUMENTS = (
     "padding", "padding_side", "pad_to_multiple_of", "truncation", "max_length", "return_tensors", "size", "crop_size",
     "resample", "videos", "audio",
 )  # fmt: skip
+# How frames are taken from videos, of which there are none here.
+VIDEO_ARGUMENTS = ("num_frames", "fps", "do_sample_frames")
 PADDINGS = {True: True, "longest": True, False: False, "do_not_pad": False, "max_length": "max_length"}
 TRUNCATIONS = {
     True: True, "longest_first": True, "only_first": True, "only_second": True, False: False,
@@ -855,8 +838,10 @@ def flatten_arguments(given: dict[str, Any]) -> dict[str, Any]:
         legal = group in ("text_kwargs", "images_kwargs", "common_kwargs")
         legal = isinstance(nested, dict) and (legal or len(nested) == 0)
         check(legal, group, "a dict of text_kwargs, images_kwargs or common_kwargs", nested,
-               "pass pictures and words alone")  # fmt: skip
-        twice = sorted(key for key in nested if key in flat)
+              "pass pictures and words alone")  # fmt: skip
+        # As in the library, `common_kwargs` may repeat an argument.
+        repeats = group == "common_kwargs"
+        twice = sorted(key for key in nested if key in flat and not (repeats and is_one_of(nested[key], (flat[key],))))
         check(not twice, group, "arguments that are not given outside of it as well", twice, "give each once")
         flat |= nested
     flat = {key: value.value if isinstance(value, Enum) else value for key, value in flat.items()}
@@ -876,6 +861,7 @@ def is_one_of(value: Any, legal: tuple) -> bool:
 
 def read_layout(given: dict[str, Any]) -> dict[str, Any]:
     """Padding and truncation, taken out of `given`."""
+    chooses_padding = "padding" in given
     padding, truncation = given.pop("padding", True), given.pop("truncation", False)
     side, multiple = given.pop("padding_side", None), given.pop("pad_to_multiple_of", None)
     max_length = given.pop("max_length", None)
@@ -889,8 +875,13 @@ def read_layout(given: dict[str, Any]) -> dict[str, Any]:
         legal = value is None or (is_index(value) and value > 0)
         check(legal, key, "a whole number of positions above 0", repr(value), "leave it out for rows as they are")
     padding, truncation = PADDINGS[padding], TRUNCATIONS[truncation]
-    check(max_length is None or truncation or padding == "max_length", "max_length",
-          "truncation=True or padding='max_length' with it", f"{max_length} alone",
+    is_read = max_length is None or truncation or padding == "max_length"
+    # With this padding the library ignores it, too.
+    if not is_read and chooses_padding and padding is True:
+        warnings.warn("max_length: ignored, since padding=True makes rows as long as the longest, without"
+                      " truncation=True.", stacklevel=4)  # fmt: skip
+        is_read, max_length = True, None
+    check(is_read, "max_length", "truncation=True or padding='max_length' with it", f"{max_length} alone",
           "say which of both it is for")  # fmt: skip
     return {"padding": padding, "truncation": truncation, "padding_side": side, "pad_to_multiple_of": multiple,
             "max_length": max_length}  # fmt: skip
@@ -1311,8 +1302,10 @@ class Ross3DProcessor(ProcessorMixin):
         """The image processor is the class of this file, so a checkout loads it without running saved code."""
         image_processor = Ross3DImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
         # The library's pipelines pad as the tokenizer does, and answers go on at the ends of rows. The tokenizer has
-        # no code of its own: without a word about trust the library would ask on the terminal.
-        kwargs = {"padding_side": "left", "trust_remote_code": False, **kwargs}
+        # no code of its own: without a word about trust the library would ask on the terminal. Its class stands in its
+        # own settings; without a config the library would look for one of the model, and warn.
+        config = PreTrainedConfig()
+        kwargs = {"padding_side": "left", "trust_remote_code": False, "config": config, **kwargs}
         tokenizer = cls._load_tokenizer_from_pretrained("tokenizer", pretrained_model_name_or_path, **kwargs)
         return [image_processor, tokenizer]
 
@@ -1369,7 +1362,6 @@ class Ross3DProcessor(ProcessorMixin):
         bev_bounds: Any = None,
         scene_ids: str | list[str] | None = None,
         scene_index: Any = None,
-        return_tensors: str | None = "pt",
         **kwargs,
     ) -> Ross3DInputs:
         """Make the model's inputs for B scenes; everything a scene has is given bare, or as a list of B items.
@@ -1399,9 +1391,10 @@ class Ross3DProcessor(ProcessorMixin):
             scene_ids: what errors and warnings call the scenes.
             scene_index: without `images`, which encoded scene each question is about; lists of B lists say it too.
             kwargs: the library's per-call arguments, flat or in `text_kwargs` and `images_kwargs`. Obeyed are
-                `padding`, `padding_side`, `pad_to_multiple_of`, `truncation`, `max_length`, `do_rescale`,
-                `rescale_factor`, `do_normalize`, `image_mean` and `image_std`; others are refused unless they say
-                what happens anyway.
+                `return_tensors` (`"pt"`, the default, or `"np"`), `padding`, `padding_side`, `pad_to_multiple_of`,
+                `truncation`, `max_length`, `do_rescale`, `rescale_factor`, `do_normalize`, `image_mean` and
+                `image_std`; how to sample a video concerns none; others are refused unless they say what happens
+                anyway.
 
         Returns:
             `Ross3DInputs` with `input_ids`, `attention_mask`, `segment_ids` (B, L), and of the rest what was given.
@@ -1411,7 +1404,7 @@ class Ross3DProcessor(ProcessorMixin):
         Raises:
             ValueError: for input that contradicts itself or looks like another unit, with the way out.
         """
-        options = self.read_options(kwargs, return_tensors)
+        options = self.read_options(kwargs)
         check(images is not None or text is not None, "images", "views of a scene", "neither images nor text",
               "pass images=, text= or both")  # fmt: skip
         check(text is None or isinstance(text, (str, list, tuple)), "text", "a string, or a list of strings",
@@ -1431,18 +1424,15 @@ class Ross3DProcessor(ProcessorMixin):
             data = {key: value.numpy() for key, value in data.items()}
         return Ross3DInputs(data)
 
-    def read_options(self, kwargs: dict[str, Any], return_tensors: str | None) -> CallOptions:
+    def read_options(self, kwargs: dict[str, Any]) -> CallOptions:
         """Per-call arguments of the library's processors: obeyed, or refused by name with the way out."""
         given = flatten_arguments(kwargs)
-        return_tensors = given.pop("return_tensors", getattr(return_tensors, "value", return_tensors))
-        check(
-            is_one_of(return_tensors, (None, "pt", "np")),
-            "return_tensors",
-            "'pt' or 'np'",
-            repr(return_tensors),
-            "use 'pt'",
-        )
+        return_tensors = given.pop("return_tensors", "pt")
+        legal = is_one_of(return_tensors, (None, "pt", "np"))
+        check(legal, "return_tensors", "'pt' or 'np'", repr(return_tensors), "use 'pt'")
         options = CallOptions(read_pixel_arguments(given, self.image_processor), return_tensors, **read_layout(given))
+        for key in VIDEO_ARGUMENTS:
+            given.pop(key, None)
         for key in ("videos", "audio"):
             check(key not in given, key, "None: this model sees pictures", type(given.get(key)).__name__,
                   "pass the frames of a video as images=")  # fmt: skip

@@ -223,9 +223,9 @@ GEOMETRY_CASES = [
          "pass numbers alone", {"depth_maps": torch.from_numpy(GOOD_DEPTH).to(torch.bfloat16)}),
     Case("depth_maps", {"depth_maps": np.ma.masked_less(GOOD_DEPTH, 1)}, "an array without a mask", "masked values",
          "fill them", {"depth_maps": np.ma.masked_less(GOOD_DEPTH, 1).filled(0)}),
-    Case("depth_maps", {"depth_maps": np.ones((3, 4, 41))}, "a picture at most 10 times as long as wide", "41 x 4",
-         "crop it", {"depth_maps": np.ones((3, 4, 40)), "intrinsics": make_camera(45, 45, 20, 1.5),
-                     "images": [np.zeros((40, 400, 3), dtype=np.uint8)] * 3}),
+    Case("depth_maps", {"depth_maps": np.ones((3, 4, 81))}, "a picture at most 20 times as long as wide", "81 x 4",
+         "crop it", {"depth_maps": np.ones((3, 4, 80)), "intrinsics": make_camera(45, 45, 40, 1.5),
+                     "images": [np.zeros((20, 400, 3), dtype=np.uint8)] * 3}),
 ]  # fmt: skip
 
 
@@ -241,7 +241,7 @@ PICTURE_CASES = [
          {"images": tuple(VIEWS)}),
     Case("images[0]", {"images": torch.zeros(3, 3, 4, 4, device="meta")}, "a dense tensor that holds numbers",
          "torch.strided on meta", "load the tensor first", {"images": torch.from_numpy(np.stack(VIEWS))}),
-    Case("images[2]", {"images": [*VIEWS[:2], make_picture(1, 60_000, 3)]}, "a picture at most 10 times", "60000 x 1",
+    Case("images[2]", {"images": [*VIEWS[:2], make_picture(1, 60_000, 3)]}, "a picture at most 20 times", "60000 x 1",
          "crop it", {"images": [*VIEWS[:2], make_picture(HEIGHT, WIDTH, 3)]}),
     Case("images[2]", {"images": [*VIEWS[:2], torch.zeros((3, 8001, 1), dtype=torch.uint8).expand(3, 8001, 8001)]},
          "a picture of 1 to 64 megapixels", "8001 x 8001", "make it smaller", {"images": VIEWS}),

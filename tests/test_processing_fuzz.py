@@ -16,14 +16,14 @@ PROCESSORS = {mode: make_test_processor(geometry_mode=mode) for mode in ("publis
 TEXTS = ("Hm?", ["A?", "B?"], "At <coord>?", None)
 JUNK = (
     None, 0, -1, True, 1.5, float("nan"), float("inf"), 10**400, 1e300, 1j, "", " ", "x", "\ud800", "<image>",
-    "<ground>", "<coord>", "<|im_end|>", "data:,", "data:image/png;base64,AAAA", "file://", "A" * 100_000, "/dev/zero", ".",
-    "gone.png", b"abc", bytearray(b"ab"), {}, {"a": 1}, [], [[]], [[[]]], (), {1, 2}, object, Ellipsis, range(3), ["a", None],
-    [1, "a"], [[1, 2], [3]], np.zeros(0), np.zeros((3, 0, 0)), np.zeros(3), np.full((3, 3), np.nan), np.array(["a"]),
-    np.array([None]), np.zeros(3, dtype=">f8"), np.array(3), np.float32(2), np.zeros(2, dtype=[("a", "f4")]),
-    np.datetime64("2020"), np.ma.masked_all((3, 3)), np.zeros((3, 4, 4)), np.zeros((5, 6)), torch.tensor(3.0),
-    torch.zeros(0), torch.zeros(3, 4, dtype=torch.bfloat16), torch.zeros(2, 2, dtype=torch.complex64),
-    torch.zeros(3).to_sparse(), torch.zeros(2, 3, device="meta"), Image.new("RGB", (4, 4)), Image.new("I;16", (4, 4)),
-    Image.new("L", (1, 50)),
+    "<ground>", "<coord>", "<|im_end|>", "data:,", "data:image/png;base64,AAAA", "file://", "A" * 100_000,
+    "/dev/zero", ".", "gone.png", b"abc", bytearray(b"ab"), {}, {"a": 1}, [], [[]], [[[]]], (), {1, 2}, object,
+    Ellipsis, range(3), ["a", None], [1, "a"], [[1, 2], [3]], np.zeros(0), np.zeros((3, 0, 0)), np.zeros(3),
+    np.full((3, 3), np.nan), np.array(["a"]), np.array([None]), np.zeros(3, dtype=">f8"), np.array(3),
+    np.float32(2), np.zeros(2, dtype=[("a", "f4")]), np.datetime64("2020"), np.ma.masked_all((3, 3)),
+    np.zeros((3, 4, 4)), np.zeros((5, 6)), torch.tensor(3.0), torch.zeros(0),
+    torch.zeros(3, 4, dtype=torch.bfloat16), torch.zeros(2, 2, dtype=torch.complex64), torch.zeros(3).to_sparse(),
+    torch.zeros(2, 3, device="meta"), Image.new("RGB", (4, 4)), Image.new("I;16", (4, 4)), Image.new("L", (1, 50)),
 )  # fmt: skip
 ARGUMENTS = (
     "images", "text", "depth_maps", "intrinsics", "cam2world", "proposal_boxes", "query_coords", "answers",
