@@ -9,8 +9,9 @@
 The floor becomes z = 0 and its middle x = y = 0. Every occupied voxel has one vote, so that what was looked at for
 longer does not count for more. Nothing is drawn at random.
 
-Pictures have to be upright, as a hand holds a camera: of a camera on its side the estimate has little confidence, and
-of one upside down the ceiling is taken for the floor.
+Which edge of the pictures points up is not taken for granted: phones held upright write pictures that lie on their
+side. All four edges are tried (`find_alignment`). Where two fit, the one wins that leaves a world with z up as it is,
+then the upper edge.
 """
 
 import warnings
@@ -28,8 +29,14 @@ VOXEL_SIZE = 0.05
 CONE_DEGREES = (12.0, 8.0, 5.0, 5.0)
 # Gravity is looked for within this angle of the cameras' mean up.
 MAX_TILT_DEGREES = 65.0
+# An edge of the pictures may point up when so many of them agree; the file's own z axis, when the up that is found is
+# within so many degrees of it and fits the cameras nearly as well as the best; the upper edge is given so much more.
+MIN_AGREEING, KEPT_DEGREES, KEPT_FIT, UPPER_EDGE_FIT = 0.8, 5.0, 0.15, 0.1
+# Metres between floor and ceiling that are left out where level surfaces in between are counted, and the least share
+# of those that face up: things stand on floors, and seldom hang from ceilings.
+LEVEL_MARGIN, MIN_STANDING = 0.25, 0.3
 # So many directions are tried on so many normals, both taken at even steps.
-MAX_CANDIDATES, MAX_VOTERS = 400, 30_000
+MAX_CANDIDATES, MAX_VOTERS = 400, 10_000
 # Metres: thickness of the slab in which a plane gathers its votes, and the reach of the refinement's rounds.
 SLAB = 0.06
 FLOOR_REACH = (0.10, 0.06, 0.04)
@@ -76,6 +83,7 @@ class UprightEstimate:
             "walls": upright surface within 10 degrees of the heading or at right angles to it, less chance as above.
         num_patches (`int`): flat patches that the estimate is based on.
         num_views (`int`): views that they were seen in.
+        picture_turns (`int`): quarter turns counter-clockwise that bring the pictures' upper edge up; 0 where it is.
     """
 
     axis_align_matrix: np.ndarray
@@ -85,11 +93,29 @@ class UprightEstimate:
     evidence: dict[str, float]
     num_patches: int
     num_views: int
+    picture_turns: int = 0
 
     @property
     def weakest(self) -> str:
         """The name of the evidence that sets the confidence."""
         return min(self.evidence, key=self.evidence.get)
+
+    @property
+    def tilt(self) -> float:
+        """Degrees between the up that was found and the z axis of the scan's own world."""
+        return float(np.rad2deg(np.arccos(np.clip(self.axis_align_matrix[2, 2], -1.0, 1.0))))
+
+    @property
+    def floor_height(self) -> float:
+        """Metres of the floor's middle above z = 0 in the scan's own world."""
+        return float(np.linalg.inv(self.axis_align_matrix)[2, 3])
+
+    def describe_pictures(self) -> str | None:
+        """What is wrong with the pictures' own orientation, and the way out; None where nothing is."""
+        if self.picture_turns == 0:
+            return None
+        lie = "stand on their head" if self.picture_turns == 2 else "lie on their side"
+        return f"the pictures {lie}, their cameras are right: give --rotate auto to turn both"
 
     def describe(self) -> str:
         """One sentence for people."""
@@ -106,9 +132,13 @@ def compute_share_over_chance(share: float, chance: float) -> float:
     return float(np.clip((share - chance) / (1 - chance), 0.0, 1.0))
 
 
-def get_camera_ups(cam2world: np.ndarray) -> np.ndarray:
-    """World direction (V, 3) of the upper edge of every picture: minus y in OpenCV axes."""
-    return -np.asarray(cam2world, np.float64)[:, :3, 1]
+def get_camera_ups(cam2world: np.ndarray, picture_turns: int = 0) -> np.ndarray:
+    """World direction (V, 3) of the upper edge of every picture, once turned by quarter turns counter-clockwise.
+
+    In OpenCV axes the upper edge is at minus y, the right one at x, the lower one at y, the left one at minus x.
+    """
+    axis, sign = ((1, -1.0), (0, 1.0), (1, 1.0), (0, -1.0))[picture_turns]
+    return sign * np.asarray(cam2world, np.float64)[:, :3, axis]
 
 
 def find_up(surface: Surface, votes: np.ndarray, camera_ups: np.ndarray) -> np.ndarray | None:
@@ -127,9 +157,14 @@ def find_up(surface: Surface, votes: np.ndarray, camera_ups: np.ndarray) -> np.n
     candidates = normals[possible[:: -(-len(possible) // MAX_CANDIDATES)]]
     agreement = np.clip((camera_ups @ candidates.T).mean(0), 0, None)
     step = -(-len(normals) // MAX_VOTERS)
-    shared = np.abs(candidates @ normals[::step].T) > np.cos(np.deg2rad(CONE_DEGREES[0]))
+    cosines = candidates.astype(np.float32) @ normals[::step].T.astype(np.float32)
+    shared = np.abs(cosines) > np.cos(np.deg2rad(CONE_DEGREES[0]))
     # The fourth power tells floor from wall where all cameras look down one way.
-    up = candidates[np.argmax((shared @ votes[::step]) * agreement**4)]
+    return refine_up(candidates[np.argmax((shared @ votes[::step]) * agreement**4)], normals, votes)
+
+
+def refine_up(up: np.ndarray, normals: np.ndarray, votes: np.ndarray) -> np.ndarray:
+    """The mean direction (3,) of the normals (N, 3) near `up`, or opposite to it."""
     for degrees in CONE_DEGREES[1:]:
         cosines = normals @ up
         near = np.abs(cosines) > np.cos(np.deg2rad(degrees))
@@ -213,28 +248,23 @@ def grade_camera_heights(heights: np.ndarray) -> float:
     return float(np.interp(heights, CAMERA_HEIGHTS, (0.0, 1.0, 1.0, 0.0)).mean())
 
 
-def estimate_upright(scene: Scene) -> UprightEstimate:
+def estimate_upright(scene: Scene, surface: Surface | None = None) -> UprightEstimate:
     """Estimate the alignment of a scan from its posed depth; warns when little speaks for it.
 
     Args:
         scene (`Scene`): depth, intrinsics and cameras in any rotated and shifted world, metres.
+        surface (`Surface`, *optional*): its `sample_surface`, where that is at hand.
 
     Raises:
         ValueError: without posed depth, and where no floor is in view.
     """
-    surface = sample_surface(scene)
-    camera_ups = get_camera_ups(scene.cam2world)
-    votes = count_voxel_votes(surface.points, VOXEL_SIZE)
-    up = find_up(surface, votes, camera_ups)
-    floor = None if up is None else _find_floor(surface, votes, up)
-    if floor is None:
+    estimate = find_alignment(scene, sample_surface(scene) if surface is None else surface)
+    if estimate is None:
         raise ValueError(
             f"scene {scene.scene_id!r}: expected a floor to set upright by, found no level surface of at least "
             f"{MIN_FLOOR_AREA} m2 that faces the cameras' upper edge; are the pictures upright, and is the floor in "
             f"view? Take frames that show it, or {WAYS_OUT}."
         )
-    up, height = floor
-    estimate = _make_estimate(scene, surface, votes, up, height)
     if estimate.confidence < LOW_CONFIDENCE:
         warnings.warn(
             f"scene {scene.scene_id!r}: the estimated alignment has a confidence of only {estimate.confidence:.2f} "
@@ -246,6 +276,63 @@ def estimate_upright(scene: Scene) -> UprightEstimate:
     return estimate
 
 
+def find_alignment(scene: Scene, surface: Surface) -> UprightEstimate | None:
+    """The most likely alignment of a scan by its posed depth, whatever its confidence; None where no floor is in view.
+
+    Args:
+        surface (`Surface`): of `sample_surface`.
+    """
+    votes = count_voxel_votes(surface.points, VOXEL_SIZE)
+    vertical = np.array([0.0, 0.0, 1.0])
+    found: list[tuple[UprightEstimate, float, float]] = []
+    for turns in range(4):
+        ups = get_camera_ups(scene.cam2world, turns)
+        directions = [find_up(surface, votes, ups)]
+        if (ups @ vertical).mean() > np.cos(np.deg2rad(MAX_TILT_DEGREES)):
+            directions.append(refine_up(vertical, surface.normals, votes))
+        for up in directions:
+            floor = None if up is None else _find_floor(surface, votes, up)
+            if floor is not None:
+                estimate = _make_estimate(scene, surface, votes, *floor, turns)
+                fit = float(np.clip(ups @ floor[0], 0, None).mean())
+                found.append((estimate, fit, measure_standing(surface, votes, *floor)))
+    return choose_estimate(found)
+
+
+def choose_estimate(found: list[tuple[UprightEstimate, float, float]]) -> UprightEstimate | None:
+    """The likeliest of several estimates; None of none.
+
+    Args:
+        found: each with its fit, the mean cosine in [0, 1] between up and the edge of the pictures that it takes for
+            their upper one; and what `measure_standing` says.
+    """
+    credible = [
+        (estimate, fit)
+        for estimate, fit, standing in found
+        if estimate.evidence["cameras"] >= MIN_AGREEING
+        and estimate.confidence >= LOW_CONFIDENCE
+        and standing >= MIN_STANDING
+    ]
+    if not credible:
+        # Nothing fits: the pictures' own upper edge is the best guess, and the confidence says that it is one.
+        guesses = [estimate for estimate, _, _ in found if estimate.picture_turns == 0] or [e for e, _, _ in found]
+        return max(guesses, key=lambda estimate: estimate.confidence, default=None)
+    best = max(fit for _, fit in credible)
+    kept = [(e, fit) for e, fit in credible if e.tilt < KEPT_DEGREES and fit >= best - KEPT_FIT]
+    return max(kept or credible, key=lambda one: one[1] + (UPPER_EDGE_FIT if one[0].picture_turns == 0 else 0.0))[0]
+
+
+def measure_standing(surface: Surface, votes: np.ndarray, up: np.ndarray, height: float) -> float:
+    """Share of the level surface between floor and ceiling that faces up; 0.5 where there is next to none."""
+    cosines, heights = surface.normals @ up, surface.points @ up - height
+    top = np.quantile(heights, 0.99)
+    between = (heights > LEVEL_MARGIN) & (heights < top - LEVEL_MARGIN)
+    level = np.cos(np.deg2rad(CONE_DEGREES[0]))
+    standing, hanging = (float(votes[between & (sign * cosines > level)].sum()) for sign in (1, -1))
+    area = (standing + hanging) * VOXEL_SIZE**2
+    return standing / (standing + hanging) if area >= MIN_FLOOR_AREA else 0.5
+
+
 def _find_floor(surface: Surface, votes: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, float] | None:
     facing = surface.normals @ up > np.cos(np.deg2rad(CONE_DEGREES[0]))
     points, weights = surface.points[facing], votes[facing]
@@ -254,7 +341,7 @@ def _find_floor(surface: Surface, votes: np.ndarray, up: np.ndarray) -> tuple[np
 
 
 def _make_estimate(
-    scene: Scene, surface: Surface, votes: np.ndarray, up: np.ndarray, height: float
+    scene: Scene, surface: Surface, votes: np.ndarray, up: np.ndarray, height: float, picture_turns: int
 ) -> UprightEstimate:
     level = make_level_axes(up)
     normals, points = surface.normals @ level.T, surface.points @ level.T - [0, 0, height]
@@ -280,7 +367,7 @@ def _make_estimate(
     straight = float(votes[(steep < tilt) | (steep > np.sqrt(1 - tilt**2))].sum() / votes.sum())
     by_chance = float(tilt + 1 - np.sqrt(1 - tilt**2))
     eyes = np.asarray(scene.cam2world, np.float64)[:, :3, 3] @ up - height
-    agreeing = get_camera_ups(scene.cam2world) @ up > np.cos(np.deg2rad(MAX_TILT_DEGREES))
+    agreeing = get_camera_ups(scene.cam2world, picture_turns) @ up > np.cos(np.deg2rad(MAX_TILT_DEGREES))
     evidence = {
         "cameras": float(agreeing.mean()),
         "votes": compute_share_over_chance(straight, by_chance),
@@ -297,6 +384,7 @@ def _make_estimate(
         evidence=evidence,
         num_patches=len(surface.points),
         num_views=len(np.unique(surface.views)),
+        picture_turns=picture_turns,
     )
 
 
@@ -320,4 +408,12 @@ def align_scene(scene: Scene, estimate: UprightEstimate) -> Scene:
     return replace(scene, cam2world=cam2world, axis_align_matrix=matrix @ before)
 
 
-__all__ = ["LOW_CONFIDENCE", "UprightEstimate", "UprightWarning", "align_scene", "estimate_upright"]
+__all__ = [
+    "LOW_CONFIDENCE",
+    "UprightEstimate",
+    "UprightWarning",
+    "align_scene",
+    "estimate_upright",
+    "find_alignment",
+    "get_camera_ups",
+]

@@ -17,7 +17,7 @@ FLOAT32_KEYS = {"patch_coords", "proposal_boxes", "query_coords", "loss_weights"
 
 def open_view_gate(batch: dict[str, torch.Tensor], global_step: int, period: int) -> None:
     """Hide the proposed views in optimizer steps divisible by `period` (published: 4), and none in the others."""
-    if global_step % period != 0:
+    if global_step % period != 0 and "bool_masked_views" in batch:
         batch["bool_masked_views"] = torch.zeros_like(batch["bool_masked_views"])
 
 
@@ -29,7 +29,7 @@ def count_losses(batch: dict[str, torch.Tensor], config: Ross3DConfig) -> torch.
     allowed = ~nothing
     if not config.reconstruct_on_grounding_rows:
         allowed = ~asked.any(dim=1)
-    hidden = batch["bool_masked_views"].any(dim=1) & allowed
+    hidden = batch.get("bool_masked_views", nothing[:, None]).any(dim=1) & allowed
     pictured = nothing
     if "bev_pixel_values" in batch and config.denoiser_config is not None:
         head = config.denoiser_config
@@ -79,10 +79,14 @@ class Ross3DTrainer(Trainer):
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """As the library's; in an evaluation a batch counts its own answers and scenes."""
+        """As the library's; in an evaluation a batch counts its own answers and scenes, which may be none.
+
+        Other processes gather a number all the same: then the loss is zero.
+        """
         if model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        outputs = model(**inputs)
+        loss = outputs["loss"] if "loss" in outputs else torch.zeros((), device=self.args.device)
         if outputs.get("loss_counts") is not None:
             counts = outputs["loss_counts"].double().cpu()
             means = [float(outputs[name]) if outputs.get(name) is not None else 0.0 for name in LOSS_NAMES]

@@ -1,0 +1,634 @@
+"""Do the views of a scan agree? Depth readings of one view are looked up in others; where they do not, why not?
+
+A reading of one view, seen from another camera, either agrees with the depth there, lies behind it (hidden by what
+stands in front), or lies in front of it. The last cannot be in a scene that stands still: the other view looked
+through that place. The share that agrees, of those that agree or contradict, is 1 for cameras and depth that belong
+together; noise, drift of some centimetres and people who walk by leave it above 0.9. Wrong cameras give 0.2 to 0.8.
+
+Where views do not agree, the usual mistakes are undone one by one (`list_mistakes`), and the one that makes the views
+agree is the likely reason. A place that no two views see says nothing, and nothing is said.
+
+Only a few hundred readings of each view are looked at. Shape letters: V views, H W depth pixels, N readings of a view,
+P ordered pairs of views.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import permutations, product
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from ross3d.data.scene import Scene
+
+
+# Views looked at, evenly spread; readings of each; up to so many views are all compared with each other.
+MAX_VIEWS, NUM_READINGS, ALL_PAIRS = 32, 200, 14
+# Readings agree within this share of the scan's median depth plus this share of their own: sensors err by 2 % at 3 m.
+BASE_TOLERANCE, TOLERANCE = 0.03, 0.04
+# The nine pixels around a place have to hold so many readings before anything is said about it.
+MIN_AROUND = 3
+# So many readings have to be compared before views are said to disagree, or to agree once a mistake is undone.
+MIN_COMPARED = 200
+# From this share on views agree and nothing more is asked; below the second something is wrong, whatever it is.
+AGREES, DISAGREES = 0.97, 0.75
+# An explanation makes this share agree, and takes away so much of what contradicted.
+EXPLAINS, EXPLAINED = 0.93, 0.65
+# Below this share, with an explanation from this share on, the cameras are certainly wrong.
+CERTAINLY_WRONG, CERTAIN = 0.7, 0.97
+# Translations are off by a factor when the best one is further from 1 than this.
+MIN_FACTOR = 1.15
+# A single view does not belong to the others below this share, where the others agree among themselves.
+STRAY_VIEW = 0.6
+# Cameras that stand so many median depths from their middle and see nothing in common have another unit.
+FAR_APART = 30.0
+# Units that people mix up: how many of them make a metre.
+UNITS = {1000.0: "millimetres", 100.0: "centimetres", 39.37: "inches", 3.2808: "feet"}
+# Readings a view looks up while a mistake is searched for, where there are many views.
+SEARCHED_READINGS, FEW_VIEWS = 64, 6
+# Factors that are tried, and the step of the search around the best of them.
+FACTORS = (0.001, 0.01, 0.0254, *1.15 ** np.arange(-14.0, 15.0), 10.0, 39.37, 100.0, 1000.0)
+FINE_STEP, FINE_STEPS = 1.02, 10
+
+OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
+# Camera axes that are known by name: rows are the OpenCV axes x, y, z in terms of theirs.
+CAMERA_AXES = {
+    ((1, 0, 0), (0, -1, 0), (0, 0, -1)): "OpenGL axes (x right, y up, z backward)",
+    ((-1, 0, 0), (0, -1, 0), (0, 0, 1)): "PyTorch3D axes (x left, y up, z forward)",
+    ((0, -1, 0), (0, 0, -1), (1, 0, 0)): "axes of a robot's body (x forward, y left, z up)",
+}
+
+
+class ConsistencyWarning(UserWarning):
+    """The views of a scan do not agree with each other."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far depth readings of views agree with other views.
+
+    Attributes:
+        agreeing, contradicting (`np.ndarray` of shape `(P,)`): counts of readings by pair.
+        pairs (`np.ndarray` of shape `(2, P)`): the view that a reading is of, and the view it was looked up in.
+    """
+
+    agreeing: np.ndarray
+    contradicting: np.ndarray
+    pairs: np.ndarray
+
+    @property
+    def num_compared(self) -> int:
+        """Readings that agree or contradict."""
+        return int(self.agreeing.sum() + self.contradicting.sum())
+
+    @property
+    def share(self) -> float:
+        """Share of the compared readings that agree; NaN where none could be compared."""
+        return float(self.agreeing.sum() / self.num_compared) if self.num_compared else float("nan")
+
+    def get_share_of_view(self, view: int) -> float:
+        """The same of the pairs that a view is in; NaN where too few of its readings could be compared."""
+        chosen = (self.pairs == view).any(0)
+        total = self.agreeing[chosen].sum() + self.contradicting[chosen].sum()
+        return float(self.agreeing[chosen].sum() / total) if total >= MIN_COMPARED / 2 else float("nan")
+
+    def drop_views(self, views: list[int]) -> "Agreement":
+        """Without the pairs of some views."""
+        rest = ~np.isin(self.pairs, views).any(0)
+        return Agreement(self.agreeing[rest], self.contradicting[rest], self.pairs[:, rest])
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """What is compared: depth maps (V, H, W), intrinsics (V, 3, 3) and cam2world (V, 4, 4), float64."""
+
+    depth_maps: np.ndarray
+    intrinsics: np.ndarray
+    cam2world: np.ndarray
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A usual mistake: what is wrong, what to do about it, and the cameras with it undone."""
+
+    reason: str
+    remedy: str
+    undo: Callable[[Cameras], Cameras]
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """Views that do not agree, and the likely reason.
+
+    Attributes:
+        share (`float`): of the compared readings that agree as the scan is; NaN where none could be compared.
+        num_compared (`int`): readings compared as the scan is.
+        reason, remedy (`str`): in words.
+        explained_share (`float`, *optional*): the share once the mistake is undone; None where no mistake is known.
+        certain (`bool`): whether there is no doubt that the cameras are wrong.
+    """
+
+    share: float
+    num_compared: int
+    reason: str
+    remedy: str
+    explained_share: float | None = None
+    certain: bool = False
+
+    def describe(self) -> str:
+        """Sentences for people."""
+        if self.num_compared:
+            seen = f"of {self.num_compared} depth readings looked up in another view {100 * self.share:.1f} % agree"
+        else:
+            seen = "no depth reading of a view is seen by another"
+        explained = ""
+        if self.explained_share is not None:
+            explained = f" Undoing one mistake makes {100 * self.explained_share:.0f} % agree:"
+        return f"the views do not agree with each other: {seen}.{explained} {self.reason}; {self.remedy}."
+
+
+def get_cameras(scene: Scene) -> Cameras | None:
+    """What of a scene is compared, at most `MAX_VIEWS` views; None without posed depth, and for a single view."""
+    if scene.depth_maps is None or scene.intrinsics is None or scene.cam2world is None or scene.num_views < 2:
+        return None
+    chosen = choose_views(scene.num_views)
+    intrinsics = np.broadcast_to(np.asarray(scene.intrinsics, np.float64), (scene.num_views, 3, 3))
+    return Cameras(scene.depth_maps[chosen], intrinsics[chosen], np.asarray(scene.cam2world, np.float64)[chosen])
+
+
+def choose_views(num_views: int) -> np.ndarray:
+    """The views that are looked at, evenly spread."""
+    return np.unique(np.linspace(0, num_views - 1, min(MAX_VIEWS, num_views)).round().astype(int))
+
+
+def sample_readings(depth_maps: np.ndarray, num_readings: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Columns, rows and depths (V, N) of readings spread over each map; depth 0 where a map has fewer."""
+    num_views, height, width = depth_maps.shape
+    columns, rows = np.zeros((2, num_views, num_readings), np.int64)
+    # Multiples of 1/g and 1/g^2, g being the root of g^3 = g + 1, spread evenly over a square, however many are taken.
+    root, step = 1.32471795724474602596, np.arange(2 * num_readings)
+    even_columns = ((0.5 + step / root) % 1 * width).astype(np.int64)
+    even_rows = ((0.5 + step / root**2) % 1 * height).astype(np.int64)
+    depths = np.zeros((num_views, num_readings))
+    for view, depth_map in enumerate(depth_maps):
+        u, v = even_columns, even_rows
+        chosen = np.flatnonzero(depth_map[v, u] > 0)[:num_readings]
+        if len(chosen) < num_readings // 2:
+            # Few readings: all of them are listed.
+            places = np.flatnonzero(depth_map > 0)
+            v, u = np.divmod(places, width)
+            chosen = np.unique(np.linspace(0, len(places) - 1, min(num_readings, len(places))).astype(np.int64))
+        columns[view, : len(chosen)], rows[view, : len(chosen)] = u[chosen], v[chosen]
+        depths[view, : len(chosen)] = depth_map[v[chosen], u[chosen]]
+    return columns, rows, depths
+
+
+def unproject_readings(
+    cameras: Cameras, columns: np.ndarray, rows: np.ndarray, depths: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """World points (V, N, 3) of readings, and their depths (V, N); arguments of `sample_readings`."""
+    intrinsics, cam2world = cameras.intrinsics, cameras.cam2world
+    x = (columns - intrinsics[:, 0, 2, None]) / intrinsics[:, 0, 0, None]
+    y = (rows - intrinsics[:, 1, 2, None]) / intrinsics[:, 1, 1, None]
+    points = np.stack([x * depths, y * depths, depths], axis=-1)
+    return points @ cam2world[:, :3, :3].transpose(0, 2, 1) + cam2world[:, None, :3, 3], depths
+
+
+def pair_views(num_views: int) -> np.ndarray:
+    """Ordered pairs (2, P) of views: all of few; of many, neighbours and those a quarter and half of the scan away."""
+    first, second = np.divmod(np.arange(num_views**2), num_views)
+    gap = (second - first) % num_views
+    steps = range(1, num_views) if num_views <= ALL_PAIRS else (1, 2, 3, num_views // 4, num_views // 2)
+    wanted = np.isin(gap, [*steps, *(num_views - step for step in steps)])
+    return np.stack([first[wanted], second[wanted]])
+
+
+def measure_agreement(cameras: Cameras, num_readings: int = NUM_READINGS) -> Agreement:
+    """Look `num_readings` of every view up in others and count those that agree and those that contradict."""
+    depth_maps, intrinsics, cam2world = cameras.depth_maps, cameras.intrinsics, cameras.cam2world
+    num_views, height, width = depth_maps.shape
+    points, depths = unproject_readings(cameras, *sample_readings(depth_maps, num_readings))
+    pairs = pair_views(num_views)
+    source, target = pairs
+    points = (points[source] - cam2world[target, None, :3, 3]) @ cam2world[target, :3, :3]  # (P, N, 3)
+    ahead = (points[..., 2] > 1e-9) & (depths[source] > 0)
+    z = np.where(ahead, points[..., 2], 1.0)
+    u = np.round(points[..., 0] / z * intrinsics[target, 0, 0, None] + intrinsics[target, 0, 2, None])
+    v = np.round(points[..., 1] / z * intrinsics[target, 1, 1, None] + intrinsics[target, 1, 2, None])
+    seen = ahead & (u >= 0) & (u < width) & (v >= 0) & (v < height)
+    pair, _ = np.nonzero(seen)
+    u, v, z = u[seen].astype(np.int64), v[seen].astype(np.int64), z[seen]
+    nearest, farthest, count = np.full(len(z), np.inf), np.zeros(len(z)), np.zeros(len(z), np.int64)
+    for down, right in product((-1, 0, 1), repeat=2):
+        there = depth_maps[target[pair], np.clip(v + down, 0, height - 1), np.clip(u + right, 0, width - 1)]
+        nearest = np.where(there > 0, np.minimum(nearest, there), nearest)
+        farthest = np.maximum(farthest, there)
+        count += there > 0
+    tolerance = TOLERANCE * z + BASE_TOLERANCE * float(np.median(depths[depths > 0])) if len(z) else z
+    known = count >= MIN_AROUND
+    contradicts = known & (z < nearest - tolerance)
+    agrees = known & ~contradicts & (z <= farthest + tolerance)
+    num_pairs = pairs.shape[1]
+    return Agreement(np.bincount(pair[agrees], minlength=num_pairs),
+                     np.bincount(pair[contradicts], minlength=num_pairs), pairs)  # fmt: skip
+
+
+def set_rotation(cameras: Cameras, rotation: np.ndarray) -> Cameras:
+    """The same with other rotations (V, 3, 3)."""
+    cam2world = cameras.cam2world.copy()
+    cam2world[:, :3, :3] = rotation
+    return replace(cameras, cam2world=cam2world)
+
+
+def set_translation(cameras: Cameras, translation: np.ndarray) -> Cameras:
+    """The same with other translations (V, 3)."""
+    cam2world = cameras.cam2world.copy()
+    cam2world[:, :3, 3] = translation
+    return replace(cameras, cam2world=cam2world)
+
+
+def scale_translations(cameras: Cameras, factor: float) -> Cameras:
+    return set_translation(cameras, cameras.cam2world[:, :3, 3] * factor)
+
+
+def scale_intrinsics(cameras: Cameras, factor: float, centre_factor: float) -> Cameras:
+    """Focal lengths times `factor`, centres as of a picture `centre_factor` times as large."""
+    intrinsics = cameras.intrinsics.copy()
+    intrinsics[:, [0, 1], [0, 1]] *= factor
+    intrinsics[:, :2, 2] = (intrinsics[:, :2, 2] + 0.5) * centre_factor - 0.5
+    return replace(cameras, intrinsics=intrinsics)
+
+
+def swap_intrinsics(cameras: Cameras) -> Cameras:
+    """Focal lengths and centres of x and y exchanged."""
+    intrinsics = cameras.intrinsics.copy()
+    intrinsics[:, [0, 1], [0, 1]] = intrinsics[:, [1, 0], [1, 0]]
+    intrinsics[:, [0, 1], 2] = intrinsics[:, [1, 0], 2]
+    return replace(cameras, intrinsics=intrinsics)
+
+
+def make_planar(cameras: Cameras) -> Cameras:
+    """Depth along the ray (V, H, W) turned into depth along the camera's z axis."""
+    v, u = np.indices(cameras.depth_maps.shape[1:])
+    focal, centre = cameras.intrinsics[:, [0, 1], [0, 1]], cameras.intrinsics[:, :2, 2]
+    x = (u - centre[:, 0, None, None]) / focal[:, 0, None, None]
+    y = (v - centre[:, 1, None, None]) / focal[:, 1, None, None]
+    return replace(cameras, depth_maps=cameras.depth_maps / np.sqrt(1 + x**2 + y**2))
+
+
+def reorder_quaternions(cameras: Cameras, shift: int) -> Cameras:
+    """Rotations whose quaternions were read in another order: `w x y z` for `x y z w` (1) or the reverse (-1)."""
+    quaternions = Rotation.from_matrix(cameras.cam2world[:, :3, :3]).as_quat()
+    return set_rotation(cameras, Rotation.from_quat(np.roll(quaternions, shift, axis=1)).as_matrix())
+
+
+def list_mistakes(cameras: Cameras) -> Iterator[Mistake]:
+    """The usual mistakes that could have been made with these cameras, the most common first."""
+    yield from _list_matrix_mistakes()
+    yield from _list_axes_mistakes()
+    yield from _list_intrinsics_mistakes(cameras)
+    yield Mistake(
+        "the depth maps hold distances along the ray of each pixel where depth along the camera's z axis is expected",
+        "divide each reading by sqrt(1 + x^2 + y^2), x = (u - cx) / fx and y = (v - cy) / fy",
+        make_planar,
+    )
+    yield from _list_order_mistakes(len(cameras.depth_maps))
+
+
+def _list_matrix_mistakes() -> Iterator[Mistake]:
+    invert = "write the inverse of each camera matrix"
+    world2cam = "the poses are world to camera where camera to world is expected"
+    yield Mistake(world2cam, invert, lambda c: replace(c, cam2world=np.linalg.inv(c.cam2world)))
+    opengl = "turn the y and z axes of each camera around (multiply each matrix by diag(1, -1, -1, 1) from the right)"
+    yield Mistake(
+        f"{world2cam}, and their camera axes are OpenCV's where OpenGL's are expected, or the reverse",
+        f"{invert} and {opengl}",
+        lambda c: replace(c, cam2world=np.linalg.inv(c.cam2world @ OPENGL)),
+    )
+    yield Mistake(
+        f"{world2cam}, in OpenGL axes",
+        f"{invert} and {opengl}",
+        lambda c: replace(c, cam2world=OPENGL @ np.linalg.inv(c.cam2world) @ OPENGL),
+    )
+    yield Mistake(
+        "the rotations are world to camera, the translations camera to world",
+        "transpose the rotations",
+        lambda c: set_rotation(c, c.cam2world[:, :3, :3].transpose(0, 2, 1)),
+    )
+    yield Mistake(
+        "the translations are world to camera, the rotations camera to world",
+        "give the cameras' places in the world: minus the rotation times the translation",
+        lambda c: set_translation(c, -np.einsum("vij,vj->vi", c.cam2world[:, :3, :3], c.cam2world[:, :3, 3])),
+    )
+    for shift, order in ((-1, "w x y z were read as x y z w"), (1, "x y z w were read as w x y z")):
+        yield Mistake(
+            f"quaternions {order}", "read their four numbers in the right order",
+            lambda c, shift=shift: reorder_quaternions(c, shift),
+        )  # fmt: skip
+
+
+def _list_axes_mistakes() -> Iterator[Mistake]:
+    for order in permutations(range(3)):
+        for signs in product((1, -1), repeat=3):
+            turn = np.zeros((3, 3))
+            turn[range(3), order] = signs
+            # Columns of cam2world are the camera's axes: the right ones are these combinations of those that came.
+            if np.linalg.det(turn) > 0 and not np.array_equal(turn, np.eye(3)):
+                yield Mistake(
+                    *_describe_axes(turn), lambda c, turn=turn: set_rotation(c, c.cam2world[:, :3, :3] @ turn.T)
+                )
+    for name, mirror in (
+        ("the y and z axes of world and cameras are exchanged", np.eye(3)[[0, 2, 1]]),
+        ("the world is left-handed (as in Unity), its y axis turned around", np.diag([1.0, -1.0, 1.0])),
+        ("the world is left-handed, its x axis turned around", np.diag([-1.0, 1.0, 1.0])),
+        ("the world is left-handed, its z axis turned around", np.diag([1.0, 1.0, -1.0])),
+    ):
+        yield Mistake(
+            name,
+            f"multiply rotations by {mirror.astype(int).tolist()} from both sides, and translations from the left",
+            lambda c, mirror=mirror: set_translation(
+                set_rotation(c, mirror @ c.cam2world[:, :3, :3] @ mirror), c.cam2world[:, :3, 3] @ mirror
+            ),
+        )
+    for name, matrix in (
+        ("y and z", np.eye(3)[[0, 2, 1]]),
+        ("y and -z", np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])),
+        ("-y and z", np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])),
+    ):
+        yield Mistake(
+            f"{name} of the translations are exchanged, those of the rotations are not",
+            "turn both into one world, or neither",
+            lambda c, matrix=matrix: set_translation(c, c.cam2world[:, :3, 3] @ matrix.T),
+        )
+
+
+def _describe_axes(turn: np.ndarray) -> tuple[str, str]:
+    """Reason and remedy for camera axes that `turn` (3, 3) makes OpenCV's."""
+    key = tuple(tuple(int(value) for value in row) for row in turn)
+    remedy = f"multiply each rotation by {turn.T.astype(int).tolist()} from the right"
+    if turn[2, 2] == 1 and key not in CAMERA_AXES:
+        # The x axis of the right camera is one of these: the pictures were turned, the cameras were not.
+        return "pictures and depth maps are turned by a quarter or half turn against their cameras", (
+            f"turn the cameras with the pictures ({remedy})"
+        )
+    name = CAMERA_AXES.get(key, "other camera axes")
+    return f"{name} stand where OpenCV's (x right, y down, z forward) are expected, or the reverse", remedy
+
+
+def _list_intrinsics_mistakes(cameras: Cameras) -> Iterator[Mistake]:
+    height, width = cameras.depth_maps.shape[1:]
+    first = cameras.intrinsics[0]
+    if np.abs(first[2, :2]).max() > 1e-6:
+        yield Mistake(
+            "the intrinsics are transposed: the centre stands in the last row", "transpose the matrix",
+            lambda c: replace(c, intrinsics=c.intrinsics.transpose(0, 2, 1)),
+        )  # fmt: skip
+    if not np.allclose(swap_intrinsics(cameras).intrinsics, cameras.intrinsics, rtol=0.02):
+        yield Mistake(
+            "x and y of the intrinsics are exchanged, as those of a picture that was turned",
+            "exchange fx with fy and cx with cy",
+            swap_intrinsics,
+        )
+    factors = np.array([width, height]) / 2 / (first[:2, 2] + 0.5)
+    if (factors > 0).all() and abs(np.log(factors[0] / factors[1])) < 0.1:
+        factor = float(np.sqrt(factors.prod()))
+        for name, focal in (("the intrinsics are", factor), ("the centre of the intrinsics is", 1.0)):
+            if abs(np.log(factor)) > 0.15:
+                remedy = "fx, fy, cx and cy" if focal != 1 else "cx and cy"
+                yield Mistake(
+                    f"{name} of a picture of about {width / factor:.0f}x{height / factor:.0f} pixels, the depth maps "
+                    f"have {width}x{height}",
+                    f"multiply {remedy} by {factor:.3g}",
+                    lambda c, focal=focal: scale_intrinsics(c, focal, factor),
+                )  # fmt: skip
+
+
+def _list_order_mistakes(num_views: int) -> Iterator[Mistake]:
+    frames = np.arange(num_views)
+    orders = [
+        ("the poses stand in the reverse order of the frames", frames[::-1]),
+        ("every frame has the pose of the frame after it", np.roll(frames, 1)),
+        ("every frame has the pose of the frame before it", np.roll(frames, -1)),
+    ]
+    for start in (0, 1):
+        by_text = np.array(sorted(frames, key=lambda frame, start=start: str(frame + start)))
+        name = "poses and frames are sorted differently, one as text (10 before 2), the other by number"
+        orders += [(name, by_text), (name, np.argsort(by_text))]
+    for reason, order in orders:
+        if not np.array_equal(order, frames):
+            yield Mistake(
+                reason, "give every frame its own pose",
+                lambda c, order=order: replace(c, cam2world=c.cam2world[order]),
+            )  # fmt: skip
+
+
+def get_search_readings(cameras: Cameras) -> int:
+    return NUM_READINGS if len(cameras.depth_maps) <= FEW_VIEWS else SEARCHED_READINGS
+
+
+def find_factor(cameras: Cameras, change: Callable[[Cameras, float], Cameras]) -> tuple[float, Agreement] | None:
+    """The factor that makes most readings agree, the middle of those that do so equally well; None where none is
+    better than the others."""
+    num_readings = get_search_readings(cameras)
+
+    def measure(factor: float) -> float:
+        found = measure_agreement(change(cameras, factor), num_readings)
+        return found.share if found.num_compared >= MIN_COMPARED else 0.0
+
+    shares = [measure(factor) for factor in FACTORS]
+    if max(shares) == 0:
+        return None
+    near = FACTORS[int(np.argmax(shares))] * FINE_STEP ** np.arange(-FINE_STEPS, FINE_STEPS + 1.0)
+    fine = np.array([measure(factor) for factor in near])
+    best = float(np.exp(np.log(near[fine >= fine.max() - 0.004]).mean()))
+    return best, measure_agreement(change(cameras, best))
+
+
+def find_unit(factor: float) -> str | None:
+    """The unit that makes metres when multiplied by `factor`."""
+    return next((name for number, name in UNITS.items() if abs(np.log(factor * number)) < 0.1), None)
+
+
+def list_factor_mistakes(cameras: Cameras) -> Iterator[Mistake]:
+    """Translations and focal lengths that are off by a factor, with the factor that fits best."""
+    found = find_factor(cameras, scale_translations)
+    if found is not None and abs(np.log(found[0])) > np.log(MIN_FACTOR):
+        factor, unit = found[0], find_unit(found[0])
+        reason = f"translations and depth differ in unit: translations times {factor:.3g} fit the depth"
+        if unit is not None:
+            reason = f"the translations are in {unit} where metres are expected"
+        if abs(np.log(factor / 5)) < 0.1:
+            reason += " (as when depth of 5000 units a metre, TUM RGB-D's, is read as millimetres)"
+        remedy = f"multiply the translations by {factor:.3g}, or divide the depth by it: whichever makes both metres"
+        yield Mistake(reason, remedy, lambda c: scale_translations(c, factor))
+    found = find_factor(cameras, lambda c, factor: scale_intrinsics(c, factor, 1.0))
+    if found is not None and abs(np.log(found[0])) > np.log(MIN_FACTOR):
+        focal = found[0]
+        yield Mistake(
+            "the focal lengths are not those of the depth maps: their centre fits, fx and fy do not",
+            f"multiply fx and fy by {focal:.3g}, as the ratio of the pictures' sizes may say",
+            lambda c: scale_intrinsics(c, focal, 1.0),
+        )
+
+
+def list_swaps(names: list[str]) -> Iterator[Mistake]:
+    """Two frames that have each other's pose or depth."""
+    for first in range(len(names)):
+        for second in range(first + 1, len(names)):
+            order = np.arange(len(names))
+            order[[first, second]] = second, first
+            yield Mistake(
+                f"{names[first]} and {names[second]} have each other's pose, or each other's depth",
+                "give each its own",
+                lambda c, order=order: replace(c, cam2world=c.cam2world[order]),
+            )
+
+
+def explains(better: Agreement, given: Agreement) -> bool:
+    """Whether undoing a mistake makes views agree that did not."""
+    if given.num_compared < MIN_COMPARED:
+        # Nothing spoke against the cameras as they are: more has to speak for the others.
+        return better.num_compared >= 2 * MIN_COMPARED and better.share >= AGREES
+    enough = better.num_compared >= max(MIN_COMPARED, 0.2 * given.num_compared)
+    return enough and better.share >= EXPLAINS and 1 - better.share <= (1 - EXPLAINED) * (1 - given.share)
+
+
+def find_mistake(cameras: Cameras, given: Agreement, mistakes: Iterator[Mistake]) -> tuple[Mistake, Agreement] | None:
+    """The mistake that, undone, makes most readings agree, the earlier of two as good; None where none explains."""
+    num_readings = get_search_readings(cameras)
+    best, best_share = None, 0.0
+    for mistake in mistakes:
+        found = measure_agreement(mistake.undo(cameras), num_readings)
+        if found.num_compared >= MIN_COMPARED and found.share > best_share + 0.01:
+            best, best_share = mistake, found.share
+    if best is None:
+        return None
+    better = measure_agreement(best.undo(cameras))
+    return (best, better) if explains(better, given) else None
+
+
+def find_stray_views(given: Agreement, num_views: int) -> list[int]:
+    """Views that contradict the others while those agree among themselves, at most a quarter of them."""
+    stray: list[int] = []
+    while len(stray) < num_views // 4:
+        rest = given.drop_views(stray)
+        shares = [1.0 if view in stray else np.nan_to_num(rest.get_share_of_view(view), nan=1.0)
+                  for view in range(num_views)]  # fmt: skip
+        if min(shares) > STRAY_VIEW:
+            break
+        stray.append(int(np.argmin(shares)))
+    rest = given.drop_views(stray)
+    return stray if stray and rest.share >= EXPLAINS and rest.num_compared >= MIN_COMPARED else []
+
+
+def describe_stray_views(given: Agreement, names: list[str]) -> Disagreement | None:
+    """Names the views that do not belong to the others; None without any."""
+    stray = [names[view] for view in sorted(find_stray_views(given, len(names)))]
+    if not stray:
+        return None
+    reason = f"{', '.join(stray)}: pose or depth does not fit the other views"
+    remedy = "give these frames their own pose and depth, or leave them out"
+    return Disagreement(given.share, given.num_compared, reason, remedy)
+
+
+def are_far_apart(cameras: Cameras) -> bool:
+    """Whether cameras stand so far from each other that their unit cannot be that of the depth."""
+    readings = sample_readings(cameras.depth_maps, SEARCHED_READINGS)[2]
+    eyes = cameras.cam2world[:, :3, 3]
+    return bool(np.median(np.linalg.norm(eyes - eyes.mean(0), axis=1)) > FAR_APART * np.median(readings[readings > 0]))
+
+
+def find_disagreement(cameras: Cameras, names: list[str]) -> Disagreement | None:
+    """Compare views and, where they do not agree, look for the likely reason; None where all is well or nothing can be
+    said.
+
+    Args:
+        names (`list[str]`): V names of the views, for words.
+    """
+    given = measure_agreement(cameras)
+    far_apart = given.num_compared < MIN_COMPARED and are_far_apart(cameras)
+    share, count = given.share, given.num_compared
+    if count >= MIN_COMPARED and share >= AGREES:
+        return describe_stray_views(given, names)
+    groups = [list_mistakes(cameras), list_factor_mistakes(cameras)]
+    if count >= MIN_COMPARED and len(names) <= ALL_PAIRS:
+        groups.append(list_swaps(names))
+    for mistakes in groups:
+        found = find_mistake(cameras, given, mistakes)
+        if found is not None:
+            mistake, better = found
+            wrong = far_apart or (count >= MIN_COMPARED and share < CERTAINLY_WRONG)
+            certain = wrong and better.share >= CERTAIN and len(names) > 2
+            return Disagreement(share, count, mistake.reason, mistake.remedy, better.share, certain)
+    if far_apart:
+        reason = "the cameras stand many times further apart than anything they see"
+        return Disagreement(share, count, reason, "give translations and depth in metres")
+    if count < MIN_COMPARED:
+        return None
+    stray = describe_stray_views(given, names)
+    if stray is not None or share >= DISAGREES:
+        return stray
+    reason = "no usual mistake explains it (inverted poses, other axes or units, other intrinsics were tried)"
+    remedy = "see that every frame has its own pose and depth, that tracking was not lost, and which unit depth has"
+    return Disagreement(share, count, reason, remedy)
+
+
+# Fingerprints of the scenes that this process looked at, by what for: each is looked at, and warned of, once.
+LOOKED_AT: set[bytes] = set()
+
+
+def get_fingerprint(scene: Scene, purpose: str) -> bytes:
+    """What a scene with posed depth is recognised by, so that files which changed are looked at again."""
+    content = hashlib.blake2b(f"{purpose} {scene.path}".encode(), digest_size=16)
+    for array in (scene.cam2world, scene.intrinsics, scene.depth_maps[:, ::16, ::16]):
+        content.update(np.ascontiguousarray(array).tobytes())
+    return content.digest()
+
+
+def sample_points(scene: Scene) -> np.ndarray:
+    """World points (M, 3) of some hundred readings of each view, metres."""
+    cameras = get_cameras(scene)
+    points, depths = unproject_readings(cameras, *sample_readings(cameras.depth_maps, NUM_READINGS))
+    return points[depths > 0]
+
+
+def measure_scene_agreement(scene: Scene) -> float | None:
+    """Share of the depth readings seen from another view that agree with it; None where too few are seen."""
+    cameras = get_cameras(scene)
+    found = None if cameras is None else measure_agreement(cameras)
+    return None if found is None or found.num_compared < MIN_COMPARED else found.share
+
+
+def check_consistency(scene: Scene) -> None:
+    """Warn of views that do not agree with each other, once per scene and process; refuse cameras that are certainly
+    wrong, each time. Nothing is said of a scene without posed depth, nor of views that see nothing in common.
+
+    Raises:
+        ValueError: the views do not agree, and undoing one usual mistake makes them agree; names scene and mistake.
+    """
+    cameras = get_cameras(scene)
+    if cameras is None:
+        return
+    fingerprint = get_fingerprint(scene, "consistency")
+    if fingerprint in LOOKED_AT:
+        return
+    names = scene.view_names or [f"view {index}" for index in range(scene.num_views)]
+    found = find_disagreement(cameras, [names[view] for view in choose_views(scene.num_views)])
+    if found is not None and found.certain:
+        raise ValueError(f"scene {scene.scene_id!r}: {found.describe()}")
+    LOOKED_AT.add(fingerprint)
+    if found is not None:
+        warnings.warn(f"scene {scene.scene_id!r}: {found.describe()}", ConsistencyWarning, stacklevel=3)
+
+
+__all__ = [
+    "Cameras",
+    "ConsistencyWarning",
+    "check_consistency",
+    "find_disagreement",
+    "get_cameras",
+    "measure_agreement",
+    "measure_scene_agreement",
+]

@@ -1,0 +1,158 @@
+"""What a scan's world is, as far as its readings tell: upright or not, with its floor at z = 0 or not, within bounds.
+
+Every scan that is read is looked at once per process (`check_world`). Few views and coarse patches are enough to see
+that a world is upright; only where they do not show it, an alignment is estimated (`data/upright.py`).
+"""
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+
+from ross3d.data.consistency import LOOKED_AT, get_fingerprint, sample_points
+from ross3d.data.scene import Scene
+from ross3d.data.surface import count_voxel_votes, sample_surface
+from ross3d.data.upright import (
+    LOW_CONFIDENCE,
+    MAX_TILT_DEGREES,
+    MIN_AGREEING,
+    VOXEL_SIZE,
+    UprightEstimate,
+    find_alignment,
+    find_floor_height,
+    get_camera_ups,
+    refine_up,
+)
+
+
+# Views looked at, and cells along their longer side: of the first look, and of an estimate.
+QUICK_VIEWS, QUICK_CELLS, VIEWS, CELLS = 8, 32, 16, 48
+# The first look is content when so much of the flat surface is level.
+MIN_LEVEL_SHARE = 0.1
+# Degrees of tilt and metres of floor above or below z = 0 from which on a world is not upright.
+MAX_TILT, MAX_FLOOR_HEIGHT = 3.0, 0.2
+# Positions outside are clamped to these bounds by published checkpoints and by the default configuration, metres
+# (`scene_bounds_min` and `scene_bounds_max`); so many of them are worth a warning.
+SCENE_BOUNDS = ((-15.0, -15.0, -5.0), (15.0, 15.0, 5.0))
+MAX_CLAMPED = 0.01
+
+ALIGN = (
+    "write the estimated alignment beside the scan (python -m ross3d.data.prepare align --data {folder}, or the "
+    "folder above it for all), or your own 4x4 matrix, scan to upright world, as axis_align.txt"
+)
+
+
+class WorldWarning(UserWarning):
+    """The world of a scan is not what models were trained on."""
+
+
+def take_views(scene: Scene, count: int) -> Scene:
+    """At most so many views of a scene, evenly spread, as far as surfaces need them."""
+    chosen = np.unique(np.linspace(0, scene.num_views - 1, min(count, scene.num_views)).round().astype(int))
+    intrinsics = np.broadcast_to(np.asarray(scene.intrinsics), (scene.num_views, 3, 3))[chosen]
+    return replace(
+        scene,
+        images=scene.images[chosen],
+        depth_maps=scene.depth_maps[chosen],
+        intrinsics=intrinsics,
+        cam2world=np.asarray(scene.cam2world)[chosen],
+        view_names=[],
+    )
+
+
+def is_plainly_upright(scene: Scene) -> bool:
+    """A first look: the pictures' upper edges are up, and much of the surface is level, its lowest part near z = 0."""
+    ups = get_camera_ups(scene.cam2world)
+    if (ups[:, 2] > np.cos(np.deg2rad(MAX_TILT_DEGREES))).mean() < MIN_AGREEING:
+        return False
+    surface = sample_surface(take_views(scene, QUICK_VIEWS), QUICK_CELLS)
+    if not len(surface.points):
+        return False
+    votes = count_voxel_votes(surface.points, 2 * VOXEL_SIZE)
+    up = refine_up(np.array([0.0, 0.0, 1.0]), surface.normals, votes)
+    cosines = surface.normals @ up
+    is_level = np.abs(cosines) > np.cos(np.deg2rad(5.0))
+    facing = cosines > np.cos(np.deg2rad(12.0))
+    # Votes are voxels of twice the side.
+    height = find_floor_height(surface.points[facing] @ up, 4 * votes[facing])
+    return bool(
+        up[2] > np.cos(np.deg2rad(MAX_TILT))
+        and votes[is_level].sum() > MIN_LEVEL_SHARE * votes.sum()
+        and height is not None
+        and abs(height) < MAX_FLOOR_HEIGHT
+    )
+
+
+def describe_doubt(estimate: UprightEstimate | None, camera_ups: np.ndarray) -> str | None:
+    """What is wrong with a world whose alignment was estimated; None where nothing speaks against it.
+
+    Args:
+        camera_ups (`np.ndarray` of shape `(V, 3)`): see `get_camera_ups`.
+    """
+    if estimate is not None and estimate.confidence >= LOW_CONFIDENCE:
+        if estimate.tilt > MAX_TILT:
+            up = np.linalg.inv(estimate.axis_align_matrix)[:3, 2]
+            axis = int(np.argmax(np.abs(up)))
+            name = f"{'-' if up[axis] < 0 else ''}{'xyz'[axis]}"
+            near = f", {name} is up" if abs(up[axis]) > np.cos(np.deg2rad(MAX_TILT)) else ""
+            return f"its floor is tilted by {estimate.tilt:.0f} degrees{near}"
+        if abs(estimate.floor_height) > MAX_FLOOR_HEIGHT:
+            return f"its floor lies at z = {estimate.floor_height:.2f} m"
+        return None
+    mean_up = camera_ups.mean(0)
+    if (camera_ups[:, 2] > np.cos(np.deg2rad(MAX_TILT_DEGREES))).mean() < 0.5 and np.linalg.norm(mean_up) > 0.5:
+        axis = int(np.argmax(np.abs(mean_up)))
+        name = f"{'-' if mean_up[axis] < 0 else ''}{'xyz'[axis]}"
+        return f"the upper edges of its pictures point along {name}, not along z"
+    return None
+
+
+def measure_clamped(scene: Scene) -> float:
+    """Share of a scene's readings that lie outside of `SCENE_BOUNDS`."""
+    points = sample_points(scene)
+    low, high = np.array(SCENE_BOUNDS)
+    return float(((points < low) | (points > high)).any(-1).mean()) if len(points) else 0.0
+
+
+def check_world(scene: Scene) -> None:
+    """Warn, once per scene and process, of a world that is not upright, of pictures that lie on their side, and of
+    positions that a model will clamp; nothing is said of a scene without posed depth, or of a single view."""
+    if scene.depth_maps is None or scene.intrinsics is None or scene.cam2world is None or scene.num_views < 2:
+        return
+    fingerprint = get_fingerprint(scene, "world")
+    if fingerprint in LOOKED_AT:
+        return
+    LOOKED_AT.add(fingerprint)
+    check_bounds(scene)
+    if is_plainly_upright(scene):
+        return
+    few = take_views(scene, VIEWS)
+    estimate = find_alignment(few, sample_surface(few, CELLS))
+    doubt = describe_doubt(estimate, get_camera_ups(scene.cam2world))
+    if doubt is not None:
+        given = "came without an alignment" if scene.axis_align_matrix is None else "is not upright once it is aligned"
+        warnings.warn(
+            f"scene {scene.scene_id!r} {given}, and {doubt}: models, boxes and pictures from above expect z up and "
+            f"the floor at z = 0; {ALIGN.format(folder=scene.path or 'FOLDER')}.",
+            WorldWarning,
+            stacklevel=3,
+        )
+    elif estimate is not None and estimate.confidence >= LOW_CONFIDENCE and estimate.picture_turns:
+        warnings.warn(f"scene {scene.scene_id!r}: {estimate.describe_pictures()}.", WorldWarning, stacklevel=3)
+
+
+def check_bounds(scene: Scene) -> None:
+    """Warn of positions that a model will clamp."""
+    share = measure_clamped(scene)
+    if share > MAX_CLAMPED:
+        low, high = (", ".join(f"{value:g}" for value in bound) for bound in SCENE_BOUNDS)
+        warnings.warn(
+            f"scene {scene.scene_id!r}: {100 * share:.0f} % of its readings lie outside of scene_bounds (from {low} "
+            f"to {high} m), where positions are clamped and places cannot be told apart; give it an alignment that "
+            "brings its middle to the origin, or split it.",
+            WorldWarning,
+            stacklevel=4,
+        )
+
+
+__all__ = ["SCENE_BOUNDS", "WorldWarning", "check_bounds", "check_world", "measure_clamped"]
