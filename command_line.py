@@ -1,39 +1,73 @@
-"""How every program ends: an error is one line, a warning is one line, `--debug` shows where they came from."""
+"""What all programs share: an error is one line, `--debug` shows where it came from, numbers are checked by rules."""
 
+import argparse
+import math
+import numbers
+import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 DEBUG_HELP = "show where an error or a warning came from"
 # What bad input and a bad environment raise; anything else is a fault of the program, and its message says so.
 EXPECTED = (ValueError, OSError, ImportError, TypeError, MemoryError, EOFError)
+# An error may quote what it was given; a terminal shows this many characters of it.
+MAX_MESSAGE = 2000
+INTERRUPTED = 130
+# `name, name (`type`): what it is`, over lines that are indented further.
+ATTRIBUTE = re.compile(r"^ {8}(\w+(?:, \w+)*)[^:\n]*: (.*(?:\n {9,}.*)*)", re.MULTILINE)
+LAST_FRAME = re.compile(r"^  File \".*\", line \d+, in .*\n(?:    .*\n)*", re.MULTILINE)
 
 
 def describe_error(error: BaseException) -> str:
     """An error as one line, however many its message has."""
-    message = " ".join(str(error).split()) or type(error).__name__
+    text = get_own_message(error)
+    message = " ".join(text.split())
+    if len(message) > MAX_MESSAGE:
+        message = f"{message[:MAX_MESSAGE]} ... ({len(message)} characters; --debug shows all)"
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory ({message or 'MemoryError'})"
+    message = message or type(error).__name__
     if isinstance(error, EXPECTED):
         return message
     return f"{type(error).__name__}: {message} (unexpected: please report it, with the output of --debug)"
 
 
+def get_own_message(error: BaseException) -> str:
+    """What an error says itself: one from a worker of a data loader has the worker's traceback in its message."""
+    text = str(error)
+    if "Original Traceback (most recent call last)" not in text:
+        return text
+    # Behind the last frame and its indented code stands the error with its class.
+    behind = LAST_FRAME.split(text)[-1]
+    return re.sub(r"^[\w.]+: ", "", behind)
+
+
 def run_program(main: Callable[[], Any], argv: list[str] | None = None) -> None:
     """Run `main` and exit; with 1 and one line on stderr where it raises.
+
+    Of a program that a launcher started in several processes, the line says which one it is of.
 
     Args:
         main: takes no arguments and reads `sys.argv`, from which `--debug` is taken out first.
         argv (list of `str`, *optional*): the command line to change, `sys.argv` by default.
 
     Raises:
-        SystemExit: with 1 after an error. With `--debug` the error itself.
+        SystemExit: with 1 after an error, with 130 after Ctrl-C. With `--debug` the error itself.
     """
     argv = sys.argv if argv is None else argv
     name = Path(argv[0]).name if argv else "ross3d"
-    debug = "--debug" in argv[1:]
-    if debug:
+    if name == "__main__.py":
+        name = Path(argv[0]).parent.name
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        name = f"{name}, process {os.environ.get('RANK', 0)}"
+    if "--debug" in argv[1:]:
         argv[1:] = [word for word in argv[1:] if word != "--debug"]
         main()
         return
@@ -41,10 +75,178 @@ def run_program(main: Callable[[], Any], argv: list[str] | None = None) -> None:
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         sys.stderr.write(f"{name}: error: {describe_error(error)}\n")
         sys.exit(1)
 
 
-__all__ = ["DEBUG_HELP", "describe_error", "run_program"]
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    """Have a parser's help tell of `--debug`, which `run_program` obeys."""
+    parser.add_argument("--debug", action="store_true", help=DEBUG_HELP)
+
+
+def is_finite(value: float) -> bool:
+    """Whether a number is none of NaN and the infinities, nor a whole one too large for a float."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def list_attributes(cls: type) -> dict[str, str]:
+    """What a dataclass and those below it say of their fields under "Attributes:", as help texts."""
+    told = {}
+    for owner in reversed(cls.__mro__):
+        text = (owner.__dict__.get("__doc__") or "").partition("Attributes:")[2]
+        for names, meaning in ATTRIBUTE.findall(text):
+            told |= dict.fromkeys(names.replace(" ", "").split(","), " ".join(meaning.replace("`", "").split()))
+    return told
+
+
+@dataclass(frozen=True)
+class Number:
+    """Which numbers a setting may be; NaN, infinities and booleans are none.
+
+    Attributes:
+        whole (`bool`): no fractions.
+        least, most (number, *optional*): itself allowed.
+        above, below (number, *optional*): itself not allowed.
+    """
+
+    whole: bool = False
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __str__(self) -> str:
+        if self.least is not None and self.most is not None:
+            limits = [f"from {self.least:,} to {self.most:,}"]
+        else:
+            limits = [
+                words.format(limit)
+                for words, limit in (
+                    ("from {:,} on", self.least),
+                    ("above {:,}", self.above),
+                    ("at most {:,}", self.most),
+                    ("below {:,}", self.below),
+                )
+                if limit is not None
+            ]
+        return " ".join(["a whole number" if self.whole else "a finite number", " and ".join(limits)]).strip()
+
+    def allows(self, value: Any) -> bool:
+        kind = numbers.Integral if self.whole else numbers.Real
+        if not isinstance(value, kind) or isinstance(value, bool) or not is_finite(value):
+            return False
+        return (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuse a value that breaks the rule.
+
+        Raises:
+            ValueError: names the setting, the rule and the value.
+        """
+        if not self.allows(value):
+            raise ValueError(f"{name}: expected {self}, got {value!r}; correct it.")
+
+    def __call__(self, text: str) -> int | float:
+        """The number that a word of a command line is: `add_argument(type=...)`."""
+        try:
+            value = int(text) if self.whole else float(text)
+        except ValueError:
+            value = text
+        if not self.allows(value):
+            raise argparse.ArgumentTypeError(f"expected {self}, got {text!r}")
+        return value
+
+
+def check_fields(settings: Any, prefix: str, rules: dict[str, Number]) -> None:
+    """Refuse a dataclass of settings whose values are not of the types that its fields state.
+
+    Args:
+        settings: the dataclass.
+        prefix (`str`): stands in front of a field's name in errors, such as `data.` or `--`.
+        rules (`dict`): field -> which numbers it may be, where not every one of its type.
+
+    Raises:
+        ValueError: names the field, what is expected and the value.
+    """
+    hints = get_type_hints(type(settings))
+    for field in fields(settings):
+        check_value(f"{prefix}{field.name}", getattr(settings, field.name), hints[field.name], rules.get(field.name))
+
+
+def check_value(name: str, value: Any, hint: Any, rule: Number | None = None) -> None:
+    """Refuse a value that is not of a type: text, path, true or false, number, choice or list of texts.
+
+    What may be of several types is checked by whoever reads it.
+
+    Raises:
+        ValueError: names the setting, what is expected and the value.
+    """
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if value is None and NoneType in kinds:
+        return
+    kind, *others = [kind for kind in kinds if kind is not NoneType]
+    if others:
+        return
+    if kind in (int, float):
+        (rule or Number(whole=kind is int)).check(name, value)
+    elif get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ValueError(f"{name}: expected a choice of {get_args(kind)}, got {value!r}.")
+    elif kind in CHECKED_KINDS:
+        meaning, holds = CHECKED_KINDS[kind]
+        if not holds(value):
+            raise ValueError(f"{name}: expected {meaning}, got {value!r}; write it so.")
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+# Type of a field -> what its values are called, and what they are.
+CHECKED_KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+    str: ("a text that is not blank", is_text),
+    Path: ("a path", lambda value: isinstance(value, Path) or is_text(value)),
+    list[str]: ("a list of texts", lambda value: isinstance(value, list) and all(map(is_text, value))),
+}
+
+
+# Rules that several programs share.
+COUNT = Number(whole=True, least=1)
+COUNT_OR_NONE = Number(whole=True, least=0)
+# A row of more views than this fits into no model's context; the published one has 32.
+NUM_VIEWS = Number(whole=True, least=1, most=10_000)
+# What every generator of random numbers takes.
+SEED = Number(whole=True, least=0, below=2**32)
+RATE = Number(least=0)
+POSITIVE = Number(above=0)
+
+
+__all__ = [
+    "COUNT",
+    "COUNT_OR_NONE",
+    "DEBUG_HELP",
+    "NUM_VIEWS",
+    "POSITIVE",
+    "Number",
+    "RATE",
+    "SEED",
+    "add_debug",
+    "check_fields",
+    "check_value",
+    "describe_error",
+    "get_own_message",
+    "is_finite",
+    "list_attributes",
+    "run_program",
+]

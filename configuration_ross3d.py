@@ -15,7 +15,10 @@
 
 import difflib
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import fields
 from typing import Literal
 
@@ -50,14 +53,33 @@ LIBRARY_KEYS = frozenset(
     }
 )
 
+# How alike two names are, from 0 to 1, before one is taken for the other misspelt where names of others may stand too.
+NEAR = 0.8
+
 DENOISER_COUNTS = (
     "hidden_size", "num_hidden_layers", "intermediate_size", "num_train_timesteps", "view_image_size",
     "bev_image_size", "bev_grid_size", "latent_channels", "latent_patch_size",
 )  # fmt: skip
 
 
-def check_config_keys(config_class: type, keys, where: str) -> None:
-    """Refuse keys that neither `config_class` nor the library knows.
+# Whether a config is being read from a file or dictionary of settings, rather than written in code.
+READS_SAVED_CONFIG: ContextVar[bool] = ContextVar("READS_SAVED_CONFIG", default=False)
+
+
+@contextmanager
+def reading_saved_config() -> Iterator[None]:
+    """While it lasts, unknown keys are warned of where they would be refused."""
+    token = READS_SAVED_CONFIG.set(True)
+    try:
+        yield
+    finally:
+        READS_SAVED_CONFIG.reset(token)
+
+
+def check_config_keys(config_class: type, keys: Iterable[str], where: str) -> None:
+    """Refuse keys that neither `config_class` nor the library knows; warn of them in a config that was saved.
+
+    A saved config may hold what its user or a later version wrote into it: it loads, and all of its keys stay.
 
     Args:
         config_class (`type`): the dataclass whose fields are legal.
@@ -78,6 +100,14 @@ def check_config_keys(config_class: type, keys, where: str) -> None:
         if key in known:
             continue
         close = difflib.get_close_matches(key, sorted(known), n=1)
+        if READS_SAVED_CONFIG.get():
+            hint = f" (did you mean `{close[0]}`?)" if close else ""
+            warnings.warn(
+                f"{where}: `{key}` is no key of {config_class.__name__}{hint}; it stays in the config, and nothing"
+                " here reads it.",
+                stacklevel=2,
+            )
+            continue
         hint = f"did you mean `{close[0]}`?" if close else "remove it, or see the class for the keys it has."
         raise ValueError(f"{where}: expected keys of {config_class.__name__}, got unknown key `{key}`; {hint}")
 
@@ -100,8 +130,66 @@ def check_ranges(config, where: str, counts: Sequence[str], positive: Sequence[s
         check_choice(f"{where}{name}", value, 0 <= value < math.inf, "a finite number >= 0")
 
 
+def get_scaled_length(rope: dict, longest: int) -> int:
+    """Positions that one set of `rope_parameters` allows: `longest`, which is `max_position_embeddings`, or more."""
+    factor = None if rope.get("rope_type", "default") == "default" else rope.get("factor")
+    original = rope.get("original_max_position_embeddings") or longest
+    return max(longest, int(original * (factor or 1)))
+
+
+class SavedKeysMixin:
+    """A config whose saved form may hold keys that this version does not know; code that builds one may not."""
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As in the library; unknown keys of `config_dict` are warned of, those of `kwargs`, which are code, refused.
+
+        Raises:
+            ValueError: names the key of `kwargs` and the nearest known one.
+        """
+        check_changes(cls, config_dict, kwargs)
+        with reading_saved_config():
+            return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file):
+        """As in the library; unknown keys are warned of."""
+        with reading_saved_config():
+            return super().from_json_file(json_file)
+
+
+def find_section_class(spec: SubConfigSpec, name: str, given: dict) -> type:
+    """The class of a section, which its `model_type` says."""
+    return type(spec.create_subconfig(name, {key: given[key] for key in ("model_type",) if key in given})[0])
+
+
+def check_changes(config_class: type, saved: dict, changes: dict) -> None:
+    """Refuse misspelt keys among what code changes of a saved config.
+
+    Args:
+        config_class (`type`): of the config.
+        saved (`dict`): its saved form.
+        changes (`dict`): keyword arguments, those for somebody else among them; a section is a dictionary in it.
+
+    Raises:
+        ValueError: names the key and the nearest known one.
+    """
+    for name, spec in config_class.sub_configs_defaults.items():
+        given = changes.get(name)
+        if isinstance(given, dict):
+            before = saved.get(name) or {}
+            check_config_keys(find_section_class(spec, name, before | given), given.keys() - before.keys(), name)
+    known = [field.name for field in fields(config_class)]
+    for key in changes.keys() - saved.keys() - set(known) - LIBRARY_KEYS:
+        close = difflib.get_close_matches(key, known, n=1, cutoff=NEAR)
+        if close:
+            raise ValueError(
+                f"{config_class.__name__}: expected its own keys, got unknown key `{key}`; did you mean `{close[0]}`?"
+            )
+
+
 @strict
-class Ross3DDenoiserConfig(PreTrainedConfig):
+class Ross3DDenoiserConfig(SavedKeysMixin, PreTrainedConfig):
     r"""
     The reconstruction head: condition poolers and the diffusion transformer that rebuilds hidden views and the
     bird's-eye picture in the latent space of a frozen VAE teacher. Defaults are those of the published 7B model,
@@ -192,7 +280,7 @@ class Ross3DDenoiserConfig(PreTrainedConfig):
 
 
 @strict
-class Ross3DConfig(PreTrainedConfig):
+class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
     r"""
     A multimodal language model over posed RGB-D views of one indoor scene.
 
@@ -237,6 +325,8 @@ class Ross3DConfig(PreTrainedConfig):
         "bev_loss",
         "grounding_loss",
         "loss_counts",
+        # Of as many questions and proposals as a batch has: batches cannot be joined. `model.ground` gives them.
+        "grounding_scores",
     ]
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(
@@ -301,8 +391,9 @@ class Ross3DConfig(PreTrainedConfig):
         check_config_keys(type(self), kwargs, "Ross3DConfig")
         for name, spec in self.sub_configs_defaults.items():
             given = getattr(self, name)
-            if isinstance(given, dict):
-                check_config_keys(type(spec.create_subconfig(name, {**given})[0]), given, name)
+            # Our own section looks at its keys itself; the library's would take any.
+            if isinstance(given, dict) and spec.config_class is AutoConfig:
+                check_config_keys(find_section_class(spec, name, given), given, name)
         super().__post_init__(**kwargs)
         # The tower's pooling head is never read, so it is never built.
         self.vision_config.vision_use_head = False
@@ -353,6 +444,20 @@ class Ross3DConfig(PreTrainedConfig):
     def tokens_per_view(self) -> int:
         """Placeholders of one view: h rows of w tokens, each row closed by the newline vector (210 published)."""
         return self.view_grid_size * (self.view_grid_size + 1)
+
+    @property
+    def context_length(self) -> int:
+        """How many positions a row may have.
+
+        `max_position_embeddings`, or more where `rope_parameters` scale the positions (YaRN and others): `factor`
+        times the length before scaling, which linear and dynamic scaling have in `max_position_embeddings` itself.
+        """
+        longest = self.text_config.max_position_embeddings
+        rope = self.text_config.rope_parameters or {}
+        # One set of parameters, or one a layer type.
+        nested = self.text_config.nested_rope_parameter_keys(rope)
+        limits = [get_scaled_length(rope[key], longest) for key in nested if rope[key]]
+        return min(limits) if limits else get_scaled_length(rope, longest)
 
 
 Ross3DConfig.register_for_auto_class()

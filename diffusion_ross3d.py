@@ -22,6 +22,7 @@ Sources: squared-cosine schedule of Improved DDPM (arXiv 2102.09672), v-predicti
 import math
 from collections.abc import Callable
 from itertools import accumulate
+from numbers import Integral
 
 import torch
 
@@ -42,22 +43,55 @@ def get_alphas_cumprod(betas: torch.Tensor) -> torch.Tensor:
     return torch.cumprod(1.0 - betas, dim=0)
 
 
-def space_timesteps(num_train_timesteps: int, num_inference_steps: int) -> list[int]:
+def space_timesteps(num_train_timesteps: int, num_inference_steps: int | str) -> list[int]:
     """Evenly spaced timesteps, first 0 and last T - 1, ascending; rounded half to even.
 
+    Args:
+        num_train_timesteps (`int`): length T of the training schedule.
+        num_inference_steps (`int` or `str`): how many timesteps to keep. A text such as "5,3" divides the schedule
+            into as many equal sections as it has numbers and keeps so many timesteps of each, earliest section first;
+            the first T mod n sections are one timestep longer. A section of which one timestep is kept keeps its
+            first. The rule is that of Improved DDPM (arXiv 2102.09672). The number 1 keeps the last timestep, since
+            sampling has to begin there; the text "1" keeps the first, as published.
+
     Raises:
-        ValueError: if `num_inference_steps` is not in [1, T].
+        ValueError: for a text that is not made of whole numbers, and for more timesteps than a section has.
     """
-    if not 1 <= num_inference_steps <= num_train_timesteps:
-        raise ValueError(
-            f"num_inference_steps: expected 1..{num_train_timesteps} (the training schedule's length), got"
-            f" {num_inference_steps}; ask for fewer sampler steps."
-        )
-    if num_inference_steps == 1:
-        return [num_train_timesteps - 1]
-    # Summed rather than multiplied, as the release does: the rounding of halves depends on it.
-    stride = (num_train_timesteps - 1) / (num_inference_steps - 1)
-    return [round(place) for place in accumulate([0.0] + [stride] * (num_inference_steps - 1))]
+    if isinstance(num_inference_steps, str):
+        sections = num_inference_steps.split(",")
+        if not all(section.strip().isdecimal() for section in sections):
+            raise ValueError(
+                "num_inference_steps: expected a whole number, or whole numbers separated by commas such as '5,3', got"
+                f" {num_inference_steps!r}; give how many timesteps each section of the schedule keeps."
+            )
+        counts = [int(section) for section in sections]
+    else:
+        if not isinstance(num_inference_steps, Integral) or isinstance(num_inference_steps, bool):
+            raise ValueError(
+                f"num_inference_steps: expected a whole number, got {num_inference_steps!r}; ask for a whole number of"
+                " sampler steps."
+            )
+        counts = [num_inference_steps]
+        if not isinstance(num_inference_steps, Integral) or isinstance(num_inference_steps, bool):
+            raise ValueError(
+                f"num_inference_steps: expected 1..{num_train_timesteps} (the training schedule's length), got"
+                f" {num_inference_steps!r}; ask for a whole number of sampler steps."
+            )
+    size, longer = divmod(num_train_timesteps, len(counts))
+    start, timesteps = 0, []
+    for section, count in enumerate(counts):
+        length = size + (section < longer)
+        if not 1 <= count <= length:
+            whole = "the training schedule's length" if len(counts) == 1 else f"the length of section {section}"
+            raise ValueError(
+                f"num_inference_steps: expected 1..{length} ({whole}), got {count}; ask for a whole number of sampler"
+                " steps."
+            )
+        # Summed rather than multiplied, as the release does: the rounding of halves depends on it.
+        stride = (length - 1) / (count - 1) if count > 1 else 0.0
+        timesteps += [start + round(place) for place in accumulate([0.0] + [stride] * (count - 1))]
+        start += length
+    return [num_train_timesteps - 1] if num_inference_steps == 1 else timesteps
 
 
 def respace_betas(alphas_cumprod: torch.Tensor, timesteps: list[int]) -> torch.Tensor:
@@ -143,7 +177,7 @@ def sample_latents(
     draw_noise: Callable[[int], torch.Tensor],
     *,
     num_train_timesteps: int,
-    num_inference_steps: int,
+    num_inference_steps: int | str,
     prediction_type: str,
     clip: bool = False,
     large_variance: bool = False,
@@ -157,7 +191,7 @@ def sample_latents(
         noise (n, C, h, w): where the chain begins.
         draw_noise: called with the position in the respaced schedule (S - 1 down to 0); returns the step's noise.
         num_train_timesteps (`int`): length T of the training schedule.
-        num_inference_steps (`int`): steps S to take.
+        num_inference_steps (`int` or `str`): steps S to take, see `space_timesteps`.
         prediction_type (`str`): `"epsilon"` or `"v_prediction"`.
         clip (`bool`): clip predicted latents to [-1, 1] (published; latents are not bounded, so ours does not).
         large_variance (`bool`): see `step_ancestral`.
@@ -171,7 +205,7 @@ def sample_latents(
     timesteps = space_timesteps(num_train_timesteps, num_inference_steps)
     betas = respace_betas(alphas_cumprod, timesteps)
     sample = noise
-    for index in reversed(range(num_inference_steps)):
+    for index in reversed(range(len(timesteps))):
         t = torch.full((sample.shape[0],), timesteps[index], dtype=torch.long, device=sample.device)
         latents = predict_latents(sample, predict(sample, t), alphas_cumprod[timesteps[index]], prediction_type)
         if clip:

@@ -1,12 +1,13 @@
 """Evaluate a model on benchmarks: one loop, the task is a value.
 
     accelerate launch eval.py --model DIR_OR_REPO --task rooms[,reconstruction] --data DIR --output DIR
-        [--limit SCENES] [--blind true] [--spatial-instruction true|false]
+        [--limit SCENES] [--blind true] [--spatial-instruction true|false] [--geometry-mode MODE] [--debug]
 
 Writes `predictions.jsonl` (and `reconstruction.jsonl`), `metrics.json`, `timing.json` and `report.html`. An evaluation
 that was cut off goes on where it was when it is started again with the same settings; the files are the same then.
 """
 
+import argparse
 import contextlib
 import copy
 import hashlib
@@ -18,20 +19,21 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from transformers import AutoProcessor, HfArgumentParser, set_seed
+from transformers import HfArgumentParser, set_seed
 
+from ross3d.command_line import add_debug, list_attributes, run_program
 from ross3d.data.ahead import iterate_ahead
-from ross3d.data.annotations import find_annotations, load_annotations
+from ross3d.data.annotations import Annotation, find_annotations, load_annotations
 from ross3d.data.dataset import get_row_seed
 from ross3d.data.kept import describe_file, describe_source
 from ross3d.data.sources import get_reading, read_scene
 from ross3d.metrics.meteor import Meteor, check_meteor
-from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
+from ross3d.processing_ross3d import GeometryMode
 from ross3d.report.run import write_run_page
 from ross3d.report.summary import format_summary
 from ross3d.scenes.questions import lookup_baseline, make_proposals
@@ -41,8 +43,11 @@ from ross3d.tasks.records import RecordStore, group_items, write_json
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 from ross3d.training.arguments import flatten_settings
 from ross3d.training.card import get_commit
+from ross3d.training.checkpoint import check_lengths, find_checkpoint, load_processor
+from ross3d.training.loading import load_model as read_weights
 
 
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 TASKS: dict[str, Task] = find_tasks()
 
 
@@ -56,7 +61,10 @@ class EvalArguments(EvalSettings):
         data (`Path`): folder with scenes and annotations.
         output (`Path`): where the files go.
         spatial_instruction (`bool`, *optional*): overrides the setting that was saved with the model.
-        dtype (`str`): what the model is loaded in.
+        geometry_mode (`str`, *optional*): overrides the setting that was saved with the model: how views are cut and
+            depth is pooled. `published` reads no picture that is higher than wide, `valid_depth` reads all.
+        dtype (`str`): what the model is loaded in; `auto`: as it was saved.
+        allow_missing_weights (`bool`): draw weights that the checkpoint lacks at random, where it is refused else.
         meteor (`bool`): score captions by METEOR as well, which needs Java and `pip install pycocoevalcap`.
         report (`bool`): whether to write the page.
     """
@@ -66,7 +74,9 @@ class EvalArguments(EvalSettings):
     data: Path = field(kw_only=True)
     output: Path = field(kw_only=True)
     spatial_instruction: bool | None = None
-    dtype: str = "auto"
+    geometry_mode: GeometryMode | None = None
+    dtype: Dtype = "auto"
+    allow_missing_weights: bool = False
     meteor: bool = False
     report: bool = True
 
@@ -102,13 +112,14 @@ def hash_file(path: Path) -> str:
 
 def load_model(arguments: EvalArguments, tasks: list[Task], device: torch.device) -> tuple[Any, Any]:
     """Model and processor, ready to answer; the teacher comes along where pictures are to be decoded."""
-    processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
+    folder = find_checkpoint(arguments.model)
+    processor = load_processor(folder, arguments.geometry_mode)
     if arguments.spatial_instruction is not None:
         processor.spatial_instruction = arguments.spatial_instruction
-    model = Ross3DForConditionalGeneration.from_pretrained(arguments.model, dtype=arguments.dtype)
+    model = read_weights(folder, dtype=arguments.dtype, allow_missing=arguments.allow_missing_weights)
     model = model.to(device).eval()
     if reconstruction.TASK in tasks:
-        teacher = Path(arguments.model) / "teacher"
+        teacher = folder / "teacher"
         if not teacher.is_dir():
             raise ValueError(
                 f"--task reconstruction: expected the VAE teacher in {teacher}, got no such folder; evaluate a"
@@ -125,6 +136,7 @@ def describe_settings(
     values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(arguments).items()}
     # Where the answers go, and what is made of them, changes none of them.
     del values["output"], values["report"], values["meteor"]
+    values["geometry_mode"] = processor.geometry_mode
     values["spatial_instruction"] = bool(processor.spatial_instruction)
     values["view_size"] = processor.view_size
     values["generation"] = {"do_sample": False, "num_beams": 1}
@@ -234,7 +246,18 @@ def main(arguments: EvalArguments) -> dict[str, Any]:
     settings = EvalSettings(**{f.name: getattr(arguments, f.name) for f in fields(EvalSettings)})
     items = {task.name: task.load_items(arguments.data, task.fill_settings(settings)) for task in tasks}
     model, processor = load_model(arguments, tasks, state.device)
-    read_views = partial(read_scene, **get_reading(arguments.num_views, arguments.decode, processor.view_size))
+    for task in tasks:
+        asked = [item for item in items[task.name] if isinstance(item, Annotation)]
+        check_lengths(asked, processor, f"--task {task.name}")
+    reading = get_reading(
+        arguments.num_views,
+        arguments.decode,
+        processor.view_size,
+        arguments.rotate,
+        arguments.max_excluded,
+        arguments.allow_outside,
+    )
+    read_views = partial(read_scene, **reading)
     context = EvalContext(
         model=model,
         processor=processor,
@@ -318,10 +341,19 @@ def write_results(
     return metrics
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The page as it is written, and defaults."""
+
+
 def parse_arguments(argv: list[str] | None = None) -> EvalArguments:
-    (arguments,) = HfArgumentParser(EvalArguments).parse_args_into_dataclasses(argv)
+    parser = HfArgumentParser(EvalArguments, description=__doc__, formatter_class=HelpFormatter)
+    told = list_attributes(EvalArguments)
+    for action in parser._actions:
+        action.help = told.get(action.dest, action.help)
+    add_debug(parser)
+    arguments, *_ = parser.parse_args_into_dataclasses(argv)
     return arguments
 
 
 if __name__ == "__main__":
-    main(parse_arguments())
+    run_program(lambda: main(parse_arguments()))

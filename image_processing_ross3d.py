@@ -18,21 +18,37 @@ to turn them. `turn_upright` does so; where cameras or depth maps belong to the 
 `get_stored_turns` says by how much those have to be turned along (`geometry_ross3d.turn_cameras`).
 """
 
+import base64
 import os
 import stat
+import struct
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
+import numpy as np
 from PIL import Image, ImageOps
+from transformers.image_utils import load_image
 
 
 # A picture with more pixels (a phone's 50 megapixels pass), or one this many times longer than wide, is refused before
 # memory is taken for it.
 MAX_PICTURE_PIXELS = 64_000_000
-MAX_PICTURE_ASPECT = 10.0
+MAX_PICTURE_ASPECT = 20.0
 ORIENTATION_TAG = 0x0112
+# Seconds that a server may take for each part of its answer.
+DOWNLOAD_TIMEOUT = 60.0
+# What PIL raises for the damaged files of its many formats.
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error)
 # Quarter turns, counter-clockwise, that bring stored pixels upright; the other orientations (2, 4, 5, 7) also mirror.
 STORED_TURNS = {1: 0, 3: 2, 6: 3, 8: 1}
+
+
+def shorten(text: str, limit: int = 200) -> str:
+    """A text for an error message: its beginning and its end, where it is longer than `limit` letters."""
+    return text if len(text) <= limit else f"{text[: limit - 40]} ... {text[-20:]}"
 
 
 def check_regular_file(file: str | os.PathLike, name: str) -> Path:
@@ -47,7 +63,8 @@ def check_regular_file(file: str | os.PathLike, name: str) -> Path:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{name}: the file {path} does not exist; correct the path.") from error
     except (OSError, ValueError) as error:
-        raise ValueError(f"{name}: expected a path to a file, got {str(path)[:200]!r} ({error}).") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{name}: expected a path to a file, got {shorten(str(path))!r} ({reason}).") from None
     if not stat.S_ISREG(mode):
         kind = "folder" if stat.S_ISDIR(mode) else "pipe, socket or device"
         raise ValueError(f"{name}: expected a regular file, got the {kind} {path}; give the path of a picture.")
@@ -101,6 +118,81 @@ def open_picture(source: str | os.PathLike | BinaryIO | Image.Image, name: str) 
     return picture
 
 
+def open_named_picture(text: str, name: str) -> Image.Image:
+    """Open what a string names, as the library's `load_image` understands it.
+
+    `http://` and `https://` addresses are downloaded by `load_image` itself, which turns pictures upright and drops
+    their tag. `file://`, paths, data URIs (`data:image/jpeg;base64,...`) and bare base64 are opened here, within the
+    limits of `open_picture`.
+
+    Raises:
+        FileNotFoundError: a path that leads nowhere. ValueError: whatever is no picture; never shows the data.
+    """
+    scheme = text[:8].lower()
+    if scheme.startswith(("http://", "https://")):
+        return _download_picture(text, name)
+    if scheme.startswith("data:"):
+        content = _decode_base64(text.partition(",")[2])
+        if not content:
+            raise ValueError(
+                f"{name}: expected a picture in a data URI ('data:image/jpeg;base64,' and its base64), got"
+                f" {len(text)} letters that are none: {shorten(text, 60)!r}; encode the whole file again."
+            )
+        return open_picture(BytesIO(content), name)
+    if scheme.startswith("file://"):
+        address = urlparse(text)
+        if address.netloc not in ("", "localhost"):
+            raise ValueError(
+                f"{name}: expected file:///path/of/a/picture on this machine, got {shorten(text)!r}; pass its path."
+            )
+        return open_picture(url2pathname(address.path), name)
+    # Paths have a dot, and the base64 of a picture is longer than this.
+    content = _decode_base64(text) if len(text) > 40 and not os.path.exists(text) else None
+    return open_picture(BytesIO(content) if content else text, name)
+
+
+def _download_picture(address: str, name: str) -> Image.Image:
+    try:
+        picture = load_image(address, timeout=DOWNLOAD_TIMEOUT)
+    # Besides PIL's, all errors of the network; each is told with the name of what could not be had.
+    except Exception as error:
+        raise ValueError(
+            f"{name}: expected a picture at {shorten(address)!r}, got {shorten(str(error))}; check the address, or"
+            " download the picture and pass its path."
+        ) from error
+    check_picture_size(picture.size, name)
+    return picture
+
+
+def _decode_base64(text: str) -> bytes | None:
+    """The bytes that a text of base64 stands for, or None where it is none."""
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except ValueError:
+        return None
+
+
+def decode_upright(picture: Image.Image, name: str) -> np.ndarray:
+    """Pixels, uint8 (H, W, 3), of a picture as its orientation tag says it is to be seen.
+
+    The largest picture within the limits takes 0.9 GB while it is decoded and turned.
+
+    Raises:
+        ValueError: a picture of 16 bits or floats, and one that is truncated or damaged, by the name of its file.
+    """
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError(
+            f"{name}: expected a colour picture, got PIL mode {picture.mode}; 16-bit pictures are depth: pass them in"
+            " metres as depth_maps."
+        )
+    try:
+        upright = turn_upright(picture)
+        return np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"))
+    except DAMAGED as error:
+        file = getattr(picture, "filename", "") or "the picture"
+        raise ValueError(f"{name}: expected a readable picture, got {file}: {error}; restore the file.") from error
+
+
 def _looks_like_heic(source: Path | BinaryIO) -> bool:
     """Whether a file begins as HEIC and HEIF pictures do."""
     if isinstance(source, Path):
@@ -127,6 +219,12 @@ def get_stored_turns(picture: Image.Image) -> int | None:
     return STORED_TURNS.get(get_orientation(picture))
 
 
+def get_upright_size(picture: Image.Image) -> tuple[int, int]:
+    """Height and width of a picture once it is turned upright; nothing is decoded."""
+    width, height = picture.size
+    return (width, height) if get_orientation(picture) >= 5 else (height, width)
+
+
 def turn_upright(picture: Image.Image) -> Image.Image:
     """The picture as its EXIF orientation says it is to be seen; the tag is gone then."""
     return picture if get_orientation(picture) == 1 else ImageOps.exif_transpose(picture)
@@ -137,8 +235,12 @@ __all__ = [
     "MAX_PICTURE_PIXELS",
     "check_picture_size",
     "check_regular_file",
+    "decode_upright",
     "get_orientation",
     "get_stored_turns",
+    "get_upright_size",
+    "open_named_picture",
     "open_picture",
+    "shorten",
     "turn_upright",
 ]

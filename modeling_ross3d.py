@@ -18,11 +18,14 @@ Shapes: B scenes, V views (R real views of all scenes together), N = h*w tokens 
 L sequence, D width, K proposals, Q questions of a scene, H W pixels.
 """
 
+import os
+import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
@@ -31,8 +34,10 @@ from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import maybe_autocast
 
@@ -44,7 +49,9 @@ from .attention_ross3d import (
     shares_prefixes,
 )
 from .configuration_ross3d import Ross3DConfig
+from .diffusion_ross3d import space_timesteps
 from .geometry_ross3d import check_shape, get_sin3d_embedding, quantize_coords, unpack_patches
+from .inputs_ross3d import check_inputs
 from .reconstruction_ross3d import (
     Ross3DReconstructionHead,
     SceneStates,
@@ -65,10 +72,24 @@ AUTO_MAP = {
     "AutoConfig": "configuration_ross3d.Ross3DConfig",
     "AutoModel": "modeling_ross3d.Ross3DForConditionalGeneration",
     "AutoModelForImageTextToText": "modeling_ross3d.Ross3DForConditionalGeneration",
+    "AutoModelForMultimodalLM": "modeling_ross3d.Ross3DForConditionalGeneration",
 }
 
 # Order of the counts in `num_items_in_batch` and `loss_counts`.
 LOSS_NAMES = ("lm_loss", "view_loss", "bev_loss", "grounding_loss")
+
+
+@dataclass
+class Ross3DImageFeatures(BaseModelOutputWithPooling):
+    """
+    Attributes:
+        last_hidden_state (`torch.FloatTensor` of shape `(R, P, Dv)`): what the vision tower returns, of its own width.
+        pooler_output (`torch.FloatTensor` of shape `(R, N, D)`): the views' tokens for the language model.
+        patch_features (`torch.FloatTensor` of shape `(R, P, D)`): projected patches, before pooling.
+        hidden_states, attentions: of the tower's layers.
+    """
+
+    patch_features: torch.FloatTensor | None = None
 
 
 @dataclass
@@ -117,6 +138,14 @@ class Ross3DOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
+def name_auto_classes(config: Ross3DConfig) -> None:
+    """Write into a config, in place, which Auto classes find this code; names that it has already stay."""
+    given = getattr(config, "auto_map", None) or {}
+    # Of a checkpoint that was loaded from the Hub: `REPO--file.Class`.
+    repository = "".join(given.get("AutoModel", "").rpartition("--")[:2])
+    config.auto_map = {name: f"{repository}{place}" for name, place in AUTO_MAP.items()} | given
+
+
 def pad_views(flat: torch.Tensor, real: tuple[torch.Tensor, ...], view_mask: torch.Tensor) -> torch.Tensor:
     """Real views (R, ...) -> (B, V, ...), zero for padding, on the device of the mask.
 
@@ -126,6 +155,54 @@ def pad_views(flat: torch.Tensor, real: tuple[torch.Tensor, ...], view_mask: tor
     padded = flat.new_zeros(*view_mask.shape, *flat.shape[1:], device=view_mask.device)
     padded[real] = flat.to(view_mask.device)
     return padded
+
+
+def check_finite(name: str, tensor: torch.Tensor, used: torch.Tensor) -> None:
+    """Refuse NaN and infinities, which would become positions and features like any others.
+
+    Args:
+        name (`str`): what the error calls the tensor.
+        tensor (B, ...): the numbers.
+        used (`torch.BoolTensor`, broadcast to the tensor): where they count; padding may hold anything.
+
+    Raises:
+        ValueError: names the first row that has them.
+    """
+    broken = (~tensor.isfinite() & used).flatten(1).any(dim=1)
+    if bool(broken.any()):
+        raise ValueError(
+            f"{name}: expected finite numbers, got NaN or infinity in row {int(broken.nonzero()[0])}; look at the"
+            " scene that it was made of."
+        )
+
+
+class TakePart(torch.autograd.Function):
+    """The first tensor, to the bit; the others get gradients of zero."""
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        ctx.others = [(other.shape, other.dtype, other.device) for other in others]
+        return tensor.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        zeros = [torch.zeros((), dtype=dtype, device=device).expand(shape) for shape, dtype, device in ctx.others]
+        return gradient, *zeros
+
+
+def take_part(tensor: torch.Tensor, *others: Any) -> torch.Tensor:
+    """`tensor` as it is, in whose gradient all others that have one take part, with nothing.
+
+    Weights in shards are fetched again for each output of a module that a gradient reaches. An output that is used on
+    one process and not on another would make them wait for each other for ever.
+    """
+    others = [other for other in others if isinstance(other, torch.Tensor) and other.requires_grad]
+    return TakePart.apply(tensor, *others) if others else tensor
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether processes hold pieces of the weights (ZeRO-3, FSDP2), which all of them gather when a module runs."""
+    return hasattr(next(model.parameters()), "ds_id") or hasattr(model, "reshard")
 
 
 def read_float32(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -232,8 +309,9 @@ class Ross3DGroundingHead(nn.Module):
         self, queries: torch.Tensor, proposal_features: torch.Tensor, proposal_mask: torch.Tensor
     ) -> torch.Tensor:
         """Scores (B, Q, K + 1) for queries (B, Q, D), proposals (B, K, D) and their mask (B, K), -inf at padding."""
-        proposal_features = proposal_features.to(queries.dtype)
-        no_target = self.no_target.expand(queries.shape[0], 1, -1).to(queries.dtype)
+        # In float16 the library keeps this head in float32.
+        queries, proposal_features = queries.to(self.no_target.dtype), proposal_features.to(self.no_target.dtype)
+        no_target = self.no_target.expand(queries.shape[0], 1, -1)
         candidates = self.proposal_mlp(torch.cat([proposal_features, no_target], dim=1))
         scores = self.query_mlp(queries) @ candidates.transpose(1, 2)
         padding = F.pad(~proposal_mask, (0, 1), value=False)
@@ -259,8 +337,8 @@ class Ross3DPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # The denoising losses are float32 work, whatever the rest is loaded in.
-    _keep_in_fp32_modules_strict = ["reconstruction_head"]
+    # A step of an answer on a cache of fixed length is one graph.
+    _can_compile_fullgraph = True
     # A loss of ours is a mean over answers or scenes, never over tokens: a stock Trainer divides it by its steps.
     accepts_loss_kwargs = False
 
@@ -312,8 +390,8 @@ class Ross3DModel(Ross3DPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs,
-    ) -> BaseModelOutputWithPooling:
-        """Encode views: tower without its post-norm, projector, bilinear pooling to half the grid.
+    ) -> Ross3DImageFeatures:
+        """Encode views: tower, projector (which reads the tower before its post-norm), pooling to half the grid.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(B, V, 3, H, W)` or `(R, 3, H, W)`): normalised views.
@@ -322,8 +400,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
                 what `vision_config` says.
 
         Returns:
-            `last_hidden_state` (R, P, D): projected patches; `pooler_output` (R, N, D): pooled tokens;
-            `hidden_states` and `attentions` of the tower's layers when asked for.
+            see `Ross3DImageFeatures`; `hidden_states` and `attentions` when asked for.
         """
         if pixel_values.dim() == 5:
             pixel_values = pixel_values.flatten(0, 1) if view_mask is None else pixel_values[view_mask]
@@ -350,14 +427,16 @@ class Ross3DModel(Ross3DPreTrainedModel):
             embedded = self.vision_tower.embeddings(pixel_values)
             patches = self.vision_tower.encoder(inputs_embeds=embedded).last_hidden_state
             hidden_states, attentions = None, None
+        states = self.vision_tower.post_layernorm(patches)
         if self.training:
-            # Published weights have a post-norm that nothing reads; with nothing it takes part, so that no parameter
+            # Nothing else reads the post-norm of published weights; with nothing it takes part, so that no parameter
             # of a tower in training is without a gradient.
-            patches = patches + 0.0 * self.vision_tower.post_layernorm(patches[:1, :1]).sum()
+            patches = patches + 0.0 * states[:1, :1].sum()
         projected = self.multi_modal_projector(patches)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=projected,
+        return Ross3DImageFeatures(
+            last_hidden_state=states,
             pooler_output=self.pool_patches(projected),
+            patch_features=projected,
             hidden_states=hidden_states,
             attentions=attentions,
         )
@@ -405,24 +484,52 @@ class Ross3DModel(Ross3DPreTrainedModel):
         newline = self.image_newline.to(tokens).expand(rows.shape[0], grid, 1, -1)
         return torch.cat([rows, newline], dim=2).flatten(1, 2)
 
-    def get_placeholder_mask(
-        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, view_mask: torch.Tensor
+    def find_placeholders(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+        """Which positions (B, L) hold visual tokens."""
+        if input_ids is not None:
+            return input_ids == self.config.image_token_id
+        image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
+        return (inputs_embeds == self.get_input_embeddings()(image_token)).all(dim=-1)
+
+    def get_view_mask(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor,
+        pixel_values: torch.Tensor | None,
+        patch_coords: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Which positions (B, L) hold visual tokens; checked row by row against the number of real views."""
-        if input_ids is None:
-            image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
-            mask = (inputs_embeds == self.get_input_embeddings()(image_token)).all(dim=-1)
-        else:
-            mask = input_ids == self.config.image_token_id
+        """Which views are real (B, V) where nobody says: all that have pixels, or as many as have placeholders."""
+        if pixel_values is not None:
+            return torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
+        counts = self.find_placeholders(input_ids, inputs_embeds).sum(dim=1) // self.config.tokens_per_view
+        num_views = int(counts.max()) if patch_coords is None else patch_coords.shape[1]
+        return torch.arange(num_views, device=counts.device) < counts[:, None]
+
+    def get_placeholder_mask(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor,
+        view_mask: torch.Tensor,
+        numbers: Sequence[tuple[str, torch.Tensor, torch.Tensor]] = (),
+    ) -> torch.Tensor:
+        """Which positions (B, L) hold visual tokens; checked row by row against the number of real views.
+
+        `numbers` are tensors that have to be finite where the mask behind them is True: name, tensor, mask. A GPU
+        tells the host about all of this at once.
+        """
+        mask = self.find_placeholders(input_ids, inputs_embeds)
         wanted = view_mask.sum(dim=1) * self.config.tokens_per_view
         found = mask.sum(dim=1).to(wanted.device)
-        if not torch.equal(wanted, found):
-            raise ValueError(
-                f"input_ids: expected {wanted.tolist()} image placeholders (id {self.config.image_token_id}) per row,"
-                f" {self.config.tokens_per_view} for each of {view_mask.sum(dim=1).tolist()} views, got"
-                f" {found.tolist()}; build rows with this model's processor."
-            )
-        return mask
+        finite = [(tensor.isfinite() | ~used).all().to(wanted.device) for _, tensor, used in numbers]
+        if wanted.shape == found.shape and bool(torch.stack([(wanted == found).all(), *finite]).all()):
+            return mask
+        for name, tensor, used in numbers:
+            check_finite(name, tensor, used)
+        raise ValueError(
+            f"input_ids: expected {wanted.tolist()} image placeholders (id {self.config.image_token_id}) per row,"
+            f" {self.config.tokens_per_view} for each of {view_mask.sum(dim=1).tolist()} views, got"
+            f" {found.tolist()}; build rows with this model's processor."
+        )
 
     def add_query_positions(
         self,
@@ -443,12 +550,12 @@ class Ross3DModel(Ross3DPreTrainedModel):
         question = torch.zeros_like(input_ids) if segment_ids is None else (segment_ids - 1).clamp(min=0)
         question = question.clamp(max=query_coords.shape[1] - 1)
         points = torch.gather(query_coords, 1, question[..., None].expand(-1, -1, 3))  # (B, L, 3)
-        given = ~torch.isnan(points).any(dim=-1)
+        given = points.isfinite().all(dim=-1)
         if bool((is_coord & ~given).any()):
-            row = int((is_coord & ~given).any(dim=1).nonzero()[0])
+            row, place = (is_coord & ~given).nonzero()[0].tolist()
             raise ValueError(
-                f"query_coords: expected a point for the <coord> of row {row}, got NaN; pass query_coords for every"
-                " question that names <coord>."
+                f"query_coords: expected a point for the <coord> of row {row}, got {points[row, place].tolist()}; pass"
+                " query_coords for every question that names <coord>, finite and in metres."
             )
         positions = self.get_position_embedding(points.nan_to_num(), is_coord & given)
         return inputs_embeds + positions.to(inputs_embeds)
@@ -487,20 +594,11 @@ class Ross3DModel(Ross3DPreTrainedModel):
         )
         return mask, positions, {}
 
-    def check_scene_inputs(self, pixel_values, view_mask, patch_coords, patch_valid, bool_masked_views) -> None:
-        """Refuse tensors of a scene that do not belong together."""
-        grid = self.config.view_grid_size
-        views = tuple(pixel_values.shape[:2])
-        hint = "build rows with this model's processor."
-        check_shape("pixel_values", pixel_values, ("B", "V", 3, "S", "S"), hint)
-        if view_mask is not None:
-            check_shape("view_mask", view_mask, views, hint)
-        if patch_coords is not None:
-            check_shape("patch_coords", patch_coords, (*views, grid, grid, 3), hint)
-        if patch_valid is not None:
-            check_shape("patch_valid", patch_valid, (*views, grid, grid), hint)
-        if bool_masked_views is not None:
-            check_shape("bool_masked_views", bool_masked_views, views, "pass one value a view, True = hidden.")
+    def get_blank_views(self, num_rows: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Padding (B, 1, 3, S, S) and its mask (B, 1), all False, for rows without views."""
+        size = self.config.vision_config.image_size
+        pixel_values = torch.zeros(num_rows, 1, 3, size, size, dtype=self.vision_tower.dtype, device=device)
+        return pixel_values, torch.zeros(num_rows, 1, dtype=torch.bool, device=device)
 
     def check_length(self, length: int, past_key_values: Cache | None) -> None:
         """Refuse rows over the context limit, those in the cache included."""
@@ -509,7 +607,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         length += seen if isinstance(seen, int) else 0
         if isinstance(past_key_values, SharedPrefixCache):
             length += past_key_values.longest_prefix
-        limit = self.config.text_config.max_position_embeddings
+        limit = self.config.context_length
         if length > limit:
             raise ValueError(
                 f"input_ids: expected at most {limit} positions (max_position_embeddings), got {length}; use fewer"
@@ -531,9 +629,16 @@ class Ross3DModel(Ross3DPreTrainedModel):
         patch_valid: torch.BoolTensor | None = None,
         bool_masked_views: torch.BoolTensor | None = None,
         query_coords: torch.FloatTensor | None = None,
+        mm_encoder_outputs: dict[str, Ross3DImageFeatures] | None = None,
         **kwargs,
     ) -> Ross3DModelOutput:
         """Shapes as in the processor's output; see `Ross3DForConditionalGeneration.forward`."""
+        batch = {
+            "input_ids": input_ids, "segment_ids": segment_ids, "pixel_values": pixel_values, "view_mask": view_mask,
+            "bool_masked_views": bool_masked_views, "patch_coords": patch_coords, "patch_valid": patch_valid,
+            "query_coords": query_coords,
+        }  # fmt: skip
+        check_inputs(batch, h=self.config.view_grid_size)
         unknown = sorted(kwargs.keys() - LIBRARY_KEYS)
         if unknown:
             raise TypeError(
@@ -563,26 +668,49 @@ class Ross3DModel(Ross3DPreTrainedModel):
         if query_coords is not None:
             inputs_embeds = self.add_query_positions(inputs_embeds, input_ids, segment_ids, query_coords)
         extras = {}
-        if pixel_values is not None:
+        images = (mm_encoder_outputs or {}).get("image")
+        has_views = pixel_values is not None or images is not None
+        if has_views:
+            if images is not None and pixel_values is not None:
+                raise ValueError(
+                    "mm_encoder_outputs: expected no pixel_values beside the features of views, got both; leave one"
+                    " of them out."
+                )
             if view_mask is None:
-                view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
-            self.check_scene_inputs(pixel_values, view_mask, patch_coords, patch_valid, bool_masked_views)
-            placeholders = self.get_placeholder_mask(input_ids, inputs_embeds, view_mask)
+                view_mask = self.get_view_mask(input_ids, inputs_embeds, pixel_values, patch_coords)
+            numbers = []
+            if pixel_values is not None:
+                numbers.append(("pixel_values", pixel_values, view_mask[..., None, None, None]))
+            if patch_coords is not None:
+                patch_coords = read_float32("patch_coords", patch_coords)
+                used = view_mask[..., None, None] if patch_valid is None else patch_valid & view_mask[..., None, None]
+                numbers.append(("patch_coords", patch_coords, used[..., None]))
+            placeholders = self.get_placeholder_mask(input_ids, inputs_embeds, view_mask, numbers)
             # Once, before the tower runs: a GPU has to tell the host where masks are True (docs/CONTRACT_TESTS.md).
             real, slots = view_mask.nonzero(as_tuple=True), placeholders.nonzero(as_tuple=True)
-            images = self.get_image_features(pixel_values[real], return_dict=True)
+            num_views = len(real[0])
+            if images is None:
+                views = pixel_values[real]
+                if not num_views:
+                    # Text alone: the tower sees a blank view, of which nothing is kept, so that its weights take part.
+                    views = pixel_values.new_zeros(1, *pixel_values.shape[2:])
+                images = self.get_image_features(views, return_dict=True)
+            else:
+                shape = (num_views, self.config.view_grid_size**2, inputs_embeds.shape[-1])
+                check_shape("mm_encoder_outputs", images.pooler_output, shape, "pass what get_image_features returns.")
+            pooled, patches = images.pooler_output[:num_views], images.patch_features[:num_views]
             positions, hidden = None, None
             if patch_coords is not None:
-                coords, valid = read_float32("patch_coords", patch_coords)[real].flatten(1, 2), None
+                coords, valid = patch_coords[real].flatten(1, 2), None
                 if patch_valid is not None:
                     valid = patch_valid[real].flatten(1, 2)
                 positions = self.get_position_embedding(coords, valid)
             if bool_masked_views is not None:
                 hidden = bool_masked_views[real]
-            visual = self.get_visual_embeddings(images.pooler_output, positions, hidden)
+            visual = self.get_visual_embeddings(pooled, positions, hidden)
             visual = visual.to(inputs_embeds.device, inputs_embeds.dtype)
             inputs_embeds = inputs_embeds.masked_scatter(placeholders[..., None].to(inputs_embeds.device), visual)
-            extras["patch_features"] = pad_views(images.last_hidden_state, real, view_mask)
+            extras["patch_features"] = pad_views(patches, real, view_mask)
             extras["visual_positions"] = None if positions is None else pad_views(positions, real, view_mask)
         if num_segments > 1:
             if past_key_values is not None:
@@ -610,7 +738,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        if pixel_values is not None:
+        if has_views:
             extras["visual_states"] = self.gather_visual_states(outputs.last_hidden_state, slots, real, view_mask)
         return Ross3DModelOutput(
             last_hidden_state=outputs.last_hidden_state,
@@ -633,7 +761,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         """
         grid = self.config.view_grid_size
         row, position = (index.to(hidden_states.device) for index in slots)
-        rows = hidden_states[row, position].unflatten(0, (-1, grid, grid + 1))[:, :, :grid]
+        rows = hidden_states[row, position].unflatten(0, (len(real[0]), grid, grid + 1))[:, :, :grid]
         return pad_views(rows.flatten(1, 2), real, view_mask)
 
 
@@ -663,8 +791,48 @@ NOT_FOR_GENERATION = (
 )
 
 
+# New tokens of an answer where nobody says how many, as everywhere in the library.
+DEFAULT_NEW_TOKENS = 20
+
+
+class Ross3DTargets(TypedDict, total=False):
+    """Targets that not every row has. A stock `Trainer` reads the names of `forward` and evaluates only batches that
+    bring everything with `label` in its name: these two are among its other arguments, as in the library's models."""
+
+    shift_labels: torch.LongTensor | None
+    grounding_labels: torch.Tensor | None
+
+
+class PlaceholderSuppression(LogitsProcessor):
+    """Keeps `<image>` and `<coord>` out of answers, whatever a generation config says: they stand for places."""
+
+    def __init__(self, tokens: list[int]):
+        self.tokens = tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores.clone()
+        for token in self.tokens:
+            scores[:, token] = float("-inf")
+        return scores
+
+
 # What the library hands from `generate` and `Trainer` down to the language model and its attention.
 LIBRARY_KEYS = frozenset(TransformersKwargs.__annotations__) | {"use_cache", "cache_position", "return_dict"}
+
+
+def check_mask(attention_mask: Any) -> None:
+    """Refuse an attention mask that is no tensor of numbers (B, L), as the methods around `generate` need it."""
+    if attention_mask is None:
+        return
+    is_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2
+    if not is_mask or attention_mask.is_complex():
+        got = (
+            tuple(attention_mask.shape) if isinstance(attention_mask, torch.Tensor) else type(attention_mask).__name__
+        )
+        raise TypeError(
+            f"attention_mask: expected a tensor of 0 and 1 of shape (B, L), got {got}; build rows with this model's"
+            " processor."
+        )
 
 
 def check_input_names(method: str, inputs: dict[str, Any], unused: tuple[str, ...] = ()) -> None:
@@ -742,6 +910,12 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
     """Ross3D with its language, grounding and reconstruction heads."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    # What no quantisation converts; the small grounding head stays in the precision that is asked for (float16: 32).
+    _keep_in_fp32_modules = ["reconstruction_head", "grounding_head"]
+    # The denoising losses are float32 work, whatever the rest is loaded in. All parts of the head by their names: the
+    # library wants no name in both lists.
+    _keep_in_fp32_modules_strict = ["view_pooler", "bev_pooler", "view_embedding", "bev_embedding", "denoiser"]
 
     def __init__(self, config: Ross3DConfig):
         super().__init__(config)
@@ -756,8 +930,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             self.reconstruction_head = Ross3DReconstructionHead(
                 config.denoiser_config, config.text_config.hidden_size, config.view_grid_size
             )
-        if not getattr(config, "auto_map", None):
-            config.auto_map = dict(AUTO_MAP)
+        name_auto_classes(config)
         # Their vectors mean places of a scene: an answer never holds them.
         self.generation_config.suppress_tokens = [config.image_token_id, config.coord_token_id]
         # Held in a tuple: the teacher is equipment, no sub-module, and never in a checkpoint of this model.
@@ -867,8 +1040,12 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         if proposal_mask is None:
             proposal_mask = torch.ones(proposal_boxes.shape[:2], dtype=torch.bool, device=proposal_boxes.device)
         check_shape("proposal_mask", proposal_mask, (sizes["B"], sizes["K"]), hint)
-        centres = read_float32("proposal_boxes", proposal_boxes)[..., :3]
-        features = self.model.get_position_embedding(centres, proposal_mask)
+        proposal_boxes = read_float32("proposal_boxes", proposal_boxes)
+        if not self.training:
+            # A read of the device: training has no time for it, and gets its boxes from a processor that has looked.
+            check_finite("proposal_boxes", proposal_boxes, proposal_mask[..., None])
+        centres = proposal_boxes[..., :3]
+        features = take_part(self.model.get_position_embedding(centres, proposal_mask), patch_features)
         if proposal_patches is not None and patch_features is not None:
             views, grid = patch_features.shape[1], self.config.patch_grid_size
             if proposal_patches.dtype == torch.uint8:
@@ -934,7 +1111,13 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             check_shape("grounding_labels", grounding_labels, tuple(scores.shape), hint)
         asked = torch.zeros_like(has_slot) if grounding_labels is None else (grounding_labels > 0).any(dim=-1)
         places = asked.nonzero(as_tuple=True)
-        if not bool(has_slot[places].all()):
+        answered = has_slot[places].all() if grounding_labels is not None else ~has_slot.any()
+        if not bool(answered) and grounding_labels is None:
+            raise ValueError(
+                "grounding_labels: expected them in training beside <ground>, got none; pass target_objects= to the"
+                " processor. A stock Trainer drops them unless remove_unused_columns=False."
+            )
+        if not bool(answered):
             row, question = (asked & ~has_slot).nonzero()[0].tolist()
             raise ValueError(
                 f"grounding_labels: expected a <ground> in question {question} of row {row}, which has labels, got"
@@ -949,6 +1132,13 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         """Which of the views to rebuild (B, V) are hidden from the language model: all; none with `vanilla`."""
         # CODEPATH: cross-view in published checkpoints; the vanilla objective is what the paper compares with.
         return bool_masked_views if self.config.view_objective == "cross_view" else None
+
+    def get_visible_views(self, view_mask: torch.Tensor, unseen: torch.Tensor | None) -> torch.Tensor:
+        """What conditions may attend (B, V): the views that are seen, or all of a scene that hides them all."""
+        if unseen is None:
+            return view_mask
+        seen = view_mask & ~unseen
+        return torch.where(seen.any(dim=1, keepdim=True), seen, view_mask)
 
     def get_view_repeats(self, view_mask: torch.Tensor, hidden: torch.Tensor) -> list[int]:
         """Noise draws per hidden view of each scene: V // hidden, as published, so that a scene counts V pictures."""
@@ -1028,6 +1218,24 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         condition = self.reconstruction_head.get_condition(scene_states, "view", queries)
         return condition[scene, slot if queries is not None else torch.zeros_like(slot)]
 
+    def check_bev_bounds(self, bev_bounds: torch.Tensor, num_scenes: int) -> torch.Tensor:
+        """The edges of B pictures (B, 4) in float32, NaN where a scene has none.
+
+        Their order is read from the device, so not in training, whose edges come from a processor that has looked.
+        """
+        hint = "pass x_min, y_min, x_max, y_max of each picture, metres."
+        check_shape("bev_bounds", bev_bounds, (num_scenes, 4), hint)
+        bev_bounds = read_float32("bev_bounds", bev_bounds)
+        if not self.training:
+            ordered = (bev_bounds[:, :2] < bev_bounds[:, 2:]).all(dim=1) & bev_bounds.isfinite().all(dim=1)
+            wrong = (~ordered & ~bev_bounds.isnan().all(dim=1)).nonzero()[:, 0].tolist()
+            if wrong:
+                raise ValueError(
+                    "bev_bounds: expected finite x_min < x_max and y_min < y_max, in the order x_min, y_min, x_max,"
+                    f" y_max, got {bev_bounds[wrong[0]].tolist()} for scene {wrong[0]}; {hint}"
+                )
+        return bev_bounds
+
     def get_bev_conditions(self, scene_states: SceneStates, bev_bounds: torch.Tensor | None) -> torch.Tensor:
         """The condition of the bird's-eye picture of every scene: (B, M, C).
 
@@ -1036,9 +1244,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         queries = None
         # CODEPATH: "pooled" in published checkpoints, "per_view" in new ones.
         if self.config.denoiser_config.queries_have_positions and bev_bounds is not None:
-            hint = "pass x_min, y_min, x_max, y_max of each picture, metres."
-            check_shape("bev_bounds", bev_bounds, (len(scene_states.states), 4), hint)
-            bev_bounds = read_float32("bev_bounds", bev_bounds)
+            bev_bounds = self.check_bev_bounds(bev_bounds, len(scene_states.states))
             size = self.config.denoiser_config.bev_grid_size
             share = (torch.arange(size, device=bev_bounds.device, dtype=torch.float32) + 0.5) / size
             x = bev_bounds[:, None, 0] + share * (bev_bounds[:, None, 2] - bev_bounds[:, None, 0])  # (B, size)
@@ -1153,9 +1359,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         query_coords: torch.FloatTensor | None = None,
         bool_masked_views: torch.BoolTensor | None = None,
         labels: torch.LongTensor | None = None,
-        shift_labels: torch.LongTensor | None = None,
         loss_weights: torch.FloatTensor | None = None,
-        grounding_labels: torch.Tensor | None = None,
         bev_pixel_values: torch.FloatTensor | None = None,
         bev_valid: torch.BoolTensor | None = None,
         bev_bounds: torch.FloatTensor | None = None,
@@ -1168,9 +1372,10 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         bev_timesteps: torch.LongTensor | None = None,
         bev_noise: torch.FloatTensor | None = None,
         bev_posterior_noise: torch.FloatTensor | None = None,
+        mm_encoder_outputs: dict[str, Ross3DImageFeatures] | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[Ross3DTargets],
     ) -> Ross3DOutput:
         r"""
         Args:
@@ -1194,14 +1399,29 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             row_seed (`(B,)`): seeds of the diffusion draws; absent, torch's generator draws.
             view_timesteps (`(n,)`), view_noise (`(n, Z, h, w)`), view_posterior_noise (`(hidden, z, a, b)`) and the
                 same for `bev_`: draws given from outside; n = the hidden views of each scene, V // hidden times.
+            mm_encoder_outputs (`dict`): `{"image": features}` of `get_image_features`, in place of `pixel_values`, of
+                the views that are real, row by row.
             logits_to_keep (`int` or `torch.Tensor`): positions whose logits are wanted; 0 = all.
             num_items_in_batch (`torch.Tensor` of shape `(4,)`): over how many answers, scenes with hidden views,
                 scenes with a bird's-eye picture and grounding questions the losses are averaged; by default those
                 of this batch.
         """
-        if pixel_values is not None:
-            # Before the masks of views meet: a wrong one would spread over all views of a row.
-            self.model.check_scene_inputs(pixel_values, view_mask, patch_coords, patch_valid, bool_masked_views)
+        shift_labels, grounding_labels = kwargs.pop("shift_labels", None), kwargs.pop("grounding_labels", None)
+        batch = {
+            "input_ids": input_ids, "segment_ids": segment_ids, "labels": labels, "shift_labels": shift_labels,
+            "loss_weights": loss_weights, "pixel_values": pixel_values, "view_mask": view_mask,
+            "bool_masked_views": bool_masked_views, "patch_coords": patch_coords, "patch_valid": patch_valid,
+            "proposal_boxes": proposal_boxes, "proposal_mask": proposal_mask, "proposal_patches": proposal_patches,
+            "query_coords": query_coords, "grounding_labels": grounding_labels, "bev_pixel_values": bev_pixel_values,
+            "bev_valid": bev_valid, "bev_bounds": bev_bounds, "view_latents": view_latents,
+            "bev_latents": bev_latents, "row_seed": row_seed,
+        }  # fmt: skip
+        check_inputs(batch, h=self.config.view_grid_size)
+        # Another process may have what is missing here, and waits for the same weights.
+        runs_all = self.training or (past_key_values is None and is_sharded(self))
+        given = inputs_embeds if input_ids is None else input_ids
+        if runs_all and past_key_values is None and pixel_values is None and given is not None:
+            pixel_values, view_mask = self.model.get_blank_views(len(given), given.device)
         self.check_grounding_targets(grounding_labels, input_ids, proposal_boxes)
         hidden_views, allowed = self.get_loss_rows(view_mask, bool_masked_views, grounding_labels)
         outputs = self.model(
@@ -1217,6 +1437,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             patch_valid=patch_valid,
             bool_masked_views=self.get_unseen_views(hidden_views),
             query_coords=query_coords,
+            mm_encoder_outputs=mm_encoder_outputs,
             return_dict=True,
             **kwargs,
         )
@@ -1226,9 +1447,12 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         if not (self.training and (loss_weights is not None or num_items_in_batch is not None)):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden_states[:, kept])
+        elif num_items_in_batch is None:
+            # A stock Trainer's process whose rows have no text calls it for logits and once more for the loss.
+            self.lm_head(hidden_states[:, :1])
 
         totals: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        if labels is not None or shift_labels is not None or self.training:
+        if labels is not None or shift_labels is not None or runs_all:
             self.check_text_targets(segment_ids, labels, shift_labels)
             if labels is None and shift_labels is None:
                 labels = torch.full(hidden_states.shape[:2], -100, device=hidden_states.device)
@@ -1236,14 +1460,14 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 hidden_states, labels, shift_labels, loss_weights, grounding_labels
             )
         grounding_scores = None
-        if self.grounding_head is not None and (proposal_boxes is not None or self.training) and input_ids is not None:
+        if self.grounding_head is not None and (proposal_boxes is not None or runs_all) and input_ids is not None:
             if proposal_boxes is None:
                 proposal_boxes = hidden_states.new_zeros(len(input_ids), 0, 6, dtype=torch.float32)
             features, mask = self.get_proposal_features(
                 outputs.patch_features, proposal_boxes, proposal_mask, proposal_patches
             )
             has_slots = (input_ids == self.config.ground_token_id).any()
-            if self.training or bool(has_slots):
+            if runs_all or bool(has_slots):
                 num_questions = 1 if grounding_labels is None else grounding_labels.shape[1]
                 scores, asked = self.compute_grounding_scores(
                     hidden_states, input_ids, segment_ids, features, mask, num_questions
@@ -1266,8 +1490,11 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 bev_latents,
                 row_seed,
                 draws,
+                runs_all,
             )
         losses, loss, counts = self.combine_losses(totals, num_items_in_batch)
+        if self.training and loss is not None:
+            loss = take_part(loss, *outputs.values())
         return Ross3DOutput(
             loss=loss,
             **losses,
@@ -1293,13 +1520,19 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
 
     def check_text_targets(self, segment_ids, labels, shift_labels) -> None:
         """Refuse unshifted labels for rows with several questions; rows of the processor are not even looked at."""
+        if labels is None and shift_labels is not None:
+            raise ValueError(
+                "labels: expected them beside shift_labels, as the processor returns both, got none; a Trainer with"
+                " label_smoothing_factor takes them away, which this model's losses cannot do with: set it to 0."
+            )
         if labels is None or shift_labels is not None or segment_ids is None:
             return
         if int(segment_ids.max()) > 1:
             raise ValueError(
                 "shift_labels: expected shift_labels and loss_weights beside labels, since a row holds several"
                 " questions and only its processor knows what each may predict, got None; pass answers= to the"
-                " processor and give the model all that it returns."
+                " processor and give the model all that it returns. A stock Trainer drops some of it unless"
+                " remove_unused_columns=False."
             )
 
     def compute_reconstruction_losses(
@@ -1316,21 +1549,21 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         bev_latents,
         row_seed,
         draws,
+        runs_all,
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """View and bird's-eye losses where they apply; both, as zeros with a graph, in training."""
+        """View and bird's-eye losses where they apply; with `runs_all` both, zeros with a graph where they do not."""
         if view_mask is None:
             view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
-        unseen = self.get_unseen_views(hidden_views)
-        visible = view_mask if unseen is None else view_mask & ~unseen
+        visible = self.get_visible_views(view_mask, self.get_unseen_views(hidden_views))
         # Draws are made on the host: the seeds go there once.
         row_seed = None if row_seed is None else row_seed.cpu()
         scene_states = SceneStates(outputs.visual_states, visible, outputs.visual_positions)
         totals = {}
-        if self.training or (hidden_views is not None and bool(hidden_views.any())):
+        if runs_all or (hidden_views is not None and bool(hidden_views.any())):
             totals["view_loss"] = self.compute_view_loss(
                 scene_states, view_mask, hidden_views, pixel_values, view_latents, row_seed, *draws[:3]
             )
-        if self.training or bev_pixel_values is not None or bev_latents is not None:
+        if runs_all or bev_pixel_values is not None or bev_latents is not None:
             totals["bev_loss"] = self.compute_bev_loss(
                 scene_states, bev_pixel_values, bev_valid, bev_bounds, allowed, bev_latents, row_seed, *draws[3:]
             )
@@ -1368,6 +1601,9 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         model_inputs = super().prepare_inputs_for_generation(
             input_ids, *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
+        # What stop strings are read with comes along to here, and the model does not read it.
+        for name in ("tokenizer", "assistant_tokenizer"):
+            model_inputs.pop(name, None)
         if not is_first_iteration and model_inputs.get("use_cache", True):
             for key in SCENE_KEYS:
                 model_inputs.pop(key, None)
@@ -1377,6 +1613,42 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             if missing > 0:
                 model_inputs["segment_ids"] = F.pad(segments, (0, missing), value=1)
         return model_inputs
+
+    def _supports_mm_encoder_outputs(self) -> bool:
+        """Whether `generate` makes features of views before the first forward on its own: an assistant model would be
+        handed them, which may be of another width."""
+        return False
+
+    def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The library's, which takes the pixels out; the model goes on to read which views were real."""
+        pixel_values, view_mask = model_kwargs.get("pixel_values"), model_kwargs.get("view_mask")
+        if view_mask is None and pixel_values is not None:
+            view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
+        prepared = super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
+        return prepared if view_mask is None else prepared | {"view_mask": view_mask}
+
+    def _expand_multimodal_outputs(
+        self,
+        input_ids: torch.Tensor | None,
+        mm_encoder_output: dict[str, Ross3DImageFeatures],
+        expand_size: int = 1,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> dict[str, Ross3DImageFeatures]:
+        """Features of the views of every row, `expand_size` times in a row: what beams and several answers read.
+
+        The library counts a view's features by its placeholders; here these hold the ends of its grid's rows as well.
+        """
+        images = mm_encoder_output.get("image")
+        if images is None:
+            return mm_encoder_output
+        is_given = input_ids is not None and input_ids.numel() > 0
+        placeholders = self.model.find_placeholders(input_ids if is_given else None, inputs_embeds)
+        counts = (placeholders.sum(dim=1) // self.config.tokens_per_view).tolist()
+        order = [rows.repeat(expand_size) for rows in torch.arange(sum(counts)).split(counts)]
+        chosen = torch.cat(order)
+        tensors = {name: value for name, value in images.items() if isinstance(value, torch.Tensor)}
+        expanded = type(images)(**{name: value[chosen.to(value.device)] for name, value in tensors.items()})
+        return mm_encoder_output | {"image": expanded}
 
     @torch.no_grad()
     def generate(
@@ -1394,28 +1666,42 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 `processor(text=questions)` returns them.
             scene_index (`torch.LongTensor` of shape `(number of questions,)`, *optional*): which of several scenes
                 each question is about.
+            kwargs: the processor's output and every argument of the library's `generate`. An answer that would pass
+                the context limit ends there, with a warning.
 
         Returns:
-            ids of prompt (or question) and answer.
+            ids of prompt (or question) and answer, without `<image>` and `<coord>` in the answer.
 
         Raises:
             ValueError: for rows with several questions, questions without a scene, `use_cache=False` beside `scene`,
-                or a `scene_index` that is missing or wrong.
+                a `scene_index` that is missing or wrong, or prompts that leave no room for an answer.
         """
         for key in NOT_FOR_GENERATION:
             kwargs.pop(key, None)
+        batch = kwargs if scene is None else {"input_ids": kwargs.get("input_ids", inputs)}
+        check_inputs(batch, h=self.config.view_grid_size)
+        if not getattr(kwargs.get("attention_mask"), "ndim", 2) > 2:
+            check_mask(kwargs.get("attention_mask"))
+        if kwargs.get("mm_encoder_outputs") is not None:
+            # Refuses pixels beside them.
+            kwargs = self._prepare_multimodal_encoder_kwargs_for_generation(kwargs)
+        processors = LogitsProcessorList(kwargs.get("logits_processor") or [])
+        if not any(isinstance(processor, PlaceholderSuppression) for processor in processors):
+            processors.append(PlaceholderSuppression([self.config.image_token_id, self.config.coord_token_id]))
+        kwargs["logits_processor"] = processors
+        segments = kwargs.get("segment_ids")
+        if segments is not None and int(segments.max()) > 1:
+            raise ValueError(
+                f"generate: expected one question a row, got rows with up to {int(segments.max())}; encode the scene"
+                " once with scene = model.encode_scene(**processor(images=...)) and ask model.generate(scene=scene,"
+                " **processor(text=questions))."
+            )
         if scene is None:
-            segments = kwargs.get("segment_ids")
-            if segments is not None and int(segments.max()) > 1:
-                raise ValueError(
-                    f"generate: expected one question a row, got rows with up to {int(segments.max())}; encode the"
-                    " scene once with scene = model.encode_scene(**processor(images=...)) and ask"
-                    " model.generate(scene=scene, **processor(text=questions))."
-                )
             self.check_has_scene("generate", segments, kwargs, scene_index)
             self.check_left_padding(kwargs.get("attention_mask"))
+            self.limit_answers(inputs, kwargs)
             return super().generate(inputs, **kwargs)
-        self.check_questions_alone("generate", kwargs)
+        self.check_questions_alone("generate", scene, kwargs)
         generation_config = kwargs.get("generation_config") or self.generation_config
         if kwargs.get("use_cache", generation_config.use_cache) is False:
             raise ValueError(
@@ -1429,6 +1715,14 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 f" {'a cache' if kwargs.get('past_key_values') is not None else input_ids}; pass"
                 " **processor(text=questions)."
             )
+        if kwargs.get("cache_implementation", generation_config.cache_implementation) is not None:
+            raise ValueError(
+                "generate: expected no cache_implementation beside scene=, which is a cache already, got"
+                f" {kwargs.get('cache_implementation', generation_config.cache_implementation)!r}; leave it out, or"
+                " pass the views with each question."
+            )
+        # They only say that each row is a question, which an assistant model, seeing no scene, would refuse.
+        kwargs.pop("segment_ids", None)
         guesses = [name for name in ("prompt_lookup_num_tokens", "assistant_model") if kwargs.get(name) is not None]
         if guesses and not shares_prefixes(self.config.text_config):
             raise ValueError(
@@ -1444,7 +1738,55 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             kwargs.get("num_return_sequences") or getattr(generation_config, "num_return_sequences", 1) or 1,
         )
         cache, attention_mask = self.get_questions_cache(scene, scene_index, question_mask, copies)
-        return super().generate(input_ids, attention_mask=attention_mask, past_key_values=cache, **kwargs)
+        kwargs |= {"attention_mask": attention_mask, "past_key_values": cache}
+        self.limit_answers(input_ids, kwargs)
+        return super().generate(input_ids, **kwargs)
+
+    def limit_answers(self, inputs: torch.Tensor | None, kwargs: dict[str, Any]) -> None:
+        """Have answers end at the context limit: change, in place, how many new tokens `generate` is asked for.
+
+        Raises:
+            ValueError: for prompts that leave no room for an answer.
+        """
+        prompts = next((given for given in (inputs, kwargs.get("input_ids")) if given is not None), None)
+        embeds, mask, cache = (kwargs.get(name) for name in ("inputs_embeds", "attention_mask", "past_key_values"))
+        widths = [given.shape[1] for given in (prompts, embeds) if given is not None]
+        if not widths:
+            return
+        # A mask is longer than the prompt where a cache stands before it.
+        length = max(widths) if mask is None else max(*widths, mask.shape[-1])
+        if isinstance(cache, SharedPrefixCache):
+            length += cache.longest_prefix
+        limit = self.config.context_length
+        if length >= limit:
+            raise ValueError(
+                f"generate: expected fewer than {limit} positions (max_position_embeddings), so that an answer has"
+                f" room, got {length}; use fewer views ({self.config.tokens_per_view} positions each) or a shorter"
+                " question."
+            )
+        given = [settings for settings in (kwargs.get("generation_config"), self.generation_config) if settings]
+
+        def get_setting(name: str):
+            if name in kwargs:
+                return kwargs[name]
+            values = [getattr(settings, name, None) for settings in given]
+            return next((value for value in values if value is not None), None)
+
+        wanted, total = get_setting("max_new_tokens"), get_setting("max_length")
+        for name, value in (("max_new_tokens", wanted), ("max_length", total)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"generate: {name}: expected a whole number from 1 on, got {value!r}; correct it.")
+        if wanted is None:
+            wanted = DEFAULT_NEW_TOKENS if total is None else total - max(widths)
+        if wanted <= limit - length:
+            return
+        warnings.warn(
+            f"generate: {wanted} new tokens behind {length} positions pass the limit of {limit}"
+            f" (max_position_embeddings): answers end after {limit - length} at the latest.",
+            stacklevel=3,
+        )
+        kwargs.pop("max_length", None)
+        kwargs["max_new_tokens"] = limit - length
 
     def get_questions_cache(
         self, scene: Ross3DSceneCache, scene_index: torch.Tensor, question_mask: torch.Tensor, copies: int = 1
@@ -1461,7 +1803,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
     def check_has_scene(self, name: str, segment_ids: torch.Tensor | None, inputs: dict, scene_index) -> None:
         """Refuse questions that the processor made for a scene read before, when no such scene is given."""
         asks_alone = segment_ids is not None and not bool((segment_ids == 0).any())
-        if (asks_alone or scene_index is not None) and inputs.get("pixel_values") is None:
+        has_views = inputs.get("pixel_values") is not None or inputs.get("mm_encoder_outputs")
+        if (asks_alone or scene_index is not None) and not has_views:
             raise ValueError(
                 f"{name}: expected scene= or views, since the processor made these questions without images, got"
                 " neither; pass scene=model.encode_scene(...), or images= to the processor."
@@ -1477,11 +1820,25 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 " processor."
             )
 
-    def check_questions_alone(self, name: str, inputs: dict) -> None:
-        if inputs.get("pixel_values") is not None:
+    def check_questions_alone(self, name: str, scene: Any, inputs: dict) -> None:
+        """Refuse what is no encoded scene, and views next to one."""
+        # By its name: a process may hold this class several times, once for each checkpoint with its code.
+        if type(scene).__name__ != Ross3DSceneCache.__name__:
+            raise TypeError(
+                f"scene: expected a scene from model.encode_scene(...), got a {type(scene).__name__}"
+                f" {str(scene)[:80]!r}; read a saved one with model.load_scene(file)."
+            )
+        given = [key for key in ("pixel_values", "mm_encoder_outputs") if inputs.get(key) is not None]
+        if given:
             raise ValueError(
-                f"{name}: expected questions alone beside scene=, which holds the views already, got pixel_values;"
+                f"{name}: expected questions alone beside scene=, which holds the views already, got {given[0]};"
                 " call the processor without images=, or leave scene= out."
+            )
+        segments = inputs.get("segment_ids")
+        if segments is not None and bool((segments == 0).any()):
+            raise ValueError(
+                f"{name}: expected plain questions beside scene=, which holds the beginning of the chat, got whole"
+                " prompts with chat marks; pass the question's own words to the processor, or leave scene= out."
             )
 
     def check_scene_index(self, scene: Ross3DSceneCache, scene_index, num_questions: int) -> torch.Tensor:
@@ -1493,14 +1850,16 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                     f" None while {num_scenes} scenes are cached; pass scene_index=[...]."
                 )
             return torch.zeros(num_questions, dtype=torch.long, device=scene.prefix_mask.device)
-        index = torch.as_tensor(scene_index, dtype=torch.long, device=scene.prefix_mask.device)
-        legal = index.shape == (num_questions,) and bool(((index >= 0) & (index < num_scenes)).all())
+        # None of its own: a float would be cut off to the number of another scene.
+        index = torch.as_tensor(scene_index, device=scene.prefix_mask.device)
+        is_whole = not index.is_floating_point() and not index.is_complex() and index.dtype != torch.bool
+        legal = is_whole and index.shape == (num_questions,) and bool(((index >= 0) & (index < num_scenes)).all())
         if not legal:
             raise ValueError(
-                f"scene_index: expected {num_questions} numbers in 0..{num_scenes - 1}, got {index.tolist()}; one"
-                " scene for each question."
+                f"scene_index: expected {num_questions} whole numbers in 0..{num_scenes - 1}, got {index.tolist()};"
+                " pass one scene for each question."
             )
-        return index
+        return index.long()
 
     @torch.no_grad()
     def encode_scene(
@@ -1524,6 +1883,12 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             ValueError: when the rows hold questions.
         """
         check_input_names("encode_scene", inputs, unused=("bool_masked_views", "query_coords"))
+        proposals = {
+            "proposal_boxes": proposal_boxes, "proposal_mask": proposal_mask, "proposal_patches": proposal_patches
+        }  # fmt: skip
+        batch = {"input_ids": input_ids, "segment_ids": segment_ids, **inputs, **proposals}
+        check_inputs(batch, h=self.config.view_grid_size)
+        check_mask(attention_mask)
         if segment_ids is not None and bool((segment_ids > 0).any()):
             raise ValueError(
                 "encode_scene: expected rows without questions, got text; call the processor without text= and ask"
@@ -1559,6 +1924,18 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             patch_features=outputs.patch_features if keep_patch_features else None,
         )
 
+    def load_scene(self, file: str | os.PathLike, processor: Any = None) -> Ross3DSceneCache:
+        """Scenes that this model has read and `scene.save(file, model, processor)` wrote, also in another process.
+
+        Args:
+            file: where they were saved.
+            processor (*optional*): the one that prepared them, whose settings are compared.
+
+        Raises:
+            FileNotFoundError, ValueError: see `Ross3DSceneCache.load`.
+        """
+        return Ross3DSceneCache.load(file, self, processor)
+
     @torch.no_grad()
     def ground(
         self,
@@ -1585,6 +1962,13 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             scores (sum of Q, K + 1): cosines in [-1, 1], -inf at padding, last column "no target".
         """
         check_input_names("ground", inputs, unused=("bool_masked_views",))
+        proposals = {
+            "proposal_boxes": proposal_boxes, "proposal_mask": proposal_mask, "proposal_patches": proposal_patches
+        }  # fmt: skip
+        batch = {"input_ids": input_ids, "segment_ids": segment_ids, "query_coords": query_coords, **inputs}
+        # Proposals of cached scenes come one list a scene, not one a question.
+        check_inputs(batch if scene is not None else batch | proposals, h=self.config.view_grid_size)
+        check_mask(attention_mask)
         if self.grounding_head is None:
             raise ValueError(
                 "ground: expected a model with config.grounding=True, got False; load another checkpoint."
@@ -1625,7 +2009,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 outputs.patch_features, proposal_boxes, proposal_mask, proposal_patches
             )
         else:
-            self.check_questions_alone("ground", inputs)
+            self.check_questions_alone("ground", scene, inputs)
             index = self.check_scene_index(scene, scene_index, len(input_ids))
             features, features_mask = self.get_cached_proposals(scene, proposal_boxes, proposal_mask, proposal_patches)
             features, features_mask = features[index], features_mask[index]
@@ -1685,16 +2069,31 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
 
         Returns:
             per scene: views (n, 3, h, w) in [0, 1], or None when none was hidden; bird's-eye picture (3, h, w).
+
+        Raises:
+            TypeError, ValueError: for views that do not exist, edges in the wrong order, and numbers of steps that the
+                schedule does not have, before anything is computed.
         """
         check_input_names("reconstruct", inputs)
+        batch = {
+            "pixel_values": pixel_values, "view_mask": view_mask, "bool_masked_views": bool_masked_views,
+            "bev_bounds": bev_bounds,
+        }  # fmt: skip
+        check_inputs(inputs | batch, h=self.config.view_grid_size)
+        check_mask(inputs.get("attention_mask"))
         if self.reconstruction_head is None:
             raise ValueError("reconstruct: expected a model with denoiser_config, got None; load another checkpoint.")
         self.get_teacher()
         if view_mask is None:
             view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
         if bool_masked_views is None:
-            bool_masked_views = self.get_masked_views(masked_views or [], view_mask)
+            bool_masked_views = self.get_masked_views([] if masked_views is None else masked_views, view_mask)
+        # A wrong number of steps is refused before anything is computed.
+        space_timesteps(self.config.denoiser_config.num_train_timesteps, num_inference_steps)
         unseen = self.get_unseen_views(bool_masked_views)
+        if bev_bounds is not None:
+            # Before the model runs, and whatever its denoiser reads of them.
+            self.check_bev_bounds(bev_bounds, len(view_mask))
         names = ("input_ids", "attention_mask", "segment_ids", "patch_coords", "patch_valid", "query_coords")
         outputs = self.model(
             pixel_values=pixel_values,
@@ -1703,7 +2102,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             return_dict=True,
             **{name: inputs[name] for name in names if inputs.get(name) is not None},
         )
-        visible = view_mask if unseen is None else view_mask & ~unseen
+        visible = self.get_visible_views(view_mask, unseen)
         scene_states = SceneStates(outputs.visual_states, visible, outputs.visual_positions)
         head = self.reconstruction_head
         counts = bool_masked_views.sum(dim=1).tolist()
@@ -1716,24 +2115,32 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         latents = head.sample(self.get_bev_conditions(scene_states, bev_bounds), "bev", num_inference_steps, generator)
         return views, list(self.decode_latents(latents))
 
-    def get_masked_views(self, masked_views: list, view_mask: torch.Tensor) -> torch.Tensor:
-        """Indices of views to hide -> (B, V) bool."""
-        per_scene = masked_views if masked_views and isinstance(masked_views[0], list | tuple) else None
-        lists = per_scene if per_scene is not None else [masked_views] * len(view_mask)
+    def get_masked_views(self, masked_views: Sequence, view_mask: torch.Tensor) -> torch.Tensor:
+        """Numbers of views to hide, for every scene or a list for each -> (B, V) bool."""
+        given = masked_views.tolist() if hasattr(masked_views, "tolist") else masked_views
+        nested = [isinstance(part, list | tuple) for part in given] if isinstance(given, list | tuple) else [None]
+        if len(set(nested)) > 1 or None in nested:
+            raise TypeError(
+                "masked_views: expected a list of views such as [3, 7], or such a list for each scene, got"
+                f" {masked_views!r}; pass [] to hide none."
+            )
+        lists = given if any(nested) else [given] * len(view_mask)
         if len(lists) != len(view_mask):
             raise ValueError(
                 f"masked_views: expected one list for each of {len(view_mask)} scenes, got {len(lists)}; pass [] for a"
                 " scene that keeps all its views."
             )
         hidden = torch.zeros_like(view_mask)
-        for row, indices in enumerate(lists):
-            for index in indices:
-                if not 0 <= index < view_mask.shape[1] or not view_mask[row, index]:
+        for row, numbers in enumerate(lists):
+            for number in numbers:
+                # True and 1.0 are equal to a view's number and mean something else.
+                is_whole = isinstance(number, Integral) and not isinstance(number, bool)
+                if not is_whole or not 0 <= number < view_mask.shape[1] or not view_mask[row, number]:
                     raise ValueError(
-                        f"masked_views: expected views 0..{int(view_mask[row].sum()) - 1} of scene {row}, got {index};"
-                        " name views that exist."
+                        f"masked_views: expected views 0..{int(view_mask[row].sum()) - 1} of scene {row}, got"
+                        f" {number!r}; name views that exist by whole numbers, or pass bool_masked_views."
                     )
-                hidden[row, index] = True
+                hidden[row, number] = True
         return hidden
 
 

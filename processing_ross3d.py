@@ -20,32 +20,56 @@ Shapes: B scenes, V views, H x W pixels of a depth map, S x S pixels of a croppe
 tokens after pooling, K proposals, Q questions of a scene, L sequence.
 """
 
+import copy
+import math
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .geometry_ross3d import (
+    MAX_CAMERA_DISTANCE,
+    MAX_FOCAL_SHARE,
     MAX_MEDIAN_DEPTH,
+    MAX_OUTSIDE_DISTANCE,
     MAX_ROTATION_ERROR,
+    MAX_SKEW,
+    MIN_FOCAL_SHARE,
     MIN_MEDIAN_DEPTH,
     assign_patches,
     check_shape,
+    find_calibration_fault,
+    get_box_limits,
     get_median_depths,
     get_nearest_indices,
     get_token_grid_size,
     pool_patch_coords,
     resize_nearest,
+    turn_cameras,
     unproject,
+)
+from .image_processing_ross3d import (
+    check_picture_size,
+    decode_upright,
+    get_stored_turns,
+    get_upright_size,
+    open_named_picture,
+    open_picture,
+    shorten,
 )
 
 
@@ -80,8 +104,6 @@ CHAT_TEMPLATE = (
 )
 IGNORED_LABEL = -100
 PADDING_SEGMENT = -1
-# Cameras are metres away; beyond this distance it is another unit.
-MAX_CAMERA_DISTANCE = 500.0
 MAX_ASPECT_DIFFERENCE = 0.05
 # Tensors that `Ross3DInputs.to(dtype)` leaves in float32: metres lose centimetres in half precision.
 FLOAT32_KEYS = frozenset({"patch_coords", "proposal_boxes", "query_coords", "bev_bounds", "loss_weights"})
@@ -93,6 +115,7 @@ LabelRule = Literal["published", "answer_only"]
 def check(rule: bool, name: str, expected: str, got: Any, remedy: str) -> None:
     """Raise a `ValueError` that says what was expected, what came and what to do, unless `rule` holds."""
     if not rule:
+        got = shorten(str(got))
         raise ValueError(f"{name}: expected {expected}, got {got}; {remedy}.")
 
 
@@ -139,26 +162,19 @@ class Ross3DImageProcessor(PilBackend):
         return values
 
 
-def load_picture(image: Any, name: str) -> np.ndarray:
-    """A PIL image, a file, an array or a tensor -> uint8 (H, W, 3)."""
+def open_view(image: Any, name: str) -> Image.Image | np.ndarray:
+    """A picture that is not decoded yet (of PIL, a path, an address, a data URI), or pixels, uint8 (H, W, 3)."""
     if isinstance(image, (str, os.PathLike)):
-        image = open_picture(image, name)
+        return open_named_picture(image, name) if isinstance(image, str) else open_picture(image, name)
     if isinstance(image, Image.Image):
-        check(
-            not image.mode.startswith(("I", "F")),
-            name,
-            "a colour picture",
-            f"PIL mode {image.mode}",
-            "16-bit pictures are depth: pass them in metres as depth_maps",
-        )
-        try:
-            return np.asarray(image.convert("RGB"))
-        except OSError as error:
-            file = getattr(image, "filename", "") or "the picture"
-            raise ValueError(f"{name}: expected a readable picture, got {file}: {error}; restore the file.") from error
+        return open_picture(image, name)
     array = image.numpy(force=True) if isinstance(image, torch.Tensor) else np.asarray(image)
     check(
-        array.dtype == np.uint8, name, "uint8 colours in 0..255", f"dtype {array.dtype}", "scale colours and cast them"
+        array.dtype == np.uint8,
+        name,
+        "a picture: of PIL, a file, or uint8 colours in 0..255",
+        f"{type(image).__name__} of dtype {array.dtype}",
+        "scale colours and cast them",
     )
     if array.ndim == 3 and array.shape[2] != 3 and array.shape[0] == 3:
         array = array.transpose(1, 2, 0)
@@ -169,19 +185,43 @@ def load_picture(image: Any, name: str) -> np.ndarray:
         array.shape,
         "pass RGB pictures",
     )
+    check_picture_size((array.shape[1], array.shape[0]), name)
     return array
 
 
-def open_picture(file: str | os.PathLike, name: str) -> Image.Image:
-    try:
-        return Image.open(file)
-    except OSError as error:
-        raise ValueError(f"{name}: expected a readable picture, got {file}: {error}; restore the file.") from error
+def get_view_size(view: Image.Image | np.ndarray) -> tuple[int, int]:
+    """Height and width of what `open_view` opened, the right way up."""
+    return view.shape[:2] if isinstance(view, np.ndarray) else get_upright_size(view)
 
 
-def get_resized_size(
-    height: int, width: int, size: int, mode: GeometryMode, name: str, remedy: str = ""
-) -> tuple[int, int]:
+def decode_view(view: Image.Image | np.ndarray, name: str) -> np.ndarray:
+    """Pixels, uint8 (H, W, 3), of what `open_view` opened, the right way up."""
+    return view if isinstance(view, np.ndarray) else decode_upright(view, name)
+
+
+def get_depth_turns(view: Image.Image | np.ndarray, depth_size: tuple[int, int], name: str) -> int:
+    """Quarter turns, counter-clockwise, that a view's depth map and camera need to lie as its upright picture does.
+
+    Depth maps and cameras belong to the pixels as the file stores them, which is what cameras are calibrated for. A
+    depth map (height and width `depth_size`) whose aspect is nearer to that of the upright picture is the exception:
+    it is upright already. Where the aspect cannot tell (half turns, squares), it belongs to the stored pixels.
+    """
+    turns = 0 if isinstance(view, np.ndarray) else get_stored_turns(view)
+    check(
+        turns is not None,
+        name,
+        "a picture that its EXIF orientation only turns, beside a depth map",
+        "a mirrored one",
+        "save it upright with PIL.ImageOps.exif_transpose, and mirror depth_maps, intrinsics and cam2world with it",
+    )
+    if turns not in (1, 3):
+        return turns
+    height, width = get_view_size(view)
+    upright, depth = math.log(width / height), math.log(depth_size[1] / depth_size[0])
+    return 0 if abs(depth - upright) < abs(depth + upright) else turns
+
+
+def get_resized_size(height: int, width: int, size: int, mode: GeometryMode, name: str) -> tuple[int, int]:
     """Height and width to which a picture is resized before its centre is cropped to `size`.
 
     "published" brings the height to `size`, which asks for a picture at least as wide as high; "valid_depth" brings
@@ -193,7 +233,8 @@ def get_resized_size(
             name,
             "pictures at least as wide as high, as geometry_mode='published' crops them",
             f"{height} x {width} (height x width)",
-            remedy or "use geometry_mode='valid_depth', or turn the views upright",
+            "set geometry_mode='valid_depth' on the processor, or give --geometry-mode valid_depth to ask.py and"
+            " eval.py",
         )
     if width >= height:
         return size, int(width * size / height)
@@ -211,22 +252,58 @@ def fit_picture(picture: np.ndarray, resized: tuple[int, int], size: int, resamp
 # Cameras, depth and boxes
 
 
+def to_array(value: Any, name: str) -> np.ndarray:
+    """Numbers in an array, a tensor or nested lists -> an array in this machine's byte order."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    kind = f"an array of dtype {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+    try:
+        array = np.asarray(value)
+        if array.dtype == object:
+            array = np.asarray(array.tolist())
+    except (ValueError, TypeError, OverflowError) as error:
+        kind, array = f"{kind} ({shorten(str(error))})", np.asarray("")
+    check(
+        array.dtype.kind in "biuf", name, "an array of numbers", kind, "pass numbers alone, in arrays or nested lists"
+    )
+    check(not np.ma.is_masked(value), name, "an array without a mask", "masked values", "fill them: 0 = no depth")
+    if not array.dtype.isnative or array.dtype.itemsize > 8:
+        array = array.astype(array.dtype.newbyteorder("=") if array.dtype.itemsize <= 8 else np.float64)
+    return array
+
+
 def to_tensor(value: Any, name: str) -> torch.Tensor:
-    """An array, a tensor or a list of equal ones -> one tensor."""
+    """An array, a tensor or a list of equal ones -> one tensor on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
     if isinstance(value, (list, tuple)):
-        arrays = [item.numpy(force=True) if isinstance(item, torch.Tensor) else np.asarray(item) for item in value]
+        arrays = [to_array(item, name) for item in value]
         shapes = sorted({array.shape for array in arrays})
         check(len(shapes) <= 1, name, "arrays of one shape", shapes, "resize them to a common size")
-        value = np.stack(arrays) if arrays else np.zeros(0)
-    if isinstance(value, np.ndarray) and (not value.flags.writeable or any(step < 0 for step in value.strides)):
-        value = value.copy()
-    return torch.as_tensor(value)
+        array = np.stack(arrays) if arrays else np.zeros(0)
+    else:
+        array = to_array(value, name)
+    if not array.flags.writeable or any(step < 0 for step in array.strides):
+        array = array.copy()
+    return torch.as_tensor(array)
+
+
+def to_coords(value: Any, name: str) -> torch.Tensor:
+    """Real numbers -> float64; truth values and complex numbers are no coordinates."""
+    tensor = to_tensor(value, name)
+    is_real = tensor.dtype != torch.bool and not tensor.is_complex()
+    check(is_real, name, "real numbers", f"dtype {tensor.dtype}", "pass floating point numbers")
+    return tensor.double()
 
 
 def check_depth_maps(depth_maps: Any, num_views: int | None, name: str) -> torch.Tensor:
     """Depth in metres, float32 (V, H, W); whatever looks like another unit or holds no reading is refused."""
     depth = to_tensor(depth_maps, name)
-    check_shape(name, depth, (num_views or "V", "H", "W"), "pass one depth map a view.")
+    sizes = check_shape(name, depth, (num_views or "V", "H", "W"), "pass one depth map a view.")
+    check(depth.numel() > 0, name, "maps that hold pixels", f"shape {tuple(depth.shape)}",
+          "leave depth_maps out to use the pictures alone")  # fmt: skip
+    check_picture_size((sizes["W"], sizes["H"]), name)
     metres = "divide millimetres by 1000 and pass float32"
     check(depth.is_floating_point(), name, "metres as floating point", f"dtype {depth.dtype}", metres)
     depth = depth.float()
@@ -267,29 +344,46 @@ def check_depth_maps(depth_maps: Any, num_views: int | None, name: str) -> torch
 
 def check_intrinsics(intrinsics: Any, num_views: int, height: int, width: int, name: str) -> torch.Tensor:
     """Camera matrices (V, 3, 3) in pixels of the depth map, float64."""
-    cameras = to_tensor(intrinsics, name).double()
+    cameras = to_coords(intrinsics, name)
     if cameras.dim() == 2:
         check_shape(name, cameras, (3, 3), "of a 4 x 4 matrix pass [:3, :3].")
         cameras = cameras.expand(num_views, 3, 3)
     check_shape(name, cameras, (num_views, 3, 3), "pass one matrix, or one a view; of a 4 x 4 matrix pass [:3, :3].")
     check(bool(torch.isfinite(cameras).all()), name, "finite numbers", "NaN or infinity", "repair the calibration")
-    focal = torch.stack([cameras[:, 0, 0], cameras[:, 1, 1]], dim=1)
-    centre = cameras[:, :2, 2]
-    side = torch.tensor([width, height])
-    fits = bool(((focal > 0.05 * side) & (centre >= 0) & (centre <= side)).all())
+    for view in cameras.unique(dim=0):
+        check_camera(view, height, width, name)
+    return cameras
+
+
+def check_camera(camera: torch.Tensor, height: int, width: int, name: str) -> None:
+    """Refuse a camera matrix (3, 3) that cannot be that of a height x width depth map, with the likely reason."""
+    (focal_x, skew, centre_x), (below, focal_y, centre_y), last = camera.tolist()
+    is_transposed = last[:2] != [0, 0] and last[2] == 1 and centre_x == centre_y == 0
+    is_pinhole = max(abs(last[0]), abs(last[1]), abs(last[2] - 1)) < 1e-4
     check(
-        fits,
+        is_pinhole and max(abs(skew), abs(below)) <= MAX_SKEW * abs(focal_x),
+        name,
+        "a pinhole camera fx 0 cx, 0 fy cy, 0 0 1",
+        f"{camera.tolist()}{', which looks transposed' if is_transposed else ''}",
+        "transpose matrices that are stored by columns, divide by the last entry, and rectify pictures with skew",
+    )
+    fits = all(
+        MIN_FOCAL_SHARE * side < focal < MAX_FOCAL_SHARE * side
+        for focal, side in ((focal_x, width), (focal_y, height))
+    )
+    reason = find_calibration_fault(centre_x, centre_y, height, width)
+    check(
+        fits and reason is None,
         name,
         f"focal lengths and a principal point in pixels of the {height} x {width} depth map",
-        f"focal {focal[0].tolist()}, centre {centre[0].tolist()}",
+        f"focal [{focal_x:g}, {focal_y:g}], centre [{centre_x:g}, {centre_y:g}]{reason or ''}",
         "scale the calibration from the size it was made for to that of the depth map",
     )
-    return cameras
 
 
 def check_cam2world(cam2world: Any, num_views: int, name: str) -> torch.Tensor:
     """Rigid camera poses (V, 4, 4), metres, float64."""
-    poses = to_tensor(cam2world, name).double()
+    poses = to_coords(cam2world, name)
     check_shape(name, poses, (num_views, 4, 4), "pass one camera-to-world matrix a view.")
     finite = torch.isfinite(poses).flatten(1).all(dim=1)
     check(
@@ -324,8 +418,8 @@ def check_cam2world(cam2world: Any, num_views: int, name: str) -> torch.Tensor:
 
 def check_proposal_boxes(boxes: Any, name: str) -> torch.Tensor:
     """Boxes (K, 6), centre and size in metres, float32; K = 0 is legal."""
-    boxes = to_tensor(boxes, name).float()
-    if boxes.numel() == 0:
+    boxes = to_coords(boxes, name).float()
+    if tuple(boxes.shape) == (0,):
         return boxes.reshape(0, 6)
     check_shape(name, boxes, ("K", 6), "pass centre xyz and size xyz.")
     check(bool(torch.isfinite(boxes).all()), name, "finite metres", "NaN or infinity", "drop the broken proposals")
@@ -337,16 +431,47 @@ def check_proposal_boxes(boxes: Any, name: str) -> torch.Tensor:
         f"a negative size in proposals {negative.nonzero()[:, 0].tolist()}",
         "turn corners into centre and size",
     )
+    check_distance(boxes, name)
     return boxes
+
+
+def check_distance(coords: torch.Tensor, name: str) -> None:
+    """Refuse boxes or points (N, ...) that reach beyond `MAX_CAMERA_DISTANCE`: those are no metres."""
+    distances = coords.abs().flatten(1).amax(dim=1)
+    far = distances > MAX_CAMERA_DISTANCE
+    check(
+        not bool(far.any()),
+        name,
+        f"coordinates in metres, within {MAX_CAMERA_DISTANCE:.0f} of the origin",
+        f"{distances[far].tolist()} in entries {far.nonzero()[:, 0].tolist()}, which looks like millimetres",
+        "divide millimetres by 1000",
+    )
 
 
 def check_bev_bounds(bounds: Any, name: str) -> torch.Tensor:
     """Edges (4,) of a bird's-eye picture, metres, float32."""
-    bounds = to_tensor(bounds, name).float()
+    bounds = to_coords(bounds, name).float()
     check_shape(name, bounds, (4,), "pass xmin, ymin, xmax, ymax in metres.")
     ordered = bool(torch.isfinite(bounds).all()) and bool((bounds[:2] < bounds[2:]).all())
     check(ordered, name, "xmin < xmax and ymin < ymax, finite", bounds.tolist(), "pass xmin, ymin, xmax, ymax")
+    check_distance(bounds[None], name)
     return bounds
+
+
+def turn_views(
+    depth: torch.Tensor, intrinsics: torch.Tensor, cam2world: torch.Tensor, turns: list[int], name: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Depth maps (V, H, W) and cameras after `turns` quarter turns of each view, counter-clockwise."""
+    lying = [view for view, turn in enumerate(turns) if turn % 2]
+    check(len(lying) in (0, len(turns)), name, "depth maps of one size once pictures are turned upright",
+          f"quarter turns by EXIF orientation in views {lying} alone",
+          "turn all of them the same way, or pass those views as a scene of their own")  # fmt: skip
+    turned = torch.stack([torch.rot90(item, turn, (0, 1)) for item, turn in zip(depth, turns, strict=True)])
+    cameras = [
+        turn_cameras(camera, pose, tuple(depth.shape[1:]), turn)
+        for camera, pose, turn in zip(intrinsics, cam2world, turns, strict=True)
+    ]
+    return turned, *(torch.stack(matrices) for matrices in zip(*cameras, strict=True))
 
 
 @dataclass
@@ -406,6 +531,7 @@ def check_question(question: Question) -> None:
     """Refuse marks that contradict each other or what came beside the question."""
     text, answer, name = question.text, question.answer, question.name
     check(isinstance(text, str), f"text of {name}", "a string", type(text).__name__, "pass words, or no text at all")
+    check_words(text, f"text of {name}", "leave text out to have the scene alone")
     if answer is not None:
         check_answer(answer, f"answers of {name}")
     grounds, coords = text.count(GROUND_TOKEN) + (answer == GROUND_TOKEN), text.count(COORD_TOKEN)
@@ -424,8 +550,21 @@ def check_question(question: Question) -> None:
           "pass target_objects=")  # fmt: skip
 
 
+def check_words(text: str, name: str, remedy: str) -> None:
+    """Refuse blank text, and halves of surrogate pairs, which JSON can hold and no tokenizer reads."""
+    check(text.strip() != "", name, "words, not blank text", repr(text[:20]), remedy)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name}: expected text that UTF-8 can hold, got {text[error.start]!r} at letter {error.start}, half of a"
+            " surrogate pair; write the text anew from its source."
+        ) from None
+
+
 def check_answer(answer: Any, name: str) -> None:
     check(isinstance(answer, str), name, "a string", type(answer).__name__, "convert numbers with str()")
+    check_words(answer, name, "leave the question out")
     marks = [mark for mark in (TURN_START, TURN_END, IMAGE_TOKEN, COORD_TOKEN) if mark in answer]
     if GROUND_TOKEN in answer and answer != GROUND_TOKEN:
         marks.append(GROUND_TOKEN)
@@ -435,7 +574,85 @@ def check_answer(answer: Any, name: str) -> None:
 
 
 def is_whole_prompt(text: str) -> bool:
-    return any(mark in text for mark in (TURN_START, TURN_END, IMAGE_TOKEN))
+    """Whether a text has chat marks: it is tokenised as it stands, without a template."""
+    return any(mark in text for mark in (TURN_START, TURN_END))
+
+
+def remove_slots(text: str, num_views: int, name: str) -> str:
+    """A plain question without the `<image>` marks at its beginning or end, which stand for its views.
+
+    One mark stands for all views, as in the records of LLaVA, or there is one a view. The template puts the views in
+    front of the words, so marks between words, which would tell where a picture belongs, are refused.
+    """
+    if IMAGE_TOKEN not in text:
+        return text
+    count, question = text.count(IMAGE_TOKEN), text.strip()
+    while question.startswith(IMAGE_TOKEN):
+        question = question.removeprefix(IMAGE_TOKEN).lstrip()
+    while question.endswith(IMAGE_TOKEN):
+        question = question.removesuffix(IMAGE_TOKEN).rstrip()
+    check(IMAGE_TOKEN not in question, name, "<image> at the beginning or at the end of a plain question",
+          f"one among its words: {shorten(text, 100)!r}",
+          "leave <image> out, or write the whole prompt with chat marks")  # fmt: skip
+    check(count in (1, num_views), name, f"one <image> for all {num_views} views, or one a view", f"{count} of them",
+          "leave <image> out: the views stand before the question")  # fmt: skip
+    check_words(question, name, "leave text out to have the scene alone")
+    return question
+
+
+# Chats
+
+PICTURE_KEYS = ("image", "url", "path", "base64")
+
+
+def normalize_content(message: dict[str, Any], name: str) -> str | list[dict[str, Any]]:
+    """The content of a message of a chat: a string, or blocks of text and of pictures, each under the key `image`."""
+    check("role" in message, name, "a role and a content", sorted(message), "add 'role': 'user'")
+    content = message.get("content", "")
+    if isinstance(content, str):
+        return content
+    blocks = []
+    for block in content:
+        kind = block.get("type") if isinstance(block, Mapping) else None
+        check(kind in ("text", "image"), name, "blocks of type 'text' or 'image'",
+              f"type {kind!r}" if kind else type(block).__name__,
+              "pass {'type': 'text', 'text': ...}, and the frames of a video as pictures")  # fmt: skip
+        if kind == "text":
+            check(isinstance(block.get("text"), str), name, "a string under 'text'", type(block.get("text")).__name__,
+                  "pass {'type': 'text', 'text': ...}")  # fmt: skip
+            blocks.append(block)
+            continue
+        given = [key for key in PICTURE_KEYS if block.get(key) is not None]
+        check(len(given) <= 1, name, f"one of {PICTURE_KEYS} in the block of a picture", given, "leave one of them")
+        block = {key: value for key, value in block.items() if value is not None}
+        if given:
+            block["image"] = block.pop(given[0])
+            if given[0] == "base64" and not str(block["image"]).startswith("data:"):
+                block["image"] = f"data:;base64,{block['image']}"
+        blocks.append(block)
+    return blocks
+
+
+def list_pictures(message: dict[str, Any]) -> list[dict[str, Any]]:
+    """The blocks of pictures of a message."""
+    content = message["content"]
+    return [] if isinstance(content, str) else [block for block in content if block["type"] == "image"]
+
+
+def check_pictures_of_chat(messages: list[dict[str, Any]], name: str) -> None:
+    """All pictures of a chat are views of one scene: they stand in one turn, and nothing else stands for them."""
+    turns = [turn for turn, message in enumerate(messages) if list_pictures(message)]
+    check(len(turns) <= 1, name, "pictures in one message, since they are views of one scene",
+          f"pictures in messages {turns}", "move them to the first of these messages")  # fmt: skip
+    texts = [
+        block["text"]
+        for message in messages
+        if not isinstance(message["content"], str)
+        for block in message["content"]
+        if block["type"] == "text"
+    ] + [message["content"] for message in messages if isinstance(message["content"], str)]
+    check(not turns or not any(IMAGE_TOKEN in text for text in texts), name,
+          "no <image> in its words, since the blocks of pictures stand for it", "one", "leave it out")  # fmt: skip
 
 
 @dataclass
@@ -452,7 +669,7 @@ def get_scene_prefix(spatial_instruction: bool) -> str:
     return SCENE_PREFIX + (f"\n{SPATIAL_INSTRUCTION}\n" if spatial_instruction else "")
 
 
-def split_prompt(question: Question, spatial_instruction: bool, with_answer: bool) -> Prompt:
+def split_prompt(question: Question, num_views: int, spatial_instruction: bool, with_answer: bool) -> Prompt:
     """Prefix (up to the scene slot and the instruction behind it), question and, in training, the assistant's turn.
 
     A plain question is put into the chat template; a whole prompt is split behind its one slot.
@@ -461,12 +678,12 @@ def split_prompt(question: Question, spatial_instruction: bool, with_answer: boo
     if is_whole_prompt(question.text):
         prefix, segment = split_whole_prompt(question.text, spatial_instruction, name)
     else:
-        prefix = get_scene_prefix(spatial_instruction)
-        check(not (spatial_instruction and question.text.startswith(("\n", "\r"))), name,
+        prefix, text = get_scene_prefix(spatial_instruction), remove_slots(question.text, num_views, name)
+        check(not (spatial_instruction and text.startswith(("\n", "\r"))), name,
               "no line break at the beginning, which would merge with that of the instruction",
-              repr(question.text[:20]), "strip it")  # fmt: skip
+              repr(text[:20]), "strip it")  # fmt: skip
         line_break = "" if spatial_instruction else "\n"
-        segment = f"{line_break}{question.text}{TURN_END}\n{ANSWER_HEADER}"
+        segment = f"{line_break}{text}{TURN_END}\n{ANSWER_HEADER}"
     if not with_answer:
         return Prompt(prefix, segment)
     check(segment.endswith(ANSWER_HEADER), name, f"a whole prompt that ends with {ANSWER_HEADER!r} for its answer",
@@ -478,7 +695,7 @@ def split_prompt(question: Question, spatial_instruction: bool, with_answer: boo
 def split_whole_prompt(text: str, spatial_instruction: bool, name: str) -> tuple[str, str]:
     slots = text.count(IMAGE_TOKEN)
     check(slots == 1, name, "exactly one <image> in a whole prompt (it stands for all views)", f"{slots} of them",
-          "write one <image>, or pass the plain question without chat marks")  # fmt: skip
+          "write one <image> where the views belong, or pass the plain question without chat marks")  # fmt: skip
     head, tail = text.split(IMAGE_TOKEN)
     instruction = f"\n{SPATIAL_INSTRUCTION}\n" if spatial_instruction else ""
     rest = tail.removeprefix(instruction)
@@ -556,10 +773,136 @@ def build_row(prefix: Segment | None, segments: list[Segment], with_targets: boo
     return row
 
 
-def pad_rows(rows: list[np.ndarray], value: float, side: Literal["left", "right"]) -> torch.Tensor:
-    """Arrays (L,) -> (B, longest L); float64 becomes float32."""
+def pad_rows(rows: list[np.ndarray], value: float, side: Literal["left", "right"], length: int) -> torch.Tensor:
+    """Arrays (L,) -> (B, length), which is at least the longest L; float64 becomes float32."""
     tensors = [torch.from_numpy(row if row.dtype == np.int64 else row.astype(np.float32)) for row in rows]
-    return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
+    padded = pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
+    missing = length - padded.shape[1]
+    return F.pad(padded, (missing, 0) if side == "left" else (0, missing), value=value)
+
+
+# What a call may set, as the library's processors understand it
+
+
+@dataclass
+class CallOptions:
+    """How a call lays out rows and scales pictures."""
+
+    image_processor: Ross3DImageProcessor
+    return_tensors: str | None = "pt"
+    padding: bool | str = True
+    padding_side: Literal["left", "right"] | None = None
+    pad_to_multiple_of: int | None = None
+    truncation: bool = False
+    max_length: int | None = None
+
+
+# Arguments of the library that have one meaning here, with the values that say so; None, the default, always does.
+FIXED_ARGUMENTS = {
+    "add_special_tokens": (False,), "return_attention_mask": (True,), "return_token_type_ids": (False,),
+    "return_mm_token_type_ids": (False,), "return_text_replacement_offsets": (False,),
+    "return_overflowing_tokens": (False,), "return_special_tokens_mask": (False,),
+    "return_offsets_mapping": (False,), "return_length": (False,), "sanitize_control_tokens": (False,),
+    "is_split_into_words": (False,), "stride": (0,), "verbose": (True, False), "text_pair": (), "text_target": (),
+    "text_pair_target": (), "do_convert_rgb": (True,), "do_resize": (True,), "do_center_crop": (True,),
+    "do_pad": (False,), "pad_size": (), "default_to_square": (True, False), "data_format": ("channels_first",),
+    "input_data_format": (), "device": ("cpu",), "disable_grouping": (True, False), "image_seq_length": (),
+}  # fmt: skip
+PIXEL_ARGUMENTS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+OTHER_ARGUMENTS = (
+    "padding", "padding_side", "pad_to_multiple_of", "truncation", "max_length", "return_tensors", "size", "crop_size",
+    "resample", "videos", "audio",
+)  # fmt: skip
+# How frames are taken from videos, of which there are none here.
+VIDEO_ARGUMENTS = ("num_frames", "fps", "do_sample_frames")
+PADDINGS = {True: True, "longest": True, False: False, "do_not_pad": False, "max_length": "max_length"}
+TRUNCATIONS = {
+    True: True, "longest_first": True, "only_first": True, "only_second": True, False: False,
+    "do_not_truncate": False,
+}  # fmt: skip
+
+
+def flatten_arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments, those of `text_kwargs`, `images_kwargs` and `common_kwargs` included; None, the default, is left out
+    where the library knows the name."""
+    flat = {key: value for key, value in given.items() if not key.endswith("_kwargs")}
+    for group in (key for key in given if key.endswith("_kwargs")):
+        nested = given[group] or {}
+        legal = group in ("text_kwargs", "images_kwargs", "common_kwargs")
+        check(isinstance(nested, dict) and (legal or not nested), group, "a dict of text_kwargs, images_kwargs or"
+              " common_kwargs", given[group], "pass pictures and words alone")  # fmt: skip
+        # As in the library, `common_kwargs` may repeat an argument.
+        repeats = group == "common_kwargs"
+        twice = sorted(key for key in nested if key in flat and not (repeats and nested[key] == flat[key]))
+        check(not twice, group, "arguments that are not given outside of it as well", twice, "give each once")
+        flat |= nested
+    flat = {key: value.value if isinstance(value, Enum) else value for key, value in flat.items()}
+    known = (*FIXED_ARGUMENTS, *PIXEL_ARGUMENTS, *OTHER_ARGUMENTS)
+    return {key: value for key, value in flat.items() if value is not None or key not in known}
+
+
+def is_one_of(value: Any, legal: tuple) -> bool:
+    """Whether `legal` has this very value; 1 is not True."""
+    return any(type(value) is type(item) and value == item for item in legal)
+
+
+def read_layout(given: dict[str, Any]) -> dict[str, Any]:
+    """Padding and truncation, taken out of `given`."""
+    chooses_padding = "padding" in given
+    padding, truncation = given.pop("padding", True), given.pop("truncation", False)
+    side, multiple = given.pop("padding_side", None), given.pop("pad_to_multiple_of", None)
+    max_length = given.pop("max_length", None)
+    for key, value, legal in (
+        ("padding", padding, tuple(PADDINGS)),
+        ("truncation", truncation, tuple(TRUNCATIONS)),
+        ("padding_side", side, (None, "left", "right")),
+    ):
+        check(is_one_of(value, legal), key, f"one of {legal}", repr(value), "choose one of them")
+    for key, value in (("pad_to_multiple_of", multiple), ("max_length", max_length)):
+        legal = value is None or (is_index(value) and value > 0)
+        check(legal, key, "a whole number of positions above 0", repr(value), "leave it out for rows as they are")
+    padding, truncation = PADDINGS[padding], TRUNCATIONS[truncation]
+    is_read = max_length is None or truncation or padding == "max_length"
+    # With this padding the library ignores it, too.
+    if not is_read and chooses_padding and padding is True:
+        warnings.warn("max_length: ignored, since padding=True makes rows as long as the longest, without"
+                      " truncation=True.", stacklevel=4)  # fmt: skip
+        is_read, max_length = True, None
+    check(is_read, "max_length", "truncation=True or padding='max_length' with it", f"{max_length} alone",
+          "say which of both it is for")  # fmt: skip
+    return {"padding": padding, "truncation": truncation, "padding_side": side, "pad_to_multiple_of": multiple,
+            "max_length": max_length}  # fmt: skip
+
+
+def read_pixel_arguments(given: dict[str, Any], image_processor: Ross3DImageProcessor) -> Ross3DImageProcessor:
+    """The image processor, or a copy that scales colours as the call says; what it read is taken out of `given`."""
+    side = image_processor.size.height
+    square = {"height": side, "width": side}
+    for key in ("size", "crop_size"):
+        value = given.pop(key, side)
+        value = dict(value) if isinstance(value, Mapping) else value
+        check(is_one_of(value, (side, square, {"shortest_edge": side}, [side, side], (side, side))), key,
+              f"{square}, the side of the model's views", value,
+              "leave it out, or load a processor with another size= for a model made for it")  # fmt: skip
+    resample = given.pop("resample", image_processor.resample)
+    check(resample == image_processor.resample, "resample", f"{int(image_processor.resample)}, the filter of this"
+          " processor", resample, "leave it out, or load the processor with resample=")  # fmt: skip
+    changes = {key: given.pop(key) for key in PIXEL_ARGUMENTS if key in given}
+    for key, value in changes.items():
+        if key.startswith("do_"):
+            check(isinstance(value, bool), key, "True or False", repr(value), "leave it out for the model's scaling")
+            continue
+        numbers = list(value) if isinstance(value, (list, tuple)) else [value] * 3
+        legal = len(numbers) == 3 and all(isinstance(n, Real) and math.isfinite(n) for n in numbers)
+        legal = legal and not (key == "image_std" and 0 in numbers)
+        check(legal, key, "a finite number, or one a colour", repr(value), "leave it out for the model's scaling")
+        changes[key] = numbers if key.startswith("image_") else value
+    if not changes:
+        return image_processor
+    changed = copy.copy(image_processor)
+    for key, value in changes.items():
+        setattr(changed, key, value)
+    return changed
 
 
 # Sorting a call's arguments by scene and question
@@ -615,6 +958,9 @@ def split_views(images: Any) -> tuple[list[Any], bool]:
         return list(images), True
     if isinstance(images, (Image.Image, str, os.PathLike)) or getattr(images, "ndim", 0) == 3:
         return [[images]], False
+    check(hasattr(images, "__iter__") and not isinstance(images, (Mapping, bytes)), "images",
+          "a picture, a list of pictures, or a list of such lists", type(images).__name__,
+          "pass pictures of PIL, files or uint8 arrays")  # fmt: skip
     views = list(images)
     if views and (isinstance(views[0], (list, tuple)) or getattr(views[0], "ndim", 0) == 4):
         return [list(scene) for scene in views], True
@@ -651,6 +997,11 @@ def split_requests(
     return requests
 
 
+def is_index(value: Any) -> bool:
+    """Whether a value is a whole number from 0; truth values are none."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 0
+
+
 def check_targets(request: SceneRequest) -> None:
     """Targets must be proposals of their scene."""
     boxes = request.proposal_boxes
@@ -659,9 +1010,29 @@ def check_targets(request: SceneRequest) -> None:
             continue
         name = f"target_objects of {question.name}"
         check(boxes is not None, name, "proposal_boxes beside it", "None", "pass proposal_boxes=")
-        legal = all(isinstance(index, (int, np.integer)) and 0 <= index < len(boxes) for index in question.targets)
+        legal = all(is_index(index) and index < len(boxes) for index in question.targets)
         check(legal, name, f"indices of the {len(boxes)} proposals", question.targets,
               "count proposals from 0, in the order of proposal_boxes")  # fmt: skip
+
+
+def check_inside(request: SceneRequest, fitted: FittedScene) -> None:
+    """Refuse boxes and points that lie farther from all cameras and readings than any room: another unit or frame."""
+    if fitted.cam2world is None:
+        return
+    seen = torch.cat([fitted.cam2world[:, :3, 3], fitted.patch_coords[fitted.patch_valid].double()])
+    low, high = seen.amin(dim=0) - MAX_OUTSIDE_DISTANCE, seen.amax(dim=0) + MAX_OUTSIDE_DISTANCE
+    remedy = "divide millimetres by 1000, and give all in the frame of cam2world"
+    if request.proposal_boxes is not None:
+        corners = get_box_limits(request.proposal_boxes)
+        outside = ((corners[0] < low) | (corners[1] > high)).any(dim=1)
+        check(not bool(outside.any()), f"proposal_boxes of {request.name}",
+              f"coordinates in metres, within {MAX_OUTSIDE_DISTANCE:.0f} of what the views show",
+              f"others in proposals {outside.nonzero()[:, 0].tolist()}", remedy)  # fmt: skip
+    for question in request.questions:
+        point = low if question.coords is None else torch.tensor(question.coords)
+        check(bool(((point >= low) & (point <= high)).all()), f"query_coords of {question.name}",
+              f"a point in metres, within {MAX_OUTSIDE_DISTANCE:.0f} of what the views show", question.coords,
+              remedy)  # fmt: skip
 
 
 def split_questions(words: dict[str, Any], names: list[str], bare: bool) -> list[list[Question]]:
@@ -672,8 +1043,9 @@ def split_questions(words: dict[str, Any], names: list[str], bare: bool) -> list
         return [[] for _ in names]
     by_scene = {key: [value] if bare else value for key, value in words.items()}
     for key, value in by_scene.items():
-        check(value is None or len(value) == len(names), key, f"{len(names)} items, one a scene",
-              None if value is None else len(value), "nest the words as images are nested")  # fmt: skip
+        count = len(value) if isinstance(value, (list, tuple, np.ndarray, torch.Tensor)) else None
+        check(value is None or count == len(names), key, f"{len(names)} items, one a scene",
+              type(value).__name__ if count is None else count, "nest the words as images are nested")  # fmt: skip
     return [
         split_scene_questions({key: None if value is None else value[i] for key, value in by_scene.items()}, name)
         for i, name in enumerate(names)
@@ -691,7 +1063,8 @@ def split_scene_questions(words: dict[str, Any], scene_name: str) -> list[Questi
         "target_objects": wrap_single(words["target_objects"], is_single, (list, tuple, type(None))),
     }
     for key, column in columns.items():
-        fits = column is None or (not isinstance(column, str) and len(column) == len(texts))
+        is_list = isinstance(column, (list, tuple, np.ndarray, torch.Tensor))
+        fits = column is None or (is_list and get_ndim(column) > 0 and len(column) == len(texts))
         check(fits, f"{key} of {scene_name}", f"{len(texts)} items, one a question", f"{column!r}",
               "nest it as text is nested")  # fmt: skip
     items = [[None] * len(texts) if column is None else column for column in columns.values()]
@@ -705,7 +1078,7 @@ def split_scene_questions(words: dict[str, Any], scene_name: str) -> list[Questi
         if targets is not None:
             check(get_ndim(targets) == 1, f"target_objects of {question.name}", "a list of proposal indices, or None",
                   targets, "put one index into a list")  # fmt: skip
-            question.targets = list(targets)
+            question.targets = targets.tolist() if hasattr(targets, "tolist") else list(targets)
         check_question(question)
         questions.append(question)
     return questions
@@ -719,6 +1092,17 @@ def wrap_single(value: Any, is_single: bool, item_types: tuple[type, ...]) -> An
     return value if is_list_of_one else [value]
 
 
+def check_scene_index(scene_index: Any, num_questions: int) -> torch.Tensor:
+    """The scene of each question, (number of questions,) int64."""
+    index = to_tensor(scene_index, "scene_index")
+    check_shape("scene_index", index, (num_questions,), "pass one number a question.")
+    whole = index.dtype != torch.bool and not index.is_floating_point() and not index.is_complex()
+    check(whole and not bool((index < 0).any()), "scene_index", "whole numbers, scenes being counted from 0",
+          f"{index.tolist()} ({index.dtype})",
+          "number the scenes in the order in which they were encoded")  # fmt: skip
+    return index.long()
+
+
 def spread_point(points: Any, texts: list[str], scene_name: str) -> Any:
     """One bare point (3,) is meant for every question with a `<coord>`; a list has an item a question."""
     if get_ndim(points) != 1 or len(points) != 3 or any(point is None for point in points):
@@ -730,9 +1114,10 @@ def spread_point(points: Any, texts: list[str], scene_name: str) -> Any:
 
 
 def check_point(point: Any, name: str) -> list[float]:
-    point = to_tensor(point, name).float()
+    point = to_coords(point, name).float()
     check_shape(name, point, (3,), "pass x, y, z in metres.")
     check(bool(torch.isfinite(point).all()), name, "finite metres", point.tolist(), "leave the point out")
+    check_distance(point[None], name)
     return point.tolist()
 
 
@@ -815,6 +1200,14 @@ def select_proposals(
     return indices[: min(reached, int((ordered > 0).sum()))]
 
 
+# Settings of the processor that are a choice.
+SETTINGS = {
+    "geometry_mode": ("published", "valid_depth"),
+    "label_rule": ("published", "answer_only"),
+    "spatial_instruction": (False, True),
+}
+
+
 class Ross3DProcessor(ProcessorMixin):
     r"""
     Views, depth, cameras, proposals and questions -> the model's tensors; see `__call__`.
@@ -850,10 +1243,6 @@ class Ross3DProcessor(ProcessorMixin):
         bev_size: int = 432,
         max_position_embeddings: int | None = None,
     ):
-        choose = "choose one of them"
-        modes, rules = ("published", "valid_depth"), ("published", "answer_only")
-        check(geometry_mode in modes, "geometry_mode", f"one of {modes}", repr(geometry_mode), choose)
-        check(label_rule in rules, "label_rule", f"one of {rules}", repr(label_rule), choose)
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
         self.patch_size = patch_size
         self.geometry_mode = geometry_mode
@@ -882,10 +1271,20 @@ class Ross3DProcessor(ProcessorMixin):
         """The image processor is the class of this file, so a checkout loads it without running saved code."""
         image_processor = Ross3DImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
         # The library's pipelines pad as the tokenizer does, and answers go on at the ends of rows. The tokenizer has
-        # no code of its own: without a word about trust the library would ask on the terminal.
-        kwargs = {"padding_side": "left", "trust_remote_code": False, **kwargs}
+        # no code of its own: without a word about trust the library would ask on the terminal. Its class stands in its
+        # own settings; without a config the library would look for one of the model, and warn.
+        config = PreTrainedConfig()
+        kwargs = {"padding_side": "left", "trust_remote_code": False, "config": config, **kwargs}
         tokenizer = cls._load_tokenizer_from_pretrained("tokenizer", pretrained_model_name_or_path, **kwargs)
         return [image_processor, tokenizer]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Settings may be changed on a loaded processor; each is checked as it is set."""
+        if name in SETTINGS:
+            check(
+                is_one_of(value, SETTINGS[name]), name, f"one of {SETTINGS[name]}", repr(value), "choose one of them"
+            )
+        super().__setattr__(name, value)
 
     @property
     def view_size(self) -> int:
@@ -932,18 +1331,21 @@ class Ross3DProcessor(ProcessorMixin):
         bev_bounds: Any = None,
         scene_ids: str | list[str] | None = None,
         scene_index: Any = None,
-        return_tensors: str | None = "pt",
         **kwargs,
     ) -> Ross3DInputs:
         """Make the model's inputs for B scenes; everything a scene has is given bare, or as a list of B items.
 
         Args:
-            images: V pictures (PIL, files, uint8 (H, W, 3) arrays, tensors), or a list of B such lists; or what
-                `fit_scene` made of them, which then holds depth, cameras and bird's-eye picture as well.
+            images: V pictures (PIL, files, http, file and data URIs, base64, uint8 (H, W, 3) arrays, tensors), or a
+                list of B such lists; or what `fit_scene` made of them, which then holds depth, cameras and bird's-eye
+                picture as well. Files are turned as their EXIF orientation says.
             text: a question, a list of questions about the scene (one packed row), or a list of B of either. Without
                 `images` the questions stand alone, one a row, for scenes the model has encoded before. Without text
-                a row is the scene alone.
-            depth_maps: V maps (H, W), metres along the camera's z axis, 0 = no reading.
+                a row is the scene alone. `<image>` at the beginning or end of a question stands for the views. A
+                text with chat marks is a whole prompt: it holds one `<image>`, or none where no images are given.
+            depth_maps: V maps (H, W), metres along the camera's z axis, 0 = no reading. They, `intrinsics` and
+                `cam2world` belong to pictures as their files store them and are turned with them, unless a depth
+                map has the aspect of the upright picture already.
             intrinsics: (3, 3) or (V, 3, 3), pixels of the depth map, top-left pixel centre at (0, 0).
             cam2world: (V, 4, 4), OpenCV axes, metres, z up.
             proposal_boxes: (K, 6), centre xyz and size xyz, metres.
@@ -957,16 +1359,25 @@ class Ross3DProcessor(ProcessorMixin):
             bev_bounds: (4,), xmin, ymin, xmax, ymax of the picture, metres.
             scene_ids: what errors and warnings call the scenes.
             scene_index: without `images`, which encoded scene each question is about; lists of B lists say it too.
+            kwargs: the library's per-call arguments, flat or in `text_kwargs` and `images_kwargs`. Obeyed are
+                `return_tensors` (`"pt"`, the default, or `"np"`), `padding`, `padding_side`, `pad_to_multiple_of`,
+                `truncation`, `max_length`, `do_rescale`, `rescale_factor`, `do_normalize`, `image_mean` and
+                `image_std`; how to sample a video concerns none; others are refused unless they say what happens
+                anyway.
 
         Returns:
             `Ross3DInputs` with `input_ids`, `attention_mask`, `segment_ids` (B, L), and of the rest what was given.
+            With `padding_side` the caller goes on to lay out rows himself, as TRL's collator does: `segment_ids` are
+            absent then where no row has several questions, and every one of them is causal.
 
         Raises:
             ValueError: for input that contradicts itself or looks like another unit, with the way out.
         """
-        self.check_call(kwargs, return_tensors)
+        options = self.read_options(kwargs)
         check(images is not None or text is not None, "images", "views of a scene", "neither images nor text",
               "pass images=, text= or both")  # fmt: skip
+        check(text is None or isinstance(text, (str, list, tuple)), "text", "a string, or a list of strings",
+              type(text).__name__, "pass words, or no text at all")  # fmt: skip
         words = {"text": text, "query_coords": query_coords, "answers": answers, "target_objects": target_objects}
         belongings = {
             "depth_maps": depth_maps, "intrinsics": intrinsics, "cam2world": cam2world,
@@ -974,41 +1385,62 @@ class Ross3DProcessor(ProcessorMixin):
             "bev_bounds": bev_bounds,
         }  # fmt: skip
         if images is None:
-            data = self.get_questions_alone(words, belongings, scene_ids, scene_index)
+            data = self.get_questions_alone(words, belongings, scene_ids, scene_index, options)
         else:
             check(scene_index is None, "scene_index", "None beside images", scene_index, "row i is scene i")
-            data = self.get_scenes(images, words, belongings, scene_ids)
-        if return_tensors == "np":
+            data = self.get_scenes(images, words, belongings, scene_ids, options)
+        if options.return_tensors == "np":
             data = {key: value.numpy() for key, value in data.items()}
         return Ross3DInputs(data)
 
-    def check_call(self, kwargs: dict[str, Any], return_tensors: str | None) -> None:
-        """The library's own callers pass a few arguments that mean nothing here; others are refused."""
-        harmless = {"videos": (None,), "audio": (None,), "add_special_tokens": (False,), "padding": (True, "longest")}
-        unknown = [key for key, value in kwargs.items() if value not in harmless.get(key, ())]
-        check(not unknown, "Ross3DProcessor", "the arguments of its __call__", unknown, "see its documentation")
-        legal = return_tensors in (None, "pt", "np")
-        check(legal, "return_tensors", "'pt' or 'np'", repr(return_tensors), "use 'pt'")
+    def read_options(self, kwargs: dict[str, Any]) -> CallOptions:
+        """Per-call arguments of the library's processors: obeyed, or refused by name with the way out."""
+        given = flatten_arguments(kwargs)
+        return_tensors = given.pop("return_tensors", "pt")
+        check(return_tensors in (None, "pt", "np"), "return_tensors", "'pt' or 'np'", repr(return_tensors), "use 'pt'")
+        options = CallOptions(read_pixel_arguments(given, self.image_processor), return_tensors, **read_layout(given))
+        for key in VIDEO_ARGUMENTS:
+            given.pop(key, None)
+        for key in ("videos", "audio"):
+            check(key not in given, key, "None: this model sees pictures", type(given.get(key)).__name__,
+                  "pass the frames of a video as images=")  # fmt: skip
+        if given.get("add_special_tokens") is True and self.tokenizer.num_special_tokens_to_add() == 0:
+            del given["add_special_tokens"]
+        for key in [key for key in given if key in FIXED_ARGUMENTS]:
+            value, legal = given.pop(key), FIXED_ARGUMENTS[key]
+            check(is_one_of(value, legal), key, f"one of {(None, *legal)}, as this model needs it", repr(value),
+                  "leave it out")  # fmt: skip
+        check(not given, "Ross3DProcessor", "the arguments of its __call__", sorted(given), "see its documentation")
+        return options
 
-    def get_scenes(self, images, words: dict[str, Any], belongings: dict[str, Any], scene_ids) -> dict[str, Any]:
+    def get_scenes(
+        self, images, words: dict[str, Any], belongings: dict[str, Any], scene_ids, options: CallOptions
+    ) -> dict[str, Any]:
         """Inputs of B scenes, each with none, one or several questions."""
         views, is_batch = split_views(images)
         names = get_scene_names(scene_ids, len(views))
         for name, scene_views in zip(names, views, strict=True):
-            check(len(scene_views) > 0, f"images of {name}", "at least one view", "none", "pass the scene's pictures")
+            check(len(scene_views) > 0, f"images of {name}", "at least one view", "none",
+                  "pass the scene's pictures, and texts without pictures in a call of their own")  # fmt: skip
         questions = split_questions(words, names, bare=not is_batch or isinstance(words["text"], str))
         requests = split_requests(names, views, questions, belongings)
-        rows = self.build_scene_rows(requests, with_targets=words["answers"] is not None)
+        rows = self.build_scene_rows(requests, words["answers"] is not None, options)
         # Generation continues a row at its end, so rows of one question, or of none, are padded in front.
-        right = words["answers"] is not None or any(len(request.questions) > 1 for request in requests)
-        data = self.pad_text(rows, "right" if right else "left")
-        data |= stack_scenes([self.get_scene_inputs(request) for request in requests])
+        is_packed = any(len(request.questions) > 1 for request in requests)
+        right = words["answers"] is not None or is_packed
+        data = self.pad_text(rows, "right" if right else "left", options)
+        if options.padding_side is not None and not is_packed:
+            del data["segment_ids"]
+        data |= stack_scenes([self.get_scene_inputs(request, options.image_processor) for request in requests])
         return data | get_question_inputs(requests)
 
     def get_questions_alone(
-        self, words: dict[str, Any], belongings: dict[str, Any], scene_ids, scene_index
+        self, words: dict[str, Any], belongings: dict[str, Any], scene_ids, scene_index, options: CallOptions
     ) -> dict[str, Any]:
-        """Inputs of questions about scenes the model has encoded before, one a row; new proposals are legal."""
+        """Inputs of questions about scenes the model has encoded before, one a row; new proposals are legal.
+
+        Whole prompts are rows that need no scene: chats without pictures.
+        """
         remedy = "pass images= as well"
         for key, value in (words | belongings).items():
             if key in ("answers", "target_objects", "bev_image", "bev_valid", "bev_bounds"):
@@ -1023,13 +1455,17 @@ class Ross3DProcessor(ProcessorMixin):
         questions = split_questions(words, names if is_batch else names[:1], bare=not is_batch)
         flat = [question for scene in questions for question in scene]
         check(len(flat) > 0, "text", "at least one question", "none", remedy)
-        rows = self.build_question_rows(flat)
-        data = self.pad_text(rows, "left")
-        if scene_index is not None or is_batch:
+        rows = self.build_question_rows(flat, options)
+        data = self.pad_text(rows, "left", options)
+        are_whole = all(is_whole_prompt(question.text) for question in flat)
+        if options.padding_side is not None and are_whole:
+            del data["segment_ids"]
+        check(are_whole or options.padding_side != "right", "padding_side",
+              "'left' for questions, whose answers go on at the ends of rows", "'right'",
+              "leave it out; the answers of a chat have chat marks (pass TRL's collator messages)")  # fmt: skip
+        if scene_index is not None or (is_batch and not are_whole):
             counted = [index for index, scene in enumerate(questions) for _ in scene]
-            index = torch.as_tensor(counted if scene_index is None else scene_index).long()
-            check_shape("scene_index", index, (len(flat),), "pass one number a question.")
-            data["scene_index"] = index
+            data["scene_index"] = check_scene_index(counted if scene_index is None else scene_index, len(flat))
         if boxes is not None:
             scenes = split_requests(names, [None] * num_scenes, [[]] * num_scenes, belongings)
             data |= stack_scenes([self.get_proposal_inputs(request) for request in scenes])
@@ -1058,10 +1494,13 @@ class Ross3DProcessor(ProcessorMixin):
         labels[self.answer_header_length : -1] = ids[self.answer_header_length : -1]
         return labels
 
-    def build_scene_rows(self, requests: list[SceneRequest], with_targets: bool) -> list[Row]:
+    def build_scene_rows(self, requests: list[SceneRequest], with_targets: bool, options: CallOptions) -> list[Row]:
         """Tokenise the words of all scenes at once and lay out one row a scene."""
         prompts = [
-            [split_prompt(question, self.spatial_instruction, with_targets) for question in request.questions]
+            [
+                split_prompt(question, len(request.views), self.spatial_instruction, with_targets)
+                for question in request.questions
+            ]
             or [Prompt(get_scene_prefix(self.spatial_instruction), "")]
             for request in requests
         ]
@@ -1076,23 +1515,42 @@ class Ross3DProcessor(ProcessorMixin):
                 self.get_segment(prompt, tokens, q) for prompt, q in zip(scene, request.questions, strict=False)
             ]
             row = build_row(Segment(prefix, self.get_prompt_labels(prefix)), segments, with_targets, request.name)
+            row = self.cut_row(row, options, request.name)
             self.check_length(row, len(request.views), request.name)
             rows.append(row)
         return rows
 
-    def build_question_rows(self, questions: list[Question]) -> list[Row]:
-        """One row a question, without the scene."""
+    def build_question_rows(self, questions: list[Question], options: CallOptions) -> list[Row]:
+        """One row a question, without a scene: plain questions are segments (1), whole prompts stand alone (0)."""
+        texts = []
         for question in questions:
-            check(not is_whole_prompt(question.text), f"text of {question.name}",
-                  "a plain question, since there are no views", "chat marks or <image>",
-                  "pass the plain question, or images= beside the whole prompt")  # fmt: skip
-        prompts = [split_prompt(question, self.spatial_instruction, False) for question in questions]
-        tokens = self.tokenize([prompt.question for prompt in prompts])
+            check(IMAGE_TOKEN not in question.text, f"text of {question.name}", "no <image>, since there are no views",
+                  "one", "pass images= as well, or leave <image> out")  # fmt: skip
+            is_whole = is_whole_prompt(question.text)
+            texts.append(
+                question.text if is_whole else split_prompt(question, 0, self.spatial_instruction, False).question
+            )
+        tokens = self.tokenize(texts)
         rows = []
-        for prompt, question in zip(prompts, questions, strict=True):
-            rows.append(build_row(None, [self.get_segment(prompt, tokens, question)], False, question.name))
-            self.check_length(rows[-1], 0, question.name)
+        for text, question in zip(texts, questions, strict=True):
+            segment = Segment(tokens[text], self.get_prompt_labels(tokens[text]))
+            parts = (segment, []) if is_whole_prompt(question.text) else (None, [segment])
+            row = self.cut_row(build_row(*parts, False, question.name), options, question.name)
+            self.check_length(row, 0, question.name)
+            rows.append(row)
         return rows
+
+    def cut_row(self, row: Row, options: CallOptions, name: str) -> Row:
+        """The row, cut at its end to `max_length` where the call asks for truncation; views are never cut."""
+        limit = options.max_length or self.max_position_embeddings
+        if not options.truncation or limit is None or len(row.input_ids) <= limit:
+            return row
+        visual = np.flatnonzero(row.input_ids == self.image_token_id)
+        needed = int(visual[-1]) + 1 if len(visual) else 0
+        check(needed < limit and row.segment_ids.max() <= 1 and not row.targets, f"max_length of {name}",
+              f"room for the views ({needed} positions) and one question without answers=, to cut its words", limit,
+              "raise max_length, use fewer views or questions, or leave truncation out")  # fmt: skip
+        return Row(row.input_ids[:limit], row.segment_ids[:limit])
 
     def expand_slot(self, ids: np.ndarray, num_views: int) -> np.ndarray:
         """Replace the one scene slot by the placeholders of all views."""
@@ -1120,20 +1578,31 @@ class Ross3DProcessor(ProcessorMixin):
               f"{length}: {num_views} views of {self.tokens_per_view} and {length - visual} of text",
               "use fewer views, or fewer or shorter questions a row")  # fmt: skip
 
-    def pad_text(self, rows: list[Row], side: Literal["left", "right"]) -> dict[str, torch.Tensor]:
-        """Rows -> (B, L) tensors."""
-        pad = self.tokenizer.pad_token_id
-        ragged = len({len(row.input_ids) for row in rows}) > 1
-        check(pad is not None or not ragged, "tokenizer.pad_token", "a padding token for rows of different lengths",
-              "None", "set tokenizer.pad_token")  # fmt: skip
+    def pad_text(
+        self, rows: list[Row], side: Literal["left", "right"], options: CallOptions
+    ) -> dict[str, torch.Tensor]:
+        """Rows -> (B, L) tensors, padded on `side` unless the call names another."""
+        pad, side = self.tokenizer.pad_token_id, options.padding_side or side
+        lengths = {len(row.input_ids) for row in rows}
+        length, multiple = max(lengths), options.pad_to_multiple_of or 1
+        if options.padding == "max_length":
+            limit = options.max_length or self.max_position_embeddings
+            check(limit is not None, "max_length", "the length to pad to", "None", "pass max_length=")
+            length = max(length, limit)
+        check(options.padding is not False or len(lengths) == 1, "padding", "True for rows of different lengths",
+              f"{options.padding} for lengths {sorted(lengths)}", "leave it out, or make one call a row")  # fmt: skip
+        if options.padding is not False:
+            length = math.ceil(length / multiple) * multiple
+        check(pad is not None or lengths == {length}, "tokenizer.pad_token",
+              "a padding token for rows of different lengths", "None", "set tokenizer.pad_token")  # fmt: skip
         data = {
-            "input_ids": pad_rows([row.input_ids for row in rows], pad or 0, side),
-            "attention_mask": pad_rows([np.ones_like(row.input_ids) for row in rows], 0, side),
-            "segment_ids": pad_rows([row.segment_ids for row in rows], PADDING_SEGMENT, side),
+            "input_ids": pad_rows([row.input_ids for row in rows], pad or 0, side, length),
+            "attention_mask": pad_rows([np.ones_like(row.input_ids) for row in rows], 0, side, length),
+            "segment_ids": pad_rows([row.segment_ids for row in rows], PADDING_SEGMENT, side, length),
         }
         for key, value in (("labels", IGNORED_LABEL), ("shift_labels", IGNORED_LABEL), ("loss_weights", 0.0)):
             if key in rows[0].targets:
-                data[key] = pad_rows([row.targets[key] for row in rows], value, side)
+                data[key] = pad_rows([row.targets[key] for row in rows], value, side, length)
         return data
 
     # Tensors of a scene
@@ -1153,8 +1622,11 @@ class Ross3DProcessor(ProcessorMixin):
 
         `processor(images=fitted, text=..., proposal_boxes=...)` goes on from it and gives what it would have given.
         """
+        views, is_batch = split_views(images)
+        check(not is_batch and len(views[0]) > 0, "images", "the views of one scene", f"{len(views)} lists of views",
+              "fit scenes one by one")  # fmt: skip
         request = SceneRequest(
-            f"scene {scene_id}", list(images), [], depth_maps, intrinsics, cam2world, None, bev_image, bev_valid,
+            f"scene {scene_id}", views[0], [], depth_maps, intrinsics, cam2world, None, bev_image, bev_valid,
             bev_bounds,
         )  # fmt: skip
         return self.fit_request(request)
@@ -1174,30 +1646,38 @@ class Ross3DProcessor(ProcessorMixin):
         }
 
     def fit_request(self, request: SceneRequest) -> FittedScene:
-        """Decode, resize and crop pictures; crop, unproject and pool depth; fit the bird's-eye picture."""
-        name, size = request.name, self.view_size
-        names = [f"images[{view}] of {name}" for view in range(len(request.views))]
-        pictures = [load_picture(view, label) for view, label in zip(request.views, names, strict=True)]
+        """Decode, resize and crop pictures; crop, unproject and pool depth; fit the bird's-eye picture.
+
+        Pictures are decoded one after the other: no two are held at full size.
+        """
         depth = None
         if request.depth_maps is not None:
-            depth = check_depth_maps(request.depth_maps, len(pictures), f"depth_maps of {name}")
-        resized = [
-            self.get_resized_size(picture, depth, label) for picture, label in zip(pictures, names, strict=True)
-        ]
-        resample = self.image_processor.resample
-        crops = [fit_picture(picture, to, size, resample) for picture, to in zip(pictures, resized, strict=True)]
+            depth = check_depth_maps(request.depth_maps, len(request.views), f"depth_maps of {request.name}")
+        crops, turns = [], []
+        for index, image in enumerate(request.views):
+            name = f"images[{index}] of {request.name}"
+            view = open_view(image, name)
+            size = reference = get_view_size(view)
+            if depth is not None:
+                turns.append(get_depth_turns(view, depth.shape[1:], name))
+                reference = tuple(depth.shape[1:][:: -1 if turns[-1] % 2 else 1])
+                self.check_aspect(size, reference, name)
+            resized = get_resized_size(*reference, self.view_size, self.geometry_mode, name)
+            crops.append(fit_picture(decode_view(view, name), resized, self.view_size, self.image_processor.resample))
         fitted = FittedScene(self.get_fit_settings(), torch.from_numpy(np.stack(crops)))
-        self.fit_geometry(fitted, request, depth)
+        self.fit_geometry(fitted, request, depth, turns)
         if request.bev_image is not None:
-            reference = pictures[0].shape[:2] if depth is None else depth.shape[1:]
             self.fit_bev(fitted, request, reference)
         return fitted
 
-    def get_scene_inputs(self, request: SceneRequest) -> dict[str, torch.Tensor]:
+    def get_scene_inputs(
+        self, request: SceneRequest, image_processor: Ross3DImageProcessor
+    ) -> dict[str, torch.Tensor]:
         """Views, geometry, proposals and bird's-eye picture of one scene, without the leading B."""
         fitted = self.check_fitted(request) if isinstance(request.views, FittedScene) else self.fit_request(request)
+        check_inside(request, fitted)
         inputs = {
-            "pixel_values": self.image_processor.normalize_pictures(fitted.pictures),
+            "pixel_values": image_processor.normalize_pictures(fitted.pictures),
             "view_mask": torch.ones(len(fitted), dtype=torch.bool),
         }
         inputs |= self.get_proposals_of(fitted, request.proposal_boxes)
@@ -1233,19 +1713,26 @@ class Ross3DProcessor(ProcessorMixin):
             )
         return inputs
 
-    def get_resized_size(self, picture: np.ndarray, depth: torch.Tensor | None, name: str) -> tuple[int, int]:
-        """Size before the crop, from the depth map where there is one, so that pictures and depth stay aligned."""
-        height, width = picture.shape[:2] if depth is None else depth.shape[1:]
-        if depth is not None and self.geometry_mode == "valid_depth":
-            stretch = picture.shape[1] / picture.shape[0] * height / width
-            check(abs(stretch - 1) < MAX_ASPECT_DIFFERENCE, name, f"the aspect of its {height} x {width} depth map",
-                  f"a {picture.shape[0]} x {picture.shape[1]} picture (height x width)",
-                  "crop or turn one so that both show the same field of view")  # fmt: skip
-        return get_resized_size(height, width, self.view_size, self.geometry_mode, name)
+    def check_aspect(self, size: tuple[int, int], depth_size: tuple[int, int], name: str) -> None:
+        """A picture must show what its depth map shows; published mode stretches it, which is said."""
+        stretch = size[1] / size[0] * depth_size[0] / depth_size[1]
+        if abs(stretch - 1) < MAX_ASPECT_DIFFERENCE:
+            return
+        sizes = f"{size[0]} x {size[1]}", f"{depth_size[0]} x {depth_size[1]}"
+        check(self.geometry_mode == "published", name, f"the aspect of its {sizes[1]} depth map",
+              f"a {sizes[0]} picture (height x width)",
+              "crop or turn one so that both show the same field of view")  # fmt: skip
+        warnings.warn(
+            f"{name}: the {sizes[0]} picture (height x width) is stretched to the aspect of its {sizes[1]} depth map;"
+            " crop or turn one where they show different fields of view.",
+            stacklevel=2,
+        )
 
-    def fit_geometry(self, fitted: FittedScene, request: SceneRequest, depth: torch.Tensor | None) -> None:
+    def fit_geometry(
+        self, fitted: FittedScene, request: SceneRequest, depth: torch.Tensor | None, turns: list[int]
+    ) -> None:
         """Depth and cameras of the pixels that survive resize and crop, each at its place in the full map, and the
-        positions pooled from them."""
+        positions pooled from them; `turns` are the quarter turns that bring each view upright."""
         name = request.name
         if depth is None:
             if request.cam2world is not None:
@@ -1261,6 +1748,11 @@ class Ross3DProcessor(ProcessorMixin):
                   "pass intrinsics= and cam2world=, or leave depth_maps out")  # fmt: skip
         fitted.intrinsics = check_intrinsics(request.intrinsics, num_views, height, width, f"intrinsics of {name}")
         fitted.cam2world = check_cam2world(request.cam2world, num_views, f"cam2world of {name}")
+        if any(turns):
+            depth, fitted.intrinsics, fitted.cam2world = turn_views(
+                depth, fitted.intrinsics, fitted.cam2world, turns, f"images of {name}"
+            )
+            height, width = depth.shape[1:]
         resized = get_resized_size(height, width, self.view_size, self.geometry_mode, f"depth_maps of {name}")
         top, left = ((side - self.view_size) // 2 for side in resized)
         fitted.rows = get_nearest_indices(height, resized[0])[top : top + self.view_size]
@@ -1290,7 +1782,8 @@ class Ross3DProcessor(ProcessorMixin):
         if request.depth_maps is not None:
             depth = check_depth_maps(request.depth_maps, None, f"depth_maps of {request.name}")
         fitted = FittedScene(self.get_fit_settings(), torch.empty(0))
-        self.fit_geometry(fitted, request, depth)
+        self.fit_geometry(fitted, request, depth, [])
+        check_inside(request, fitted)
         return self.get_proposals_of(fitted, request.proposal_boxes)
 
     def fit_bev(self, fitted: FittedScene, request: SceneRequest, reference: tuple[int, int]) -> None:
@@ -1300,10 +1793,12 @@ class Ross3DProcessor(ProcessorMixin):
         its own, then cropped. Ours: square pictures alone, resized to `bev_size`, void kept exactly black.
         """
         name, size = f"bev_image of {request.name}", self.bev_size
-        picture = load_picture(request.bev_image, name)
+        picture = decode_view(open_view(request.bev_image, name), name)
         valid = None if request.bev_valid is None else to_tensor(request.bev_valid, f"bev_valid of {request.name}")
         if valid is not None:
             check_shape(f"bev_valid of {request.name}", valid, picture.shape[:2], "pass one value a pixel.")
+            check(not valid.is_floating_point(), f"bev_valid of {request.name}", "truth values", f"{valid.dtype}",
+                  "compare it: True where the picture shows something")  # fmt: skip
         if self.geometry_mode == "published":
             resized = get_resized_size(*reference, size, "published", name)
         else:
@@ -1338,22 +1833,24 @@ class Ross3DProcessor(ProcessorMixin):
             kwargs.setdefault("spatial_instruction", SPATIAL_INSTRUCTION)
         return super().apply_chat_template(conversation, chat_template, **kwargs)
 
+    def _normalize_conversations(self, conversation):
+        """The library's, with every picture under the key `image`, and chats refused that this model cannot read."""
+        check(isinstance(conversation, (list, tuple)) and len(conversation) > 0, "conversation",
+              "a list of messages, or a list of such lists", shorten(repr(conversation), 60),
+              "pass [{'role': 'user', 'content': [...]}]")  # fmt: skip
+        conversations, is_batched = super()._normalize_conversations(conversation)
+        for index, messages in enumerate(conversations):
+            for turn, message in enumerate(messages):
+                message["content"] = normalize_content(message, f"message {turn} of chat {index}")
+            check_pictures_of_chat(messages, f"chat {index}")
+        return conversations, is_batched
+
     def _multimodal_inputs_from_conversations(self, conversations, *args, **kwargs):
         images, videos, audio, others = super()._multimodal_inputs_from_conversations(conversations, *args, **kwargs)
-        contents = [[message.get("content") or [] for message in messages] for messages in conversations]
-        blocks = [
-            [
-                block
-                for content in scene
-                if not isinstance(content, str)
-                for block in content
-                if block["type"] == "image"
-            ]
-            for scene in contents
-        ]
+        scenes = [[block for message in messages for block in list_pictures(message)] for messages in conversations]
         for key, argument in (("depth_map", "depth_maps"), ("intrinsics", "intrinsics"), ("cam2world", "cam2world")):
-            if any(key in block for scene in blocks for block in scene):
-                others[argument] = [[block[key] for block in scene if key in block] or None for scene in blocks]
+            if any(key in block for blocks in scenes for block in blocks):
+                others[argument] = [[block[key] for block in blocks if key in block] or None for blocks in scenes]
         return images, videos, audio, others
 
     def post_process_grounding(
@@ -1380,17 +1877,31 @@ class Ross3DProcessor(ProcessorMixin):
         """
         modes = ("best", "cumulative")
         check(selection in modes, "selection", f"one of {modes}", repr(selection), "choose one of them")
-        boxes = proposal_boxes if proposal_boxes.dim() == 3 else proposal_boxes[None]
+        for name, number, top in (("temperature", temperature, math.inf), ("threshold", threshold, 1.0)):
+            legal = isinstance(number, Real) and not isinstance(number, bool) and 0 < number <= top
+            check(legal and math.isfinite(number), name, f"a number above 0{'' if top > 1 else ' and at most 1'}",
+                  repr(number), "leave it out for the published one")  # fmt: skip
+        scores, boxes = to_coords(scores, "scores").float(), to_coords(proposal_boxes, "proposal_boxes").float()
+        boxes = boxes if boxes.dim() == 3 else boxes[None]
+        check_shape("proposal_boxes", boxes, ("B", "K", 6), "pass those that model.ground scored.")
         if scene_index is None:
             check(len(boxes) == 1, "scene_index", "the scene of each question", "None for several scenes", "pass it")
             scene_index = [0] * len(scores)
+        scene_index = check_scene_index(scene_index, len(scores)).tolist()
+        legal = all(scene < len(boxes) for scene in scene_index)
+        check(legal, "scene_index", f"numbers of the {len(boxes)} scenes of proposal_boxes", scene_index,
+              "pass the boxes of every scene")  # fmt: skip
         check_shape("scores", scores, (len(scene_index), boxes.shape[1] + 1), "pass model.ground's own scores.")
-        chosen = [select_proposals(row, selection, temperature, threshold) for row in scores.float().cpu()]
+        broken = (scores.isnan() | (scores == math.inf)).any(dim=1) | (scores[:, -1] == -math.inf)
+        check(not bool(broken.any()), "scores", "numbers, -inf at padded proposals alone",
+              f"NaN or infinity in questions {broken.nonzero()[:, 0].tolist()}",
+              "look for NaN in the model's weights and inputs")  # fmt: skip
+        chosen = [select_proposals(row, selection, temperature, threshold) for row in scores]
         return [
             {
                 "proposals": indices.tolist(),
-                "boxes": boxes[int(scene)].cpu()[indices],
-                "scores": row.float().cpu()[indices],
+                "boxes": boxes[scene][indices],
+                "scores": row[indices],
                 "no_target": bool(row.argmax() == len(row) - 1),
             }
             for row, scene, indices in zip(scores, scene_index, chosen, strict=True)

@@ -31,7 +31,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import maybe_autocast
 
 from .configuration_ross3d import Ross3DDenoiserConfig
-from .diffusion_ross3d import add_noise, get_alphas_cumprod, get_cosine_betas, get_target, sample_latents
+from .diffusion_ross3d import (
+    add_noise,
+    get_alphas_cumprod,
+    get_cosine_betas,
+    get_target,
+    sample_latents,
+    space_timesteps,
+)
 
 
 # The release normalises the states with torch's default and its blocks with 1e-6.
@@ -382,7 +389,7 @@ class Ross3DReconstructionHead(nn.Module):
             states = torch.zeros_like(states)
         num_tokens = scene_states.states.shape[2]
         mask = scene_states.visible[:, :, None].expand(-1, -1, num_tokens).flatten(1)
-        # A scene without a visible view attends everything, hidden views too, so that nothing is NaN.
+        # What is padding alone attends padding, so that nothing is NaN.
         mask = mask | ~mask.any(dim=1, keepdim=True)
         positions = None
         if scene_states.positions is not None:
@@ -418,7 +425,7 @@ class Ross3DReconstructionHead(nn.Module):
         self,
         condition: torch.Tensor,
         branch: str,
-        num_inference_steps: int,
+        num_inference_steps: int | str,
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
     ) -> torch.Tensor:
@@ -432,7 +439,7 @@ class Ross3DReconstructionHead(nn.Module):
         published = self.config.sampler == "published"
         tokens = sample_latents(
             lambda sample, timesteps: self(sample, timesteps, condition, branch).to(sample.device),
-            draw(num_inference_steps),
+            draw(len(space_timesteps(self.config.num_train_timesteps, num_inference_steps))),
             draw,
             num_train_timesteps=self.config.num_train_timesteps,
             num_inference_steps=num_inference_steps,

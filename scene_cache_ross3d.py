@@ -17,16 +17,18 @@
 import hashlib
 import json
 import os
-import pickle
 import secrets
+import shutil
+import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 
 from .attention_ross3d import SharedPrefixCache
@@ -140,6 +142,13 @@ class Ross3DSceneCache:
             with partial.open("rb") as written:
                 os.fsync(written.fileno())
             os.replace(partial, file)
+        except RuntimeError as error:
+            # torch tells where its writing ended, not why.
+            free = shutil.disk_usage(file.parent).free
+            raise OSError(
+                f"{file}: expected to write {count_bytes(state) / 1e6:.1f} MB of scenes, got an error from torch with"
+                f" {free / 1e6:.1f} MB free on that disk ({error}); make room there or choose another folder."
+            ) from error
         finally:
             partial.unlink(missing_ok=True)
 
@@ -151,21 +160,11 @@ class Ross3DSceneCache:
             file, model, processor: see `save`.
 
         Raises:
-            ValueError: for a broken file, another version, or one that another model or processor wrote.
+            FileNotFoundError: when there is no such file.
+            ValueError: for a broken file, another version, one that another model or processor wrote, and tensors that
+                cannot be this model's. No more memory is taken than the tensors of a right file need.
         """
-        broken = f"{file}: expected scenes that save() wrote, got another or a broken file."
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, KeyError, UnicodeDecodeError, pickle.UnpicklingError) as error:
-            raise ValueError(broken) from error
-        version = state.get("version") if isinstance(state, dict) else None
-        if version != SCENE_CACHE_VERSION:
-            raise ValueError(
-                f"{file}: expected version {SCENE_CACHE_VERSION} of a scene cache, got {version}; encode the scene"
-                " again."
-            )
-        if state.keys() != {*FIELDS, *TENSORS} or sum_bytes(state) != state["checksum"]:
-            raise ValueError(broken)
+        state = read_state(Path(file))
         if state["model"] != get_model_fingerprint(model):
             raise ValueError(
                 f"{file}: expected scenes that this model has read, got those of other weights or another config;"
@@ -176,16 +175,22 @@ class Ross3DSceneCache:
                 f"{file}: expected scenes prepared with {get_processor_settings(processor)}, got"
                 f" {state['processor']}; encode the scene again, or load the processor that prepared it."
             )
+        check_tensors(f"{file}", state, model.config)
+        if sum_bytes(state) != state["checksum"]:
+            raise ValueError(BROKEN.format(file=file))
+        # Copies: so far the tensors are windows onto the file.
         cache = DynamicCache()
         for index, (layer, saved) in enumerate(zip(find_layers(model), state["layers"], strict=True)):
             device = next(layer.parameters()).device
-            cache.update(saved["keys"].to(device), saved["values"].to(device), index)
+            cache.update(saved["keys"].to(device, copy=True), saved["values"].to(device, copy=True), index)
         device = model.get_input_embeddings().weight.device
-        tensors = {name: None if state[name] is None else state[name].to(device) for name in TENSORS}
+        tensors = {name: None if state[name] is None else state[name].to(device, copy=True) for name in TENSORS}
         return cls(past_key_values=cache, **tensors)
 
 
 TENSORS = ("prefix_mask", "proposal_features", "proposal_mask", "patch_features")
+BROKEN = "{file}: expected scenes that save() wrote, got another or a broken file; encode the scene again."
+AGAIN = "these are no scenes of this model: encode them again."
 FIELDS = ("version", "model", "processor", "layers", "checksum")
 # Elements of each matrix that tell one model from another.
 SAMPLE = 1024
@@ -203,11 +208,110 @@ def join_padded(tensors: Sequence[torch.Tensor], axis: int, at_start: bool) -> t
     return torch.cat(padded)
 
 
+def read_state(file: Path) -> dict[str, Any]:
+    """What `save` wrote, its tensors as windows onto the file; nothing but the fields' names has been looked at.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: for a broken file or one of another version.
+    """
+    if not file.is_file():
+        found = "something else" if file.exists() else "nothing"
+        raise FileNotFoundError(f"{file}: expected a file that scene.save() wrote, found {found} there.")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            # As torch writes them. Packed parts could grow to any size.
+            is_plain = all(part.compress_type == zipfile.ZIP_STORED for part in archive.infolist())
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True) if is_plain else None
+    except Exception as error:  # A damaged file can raise anything.
+        raise ValueError(BROKEN.format(file=file)) from error
+    version = state.get("version") if isinstance(state, dict) else None
+    if isinstance(state, dict) and version != SCENE_CACHE_VERSION:
+        raise ValueError(
+            f"{file}: expected version {SCENE_CACHE_VERSION} of a scene cache, got {version}; encode the scene again."
+        )
+    if not isinstance(state, dict) or state.keys() != {*FIELDS, *TENSORS}:
+        raise ValueError(BROKEN.format(file=file))
+    return state
+
+
+def check_tensors(file: str, state: dict[str, Any], config: Any) -> None:
+    """Refuse tensors that no scene of a model can have: by shape and type first, then by their values.
+
+    Args:
+        file (`str`): what the error calls the place.
+        state (`dict`): fields of a saved scene cache.
+        config (`Ross3DConfig`): of the model.
+
+    Raises:
+        ValueError: names the tensor, what was expected and what came.
+    """
+    text, mask, layers = config.text_config, state["prefix_mask"], state["layers"]
+    check_tensor(file, "prefix_mask", mask, ("B", "L"), is_bool=True)
+    num_scenes, length = mask.shape
+    is_list = isinstance(layers, list) and all(isinstance(layer, dict) for layer in layers)
+    if not is_list or [layer.keys() for layer in layers] != [{"keys", "values"}] * text.num_hidden_layers:
+        raise ValueError(f"{file}: expected keys and values of {text.num_hidden_layers} layers, got others; {AGAIN}")
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    shape = (num_scenes, text.num_key_value_heads, length, head_size)
+    floats = {f"{name} of layer {place}": layer[name] for place, layer in enumerate(layers) for name in layer}
+    for name, tensor in floats.items():
+        check_tensor(file, name, tensor, shape)
+    if (state["proposal_features"] is None) != (state["proposal_mask"] is None):
+        raise ValueError(f"{file}: expected proposal_features and proposal_mask or neither, got one of them; {AGAIN}")
+    if state["proposal_features"] is not None:
+        check_tensor(file, "proposal_mask", state["proposal_mask"], (num_scenes, "K"), is_bool=True)
+        shape = (*state["proposal_mask"].shape, text.hidden_size)
+        check_tensor(file, "proposal_features", state["proposal_features"], shape)
+        floats["proposal_features"] = state["proposal_features"]
+    if state["patch_features"] is not None:
+        shape = (num_scenes, "V", config.patch_grid_size**2, text.hidden_size)
+        check_tensor(file, "patch_features", state["patch_features"], shape)
+        floats["patch_features"] = state["patch_features"]
+    if length > config.context_length:
+        raise ValueError(
+            f"{file}: expected scenes of at most {config.context_length} positions (max_position_embeddings), got"
+            f" {length}; {AGAIN}"
+        )
+    # A scene begins after its padding and ends at the end.
+    if not length or not bool(mask[:, -1].all()) or bool((mask[:, :-1] & ~mask[:, 1:]).any()):
+        raise ValueError(f"{file}: expected prefix_mask with padding at the start alone, got another; {AGAIN}")
+    for name, tensor in floats.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{file}: expected finite {name}, got NaN or infinity; {AGAIN}")
+
+
+def check_tensor(file: str, name: str, tensor: Any, shape: Sequence[int | str], is_bool: bool = False) -> None:
+    """Refuse what is no tensor of a shape, in which letters stand for any size, or holds less than it says."""
+    wanted = "bool" if is_bool else "floating point"
+    # An expanded tensor names more numbers than the file has.
+    fits = (
+        isinstance(tensor, torch.Tensor)
+        and tensor.dim() == len(shape)
+        and all(isinstance(size, str) or size == found for size, found in zip(shape, tensor.shape, strict=True))
+        and (tensor.dtype == torch.bool if is_bool else tensor.is_floating_point())
+        and tensor.is_contiguous()
+    )
+    if not fits:
+        is_tensor = isinstance(tensor, torch.Tensor)
+        found = f"{tensor.dtype} of {tuple(tensor.shape)}" if is_tensor else type(tensor).__name__
+        sizes = ", ".join(str(size) for size in shape)
+        raise ValueError(f"{file}: expected {name}, {wanted}, of shape ({sizes}), got {found}; {AGAIN}")
+
+
+def list_saved(state: dict[str, Any]) -> list[torch.Tensor]:
+    layers = [layer[name] for layer in state["layers"] for name in ("keys", "values")]
+    return [*layers, *(state[name] for name in TENSORS if state[name] is not None)]
+
+
+def count_bytes(state: dict[str, Any]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in list_saved(state))
+
+
 def sum_bytes(state: dict[str, Any]) -> int:
     """A checksum of all tensors of a state."""
-    layers = [layer[name] for layer in state["layers"] for name in ("keys", "values")]
     total = 0
-    for tensor in [*layers, *(state[name] for name in TENSORS if state[name] is not None)]:
+    for tensor in list_saved(state):
         total = zlib.crc32(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy(), total)
     return total
 
@@ -222,7 +326,7 @@ def get_model_fingerprint(model: nn.Module) -> str:
 
     Reading all of the matrices would take longer than reading the scene again; training moves every part of them.
     """
-    config = model.config.to_dict()
+    config = list_known_settings(model.config)
     for key in ("_name_or_path", "transformers_version", "auto_map", "architectures", "dtype"):
         config.pop(key, None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
@@ -238,6 +342,17 @@ def get_model_fingerprint(model: nn.Module) -> str:
             digest.update(name.encode())
             digest.update(values.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def list_known_settings(config: PreTrainedConfig) -> dict[str, Any]:
+    """A config as a dictionary, without what somebody else has written into it: no model reads that."""
+    known = {field.name for field in fields(config)} | {"model_type", "output_attentions", "_name_or_path"}
+    settings = {name: value for name, value in config.to_dict().items() if name in known}
+    for name in settings:
+        section = getattr(config, name)
+        if isinstance(section, PreTrainedConfig):
+            settings[name] = list_known_settings(section)
+    return settings
 
 
 def get_processor_settings(processor: Any) -> dict[str, Any]:

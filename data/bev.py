@@ -20,6 +20,8 @@ from ross3d.geometry_ross3d import get_bev_bounds, project_bev, unproject
 
 
 POINTS_AT_ONCE = 2_000_000
+# Pixels of a side; a picture takes some hundred bytes a pixel while it is drawn.
+MAX_BEV_SIZE = 4096
 # A pit of at most twice as many cells and at least this depth in metres was seen through the gaps of a surface.
 PIT_REACH, PIT_DEPTH = 2, 0.1
 
@@ -52,13 +54,16 @@ def render_bev(
         splat (`float`, defaults to 0.16): metres; half the width of the widest gap that is closed.
 
     Raises:
-        ValueError: when no point lies below the ceiling, or shapes do not fit.
+        ValueError: when no point lies below the ceiling, or shapes or bounds do not fit.
     """
+    check_bev_size(size)
     points, colors = np.asarray(points, dtype=np.float32), np.asarray(colors)
     if points.ndim != 2 or points.shape[1] != 3 or colors.shape != points.shape or colors.dtype != np.uint8:
         raise ValueError(
             f"points and colors must be (N, 3), colors uint8, got {points.shape} and {colors.dtype} {colors.shape}."
         )
+    if not np.isfinite(points).all():
+        raise ValueError("points: expected finite coordinates, got NaN or inf; leave such points out.")
     below = points[:, 2] <= ceiling_height
     points, colors = points[below], colors[below]
     if not len(points):
@@ -69,15 +74,34 @@ def render_bev(
     if bounds is None:
         bounds = get_bev_bounds(torch.from_numpy(points)).numpy()
     bounds = np.asarray(bounds, dtype=np.float32)
+    if bounds.shape != (4,) or not np.isfinite(bounds).all() or not (bounds[:2] < bounds[2:]).all():
+        raise ValueError(
+            "bounds: expected xmin, ymin, xmax, ymax in metres, the first two smaller, got"
+            f" {bounds.tolist()}; swap them."
+        )
     height = np.full(size * size, -np.inf, dtype=np.float32)
     image = np.zeros((size * size, 3), dtype=np.uint8)
     for start in range(0, len(points), POINTS_AT_ONCE):
         chunk = slice(start, start + POINTS_AT_ONCE)
         _draw_highest(points[chunk], colors[chunk], bounds, size, height, image)
     image, height = image.reshape(size, size, 3), height.reshape(size, size)
-    reach = int(round(splat * size / float(bounds[2] - bounds[0])))
+    # Of a picture of centimetres no more than a quarter, since a wider gap leaves nothing to see.
+    reach = min(int(round(splat * size / float(bounds[2] - bounds[0]))), size // 4)
     valid = _close_gaps(image, height, reach)
     return BEVPicture(image, valid, bounds)
+
+
+def check_bev_size(size: int) -> None:
+    """Refuse a side of no pixels, or of more than `MAX_BEV_SIZE`.
+
+    Raises:
+        ValueError: with the limits.
+    """
+    if not 1 <= size <= MAX_BEV_SIZE:
+        raise ValueError(
+            f"size of the picture from above (--bev-size): expected 1 to {MAX_BEV_SIZE} pixels, got {size}; 432 is the"
+            " published one."
+        )
 
 
 def _draw_highest(points, colors, bounds, size: int, height: np.ndarray, image: np.ndarray) -> None:

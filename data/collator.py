@@ -141,7 +141,8 @@ class Ross3DCollator:
             ]
         batch = {key: stack_padded(column, padding[key], sizes) for key, column in columns.items()}
         batch["row_seed"] = torch.stack([row["row_seed"] for row in rows])
-        batch["bool_masked_views"] = self.propose(batch)
+        if "view_mask" in batch:
+            batch["bool_masked_views"] = self.propose(batch)
         if "proposal_patches" in batch:
             batch["proposal_patches"] = pack_patches(batch["proposal_patches"])
         return batch

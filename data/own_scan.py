@@ -6,15 +6,17 @@ is left as it is. Boxes are proposed from depth where none came.
 """
 
 import os
-from dataclasses import dataclass, replace
+import warnings
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ross3d.data.box_files import read_box_list
 from ross3d.data.proposals import Proposals, propose_boxes
 from ross3d.data.scene import Scene
-from ross3d.data.sources import find_video, read_scene
+from ross3d.data.sources import describe_not_read, find_layout, find_video, list_not_read, read_scene
 from ross3d.data.sources.frames import MAX_EXCLUDED
 from ross3d.data.surface import Surface, sample_surface
 from ross3d.data.upright import LOW_CONFIDENCE, UprightEstimate, align_scene, estimate_upright
@@ -42,6 +44,7 @@ class OwnScan:
             the scan is read as it lies.
         given_boxes (`Path`, *optional*): the file given in place of the scan's own boxes.
         proposals (`Proposals`, *optional*): where the scan came without boxes.
+        reading (`dict`): further options that it is read with, see `make_reading`.
         surface (`Surface`, *optional*): flat patches of `scene`, in its world; None without depth.
         trust (`str`): in a few words, what "upright" rests on; empty where nobody knows.
     """
@@ -53,6 +56,7 @@ class OwnScan:
     axis_align_matrix: np.ndarray | Path | None = None
     given_boxes: Path | None = None
     proposals: Proposals | None = None
+    reading: dict[str, Any] = field(default_factory=dict)
     surface: Surface | None = None
     trust: str = ""
 
@@ -92,7 +96,8 @@ class OwnScan:
     def read_views(self, num_views: int) -> Scene:
         """So many views of the scan, pictures at their own size, in the same world; without proposed boxes."""
         given = make_options(self.axis_align_matrix, self.given_boxes)
-        return read_scene(self.path, look_at_world=False, num_views=num_views, **given, **make_limits(self.path))
+        limits = make_limits(self.path) | self.reading
+        return read_scene(self.path, look_at_world=False, num_views=num_views, **given, **limits)
 
 
 def make_options(axis_align_matrix, boxes) -> dict:
@@ -102,8 +107,9 @@ def make_options(axis_align_matrix, boxes) -> dict:
 
 
 def make_limits(path: Path) -> dict:
-    """How many frames of a folder may be lost or damaged before the scan is refused; a video has none."""
-    return {"max_excluded": MAX_EXCLUDED} if path.is_dir() else {}
+    """How many frames may be lost or damaged before the scan is refused, where its layout alone would allow none."""
+    is_strict = path.is_dir() and find_layout(path).name == "rgbd_folder"
+    return {"max_excluded": MAX_EXCLUDED} if is_strict else {}
 
 
 def has_any(boxes: np.ndarray | None) -> bool:
@@ -120,14 +126,19 @@ def is_upright(estimate: UprightEstimate) -> bool:
 
 
 def read_own_scan(
-    path: str | os.PathLike, *, axis_align_matrix: Path | None = None, boxes: Path | None = None
+    path: str | os.PathLike,
+    *,
+    axis_align_matrix: Path | None = None,
+    boxes: Path | None = None,
+    reading: dict[str, Any] | None = None,
 ) -> OwnScan:
-    """Read a scan of any layout, or a video, and make it ready.
+    """Read a scan of any layout, or a video, and make it ready; a warning names files of its folder that are not read.
 
     Args:
         path: see `read_scene`.
         axis_align_matrix (`Path`, *optional*): file of a 4x4 matrix, scan to upright world; nothing is estimated then.
         boxes (`Path`, *optional*): JSON file of boxes in the upright world.
+        reading (`dict`, *optional*): further options of `read_scene`, see `make_reading`.
 
     Raises:
         ValueError: an alignment or boxes given for a video; a file of boxes that is wrong or holds none of this scan;
@@ -141,18 +152,22 @@ def read_own_scan(
         )
     if boxes is not None:
         read_box_list(boxes, path.resolve().name)
-    limits = make_limits(path)
+    reading = reading or {}
+    limits = make_limits(path) | reading
     scene = read_scene(path, look_at_world=False, num_views=NUM_FRAMES, reduce_to=PICTURE_SIZE, **given, **limits)
+    not_read = list_not_read(path) if path.is_dir() else {}
+    if not_read:
+        warnings.warn(f"scene {scene.scene_id!r}: {describe_not_read(not_read)}", stacklevel=2)
     if scene.depth_maps is None:
         sentence, trust = "the views have no depth: nothing was estimated", ""
         if scene.axis_align_matrix is not None:
             sentence, trust = "alignment given; the views have no depth: nothing checks it", "given, unchecked"
-        return OwnScan(path, scene, sentence, None, axis_align_matrix, boxes, trust=trust)
+        return OwnScan(path, scene, sentence, None, axis_align_matrix, boxes, reading=reading, trust=trust)
     scan = make_upright(path, scene, axis_align_matrix)
     check_bounds(scan.scene)
     came = has_any(scan.scene.boxes) or has_any(scan.scene.proposal_boxes)
     proposals = None if came else propose_boxes(scan.scene, surface=scan.surface)
-    return replace(scan, given_boxes=boxes, proposals=proposals)
+    return replace(scan, given_boxes=boxes, proposals=proposals, reading=reading)
 
 
 def make_upright(path: Path, scene: Scene, given: Path | None = None) -> OwnScan:

@@ -12,6 +12,8 @@ from ross3d.geometry_ross3d import unproject
 # Metres; side of the voxels that coverage counts.
 COVERAGE_VOXEL_SIZE = 0.1
 COVERAGE_VIEWS = 32
+# No scan has as many frames; a larger number is a slip, and would fill the memory.
+MAX_SAMPLED_VIEWS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,12 @@ def sample_uniform(num_frames: int, num_views: int, unique: bool = False) -> np.
         raise ValueError(
             f"num_frames and num_views must be at least 1, got {num_frames} and {num_views}; is the scan empty?"
         )
+    if isinstance(num_views, bool) or num_views != int(num_views):
+        raise ValueError(f"num_views must be a whole number of views, got {num_views!r}.")
+    if unique and num_views >= num_frames:
+        return np.arange(num_frames, dtype=np.int64)
+    if num_views > MAX_SAMPLED_VIEWS:
+        raise ValueError(f"num_views must be at most {MAX_SAMPLED_VIEWS} views, got {num_views}; ask for fewer.")
     indices = np.floor(np.linspace(0, num_frames - 1, num_views)).astype(np.int64)
     return np.unique(indices) if unique else indices
 

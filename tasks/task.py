@@ -11,13 +11,23 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ross3d.command_line import COUNT, COUNT_OR_NONE, NUM_VIEWS, SEED, check_fields
 from ross3d.data.scene import Scene
-from ross3d.data.sources import DECODES
+from ross3d.data.sources import DECODES, make_reading
+from ross3d.data.sources.inside import resolve_inside
 
 
 Record = dict[str, Any]
 PROPOSALS = ("predicted", "ground_truth")
 SCENE_PATH = "{split}/{scene_id}"
+# Numbers that settings may be, by their name.
+EVAL_NUMBERS = {
+    "limit": COUNT_OR_NONE,
+    "num_views": NUM_VIEWS,
+    "seed": SEED,
+    **dict.fromkeys(("scenes_at_once", "batch_size", "max_new_tokens", "num_samples", "num_inference_steps"), COUNT),
+    "reconstruction_scenes": COUNT_OR_NONE,
+}
 
 
 class Item(Protocol):
@@ -41,6 +51,13 @@ class EvalSettings:
         max_new_tokens (`int`, *optional*): longest answer; each task's published limit by default.
         num_views (`int`): views of a scan that are looked at, evenly spread (published: 32).
         decode (`str`): how JPEG pictures are decoded, `exact` (published) or `reduced`; see `get_reading`.
+        rotate (`str`, *optional*): degrees by which pictures, with their depth and cameras, are turned
+            counter-clockwise, 0, 90, 180 or 270; `auto` until the world's z points up in most pictures of a scan. By
+            default as each layout has it: `auto` for ARKitScenes, else 0.
+        max_excluded (`float`, *optional*): share of a scan's frames that may be lost, missing or damaged, from 0 to
+            below 1; by default as each layout has it.
+        allow_outside (`bool`): let annotations, files and links name scenes and pictures outside the data folder and
+            the scan's; only for data that you trust.
         proposals (`str`): what grounding chooses among, and captions are asked of: boxes that a detector `predicted`,
             or the objects' own (`ground_truth`).
         seed (`int`): of proposals, hidden views, diffusion draws and blind choices.
@@ -57,6 +74,9 @@ class EvalSettings:
     max_new_tokens: int | None = None
     num_views: int = 32
     decode: str = "exact"
+    rotate: str | None = None
+    max_excluded: float | None = None
+    allow_outside: bool = False
     proposals: str = "predicted"
     seed: int = 0
     num_samples: int = 8
@@ -64,13 +84,11 @@ class EvalSettings:
     reconstruction_scenes: int = 32
 
     def __post_init__(self):
+        check_fields(self, "--", EVAL_NUMBERS)
         for name, known in (("proposals", PROPOSALS), ("decode", DECODES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"--{name}: expected one choice of {list(known)}, got {getattr(self, name)!r}.")
-        for name in ("limit", "scenes_at_once", "batch_size", "max_new_tokens", "num_views"):
-            value, least = getattr(self, name), 0 if name == "limit" else 1
-            if value is not None and value < least:
-                raise ValueError(f"--{name}: expected a number from {least} on, got {value}.")
+        make_reading(self.rotate, self.max_excluded, self.allow_outside)
 
 
 @dataclass
@@ -103,7 +121,18 @@ class EvalContext:
     cache: dict[str, Any] = field(default_factory=dict)
 
     def find_scene(self, scene_id: str, split: str | None = None) -> Path:
-        return self.data_dir / self.scene_path.format(split=split or self.settings.split, scene_id=scene_id)
+        """Where a scene lies in the data folder, whose scenes may be links to other disks.
+
+        Raises:
+            OutsideError: its id leads out of the data folder.
+        """
+        return resolve_inside(
+            self.data_dir,
+            self.scene_path.format(split=split or self.settings.split, scene_id=scene_id),
+            where=f"scene {scene_id!r}",
+            allow_outside=self.settings.allow_outside,
+            check_links=False,
+        )
 
     def load_scene(self, scene_id: str, split: str | None = None) -> Scene:
         return self.read_scene(self.find_scene(scene_id, split))

@@ -6,7 +6,7 @@ with the name of a video takes its place, so that the same questions can be aske
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from ross3d.data.annotations import Annotation
 from ross3d.metrics.benchmarks import get_task_counts, score_choices_and_numbers
+from ross3d.metrics.prompts import make_prompt
 from ross3d.tasks.answering import (
     answer_questions,
     get_columns,
@@ -29,9 +30,6 @@ from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 
 SCENE_PATH = "{scene_id}"
 MAX_NEW_TOKENS = 16
-INTRODUCTION = "These are frames of a video."
-CHOICE_REQUEST = "Answer with the option's letter from the given choices directly."
-NUMBER_REQUEST = "Please answer the question using a single word or phrase."
 FIELDS = ("id", "question_type", "question")
 
 
@@ -76,12 +74,6 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
                     f"{file}:{number}: expected a row of JSON, got {error}; download it again."
                 ) from error
     return rows
-
-
-def make_prompt(question: str, options: Sequence[str] | None) -> str:
-    """The words behind the views (published): a choice when there are options, else a number."""
-    request = "\n".join(["Options:", *options, CHOICE_REQUEST]) if options else NUMBER_REQUEST
-    return f"{INTRODUCTION}\n{question}\n{request}"
 
 
 @dataclass(frozen=True)
@@ -195,4 +187,4 @@ def get_answers(records: list[Record]) -> tuple[list[str], list[str], list[str]]
     return predictions, [texts[0] for texts in references], types
 
 
-__all__ = ["VideoBenchmark", "find_rows", "make_prompt", "read_rows"]
+__all__ = ["VideoBenchmark", "find_rows", "read_rows"]

@@ -16,6 +16,7 @@ from ross3d.data.annotations import Annotation
 from ross3d.data.scene import BLIND_PICTURE
 from ross3d.data.sources import get_reading
 from ross3d.data.sources.frames import decode_color
+from ross3d.data.sources.inside import resolve_inside
 from ross3d.tasks.answering import SceneForQuestions, answer_questions, clean_response
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record
 
@@ -68,7 +69,10 @@ def load_windows(
     for place, row in enumerate(rows):
         where = f"{file.name}, entry {place}"
         try:
-            windows.append(make_window(row, f"{file.stem}-{place}", where))
+            window = make_window(row, f"{file.stem}-{place}", where)
+            for image in window.images:
+                resolve_inside(data_dir, image, where=where, allow_outside=settings.allow_outside, check_links=False)
+            windows.append(window)
         except (KeyError, TypeError, IndexError) as error:
             raise ValueError(
                 f"{where}: expected a row as published (docs/DATA.md), got {error!r} while reading its"
@@ -87,14 +91,28 @@ def get_scan(images: list[str]) -> str:
     return Path(images[0]).parent.name
 
 
+def find_frame(data_dir: Path, name: str, allow_outside: bool) -> Path:
+    """The file of a frame below the data folder, whose folders may be links to other disks.
+
+    Raises:
+        OutsideError: its name leads out of the data folder, or it is itself a link that leads out of its folder.
+    """
+    file = resolve_inside(data_dir, name, allow_outside=allow_outside, check_links=False)
+    return resolve_inside(file.parent, file.name, allow_outside=allow_outside)
+
+
 def prepare_window(context: EvalContext, windows: list[Window]) -> SceneForQuestions:
     """What the processor makes of the frames of one window."""
     (window,) = windows
     images = [BLIND_PICTURE]
     if not context.settings.blind:
-        reading = get_reading(context.settings.num_views, context.settings.decode, context.processor.view_size)
-        files = [context.data_dir / image for image in window.images]
-        images = [decode_color(file, file, reading.get("reduce_to"))[0] for file in files]
+        settings = context.settings
+        reading = get_reading(settings.num_views, settings.decode, context.processor.view_size, settings.rotate)
+        if reading.get("rotate") == "auto":
+            raise ValueError(f"{window.id}: --rotate: frames have no cameras to be turned by; give 0, 90, 180 or 270.")
+        files = [find_frame(context.data_dir, image, settings.allow_outside) for image in window.images]
+        pictures = [decode_color(file, file, reading.get("reduce_to"))[0] for file in files]
+        images = [np.rot90(picture, reading.get("rotate", 0) // 90).copy() for picture in pictures]
     return SceneForQuestions(context.processor(images=images, scene_ids=[window.id], return_tensors="pt"))
 
 

@@ -3,6 +3,11 @@
 Sizes differ pairwise, and rows differ in what they have: depth, bird's-eye picture, grounding questions, text.
 """
 
+import itertools
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch.utils.data import Dataset
@@ -188,6 +193,84 @@ class RaggedRows(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         views, proposals, questions, depth, bev = self.KINDS[index % len(self.KINDS)]
         return make_row(index, views, proposals, questions, depth, bev)
+
+
+@dataclass(frozen=True)
+class RowKind:
+    """What a row has, and what it lacks.
+
+    Attributes:
+        questions: kinds of questions, in order (see `make_row`).
+        views: number of views; 0 for text alone.
+        depth: no view has depth ("none"), all have it without a reading ("blank"), or with readings ("full").
+        proposals: "none"; "empty", a list without boxes; "boxes" without patches, as where there is no depth; or boxes
+            with "patches".
+        bev: no bird's-eye picture ("none"), one of which nothing was seen ("blank"), or one that was ("full").
+    """
+
+    questions: tuple[str, ...]
+    views: int
+    depth: Literal["none", "blank", "full"]
+    proposals: Literal["none", "empty", "boxes", "patches"]
+    bev: Literal["none", "blank", "full"]
+
+    def make_row(self, seed: int) -> dict[str, torch.Tensor]:
+        count = 0 if self.proposals in ("none", "empty") else 1 + seed % 5
+        row = make_row(seed, self.views, count, list(self.questions), self.depth != "none", self.bev != "none")
+        if self.depth == "blank":
+            row["patch_valid"] = torch.zeros_like(row["patch_valid"])
+        if self.bev == "blank":
+            row["bev_valid"] = torch.zeros_like(row["bev_valid"])
+        absent = {"none": ("proposal_boxes", "proposal_mask", "proposal_patches"), "boxes": ("proposal_patches",)}
+        names = absent.get(self.proposals, ())
+        if not self.views:
+            names = (*names, "pixel_values", "view_mask", "patch_coords", "patch_valid", "proposal_patches")
+        return {name: value for name, value in row.items() if name not in names}
+
+
+# Rows in pairs, of which two processes get one each: what the one has the other lacks.
+WORST_KINDS = (
+    RowKind(("text",), 3, "full", "patches", "full"), RowKind(("text",), 2, "full", "boxes", "full"),
+    RowKind(("ground",), 2, "full", "boxes", "none"), RowKind(("ground", "text"), 5, "full", "patches", "full"),
+    RowKind((), 5, "full", "patches", "full"), RowKind(("text",) * 4, 1, "none", "none", "none"),
+    RowKind(("text", "coord"), 1, "none", "boxes", "full"), RowKind((), 4, "full", "none", "none"),
+    RowKind((), 1, "none", "none", "none"), RowKind(("ground", "coord", "text"), 4, "full", "patches", "full"),
+    RowKind(("ground",), 3, "full", "empty", "blank"), RowKind(("coord",), 2, "blank", "none", "full"),
+    RowKind(("text", "text"), 0, "none", "none", "none"), RowKind(("ground", "ground"), 3, "full", "patches", "full"),
+    RowKind(("text",), 4, "full", "none", "full"), RowKind(("coord",), 0, "none", "none", "none"),
+    RowKind((), 3, "blank", "empty", "full"), RowKind((), 2, "full", "patches", "none"),
+    RowKind(("text",), 1, "none", "none", "none"), RowKind(("text",), 1, "full", "patches", "full"),
+    RowKind(("ground",), 1, "full", "boxes", "full"), RowKind(("text",), 5, "none", "none", "blank"),
+    RowKind((), 2, "full", "boxes", "blank"), RowKind(("ground", "text"), 2, "none", "patches", "none"),
+)  # fmt: skip
+QUESTIONS = ((), ("text",), ("ground",), ("coord",), ("ground", "text", "coord"), ("text",) * 3)
+# Every mixture of inputs; an object is asked for among some, and what belongs to views comes with them.
+EVERY_KIND = tuple(
+    RowKind(questions, views, depth, proposals, bev)
+    for questions, views, depth, proposals, bev in itertools.product(
+        QUESTIONS,
+        (0, 1, 3),
+        ("none", "blank", "full"),
+        ("none", "empty", "boxes", "patches"),
+        ("none", "blank", "full"),
+    )
+    if not (proposals == "none" and "ground" in questions)
+    and (views or (depth, proposals, bev) == ("none", "none", "none"))
+)
+
+
+class MixedRows(Dataset):
+    """The worst pairs of rows, then rows of every kind as a seed draws them."""
+
+    def __init__(self, length: int, seed: int = 0):
+        drawn = np.random.default_rng(seed).integers(len(EVERY_KIND), size=max(length - len(WORST_KINDS), 0))
+        self.kinds = [*WORST_KINDS, *(EVERY_KIND[place] for place in drawn)][:length]
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.kinds[index].make_row(index)
 
 
 def make_collator(ratio: float = 0.4) -> Ross3DCollator:

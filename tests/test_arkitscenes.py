@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from ross3d.data.sources.arkitscenes import count_quarter_turns, read_arkitscenes, read_pincam, read_trajectory
+from ross3d.data.sources.arkitscenes import read_arkitscenes, read_pincam, read_trajectory
+from ross3d.data.sources.frames import count_quarter_turns
 from ross3d.tests.raw_scannet import write_raw_scan
 from ross3d.tests.scan_folders import decode_colors, get_depth_metres, measure_misfit, write_arkitscenes
 
@@ -32,7 +33,7 @@ def test_a_video_is_the_room_it_was_written_from(raw, tmp_path, quarter_turns):
     assert np.abs(scene.cam2world - raw.cam2world).max() < 1e-9
     assert scene.intrinsics.shape == (3, 3) and np.abs(scene.intrinsics - raw.depth_intrinsics).max() < 1e-8
     assert measure_misfit(scene, raw.room) < 1e-3
-    as_it_lay = read_arkitscenes(tmp_path / VIDEO, turn_upright=False, num_views=2)
+    as_it_lay = read_arkitscenes(tmp_path / VIDEO, rotate=0, num_views=2)
     assert as_it_lay.images.shape == ((2, 48, 64, 3) if quarter_turns % 2 == 0 else (2, 64, 48, 3))
     assert measure_misfit(as_it_lay, raw.room) < 1e-3
 

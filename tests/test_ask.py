@@ -266,16 +266,25 @@ def get_cell_medians(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--views", "0"], "--views: expected a number from 1 on, got 0"),
-        (["--steps", "0"], "--steps: expected a number from 1 on, got 0"),
-        (["--views", "4", "--hide", "4"], "--hide: expected a view from 0 to 3, got 4"),
-        (["--hide", "-1"], "--hide: expected a view from 0 to"),
+        (["--views", "0"], "argument --views: expected a whole number from 1 to 10,000, got '0'"),
+        (["--views", "2.5"], "argument --views: expected a whole number from 1 to 10,000, got '2.5'"),
+        (["--steps", "0"], "argument --steps: expected a whole number from 1 on, got '0'"),
+        (["--max-new-tokens", "nan"], "argument --max-new-tokens: expected a whole number from 1 on, got 'nan'"),
+        (["--hide", "-1"], "argument --hide: expected a whole number from 0 on, got '-1'"),
+        (["--device", "gpu"], "argument --device: expected a device such as cpu or cuda:0, got 'gpu'"),
+        (["--geometry-mode", "metric"], "argument --geometry-mode: invalid choice: 'metric'"),
     ],
 )
-def test_options_that_cannot_be_are_refused_before_the_model_is_read(tmp_path, monkeypatch, options, message):
-    monkeypatch.setattr(ask, "load_model", lambda *arguments: pytest.fail("the model was loaded first"))
-    with pytest.raises(ValueError, match=message):
+def test_options_that_cannot_be_are_refused_by_name(tmp_path, capsys, options, message):
+    with pytest.raises(SystemExit):
         run(get_rooms() / "val" / "val-000000", tmp_path / "page.html", *options, "Is there a bed?")
+    assert message in capsys.readouterr().err
+
+
+def test_a_view_that_was_not_read_cannot_be_hidden(tmp_path, monkeypatch):
+    monkeypatch.setattr(ask, "load_model", lambda *arguments: pytest.fail("the model was loaded first"))
+    with pytest.raises(ValueError, match="--hide: expected a view from 0 to 3, got 4"):
+        run(get_rooms() / "val" / "val-000000", tmp_path / "page.html", "--views", "4", "--hide", "4", "Is it a bed?")
 
 
 def test_found_boxes_say_where_they_are():

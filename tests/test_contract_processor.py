@@ -1,6 +1,6 @@
 """The checks Transformers makes of its own processors and image processors, made of ours.
 
-Each stands under its name in `docs/CONTRACT_TESTS.md`. What the processor computes is tested in `test_processing.py`.
+The library's own suites run in `tests/suites`. What the processor computes is tested in `test_processing.py`.
 """
 
 import copy
@@ -360,11 +360,23 @@ def test_arguments_have_one_place():
     built, called = get_arguments(Ross3DProcessor.__init__), get_arguments(Ross3DProcessor.__call__)
     assert not {name for name in built if hasattr(Ross3DProcessor, name)}
     assert not built & names
-    assert called & names <= {"return_tensors"}
+    assert not called & names
     assert not {name for name in called if hasattr(make_test_processor(), name)}
     defaults = {name: found.default for name, found in inspect.signature(Ross3DProcessor.__call__).parameters.items()}
-    assert {name for name in called if defaults[name] is not None} == {"return_tensors"}
+    assert not {name for name in called if defaults[name] is not None}
     assert not [name for name in ("text_kwargs", "images_kwargs") if getattr(Ross3DProcessor, name, None)]
+
+
+def test_arguments_of_a_call_are_read_as_in_the_library(processor):
+    """What repeats itself, samples videos that are not there, or is ignored by the library changes nothing."""
+    call = {"images": make_pictures(), "text": QUESTION}
+    plain = processor(**call)
+    assert_equal(processor(**call, return_tensors="pt", common_kwargs={"return_tensors": "pt"}), plain)
+    assert_equal(processor(**call, num_frames=2, fps=None, do_sample_frames=False), plain)
+    with pytest.warns(UserWarning, match="max_length: ignored, since padding=True"):
+        assert_equal(processor(**call, padding="longest", max_length=3), plain)
+    with pytest.raises(ValueError, match="common_kwargs: expected arguments that are not given outside of it as well"):
+        processor(**call, return_tensors="pt", common_kwargs={"return_tensors": "np"})
 
 
 def test_arguments_of_from_pretrained_reach_the_parts(saved):
@@ -394,7 +406,7 @@ def test_number_of_texts_must_be_that_of_the_scenes(processor):
     with pytest.raises(ValueError, match="text: expected 3 items, one a scene, got 2"):
         processor(images=scenes, text=[QUESTION] * 2)
     with pytest.raises(ValueError, match="<image>"):
-        processor(images=make_pictures(), text="<image> <image> what?")
+        processor(images=make_pictures(), text="<image> <image> <image> what?")
 
 
 def test_named_chat_templates_are_saved(saved, tmp_path):

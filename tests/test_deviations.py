@@ -436,7 +436,7 @@ def test_layer_and_pooling_of_the_vision_tower(layers, side, pooled_side):
     model = Ross3DForConditionalGeneration(config).eval()
     tower = model.model.vision_tower
     pixels = torch.randn(2, 3, 4 * side, 4 * side, generator=torch.Generator().manual_seed(0))
-    patches = model.get_image_features(pixels).last_hidden_state
+    patches = model.get_image_features(pixels).patch_features
     states = tower(pixels, output_hidden_states=True).hidden_states
     assert len(states) == layers + 1
     # The published state: what the last layer that is kept gives, before the norm behind it.

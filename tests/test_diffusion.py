@@ -65,3 +65,49 @@ def test_steps_are_spread_over_the_schedule():
         spaced = space_timesteps(total, steps)
         assert len(spaced) == len(set(spaced)) == steps and spaced == sorted(spaced)
         assert spaced[0] == 0 and spaced[-1] == total - 1
+
+
+def test_sections_of_the_schedule_are_spread_each_for_itself():
+    """Improved DDPM's respacing: the first sections are one timestep longer where they cannot all be as long."""
+    assert space_timesteps(1000, "5,3") == [0, 125, 250, 374, 499, 500, 750, 999]
+    assert space_timesteps(10, "2,3,1") == [0, 3, 4, 5, 6, 7]
+    assert space_timesteps(11, " 1, 4,2 ") == [0, 4, 5, 6, 7, 8, 10]
+    assert space_timesteps(1000, "7") == space_timesteps(1000, 7)
+    # Sampling begins at the last timestep; the published text for one step keeps the first one.
+    assert (space_timesteps(30, 1), space_timesteps(30, "1")) == ([29], [0])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("5;3", "expected a whole number, or whole numbers separated by commas such as '5,3', got '5;3'"),
+        ("5,,3", "got '5,,3'; give how many timesteps each section of the schedule keeps"),
+        ("5,-3", "got '5,-3'"),
+        ("5,11", r"expected 1..10 \(the length of section 1\), got 11; ask for a whole number"),
+        ("0,3", r"expected 1..10 \(the length of section 0\), got 0"),
+    ],
+)
+def test_wrong_sections_are_refused(given, message):
+    with pytest.raises(ValueError, match=f"num_inference_steps: .*{message}"):
+        space_timesteps(20, given)
+    assert space_timesteps(20, "5,10") == [0, 2, 4, 7, 9, *range(10, 20)]
+
+
+def test_a_chain_walks_the_sections(latents):
+    """The denoiser sees the timesteps of the sections, latest first, and the chain ends at the latents."""
+    schedule, seen = get_alphas_cumprod(get_cosine_betas(50)), []
+    generator = torch.Generator().manual_seed(2)
+
+    def predict(sample, timesteps):
+        seen.append(int(timesteps[0]))
+        a = schedule[timesteps[0]].float()
+        return (sample - a.sqrt() * latents) / (1 - a).sqrt()
+
+    def draw(index):
+        return torch.randn(latents.shape, generator=generator)
+
+    found = sample_latents(
+        predict, draw(0), draw, num_train_timesteps=50, num_inference_steps="3,2", prediction_type="epsilon"
+    )
+    assert seen == [49, 25, 24, 12, 0]
+    assert torch.allclose(found, latents, atol=1e-3)

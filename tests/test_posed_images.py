@@ -60,7 +60,7 @@ class Command:
 
 def test_pickles_that_hold_more_than_arrays_are_refused(tmp_path):
     path = tmp_path / "infos.pkl"
-    with pytest.raises(FileNotFoundError, match="infos.pkl does not exist; expected an embodiedscan_infos_"):
+    with pytest.raises(FileNotFoundError, match="infos.pkl does not exist; expected EmbodiedScan's embodied"):
         load_embodiedscan_infos(path)
     assert load_embodiedscan_infos(write_infos(path, [])) == {}
     hostile = {
@@ -77,9 +77,13 @@ def test_pickles_that_hold_more_than_arrays_are_refused(tmp_path):
     hidden[0] = Command()
     attributes = b"\x80\x04\x8c\x05numpy\x8c\x0ftypes.os.system\x93."
     renamed = b"cnumpy.core.multiarray\nfromfile\n."
-    for content in (pickle.dumps(hidden), attributes, renamed):
+    for content, reason in (
+        (pickle.dumps(hidden), "has an array of type 'O8'"),
+        (attributes, "asks"),
+        (renamed, "asks"),
+    ):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="infos.pkl: the pickle is refused .it asks for"):
+        with pytest.raises(ValueError, match=f"infos.pkl: the pickle is refused .it {reason}"):
             load_embodiedscan_infos(path)
 
 
@@ -117,15 +121,12 @@ def test_boxes_come_by_scene(raw, folder, tmp_path):
 def test_exports_that_are_wrong_are_refused(raw, folder):
     for name in ("00000", "00010"):
         (folder / f"{name}.png").unlink()
-    message = r"2 of 6 frames cannot be used, .*\(depth map is missing: 2, such as .*00000.png: the picture does"
+    message = r"2 of 6 frames cannot be used, .*\(depth map is missing: 2, such as .*00000.png: the depth map does"
     with pytest.raises(ValueError, match=message):
         read_posed_images(folder)
     with pytest.warns(UserWarning, match=r"left out 3 of 7 frames \(tracking was lost: 1, .*; depth map is missing"):
         scene = read_posed_images(folder, max_excluded=0.5)
     assert list(scene.exclusions.values()) == ["tracking was lost", "depth map is missing", "depth map is missing"]
-    (raw.folder / "scene0000_00.txt").write_text("sceneType = Hotel\n")
-    with pytest.raises(ValueError, match=r"scene 'scene0000_00': no axis alignment is at hand \(.*give axis_al"):
-        read_posed_images(folder)
     empty = folder.parent / "scene0002_00"
     empty.mkdir()
     (empty / "depth_intrinsic.txt").write_text("1 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1")

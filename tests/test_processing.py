@@ -51,7 +51,6 @@ QUESTIONS = [
     "2 chairs and 13 tables: what's at (1.5, -2)?!\n",
     "Où est la chaise brune ?  Deux espaces…",
     "?",
-    "",
 ]
 
 
@@ -232,8 +231,8 @@ class TestQuestionsAlone:
         assert "proposal_patches" not in processor(text="Which?", proposal_boxes=scene["proposal_boxes"])
 
 
-ANSWERS = ["two chairs", "dark brown", GROUND_TOKEN, "a lamp", "la chaise", "yes", "no."]
-TARGETS = [None, None, [1, 3], None, None, None, None]
+ANSWERS = ["two chairs", "dark brown", GROUND_TOKEN, "a lamp", "la chaise", "yes"]
+TARGETS = [None, None, [1, 3], None, None, None]
 
 
 class TestLabels:
@@ -265,10 +264,6 @@ class TestLabels:
         supervised = row["labels"] != -100
         assert tokenizer.decode(row["labels"][supervised]) == f"{ANSWERS[0]}{TURN_END}"
         assert torch.equal(row["labels"][supervised], row["input_ids"][supervised])
-
-    def test_an_empty_answer_is_the_end_mark(self, tokenizer):
-        row = self.get_row(make_test_processor(tokenizer, label_rule="answer_only"), QUESTIONS[:1], [""], None)
-        assert tokenizer.decode(row["labels"][row["labels"] != -100]) == TURN_END
 
     @pytest.mark.parametrize("rule", ["published", "answer_only"])
     def test_a_single_question_is_shifted_by_one(self, tokenizer, rule):

@@ -92,8 +92,13 @@ def without(*keys: str) -> dict:
     return dict.fromkeys(keys)
 
 
+def make_camera(focal_x: float, focal_y: float, centre_x: float, centre_y: float) -> np.ndarray:
+    return np.array([[focal_x, 0, centre_x], [0, focal_y, centre_y], [0, 0, 1]])
+
+
 CAMERA = make_views()["intrinsics"]
 GOOD_DEPTH = make_views()["depth_maps"]
+BOXES = make_views()["proposal_boxes"]
 
 GEOMETRY_CASES = [
     Case("depth_maps", {"depth_maps": (GOOD_DEPTH * 1000).astype(np.uint16)}, "metres as floating point",
@@ -101,7 +106,7 @@ GEOMETRY_CASES = [
          {"depth_maps": (GOOD_DEPTH * 1000).astype(np.uint16) / 1000.0}),
     Case("depth_maps", {"depth_maps": GOOD_DEPTH * 1000}, "metres", "in views [0, 1, 2], which looks",
          "divide millimetres by 1000", {"depth_maps": GOOD_DEPTH * 16}),
-    Case("depth_maps", change("depth_maps", 1, GOOD_DEPTH[1] * 1000), "metres", "in views [1], which looks like",
+    Case("depth_maps", change("depth_maps", 1, GOOD_DEPTH[1] * 1000), "metres", "a median depth of 1836 in views [1], which looks like",
          "divide millimetres by 1000", change("depth_maps", 1, GOOD_DEPTH[1] * 16)),
     Case("depth_maps", {"depth_maps": GOOD_DEPTH / 1000}, "metres", "which looks divided by 1000 twice", "pass metres",
          {"depth_maps": GOOD_DEPTH / 10}),
@@ -126,10 +131,36 @@ GEOMETRY_CASES = [
          {"intrinsics": CAMERA}),
     Case("intrinsics", {"intrinsics": np.stack([CAMERA] * 2)}, "shape (3, 3, 3)", "(2, 3, 3)", "pass one matrix",
          {"intrinsics": np.stack([CAMERA] * 3)}),
-    Case("intrinsics", {"intrinsics": CAMERA * 3}, "in pixels of the 36 x 48 depth map", "centre [70.5, 52.5]",
-         "scale the calibration", {"intrinsics": CAMERA * 2}),
-    Case("intrinsics", {"intrinsics": CAMERA / WIDTH}, "in pixels of the 36 x 48 depth map", "focal [0.9375",
-         "scale the calibration", {"intrinsics": CAMERA / 10}),
+    Case("intrinsics", {"intrinsics": make_camera(90, 94, 47, 35)}, "in pixels of the 36 x 48 depth map",
+         "focal [90, 94], centre [47, 35], which looks made for pictures 2 times as large", "scale the calibration",
+         {"intrinsics": make_camera(90, 94, 29, 22)}),
+    Case("intrinsics", {"intrinsics": make_camera(22, 23, 11.5, 8.5)}, "in pixels of the 36 x 48 depth map",
+         "centre [11.5, 8.5], which looks made for pictures 0.5 times as large", "scale the calibration",
+         {"intrinsics": make_camera(22, 23, 17, 12.5)}),
+    Case("intrinsics", {"intrinsics": make_camera(45, 47, 23.5 / 1.5, 17.5 / 1.5)}, "in pixels of the 36 x 48 depth",
+         "which looks made for pictures 0.6", "scale the calibration", {"intrinsics": make_camera(45, 47, 23, 17)}),
+    Case("intrinsics", {"intrinsics": make_camera(47, 45, 17.5, 23.5)}, "in pixels of the 36 x 48 depth map",
+         "centre [17.5, 23.5], which looks made for the picture turned by a quarter", "scale the calibration",
+         {"intrinsics": make_camera(47, 45, 17.5, 17.5)}),
+    Case("intrinsics", {"intrinsics": make_camera(45, 47, 23.5, 0)}, "in pixels of the 36 x 48 depth map",
+         "centre [23.5, 0], which is far off the middle", "scale the calibration",
+         {"intrinsics": make_camera(45, 47, 23.5, 8)}),
+    Case("intrinsics", {"intrinsics": make_camera(0.94, 0.98, 0.5, 0.5)}, "in pixels of the 36 x 48 depth map",
+         "focal [0.94, 0.98], centre [0.5, 0.5], which is far off", "scale the calibration", {"intrinsics": CAMERA}),
+    Case("intrinsics", {"intrinsics": make_camera(1e9, 47, 23.5, 17.5)}, "in pixels of the 36 x 48 depth map",
+         "focal [1e+09, 47]", "scale the calibration", {"intrinsics": make_camera(400, 400, 23.5, 17.5)}),
+    Case("intrinsics", {"intrinsics": make_camera(45, -47, 23.5, 17.5)}, "in pixels of the 36 x 48 depth map",
+         "focal [45, -47]", "scale the calibration", {"intrinsics": make_camera(45, 47, 23.5, 17.5)}),
+    Case("intrinsics", {"intrinsics": CAMERA.T}, "a pinhole camera fx 0 cx, 0 fy cy, 0 0 1",
+         ", which looks transposed", "transpose matrices that are stored by columns", {"intrinsics": CAMERA}),
+    Case("intrinsics", {"intrinsics": CAMERA[:, [2, 1, 0]]}, "a pinhole camera", "[23.5, 0.0, 45.0]", "transpose",
+         {"intrinsics": CAMERA}),
+    Case("intrinsics", {"intrinsics": CAMERA * 2}, "a pinhole camera", "[0.0, 0.0, 2.0]", "divide by the last entry",
+         {"intrinsics": CAMERA * 2 / 2}),
+    Case("intrinsics", change("intrinsics", (0, 1), 3.0), "a pinhole camera", "[45.0, 3.0, 23.5]",
+         "rectify pictures with skew", change("intrinsics", (0, 1), 0.01)),
+    Case("intrinsics", {"intrinsics": np.stack([CAMERA, CAMERA.T, CAMERA])}, "a pinhole camera",
+         ", which looks transposed", "transpose matrices", {"intrinsics": np.stack([CAMERA] * 3)}),
     Case("intrinsics", {"intrinsics": np.full((3, 3), np.nan)}, "finite numbers", "NaN", "repair the calibration",
          {"intrinsics": CAMERA}),
     Case("cam2world", change("cam2world", (2, 0, 3), np.nan), "finite numbers", "NaN or infinity in views [2]",
@@ -155,6 +186,44 @@ GEOMETRY_CASES = [
          {"proposal_boxes": np.zeros((2, 6))}),
     Case("proposal_boxes", change("proposal_boxes", (0, 0), np.nan), "finite metres", "NaN", "drop the broken",
          change("proposal_boxes", (0, 0), 40.0)),
+    Case("proposal_boxes", change("proposal_boxes", (0, 5), np.inf), "finite metres", "infinity", "drop the broken",
+         change("proposal_boxes", (0, 5), 40.0)),
+    Case("proposal_boxes", {"proposal_boxes": BOXES * 1000}, "coordinates in metres, within 500 of the origin",
+         "in entries [0, 1, 2, 3, 4], which looks like millimetres", "divide millimetres by 1000",
+         {"proposal_boxes": BOXES * 10}),
+    Case("proposal_boxes", change("proposal_boxes", (3, 1), -90.0), "metres, within 50 of what the views show",
+         "others in proposals [3]", "in the frame of cam2world", change("proposal_boxes", (3, 1), -30.0)),
+    Case("proposal_boxes", change("proposal_boxes", (2, 4), 400.0), "metres, within 50 of what the views show",
+         "others in proposals [2]", "divide millimetres", change("proposal_boxes", (2, 4), 40.0)),
+    Case("proposal_boxes", {"proposal_boxes": [{"centre": [0, 0, 0], "size": [1, 1, 1]}] * 2}, "an array of numbers",
+         "dict", "pass numbers alone", {"proposal_boxes": [[0, 0, 0, 1, 1, 1]] * 2}),
+    Case("proposal_boxes", {"proposal_boxes": {"boxes": BOXES}}, "an array of numbers", "dict", "pass numbers alone",
+         {"proposal_boxes": BOXES}),
+    Case("proposal_boxes", {"proposal_boxes": "boxes.json"}, "an array of numbers", "str", "pass numbers alone",
+         {"proposal_boxes": BOXES.astype(">f4")}),
+    Case("proposal_boxes", {"proposal_boxes": BOXES.astype(str)}, "an array of numbers", "an array of dtype <U",
+         "pass numbers alone", {"proposal_boxes": BOXES.astype(object)}),
+    Case("proposal_boxes", {"proposal_boxes": (box for box in BOXES)}, "an array of numbers", "generator",
+         "pass numbers alone", {"proposal_boxes": tuple(BOXES)}),
+    Case("proposal_boxes", {"proposal_boxes": [[0, 1, 2, 1, 1, None]]}, "an array of numbers", "list",
+         "pass numbers alone", {"proposal_boxes": [[0, 1, 2, 1, 1, 1]]}),
+    Case("proposal_boxes", {"proposal_boxes": np.zeros((5, 0))}, "shape (K, 6)", "(5, 0)", "pass centre xyz and size",
+         {"proposal_boxes": np.zeros((0, 6))}),
+    Case("proposal_boxes", {"proposal_boxes": BOXES > 0}, "real numbers", "dtype torch.bool", "pass floating point",
+         {"proposal_boxes": (BOXES > 0).astype(int)}),
+    Case("cam2world", {"cam2world": make_views()["cam2world"] + 0j}, "an array of numbers", "dtype complex128",
+         "pass numbers alone", {"cam2world": make_views()["cam2world"].astype(">f8")}),
+    Case("depth_maps", {"depth_maps": np.zeros((3, 0, 0))}, "maps that hold pixels", "shape (3, 0, 0)",
+         "leave depth_maps out", {"depth_maps": GOOD_DEPTH.astype(">f4")}),
+    Case("depth_maps", {"depth_maps": [[0, 1]] * 3}, "shape (3, H, W)", "(3, 2)", "pass one depth map a view",
+         {"depth_maps": GOOD_DEPTH.tolist()}),
+    Case("depth_maps", {"depth_maps": [f"{view}.png" for view in range(3)]}, "an array of numbers", "str",
+         "pass numbers alone", {"depth_maps": torch.from_numpy(GOOD_DEPTH).to(torch.bfloat16)}),
+    Case("depth_maps", {"depth_maps": np.ma.masked_less(GOOD_DEPTH, 1)}, "an array without a mask", "masked values",
+         "fill them", {"depth_maps": np.ma.masked_less(GOOD_DEPTH, 1).filled(0)}),
+    Case("depth_maps", {"depth_maps": np.ones((3, 4, 81))}, "a picture at most 20 times as long as wide", "81 x 4",
+         "crop it", {"depth_maps": np.ones((3, 4, 80)), "intrinsics": make_camera(45, 45, 40, 1.5),
+                     "images": [np.zeros((20, 400, 3), dtype=np.uint8)] * 3}),
 ]  # fmt: skip
 
 
@@ -166,6 +235,12 @@ VIEWS = make_views()["images"]
 PICTURE_CASES = [
     Case("images", {"images": []}, "at least one view", "none", "pass the scene's pictures",
          {"images": VIEWS[:1]} | without("depth_maps")),
+    Case("images[1]", {"images": [VIEWS[0], {"bytes": b""}, VIEWS[2]]}, "a picture: of PIL, a file, or uint8 colours",
+         "dict of dtype object", "scale colours", {"images": tuple(VIEWS)}),
+    Case("images[2]", {"images": [*VIEWS[:2], make_picture(1, 60_000, 3)]}, "a picture at most 20 times", "60000 x 1",
+         "crop it", {"images": [*VIEWS[:2], make_picture(HEIGHT, WIDTH, 3)]}),
+    Case("images[2]", {"images": [*VIEWS[:2], torch.zeros((3, 8001, 1), dtype=torch.uint8).expand(3, 8001, 8001)]},
+         "a picture of 1 to 64 megapixels", "8001 x 8001", "make it smaller", {"images": VIEWS}),
     Case("images[1]", {"images": [VIEWS[0], VIEWS[1] / 255.0, VIEWS[2]]}, "uint8 colours in 0..255", "dtype float64",
          "scale colours", {"images": VIEWS}),
     Case("images[2]", {"images": [*VIEWS[:2], make_picture(HEIGHT, WIDTH)]}, "shape (H, W, 3)", "(36, 48)",
@@ -187,14 +262,23 @@ WORDS_CASES = [
          "2 of them", "ask about one place", {"text": COORD_TOKEN, "query_coords": (0, 0, 0)}),
     Case("text", {"text": f"<|im_start|>user\nHm?{TURN_END}\n{ANSWER_HEADER}"}, "exactly one <image>", "0 of them",
          "write one <image>", {"text": f"<|im_start|>user\n<image>Hm?{TURN_END}\n{ANSWER_HEADER}"}),
-    Case("text", {"text": "<image> or <image>?"}, "exactly one <image>", "2 of them", "write one <image>",
-         {"text": "<image> Hm?"}),
-    Case("text", {"text": 7}, "a string", "int", "pass words, or no text at all", {"text": "7"}),
+    Case("text", {"text": "Is <image> a room?"}, "<image> at the beginning or at the end of a plain question",
+         "one among its words: 'Is <image> a room?'", "leave <image> out", {"text": "<image> Is this a room?"}),
+    Case("text", {"text": "<image>Is <image> a room?"}, "<image> at the beginning or at the end",
+         "one among its words", "leave <image> out", {"text": "<image><image>\n<image>Is this a room?"}),
+    Case("text", {"text": "<image> <image> Hm?"}, "one <image> for all 3 views, or one a view", "2 of them",
+         "leave <image> out", {"text": "Hm? <image>"}),
+    Case("text", {"text": "<image>\n"}, "words, not blank text", "''", "leave text out", {"text": "<image>\n?"}),
+    Case("text", {"text": ["Hm?", " \n\t"]}, "words, not blank text", r"' \n\t'", "leave text out",
+         {"text": ["Hm?", " ?\n"]}, "text of question 1"),
+    Case("text", {"text": "Hm\ud800?"}, "text that UTF-8 can hold", r"'\ud800' at letter 2, half of a surrogate pair",
+         "write the text anew", {"text": "Hm\U0001f600?"}),
+    Case("text", {"text": [7]}, "a string", "int", "pass words, or no text at all", {"text": ["7"]}),
     Case("text", {"text": ["Hm?", f"<image>Hm?{TURN_END}\n"]}, "questions that share all that stands before <image>",
          "2 different beginnings", "scenes of their own",
          {"text": ["Hm?", f"{SCENE_PREFIX}Hm?{TURN_END}\n"]}),
-    Case("text", {"text": "<image>Hm?", "answers": "yes"}, "a whole prompt that ends with", "'Hm?'",
-         "add the assistant's header", {"text": f"<image>Hm?{ANSWER_HEADER}", "answers": "yes"}),
+    Case("text", {"text": f"<image>Hm?{TURN_END}", "answers": "yes"}, "a whole prompt that ends with",
+         f"'Hm?{TURN_END}'", "add the assistant's header", {"text": f"<image>Hm?{ANSWER_HEADER}", "answers": "yes"}),
     Case("text", {"text": [f"{SCENE_PREFIX}{ANSWER_HEADER}", f"{SCENE_PREFIX}\n{ANSWER_HEADER}"],
                   "answers": ["yes", "no"]},
          "segments whose first supervised token is the same", "token ids", "pass one question a row",
@@ -209,7 +293,19 @@ WORDS_CASES = [
     Case("query_coords", {"text": ["A?", "B?"], "query_coords": (0, 0, 0)}, "a question with <coord>", "none",
          "write <coord>", {"text": ["A?", f"{COORD_TOKEN}?"], "query_coords": (0, 0, 0)}),
     Case("query_coords", {"text": COORD_TOKEN, "query_coords": (0, np.nan, 0)}, "finite metres", "nan",
-         "leave the point out", {"text": COORD_TOKEN, "query_coords": (0, 99, 0)}),
+         "leave the point out", {"text": COORD_TOKEN, "query_coords": (0, 40, 0)}),
+    Case("query_coords", {"text": COORD_TOKEN, "query_coords": (350, -200, 80)},
+         "a point in metres, within 50 of what the views show", "[350.0, -200.0, 80.0]", "divide millimetres by 1000",
+         {"text": COORD_TOKEN, "query_coords": (0.35, -0.2, 0.08)}),
+    Case("query_coords", {"text": COORD_TOKEN, "query_coords": (2350, 0, 1e9)}, "metres, within 500 of the origin",
+         "which looks like millimetres", "divide millimetres by 1000",
+         {"text": COORD_TOKEN, "query_coords": (2.35, 0, 1)}),
+    Case("query_coords", {"text": COORD_TOKEN, "query_coords": ["0 1 2"]}, "an array of numbers", "str",
+         "pass numbers alone", {"text": COORD_TOKEN, "query_coords": (0, 1, 2)}),
+    Case("query_coords", {"text": [COORD_TOKEN], "query_coords": 3}, "1 items", "3", "nest it as text is nested",
+         {"text": [COORD_TOKEN], "query_coords": [(3, 3, 3)]}),
+    Case("query_coords", {"text": COORD_TOKEN, "query_coords": (True, False, True)}, "real numbers",
+         "dtype torch.bool", "pass floating point numbers", {"text": COORD_TOKEN, "query_coords": (1, 0, 1)}),
     Case("query_coords", {"text": COORD_TOKEN, "query_coords": [(0, 1, 2, 3, 4, 5)]}, "shape (3,)", "(6,)",
          "pass x, y, z", {"text": COORD_TOKEN, "query_coords": [(0, 1, 2)]}),
     Case("query_coords", {"text": [COORD_TOKEN] * 2, "query_coords": [(0, 1, 2)]}, "2 items", "[(0, 1, 2)]",
@@ -221,7 +317,13 @@ WORDS_CASES = [
     Case("answers", {"text": "A?", "answers": 3}, "a string", "int", "convert numbers with str()",
          {"text": "A?", "answers": "3"}),
     Case("answers", {"text": ["A?", "B?"], "answers": ["yes", None]}, "a string", "None", "leave the question out",
-         {"text": ["A?", "B?"], "answers": ["yes", ""]}, "answers of question 1"),
+         {"text": ["A?", "B?"], "answers": ["yes", "?"]}, "answers of question 1"),
+    Case("answers", {"text": ["A?", "B?"], "answers": ["yes", " "]}, "words, not blank text", "' '",
+         "leave the question out", {"text": ["A?", "B?"], "answers": ["yes", " no"]}, "answers of question 1"),
+    Case("answers", {"text": "A?", "answers": "\udfffyes"}, "text that UTF-8 can hold", "at letter 0",
+         "write the text anew", {"text": "A?", "answers": "\uffffyes"}),
+    Case("answers", {"text": ["A?", "B?"], "answers": (word for word in "ab")}, "2 items", "<generator",
+         "nest it as text is nested", {"text": ["A?", "B?"], "answers": list("ab")}),
     Case("answers", {"text": "A?", "answers": f"yes{TURN_END}"}, "plain words", "<|im_end|>", "remove these marks",
          {"text": "A?", "answers": "yes <end>"}),
     Case("answers", {"text": "A?", "answers": f"it is {GROUND_TOKEN}"}, "<ground> alone", "<ground>", "remove",
@@ -236,6 +338,12 @@ WORDS_CASES = [
     Case("target_objects", {"text": "A?", "answers": GROUND_TOKEN, "target_objects": [1, NUM_PROPOSALS]},
          "indices of the 5 proposals", "[1, 5]", "count proposals from 0",
          {"text": "A?", "answers": GROUND_TOKEN, "target_objects": [1, NUM_PROPOSALS - 1]}),
+    Case("target_objects", {"text": "A?", "answers": GROUND_TOKEN, "target_objects": [True]},
+         "indices of the 5 proposals", "[True]", "count proposals from 0",
+         {"text": "A?", "answers": GROUND_TOKEN, "target_objects": [1]}),
+    Case("target_objects", {"text": "A?", "answers": GROUND_TOKEN, "target_objects": [1.0]},
+         "indices of the 5 proposals", "[1.0]", "count proposals from 0",
+         {"text": "A?", "answers": GROUND_TOKEN, "target_objects": torch.tensor([1])}),
     Case("target_objects", {"text": ["A?", "B?"], "answers": [GROUND_TOKEN] * 2, "target_objects": [0, [1]]},
          "a list of proposal indices, or None", "0", "put one index into a list",
          {"text": ["A?", "B?"], "answers": [GROUND_TOKEN] * 2, "target_objects": [[0], [1]]}),
@@ -253,6 +361,13 @@ BEV_CASES = [
     Case("bev_bounds", {"bev_image": BEV["bev_image"], "bev_bounds": [4.0, -3.0, -2.0, 3.0]}, "xmin < xmax",
          "[4.0, -3.0, -2.0, 3.0]", "pass xmin, ymin, xmax, ymax",
          {"bev_image": BEV["bev_image"], "bev_bounds": [-2.0, -3.0, 4.0, 3.0]}),
+    Case("bev_bounds", {"bev_image": BEV["bev_image"], "bev_bounds": [-2000.0, -3.0, 4.0, 3.0]},
+         "coordinates in metres, within 500 of the origin", "[2000.0] in entries [0]", "divide millimetres by 1000",
+         {"bev_image": BEV["bev_image"], "bev_bounds": [-20.0, -3.0, 4.0, 3.0]}),
+    Case("bev_bounds", {"bev_image": BEV["bev_image"], "bev_bounds": [-2.0, np.nan, 4.0, 3.0]}, "xmin < xmax", "nan",
+         "pass xmin, ymin, xmax, ymax", {"bev_image": BEV["bev_image"], "bev_bounds": (-2, -3, 4, 3)}),
+    Case("bev_valid", {"bev_image": BEV["bev_image"], "bev_valid": BEV["bev_valid"] * np.nan}, "truth values",
+         "torch.float64", "compare it", {"bev_image": BEV["bev_image"], "bev_valid": BEV["bev_valid"].astype(int)}),
     Case("bev_valid", {"bev_valid": BEV["bev_valid"]}, "bev_image beside it", "None", "pass bev_image=",
          {"bev_valid": BEV["bev_valid"], "bev_image": BEV["bev_image"]}),
     Case("bev_bounds", {"bev_bounds": BEV["bev_bounds"]}, "bev_image beside it", "None", "pass bev_image=",
@@ -292,10 +407,13 @@ class TestFiles:
     def test_no_picture_at_all(self, processor, tmp_path):
         text, missing = tmp_path / "notes.jpg", tmp_path / "gone.jpg"
         text.write_text("no picture")
-        for file in (text, missing):
+        for file in (text, str(text)):
             with pytest.raises(
-                ValueError, match=rf"images\[0\] of scene 0: expected a readable picture, got .*{file.name}"
+                ValueError, match=r"images\[0\] of scene 0: expected a readable picture, got .*notes.jpg"
             ):
+                processor(images=[file])
+        for file in (missing, str(missing)):
+            with pytest.raises(FileNotFoundError, match=r"images\[0\] of scene 0: the file .*gone.jpg does not exist"):
                 processor(images=[file])
 
 
@@ -352,6 +470,27 @@ class TestNesting:
             processor(images=VIEWS, answers="yes")
         processor(images=VIEWS)
 
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            (
+                {"images": 7},
+                "images: expected a picture, a list of pictures, or a list of such lists, got int; pass pict",
+            ),
+            ({"images": {"a": VIEWS[0]}}, "images: expected a picture, a list of pictures, .* got dict"),
+            ({"text": 7}, "text: expected a string, or a list of strings, got int; pass words, or no text at all"),
+            ({"text": (word for word in "ab")}, "text: expected a string, or a list of strings, got generator"),
+            (
+                {"images": [VIEWS, VIEWS], "text": ["A?", "B?"], "answers": 3},
+                "answers: expected 2 items, .* got int; nest",
+            ),
+        ],
+    )
+    def test_what_has_no_items(self, processor, given, message):
+        with pytest.raises(ValueError, match=message):
+            processor(**{"images": VIEWS} | given)
+        processor(images=iter(VIEWS), text=("A?", "B?"), answers=("yes", "no"))
+
     def test_nothing(self, processor):
         with pytest.raises(ValueError, match="images: expected views of a scene, got neither images nor text; pass"):
             processor()
@@ -368,10 +507,23 @@ class TestQuestionsAlone:
             ({"depth_maps": GOOD_DEPTH}, "depth_maps: expected views or new proposals beside it, got questions alone"),
             (
                 {"text": "<image>Hm?"},
-                "text of question 0 of scene 0: expected a plain question, since there are no views",
+                "text of question 0 of scene 0: expected no <image>, since there are no views, got one; pass images=",
             ),
             ({"text": []}, "text: expected at least one question, got none"),
             ({"scene_index": [0, 1]}, r"scene_index: expected shape \(1,\), got \(2,\); pass one number a question"),
+            ({"scene_index": [0.5]}, r"scene_index: expected whole numbers, scenes being counted from 0, got \[0.5\]"),
+            ({"scene_index": [-1]}, r"scene_index: expected whole numbers, .* got \[-1\] .*number the scenes in the"),
+            ({"scene_index": [True]}, r"scene_index: expected whole numbers, .* got \[True\] \(torch.bool\)"),
+            ({"scene_index": "0"}, "scene_index: expected an array of numbers, got str"),
+            ({"text": 5}, "text: expected a string, or a list of strings, got int; pass words"),
+            (
+                {"padding_side": "right"},
+                "padding_side: expected 'left' for questions, whose answers go on at the ends of rows, got 'right'",
+            ),
+            (
+                {"text": COORD_TOKEN, "query_coords": (0, 0, 5000)},
+                "query_coords of .*: expected coordinates in metres, within 500 of the origin",
+            ),
         ],
     )
     def test_what_needs_views(self, processor, given, message):
@@ -429,12 +581,16 @@ class TestModes:
             processor(**{key: [scene[key] for scene in scenes] for key in scenes[0]})
 
 
+SCORES = torch.tensor([[0.2, 0.5, 0.9, 0.1], [0.3, 0.1, 0.8, 0.4]])
+
+
 class TestSettings:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
             ({"geometry_mode": "ours"}, r"geometry_mode: expected one of \('published', 'valid_depth'\), got 'ours'"),
             ({"label_rule": "all"}, r"label_rule: expected one of \('published', 'answer_only'\), got 'all'"),
+            ({"spatial_instruction": "no"}, r"spatial_instruction: expected one of \(False, True\), got 'no'"),
             ({"patch_size": 41}, r"image_processor\.size: expected a square of at least one patch of 41 pixels"),
         ],
     )
@@ -473,7 +629,9 @@ class TestSettings:
     def test_unknown_arguments_of_a_call(self, processor):
         with pytest.raises(ValueError, match=r"Ross3DProcessor: expected the arguments .*, got \['depths'\]; see"):
             processor(images=VIEWS, depths=GOOD_DEPTH)
-        with pytest.raises(ValueError, match=r"got \['videos'\]"):
+        with pytest.raises(
+            ValueError, match="videos: expected None: this model sees pictures, got list; pass the frames"
+        ):
             processor(images=VIEWS, videos=VIEWS)
         with pytest.raises(ValueError, match="return_tensors: expected 'pt' or 'np', got 'tf'"):
             processor(images=VIEWS, return_tensors="tf")
@@ -488,6 +646,38 @@ class TestSettings:
         with pytest.raises(ValueError, match=r"scores: expected shape \(2, 4\), got \(2, 3\)"):
             processor.post_process_grounding(scores[:, 1:], boxes, scene_index=[0, 1])
         processor.post_process_grounding(scores, boxes, scene_index=[0, 1])
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"temperature": 0}, "temperature: expected a number above 0, got 0; leave it out for the published one"),
+            ({"temperature": float("nan")}, "temperature: expected a number above 0, got nan"),
+            ({"temperature": float("inf")}, "temperature: expected a number above 0, got inf"),
+            ({"threshold": 1.5}, "threshold: expected a number above 0 and at most 1, got 1.5"),
+            ({"threshold": True}, "threshold: expected a number above 0 and at most 1, got True"),
+            (
+                {"scores": SCORES + float("nan")},
+                r"scores: expected numbers, .* got NaN or infinity in questions \[0, 1",
+            ),
+            ({"scores": SCORES.log() * -float("inf")}, "scores: expected numbers, -inf at padded proposals alone"),
+            (
+                {"scene_index": [0, 2]},
+                r"scene_index: expected numbers of the 2 scenes of proposal_boxes, got \[0, 2\]",
+            ),
+            ({"scene_index": [0, -1]}, r"scene_index: expected whole numbers, .* got \[0, -1\]"),
+            ({"proposal_boxes": torch.rand(2, 3, 7)}, r"proposal_boxes: expected shape \(B, K, 6\), got \(2, 3, 7\)"),
+            ({"proposal_boxes": "all"}, "proposal_boxes: expected an array of numbers, got str"),
+        ],
+    )
+    def test_grounding_of_what_is_no_number(self, processor, change, message):
+        good = {"scores": SCORES, "proposal_boxes": torch.rand(2, 3, 6), "scene_index": [0, 1]}
+        for selection in ("best", "cumulative"):
+            with pytest.raises(ValueError, match=message):
+                processor.post_process_grounding(**good | change, selection=selection)
+            padded = SCORES.clone()
+            padded[0, 2] = -torch.inf
+            answers = processor.post_process_grounding(**good | {"scores": padded.tolist()}, selection=selection)
+            assert len(answers) == 2 and 2 not in answers[0]["proposals"]
 
 
 def make_plain_tokenizer():

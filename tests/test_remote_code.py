@@ -123,6 +123,7 @@ def test_the_directory_holds_the_code_and_names_it(checkpoint):
         "AutoConfig": "configuration_ross3d.Ross3DConfig",
         "AutoModel": "modeling_ross3d.Ross3DForConditionalGeneration",
         "AutoModelForImageTextToText": "modeling_ross3d.Ross3DForConditionalGeneration",
+        "AutoModelForMultimodalLM": "modeling_ross3d.Ross3DForConditionalGeneration",
     }
     settings = json.loads((checkpoint / "processor_config.json").read_text())
     assert settings["auto_map"] == {"AutoProcessor": "processing_ross3d.Ross3DProcessor"}

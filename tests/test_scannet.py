@@ -109,7 +109,7 @@ def test_scans_that_are_wrong_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"segs.json: \d+ segments for the \d+ vertices of the mesh; they belong"):
         read_scannet_scan(raw.folder)
     (raw.folder / "scene0000_00.txt").unlink()
-    with pytest.raises(FileNotFoundError, match="scene0000_00.txt is missing; expected the scan's meta data"):
+    with pytest.raises(FileNotFoundError, match="scene0000_00.txt does not exist; expected the scan's meta data"):
         read_scannet_scan(raw.folder)
 
 
@@ -153,14 +153,61 @@ def test_boxes_go_by_increasing_id():
     assert compute_instance_boxes(vertices, np.full(4, -1)).boxes.shape == (0, 6)
 
 
+def make_groups(**changes) -> str:
+    group = {"objectId": 4, "label": "chair", "segments": [7]}
+    return json.dumps({"segGroups": [group, group | changes]})
+
+
 def test_files_of_objects_that_are_wrong_are_refused(tmp_path):
     file = tmp_path / "file"
     cases = [
         (read_axis_alignment, "axisAlignment = 1 0 0", r"file: axisAlignment must be 16 numbers, row by row \("),
-        (read_segments, "[]", r'file: "segIndices" is not in it; expected the over-segmentation of the mesh'),
+        (read_axis_alignment, "axisAlignment = " + "2 " * 16, r"file, axisAlignment: cam2world must be rigid"),
+        (read_axis_alignment, "axisAlignment = " + "nan " * 16, r"file, axisAlignment: cam2world must be finite"),
+        (read_axis_alignment, "axisAlignment = \udcff", r"file:1: expected the scan's meta data .*no UTF-8"),
+        (read_segments, "[]", r'file: expected a dictionary with "segIndices", .*, got a list'),
         (read_segments, "{", r"file: expected a dictionary with \"segIndices\".*, but the file is no JSON \("),
-        (read_segments, '{"segIndices": ["x"]}', r"file: segIndices must be whole numbers, one a vertex \(invalid li"),
-        (read_segment_groups, "{}", r"expected \{\"segGroups\": \[\{\"objectId\".*got KeyError\('segGroups'\)"),
+        (read_segments, "[" * 100_000, r"file: expected a dictionary .*too deep to be read"),
+        (
+            read_segments,
+            '{"segIndices": 3}',
+            r"file: segIndices must be a list of whole numbers, one a vertex, got int",
+        ),
+        (
+            read_segments,
+            '{"segIndices": [1, "2"]}',
+            r"segIndices must be whole numbers, one a vertex, got 2 at place 1",
+        ),
+        (
+            read_segments,
+            '{"segIndices": [[1, 2], [3, 4]]}',
+            r"segIndices must be whole numbers.*got \[1, 2\] at place 0",
+        ),
+        (
+            read_segments,
+            '{"segIndices": [1, 2.5]}',
+            r"segIndices must be whole numbers, one a vertex, got 2.5 at place",
+        ),
+        (
+            read_segments,
+            '{"segIndices": [1e999]}',
+            r"segIndices must be whole numbers, one a vertex, got inf at place",
+        ),
+        (read_segments, '{"segIndices": [99999999999999999999]}', r"got 99999999999999999999 at place 0; download"),
+        (read_segment_groups, "{}", r"file: expected a dictionary with \"segGroups\", .*, got no segGroups"),
+        (read_segment_groups, '{"segGroups": {}}', r"file: segGroups must be a list of objects, got dict"),
+        (read_segment_groups, '{"segGroups": [3]}', r'segGroups, object 0: expected \{"objectId": ..., .*, got 3;'),
+        (read_segment_groups, make_groups(label=None), r"segGroups, object 1: label must be a name, got None"),
+        (read_segment_groups, make_groups(segments=[[7]]), r"object 1: segments must be whole .*object, got \[7\] at"),
+        (read_segment_groups, make_groups(segments="12"), r"object 1: segments must be a list of whole numbers, tho"),
+        *(
+            (
+                read_segment_groups,
+                make_groups(objectId=wrong),
+                r"object 1: objectId must be a whole number of 0 to 327",
+            )
+            for wrong in (99999, -1, 1.5, True, "3", float("inf"))
+        ),
         (
             read_nyu40_ids,
             "id\tname\n1\tchair\n",
@@ -178,7 +225,7 @@ def test_files_of_objects_that_are_wrong_are_refused(tmp_path):
         ),
     ]
     for read, text, message in cases:
-        file.write_text(text)
+        file.write_text(text, errors="surrogateescape")
         with pytest.raises(ValueError, match=message):
             read(file)
     file.write_text("sceneType = Hotel\n")
@@ -229,16 +276,14 @@ def test_meshes_that_are_wrong_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="mesh.ply does not exist; expected a mesh in PLY format"):
         read_ply(file)
     end = "end_header\n"
-    square = "element face 1\nproperty list uchar int vertex_index\nend_header\n1 2 3\n4 5 6\n4 0 1 1 0\n"
     cases = {
         "solid cube\n": "mesh.ply: expected a PLY file, whose first line is 'ply'; this is something else",
         make_header(*XYZ): "the PLY header has no 'end_header'; the file is damaged",
         make_header("half x") + end: r"the header's line 'property half x' cannot be understood \(KeyError\('half'",
         make_header(*XYZ, form="utf8 1.0") + end: r"the header's line 'format utf8 1.0' cannot be understood",
         make_header(*XYZ) + end + "1 2 3\n": r"the file ends before its 2 rows of 'vertex' do; download or copy it",
-        make_header(*XYZ) + end + "1 2 3\n4 5\n": r"mesh.ply: row 1 of 'vertex' cannot be understood \(list index",
+        make_header(*XYZ) + end + "1 2 3\n4.25 5.5\n": r"mesh.ply: row 1 of 'vertex' cannot be understood \(1 numb",
         make_header(*XYZ, form="binary_little_endian 1.0") + end: r"the file ends before its 2 rows of 'vertex' do",
-        make_header(*XYZ) + square: r"expected lists of three in 'vertex_index' of 'face' \(triangles\), got",
         make_header("float x") + end + "1\n2\n": r"mesh.ply: expected vertices with x, y and z, the file has \['x'\]",
         make_header(*XYZ, "float red") + end + "1 2 3 1\n4 5 6 1\n": r"expected colours of type uchar \(0 to 255\)",
     }

@@ -1,12 +1,17 @@
 """Scenes that were read, on disk: the same answers tomorrow, and refusals where they would not be."""
 
 import copy
+import os
+import resource
+import subprocess
+import sys
+import zipfile
 
 import pytest
 import torch
 from transformers import AutoModel, AutoProcessor
 
-from ross3d.scene_cache_ross3d import SCENE_CACHE_VERSION, Ross3DSceneCache
+from ross3d.scene_cache_ross3d import SCENE_CACHE_VERSION, Ross3DSceneCache, check_tensors, sum_bytes
 from ross3d.tests.posed_views import make_views
 from ross3d.tests.tiny import get_checkpoint
 
@@ -120,7 +125,157 @@ def test_broken_foreign_and_old_files_are_refused(model, file, capsys):
     with pytest.raises(ValueError, match="got another or a broken file"):
         Ross3DSceneCache.load(file, model)
     assert "this ran" not in capsys.readouterr().out
-    for state in ({"version": SCENE_CACHE_VERSION + 1}, [1, 2]):
-        torch.save(state, file)
-        with pytest.raises(ValueError, match=f"expected version {SCENE_CACHE_VERSION} of a scene cache, got"):
-            Ross3DSceneCache.load(file, model)
+    torch.save([1, 2], file)
+    with pytest.raises(ValueError, match="got another or a broken file"):
+        Ross3DSceneCache.load(file, model)
+    torch.save({"version": SCENE_CACHE_VERSION + 1}, file)
+    with pytest.raises(ValueError, match=f"expected version {SCENE_CACHE_VERSION} of a scene cache, got"):
+        Ross3DSceneCache.load(file, model)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
+def test_half_a_file_is_refused_wherever_it_ends(model, file, share):
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(
+        ValueError, match=r"two\.scene: expected scenes that save\(\) wrote, got another or a broken file"
+    ):
+        model.load_scene(file)
+
+
+def test_what_is_no_file_is_refused(model, tmp_path):
+    """Among them a pipe, whose reader would wait for ever."""
+    os.mkfifo(tmp_path / "pipe.scene")
+    for name, found in (("absent.scene", "nothing"), ("", "something else"), ("pipe.scene", "something else")):
+        with pytest.raises(
+            FileNotFoundError, match=rf"expected a file that scene.save\(\) wrote, found {found} there"
+        ):
+            model.load_scene(tmp_path / name)
+
+
+def test_packed_files_are_refused_before_they_grow(model, file):
+    """Parts that are packed may hold a thousand times what the file has; torch packs none."""
+    with zipfile.ZipFile(file) as archive:
+        parts = {part.filename: archive.read(part) for part in archive.infolist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    with pytest.raises(ValueError, match="got another or a broken file"):
+        model.load_scene(file)
+
+
+def set_layer(name, change):
+    def apply(state):
+        state["layers"][1][name] = change(state["layers"][1][name])
+
+    return apply
+
+
+def set_tensor(name, change):
+    return lambda state: state.update({name: change(state[name])})
+
+
+def put_nan(tensor):
+    tensor = tensor.clone()
+    tensor.view(-1)[-1] = float("nan")
+    return tensor
+
+
+# The two scenes of the fixture are 76 positions long, in 2 layers of 2 key heads of 16; 4 and 2 proposals, 5 views.
+FORGED = {
+    "no mask": (set_tensor("prefix_mask", lambda x: None), r"expected prefix_mask, bool, of shape \(B, L\), got None"),
+    "mask of numbers": (set_tensor("prefix_mask", lambda x: x.long()), r"expected prefix_mask, bool, .* got torch.int"),
+    "short mask": (set_tensor("prefix_mask", lambda x: x[:, 1:].clone()), "expected keys of layer 0, floating"),
+    "mask of one scene": (set_tensor("prefix_mask", lambda x: x[:1].clone()),
+                          r"expected keys of layer 0, floating point, of shape \(1, 2, .* got torch.float32 of \(2, 2"),
+    "mask with a hole": (set_tensor("prefix_mask", lambda x: x.clone().index_fill_(1, torch.tensor([-2]), False)),
+                         "expected prefix_mask with padding at the start alone, got another"),
+    "mask of nothing": (set_tensor("prefix_mask", torch.zeros_like), "expected prefix_mask with padding at the start"),
+    "expanded mask": (set_tensor("prefix_mask", lambda x: torch.ones(1, dtype=torch.bool).expand(2, 3_000_000_000)),
+                      r"expected prefix_mask, bool, of shape \(B, L\), got torch.bool of \(2, 3000000000\)"),
+    "other heads": (set_layer("keys", lambda x: x.repeat(1, 2, 1, 1)),
+                    r"expected keys of layer 1, .* got torch.float32 of \(2, 4"),
+    "other length": (set_layer("values", lambda x: x[:, :, 1:].clone()), "expected values of layer 1, floating"),
+    "whole numbers": (set_layer("keys", lambda x: x.long()), r"expected keys of layer 1, .* got torch.int64"),
+    "NaN in keys": (set_layer("keys", put_nan), "expected finite keys of layer 1, got NaN or infinity; these are no"),
+    "NaN in features": (set_tensor("proposal_features", put_nan), "expected finite proposal_features, got NaN or"),
+    "NaN in patches": (set_tensor("patch_features", put_nan), "expected finite patch_features, got NaN or infinity"),
+    "expanded keys": (set_layer("keys", lambda x: x[:, :1, :1, :1].expand_as(x)), "expected keys of layer 1, float"),
+    "a layer less": (lambda state: state["layers"].pop(), "expected keys and values of 2 layers, got others"),
+    "a layer of nothing": (lambda state: state["layers"].__setitem__(0, None), "expected keys and values of 2 layers"),
+    "no list": (lambda state: state.update(layers=7), "expected keys and values of 2 layers, got others; these are"),
+    "features alone": (set_tensor("proposal_mask", lambda x: None), "expected proposal_features and proposal_mask or"),
+    "other proposals": (set_tensor("proposal_mask", lambda x: x[:, 1:].clone()), "expected proposal_features, floating"),
+    "other width": (set_tensor("patch_features", lambda x: x[..., 1:].clone()), "expected patch_features, floating"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_tensors_that_no_scene_of_the_model_has_are_refused(model, file, name):
+    """With a right checksum, as somebody would write who means harm; shapes are seen before a number is read."""
+    change, message = FORGED[name]
+    state = torch.load(file, weights_only=True)
+    change(state)
+    if name not in ("expanded mask", "a layer of nothing", "no list"):
+        state["checksum"] = sum_bytes(state)
+    torch.save(state, file)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=rf"two\.scene: {message}"):
+        model.load_scene(file)
+    # Kilobytes: the expanded mask names 6 GB.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+
+
+def test_scenes_longer_than_the_model_reads_are_refused(scene, model, file):
+    short = copy.deepcopy(model)
+    short.config.text_config.max_position_embeddings = scene.prefix_mask.shape[1] - 1
+    state = torch.load(file, weights_only=True)
+    length = scene.prefix_mask.shape[1]
+    with pytest.raises(ValueError, match=rf"expected scenes of at most {length - 1} positions \(max_position_embedd"):
+        check_tensors("two.scene", state, short.config)
+    check_tensors("two.scene", state, model.config)
+
+
+def test_what_somebody_notes_in_the_config_makes_no_other_model(model, file):
+    noted = copy.deepcopy(model)
+    noted.config.my_note, noted.config.text_config.reviewed = "as of Monday", True
+    assert noted.load_scene(file).prefix_mask.any()
+    noted.config.text_config.rms_norm_eps *= 2
+    with pytest.raises(ValueError, match="other weights or another config"):
+        noted.load_scene(file)
+
+
+def test_a_full_disk_is_told(scene, model, tmp_path, monkeypatch):
+    def fail(state, file):
+        file.write_bytes(b"begun")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1600 vs 1494")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(
+        OSError, match=r"room.scene: expected to write 0\.\d MB of scenes, got an error .* make room there"
+    ):
+        scene.save(tmp_path / "room.scene", model)
+    assert not list(tmp_path.iterdir())
+
+
+TOMORROW = """
+import sys
+import torch
+from transformers import AutoModel, AutoProcessor
+
+checkpoint, file, answers = sys.argv[1:]
+processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True).eval()
+scene = model.load_scene(file, processor)
+asks = processor(text={questions}, scene_index=[1, 0, 1])
+torch.save([model.generate(scene=scene, **asks, max_new_tokens=5), model.ground(scene=scene, **asks)], answers)
+"""
+
+
+def test_a_new_process_needs_the_checkpoint_and_the_file_alone(scene, model, processor, file, tmp_path):
+    """No class of ours is at hand there: the model reads what it has written."""
+    answers = tmp_path / "answers.pt"
+    command = [sys.executable, "-c", TOMORROW.format(questions=QUESTIONS), get_checkpoint(), file, answers]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
+    for found, wanted in zip(torch.load(answers), ask(model, processor, scene), strict=True):
+        assert torch.equal(found, wanted)

@@ -1,5 +1,6 @@
 """Recordings in ScanNet's .sens format: frames as they were written, little memory, refusals that teach."""
 
+import os
 import tracemalloc
 import zlib
 from dataclasses import replace
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from ross3d.data.sources.sens import iterate_sens_frames, read_sens_cameras, read_sens_header
+from ross3d.tests.limited_memory import call_within
 from ross3d.tests.raw_scannet import COLOR_SIZE, DEPTH_SIZE, encode_jpeg, write_raw_scan, write_sens
 
 
@@ -146,3 +148,66 @@ def test_a_damaged_depth_map_names_its_frame(tmp_path):
     }.items():
         with pytest.raises(ValueError, match=message):
             np.array(replace(frame, depth_zlib=payload).depth)
+
+
+def test_depth_that_unpacks_to_gigabytes_takes_no_memory(tmp_path):
+    path, _, _ = make_recording(tmp_path / "room.sens")
+    frame = next(iterate_sens_frames(path))
+    bomb = zlib.compress(bytes(2**27))
+    with pytest.raises(ValueError, match=r"frame 0: depth unpacks to more than 40 bytes, expected 40 for 5x4 uint16"):
+        call_within(64, lambda: replace(frame, depth_zlib=bomb).depth)
+    whole = zlib.compress(bytes(40))
+    for cut in (whole[:-2], whole[:-6]):
+        with pytest.raises(ValueError, match=r"depth unpacks to \d+ bytes and then is cut off, expected 40"):
+            np.array(replace(frame, depth_zlib=cut).depth)
+
+
+LIES = {
+    "a picture of 20 GB": (
+        "color",
+        20 * 2**30,
+        r"frame 1 of 3: expected a compressed picture of 8x6 pixels, got 214748",
+    ),
+    "a depth map of 20 GB": (
+        "depth",
+        20 * 2**30,
+        r"expected a compressed depth map of 5x4 pixels, got 21474836480 byt",
+    ),
+    "beyond all files": ("color", 2**64 - 1, r"got 18446744073709551615 bytes, more than it has plain"),
+    "frames": ("frames", 10**12, r"room.sens: expected a recording of at most 1000000 frames, the header counts 1000"),
+    "a width": ("width", 2**32 - 1, r"room.sens, depth: expected a picture of 1 to 64 megapixels, got 4294967295 x 4"),
+    "a colour width": (
+        "color_width",
+        10**8,
+        r"room.sens, colour: expected a picture of 1 to 64 megapixels, got 10000",
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_recordings_of_holes_take_no_memory(tmp_path, lie):
+    """A file of 21 GB that is all holes behind its second frame, whose header promises them."""
+    what, value, message = LIES[lie]
+    path, jpegs, depth = make_recording(tmp_path / "room.sens")
+    content = bytearray(path.read_bytes())
+    head = len(content) - sum(
+        96 + len(jpeg) + len(zlib.compress(d.tobytes())) for jpeg, d in zip(jpegs, depth, strict=True)
+    )
+    second = head + 96 + len(jpegs[0]) + len(zlib.compress(depth[0].tobytes()))
+    place = {
+        "color": second + 80,
+        "depth": second + 88,
+        "frames": head - 8,
+        "width": head - 20,
+        "color_width": head - 28,
+    }
+    size = 8 if what in ("color", "depth", "frames") else 4
+    content[place[what] : place[what] + size] = value.to_bytes(size, "little")
+    path.write_bytes(content)
+    os.truncate(path, 21 * 2**30)
+    for read in (read_sens_cameras, lambda file: list(iterate_sens_frames(file))):
+        with pytest.raises(ValueError, match=message):
+            call_within(64, read, path)
+    os.mkfifo(tmp_path / "pipe.sens")
+    with pytest.raises(ValueError, match="recording: expected a regular file, got the pipe"):
+        read_sens_cameras(tmp_path / "pipe.sens")

@@ -1,6 +1,7 @@
 """Ask a model about a scan of posed RGB-D frames.
 
     python tools/ask.py SCAN --model DIR_OR_REPO [--axis-align FILE] [--boxes FILE] [--views 8] [--output PAGE.html]
+        [--rotate auto|0|90|180|270] [--max-excluded SHARE] [--allow-outside]
         "How many chairs are there?" "find the table" ...
 
 SCAN is a folder of any layout that `data/sources` reads, or a video. A scan without an alignment is set upright by an
@@ -19,31 +20,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
-from transformers import AutoProcessor
 
+from ross3d.command_line import COUNT, COUNT_OR_NONE, NUM_VIEWS, add_debug, run_program
 from ross3d.data.atomic import write_text
 from ross3d.data.bev import BEVPicture, render_scene_bev
 from ross3d.data.consistency import measure_scene_agreement
 from ross3d.data.own_scan import OwnScan, get_box_corners, read_own_scan
 from ross3d.data.sanity import Sanity, measure_sanity
 from ross3d.data.scene import Scene
+from ross3d.data.sources.options import add_scan_options, get_scan_options
 from ross3d.data.upright import LOW_CONFIDENCE
 from ross3d.metrics.grounding import select_proposals
-from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.report.ask import Answer, Plan, Rebuilt, make_ask_page
 from ross3d.report.html import Markup
 from ross3d.report.run import write_page
 from ross3d.report.sanity import make_sanity_section
 from ross3d.report.scene import make_boxes_section
 from ross3d.tasks.answering import get_scene_inputs
+from ross3d.training.checkpoint import GEOMETRY_MODES, find_checkpoint, load_processor
+from ross3d.training.loading import load_model as read_weights
 
 
-def load_model(name: str, device: str) -> tuple[Any, Any, bool]:
+def load_model(
+    name: str, device: str, geometry_mode: str | None = None, allow_missing: bool = False
+) -> tuple[Any, Any, bool]:
     """Model and processor of a checkpoint folder or Hub id, and whether a teacher came with them (then attached)."""
-    folder = Path(name) if Path(name).is_dir() else Path(snapshot_download(name))
-    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-    model = Ross3DForConditionalGeneration.from_pretrained(folder, dtype="auto").to(device).eval()
+    folder = find_checkpoint(name)
+    processor = load_processor(folder, geometry_mode)
+    model = read_weights(folder, allow_missing=allow_missing).to(device).eval()
     has_teacher = (folder / "teacher").is_dir() and model.reconstruction_head is not None
     if has_teacher:
         model.attach_teacher(folder / "teacher")
@@ -191,6 +195,17 @@ def check_scan(scan: OwnScan, sanity: Sanity, bev_image: np.ndarray, bev_bounds:
     return make_sanity_section(scan.scene.cam2world, scan.boxes, plan, sanity.points, facts, doubts, notes)
 
 
+def parse_device(name: str) -> str:
+    """A device that holds tensors here."""
+    try:
+        torch.empty(0, device=name)
+    # A torch that was built without a device's library raises AssertionError.
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"expected a device such as cpu or cuda:0, got {name!r}: {reason}") from error
+    return name
+
+
 def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scan", type=Path, help="folder of a scan, or a video")
@@ -202,13 +217,23 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--boxes", type=Path, help="JSON file of boxes to ground on (default: the scan's, or proposed)"
     )
-    parser.add_argument("--views", type=int, default=8, help="how many views to read")
+    parser.add_argument("--views", type=NUM_VIEWS, default=8, help="how many views to read")
+    add_scan_options(parser)
     parser.add_argument("--ground", action="store_true", help="answer every question by boxes")
-    parser.add_argument("--hide", type=int, help="view to hide and rebuild (default: the middle one)")
-    parser.add_argument("--steps", type=int, default=50, help="sampler steps")
-    parser.add_argument("--max-new-tokens", type=int, default=48)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--hide", type=COUNT_OR_NONE, help="view to hide and rebuild (default: the middle one)")
+    parser.add_argument("--steps", type=COUNT, default=50, help="sampler steps")
+    parser.add_argument("--max-new-tokens", type=COUNT, default=48, help="longest answer")
+    parser.add_argument(
+        "--geometry-mode",
+        choices=GEOMETRY_MODES,
+        help="how views are cut and depth is pooled, in place of the model's own; published reads no portrait picture",
+    )
+    parser.add_argument(
+        "--allow-missing-weights", action="store_true", help="draw weights that the checkpoint lacks at random"
+    )
+    parser.add_argument("--device", type=parse_device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("ask.html"), help="page to write")
+    add_debug(parser)
     return parser.parse_args(args)
 
 
@@ -216,16 +241,20 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
 def main(args: list[str] | None = None) -> list[Answer]:
     """Read, answer, rebuild, write; returns the answers in the order of the questions."""
     options = parse_arguments(args)
-    for name, value, least in (("views", options.views, 1), ("steps", options.steps, 1)):
-        if value < least:
-            raise ValueError(f"--{name}: expected a number from {least} on, got {value}.")
-    scan = read_own_scan(options.scan, axis_align_matrix=options.axis_align, boxes=options.boxes)
+    scan = read_own_scan(
+        options.scan,
+        axis_align_matrix=options.axis_align,
+        boxes=options.boxes,
+        reading=get_scan_options(options),
+    )
     scene = scan.read_views(options.views)
     print(f"{scan.alignment}\n{scan.describe_boxes()}\n{scene.num_views} views: {', '.join(scene.view_names)}")
     hidden_view = scene.num_views // 2 if options.hide is None else options.hide
     if not 0 <= hidden_view < scene.num_views:
         raise ValueError(f"--hide: expected a view from 0 to {scene.num_views - 1}, got {options.hide}.")
-    model, processor, has_teacher = load_model(options.model, options.device)
+    model, processor, has_teacher = load_model(
+        options.model, options.device, options.geometry_mode, options.allow_missing_weights
+    )
     has_boxes = len(scan.boxes) > 0
     given = get_scene_inputs(scene, scan.boxes if has_boxes else None)
     inputs = processor(**given, return_tensors="pt").to(options.device)
@@ -262,4 +291,4 @@ def main(args: list[str] | None = None) -> list[Answer]:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -1,7 +1,8 @@
 """Write an HTML page of a scene or of an evaluated run.
 
     python tools/view.py SCENE_OR_RUN [--output PAGE.html] [--blind DIR] [--picture PICTURE.png]
-        [--axis-align FILE] [--boxes FILE] [--rerun]
+        [--axis-align FILE] [--boxes FILE] [--rotate auto|0|90|180|270] [--max-excluded SHARE] [--allow-outside]
+        [--rerun]
 
 A folder with `metrics.json` is a run: its page goes to `report.html` in it, `--picture` writes its reconstructions as
 one picture too. Any other is read as a scan, or a video, and set upright by estimate where it came without an
@@ -10,8 +11,8 @@ alignment. `--rerun` opens the scan in the rerun viewer, where rerun is installe
 
 import argparse
 import json
+import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from ross3d.data.own_scan import OwnScan, has_any, read_own_scan
 from ross3d.data.sanity import measure_sanity
 from ross3d.data.scene import Scene
 from ross3d.data.sources import get_reading, read_scene
+from ross3d.data.sources.inside import resolve_inside
+from ross3d.data.sources.options import add_scan_options, get_scan_options
 from ross3d.report.picture import make_picture, save_picture
 from ross3d.report.run import make_run_page, write_page
 from ross3d.report.scene import get_box_names, make_scene_page
@@ -41,9 +44,27 @@ def get_bev(scene: Scene) -> tuple[np.ndarray | None, np.ndarray | None]:
 
 
 def get_run_reader(run_dir: Path) -> Callable[[Path], Scene]:
-    """Reads the views that a run looked at."""
+    """Reads the views that a run looked at, of scenes inside its data folder."""
     settings = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))["settings"]
-    return partial(read_scene, **get_reading(settings["num_views"], settings["decode"], settings["view_size"]))
+    # Runs of before these settings existed had none of them.
+    given = {name: settings.get(name) for name in ("rotate", "max_excluded")}
+    allow_outside = bool(settings.get("allow_outside"))
+    reading = get_reading(
+        settings["num_views"], settings["decode"], settings["view_size"], **given, allow_outside=allow_outside
+    )
+
+    def read(folder: Path) -> Scene:
+        root = Path(settings["data"])
+        resolve_inside(
+            root,
+            os.path.relpath(folder, root),
+            where=str(run_dir / "metrics.json"),
+            allow_outside=allow_outside,
+            check_links=False,
+        )
+        return read_scene(folder, **reading)
+
+    return read
 
 
 def open_rerun(scene: Scene) -> None:
@@ -96,6 +117,7 @@ def main(args: list[str] | None = None) -> Path:
     parser.add_argument("--axis-align", type=Path, help="scan: 4x4 matrix, scan to upright world")
     parser.add_argument("--boxes", type=Path, help="scan: JSON file of boxes")
     parser.add_argument("--rerun", action="store_true", help="scan: open rerun as well")
+    add_scan_options(parser)
     options = parser.parse_args(args)
     if (options.path / "metrics.json").is_file():
         page = make_run_page(options.path, get_run_reader(options.path), options.blind)
@@ -103,7 +125,12 @@ def main(args: list[str] | None = None) -> Path:
         if options.picture is not None:
             save_picture(options.picture, make_picture(options.path))
     else:
-        scan = read_own_scan(options.path, axis_align_matrix=options.axis_align, boxes=options.boxes)
+        scan = read_own_scan(
+            options.path,
+            axis_align_matrix=options.axis_align,
+            boxes=options.boxes,
+            reading=get_scan_options(options),
+        )
         scene = scan.scene
         print(f"{scan.alignment}\n{scan.describe_boxes()}")
         if options.rerun:

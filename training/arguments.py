@@ -5,16 +5,34 @@ The file has one section per class below. Any value can be set from the command 
 """
 
 import difflib
+import inspect
+import re
 import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 import yaml
 from transformers import TrainingArguments
 
+from ross3d.command_line import (
+    COUNT,
+    COUNT_OR_NONE,
+    DEBUG_HELP,
+    NUM_VIEWS,
+    POSITIVE,
+    RATE,
+    SEED,
+    Number,
+    check_fields,
+    check_value,
+    list_attributes,
+)
 from ross3d.configuration_ross3d import Ross3DConfig
-from ross3d.data.sources import DECODES
+from ross3d.data.sources import DECODES, make_reading
+from ross3d.data.text_files import describe_kind, parse_yaml, read_yaml
+from ross3d.processing_ross3d import Ross3DProcessor
 
 
 VISITS = ("scenes", "questions")
@@ -46,6 +64,13 @@ class DataArguments:
         num_views (`int`): views of a scan that are read, evenly spread (published: 32).
         decode (`str`): how JPEG pictures are decoded: `exact`, at their own size (published); or `reduced`, at the
             smallest size that is no smaller than the model's input, which is faster and changes pixels slightly.
+        rotate (`str` or `int`, *optional*): degrees by which pictures, with their depth and cameras, are turned
+            counter-clockwise, 0, 90, 180 or 270; `auto` until the world's z points up in most pictures of a scan. By
+            default as each layout has it: `auto` for ARKitScenes, else 0.
+        max_excluded (`float`, *optional*): share of a scan's frames that may be lost, missing or damaged, from 0 to
+            below 1; by default as each layout has it.
+        allow_outside (`bool`): let files and links of a scan name pictures outside its folder; only for scans that you
+            trust.
         prepared (`str`, *optional*): folder for prepared scenes, which later epochs and runs read instead of pictures;
             24 MB a scene of 32 views at the released size.
         latents (`str`, *optional*): folder with the teacher's latents of all scenes
@@ -68,10 +93,15 @@ class DataArguments:
     blind: bool = False
     num_views: int = 32
     decode: str = "exact"
+    rotate: str | int | None = None
+    max_excluded: float | None = None
+    allow_outside: bool = False
     prepared: str | None = None
     latents: str | None = None
 
     def __post_init__(self):
+        counts = dict.fromkeys(("limit", "epochs", "questions_per_row", "tokens_per_row"), COUNT)
+        check_fields(self, "data.", {**counts, "num_views": NUM_VIEWS})
         for name, known in (("visit", VISITS), ("proposals", PROPOSALS), ("decode", DECODES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"data.{name}: expected a choice of {known}, got {getattr(self, name)!r}.")
@@ -84,12 +114,11 @@ class DataArguments:
                 "data.unlabelled_share: expected a share of all rows above 0 and below 1 beside data.unlabelled_root,"
                 f" or neither, got {self.unlabelled_share} beside {self.unlabelled_root}."
             )
-        for name in ("num_views", "questions_per_row", "tokens_per_row"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"data.{name}: expected a number from 1 on, got {value}.")
+        make_reading(self.rotate, self.max_excluded, self.allow_outside)
 
 
+# The one-cycle schedule of the vision warm-up rises over a tenth of its steps.
+MIN_WARMUP_STEPS = 20
 OPTIMIZERS = ("adamw", "muon")
 
 
@@ -108,6 +137,7 @@ class PartArguments:
     optimizer: str = "adamw"
 
     def __post_init__(self):
+        check_fields(self, "", {"learning_rate": RATE})
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer: expected one of {OPTIMIZERS}, got {self.optimizer!r}.")
         if self.optimizer == "muon" and self.learning_rate is None:
@@ -133,6 +163,11 @@ class NewWeightsArguments:
     residual_scale: float = 0.1
     visual_scale: float = 1.0
 
+    def __post_init__(self):
+        check_fields(
+            self, "new_weights.", dict.fromkeys(("embedding_std", "residual_scale", "visual_scale"), POSITIVE)
+        )
+
 
 @dataclass
 class VisionWarmupArguments:
@@ -151,6 +186,11 @@ class VisionWarmupArguments:
     views_per_step: int = 32
     muon_learning_rate: float = 3e-2
     learning_rate: float = 4e-3
+
+    def __post_init__(self):
+        counts = dict.fromkeys(("scenes", "views_per_step"), COUNT)
+        rates = dict.fromkeys(("muon_learning_rate", "learning_rate"), POSITIVE)
+        check_fields(self, "vision_warmup.", {**counts, **rates, "steps": Number(whole=True, least=MIN_WARMUP_STEPS)})
 
 
 @dataclass
@@ -177,6 +217,15 @@ class LoraArguments:
     )
     tokens: list[str] = field(default_factory=lambda: ["<ground>", "<coord>"])
 
+    def __post_init__(self):
+        check_fields(self, "lora.", {"rank": COUNT, "alpha": COUNT, "dropout": Number(least=0, below=1)})
+        try:
+            re.compile(self.target_modules)
+        except re.error as error:
+            raise ValueError(
+                f"lora.target_modules: expected a regular expression, got {self.target_modules!r}: {error}."
+            ) from error
+
 
 @dataclass
 class RunArguments:
@@ -187,6 +236,7 @@ class RunArguments:
         num_processes (`int`, *optional*): how many have to be started together, since rows per step, and with them
             the order of rows, depend on it; by default as many as are. A run goes on with as many as began it.
         init_from (`str`, *optional*): checkpoint folder or Hub id to start from; new weights otherwise.
+        allow_missing_weights (`bool`): draw weights that this checkpoint lacks at random, where it is refused else.
         teacher (`str`, *optional*): diffusers folder of the VAE teacher.
         model (`dict`): keys of `Ross3DConfig`; with `init_from`, changes to its config.
         processor (`dict`): settings of `Ross3DProcessor`, and those of its image processor.
@@ -197,6 +247,7 @@ class RunArguments:
     seed: int = 0
     num_processes: int | None = None
     init_from: str | None = None
+    allow_missing_weights: bool = False
     teacher: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
     processor: dict[str, Any] = field(default_factory=dict)
@@ -206,6 +257,26 @@ class RunArguments:
     lora: LoraArguments | None = None
     parts: dict[str, PartArguments] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        check_fields(self, "", {"seed": SEED, "num_processes": COUNT})
+
+
+# Numbers of `TrainingArguments` that may not be all of their type.
+TRAINER_NUMBERS = (
+    dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "eval_delay"), RATE)
+    | dict.fromkeys(("adam_beta1", "adam_beta2"), Number(least=0, below=1))
+    | dict.fromkeys(("adam_epsilon", "logging_steps", "save_steps", "eval_steps"), POSITIVE)
+    | dict.fromkeys(
+        (
+            "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+            "save_total_limit", "dataloader_prefetch_factor", "ddp_timeout", "ddp_bucket_cap_mb",
+            "torch_empty_cache_steps",
+        ),
+        COUNT,
+    )
+    | {"dataloader_num_workers": COUNT_OR_NONE, "seed": SEED, "data_seed": SEED}
+)  # fmt: skip
 
 
 # Settings that may differ when a run goes on: they change none of its results.
@@ -226,6 +297,7 @@ SECTION_CLASSES = {
     "trainer": TrainingArguments,
     "model": Ross3DConfig,
 }
+SECTIONS = {name: SECTION_CLASSES[name] for name in ("data", "new_weights", "vision_warmup", "lora")}
 
 
 def check_keys(keys, known: set[str], where: str) -> None:
@@ -237,9 +309,40 @@ def check_keys(keys, known: set[str], where: str) -> None:
             raise ValueError(f"{where}: expected a known key, got `{key}`; {hint}")
 
 
-def read_section(cls: type, values: dict[str, Any], where: str):
+def check_table(values: Any, where: str) -> dict[str, Any]:
+    """A section's table; an empty one for nothing.
+
+    Raises:
+        ValueError: for a list, a text or a number.
+    """
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: expected keys with values, `key: value`, got {describe_kind(values)}: {values!r}.")
+    return values
+
+
+def read_section(cls: type, values: Any, where: str):
+    values = check_table(values, where)
     check_keys(values, {f.name for f in fields(cls)}, where)
     return cls(**values)
+
+
+def check_trainer(settings: dict[str, Any]) -> None:
+    """Refuse unknown keys of `trainer`, and values of the wrong type or range.
+
+    Raises:
+        ValueError: names the key.
+    """
+    check_keys(settings, {f.name for f in fields(TrainingArguments)}, "trainer")
+    for f in fields(TrainingArguments):
+        if f.name in settings:
+            # The library's own choices and tables are read by the library.
+            plain = f.type if f.type in (int, float, bool) or NoneType in get_args(f.type) else Any
+            check_value(f"trainer.{f.name}", settings[f.name], plain, TRAINER_NUMBERS.get(f.name))
+    steps = settings.get("max_steps", -1)
+    if steps != -1:
+        COUNT.check("trainer.max_steps", steps)
 
 
 def apply_overrides(settings: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -268,8 +371,8 @@ def apply_overrides(settings: dict[str, Any], overrides: list[str]) -> dict[str,
         for name in path[:-1]:
             if place.get(name) is None:
                 place[name] = {}
-            place = place[name]
-        place[path[-1]] = yaml.safe_load(text)
+            place = check_table(place[name], name)
+        place[path[-1]] = parse_yaml(text, flag, "a value")
     return settings
 
 
@@ -281,32 +384,44 @@ def read_run_arguments(config_file: str | Path, overrides: list[str] | None = No
         overrides (list of `str`): what stands behind it on the command line.
 
     Raises:
-        ValueError: for an unknown key or a number that YAML read as text (`1e-5` has to be written `1.0e-5`).
+        FileNotFoundError, ValueError: for a file that is not there or no YAML; an unknown key; a value of the wrong
+            type or range; a number that YAML read as text (`1e-5` has to be written `1.0e-5`); and a file that says
+            neither what the model is nor where it comes from. Names file and key.
     """
-    settings = yaml.safe_load(Path(config_file).read_text()) or {}
-    settings = apply_overrides(settings, overrides or [])
-    check_keys(settings, {f.name for f in fields(RunArguments)}, f"{config_file}")
-    check_keys(settings.get("trainer") or {}, {f.name for f in fields(TrainingArguments)}, f"{config_file}: trainer")
-    for name, value in (settings.get("trainer") or {}).items():
+    settings = read_yaml(config_file, "the settings of a run")
+    try:
+        return make_run_arguments(apply_overrides(check_table(settings, "run"), overrides or []))
+    except ValueError as error:
+        source = f"{config_file} with {' '.join(overrides)}" if overrides else f"{config_file}"
+        error.args = (f"{source}: {error}",)
+        raise
+
+
+def make_run_arguments(settings: dict[str, Any]) -> RunArguments:
+    """The settings of a run from its tables."""
+    check_keys(settings, {f.name for f in fields(RunArguments)}, "run")
+    for section, values in settings.items():
+        check_numbers(values, section)
+    for name in ("model", "processor", "trainer", "parts"):
+        settings[name] = check_table(settings.get(name), name)
+    for name, value in settings["trainer"].items():
         if name.endswith("_strategy") and value is False:
             settings["trainer"][name] = "no"  # what YAML made of it
-    for section, values in settings.items():
-        check_numbers(values, f"{config_file}: {section}")
-    for section, cls in (
-        ("data", DataArguments),
-        ("new_weights", NewWeightsArguments),
-        ("vision_warmup", VisionWarmupArguments),
-        ("lora", LoraArguments),
-    ):
+    check_trainer(settings["trainer"])
+    own = inspect.signature(Ross3DProcessor.__init__).parameters.keys() - {"self", "tokenizer", "kwargs"}
+    check_keys(settings["processor"], own, "processor")
+    for section, cls in SECTIONS.items():
         if settings.get(section) is not None:
-            settings[section] = read_section(cls, settings[section], f"{config_file}: {section}")
-    settings["parts"] = {
-        name: read_section(PartArguments, values, f"{config_file}: parts.{name}")
-        for name, values in (settings.get("parts") or {}).items()
-    }
+            settings[section] = read_section(cls, settings[section], section)
+    settings["parts"] = {name: read_part(values, f"parts.{name}") for name, values in settings["parts"].items()}
     run = RunArguments(**{name: value for name, value in settings.items() if value is not None})
     if run.lora is not None and run.init_from is None:
         raise ValueError("lora: expected init_from beside it, a checkpoint to stand beside, got none; set it.")
+    if not run.model and run.init_from is None:
+        raise ValueError(
+            "model: expected the sizes of a new model (configs/tiny.yaml has some), or init_from, a checkpoint to"
+            " start from, got neither; set one."
+        )
     for prefix, part in run.parts.items():
         whole = [] if run.lora is None or not part.freeze else [m for m in run.lora.modules if overlap(m, prefix)]
         if whole:
@@ -317,6 +432,16 @@ def read_run_arguments(config_file: str | Path, overrides: list[str] | None = No
     return run
 
 
+def read_part(values: Any, where: str) -> PartArguments:
+    """The settings of one part; its name goes in front of what is wrong with them."""
+    try:
+        return read_section(PartArguments, values, where)
+    except ValueError as error:
+        if not str(error).startswith(where):
+            error.args = (f"{where}.{error}",)
+        raise
+
+
 def overlap(module: str, prefix: str) -> bool:
     """Whether a module has parameters of a part (a prefix of their names)."""
     return module.startswith(prefix) or prefix == module or prefix.startswith(f"{module}.")
@@ -324,9 +449,22 @@ def overlap(module: str, prefix: str) -> bool:
 
 def read_command_line(words: list[str], usage: str) -> RunArguments:
     """`CONFIG.yaml [--section.key value ...]`; the usage and the end for nothing or `--help`."""
-    if not words or words[0] in {"-h", "--help"}:
+    if words[:1] in (["-h"], ["--help"]):
+        sys.stdout.write(f"{usage}\n{describe_keys()}\n\n  --debug  {DEBUG_HELP}\n")
+        sys.exit(0)
+    if not words:
         sys.exit(usage)
     return read_run_arguments(words[0], words[1:])
+
+
+def describe_keys() -> str:
+    """Every key of a run with what it means; those of other libraries and of the architecture by their class."""
+    lines = ["Keys of the file and of the command line:", ""]
+    for section, cls in {"": RunArguments, **SECTIONS, "parts.PREFIX": PartArguments}.items():
+        told = list_attributes(cls)
+        names = [f.name for f in fields(cls) if f.name not in (*SECTIONS, "parts", "trainer")]
+        lines += [f"  --{f'{section}.' if section else ''}{name}  {told.get(name, '')}" for name in names]
+    return "\n".join([*lines, "  --trainer.KEY  as transformers.TrainingArguments has it"])
 
 
 def check_numbers(values: Any, where: str) -> None:
@@ -365,7 +503,8 @@ def check_same_run(arguments: RunArguments, file: Path) -> None:
     """
     if not file.is_file():
         return
-    before, now = (flatten_settings(yaml.safe_load(text)) for text in (file.read_text(), describe_run(arguments)))
+    before = flatten_settings(check_table(read_yaml(file, "the settings of the run that began here"), str(file)))
+    now = flatten_settings(yaml.safe_load(describe_run(arguments)))
     for name in sorted((before.keys() | now.keys()) - FREE_SETTINGS):
         if before.get(name) != now.get(name):
             raise ValueError(

@@ -147,7 +147,7 @@ def warm_up_vision(
     hits = {name: [] for name in LABEL_NAMES}
     for step in tqdm(range(arguments.steps), desc="vision warm-up"):
         index = torch.randint(len(pixels), (arguments.views_per_step,))
-        features = model.get_image_features(pixels[index].float()).last_hidden_state  # (R, P, D)
+        features = model.get_image_features(pixels[index].float()).patch_features  # (R, P, D)
         loss = torch.zeros(())
         for name in LABEL_NAMES:
             target = classes[name][index].long()

@@ -13,13 +13,20 @@ import argparse
 import os
 from pathlib import Path
 
+from ross3d.command_line import DEBUG_HELP, run_program
+from ross3d.data.bev import MAX_BEV_SIZE
 from ross3d.data.prepare.align import prepare_alignments
 from ross3d.data.prepare.finish import format_account
 from ross3d.data.prepare.from_above import SOURCES, prepare_bev
 from ross3d.data.prepare.posed_images import prepare_posed_images
 from ross3d.data.prepare.proposals import ProposalSource, prepare_proposals
 from ross3d.data.prepare.scannet import CHOICES, ScanSettings, prepare_scannet
+from ross3d.data.sources.options import add_scan_options, get_scan_options
 from ross3d.data.upright import LOW_CONFIDENCE
+
+
+# Of views and processes.
+MAX_COUNT = 10_000
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,7 +50,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     public.add_argument("--bev", choices=("depth", "published"), default="depth", help="as above; or view_0.jpg")
     for command in (scannet, public):
         command.add_argument("--output", required=True, type=Path)
-        command.add_argument("--views", type=int, default=32, help="views kept of a scan")
+        command.add_argument("--views", type=parse_count, default=32, help="views kept of a scan")
         command.add_argument("--partial", action="store_true", help="leave out questions about scans that are absent")
     align = commands.add_parser("align", help="axis_align.txt for scans that came without an alignment")
     align.add_argument("--data", required=True, type=Path, help="a data folder, a split or a scan of it")
@@ -65,11 +72,26 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     made_elsewhere.add_argument("--boxes", type=Path, help="JSON file of boxes, by scene where there are several")
     proposals.add_argument("--scans", type=Path, help="where the folders with the meshes of the masks are")
     proposals.add_argument("--force", action="store_true", help="make anew what is there, a benchmark's boxes, too")
+    for command in (bev, proposals):
+        add_scan_options(command)
     for command in (scannet, public, bev):
-        command.add_argument("--bev-size", type=int, default=432, help="pixels of the picture from above")
+        command.add_argument("--bev-size", type=parse_bev_size, default=432, help="pixels of the picture from above")
     for command in (scannet, public, align, bev, proposals):
-        command.add_argument("--num-workers", type=int, default=os.cpu_count() or 1)
+        command.add_argument("--num-workers", type=parse_count, default=os.cpu_count() or 1)
+        command.add_argument("--debug", action="store_true", help=DEBUG_HELP)
     return parser.parse_args(argv)
+
+
+def parse_count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 to {MAX_COUNT}, got {text!r}")
+    return int(text)
+
+
+def parse_bev_size(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_BEV_SIZE:
+        raise argparse.ArgumentTypeError(f"expected 1 to {MAX_BEV_SIZE} pixels, got {text!r}")
+    return int(text)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -81,10 +103,15 @@ def main(argv: list[str] | None = None) -> None:
             )
         elif arguments.command == "bev":
             counts = prepare_bev(
-                arguments.data, arguments.source, arguments.bev_size, arguments.scans, arguments.num_workers
+                arguments.data,
+                arguments.source,
+                arguments.bev_size,
+                arguments.scans,
+                arguments.num_workers,
+                get_scan_options(arguments),
             )
         else:
-            source = ProposalSource(arguments.masks, arguments.boxes, arguments.scans)
+            source = ProposalSource(arguments.masks, arguments.boxes, arguments.scans, get_scan_options(arguments))
             counts = prepare_proposals(arguments.data, source, arguments.force, arguments.num_workers)
         print(f"{arguments.data}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
         return
@@ -113,4 +140,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -15,8 +15,12 @@ from ross3d.data.prepare.llava_style import Boxes, Record
 from ross3d.data.prepare.official_set import SPLITS, convert_files, drop_boxless, needs_proposals
 from ross3d.data.prepare.scene_folder import read_facts
 from ross3d.data.prepare.tables import write_card, write_scans_table
+from ross3d.data.sources import list_folders
+from ross3d.data.text_files import read_json
 
 
+# Files of one reason that are named when a command ends.
+SHOWN_FILES = 20
 # split, boxes by scene, proposals by scene -> public file name -> records
 MakeFiles = Callable[[str, dict[str, Boxes], dict[str, list[list[float]]]], dict[str, list[Record]]]
 
@@ -41,14 +45,15 @@ def check_settings(output: Path, settings: dict[str, Any], inputs: dict[str, Any
     for file in (account, begun):
         if not file.is_file():
             continue
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file, "the settings that the folder was prepared with", keys=("settings",))
         if found["settings"] != settings:
             changed = sorted(k for k in {*found["settings"], *settings} if found["settings"].get(k) != settings.get(k))
             raise ValueError(
                 f"--output: {output} was prepared with { ({k: found['settings'].get(k) for k in changed}) }, asked for"
                 f" { ({k: settings.get(k) for k in changed}) }; choose another folder, or delete that one."
             )
-        if file == account and found["inputs"] == inputs and not begun.is_file() and is_whole(output, found["made"]):
+        is_same = file == account and found.get("inputs") == inputs
+        if is_same and not begun.is_file() and is_whole(output, found["made"]):
             return Finished(found, new=False)
     output.mkdir(parents=True, exist_ok=True)
     for folder in (output, *(path for path in output.iterdir() if path.is_dir())):
@@ -90,6 +95,7 @@ def finish(
     make_files: MakeFiles,
     excluded: dict[str, str],
     missing: list[str],
+    not_read: dict[str, list[str]],
     published: dict[str, set[str]] | None = None,
 ) -> Finished:
     """Write everything that is made of all scenes together, the account last.
@@ -97,12 +103,13 @@ def finish(
     Args:
         make_files: (split, boxes, proposals) -> public files of a split.
         excluded (`dict`): scans that have no folder, and why. missing (`list[str]`): files not there.
+        not_read (`dict`): reason -> files that are there and not used.
         published (`dict`, *optional*): also write public records and box files, by the published rules; split ->
             scenes of its box files, all where it names none.
     """
     splits, left_out, unknown_labels = {}, {}, Counter()
     for split in SPLITS:
-        folders = sorted(path for path in (output / split).glob("*") if (path / "scene.json").is_file())
+        folders = [path for path in list_folders(output / split) if (path / "scene.json").is_file()]
         facts = [read_facts(folder) for folder in folders]
         boxes = {folder.name: read_object_boxes(folder) for folder in folders}
         proposals = {folder.name: read_rows(folder / "proposals.json") for folder in folders}
@@ -139,6 +146,7 @@ def finish(
         "left_out_annotations": left_out,
         "labels_not_in_the_table": dict(sorted(unknown_labels.items())),
         "files_not_there": missing,
+        "files_not_read": not_read,
     }
     write_card(output, [split for split in SPLITS if split in splits])
     write_json(output / "account.json", account)
@@ -147,7 +155,7 @@ def finish(
 
 
 def read_rows(file: Path) -> list[Any] | None:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return read_json(file, "boxes", kind=list) if file.is_file() else None
 
 
 def read_object_boxes(folder: Path) -> Boxes:
@@ -206,4 +214,7 @@ def format_account(finished: Finished, output: Path) -> str:
         lines.append(f"  labels that the table lacks, taken as `case`: {account['labels_not_in_the_table']}")
     if account["files_not_there"]:
         lines.append(f"  files not there: {', '.join(account['files_not_there'])}")
+    for reason, names in account["files_not_read"].items():
+        more = f" and {len(names) - SHOWN_FILES} more, in account.json" if len(names) > SHOWN_FILES else ""
+        lines.append(f"  not read: {', '.join(names[:SHOWN_FILES])}{more}: {reason}")
     return "\n".join(lines)

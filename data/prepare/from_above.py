@@ -8,6 +8,7 @@ import json
 import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,29 +19,45 @@ from ross3d.data.bev import BEVPicture, render_bev, render_scene_bev
 from ross3d.data.prepare.parallel import run_jobs
 from ross3d.data.prepare.tables import refresh_scans_tables
 from ross3d.data.sources import LAYOUTS, read_scene
-from ross3d.data.sources.ply import read_ply
+from ross3d.data.sources.frames import open_image
+from ross3d.data.sources.ply import Mesh, read_ply
 from ross3d.data.sources.posed_images import JPEG_RINGING, PUBLISHED_BEV_NAMES
 from ross3d.data.sources.scannet_objects import align_vertices, read_axis_alignment
+from ross3d.data.text_files import read_json
 from ross3d.geometry_ross3d import get_bev_bounds
 
 
 SOURCES = ("mesh", "depth", "published")
 SCENE_ID = re.compile(r"scene\d{4}_\d{2}$")
+# Points that a mesh is sampled at: 2 GB while it is drawn. A room takes a few million.
+MAX_POINTS = 40_000_000
 # Frames that are read at most to make a picture from depth.
 MAX_VIEWS = 100
 
 
 def sample_mesh(
-    vertices: np.ndarray, colors: np.ndarray, faces: np.ndarray, spacing: float
+    vertices: np.ndarray, colors: np.ndarray, faces: np.ndarray, spacing: float, where: str = "the mesh"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Points (N, 3) and colours (N, 3) of a mesh, on every triangle no further apart than `spacing` metres.
 
     Args:
         vertices (`(M, 3)`), colors (`(M, 3)`, uint8), faces (`(F, 3)`): vertices without a face are kept.
+        where (`str`): what errors call the mesh.
+
+    Raises:
+        ValueError: for triangles so large that they would take more than `MAX_POINTS` points.
     """
     corners = vertices[faces]  # (F, 3, 3)
     edges = np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=-1).max(1)
-    steps = np.maximum(np.ceil(edges / spacing).astype(np.int64), 1)
+    steps = np.maximum(np.ceil(edges.astype(np.float64) / spacing), 1)
+    num_points = len(vertices) + ((steps + 1) * (steps + 2) / 2 - 3).sum()
+    if num_points > MAX_POINTS:
+        raise ValueError(
+            f"{where}: expected triangles that {MAX_POINTS} points fill, {spacing:.2g} m apart, got triangles that"
+            f" take {num_points:.2g}, with sides of up to {edges.max():.4g} m; remove stray vertices, or make the"
+            " picture from depth (--bev depth, or --from depth)."
+        )
+    steps = steps.astype(np.int64)
     points, shades = [vertices], [colors]
     for count in np.unique(steps[steps > 1]):
         weights = _make_lattice(int(count))
@@ -58,21 +75,34 @@ def _make_lattice(steps: int) -> np.ndarray:
     return weights.astype(np.float32) / np.float32(steps)
 
 
-def render_mesh_bev(vertices: np.ndarray, colors: np.ndarray, faces: np.ndarray, size: int) -> BEVPicture:
-    """Picture from above of an aligned mesh, its triangles filled at half a pixel."""
+def render_mesh_bev(vertices: np.ndarray, mesh: Mesh, size: int, where: str) -> BEVPicture:
+    """Picture from above of a mesh, its triangles filled at half a pixel; of a cloud without faces, of its points.
+
+    Args:
+        vertices (`(M, 3)`): those of `mesh` in the aligned world.
+        where (`str`): what errors call the mesh.
+
+    Raises:
+        ValueError: for a mesh without colours, or one that takes too many points.
+    """
+    if mesh.colors is None:
+        raise ValueError(
+            f"{where}: expected vertices with red, green and blue, got none; take a mesh with colours, or make the"
+            " picture from depth (--bev depth, or --from depth)."
+        )
+    faces = np.zeros((0, 3), np.int64) if mesh.faces is None else mesh.faces
     bounds = get_bev_bounds(torch.from_numpy(np.asarray(vertices, np.float32)))
     spacing = float(bounds[2] - bounds[0]) / size / 2
-    return render_bev(*sample_mesh(vertices, colors, faces, spacing), size=size)
+    return render_bev(*sample_mesh(vertices, mesh.colors, faces, spacing, where), size=size)
 
 
 def read_published_bev(scan: Path) -> BEVPicture:
     """The published picture of a scan's folder, `view_0.png` or `.jpg`, in its own size, void exactly black."""
     files = [scan / name for name in PUBLISHED_BEV_NAMES]
     file = next((file for file in files if file.is_file()), files[-1])
-    try:
-        image = np.array(Image.open(file).convert("RGB"))
-    except OSError as error:
-        raise ValueError(f"{file}: expected a published picture from above ({error}); unpack it again.") from error
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: expected a published picture from above, found none; unpack it there.")
+    image = np.array(open_image(file).convert("RGB"))
     valid = image.max(axis=-1) > JPEG_RINGING
     image[~valid] = 0
     return BEVPicture(image, valid, None)
@@ -88,7 +118,7 @@ def is_made(folder: Path, source: str, size: int) -> bool:
     file = folder / "bev.json"
     if not file.is_file() or not (folder / "bev.png").is_file():
         return False
-    return json.loads(file.read_text(encoding="utf-8")).get("made") == describe(source, size)
+    return read_json(file, "how the picture from above was made", kind=dict).get("made") == describe(source, size)
 
 
 def write_bev(picture: BEVPicture, folder: Path, source: str) -> None:
@@ -119,24 +149,27 @@ def list_scans(scans: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def render_folder(folder: Path, source: str, size: int, scans: Path | None) -> BEVPicture:
+def render_folder(
+    folder: Path, source: str, size: int, scans: Path | None, reading: dict[str, Any] | None = None
+) -> BEVPicture:
     """The picture of a scene's folder: from its depth maps, or of the mesh or picture in it or in its raw scan."""
     if source == "depth":
-        return render_scene_bev(read_scene(folder, num_views=MAX_VIEWS), size)
+        return render_scene_bev(read_scene(folder, num_views=MAX_VIEWS, **(reading or {})), size)
     scan = folder if scans is None else list_scans(scans).get(folder.name, scans / folder.name)
     if source == "published":
         return read_published_bev(scan)
-    mesh = read_ply(scan / f"{folder.name}_vh_clean_2.ply")
+    file = scan / f"{folder.name}_vh_clean_2.ply"
+    mesh = read_ply(file)
     alignment = read_axis_alignment(scan / f"{folder.name}.txt")
     vertices = align_vertices(mesh.vertices, np.eye(4) if alignment is None else alignment)
-    return render_mesh_bev(vertices, mesh.colors, mesh.faces, size)
+    return render_mesh_bev(vertices, mesh, size, str(file))
 
 
-def make_bev(folder: Path, source: str, size: int, scans: Path | None) -> bool:
+def make_bev(folder: Path, source: str, size: int, scans: Path | None, reading: dict[str, Any] | None = None) -> bool:
     """Give a scene its picture unless it has it; whether it was made."""
     if is_made(folder, source, size):
         return False
-    write_bev(render_folder(folder, source, size, scans), folder, source)
+    write_bev(render_folder(folder, source, size, scans, reading), folder, source)
     return True
 
 
@@ -156,14 +189,24 @@ def is_scan(folder: Path) -> bool:
     return any(next(folder.glob(layout.pattern), None) is not None for layout in LAYOUTS)
 
 
-def prepare_bev(data_dir: Path, source: str, size: int, scans: Path | None, num_workers: int) -> dict[str, int]:
+def prepare_bev(
+    data_dir: Path,
+    source: str,
+    size: int,
+    scans: Path | None,
+    num_workers: int,
+    reading: dict[str, Any] | None = None,
+) -> dict[str, int]:
     """Pictures of all scenes below `data_dir`; how many were made and how many were there.
+
+    Args:
+        reading (`dict`, *optional*): options that scans are read with, see `make_reading`.
 
     Raises:
         ValueError: lists the scenes whose picture could not be made; the others have theirs.
     """
     folders = list_scene_folders(data_dir)
-    job = partial(make_bev, source=source, size=size, scans=scans)
+    job = partial(make_bev, source=source, size=size, scans=scans, reading=reading)
     with hold_folder(data_dir):
         made = run_jobs(job, folders, num_workers, "pictures from above", lambda path: path.name)
         refresh_scans_tables(data_dir)

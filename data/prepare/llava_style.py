@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ross3d.data.annotations import Annotation, check_annotation
+from ross3d.data.names import check_name
 
 
 PREFIX = "scannet/"
@@ -110,7 +111,7 @@ def read_record(record: Record, task: str, name: str, where: str) -> Annotation:
     human, gpt = (turn["value"] for turn in record["conversations"])
     annotation = Annotation(
         id=name,
-        scene_id=record["video"].removeprefix(PREFIX),
+        scene_id=get_scene_id(record["video"], where),
         task=task,
         question_type=metadata["question_type"],
         question=human.replace("<image>", ""),
@@ -127,6 +128,15 @@ def read_record(record: Record, task: str, name: str, where: str) -> Annotation:
             f"{where}: expected the boxes and ids of a {task} record (docs/DATA.md), got {error!r}."
         ) from error
     return annotation
+
+
+def get_scene_id(video: str, where: str) -> str:
+    """The scene of a record's or box file's `scannet/SCENE`.
+
+    Raises:
+        ValueError: for what could lead out of a folder of scenes.
+    """
+    return check_name(video.removeprefix(PREFIX), where)
 
 
 def _read_targets(annotation: Annotation, record: Record) -> None:
@@ -151,4 +161,4 @@ def _read_caption(annotation: Annotation, record: Record) -> None:
     annotation.query_coords = None if box is None else tuple(box[:3])
 
 
-__all__ = ["Boxes", "Conversion", "Record", "make_annotations", "make_record"]
+__all__ = ["Boxes", "Conversion", "Record", "get_scene_id", "make_annotations", "make_record"]

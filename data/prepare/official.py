@@ -3,29 +3,24 @@
 A row that lacks a field, has one of another kind or an empty one, or repeats an id is refused with its file and place.
 """
 
-import json
 import os
 from collections.abc import Callable, Hashable
-from pathlib import Path
 from typing import Any
+
+from ross3d.data.names import check_name
+from ross3d.data.text_files import read_json
 
 
 Row = dict[str, Any]
 
 
-def read_json(path: str | os.PathLike) -> Any:
+def read_official_json(path: str | os.PathLike) -> Any:
     """Read a JSON file.
 
     Raises:
         FileNotFoundError, ValueError: name the file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; docs/DATA.md says where each file comes from.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); download the file again.") from error
+    return read_json(path, "JSON, as docs/DATA.md says where it comes from", remedy="download the file again")
 
 
 def check_rows(
@@ -66,6 +61,8 @@ def _check_field(row: Row, name: str, kind, where: str) -> None:
     if isinstance(value, bool) or not isinstance(value, kind):
         wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         raise ValueError(f"{where}: expected field {name!r} of type {wanted}, got {value!r}.")
+    if name == "scene_id" and value.strip():
+        check_name(value, f"{where}, field {name!r}")
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str) and not text.strip():
             raise ValueError(
@@ -73,4 +70,4 @@ def _check_field(row: Row, name: str, kind, where: str) -> None:
             )
 
 
-__all__ = ["Row", "check_rows", "read_json"]
+__all__ = ["Row", "check_rows", "read_official_json"]

@@ -1,14 +1,16 @@
 """All official files of a folder -> public records by file -> annotations of a split."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ross3d.data.names import check_name
 from ross3d.data.prepare import multi3drefer, scan2cap, scanqa, scanrefer, sqa3d
 from ross3d.data.prepare.llava_style import Boxes, Conversion, Record, make_annotations
-from ross3d.data.prepare.official import read_json
+from ross3d.data.prepare.official import read_official_json
+from ross3d.data.text_files import read_text
 
 
 SPLITS = ("train", "val", "test")
@@ -17,23 +19,53 @@ SCENE_LIST = "scannetv2_{}.txt"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Its files, by name with `{}` for the split; the splits whose answers are public; what checks the files."""
+    """What there is of one benchmark.
+
+    Attributes:
+        files: names of its files, with `{}` for the split.
+        splits: those whose answers are public.
+        check_files: refuses wrong content, and returns the rows.
+        test_files: of a test split whose answers are kept back.
+        answer: the field that rows of such files lack then.
+    """
 
     files: tuple[str, ...]
     splits: tuple[str, ...]
     check_files: Callable[..., Any]
+    test_files: tuple[str, ...] = ()
+    answer: str = ""
 
 
 BENCHMARKS = {
-    "scanqa": Benchmark(("ScanQA_v1.0_{}.json",), ("train", "val"), scanqa.check),
+    "scanqa": Benchmark(
+        ("ScanQA_v1.0_{}.json",),
+        ("train", "val"),
+        scanqa.check,
+        ("ScanQA_v1.0_test.json", "ScanQA_v1.0_test_w_obj.json", "ScanQA_v1.0_test_wo_obj.json"),
+        "answers",
+    ),
     "sqa3d": Benchmark(
         ("v1_balanced_questions_{}_scannetv2.json", "v1_balanced_sqa_annotations_{}_scannetv2.json"),
         SPLITS,
         sqa3d.check,
     ),
-    "scanrefer": Benchmark(("ScanRefer_filtered_{}.json",), ("train", "val"), scanrefer.check),
-    "multi3drefer": Benchmark(("multi3drefer_{}.json",), ("train", "val"), multi3drefer.check),
+    "scanrefer": Benchmark(
+        ("ScanRefer_filtered_{}.json",),
+        ("train", "val"),
+        scanrefer.check,
+        ("ScanRefer_filtered_test.json",),
+        "object_id",
+    ),
+    "multi3drefer": Benchmark(
+        ("multi3drefer_{}.json",), ("train", "val"), multi3drefer.check, ("multi3drefer_test.json",), "object_ids"
+    ),
 }
+# Why a file below the folder is not read.
+WITHOUT_ANSWERS = "questions of a test split without their answers, so that nothing can be scored"
+OF_ALL_SPLITS = "rows of all splits together; those of each split's own file are read"
+ARCHIVE = "an archive; unpack it, where its files are not there yet"
+UNKNOWN = "no official file that is read has such a name (docs/DATA.md lists them)"
+ARCHIVES = {".zip", ".gz", ".tgz", ".tar", ".bz2", ".xz", ".7z", ".rar"}
 
 
 @dataclass
@@ -43,11 +75,13 @@ class OfficialSet:
     Attributes:
         files (`list[Path]`): that were read. missing (`list[str]`): names that are not there.
         rows (`dict`): split -> benchmark -> checked rows (SQA3D: questions by id, and annotations).
+        not_read (`dict`): reason -> files below the folder that were found and are not used.
         lists (`dict`): split -> scenes of its list. scenes: those that its list or any of its files name.
     """
 
     files: list[Path] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    not_read: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     rows: dict[str, dict[str, Any]] = field(default_factory=lambda: defaultdict(dict))
     lists: dict[str, set[str]] = field(default_factory=dict)
     scenes: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -80,8 +114,11 @@ def find_file(folder: Path, name: str) -> Path | None:
     return found[0] if found else None
 
 
-def read_official(folder: Path) -> OfficialSet:
-    """Read and check every official file below a folder.
+def read_official(folder: Path, elsewhere: Collection[Path] = ()) -> OfficialSet:
+    """Read and check every official file below a folder, and list those files there that are not read.
+
+    Args:
+        elsewhere: files and folders that are read otherwise, so that they are not listed if they lie below the folder.
 
     Raises:
         FileNotFoundError: for a folder that is not there or holds none of the files.
@@ -92,32 +129,78 @@ def read_official(folder: Path) -> OfficialSet:
     official = OfficialSet()
     for split in SPLITS:
         for name, benchmark in BENCHMARKS.items():
-            if split not in benchmark.splits:
-                continue
-            names = [pattern.format(split) for pattern in benchmark.files]
-            files = [find_file(folder, name) for name in names]
-            official.missing += [missing for missing, file in zip(names, files, strict=True) if file is None]
-            if None in files:
-                if any(files):
-                    raise FileNotFoundError(
-                        f"--annotations: {name} needs both {names[0]} and {names[1]}; one of them is not there."
-                    )
-                continue
-            official.files += files
-            rows = benchmark.check_files(*map(read_json, files), files[0].name)
-            official.rows[split][name] = rows
-            of_scenes = rows[1] if name == "sqa3d" else rows
-            official.scenes[split] |= {row["scene_id"] for row in of_scenes}
+            if split in benchmark.splits:
+                read_split(folder, official, name, split)
+            elif split == "test":
+                read_test_files(folder, official, name)
         scene_list = find_file(folder, SCENE_LIST.format(split))
         if scene_list is not None:
             official.files.append(scene_list)
-            official.lists[split] = set(scene_list.read_text(encoding="utf-8").split())
+            names = read_text(scene_list, "a list of scenes").split()
+            official.lists[split] = {check_name(name, str(scene_list)) for name in names}
             official.scenes[split] |= official.lists[split]
     if not official.files:
         raise FileNotFoundError(
             f"--annotations: none of the official files is below {folder}; docs/DATA.md lists their names."
         )
+    list_unread(folder, official, elsewhere)
     return official
+
+
+def read_split(folder: Path, official: OfficialSet, name: str, split: str) -> None:
+    """Read a benchmark's files of a split whose answers are public; note those that are not there."""
+    benchmark = BENCHMARKS[name]
+    names = [pattern.format(split) for pattern in benchmark.files]
+    files = [find_file(folder, name) for name in names]
+    official.missing += [missing for missing, file in zip(names, files, strict=True) if file is None]
+    if None in files:
+        if any(files):
+            raise FileNotFoundError(
+                f"--annotations: {name} needs both {names[0]} and {names[1]}; one of them is not there."
+            )
+        return
+    official.files += files
+    rows = benchmark.check_files(*map(read_official_json, files), files[0].name)
+    official.rows[split][name] = rows
+    of_scenes = rows[1] if name == "sqa3d" else rows
+    official.scenes[split] |= {row["scene_id"] for row in of_scenes}
+
+
+def read_test_files(folder: Path, official: OfficialSet, name: str) -> None:
+    """Read a benchmark's test files, where somebody has them with answers."""
+    benchmark = BENCHMARKS[name]
+    for file in filter(None, (find_file(folder, name) for name in benchmark.test_files)):
+        rows = read_official_json(file)
+        if isinstance(rows, list) and not any(isinstance(row, dict) and row.get(benchmark.answer) for row in rows):
+            official.not_read[WITHOUT_ANSWERS].append(file.relative_to(folder).as_posix())
+            continue
+        official.files.append(file)
+        official.rows["test"].setdefault(name, []).extend(benchmark.check_files(rows, file.name))
+        official.scenes["test"] |= {row["scene_id"] for row in rows}
+
+
+def list_unread(folder: Path, official: OfficialSet, elsewhere: Collection[Path]) -> None:
+    """Note every file below the folder that nothing has read, hidden ones left aside, with the reason."""
+    known = {folder / name for names in official.not_read.values() for name in names} | set(official.files)
+    others = [path.resolve() for path in elsewhere]
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder).as_posix()
+        is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if file in known or is_hidden or file.is_dir() or any(file.resolve().is_relative_to(path) for path in others):
+            continue
+        official.not_read[explain_unread(file)].append(name)
+
+
+def explain_unread(file: Path) -> str:
+    """Why a file that no benchmark knows by its name is not read."""
+    if file.name in {"ScanRefer_filtered.json", "multi3drefer.json"}:
+        return OF_ALL_SPLITS
+    if file.suffix.lower() in ARCHIVES:
+        return ARCHIVE
+    patterns = [pattern for benchmark in BENCHMARKS.values() for pattern in benchmark.files]
+    official_names = [pattern.format(split) for pattern in [*patterns, SCENE_LIST] for split in SPLITS]
+    alike = [name for name in official_names if name.lower() == file.name.lower()]
+    return f"its name is not {alike[0]} to the letter; rename it" if alike else UNKNOWN
 
 
 def make_public_files(

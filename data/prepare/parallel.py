@@ -5,11 +5,14 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import TypeVar
 
 import torch
 from tqdm import tqdm
+
+from ross3d.command_line import describe_error
 
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -26,7 +29,8 @@ def run_jobs(
     """`job` of every item, in order.
 
     Raises:
-        ValueError: after all others are done, lists the items for which `job` raised ValueError or OSError.
+        ValueError: after all others are done, lists the items for which `job` raised an error.
+        OSError: when a process was killed from outside.
     """
     if num_workers < 1:
         raise ValueError(f"--num-workers: expected 1 process or more, got {num_workers}.")
@@ -35,13 +39,23 @@ def run_jobs(
     if num_workers == 1:
         outcomes = [attempt(item) for item in show(items)]
     else:
-        with ProcessPoolExecutor(num_workers, initializer=_start_worker) as pool:
-            outcomes = list(show(pool.map(attempt, items)))
+        try:
+            with ProcessPoolExecutor(num_workers, initializer=_start_worker) as pool:
+                outcomes = list(show(pool.map(attempt, items)))
+        except BrokenProcessPool as error:
+            raise OSError(
+                f"{title}: a process was killed, perhaps for want of memory; what is done stays: run the same command"
+                " again, with a smaller --num-workers."
+            ) from error
     failures = [(get_name(item), told) for item, (_, told) in zip(items, outcomes, strict=True) if told is not None]
     if failures:
-        shown = "\n".join(f"  {name}: {told}" for name, told in failures[:SHOWN_FAILURES])
+        shown = [f"  {name}: {told}" for name, told in failures[:SHOWN_FAILURES]]
+        if len(failures) > len(shown):
+            others = [name for name, _ in failures[SHOWN_FAILURES:]]
+            shown.append(f"  and {', '.join(others)}")
+        told = "\n".join(shown)
         raise ValueError(
-            f"{title}: {len(failures)} of {len(items)} failed, the others are done and stay:\n{shown}\n"
+            f"{title}: {len(failures)} of {len(items)} failed, the others are done and stay:\n{told}\n"
             "Mend or remove these and run the same command again."
         )
     return [result for result, _ in outcomes]
@@ -50,8 +64,9 @@ def run_jobs(
 def _attempt(job: Callable[[Item], Result], item: Item) -> tuple[Result | None, str | None]:
     try:
         return job(item), None
-    except (ValueError, OSError) as error:
-        return None, str(error)
+    # Whatever a malformed scan leads to, the others are still to be done, and this one is told at the end.
+    except Exception as error:
+        return None, describe_error(error)
 
 
 def _start_worker() -> None:

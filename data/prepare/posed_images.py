@@ -17,26 +17,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ross3d.data.atomic import hold_folder
 from ross3d.data.bev import BEVPicture, render_scene_bev
 from ross3d.data.prepare.finish import Finished, check_no_strangers, check_settings, finish, hash_file, hash_text
 from ross3d.data.prepare.from_above import read_published_bev
-from ross3d.data.prepare.llava_style import PREFIX, Boxes, Record, read_record, read_task
-from ross3d.data.prepare.official import read_json
-from ross3d.data.prepare.official_set import SPLITS
+from ross3d.data.prepare.llava_style import Boxes, Record, get_scene_id, read_record, read_task
+from ross3d.data.prepare.official import read_official_json
+from ross3d.data.prepare.official_set import ARCHIVE, ARCHIVES, SPLITS
 from ross3d.data.prepare.parallel import run_jobs
 from ross3d.data.prepare.scene_folder import View, read_facts, write_scene
 from ross3d.data.sampling import sample_uniform
-from ross3d.data.scene import Scene
-from ross3d.data.sources.frames import read_matrix
+from ross3d.data.scene import Scene, check_boxes
+from ross3d.data.sources.frames import open_image, read_depth, read_matrix
 from ross3d.data.sources.posed_images import PUBLISHED_BEV_NAMES, EmbodiedScanInfo, load_embodiedscan_infos
 from ross3d.data.sources.scannet_objects import read_axis_alignment
 
 
 VERSION = 1
-# Record files that there are: name -> splits.
+# What uint16 holds.
+MAX_DEPTH_MM = 65535
+# Record files: name -> splits that are published; others are read where somebody has them.
 RECORD_FILES = {
     "scanqa": ("train", "val"),
     "sqa3d": SPLITS,
@@ -47,12 +48,16 @@ RECORD_FILES = {
 }
 
 
+UNKNOWN = "no file of records, boxes or infos that is read has such a name and place (docs/DATA.md lists them)"
+
+
 @dataclass
 class PublicSet:
     """What a folder of public files holds.
 
     Attributes:
         files (`list[Path]`): that were read. missing (`list[str]`): record files that are not there.
+        not_read (`dict`): reason -> files in the folders of records, boxes and infos that are not used.
         records (`dict`): split -> file name -> records.
         scenes (`dict`): split -> scenes that its record and box files name.
         boxes, proposals (`dict`): scene -> boxes by object id, or detected boxes; of whichever split's file, since
@@ -61,6 +66,7 @@ class PublicSet:
 
     files: list[Path] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    not_read: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     records: dict[str, dict[str, list[Record]]] = field(default_factory=lambda: defaultdict(dict))
     scenes: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     boxes: dict[str, Boxes] = field(default_factory=dict)
@@ -94,15 +100,15 @@ def read_public(root: Path) -> PublicSet:
     """
     public = PublicSet()
     for split in SPLITS:
-        for name in (name for name, splits in RECORD_FILES.items() if split in splits):
+        for name, splits in RECORD_FILES.items():
             file_name = f"{name}_{split}_llava_style.json"
             found = sorted([*root.glob(f"processed/{file_name}"), *root.glob(f"processed/*/{file_name}")])
             if len(found) > 1:
                 raise ValueError(f"--root: {found[0]} and {found[1]} are both there; keep one of the two layouts.")
             if not found:
-                public.missing.append(file_name)
+                public.missing += [file_name] if split in splits else []
                 continue
-            records = read_json(found[0])
+            records = read_official_json(found[0])
             if not isinstance(records, list):
                 raise ValueError(f"{found[0]}: expected a JSON list of records, got {type(records).__name__}.")
             public.records[split][file_name] = records
@@ -118,17 +124,45 @@ def read_public(root: Path) -> PublicSet:
     return public
 
 
+def list_unread(root: Path, public: PublicSet, info_files: list[Path]) -> None:
+    """Note every file beside those of records, boxes and infos that nothing has read, with the reason."""
+    known = {*public.files, *info_files}
+    for folder in ("processed", "metadata", "embodiedscan"):
+        for file in sorted((root / folder).rglob("*")):
+            if file in known or file.is_dir() or file.name.startswith("."):
+                continue
+            reason = ARCHIVE if file.suffix.lower() in ARCHIVES else UNKNOWN
+            public.not_read[reason].append(file.relative_to(root).as_posix())
+
+
 def read_box_file(file: Path, public: PublicSet, split: str, kind: str) -> None:
-    content = read_json(file)
+    content = read_official_json(file)
     if not isinstance(content, dict) or not all(isinstance(rows, list) for rows in content.values()):
         raise ValueError(f"{file}: expected a list of boxes for each scene; is it another file?")
     for video, rows in content.items():
-        scene_id = video.removeprefix(PREFIX)
+        scene_id = get_scene_id(video, str(file))
+        check_box_rows(rows, f"{file}, {video}")
         public.scenes[split].add(scene_id)
         if kind == "gt":
             public.boxes[scene_id] = dict(enumerate(rows))
         else:
             public.proposals[scene_id] = rows
+
+
+def check_box_rows(rows: list, where: str) -> None:
+    """Refuse rows that are no boxes of centre and size.
+
+    Raises:
+        ValueError: names the file and the scene or record.
+    """
+    try:
+        boxes = np.array(rows, dtype=np.float64).reshape(len(rows), -1 if rows else 6)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{where}: expected boxes of six numbers, centre and size in metres, got {str(rows)[:100]} ({error});"
+            " download the file again."
+        ) from error
+    check_boxes(boxes, where)
 
 
 def add_record_boxes(public: PublicSet) -> None:
@@ -141,6 +175,7 @@ def add_record_boxes(public: PublicSet) -> None:
                 annotation = read_record(record, read_task(record, where), "", where)
                 public.scenes[split].add(annotation.scene_id)
                 if annotation.scene_id not in listed:
+                    check_box_rows(annotation.target_boxes or [], where)
                     boxes = zip(annotation.target_ids or [], annotation.target_boxes or [], strict=True)
                     public.boxes.setdefault(annotation.scene_id, {}).update(boxes)
 
@@ -187,6 +222,14 @@ def describe_inputs(job: PublicJob) -> dict[str, Any]:
     }
 
 
+def describe_inputs_or_fault(job: PublicJob) -> dict[str, Any] | str:
+    """`describe_inputs`; what is wrong with a scan is told once the others are done."""
+    try:
+        return describe_inputs(job)
+    except (ValueError, OSError) as error:
+        return str(error)
+
+
 def prepare_public_scene(job: PublicJob, output: Path, num_views: int, bev_source: str, bev_size: int) -> str | None:
     """Write a scene's folder unless it is there, made of the same files; the reason when it can have none."""
     folder = output / job.split / job.scene_id
@@ -206,6 +249,7 @@ def prepare_public_scene(job: PublicJob, output: Path, num_views: int, bev_sourc
 
     write_scene(
         folder,
+        job.folder,
         (read_view(job.folder, name, cameras[name]) for name in chosen),
         get_intrinsics(job),
         get_alignment(job),
@@ -227,10 +271,22 @@ def prepare_public_scene(job: PublicJob, output: Path, num_views: int, bev_sourc
 
 
 def list_frames(job: PublicJob) -> list[str]:
-    """Names of frames in the order of time: EmbodiedScan's list where there is one."""
-    if job.info is not None:
-        return [Path(name).stem for name in job.info.image_names]
-    return sorted({file.stem for kind in ("jpg", "txt") for file in job.folder.glob(f"[0-9]*.{kind}")})
+    """Names of frames in the order of time: EmbodiedScan's list where there is one.
+
+    Raises:
+        ValueError: for a name that is no number, or a number that comes twice.
+    """
+    if job.info is None:
+        names = sorted({file.stem for kind in ("jpg", "txt") for file in job.folder.glob(f"[0-9]*.{kind}")})
+    else:
+        names = [Path(name).stem for name in job.info.image_names]
+    wrong = [name for name in names if not (name.isascii() and name.isdigit())]
+    if wrong or len({int(name) for name in names}) < len(names):
+        raise ValueError(
+            f"{job.folder}: expected frames with numbers of their own as names, such as 00010, got"
+            f" {(wrong or sorted(names))[:5]}; unpack posed_images again."
+        )
+    return names
 
 
 def get_intrinsics(job: PublicJob) -> np.ndarray:
@@ -253,14 +309,24 @@ def get_alignment(job: PublicJob) -> np.ndarray:
 
 
 def read_view(folder: Path, name: str, cam2world: np.ndarray) -> View:
-    """A frame with its picture's bytes as they are."""
+    """A frame with its picture's bytes as they are.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is not there; depth that the scene's reader would refuse or that does not
+            fit uint16.
+    """
     depth_file = folder / f"{name}.png"
     for file in (folder / f"{name}.jpg", depth_file):
         if not file.is_file():
             raise FileNotFoundError(f"{file} is not there although its pose is; unpack posed_images again.")
-    with Image.open(depth_file) as image:
-        depth_mm = np.array(image).astype(np.uint16)
-    return View(int(name), (folder / f"{name}.jpg").read_bytes(), depth_mm, cam2world)
+    read_depth(depth_file)
+    depth_mm = np.array(open_image(depth_file)).astype(np.int64)
+    if depth_mm.min() < 0 or depth_mm.max() > MAX_DEPTH_MM:
+        raise ValueError(
+            f"{depth_file}: expected depth of 0 to {MAX_DEPTH_MM} millimetres, got {depth_mm.min()} to"
+            f" {depth_mm.max()}; save depth as uint16."
+        )
+    return View(int(name), (folder / f"{name}.jpg").read_bytes(), depth_mm.astype(np.uint16), cam2world)
 
 
 def prepare_posed_images(
@@ -282,11 +348,13 @@ def prepare_posed_images(
     infos: dict[str, EmbodiedScanInfo] = {}
     for file in info_files:
         infos |= load_embodiedscan_infos(file)
+    list_unread(root, public, info_files)
     jobs = plan_jobs(root, public, infos, partial_scans)
     settings = {"version": VERSION, "num_views": num_views, "bev_source": bev_source, "bev_size": bev_size}
     inputs = {
         "annotations": {file.name: hash_file(file) for file in [*public.files, *info_files]},
-        "scans": hash_text([[job.scene_id, job.split, describe_inputs(job)] for job in jobs]),
+        "scans": hash_text([[job.scene_id, job.split, describe_inputs_or_fault(job)] for job in jobs]),
+        "not_read": hash_text(public.not_read),
     }
     with hold_folder(output):
         finished = check_settings(output, settings, inputs)
@@ -302,4 +370,4 @@ def prepare_posed_images(
         def make_files(split: str, *_) -> dict[str, list[Record]]:
             return public.records[split]
 
-        return finish(output, settings, inputs, make_files, excluded, public.missing)
+        return finish(output, settings, inputs, make_files, excluded, public.missing, public.not_read)

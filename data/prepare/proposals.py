@@ -4,17 +4,18 @@ A scene's `proposals.json` is made from its depth, from a detector's masks over 
 list of boxes. One that is there is kept, since benchmarks are scored on it, unless --force is given.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ross3d.data.atomic import hold_folder, remove_leftovers, write_text
 from ross3d.data.box_files import read_box_list, read_mask3d
 from ross3d.data.prepare.from_above import MAX_VIEWS, list_scene_folders
+from ross3d.data.prepare.mask_files import read_mask_boxes
 from ross3d.data.prepare.parallel import run_jobs
-from ross3d.data.prepare.scannet import read_mask_boxes
 from ross3d.data.prepare.scene_folder import format_rows
 from ross3d.data.prepare.tables import refresh_scans_tables
 from ross3d.data.proposals import propose_boxes
@@ -31,11 +32,13 @@ class ProposalSource:
         masks (`Path`, *optional*): a folder with `SCENE.mask.npz` or Mask3D's `SCENE.txt`, or such a file.
         boxes (`Path`, *optional*): a JSON file of boxes, by scene where there are several.
         scans (`Path`, *optional*): where the meshes are, in folders named as the scenes; else in the scenes' own.
+        reading (`dict`): options that scans are read with, see `make_reading`.
     """
 
     masks: Path | None = None
     boxes: Path | None = None
     scans: Path | None = None
+    reading: dict[str, Any] = field(default_factory=dict)
 
 
 def find_masks(masks: Path, scene_id: str) -> Path:
@@ -65,10 +68,10 @@ def find_mesh(folder: Path, source: ProposalSource, masks: Path) -> Path:
     return found[0]
 
 
-def get_alignment(folder: Path) -> np.ndarray:
+def get_alignment(folder: Path, reading: dict[str, Any]) -> np.ndarray:
     """Scan to upright world (4, 4), as the reader of the folder's layout applies it."""
-    aligned = read_scene(folder, num_views=1).cam2world[0]
-    return aligned @ np.linalg.inv(read_scene(folder, num_views=1, axis_align_matrix=np.eye(4)).cam2world[0])
+    matrix = read_scene(folder, num_views=1, **reading).axis_align_matrix
+    return np.eye(4) if matrix is None else matrix
 
 
 def make_boxes(folder: Path, source: ProposalSource) -> list[list[float]]:
@@ -76,10 +79,11 @@ def make_boxes(folder: Path, source: ProposalSource) -> list[list[float]]:
     if source.boxes is not None:
         return read_box_list(source.boxes, folder.name).tolist()
     if source.masks is None:
-        boxes = propose_boxes(read_scene(folder, num_views=MAX_VIEWS)).boxes
+        boxes = propose_boxes(read_scene(folder, num_views=MAX_VIEWS, **source.reading)).boxes
         return boxes.astype(np.float64).round(4).tolist()
     masks = find_masks(source.masks, folder.name)
-    vertices = align_vertices(read_ply(find_mesh(folder, source, masks)).vertices, get_alignment(folder))
+    mesh = read_ply(find_mesh(folder, source, masks), with_faces=False)
+    vertices = align_vertices(mesh.vertices, get_alignment(folder, source.reading))
     if masks.suffix == ".npz":
         return [box for box in read_mask_boxes(masks, vertices) if box is not None]
     return read_mask3d(masks, vertices).boxes.tolist()

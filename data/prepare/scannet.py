@@ -10,20 +10,19 @@ A scan belongs to the splits whose lists (`scannetv2_SPLIT.txt`) or annotations 
 files. Every scene depends on its own raw files alone, so a run that was cut off goes on and ends with the same bytes.
 """
 
-import zipfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 
 from ross3d.data.atomic import hold_folder
 from ross3d.data.bev import BEVPicture, render_scene_bev
-from ross3d.data.prepare.boxes import MAX_PROPOSALS, make_box, make_mask_boxes
+from ross3d.data.prepare.boxes import make_box
 from ross3d.data.prepare.finish import Finished, check_no_strangers, check_settings, finish, hash_file, hash_text
 from ross3d.data.prepare.from_above import list_scans, read_published_bev, render_mesh_bev
+from ross3d.data.prepare.mask_files import read_mask_boxes
 from ross3d.data.prepare.official_set import SPLITS, OfficialSet, make_public_files, read_official
 from ross3d.data.prepare.parallel import run_jobs
 from ross3d.data.prepare.scene_folder import View, link_scene, read_facts, write_scene
@@ -191,7 +190,7 @@ def write_scan(
             return read_published_bev(job.scan)
         if settings.bev_source == "depth":
             return render_scene_bev(scene, settings.bev_size)
-        return render_mesh_bev(vertices, mesh.colors, mesh.faces, settings.bev_size)
+        return render_mesh_bev(vertices, mesh, settings.bev_size, f"{stem}_vh_clean_2.ply")
 
     facts = {
         "scene_id": job.scene_id,
@@ -205,6 +204,7 @@ def write_scan(
     }
     write_scene(
         folder,
+        job.scan,
         (View(f.index, f.color_jpeg, f.depth, f.cam2world) for f in iterate_sens_frames(recording, indices=chosen)),
         header.depth_intrinsics[:3, :3],
         axis_align_matrix,
@@ -271,18 +271,8 @@ def read_objects(
     return boxes, sorted(set(categories.values()) - nyu40_ids.keys())
 
 
-def read_mask_boxes(file: Path, vertices: np.ndarray) -> list[list[float] | None]:
-    """Boxes of the first 50 masks of a file (sparse, masks x vertices); None for an empty mask."""
-    try:
-        masks = scipy.sparse.load_npz(file)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{file}: expected a sparse matrix of masks ({error}); download it again.") from error
-    if masks.shape[1] != len(vertices):
-        raise ValueError(
-            f"{file}: masks of {masks.shape[1]} vertices for a mesh of {len(vertices)}; expected masks over the"
-            " vertices of _vh_clean_2.ply."
-        )
-    return make_mask_boxes(vertices, masks.tocsr()[:MAX_PROPOSALS].toarray())
+def is_within(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def prepare_scannet(
@@ -300,10 +290,12 @@ def prepare_scannet(
     Raises:
         FileNotFoundError, ValueError: name the file or the scans that are wrong; what was prepared stays.
     """
-    official = read_official(annotations)
     found = list_scans(scans)
-    jobs, excluded = plan_jobs(found, official, proposals, partial_scans)
     labels_file = find_labels_file(next(iter(found.values())))
+    elsewhere = [labels_file, scans, output, *([] if proposals is None else [proposals])]
+    # A folder of annotations within that of the scans is looked through all the same.
+    official = read_official(annotations, [path for path in elsewhere if not is_within(annotations, path)])
+    jobs, excluded = plan_jobs(found, official, proposals, partial_scans)
     nyu40_ids = read_nyu40_ids(labels_file)
     described = {
         "version": VERSION,
@@ -316,6 +308,7 @@ def prepare_scannet(
         "annotations": {file.name: hash_file(file) for file in [*official.files, labels_file]},
         "scans": hash_text([[job.scene_id, job.splits, sorted(describe_inputs(job).items())] for job in jobs]),
         "published": published,
+        "not_read": hash_text(official.not_read),
     }
     with hold_folder(output):
         finished = check_settings(output, described, inputs)
@@ -327,4 +320,4 @@ def prepare_scannet(
         excluded |= {item.scene_id: why for item, why in zip(jobs, reasons, strict=True) if why is not None}
         make_files = partial(make_public_files, official, nyu40_ids=nyu40_ids)
         lists = official.lists if published else None
-        return finish(output, described, inputs, make_files, excluded, official.missing, lists)
+        return finish(output, described, inputs, make_files, excluded, official.missing, official.not_read, lists)

@@ -6,6 +6,7 @@ The folder appears at once and whole. Pictures are copied as they were stored.
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,11 @@ import numpy as np
 from PIL import Image
 
 from ross3d.data.bev import BEVPicture
+from ross3d.data.names import check_name
 from ross3d.data.prepare.from_above import write_bev
 from ross3d.data.scene import Scene
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.data.text_files import read_json
 
 
 @dataclass
@@ -36,6 +39,7 @@ class View:
 
 def write_scene(
     path: Path,
+    source: Path,
     views: Iterable[View],
     intrinsics: np.ndarray,
     axis_align_matrix: np.ndarray,
@@ -48,7 +52,8 @@ def write_scene(
     """Write a scene's folder, read it back as a check, and add the picture from above.
 
     Args:
-        path (`Path`): replaced if it is there.
+        path (`Path`): replaced if it is a scene's folder that was prepared before.
+        source (`Path`): what the scene is made of, for errors.
         views: read one after the other.
         intrinsics (`(3, 3)`): pixels of the depth map. axis_align_matrix (`(4, 4)`): scan to upright world.
         boxes (*optional*): `boxes.json`, a dictionary with `box` and `object_id` an object.
@@ -57,24 +62,38 @@ def write_scene(
         render: the scene -> its picture. bev_source (`str`): what that is made from.
 
     Raises:
-        ValueError: what is wrong with the scene.
+        ValueError: what is wrong with the scene; also where something else is at `path`.
     """
+    check_name(path.name, f"{source}")
+    if path.is_symlink() or (path.exists() and not (path / "scene.json").is_file()):
+        raise ValueError(
+            f"--output: {path} is there and is no scene that was prepared; move it away, or choose another folder."
+        )
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    for view in views:
-        (part / f"{view.name}.color.jpg").write_bytes(view.color_jpeg)
-        Image.fromarray(view.depth_mm).save(part / f"{view.name}.depth.png")
-        _write_matrix(view.cam2world, part / f"{view.name}.pose.txt")
-    _write_matrix(intrinsics, part / "camera-intrinsics.txt")
-    _write_matrix(axis_align_matrix, part / "axis_align.txt")
-    for name, rows in (("boxes.json", boxes), ("proposals.json", proposals)):
-        if rows is not None:
-            (part / name).write_text(format_rows(rows), encoding="utf-8")
-    (part / "scene.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    write_bev(render(read_rgbd_folder(part)), part, bev_source)
-    shutil.rmtree(path, ignore_errors=True)
-    os.replace(part, path)
+    try:
+        for view in views:
+            (part / f"{view.name}.color.jpg").write_bytes(view.color_jpeg)
+            Image.fromarray(view.depth_mm).save(part / f"{view.name}.depth.png")
+            _write_matrix(view.cam2world, part / f"{view.name}.pose.txt")
+        _write_matrix(intrinsics, part / "camera-intrinsics.txt")
+        _write_matrix(axis_align_matrix, part / "axis_align.txt")
+        for name, rows in (("boxes.json", boxes), ("proposals.json", proposals)):
+            if rows is not None:
+                (part / name).write_text(format_rows(rows), encoding="utf-8")
+        (part / "scene.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        write_bev(render(read_rgbd_folder(part)), part, bev_source)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(part, path)
+    except (ValueError, FileNotFoundError) as error:
+        told = str(error).replace(f"{part}{os.sep}", "").replace(part.name, path.name)
+        if told == str(error):
+            raise
+        # Nobody finds the files in which the fault showed: they are gone.
+        raise ValueError(f"{source}: the scene made of it is not valid: {told}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def link_scene(path: Path, other: Path) -> None:
@@ -89,9 +108,17 @@ def link_scene(path: Path, other: Path) -> None:
 
 
 def read_facts(path: Path) -> dict[str, Any] | None:
-    """What `scene.json` of a folder says; None where there is no such folder."""
+    """What `scene.json` of a folder says; None where there is no such folder, and, with a warning, where the file is
+    damaged: the scene is made anew then.
+    """
     file = path / "scene.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        return read_json(file, "what the scene was made of", keys=("inputs", "source", "num_frames"))
+    except ValueError as error:
+        warnings.warn(f"{error} The scene is made anew.", stacklevel=2)
+        return None
 
 
 def _write_matrix(matrix: np.ndarray, file: Path) -> None:

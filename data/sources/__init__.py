@@ -1,24 +1,55 @@
 """Readers of scans, one layout a file; `read_scene` looks at a folder and calls the right one."""
 
 import os
+import re
+import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from ross3d.data.consistency import check_consistency
 from ross3d.data.scene import Scene
 from ross3d.data.sources.arkitscenes import read_arkitscenes
-from ross3d.data.sources.frames import read_boxes
+from ross3d.data.sources.foreign import FOREIGN_FILES, find_foreign_layout
+from ross3d.data.sources.frames import check_rotation, check_share
 from ross3d.data.sources.nerfstudio import list_named_files, read_nerfstudio
 from ross3d.data.sources.posed_images import list_scan_files, read_posed_images
-from ross3d.data.sources.rgbd_folder import read_bev, read_rgbd_folder
+from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.data.sources.scannet import find_labels_file, read_scannet_scan
 from ross3d.data.sources.video import find_video, read_video
 from ross3d.data.world import check_world
 
 
 DECODES = ("exact", "reduced")
+# Files that lie with a scan of any layout and are read (beside.py).
+BESIDE = ("axis_align.txt", "boxes.json", "proposals.json", "bev.png", "bev.json")
+# Entries of a folder of unknown layout that are looked at, so that a scan in it can be pointed out.
+MAX_LISTED = 200
+# Why a file that lies with a scan is not read: the first pattern that its path, in small letters, fits.
+NOT_READ = (
+    ("*confidence*", "confidence of depth: every reading counts, whatever its confidence"),
+    ("*depth*", "depth that the layout does not have under this name"),
+    ("*.ply", "a mesh or point cloud: positions come from depth"),
+    ("*.obj", "a mesh: positions come from depth"),
+    ("*.glb", "a mesh: positions come from depth"),
+    ("*.usdz", "a mesh: positions come from depth"),
+    ("*anno*", "annotations: boxes are read from boxes.json"),
+    ("*segs*", "annotations: boxes are read from boxes.json"),
+    ("*semseg*", "annotations: boxes are read from boxes.json"),
+    ("*aggregation*", "annotations: boxes are read from boxes.json"),
+    ("*instance*", "annotations: boxes are read from boxes.json"),
+    ("*label*", "annotations: boxes are read from boxes.json"),
+    ("*box*", "boxes: they are read from boxes.json and proposals.json alone"),
+    ("*align*", "an alignment is read from axis_align.txt alone"),
+    ("*.jpg", "a picture that no camera belongs to"),
+    ("*.jpeg", "a picture that no camera belongs to"),
+    ("*.png", "a picture that no camera belongs to"),
+    ("*.heic", "a picture that no camera belongs to, of a kind that is not read"),
+    ("*", "no file of this layout"),
+)
 
 
 @dataclass(frozen=True)
@@ -29,29 +60,47 @@ class Layout:
     pattern: str
     read: Callable[..., Scene]
     looks_like: str
+    # Patterns of the files in its folder that are read, or known to be of no use here.
+    files: tuple[str, ...]
     # Files of a scan that do not lie in its folder.
     list_elsewhere: Callable[[Path], list[Path]] = lambda path: []
 
 
+ARKITSCENES_FILES = (
+    "lowres_wide.traj",
+    "lowres_wide/*",
+    "lowres_depth/*",
+    "lowres_wide_intrinsics/*",
+    "*_3dod_annotation.json",
+)
 LAYOUTS = (
     Layout(
         "rgbd_folder",
         "frame-*.color.*",
         read_rgbd_folder,
         "camera-intrinsics.txt and frame-NNNNNN.color.jpg, .depth.png, .pose.txt (7-Scenes, TSDF tools)",
+        (
+            "camera-intrinsics.txt",
+            "frame-*.color.*",
+            "frame-*.pose.txt",
+            *(f"frame-{6 * '[0-9]'}.depth.{suffix}" for suffix in ("png", "pgm", "tif", "tiff", "npy")),
+        ),
     ),
     Layout(
         "scannet",
         "*.sens",
         read_scannet_scan,
         "<scene>.sens, .txt and the mesh's files (raw ScanNet)",
+        ("*.sens", "scene*.txt", "*_vh_clean*", "*.aggregation.json", "*_2d-*.zip", "*.zip", "*-labels.combined.tsv"),
         lambda path: [find_labels_file(path)],
     ),
     Layout(
         "nerfstudio",
         "transforms.json",
         read_nerfstudio,
-        "transforms.json (nerfstudio, Polycam, Record3D, COLMAP)",
+        "transforms.json (nerfstudio, instant-ngp; converted from Polycam, Record3D, COLMAP)",
+        # Copies of the pictures at other sizes, and what the conversion leaves.
+        ("transforms.json", "images_[0-9]*/*", "colmap/*", "sparse_pc.ply"),
         list_named_files,
     ),
     Layout(
@@ -59,18 +108,21 @@ LAYOUTS = (
         "lowres_wide.traj",
         read_arkitscenes,
         "lowres_wide.traj and lowres_wide/, lowres_depth/, lowres_wide_intrinsics/ (ARKitScenes)",
+        ARKITSCENES_FILES,
     ),
     Layout(
         "arkitscenes_3dod",
         "*_frames/lowres_wide.traj",
         read_arkitscenes,
         "the same in a folder <video>_frames (the 3dod part of ARKitScenes)",
+        tuple(pattern for name in ARKITSCENES_FILES for pattern in (name, f"*_frames/{name}")),
     ),
     Layout(
         "posed_images",
         "[0-9][0-9][0-9][0-9][0-9].jpg",
         read_posed_images,
         "NNNNN.jpg, .png, .txt and depth_intrinsic.txt (ScanNet's posed_images/<scene>)",
+        ("[0-9]*.jpg", "[0-9]*.png", "[0-9]*.txt", "depth_intrinsic.txt", "intrinsic.txt"),
         list_scan_files,
     ),
 )
@@ -80,45 +132,104 @@ def find_layout(path: str | os.PathLike) -> Layout:
     """The layout of a folder.
 
     Raises:
-        FileNotFoundError, ValueError: no folder; a folder that looks like none of the layouts, which are listed.
+        FileNotFoundError, ValueError: no folder; a folder of a layout that is known and not read, with the way from
+            there; one that looks like none of the layouts, which are listed.
     """
     path = Path(path)
+    if path.exists() and not path.is_dir() and path.suffix.lower() in FOREIGN_FILES:
+        raise ValueError(f"{path} is no folder of a scan, but {FOREIGN_FILES[path.suffix.lower()]}.")
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not a folder, and no video; give the folder of one scan, or a video.")
     for layout in LAYOUTS:
         if next(path.glob(layout.pattern), None) is not None:
             return layout
+    foreign = find_foreign_layout(path)
+    if foreign is not None:
+        raise ValueError(f"{path} is {foreign.name}, which is not read as it is; {foreign.way.format(path=path)}.")
+    scans = [folder for folder in sorted(path.iterdir())[:MAX_LISTED] if folder.is_dir() and _has_layout(folder)]
+    hint = f"\n{scans[0].name} in it is one of them: give that folder" if scans else ""
     known = "\n".join(f"  {layout.name}: {layout.looks_like}" for layout in LAYOUTS)
-    raise ValueError(f"{path}: the layout of this folder is not known; a scan is one of these folders:\n{known}")
+    raise ValueError(f"{path}: the layout of this folder is not known; a scan is one of these folders:\n{known}{hint}")
+
+
+def list_folders(path: str | os.PathLike) -> list[Path]:
+    """Folders of scans in a folder, by name; none where there is no such folder.
+
+    Hidden ones are no scans: a write that is not finished, or was killed, is in one.
+    """
+    path = Path(path)
+    found = path.iterdir() if path.is_dir() else []
+    return sorted(folder for folder in found if folder.is_dir() and not folder.name.startswith("."))
+
+
+def _has_layout(path: Path) -> bool:
+    return any(next(path.glob(layout.pattern), None) is not None for layout in LAYOUTS)
 
 
 def read_scene(path: str | os.PathLike, *, look_at_world: bool = True, **options) -> Scene:
-    """Read and check a scan of any layout, or a video; a folder's `bev.png` is its picture from above, and its
-    `proposals.json` the boxes to choose among.
+    """Read and check a scan of any layout, or a video, with what lies in its folder (beside.py).
 
     Args:
         path (`str` or `Path`): the folder of one scan, whose name is the scene's id; or a video, whose suffix may be
             left out where there is no folder of that name.
         look_at_world (`bool`): warn of a world that is not upright; False for those who set it upright themselves.
-        options: of every reader `num_views` and `reduce_to`, of every folder's `axis_align_matrix`, `boxes` and
-            `max_excluded`; further ones of the layout, such as `infos` (posed_images) or `labels_file` (scannet).
+        options: of every reader `num_views`, `reduce_to` and `rotate`, of every folder's `axis_align_matrix`, `boxes`,
+            `max_excluded` and `allow_outside` (a video has no use for the latter two); further ones of the layout,
+            such as `infos` (posed_images) or `labels_file` (scannet).
 
     Raises:
         FileNotFoundError, ValueError: of `find_layout`, of the layout's reader and of `check_consistency`.
     """
-    video = None if Path(path).is_dir() else find_video(path)
-    scene = find_layout(path).read(path, **options) if video is None else read_video(video, **options)
-    # Both lie in the world that the folder itself gives.
-    if options.get("axis_align_matrix") is None:
-        if scene.bev_image is None:
-            scene.bev_image, scene.bev_valid, scene.bev_bounds = read_bev(Path(path))
-        detected = Path(path) / "proposals.json"
-        if scene.proposal_boxes is None and detected.is_file():
-            scene.proposal_boxes, _ = read_boxes(detected, scene.scene_id)
+    path = Path(path)
+    video = None if path.is_dir() else find_video(path)
+    if video is not None:
+        _warn_of_files_beside(video)
+        for name in ("max_excluded", "allow_outside"):
+            options.pop(name, None)
+        return read_video(video, **options)
+    scene = find_layout(path).read(path, **options)
+    if scene.depth_maps is None:
+        depth = {name: reason for name, reason in list_not_read(path).items() if "depth" in name.lower()}
+        if depth:
+            warnings.warn(f"scene {scene.scene_id!r} is read without depth; {describe_not_read(depth)}", stacklevel=2)
     check_consistency(scene)
     if look_at_world:
         check_world(scene)
     return scene
+
+
+def _warn_of_files_beside(video: Path) -> None:
+    present = [name for name in BESIDE[:3] if (video.parent / name).is_file()]
+    if present:
+        warnings.warn(f"{video}: not read: {', '.join(present)} beside it, since a video has no cameras", stacklevel=3)
+
+
+def list_not_read(path: Path) -> dict[str, str]:
+    """Files in the folder of a scan that nothing is read from, digits in their names replaced by `*`, with the reason.
+
+    Files of a folder of the same kind are one entry, such as `confidence/*.png (60 files)`.
+    """
+    layout = find_layout(path)
+    known = (*layout.files, *BESIDE)
+    named = {os.path.relpath(file, path) for file in layout.list_elsewhere(path)}
+    counts = Counter()
+    for folder, _, names in os.walk(path):
+        for name in names:
+            file = os.path.relpath(os.path.join(folder, name), path)
+            if file in named or name.startswith(".") or any(fnmatchcase(file, pattern) for pattern in known):
+                continue
+            counts[re.sub(r"\d+", "*", file)] += 1
+    return {
+        f"{name} ({count} files)" if count > 1 else name: next(
+            reason for pattern, reason in NOT_READ if fnmatchcase(name.lower(), pattern)
+        )
+        for name, count in counts.items()
+    }
+
+
+def describe_not_read(not_read: dict[str, str]) -> str:
+    """What `list_not_read` found, in a sentence."""
+    return "not read: " + "; ".join(f"{name}, {reason}" for name, reason in not_read.items())
 
 
 def list_files(path: Path) -> list[Path]:
@@ -127,23 +238,72 @@ def list_files(path: Path) -> list[Path]:
     Raises:
         FileNotFoundError, ValueError: of `find_layout`.
     """
-    video = None if Path(path).is_dir() else find_video(path)
+    path = Path(path)
+    video = None if path.is_dir() else find_video(path)
     if video is not None:
         return [video]
-    inside = [Path(folder) / name for folder, _, names in os.walk(path, followlinks=True) for name in names]
-    elsewhere = [file for file in find_layout(path).list_elsewhere(Path(path)) if file.is_file()]
+    inside, seen = set(), set()
+    for folder, folders, names in os.walk(path, followlinks=True):
+        # A link to a folder above would be walked without end.
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        inside.update(Path(folder) / name for name in names)
+    elsewhere = [file for file in find_layout(path).list_elsewhere(path) if file.is_file()]
     return sorted({*inside, *elsewhere})
 
 
-def get_reading(num_views: int, decode: str, view_size: int) -> dict[str, Any]:
+def get_reading(
+    num_views: int,
+    decode: str,
+    view_size: int,
+    rotate: str | int | None = None,
+    max_excluded: float | None = None,
+    allow_outside: bool = False,
+) -> dict[str, Any]:
     """Options of `read_scene` for a model: so many views, decoded whole or no larger than its input needs.
 
     Args:
         decode (`str`): `exact`, pictures at their own size (published); or `reduced`, JPEG at the smallest of its
             scales that is no smaller than the model's input, which is faster and changes pixels slightly.
         view_size (`int`): side of the model's input, pixels.
+        rotate, max_excluded, allow_outside: see `make_reading`.
     """
-    return {"num_views": num_views} | ({} if decode == "exact" else {"reduce_to": view_size})
+    reading = {"num_views": num_views} | ({} if decode == "exact" else {"reduce_to": view_size})
+    return reading | make_reading(rotate, max_excluded, allow_outside)
 
 
-__all__ = ["DECODES", "LAYOUTS", "Layout", "find_layout", "get_reading", "list_files", "read_scene"]
+def make_reading(
+    rotate: str | int | None = None, max_excluded: float | None = None, allow_outside: bool = False
+) -> dict[str, Any]:
+    """Options of `read_scene` that every program has; those that were not given are left to the layout.
+
+    Args:
+        rotate (*optional*): `auto`, 0, 90, 180 or 270, see `make_scene`.
+        max_excluded (`float`, *optional*): share of frames that may be lost, missing or damaged.
+        allow_outside (`bool`): whether files and links of a scan may name files outside its folder.
+
+    Raises:
+        ValueError: another rotation, or no share.
+    """
+    check_share(max_excluded)
+    given = {"rotate": check_rotation(rotate), "max_excluded": max_excluded, "allow_outside": allow_outside or None}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+__all__ = [
+    "DECODES",
+    "LAYOUTS",
+    "Layout",
+    "describe_not_read",
+    "find_layout",
+    "find_video",
+    "get_reading",
+    "list_files",
+    "list_folders",
+    "list_not_read",
+    "make_reading",
+    "read_scene",
+]

@@ -16,27 +16,24 @@ hulls of the oriented ones, whose yaw and size stay in `box_labels`.
 """
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from ross3d.data.scene import Scene
+from ross3d.data.sources.beside import Beside, Boxes, make_scene, read_alignment
 from ross3d.data.sources.frames import (
-    MAX_EXCLUDED,
     Exclusions,
-    Views,
     choose_views,
     decode_views,
-    make_scene,
     merge_intrinsics,
-    read_axis_align_matrix,
-    read_boxes,
     read_depth,
     read_json,
     read_matrix,
     scale_intrinsics,
 )
+from ross3d.data.sources.inside import resolve_inside
+from ross3d.data.text_files import read_text
 
 
 # Seconds between a camera and the picture, depth map or intrinsics that belong to it, as in the official loader.
@@ -51,9 +48,10 @@ def read_arkitscenes(
     num_views: int | None = None,
     axis_align_matrix: np.ndarray | str | os.PathLike | None = None,
     boxes: np.ndarray | str | os.PathLike | None = None,
-    max_excluded: float = MAX_EXCLUDED,
+    max_excluded: float | None = None,
     reduce_to: int | None = None,
-    turn_upright: bool = True,
+    rotate: str | int | None = "auto",
+    allow_outside: bool = False,
 ) -> Scene:
     """Read and check one video.
 
@@ -64,16 +62,20 @@ def read_arkitscenes(
         boxes (`(K, 6)` array or JSON file, *optional*): instead of the annotated ones.
         max_excluded (`float`): share of frames that may be lost, missing or damaged.
         reduce_to (`int`, *optional*): as of the other readers; PNG pictures are decoded exactly all the same.
-        turn_upright (`bool`, defaults to `True`): False keeps the pictures as the sensor lay, landscape always.
+        rotate (defaults to `"auto"`): 0 keeps the pictures as the sensor lay, landscape always; see `make_scene`.
+        allow_outside (`bool`): let links in the folder lead out of it.
 
     Raises:
         FileNotFoundError, ValueError: name the file, what was expected, what came, and what to do about it.
     """
     path = Path(path)
     scene_id = path.resolve().name
-    folder = path / f"{scene_id}_frames"
-    folder = folder if folder.is_dir() else path
-    cameras = read_trajectory(folder / "lowres_wide.traj")
+    folder = find_frames_folder(path)
+
+    def find(file: Path) -> Path:
+        return resolve_inside(folder, str(file.relative_to(folder)), allow_outside=allow_outside)
+
+    cameras = read_trajectory(find(folder / "lowres_wide.traj"))
     colors, depths = _list_times(folder / "lowres_wide", "png"), _list_times(folder / "lowres_depth", "png")
     pincams = _list_times(folder / "lowres_wide_intrinsics", "pincam")
     exclusions = Exclusions(f"scene {scene_id!r}", max_excluded)
@@ -84,46 +86,51 @@ def read_arkitscenes(
     pincam_files = exclusions.read_each(depth_files, lambda name: _find_nearest(pincams, times[name]), "intrinsics")
     views = decode_views(
         choose_views(pincam_files, num_views),
-        color_files.__getitem__,
-        lambda name: read_depth(depth_files[name]),
+        lambda name: find(color_files[name]),
+        lambda name: read_depth(find(depth_files[name])),
         exclusions,
         reduce_to,
     )
     intrinsics = merge_intrinsics(
-        np.stack([read_pincam(pincam_files[name], views.depth_size) for name in views.names])
+        np.stack([read_pincam(find(pincam_files[name]), views.depth_size) for name in views.names])
     )
-    cam2world = np.stack([cameras[name] for name in views.names])
-    align = read_axis_align_matrix(axis_align_matrix, scene_id)
-    to_world = np.eye(4) if align is None else align
-    if turn_upright:
-        turns = count_quarter_turns(to_world @ cam2world)
-        views, intrinsics, cam2world = turn_views(views, intrinsics, cam2world, turns)
-    annotation = path / f"{scene_id}_3dod_annotation.json"
-    if boxes is not None:
-        box_array, box_labels = read_boxes(boxes, scene_id)
-    elif annotation.is_file():
-        box_array, box_labels = read_oriented_boxes(annotation, to_world)
-    else:
-        box_array, box_labels = None, None
+    beside = Beside(tuple(dict.fromkeys((path, folder))), allow_outside)
+    alignment = read_alignment(axis_align_matrix, beside, scene_id)
+
+    def read_own_boxes() -> Boxes:
+        annotation = beside.find(f"{scene_id}_3dod_annotation.json")
+        to_world = np.eye(4) if alignment.matrix is None else alignment.matrix
+        return (None, None) if annotation is None else read_oriented_boxes(annotation, to_world)
+
     return make_scene(
         path=path,
         scene_id=scene_id,
         views=views,
         intrinsics=intrinsics,
-        cam2world=cam2world,
-        axis_align_matrix=align,
+        cam2world=np.stack([cameras[name] for name in views.names]),
+        alignment=alignment,
         exclusions=exclusions,
-        boxes=box_array,
-        box_labels=box_labels,
+        beside=beside,
+        given_boxes=boxes,
+        read_own_boxes=read_own_boxes,
+        rotate=rotate,
     )
+
+
+def find_frames_folder(path: Path) -> Path:
+    """The folder that holds a video's frames: its own, or `<video>_frames` in it."""
+    folder = path / f"{path.resolve().name}_frames"
+    return folder if folder.is_dir() else path
 
 
 def read_trajectory(file: Path) -> dict[str, np.ndarray]:
     """Camera to world (4, 4), OpenCV axes, metres, by time in seconds as `1234.567`, in the order of time."""
-    if not file.is_file():
+    if not file.exists():
         raise FileNotFoundError(f"{file} is missing; expected the trajectory of the video's cameras.")
     cameras = {}
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
+    for number, line in enumerate(read_text(file, "the trajectory of the video's cameras").splitlines(), start=1):
+        if not line.strip():
+            continue
         try:
             time, *values = (float(word) for word in line.split())
             world2cam = np.eye(4)
@@ -212,45 +219,4 @@ def read_oriented_boxes(file: Path, axis_align_matrix: np.ndarray) -> tuple[np.n
     return boxes, labels
 
 
-def count_quarter_turns(cam2world: np.ndarray) -> int:
-    """Quarter turns, counter-clockwise, after which the world's z points up in pictures of these cameras (V, 4, 4)."""
-    x, y = cam2world[:, 2, :2].mean(axis=0)
-    if abs(x) > abs(y):
-        return 1 if x > 0 else 3
-    return 2 if y > 0 else 0
-
-
-def turn_views(
-    views: Views, intrinsics: np.ndarray, cam2world: np.ndarray, turns: int
-) -> tuple[Views, np.ndarray, np.ndarray]:
-    """The same views after `turns` quarter turns of the pictures, counter-clockwise, with the cameras that took them.
-
-    Args:
-        views (`Views`): with depth maps.
-        intrinsics (`(3, 3)` or `(V, 3, 3)`): pixels of the depth maps.
-        cam2world (`(V, 4, 4)`).
-    """
-    width, height = views.depth_size
-    turned, camera_turn = np.array(intrinsics), np.eye(4)
-    for _ in range(turns):
-        before = turned.copy()
-        turned[..., 0, 0], turned[..., 0, 2] = before[..., 1, 1], before[..., 1, 2]
-        turned[..., 1, 1], turned[..., 1, 2] = before[..., 0, 0], width - 1 - before[..., 0, 2]
-        # The new x axis is the old y axis, the new y axis the old -x axis.
-        camera_turn[:3, :3] = camera_turn[:3, :3] @ [[0, -1, 0], [1, 0, 0], [0, 0, 1]]
-        width, height = height, width
-    images = np.ascontiguousarray(np.rot90(views.images, turns, axes=(1, 2)))
-    depth_maps = np.ascontiguousarray(np.rot90(views.depth_maps, turns, axes=(1, 2)))
-    stored_size = views.stored_size[:: -1 if turns % 2 else 1]
-    turned_views = replace(views, images=images, depth_maps=depth_maps, stored_size=stored_size)
-    return turned_views, turned, cam2world @ camera_turn
-
-
-__all__ = [
-    "count_quarter_turns",
-    "read_arkitscenes",
-    "read_oriented_boxes",
-    "read_pincam",
-    "read_trajectory",
-    "turn_views",
-]
+__all__ = ["read_arkitscenes", "read_oriented_boxes", "read_pincam", "read_trajectory"]

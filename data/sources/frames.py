@@ -1,37 +1,73 @@
 """What all sources of scans do with frames: read cameras, pictures, depth and boxes; leave out lost ones; choose.
 
 A reader lists its frames with their cameras, lets `Exclusions` drop those whose tracking was lost, chooses views
-before anything is decoded (`choose_views`), decodes those (`decode_views`) and hands the rest to `make_scene`.
+before anything is decoded (`choose_views`), decodes those (`decode_views`) and hands the rest to `make_scene`
+(beside.py).
 
-Pictures are decoded exactly unless `reduce_to` asks for less (`decode_color`). Depth maps always are: a model takes
-single readings out of them, which no smaller map has.
+A picture may be stored on its side with a tag (EXIF orientation) that says so. Where cameras and depth belong to the
+pixels as they are stored, which is the rule, all are turned together (`turn_stored_views`); where their size says that
+they belong to the upright picture, only the picture is turned (`decode_views`).
 """
 
-import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
-from PIL import Image
+import torch
 
 from ross3d.data.sampling import sample_uniform
-from ross3d.data.scene import Scene, check_boxes, check_cam2world, check_scene
+from ross3d.data.scene import check_boxes, check_cam2world
+from ross3d.data.sources.inside import OutsideError
+from ross3d.data.sources.pictures import (
+    MILLIMETRES_PER_METRE,
+    StoredPicture,
+    decode_color,
+    decode_stored,
+    open_image,
+    read_depth,
+    scale_depth,
+)
+from ross3d.data.text_files import read_json, read_text
+from ross3d.geometry_ross3d import turn_cameras
 
 
-MILLIMETRES_PER_METRE = 1000.0
-# Share of a scan's frames that may be lost, missing or damaged before the whole scan is refused.
+# Share of a scan's frames that may be lost, missing or damaged before the whole scan is refused; and of pictures that
+# a list names and nobody copied, as half of a capture that was thinned out afterwards.
 MAX_EXCLUDED = 0.2
+MAX_ABSENT = 0.5
+RAISE_LIMIT = "raise the limit: --max-excluded SHARE (train.py: --data.max_excluded, in Python max_excluded=)"
+# Quarter turns by the degrees of `rotate`, counter-clockwise; "auto" turns by the cameras.
+ROTATIONS = ("auto", 0, 90, 180, 270)
+# A matrix of a few numbers.
+MAX_MATRIX_BYTES = 100_000
+# What views may take in memory together.
+MAX_DECODED_BYTES = 16 * 2**30
 # Colour and depth of one aspect show the same field of view; ScanNet's 1296x968 and 640x480 differ by 0.4 %.
 MAX_ASPECT_DIFFERENCE = 0.01
 LOST = "{where}, {name}: cam2world is not finite, so tracking was lost there; leave the frame out."
 
+BOXES_FORM = (
+    'expected [{"box": [cx, cy, cz, dx, dy, dz], "category": ...}, ...] or [[cx, cy, cz, dx, dy, dz], ...] in metres'
+)
+
 Value = TypeVar("Value")
+
+
+def check_share(max_excluded: float | None) -> None:
+    """Refuse a limit that is no share of the frames.
+
+    Raises:
+        ValueError: it is no number from 0 to below 1.
+    """
+    is_number = isinstance(max_excluded, Real) and not isinstance(max_excluded, bool)
+    if max_excluded is not None and not (is_number and 0 <= max_excluded < 1):
+        raise ValueError(f"max_excluded must be a share of the frames, at least 0 and below 1, got {max_excluded!r}.")
 
 
 class Exclusions:
@@ -42,17 +78,17 @@ class Exclusions:
 
     Args:
         where (`str`): the scan, for errors.
-        max_excluded (`float`): from 0 to below 1; at 0 the first frame that cannot be used raises its own error.
+        max_excluded (`float`, *optional*): from 0 to below 1; at 0 the first frame that cannot be used raises its own
+            error. By default 0.2, and 0.5 of pictures that a list names and that are not there (`drop_absent`).
     """
 
-    def __init__(self, where: str, max_excluded: float):
-        if not 0 <= max_excluded < 1:
-            raise ValueError(
-                f"max_excluded must be a share of the frames, at least 0 and below 1, got {max_excluded}."
-            )
+    def __init__(self, where: str, max_excluded: float | None = None):
+        check_share(max_excluded)
         self.where = where
-        self.max_excluded = max_excluded
+        self.max_excluded = MAX_EXCLUDED if max_excluded is None else max_excluded
+        self.max_absent = MAX_ABSENT if max_excluded is None else max_excluded
         self.reasons: dict[str, str] = {}
+        self._absent: set[str] = set()
         self._names: dict[str, None] = {}
         self._examples: dict[str, str] = {}
 
@@ -67,12 +103,33 @@ class Exclusions:
         for name in names:
             try:
                 found[name] = read(name)
+            except OutsideError:
+                raise
             except FileNotFoundError as error:
                 self._exclude(name, f"{what} is missing", error)
             except ValueError as error:
                 self._exclude(name, f"{what} cannot be read", error)
         self._check(names)
         return found
+
+    def drop_absent(self, files: Mapping[str, Path]) -> list[str]:
+        """The names of a list whose pictures are there.
+
+        Raises:
+            ValueError: more of them are absent than may be.
+        """
+        self._names |= dict.fromkeys(files)
+        for name, file in files.items():
+            if not file.exists():
+                error = FileNotFoundError(f"{file}: the picture does not exist; copy it again, or leave it out.")
+                self._exclude(name, "picture is missing", error)
+                self._absent.add(name)
+        if len(self._absent) > self.max_absent * len(files):
+            raise ValueError(
+                f"{self.where}: {len(self._absent)} of {len(files)} listed pictures are not there, more than"
+                f" {self.max_absent:.0%} of them, such as {self._examples['picture is missing']} Or {RAISE_LIMIT}."
+            )
+        return [name for name in files if name not in self._absent]
 
     def drop_lost(self, cameras: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The cameras (4, 4) by name, without those that are not finite.
@@ -98,13 +155,13 @@ class Exclusions:
 
     def _check(self, names: list[str]) -> None:
         self._names |= dict.fromkeys(names)
-        for asked in (names, list(self._names)):
+        # Pictures that are not there have a limit of their own.
+        for asked in (names, [name for name in self._names if name not in self._absent]):
             excluded = sum(name in self.reasons for name in asked)
             if excluded > self.max_excluded * len(asked):
                 raise ValueError(
                     f"{self.where}: {excluded} of {len(asked)} frames cannot be used, more than max_excluded ="
-                    f" {self.max_excluded:g} of them ({self._describe(asked)}); repair the scan, or raise"
-                    " max_excluded."
+                    f" {self.max_excluded:g} of them ({self._describe(asked)}); repair the scan, or {RAISE_LIMIT}."
                 )
 
     def warn(self) -> None:
@@ -133,12 +190,15 @@ class Views:
         depth_maps (`(V, h, w)`, float32, *optional*): metres along z, 0 = no reading.
         stored_size (`(width, height)`): of the pictures on disk; larger than that of `images` where these were decoded
             at a reduced size.
+        turns (`tuple[int, ...]`): quarter turns, counter-clockwise, of each view until it is upright; empty when they
+            are.
     """
 
     names: list[str]
     images: np.ndarray
     depth_maps: np.ndarray | None
     stored_size: tuple[int, int]
+    turns: tuple[int, ...] = ()
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -157,35 +217,86 @@ def decode_views(
     read_depth: Callable[[str], np.ndarray] | None,
     exclusions: Exclusions,
     reduce_to: int | None = None,
+    camera_size: tuple[float, float] | None = None,
 ) -> Views:
     """The views that can be decoded.
+
+    Pictures that are stored on their side come as they are stored, and `Views.turns` says how they have to be turned,
+    unless the size of depth or `camera_size` is that of the upright picture: then the picture alone is turned here. Of
+    square pictures, and of those stored upside down, no size can tell: cameras belong to the pixels as stored.
 
     Args:
         find_color: name -> the compressed picture, a file or its bytes in memory.
         read_depth: name -> depth map (h, w), float32 metres; None for a scan without depth.
         reduce_to (`int`, *optional*): pixels of the shorter side that are enough, see `decode_color`.
+        camera_size (`(width, height)`, *optional*): of the pictures that the intrinsics are of, where that is known.
 
     Raises:
-        ValueError: too many cannot be decoded; sizes differ; colour and depth have another aspect.
+        ValueError: too many cannot be decoded; sizes differ; colour and depth have another aspect; pictures are
+            stored mirrored, which no camera takes; they take too much memory together.
     """
     if reduce_to is not None and reduce_to < 1:
         raise ValueError(f"reduce_to must be at least 1 pixel, or None for exact pictures, got {reduce_to}.")
 
-    def read_color(name: str) -> tuple[np.ndarray, tuple[int, int]]:
-        source = find_color(name)
-        return decode_color(source, source if isinstance(source, Path) else f"{exclusions.where}, {name}", reduce_to)
+    total = 0
 
-    colors, depth_maps = exclusions.read_each(names, read_color, "picture"), None
+    def read_color(name: str) -> StoredPicture:
+        nonlocal total
+        source = find_color(name)
+        label = source if isinstance(source, Path) else f"{exclusions.where}, {name}"
+        picture = decode_stored(source, label, reduce_to)
+        total += picture.pixels.nbytes
+        check_memory(total, len(names), exclusions.where)
+        return picture
+
+    pictures, depth_maps = exclusions.read_each(names, read_color, "picture"), None
     if read_depth is not None:
-        depths = exclusions.read_each(colors, read_depth, "depth map")
-        colors = {name: colors[name] for name in depths}
+        depths = exclusions.read_each(pictures, read_depth, "depth map")
+        pictures = {name: pictures[name] for name in depths}
         _check_one_size({name: depth.shape[::-1] for name, depth in depths.items()}, "depth map", exclusions.where)
         depth_maps = np.stack(list(depths.values()))
-    _check_one_size({name: size for name, (_, size) in colors.items()}, "picture", exclusions.where)
-    images = np.stack([image for image, _ in colors.values()])
-    views = Views(list(colors), images, depth_maps, next(size for _, size in colors.values()))
+        camera_size = depth_maps.shape[:0:-1]
+    if camera_size is not None and any(_is_size_of_upright(picture, camera_size) for picture in pictures.values()):
+        pictures = {name: picture.turn_upright() for name, picture in pictures.items()}
+    _check_one_size({name: picture.size for name, picture in pictures.items()}, "picture", exclusions.where)
+    for name, picture in pictures.items():
+        if picture.is_mirrored:
+            raise ValueError(
+                f"{exclusions.where}, {name}: the picture is stored mirrored (EXIF orientation"
+                f" {picture.orientation}), and no camera can be turned along; save it as it is to be seen, without"
+                " that tag."
+            )
+    _check_one_size(
+        {name: picture.upright_size for name, picture in pictures.items()},
+        "picture, turned upright by its EXIF orientation,",
+        exclusions.where,
+    )
+    turns = tuple(picture.turns for picture in pictures.values())
+    images = np.stack([picture.pixels for picture in pictures.values()])
+    stored_size = next(picture.size for picture in pictures.values())
+    views = Views(list(pictures), images, depth_maps, stored_size, turns if any(turns) else ())
     _check_aspect(views, exclusions.where)
     return views
+
+
+def check_memory(num_bytes: int, num_views: int, where: str) -> None:
+    """Refuse views that take more memory than is set aside for the pictures of one scan.
+
+    Raises:
+        ValueError: names the scan and the ways out.
+    """
+    if num_bytes > MAX_DECODED_BYTES:
+        raise ValueError(
+            f"{where}: {num_views} views take more than {MAX_DECODED_BYTES / 1e9:.0f} GB together; read fewer views"
+            " (num_views=), or smaller ones (reduce_to=)."
+        )
+
+
+def _is_size_of_upright(picture: StoredPicture, size: tuple[float, float]) -> bool:
+    """Whether (width, height) has the aspect of the upright picture rather than that of the stored one."""
+    aspects = (np.log(width / height) for width, height in (size, picture.size, picture.upright_size))
+    wanted, stored, upright = aspects
+    return bool(abs(wanted - upright) < abs(wanted - stored))
 
 
 def _check_one_size(sizes: dict[str, tuple[int, int]], what: str, where: str) -> None:
@@ -212,49 +323,82 @@ def _check_aspect(views: Views, where: str) -> None:
         )
 
 
-def make_scene(
-    path: Path,
-    scene_id: str,
-    views: Views,
-    intrinsics: np.ndarray,
-    cam2world: np.ndarray,
-    axis_align_matrix: np.ndarray | None,
-    exclusions: Exclusions,
-    boxes: np.ndarray | None = None,
-    box_labels: list[dict] | None = None,
-    proposal_boxes: np.ndarray | None = None,
-    bev: tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None] = (None, None, None),
-) -> Scene:
-    """The checked scene of decoded views, with the alignment applied.
+def count_quarter_turns(cam2world: np.ndarray) -> int:
+    """Quarter turns, counter-clockwise, after which the world's z points up in pictures of these cameras (V, 4, 4)."""
+    x, y = cam2world[:, 2, :2].mean(axis=0)
+    if abs(x) > abs(y):
+        return 1 if x > 0 else 3
+    return 2 if y > 0 else 0
+
+
+def turn_views(
+    views: Views, intrinsics: np.ndarray, cam2world: np.ndarray, turns: int
+) -> tuple[Views, np.ndarray, np.ndarray]:
+    """The same views after `turns` quarter turns of the pictures, counter-clockwise, with the cameras that took them.
 
     Args:
-        intrinsics (`(3, 3)` or `(V, 3, 3)`): pixels of the depth map, or of `views.images` where there is no depth.
-        cam2world (`(V, 4, 4)`): to the scan's own world. axis_align_matrix (`(4, 4)`): from there to the upright one;
-            None where nobody knows it, and the scan keeps its own world.
-        bev: picture from above, its mask and its bounds.
+        views (`Views`): V views, with or without depth maps.
+        intrinsics (`(3, 3)` or `(V, 3, 3)`): pixels of the depth maps, or of the pictures where there is no depth.
+        cam2world (`(V, 4, 4)`): to any world.
+        turns (`int`): as `numpy.rot90` counts them.
     """
-    check_cam2world(cam2world, len(views.names), exclusions.where, views.names)
-    if views.depth_maps is not None:
-        check_centre(intrinsics, *views.depth_size, exclusions.where)
-    exclusions.warn()
-    scene = Scene(
-        scene_id=scene_id,
-        images=views.images,
-        depth_maps=views.depth_maps,
-        intrinsics=intrinsics,
-        cam2world=cam2world if axis_align_matrix is None else axis_align_matrix @ cam2world,
-        view_names=views.names,
-        boxes=boxes,
-        box_labels=box_labels,
-        proposal_boxes=proposal_boxes,
-        bev_image=bev[0],
-        bev_valid=bev[1],
-        bev_bounds=bev[2],
-        axis_align_matrix=axis_align_matrix,
-        path=path,
-        exclusions=exclusions.reasons,
+    width, height = views.depth_size
+    turned_intrinsics, turned_cameras = turn_cameras(
+        torch.from_numpy(np.asarray(intrinsics, dtype=np.float64)),
+        torch.from_numpy(np.asarray(cam2world, dtype=np.float64)),
+        (height, width),
+        turns,
     )
-    return check_scene(scene)
+    images, depth_maps = (
+        None if maps is None else np.ascontiguousarray(np.rot90(maps, turns, axes=(1, 2)))
+        for maps in (views.images, views.depth_maps)
+    )
+    stored_size = views.stored_size[:: -1 if turns % 2 else 1]
+    turned_views = replace(views, images=images, depth_maps=depth_maps, stored_size=stored_size)
+    return turned_views, turned_intrinsics.numpy(), turned_cameras.numpy()
+
+
+def turn_stored_views(
+    views: Views, intrinsics: np.ndarray, cam2world: np.ndarray
+) -> tuple[Views, np.ndarray, np.ndarray]:
+    """The views, each turned as `Views.turns` says, with intrinsics and cameras; see `turn_views`."""
+    if not views.turns:
+        return views, intrinsics, cam2world
+    upright = replace(views, turns=())
+    if len(set(views.turns)) == 1:
+        return turn_views(upright, intrinsics, cam2world, views.turns[0])
+    matrices = np.broadcast_to(intrinsics, (len(views.names), 3, 3))
+    parts = [
+        turn_views(
+            replace(
+                upright,
+                images=views.images[index : index + 1],
+                depth_maps=None if views.depth_maps is None else views.depth_maps[index : index + 1],
+            ),
+            matrices[index : index + 1],
+            cam2world[index : index + 1],
+            turns,
+        )
+        for index, turns in enumerate(views.turns)
+    ]
+    depth_maps = None if views.depth_maps is None else np.concatenate([part.depth_maps for part, _, _ in parts])
+    images = np.concatenate([part.images for part, _, _ in parts])
+    turned = replace(parts[0][0], images=images, depth_maps=depth_maps)
+    return turned, np.concatenate([part for _, part, _ in parts]), np.concatenate([part for _, _, part in parts])
+
+
+def check_rotation(rotate: Any) -> str | int | None:
+    """`rotate` as one of `ROTATIONS`, or None; the words of a command line are read.
+
+    Raises:
+        ValueError: another value.
+    """
+    known = {str(value): value for value in ROTATIONS}
+    if rotate is None or (not isinstance(rotate, bool) and rotate in ROTATIONS):
+        return rotate
+    if isinstance(rotate, str) and rotate in known:
+        return known[rotate]
+    raise ValueError(f"rotate must be one of {', '.join(known)} (degrees, counter-clockwise), got {rotate!r}.")
 
 
 def check_centre(intrinsics: np.ndarray, width: int, height: int, where: str) -> None:
@@ -287,12 +431,13 @@ def merge_intrinsics(intrinsics: np.ndarray) -> np.ndarray:
 
 def read_matrix(file: Path, shape: tuple[int, int], meaning: str) -> np.ndarray:
     """A matrix of numbers from a text file, float64; `meaning` is quoted in errors."""
-    if not file.is_file():
+    if not file.exists():
         raise FileNotFoundError(
             f"{file} is missing; expected a text file with a {shape[0]}x{shape[1]} matrix: {meaning}."
         )
+    text = read_text(file, f"a {shape[0]}x{shape[1]} matrix ({meaning})", MAX_MATRIX_BYTES)
     try:
-        values = np.array([float(word) for word in file.read_text().replace(",", " ").split()])
+        values = np.array([float(word) for word in text.replace(",", " ").split()])
     except ValueError as error:
         raise ValueError(f"{file}: expected a {shape[0]}x{shape[1]} matrix of numbers, got {error}.") from error
     if values.size != shape[0] * shape[1]:
@@ -300,77 +445,6 @@ def read_matrix(file: Path, shape: tuple[int, int], meaning: str) -> np.ndarray:
             f"{file}: expected a {shape[0]}x{shape[1]} matrix ({meaning}), {values.size} values are in it."
         )
     return values.reshape(shape)
-
-
-def read_json(file: Path, meaning: str):
-    """The content of a JSON file; `meaning` says in errors what it should hold."""
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist; expected {meaning}.")
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: expected {meaning}, but the file is no JSON ({error}).") from error
-
-
-@contextmanager
-def _name_broken_picture(where) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{where}: the picture does not exist; copy it again, or leave it out.") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(
-            f"{where}: the picture cannot be read ({error}); it is truncated or damaged: copy it again, or leave the"
-            " frame out."
-        ) from error
-
-
-def open_image(file: Path) -> Image.Image:
-    """A picture, read to its end."""
-    with _name_broken_picture(file):
-        image = Image.open(file)
-        image.load()
-    return image
-
-
-def decode_color(
-    source: Path | BinaryIO, where: Path | str, reduce_to: int | None = None
-) -> tuple[np.ndarray, tuple[int, int]]:
-    """RGB (H, W, 3), uint8, and the stored (width, height), of a file or of bytes in memory.
-
-    With `reduce_to`, JPEG is decoded at the smallest of its scales 1, 1/2, 1/4 and 1/8 that leaves the shorter side at
-    least so many pixels, a side that does not divide being rounded up; other formats have no such scales and are
-    decoded exactly.
-    """
-    with _name_broken_picture(where):
-        image = Image.open(source)
-        stored_size = image.size
-        if reduce_to is not None:
-            image.draft(None, (reduce_to, reduce_to))
-        return np.asarray(image.convert("RGB")), stored_size
-
-
-def read_depth(file: Path, units_per_metre: float = MILLIMETRES_PER_METRE) -> np.ndarray:
-    """Depth (h, w), float32 metres, 0 = no reading, from a 16-bit picture."""
-    image = open_image(file)
-    if image.mode not in ("I;16", "I;16B", "I"):
-        raise ValueError(
-            f"{file}: expected a 16-bit one-channel PNG (millimetres), got mode {image.mode!r}; save depth as uint16."
-        )
-    return scale_depth(np.asarray(image), file, units_per_metre)
-
-
-def scale_depth(values: np.ndarray, where, units_per_metre: float = MILLIMETRES_PER_METRE) -> np.ndarray:
-    """Whole depth units (h, w) as float32 metres; the largest uint16 value stands for no reading, as 0 does."""
-    readings = values[values > 0]
-    if readings.size and readings.max() < units_per_metre / 20:
-        raise ValueError(
-            f"{where}: the largest depth is {readings.max()}, which looks like metres; expected millimetres: multiply"
-            " by 1000 before saving as uint16."
-        )
-    # TSDF tools and 7-Scenes mark "no reading" with the largest value.
-    values = np.where(values == 65535, 0, values)
-    return values.astype(np.float32) / np.float32(units_per_metre)
 
 
 def read_axis_align_matrix(
@@ -393,12 +467,15 @@ def read_axis_align_matrix(
     return matrix
 
 
-def read_boxes(given, scene_id: str) -> tuple[np.ndarray | None, list[dict] | None]:
+def read_boxes(given, scene_id: str, must_have: bool = False) -> tuple[np.ndarray | None, list[dict] | None]:
     """Boxes (K, 6) and what is known of each, from an array or a JSON file.
 
     The file holds a list (`[{"box": [cx, cy, cz, dx, dy, dz], ...}, ...]` or `[[cx, cy, cz, dx, dy, dz], ...]`), or a
     dictionary of such lists by scene, as `scannet_{split}_{gt,pred}_box.json` does with `scannet/<scene>`. A scene
-    that such a dictionary lacks has no boxes, and a warning says so.
+    that such a dictionary lacks has no boxes, and a warning says so; it is refused where the file `must_have` them.
+
+    Raises:
+        FileNotFoundError, ValueError: names the file and the row that is no box in metres.
     """
     if not isinstance(given, (str, os.PathLike)):
         array = np.asarray(given, dtype=np.float32)
@@ -408,33 +485,54 @@ def read_boxes(given, scene_id: str) -> tuple[np.ndarray | None, list[dict] | No
     rows = read_json(file, "a JSON list of boxes")
     if isinstance(rows, dict):
         keys = [key for key in (scene_id, f"scannet/{scene_id}") if key in rows]
+        if not all(isinstance(value, list) for value in rows.values()):
+            wrong = next(key for key, value in rows.items() if not isinstance(value, list))
+            raise ValueError(
+                f"{file}: {BOXES_FORM}, or a dictionary of such lists by scene, got a dictionary whose {wrong!r} is"
+                f" {str(rows[wrong])[:60]}."
+            )
+        if not keys and must_have:
+            raise ValueError(
+                f"{file}: expected boxes of scene {scene_id!r}, the file has other scenes only; give the file of this"
+                " split, or a plain list."
+            )
         if not keys:
             warnings.warn(f"{file.name} has no boxes of scene {scene_id!r}; it is read without", stacklevel=2)
             return None, None
         rows = rows[keys[0]]
     try:
         rows = [{"box": row} if isinstance(row, list) else row for row in rows]
-        array = np.array([row["box"] for row in rows], dtype=np.float32).reshape(len(rows), -1 if rows else 6)
+        numbers = [[_get_coordinate(value) for value in row["box"]] for row in rows]
+        array = np.array(numbers, dtype=np.float64).reshape(len(rows), -1 if rows else 6)
         labels = [{key: value for key, value in row.items() if key != "box"} for row in rows]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f'{file}: expected [{{"box": [cx, cy, cz, dx, dy, dz], "category": ...}}, ...] or '
-            f"[[cx, cy, cz, dx, dy, dz], ...] in metres, got {error!r}."
-        ) from error
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{file}: {BOXES_FORM}, got {error!r}.") from error
     check_boxes(array, str(file))
-    return array, labels
+    return array.astype(np.float32), labels
+
+
+def _get_coordinate(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"a coordinate that is no number: {str(value)[:40]!r}")
+    return float(value)
 
 
 __all__ = [
+    "MAX_ABSENT",
     "MAX_ASPECT_DIFFERENCE",
     "MAX_EXCLUDED",
     "MILLIMETRES_PER_METRE",
+    "ROTATIONS",
     "Exclusions",
     "Views",
+    "check_centre",
+    "check_memory",
+    "check_rotation",
+    "check_share",
     "choose_views",
+    "count_quarter_turns",
     "decode_color",
     "decode_views",
-    "make_scene",
     "merge_intrinsics",
     "open_image",
     "read_axis_align_matrix",
@@ -444,4 +542,6 @@ __all__ = [
     "read_matrix",
     "scale_depth",
     "scale_intrinsics",
+    "turn_stored_views",
+    "turn_views",
 ]

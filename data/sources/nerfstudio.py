@@ -1,18 +1,23 @@
 """A folder with a `transforms.json`: nerfstudio, instant-ngp and what they make of Polycam, Record3D and COLMAP.
 
     transforms.json   fl_x fl_y cx cy w h, or camera_angle_x, for all frames or in each; frames: file_path,
-                      transform_matrix (camera to world, OpenGL axes: x right, y up, z backward), depth_file_path
+                      transform_matrix (camera to world, OpenGL axes: x right, y up, z backward), and depth_file_path
+                      or depth_path
 
 What differs from our conventions, and is converted here: OpenGL camera axes; pixel centres at half integers (a
-principal point of w / 2 is the middle of the picture); depth of `depth_unit_scale_factor` metres a unit (0.001 unless
-said otherwise); `applied_scale`, by which the world was multiplied. Depth may be smaller than the picture.
+principal point of w / 2 is the middle of the picture); `applied_scale`, by which the world was multiplied; and units
+of depth. That of `depth_file_path` (nerfstudio) is `depth_unit_scale_factor` metres a unit, 0.001 unless said
+otherwise, or metres where a `.npy` of floats can be nothing else; that of `depth_path` (instant-ngp, NeRFCapture) is
+`integer_depth_scale` metres a unit. Depth may be smaller than the picture. Paths may be written with backslashes;
+pictures that are not there are passed over.
 
 What is not known and stays with the user: COLMAP's world has no unit and no upright axis, Record3D's has y up; give
 `axis_align_matrix` for the latter. Frames stand in the order of the file.
 """
 
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -20,24 +25,25 @@ from typing import Any
 import numpy as np
 
 from ross3d.data.scene import Scene
+from ross3d.data.sources.beside import Beside, make_scene, read_alignment
 from ross3d.data.sources.frames import (
     MAX_ASPECT_DIFFERENCE,
-    MAX_EXCLUDED,
     Exclusions,
     choose_views,
     decode_views,
-    make_scene,
     merge_intrinsics,
-    read_axis_align_matrix,
-    read_boxes,
     read_depth,
     read_json,
     scale_intrinsics,
 )
+from ross3d.data.sources.inside import resolve_inside, split_name
 
 
 OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
-DEPTH_UNIT = 1e-3
+# What names a frame's depth map, and what says how many metres one of its units is.
+DEPTH_UNITS = {"depth_file_path": "depth_unit_scale_factor", "depth_path": "integer_depth_scale"}
+DEPTH_WORDS = (*DEPTH_UNITS, *DEPTH_UNITS.values())
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 CAMERA_MODELS = {"OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "SIMPLE_RADIAL", "RADIAL"}
 DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 # Share of the picture's width by which lens distortion may move a corner; a visual token is 7 % wide.
@@ -50,8 +56,10 @@ def read_nerfstudio(
     num_views: int | None = None,
     axis_align_matrix: np.ndarray | str | os.PathLike | None = None,
     boxes: np.ndarray | str | os.PathLike | None = None,
-    max_excluded: float = MAX_EXCLUDED,
+    max_excluded: float | None = None,
     reduce_to: int | None = None,
+    rotate: str | int | None = None,
+    allow_outside: bool = False,
     depth_unit_scale_factor: float | None = None,
 ) -> Scene:
     """Read and check a folder with a `transforms.json`.
@@ -59,11 +67,15 @@ def read_nerfstudio(
     Args:
         path (`str` or `Path`): the folder; its name becomes the scene's id.
         num_views (`int`, *optional*): read this many frames, evenly spread, none twice; all frames by default.
-        axis_align_matrix (`(4, 4)` array or file, *optional*): the file's world to an upright one; none by default.
-        boxes (`(K, 6)` array or JSON file, *optional*).
-        max_excluded (`float`): share of frames that may be lost, missing or damaged.
+        axis_align_matrix (`(4, 4)` array or file, *optional*): the file's world to an upright one; by default that of
+            `axis_align.txt`, or none.
+        boxes (`(K, 6)` array or JSON file, *optional*): instead of `boxes.json`.
+        max_excluded (`float`, *optional*): share of frames that may be lost, missing or damaged; by default a fifth,
+            and half of the pictures may be absent.
         reduce_to (`int`, *optional*): decode JPEG pictures no larger than needed for a shorter side of so many pixels
             (a processor's `view_size`); exactly by default.
+        rotate (*optional*): turn pictures, depth and cameras by so many degrees, counter-clockwise; see `make_scene`.
+        allow_outside (`bool`): let file and links name pictures and depth outside the folder.
         depth_unit_scale_factor (`float`, *optional*): metres of one depth unit; instead of the file's.
 
     Raises:
@@ -72,21 +84,36 @@ def read_nerfstudio(
     path = Path(path)
     scene_id = path.resolve().name
     where = f"scene {scene_id!r}"
-    content = read_json(path / "transforms.json", "cameras as nerfstudio writes them")
-    frames = _list_frames(content, path / "transforms.json")
+
+    def find(name: Any) -> Path:
+        return resolve_inside(path, name, where=str(path / "transforms.json"), allow_outside=allow_outside)
+
+    file = find("transforms.json")
+    content = read_json(file, "cameras as nerfstudio writes them")
+    frames = _list_frames(content, file)
     scale = _get_number(content, "applied_scale", 1.0, where)
     exclusions = Exclusions(where, max_excluded)
-    cameras = exclusions.read_each(frames, lambda name: _get_cam2world(frames[name], scale), "pose")
+    pictures = {name: _find_picture(find, frame["file_path"]) for name, frame in frames.items()}
+    present = exclusions.drop_absent(pictures)
+    cameras = exclusions.read_each(present, lambda name: _get_cam2world(frames[name], scale), "pose")
     chosen = choose_views(exclusions.drop_lost(cameras), num_views)
-    given = {} if depth_unit_scale_factor is None else {"depth_unit_scale_factor": depth_unit_scale_factor}
-    unit = _get_number(content | given, "depth_unit_scale_factor", DEPTH_UNIT, where)
-    with_depth = any("depth_file_path" in frames[name] for name in chosen)
+    depth_key = _find_depth_key(frames, where)
+    units_per_metre = _get_units_per_metre(content, depth_key, depth_unit_scale_factor, where)
+
+    def read_depth_map(name: str) -> np.ndarray:
+        if frames[name].get(depth_key) is None:
+            raise FileNotFoundError(
+                f"{pictures[name]}: the frame has no {depth_key} although others have one; leave it out."
+            )
+        return read_depth(find(frames[name][depth_key]), units_per_metre)
+
     views = decode_views(
         chosen,
-        lambda name: _find_picture(path, frames[name]["file_path"]),
-        (lambda name: _read_depth(path, frames[name], unit)) if with_depth else None,
+        pictures.__getitem__,
+        read_depth_map if any(frames[name].get(depth_key) is not None for name in chosen) else None,
         exclusions,
         reduce_to,
+        _get_camera_size(frames[chosen[0]], f"{where}, {chosen[0]}"),
     )
     intrinsics = np.stack(
         [
@@ -94,34 +121,44 @@ def read_nerfstudio(
             for name in views.names
         ]
     )
-    box_array, box_labels = (None, None) if boxes is None else read_boxes(boxes, scene_id)
+    beside = Beside((path,), allow_outside)
     return make_scene(
         path=path,
         scene_id=scene_id,
         views=views,
         intrinsics=merge_intrinsics(intrinsics),
         cam2world=np.stack([cameras[name] for name in views.names]),
-        axis_align_matrix=read_axis_align_matrix(axis_align_matrix, scene_id),
+        alignment=read_alignment(axis_align_matrix, beside, scene_id),
         exclusions=exclusions,
-        boxes=box_array,
-        box_labels=box_labels,
+        beside=beside,
+        given_boxes=boxes,
+        rotate=rotate,
     )
 
 
 def list_named_files(path: Path) -> list[Path]:
     """Pictures and depth maps that transforms.json names, wherever they lie."""
     frames = _list_frames(read_json(path / "transforms.json", "frames and cameras"), path / "transforms.json")
-    named = [frame[key] for frame in frames.values() for key in ("file_path", "depth_file_path") if key in frame]
-    return [path / name for name in named]
+
+    def find(name: str) -> Path:
+        return resolve_inside(path, name, allow_outside=True)
+
+    pictures = [_find_picture(find, frame["file_path"]) for frame in frames.values()]
+    named = [frame[key] for frame in frames.values() for key in DEPTH_UNITS if isinstance(frame.get(key), str)]
+    return pictures + [find(name) for name in named]
 
 
 def _list_frames(content: Any, file: Path) -> dict[str, dict]:
-    """The frames by the stem of their file path, each with the keys that stand for all frames filled in."""
+    """The frames by their file path without suffix, each with the keys that stand for all frames filled in."""
     frames = content.get("frames") if isinstance(content, dict) else None
     if not isinstance(frames, list) or not frames or not all(_names_picture_and_camera(frame) for frame in frames):
         raise ValueError(f"{file}: expected frames, each with file_path and transform_matrix; export it again.")
     shared = {key: value for key, value in content.items() if key != "frames"}
-    names = [str(Path(frame["file_path"]).with_suffix("")) for frame in frames]
+    names = []
+    for number, frame in enumerate(frames):
+        whole = "/".join(split_name(frame["file_path"], f"{file}, frame {number}, file_path"))
+        suffix = Path(whole).suffix
+        names.append(whole.removesuffix(suffix) if suffix.lower() in PICTURE_SUFFIXES else whole)
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{file}: the picture {twice!r} has two frames; each frame needs a picture of its own.")
@@ -130,6 +167,54 @@ def _list_frames(content: Any, file: Path) -> dict[str, dict]:
 
 def _names_picture_and_camera(frame: Any) -> bool:
     return isinstance(frame, dict) and isinstance(frame.get("file_path"), str) and "transform_matrix" in frame
+
+
+def _find_depth_key(frames: Mapping[str, Mapping[str, Any]], where: str) -> str:
+    """The key that names depth maps, the first one known when no frame has any; warns of depth that is not read."""
+    found = {key for frame in frames.values() for key, value in frame.items() if value is not None}
+    known = [key for key in DEPTH_UNITS if key in found]
+    others = sorted(
+        {
+            key
+            for frame in frames.values()
+            for key, value in frame.items()
+            if "depth" in key.lower() and key not in DEPTH_WORDS and isinstance(value, str | dict)
+        }
+    )
+    if others or len(known) > 1:
+        read = known[0] if known else "none"
+        warnings.warn(
+            f"{where}: transforms.json names depth as {', '.join([*known[1:], *others])}, which is not read (read:"
+            f" {read}); rename the key to one of {', '.join(DEPTH_UNITS)}, with the metres of one unit as"
+            f" {' or '.join(DEPTH_UNITS.values())}, if it is to be read",
+            stacklevel=3,
+        )
+    return known[0] if known else "depth_file_path"
+
+
+def _get_units_per_metre(content: Mapping[str, Any], depth_key: str, given: float | None, where: str) -> float | None:
+    """Units of depth a metre, None for what is nowhere said: millimetres, unless floats say otherwise."""
+    unit_key = DEPTH_UNITS[depth_key]
+    values = content if given is None else {unit_key: given}
+    if unit_key not in values and "depth_unit_scale_factor" in values:
+        unit_key = "depth_unit_scale_factor"
+    if unit_key in values:
+        return 1.0 / _get_number(values, unit_key, 0.0, where)
+    if depth_key == "depth_path":
+        raise ValueError(
+            f"{where}: transforms.json names depth as depth_path and lacks integer_depth_scale, the metres of one"
+            " unit; add it (0.001 for millimetres), or take depth_path out to use the pictures alone."
+        )
+    return None
+
+
+def _get_camera_size(frame: Mapping[str, Any], where: str) -> tuple[float, float] | None:
+    """Width and height of the pictures that the cameras are of, None where the file does not say it."""
+    for width_key, height_key, factor in (("w", "h", 1.0), ("cx", "cy", 2.0)):
+        if width_key in frame and height_key in frame:
+            width, height = (_get_number(frame, key, 0.0, where) for key in (width_key, height_key))
+            return factor * width, factor * height
+    return None
 
 
 def _get_number(values: Mapping[str, Any], key: str, default: float, where: str, above: float = 0.0) -> float:
@@ -211,19 +296,10 @@ def _get_distortion(coefficients: list[float], size: np.ndarray, focal: np.ndarr
     return float(np.hypot(shift_x * focal[0], shift_y * focal[1]).max())
 
 
-def _find_picture(path: Path, file_path: str) -> Path:
+def _find_picture(find: Callable[[str], Path], file_path: str) -> Path:
     """The picture of a frame; NeRF's synthetic scenes leave its suffix out."""
-    file = path / file_path
-    candidates = [file, *(file.with_name(file.name + suffix) for suffix in (".png", ".jpg", ".jpeg"))]
-    return next((candidate for candidate in candidates if candidate.is_file()), file)
+    candidates = [find(file_path + suffix) for suffix in ("", *PICTURE_SUFFIXES)]
+    return next((candidate for candidate in candidates if candidate.exists()), candidates[0])
 
 
-def _read_depth(path: Path, frame: Mapping[str, Any], unit: float) -> np.ndarray:
-    if "depth_file_path" not in frame:
-        raise FileNotFoundError(
-            f"{path / frame['file_path']}: the frame has no depth_file_path although others have one; leave it out."
-        )
-    return read_depth(path / frame["depth_file_path"], 1.0 / unit)
-
-
-__all__ = ["read_nerfstudio"]
+__all__ = ["list_named_files", "read_nerfstudio"]

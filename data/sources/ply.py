@@ -1,11 +1,21 @@
-"""Vertices and triangles of `.ply` files, binary of either byte order or text."""
+"""Vertices and faces of `.ply` files, binary of either byte order or text.
 
+The header is read whole first, and what it promises is compared with the size of the file, so that no header makes
+this reader take more memory than a few times what the file holds.
+"""
+
+import io
 import os
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 import numpy as np
+
+from ross3d.data.text_files import check_file
 
 
 TYPES = {
@@ -27,7 +37,13 @@ TYPES = {
     "float64": "f8",
 }
 ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": None}
-MAX_HEADER_LINES = 1000
+MAX_HEADER_BYTES, MAX_LINE_BYTES = 1 << 20, 1 << 24
+# Several times the largest mesh of a ScanNet scan; reading takes some five times as much memory.
+MAX_FILE_BYTES = 1 << 30
+# Metres between a vertex and the middle of all; farther ones are stray, or the mesh is in millimetres.
+MAX_REACH = 1000.0
+# What the faces' list of corners may be called.
+FACE_LISTS = ("vertex_indices", "vertex_index")
 
 
 @dataclass(frozen=True)
@@ -35,10 +51,11 @@ class Mesh:
     """A mesh or a cloud of points.
 
     Attributes:
-        vertices (`(M, 3)`, float32): in the file's own frame.
+        vertices (`(M, 3)`, float32): metres, in the file's own frame.
         colors (`(M, 3)`, uint8, *optional*): RGB.
         normals (`(M, 3)`, float32, *optional*).
-        faces (`(F, 3)`, int64, *optional*): triangles of vertices.
+        faces (`(F, 3)`, int64, *optional*): triangles of vertices. A face with more corners is cut into triangles
+            that share its first corner; faces of one or two corners, which have no surface, are left out.
     """
 
     vertices: np.ndarray
@@ -48,103 +65,237 @@ class Mesh:
 
 
 @dataclass(frozen=True)
+class _Property:
+    """A column of an element; `length` is the type of a list's length, None for a single number."""
+
+    name: str
+    kind: str
+    length: str | None
+
+
+@dataclass(frozen=True)
 class _Element:
-    """One kind of row: its name, how many there are, and its properties as (name, type, type of a list's length)."""
+    """One kind of row: its name, how many there are, and its columns."""
 
     name: str
     count: int
-    properties: list[tuple[str, str, str | None]]
+    properties: list[_Property]
 
 
-def read_ply(path: str | os.PathLike) -> Mesh:
-    """Read the vertices of a mesh, and its faces when all are triangles that follow the vertices.
+@dataclass(frozen=True)
+class _Lists:
+    """Lists of one column: how long each is (R,), and the entries of all of them one behind the other."""
+
+    lengths: np.ndarray
+    entries: np.ndarray
+
+
+_Columns = dict[str, np.ndarray | _Lists]
+# A row: the entries of each of its columns, one where the column is no list.
+_Row = list[list[int] | list[float]]
+
+
+def read_ply(path: str | os.PathLike, with_faces: bool = True) -> Mesh:
+    """Read the vertices of a mesh, with colours and normals where they have them, and its faces.
+
+    Elements of other names are passed over, wherever they stand.
+
+    Args:
+        with_faces (`bool`): False reads no further than the vertices.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, no PLY, unknown types, no x, y, z, or a file that ends early.
+        FileNotFoundError, ValueError: name the file: no such file, no PLY, a header that cannot be understood or
+            promises more than the file holds, no x, y, z, a file that ends early, numbers that do not fit their type,
+            faces of vertices that are not there, vertices that are not finite or lie a kilometre off.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected a mesh in PLY format.")
+    path = check_file(path, "a mesh in PLY format", MAX_FILE_BYTES)
+    wanted = {"vertex", "face"} if with_faces else {"vertex"}
     with path.open("rb") as file:
         order, elements = _read_header(file, path)
-        rows = {}
+        _check_size(file, path, elements, order)
+        # Text may end its lines in any of the three ways.
+        lines = io.TextIOWrapper(file, encoding="ascii", errors="replace") if order is None else None
+        wanted &= {element.name for element in elements}
+        found: dict[str, _Columns] = {}
         for element in elements:
-            read = _read_text_rows if order is None else _read_binary_rows
-            rows[element.name] = read(file, path, element, order or "")
-            if "vertex" in rows and "face" in rows:
+            if wanted <= found.keys():
                 break
-    return _make_mesh(rows, path)
+            if lines is None:
+                found[element.name] = _read_binary_rows(file, path, element, order)
+            else:
+                found[element.name] = _gather(_walk_text_rows(lines, path, element), element)
+    return _make_mesh(found, path)
 
 
 def _read_header(file: BinaryIO, path: Path) -> tuple[str | None, list[_Element]]:
-    if file.readline(80).strip() != b"ply":
+    """Byte order (None for text) and elements, with the file at the first row."""
+    data = file.read(MAX_HEADER_BYTES)
+    start = re.match(rb"ply[ \t]*(\r\n|\n|\r)", data)
+    if start is None:
         raise ValueError(f"{path}: expected a PLY file, whose first line is 'ply'; this is something else.")
-    order: str | None = None
-    elements: list[_Element] = []
-    for _ in range(MAX_HEADER_LINES):
-        line = file.readline(1000).decode("ascii", errors="replace")
+    # A file ends its lines in one way, and binary rows may begin with any byte.
+    end = re.compile(rb"(?:\r\n|\n|\r)end_header[ \t]*" + start[1]).search(data)
+    if end is None:
+        raise ValueError(f"{path}: the PLY header has no 'end_header'; the file is damaged.")
+    file.seek(end.end())
+    order, elements = "", []
+    for line in re.split(r"\r\n|\n|\r", data[start.end() : end.start()].decode("ascii", errors="replace")):
         words = line.split()
-        if words[:1] == ["end_header"]:
-            return order, elements
         try:
             if words[:1] == ["format"]:
                 order = ORDERS[words[1]]
             elif words[:1] == ["element"]:
-                elements.append(_Element(words[1], int(words[2]), []))
+                elements.append(_make_element(words, elements))
             elif words[:1] == ["property"]:
-                is_list = words[1] == "list"
-                kind = TYPES[words[3 if is_list else 1]]
-                elements[-1].properties.append((words[-1], kind, TYPES[words[2]] if is_list else None))
+                elements[-1].properties.append(_make_property(words, elements[-1]))
+            elif words[:1] not in ([], ["comment"], ["obj_info"]):
+                raise ValueError("no line of a PLY header begins so")
         except (KeyError, IndexError, ValueError) as error:
             raise ValueError(
-                f"{path}: the header's line {line.strip()!r} cannot be understood ({error!r})."
+                f"{path}: the header's line {line.strip()[:200]!r} cannot be understood ({error!r}); export the mesh"
+                " again."
             ) from error
-    raise ValueError(f"{path}: the PLY header has no 'end_header'; the file is damaged.")
+    if order == "":
+        raise ValueError(
+            f"{path}: the header has no 'format' line, such as 'format ascii 1.0'; export the mesh again."
+        )
+    return order, elements
 
 
-def _read_binary_rows(file: BinaryIO, path: Path, element: _Element, order: str) -> np.ndarray:
-    """Rows as a structured array; lists must have three entries each, as triangles have."""
-    fields: list[tuple] = []
-    for name, kind, length in element.properties:
-        if length is None:
-            fields.append((name, order + kind))
-        else:
-            fields += [(f"{name} count", order + length), (name, order + kind, 3)]
-    kind = np.dtype(fields)
-    data = file.read(kind.itemsize * element.count)
-    if len(data) < kind.itemsize * element.count:
-        _refuse_cut_file(path, element)
-    return _check_triangles(np.frombuffer(data, dtype=kind), element, path)
+def _make_element(words: list[str], before: list[_Element]) -> _Element:
+    _, name, count = words
+    if int(count) < 0:
+        raise ValueError("a number of rows is 0 or more")
+    if name in {element.name for element in before}:
+        raise ValueError("an element stands in a header once")
+    return _Element(name, int(count), [])
 
 
-def _read_text_rows(file: BinaryIO, path: Path, element: _Element, order: str) -> np.ndarray:
-    fields: list[tuple] = []
-    for name, kind, length in element.properties:
-        fields += [(name, kind)] if length is None else [(f"{name} count", length), (name, kind, 3)]
-    rows = np.zeros(element.count, dtype=fields)
-    for index in range(element.count):
-        words = file.readline().split()
-        if not words:
+def _make_property(words: list[str], element: _Element) -> _Property:
+    length = TYPES[words[2]] if words[1] == "list" else None
+    kind, name = words[3:] if words[1] == "list" else words[1:]
+    if length is not None and length.startswith("f"):
+        raise ValueError("the length of a list has a type of whole numbers")
+    if name in {known.name for known in element.properties}:
+        raise ValueError("a property stands in an element once")
+    return _Property(name, TYPES[kind], length)
+
+
+def _check_size(file: BinaryIO, path: Path, elements: list[_Element], order: str | None) -> None:
+    """Refuse a header that promises more than the rest of the file holds, before memory is taken for it."""
+    left = os.fstat(file.fileno()).st_size - file.tell()
+    for element in elements:
+        if not element.properties and element.count:
+            raise ValueError(
+                f"{path}: expected properties of the {element.count} rows of {element.name!r}, the header has none;"
+                " export the mesh again."
+            )
+        # In text a number takes a digit and what ends it; the last of a file may have nothing behind it.
+        sizes = [2 if order is None else np.dtype(p.length or p.kind).itemsize for p in element.properties]
+        left -= element.count * sum(sizes)
+        if left < (-1 if order is None else 0):
             _refuse_cut_file(path, element)
+
+
+def _read_binary_rows(file: BinaryIO, path: Path, element: _Element, order: str) -> _Columns:
+    """Columns of an element; rows whose lists are as long as those of the first row are read at once."""
+    if not element.count:
+        return _gather([], element)
+    start = file.tell()
+    first = next(_walk_binary_rows(file, path, element, order))
+    file.seek(start)
+    fields: list[tuple] = []
+    for p, entries in zip(element.properties, first, strict=True):
+        fields += [] if p.length is None else [(f"length of {p.name}", order + p.length)]
+        fields.append((p.name, order + p.kind) if p.length is None else (p.name, order + p.kind, (len(entries),)))
+    kind = np.dtype(fields)
+    if element.count * kind.itemsize <= os.fstat(file.fileno()).st_size - start:
+        rows = np.frombuffer(file.read(element.count * kind.itemsize), dtype=kind)
+        lists = [(p.name, len(entries)) for p, entries in zip(element.properties, first, strict=True) if p.length]
+        if all((rows[f"length of {name}"] == length).all() for name, length in lists):
+            columns: _Columns = {p.name: rows[p.name] for p in element.properties}
+            return columns | {
+                name: _Lists(np.full(len(rows), length), rows[name].reshape(-1)) for name, length in lists
+            }
+        file.seek(start)
+    return _gather(_walk_binary_rows(file, path, element, order), element)
+
+
+def _walk_binary_rows(file: BinaryIO, path: Path, element: _Element, order: str) -> Iterator[_Row]:
+    numbers = [np.dtype(order + p.kind) for p in element.properties]
+    lengths = [None if p.length is None else np.dtype(order + p.length) for p in element.properties]
+    size = os.fstat(file.fileno()).st_size
+
+    def read(kind: np.dtype, amount: int) -> np.ndarray:
+        if amount * kind.itemsize > size - file.tell():
+            _refuse_cut_file(path, element)
+        return np.frombuffer(file.read(amount * kind.itemsize), kind)
+
+    for index in range(element.count):
+        row: _Row = []
+        for p, number, length in zip(element.properties, numbers, lengths, strict=True):
+            amount = 1
+            if length is not None:
+                amount = int(read(length, 1)[0])
+                if amount < 0:
+                    _refuse_row(path, element, index, f"a list {p.name!r} of {amount} entries")
+            row.append(read(number, amount).tolist())
+        yield row
+
+
+def _walk_text_rows(lines: TextIO, path: Path, element: _Element) -> Iterator[_Row]:
+    for index in range(element.count):
+        words, row = _read_words(lines, path, element), []
         try:
-            _fill_row(rows[index], element, [float(word) for word in words])
-        except (ValueError, IndexError) as error:
-            raise ValueError(f"{path}: row {index} of {element.name!r} cannot be understood ({error}).") from error
-    return _check_triangles(rows, element, path)
+            for p in element.properties:
+                amount = 1 if p.length is None else _parse_number(words.pop(0), p.length)
+                if not 0 <= amount <= len(words):
+                    raise ValueError(f"{amount} numbers expected for {p.name!r}, {len(words)} are left in its line")
+                row.append([_parse_number(word, p.kind) for word in words[:amount]])
+                del words[:amount]
+            if words:
+                raise ValueError(f"{len(words)} numbers more than the header names")
+        except (ValueError, IndexError, OverflowError) as error:
+            _refuse_row(path, element, index, str(error))
+        yield row
 
 
-def _fill_row(row: np.void, element: _Element, values: list[float]) -> None:
-    place = 0
-    for name, _, length in element.properties:
-        count = 1 if length is None else int(values[place])
-        if length is None:
-            row[name] = values[place]
-        else:
-            row[f"{name} count"] = count
-            place += 1
-            # Lists of other lengths are refused by their count once all rows are read.
-            row[name] = values[place : place + 3] if count == 3 else 0
-        place += count
+def _read_words(lines: TextIO, path: Path, element: _Element) -> list[str]:
+    """The numbers of the next line that is not blank."""
+    while line := lines.readline(MAX_LINE_BYTES):
+        if words := line.split():
+            return words
+    _refuse_cut_file(path, element)
+
+
+def _parse_number(word: str, kind: str) -> int | float:
+    """A number of a type; one that the type does not hold is an error."""
+    value = float(word)
+    if kind.startswith("f"):
+        return value
+    limits = np.iinfo(kind)
+    if not (value.is_integer() and limits.min <= value <= limits.max):
+        raise ValueError(f"{word!r} is no whole number of {limits.min} to {limits.max}")
+    return int(value)
+
+
+def _gather(rows: Iterable[_Row], element: _Element) -> _Columns:
+    """Rows as columns."""
+    pieces: list[list[list]] = [[] for _ in element.properties]
+    for row in rows:
+        for column, entries in zip(pieces, row, strict=True):
+            column.append(entries)
+    columns: _Columns = {}
+    for p, column in zip(element.properties, pieces, strict=True):
+        with np.errstate(over="ignore"):
+            entries = np.array(list(chain.from_iterable(column)), dtype=p.kind)
+        lengths = np.array([len(entries) for entries in column], dtype=np.int64)
+        columns[p.name] = entries if p.length is None else _Lists(lengths, entries)
+    return columns
+
+
+def _refuse_row(path: Path, element: _Element, index: int, found: str) -> None:
+    raise ValueError(f"{path}: row {index} of {element.name!r} cannot be understood ({found}); export the mesh again.")
 
 
 def _refuse_cut_file(path: Path, element: _Element) -> None:
@@ -153,38 +304,69 @@ def _refuse_cut_file(path: Path, element: _Element) -> None:
     )
 
 
-def _check_triangles(rows: np.ndarray, element: _Element, path: Path) -> np.ndarray:
-    for name, _, length in element.properties:
-        if length is not None and (rows[f"{name} count"] != 3).any():
-            raise ValueError(
-                f"{path}: expected lists of three in {name!r} of {element.name!r} (triangles), got lists of other"
-                " lengths; triangulate the mesh first."
-            )
-    return rows
+def _make_mesh(found: dict[str, _Columns], path: Path) -> Mesh:
+    vertex = {name: column for name, column in found.get("vertex", {}).items() if isinstance(column, np.ndarray)}
+    if not {"x", "y", "z"} <= vertex.keys():
+        raise ValueError(
+            f"{path}: expected vertices with x, y and z, the file has {sorted(vertex) or sorted(found)}; export the"
+            " mesh again."
+        )
+    if "red" in vertex and vertex["red"].dtype != np.uint8:
+        raise ValueError(f"{path}: expected colours of type uchar (0 to 255), got {vertex['red'].dtype}.")
 
-
-def _make_mesh(rows: dict[str, np.ndarray], path: Path) -> Mesh:
-    vertex = rows.get("vertex")
-    if vertex is None or not {"x", "y", "z"} <= set(vertex.dtype.names or ()):
-        found = sorted(rows) if vertex is None else list(vertex.dtype.names or ())
-        raise ValueError(f"{path}: expected vertices with x, y and z, the file has {found}.")
-
-    if "red" in vertex.dtype.names and vertex.dtype["red"] != np.uint8:
-        raise ValueError(f"{path}: expected colours of type uchar (0 to 255), got {vertex.dtype['red']}.")
-
-    def get(names: tuple[str, ...], kind) -> np.ndarray | None:
-        if not set(names) <= set(vertex.dtype.names):
+    def stack(names: tuple[str, ...], kind) -> np.ndarray | None:
+        if not set(names) <= vertex.keys():
             return None
         return np.stack([vertex[name].astype(kind) for name in names], axis=1)
 
-    face = rows.get("face")
-    lists = [name for name in ("vertex_indices", "vertex_index") if face is not None and name in face.dtype.names]
+    # A number beyond float32 becomes infinite, which is refused with the others.
+    with np.errstate(over="ignore"):
+        vertices = stack(("x", "y", "z"), np.float32)
+    check_vertices(vertices, path)
+    face = found.get("face", {})
+    lists = [face[name] for name in FACE_LISTS if isinstance(face.get(name), _Lists)]
     return Mesh(
-        vertices=get(("x", "y", "z"), np.float32),
-        colors=get(("red", "green", "blue"), np.uint8),
-        normals=get(("nx", "ny", "nz"), np.float32),
-        faces=face[lists[0]].astype(np.int64) if lists else None,
+        vertices=vertices,
+        colors=stack(("red", "green", "blue"), np.uint8),
+        normals=stack(("nx", "ny", "nz"), np.float32),
+        faces=_make_triangles(lists[0], len(vertices), path) if lists else None,
     )
 
 
-__all__ = ["Mesh", "read_ply"]
+def check_vertices(vertices: np.ndarray, path: Path) -> None:
+    """Refuse vertices (M, 3) that are not finite, or too far from the others to be metres of one scan."""
+    wrong = np.flatnonzero(~np.isfinite(vertices).all(axis=1))
+    if len(wrong):
+        raise ValueError(
+            f"{path}: expected finite vertices, got {vertices[wrong[0]].tolist()} for vertex {wrong[0]} ({len(wrong)}"
+            " such vertices); export the mesh again."
+        )
+    if not len(vertices):
+        return
+    distance = np.abs(vertices - np.median(vertices, axis=0)).max(axis=1)
+    if distance.max() > MAX_REACH:
+        raise ValueError(
+            f"{path}: expected vertices in metres, no more than {MAX_REACH:g} m from the middle of the mesh, got"
+            f" {(distance > MAX_REACH).sum()} beyond, such as vertex {distance.argmax()} at"
+            f" {vertices[distance.argmax()].tolist()}; remove stray vertices, or scale millimetres to metres."
+        )
+
+
+def _make_triangles(corners: _Lists, num_vertices: int, path: Path) -> np.ndarray:
+    """Faces as triangles (F, 3): a fan about each face's first corner."""
+    entries = corners.entries
+    outside = np.flatnonzero((entries < 0) | (entries >= num_vertices))
+    if len(outside):
+        face = int(np.searchsorted(np.cumsum(corners.lengths), outside[0], side="right"))
+        raise ValueError(
+            f"{path}: face {face}: expected corners of 0 to {num_vertices - 1}, the mesh's vertices, got"
+            f" {entries[outside[0]]}; export the mesh again."
+        )
+    amounts = np.maximum(corners.lengths - 2, 0)
+    first = np.repeat(np.cumsum(corners.lengths) - corners.lengths, amounts)
+    # 0, 1, 2, ... within each face.
+    step = np.arange(amounts.sum()) - np.repeat(np.cumsum(amounts) - amounts, amounts)
+    return entries[np.stack([first, first + step + 1, first + step + 2], axis=1)].astype(np.int64)
+
+
+__all__ = ["Mesh", "check_vertices", "read_ply"]

@@ -2,7 +2,8 @@
 
     DIR/posed_images/<scene>/NNNNN.jpg .png .txt   colour; depth, uint16 millimetres; camera to the scan's world
     DIR/posed_images/<scene>/depth_intrinsic.txt   4x4, pixels of the depth map
-    DIR/scans/<scene>/<scene>.txt                  axisAlignment
+    DIR/scans/<scene>/<scene>.txt                  axisAlignment; without it (a scene that was copied alone) the
+                                                   scene keeps the scan's own world, unless axis_align.txt lies in it
     DIR/scans/<scene>/view_0.png or .jpg           optional picture from above
 
 An EmbodiedScan info file (`load_embodiedscan_infos`) takes the place of the two middle ones, and its list of images
@@ -10,7 +11,6 @@ that of the folder's: that is the order, and the choice without lost frames, of 
 """
 
 import os
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,18 +19,17 @@ import numpy as np
 from PIL import Image
 
 from ross3d.data.scene import Scene
+from ross3d.data.sources.beside import Beside, make_scene, read_alignment
 from ross3d.data.sources.frames import (
-    MAX_EXCLUDED,
     Exclusions,
     choose_views,
     decode_views,
-    make_scene,
     open_image,
-    read_axis_align_matrix,
-    read_boxes,
     read_depth,
     read_matrix,
 )
+from ross3d.data.sources.inside import resolve_inside
+from ross3d.data.sources.plain_pickle import load_plain_pickle
 from ross3d.data.sources.scannet_objects import read_axis_alignment
 
 
@@ -39,22 +38,6 @@ BEV_SIZE = 432
 # Of 255; our choice: JPEG leaves traces of a few levels in the black around a seen area, which are void all the same.
 JPEG_RINGING = 8
 PUBLISHED_BEV_NAMES = ("view_0.png", "view_0.jpg")
-
-# What a pickle of arrays and builtins needs, and nothing that runs code.
-ARRAY_PARTS = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("collections", "OrderedDict"),
-    ("builtins", "set"),
-    ("builtins", "frozenset"),
-    ("builtins", "bytearray"),
-    ("builtins", "complex"),
-    # Bytes of older pickles.
-    ("_codecs", "encode"),
-}
 
 
 @dataclass(frozen=True)
@@ -72,17 +55,6 @@ class EmbodiedScanInfo:
     depth_intrinsics: np.ndarray
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads numpy arrays and builtins; refuses everything else by name, so that no code of the file can run."""
-
-    def find_class(self, module: str, name: str):
-        # NumPy 2 moved its inner parts; files written before still name the old place.
-        module = module.replace("numpy.core.", "numpy._core.")
-        if (module, name) not in ARRAY_PARTS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is neither an array nor a builtin")
-        return super().find_class(module, name)
-
-
 def load_embodiedscan_infos(path: str | os.PathLike) -> dict[str, EmbodiedScanInfo]:
     """ScanNet's scans of an `embodiedscan_infos_{train,val,test}.pkl`, by scene id such as `scene0415_00`.
 
@@ -90,16 +62,7 @@ def load_embodiedscan_infos(path: str | os.PathLike) -> dict[str, EmbodiedScanIn
         FileNotFoundError, ValueError: no such file; a pickle that holds more than arrays and builtins, or other keys.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected an embodiedscan_infos_<split>.pkl.")
-    try:
-        with path.open("rb") as file:
-            content = _ArrayUnpickler(file).load()
-    # Damaged bytes can make an unpickler raise anything.
-    except Exception as error:
-        raise ValueError(
-            f"{path}: the pickle is refused ({error}); expected EmbodiedScan's infos, made of numpy arrays alone."
-        ) from error
+    content = load_plain_pickle(path, "EmbodiedScan's embodiedscan_infos_<split>.pkl")
     try:
         return {
             entry["sample_idx"].removeprefix("scannet/"): EmbodiedScanInfo(
@@ -119,7 +82,7 @@ def load_embodiedscan_infos(path: str | os.PathLike) -> dict[str, EmbodiedScanIn
 
 def _find_scan(path: Path) -> Path:
     """The scan's folder beside the export: DIR/scans/<scene> of DIR/posed_images/<scene>."""
-    return path.resolve().parents[1] / "scans" / path.resolve().name
+    return path.resolve().parent.parent / "scans" / path.resolve().name
 
 
 def list_scan_files(path: Path) -> list[Path]:
@@ -134,8 +97,10 @@ def read_posed_images(
     num_views: int | None = None,
     axis_align_matrix: np.ndarray | str | os.PathLike | None = None,
     boxes: np.ndarray | str | os.PathLike | None = None,
-    max_excluded: float = MAX_EXCLUDED,
+    max_excluded: float | None = None,
     reduce_to: int | None = None,
+    rotate: str | int | None = None,
+    allow_outside: bool = False,
     infos: Mapping[str, EmbodiedScanInfo] | None = None,
     crop_bev: bool = True,
 ) -> Scene:
@@ -149,6 +114,8 @@ def read_posed_images(
         max_excluded (`float`): share of frames that may be lost, missing or damaged.
         reduce_to (`int`, *optional*): decode JPEG pictures no larger than needed for a shorter side of so many pixels
             (a processor's `view_size`); exactly by default.
+        rotate (*optional*): turn pictures, depth and cameras by so many degrees, counter-clockwise; see `make_scene`.
+        allow_outside (`bool`): let links in the scan's folders lead out of them.
         infos (*optional*): what `load_embodiedscan_infos` returned.
         crop_bev (`bool`, defaults to `True`): cut the middle out of a published picture from above; False for a
             processor of `geometry_mode="published"`, which cuts it itself.
@@ -159,43 +126,49 @@ def read_posed_images(
     path = Path(path)
     scene_id = path.resolve().name
     scan = _find_scan(path)
+
+    def find(name: str, folder: Path = path) -> Path:
+        return resolve_inside(folder, name, allow_outside=allow_outside)
+
     info = _get_info(infos, scene_id)
+    beside = Beside((path,), allow_outside)
     if info is None:
         names = sorted(file.stem for file in path.glob("[0-9]*.jpg"))
-        intrinsics = read_matrix(path / "depth_intrinsic.txt", (4, 4), "the depth camera, pixels")[:3, :3]
-        align = read_axis_align_matrix(
-            axis_align_matrix, scene_id, lambda: _read_alignment(scan / f"{scene_id}.txt", scene_id)
-        )
+        intrinsics = read_matrix(find("depth_intrinsic.txt"), (4, 4), "the depth camera, pixels")[:3, :3]
+        own_alignment = _read_alignment(find(f"{scene_id}.txt", scan))
     else:
         names = [Path(name).stem for name in info.image_names]
-        intrinsics = info.depth_intrinsics
-        align = read_axis_align_matrix(axis_align_matrix, scene_id, lambda: info.axis_align_matrix)
+        intrinsics, own_alignment = info.depth_intrinsics, info.axis_align_matrix
     if not names:
         raise ValueError(f"{path} holds zero frames; expected 00000.jpg, 00000.png and 00000.txt and so on.")
     exclusions = Exclusions(f"scene {scene_id!r}", max_excluded)
     cameras = exclusions.read_each(
-        names, lambda name: read_matrix(path / f"{name}.txt", (4, 4), "camera to world, metres"), "pose"
+        names, lambda name: read_matrix(find(f"{name}.txt"), (4, 4), "camera to world, metres"), "pose"
     )
     views = decode_views(
         choose_views(exclusions.drop_lost(cameras), num_views),
-        lambda name: path / f"{name}.jpg",
-        lambda name: read_depth(path / f"{name}.png"),
+        lambda name: find(f"{name}.jpg"),
+        lambda name: read_depth(find(f"{name}.png")),
         exclusions,
         reduce_to,
     )
-    box_array, box_labels = (None, None) if boxes is None else read_boxes(boxes, scene_id)
-    bev_files = [file for file in (scan / name for name in PUBLISHED_BEV_NAMES) if file.is_file()]
+
+    def read_own_bev() -> tuple[np.ndarray, np.ndarray] | None:
+        files = [find(name, scan) for name in PUBLISHED_BEV_NAMES if (scan / name).exists()]
+        return read_bev_view(files[0], views.depth_size, crop_bev) if files else None
+
     return make_scene(
         path=path,
         scene_id=scene_id,
         views=views,
         intrinsics=intrinsics,
         cam2world=np.stack([cameras[name] for name in views.names]),
-        axis_align_matrix=align,
+        alignment=read_alignment(axis_align_matrix, beside, scene_id, lambda: own_alignment),
         exclusions=exclusions,
-        boxes=box_array,
-        box_labels=box_labels,
-        bev=(*read_bev_view(bev_files[0], views.depth_size, crop_bev), None) if bev_files else (None,) * 3,
+        beside=beside,
+        given_boxes=boxes,
+        read_own_bev=read_own_bev,
+        rotate=rotate,
     )
 
 
@@ -228,14 +201,9 @@ def _get_info(infos: Mapping[str, EmbodiedScanInfo] | None, scene_id: str) -> Em
     return infos[scene_id]
 
 
-def _read_alignment(file: Path, scene_id: str) -> np.ndarray:
-    matrix = read_axis_alignment(file) if file.is_file() else None
-    if matrix is None:
-        raise ValueError(
-            f"scene {scene_id!r}: no axis alignment is at hand ({file} is missing or has none); give axis_align_matrix"
-            " (np.eye(4) for the scan's own world) or infos."
-        )
-    return matrix
+def _read_alignment(file: Path) -> np.ndarray | None:
+    """The scan's own alignment; None for a scene that was copied without its scan, and for scans of the test split."""
+    return read_axis_alignment(file) if file.exists() else None
 
 
 __all__ = ["EmbodiedScanInfo", "load_embodiedscan_infos", "read_bev_view", "read_posed_images"]

@@ -1,15 +1,11 @@
 """A folder of posed RGB-D frames, as 7-Scenes and TSDF tools write it. Our own scenes have the same layout.
 
     DIR/frame-NNNNNN.color.jpg (or .png)   RGB
-    DIR/frame-NNNNNN.depth.png             uint16 millimetres along z, 0 = no reading
+    DIR/frame-NNNNNN.depth.png             uint16 millimetres along z, 0 = no reading; or .pgm (3RScan, ScanNet's
+                                           tools), .tif, or .npy, whose floats are metres
     DIR/frame-NNNNNN.pose.txt              4x4 camera to world, metres, OpenCV axes
     DIR/camera-intrinsics.txt              3x3, pixels of the depth map
-    DIR/axis_align.txt                     optional 4x4: the world of the poses -> z up, floor at 0; applied here, once
-    DIR/boxes.json                         optional [{"box": [cx, cy, cz, dx, dy, dz], "category": ..., ...}, ...]
-                                           or [[cx, cy, cz, dx, dy, dz], ...], metres, in the aligned world
-    DIR/proposals.json                     optional, a detector's boxes, as in boxes.json
-    DIR/bev.png, DIR/bev.json              optional RGBA picture from above (alpha 0 = void) and {"bounds": [...]},
-                                           null where nobody knows them
+    DIR/axis_align.txt, boxes.json, ...    see beside.py
 
 Depth and colour may differ in size when their aspect agrees; a folder in which no frame has depth is read without
 depth.
@@ -25,22 +21,22 @@ import numpy as np
 from PIL import Image
 
 from ross3d.data.scene import Scene, check_scene
+from ross3d.data.sources.beside import Beside, make_scene, read_alignment
 from ross3d.data.sources.frames import (
     MILLIMETRES_PER_METRE,
     Exclusions,
     choose_views,
     decode_views,
-    make_scene,
-    open_image,
-    read_axis_align_matrix,
-    read_boxes,
     read_depth,
     read_matrix,
     scale_intrinsics,
 )
+from ross3d.data.sources.inside import resolve_inside
 
 
-COLOR_PATTERN = re.compile(r"^(frame-\d+)\.color\.(jpg|jpeg|png)$")
+COLOR_PATTERN = re.compile(r"^(frame-\d+)\.color\.(jpg|jpeg|png)$", re.IGNORECASE)
+# `.depth.proj.png` and `.rendered.depth.png`, which others make of it, are no depth maps of this layout.
+DEPTH_PATTERN = re.compile(r"^(frame-\d+)\.depth\.(png|pgm|tif|tiff|npy|exr|pfm|npz)$", re.IGNORECASE)
 
 
 def read_rgbd_folder(
@@ -51,6 +47,8 @@ def read_rgbd_folder(
     boxes: np.ndarray | str | os.PathLike | None = None,
     max_excluded: float = 0.0,
     reduce_to: int | None = None,
+    rotate: str | int | None = None,
+    allow_outside: bool = False,
 ) -> Scene:
     """Read and check a folder of posed frames.
 
@@ -64,6 +62,8 @@ def read_rgbd_folder(
             and listed in `Scene.exclusions`.
         reduce_to (`int`, *optional*): decode JPEG pictures no larger than needed for a shorter side of so many pixels
             (a processor's `view_size`); exactly by default.
+        rotate (*optional*): turn pictures, depth and cameras by so many degrees, counter-clockwise; see `make_scene`.
+        allow_outside (`bool`): let links in the folder lead out of it.
 
     Returns:
         `Scene` in metres with the alignment applied.
@@ -75,109 +75,83 @@ def read_rgbd_folder(
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not a folder; give the folder that holds frame-NNNNNN.color.jpg files.")
     scene_id = path.resolve().name
-    color_files = _find_frames(path)
-    intrinsics = read_matrix(path / "camera-intrinsics.txt", (3, 3), "the camera's focal lengths and centre in pixels")
+
+    def find(name: str) -> Path:
+        return resolve_inside(path, name, allow_outside=allow_outside)
+
+    color_files, depth_files = (
+        _find_frames(path, COLOR_PATTERN, "pictures"),
+        _find_frames(path, DEPTH_PATTERN, "depth maps"),
+    )
+    if not color_files:
+        raise ValueError(
+            f"{path} holds zero frames; expected files named frame-000000.color.jpg (or .png), frame-000000.depth.png "
+            "and frame-000000.pose.txt."
+        )
+    intrinsics = _read_intrinsics(find("camera-intrinsics.txt"))
     exclusions = Exclusions(f"scene {scene_id!r}", max_excluded)
     cameras = exclusions.read_each(
-        color_files, lambda name: read_matrix(path / f"{name}.pose.txt", (4, 4), "camera to world, metres"), "pose"
+        color_files, lambda name: read_matrix(find(f"{name}.pose.txt"), (4, 4), "camera to world, metres"), "pose"
     )
     chosen = choose_views(exclusions.drop_lost(cameras), num_views)
-    views = decode_views(chosen, color_files.__getitem__, _make_depth_reader(path, chosen), exclusions, reduce_to)
+    missing = [name for name in chosen if name not in depth_files]
+
+    def read_depth_map(name: str) -> np.ndarray:
+        if name not in depth_files:
+            raise FileNotFoundError(
+                f"{path / name}.depth.png is missing ({len(missing)} of {len(chosen)} frames have no depth); remove"
+                " those frames, or all depth files to use the pictures alone."
+            )
+        return read_depth(find(depth_files[name]))
+
+    views = decode_views(
+        chosen,
+        lambda name: find(color_files[name]),
+        None if len(missing) == len(chosen) else read_depth_map,
+        exclusions,
+        reduce_to,
+        # The middle of the camera's picture.
+        camera_size=(max(2 * intrinsics[0, 2] + 1, 1.0), max(2 * intrinsics[1, 2] + 1, 1.0)),
+    )
     if views.image_size != views.stored_size and views.depth_maps is None:
         intrinsics = scale_intrinsics(intrinsics, views.stored_size, views.image_size)
-    align = read_axis_align_matrix(axis_align_matrix, scene_id, lambda: _read_alignment(path))
-    own_world = axis_align_matrix is None or _is_same(align, _read_alignment(path))
-    default_boxes, detected = path / "boxes.json", path / "proposals.json"
-    given_boxes = default_boxes if boxes is None and own_world and default_boxes.is_file() else boxes
-    box_array, box_labels = (None, None) if given_boxes is None else read_boxes(given_boxes, scene_id)
+    beside = Beside((path,), allow_outside)
     return make_scene(
         path=path,
         scene_id=scene_id,
         views=views,
         intrinsics=intrinsics,
         cam2world=np.stack([cameras[name] for name in views.names]),
-        axis_align_matrix=align,
+        alignment=read_alignment(axis_align_matrix, beside, scene_id),
         exclusions=exclusions,
-        boxes=box_array,
-        box_labels=box_labels,
-        proposal_boxes=read_boxes(detected, scene_id)[0] if own_world and detected.is_file() else None,
-        bev=read_bev(path) if own_world else (None, None, None),
+        beside=beside,
+        given_boxes=boxes,
+        rotate=rotate,
     )
 
 
-def _is_same(one: np.ndarray | None, other: np.ndarray | None) -> bool:
-    """Whether two alignments make the same world; None is the scan's own."""
-    one, other = (np.eye(4) if matrix is None else matrix for matrix in (one, other))
-    return bool(np.allclose(one, other, atol=1e-6))
-
-
-def _find_frames(path: Path) -> dict[str, Path]:
-    frames: dict[str, Path] = {}
-    for file in sorted(path.iterdir()):
-        match = COLOR_PATTERN.match(file.name)
+def _find_frames(path: Path, pattern: re.Pattern, what: str) -> dict[str, str]:
+    """File names by the frame that they begin with."""
+    frames: dict[str, str] = {}
+    for name in sorted(os.listdir(path)):
+        match = pattern.match(name)
         if match is None:
             continue
         if match[1] in frames:
-            raise ValueError(f"{path.name}: {match[1]} has two pictures, {frames[match[1]].name} and {file.name}.")
-        frames[match[1]] = file
-    if not frames:
-        raise ValueError(
-            f"{path} holds zero frames; expected files named frame-000000.color.jpg (or .png), frame-000000.depth.png "
-            "and frame-000000.pose.txt."
-        )
+            raise ValueError(
+                f"{path.name}: {match[1]} has two {what}, {frames[match[1]]} and {name}; leave one of the two."
+            )
+        frames[match[1]] = name
     return frames
 
 
-def _make_depth_reader(path: Path, names: list[str]):
-    """The function that reads the depth map of a frame; None where no frame has one."""
-    files = {name: path / f"{name}.depth.png" for name in names}
-    missing = [file for file in files.values() if not file.is_file()]
-    if len(missing) == len(files):
-        return None
-
-    def read(name: str) -> np.ndarray:
-        if not files[name].is_file():
-            raise FileNotFoundError(
-                f"{files[name]} is missing ({len(missing)} of {len(files)} frames have no depth); remove those frames,"
-                " or all depth files to use the pictures alone."
-            )
-        return read_depth(files[name])
-
-    return read
-
-
-def _read_alignment(path: Path) -> np.ndarray | None:
-    file = path / "axis_align.txt"
-    return read_matrix(file, (4, 4), "scan to upright world") if file.is_file() else None
-
-
-def read_bev(path: Path) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
-    """The picture from above of a scan's folder, what was seen, and its bounds where they are known; else None.
-
-    Raises:
-        FileNotFoundError, ValueError: a picture without `bev.json`, or of another mode than RGBA.
-    """
-    file = path / "bev.png"
-    if not file.is_file():
-        return None, None, None
-    image = open_image(file)
-    if image.mode != "RGBA":
-        raise ValueError(
-            f"{file}: expected RGBA with alpha 0 = void, got mode {image.mode!r}; build the picture again."
-        )
-    pixels = np.array(image)
-    bounds_file = path / "bev.json"
-    if not bounds_file.is_file():
+def _read_intrinsics(file: Path) -> np.ndarray:
+    if not file.exists() and (file.parent / "_info.txt").is_file():
         raise FileNotFoundError(
-            f'{bounds_file} is missing beside bev.png; expected {{"bounds": [xmin, ymin, xmax, ymax]}}.'
+            f"{file} is missing; this is a sequence of 3RScan or of ScanNet's tools, whose cameras lie in _info.txt:"
+            " write the first three numbers of the first three rows of m_calibrationDepthIntrinsic there."
         )
-    try:
-        edges = json.loads(bounds_file.read_text())["bounds"]
-        bounds = None if edges is None else np.array(edges, dtype=np.float32)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f'{bounds_file}: expected {{"bounds": [xmin, ymin, xmax, ymax]}}, got {error!r}.') from error
-    valid = pixels[..., 3] > 0
-    return pixels[..., :3] * valid[..., None].astype(np.uint8), valid, bounds
+    return read_matrix(file, (3, 3), "the camera's focal lengths and centre in pixels")
 
 
 def write_rgbd_folder(scene: Scene, path: str | os.PathLike) -> Path:

@@ -19,16 +19,14 @@ from pathlib import Path
 import numpy as np
 
 from ross3d.data.scene import Scene
+from ross3d.data.sources.beside import Beside, make_scene, read_alignment
 from ross3d.data.sources.frames import (
-    MAX_EXCLUDED,
     Exclusions,
     choose_views,
     decode_views,
-    make_scene,
-    read_axis_align_matrix,
-    read_boxes,
     scale_depth,
 )
+from ross3d.data.sources.inside import resolve_inside
 from ross3d.data.sources.ply import Mesh, read_ply
 from ross3d.data.sources.scannet_objects import (
     align_vertices,
@@ -54,8 +52,10 @@ def read_scannet_scan(
     num_views: int | None = None,
     axis_align_matrix: np.ndarray | str | os.PathLike | None = None,
     boxes: np.ndarray | str | os.PathLike | None = None,
-    max_excluded: float = MAX_EXCLUDED,
+    max_excluded: float | None = None,
     reduce_to: int | None = None,
+    rotate: str | int | None = None,
+    allow_outside: bool = False,
     frame_step: int = FRAME_STEP,
     labels_file: str | os.PathLike | None = None,
 ) -> Scene:
@@ -69,6 +69,8 @@ def read_scannet_scan(
         max_excluded (`float`): share of frames that may be lost or damaged.
         reduce_to (`int`, *optional*): decode JPEG pictures no larger than needed for a shorter side of so many pixels
             (a processor's `view_size`); exactly by default.
+        rotate (*optional*): turn pictures, depth and cameras by so many degrees, counter-clockwise; see `make_scene`.
+        allow_outside (`bool`): let links in the folder lead out of it.
         frame_step (`int`, defaults to 10): frames 0, step, 2 * step ... are the scan.
         labels_file (`str` or `Path`, *optional*): the table of labels, where it is not beside the scans.
 
@@ -77,12 +79,18 @@ def read_scannet_scan(
     """
     path = Path(path)
     scene_id = path.resolve().name
-    recording = path / f"{scene_id}.sens"
+    recording = resolve_inside(path, f"{scene_id}.sens", allow_outside=allow_outside)
     if not recording.is_file():
         raise FileNotFoundError(f"{recording} does not exist; give the folder of one scan with its .sens recording.")
     if frame_step < 1:
         raise ValueError(f"frame_step must be at least 1 frame, got {frame_step}; 10 is that of the public export.")
-    align = read_axis_align_matrix(axis_align_matrix, scene_id, lambda: read_axis_alignment(path / f"{scene_id}.txt"))
+    beside = Beside((path,), allow_outside)
+
+    def read_own_alignment() -> np.ndarray | None:
+        file = resolve_inside(path, f"{scene_id}.txt", allow_outside=allow_outside)
+        return None if axis_align_matrix is not None and not file.exists() else read_axis_alignment(file)
+
+    alignment = read_alignment(axis_align_matrix, beside, scene_id, read_own_alignment)
     exclusions = Exclusions(f"scene {scene_id!r}", max_excluded)
     header, all_cameras = read_sens_cameras(recording)
     cameras = {f"{index:05d}": all_cameras[index] for index in range(0, len(all_cameras), frame_step)}
@@ -97,20 +105,19 @@ def read_scannet_scan(
         exclusions,
         reduce_to,
     )
-    if boxes is None:
-        box_array, box_labels = read_object_boxes(path, np.eye(4) if align is None else align, labels_file)
-    else:
-        box_array, box_labels = read_boxes(boxes, scene_id)
+    to_world = np.eye(4) if alignment.matrix is None else alignment.matrix
     return make_scene(
         path=path,
         scene_id=scene_id,
         views=views,
         intrinsics=header.depth_intrinsics[:3, :3],
         cam2world=np.stack([cameras[name] for name in views.names]),
-        axis_align_matrix=align,
+        alignment=alignment,
         exclusions=exclusions,
-        boxes=box_array,
-        box_labels=box_labels,
+        beside=beside,
+        given_boxes=boxes,
+        read_own_boxes=lambda: read_object_boxes(path, to_world, labels_file),
+        rotate=rotate,
     )
 
 

@@ -5,19 +5,24 @@ file, so a later object takes segments over from an earlier one; an object that 
 """
 
 import csv
+import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ross3d.data.sources.frames import read_json
+from ross3d.data.scene import check_cam2world
+from ross3d.data.text_files import read_json, read_text
 
 
 # nyu40 ids that have a class of their own, in the order of the classes; every other id shares the last class.
 NYU40_CLASSES = (*range(1, 13), 14, 16, 24, 28, 33, 34, 36, 39)
 OTHER_CLASS = len(NYU40_CLASSES) - 1
+# Ids of objects are kept as int16.
+MAX_OBJECT_ID = 32767
 # The row of the label table that names it does not know count as.
 UNKNOWN_LABEL = "case"
 
@@ -65,45 +70,67 @@ def read_axis_alignment(path: str | os.PathLike) -> np.ndarray | None:
     """Scan to aligned world (4, 4), float64, from a scan's `.txt`; None where it has no `axisAlignment` line.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; not 16 numbers.
+        FileNotFoundError, ValueError: no such file; not 16 numbers, or those of no rigid transform.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; expected the scan's meta data with its axisAlignment line.")
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_text(path, "the scan's meta data with its axisAlignment line").splitlines():
         key, _, values = line.partition("=")
         if key.strip() == "axisAlignment":
             try:
-                return np.array([float(word) for word in values.split()]).reshape(4, 4)
+                matrix = np.array([float(word) for word in values.split()]).reshape(4, 4)
             except ValueError as error:
                 raise ValueError(f"{path}: axisAlignment must be 16 numbers, row by row ({error}).") from error
+            check_cam2world(matrix[None], 1, str(path), ["axisAlignment"])
+            return matrix
     return None
 
 
 def read_segments(path: str | os.PathLike) -> np.ndarray:
     """The segment of every vertex (M,), int64, from `*.segs.json`."""
-    content = read_json(Path(path), 'a dictionary with "segIndices", the segment of every vertex')
-    if not isinstance(content, dict) or "segIndices" not in content:
-        raise ValueError(f'{path}: "segIndices" is not in it; expected the over-segmentation of the mesh.')
-    try:
-        return np.asarray(content["segIndices"], dtype=np.int64)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"{path}: segIndices must be whole numbers, one a vertex ({error}).") from error
+    meaning = 'a dictionary with "segIndices", the segment of every vertex'
+    segments = read_json(path, meaning, keys=("segIndices",))["segIndices"]
+    _check_numbers(segments, f"{path}: segIndices", "one a vertex")
+    return np.array(segments, dtype=np.int64)
+
+
+def _check_numbers(numbers: Any, name: str, meaning: str) -> None:
+    """Refuse what is no list of segments."""
+    if not isinstance(numbers, list):
+        raise ValueError(f"{name} must be a list of whole numbers, {meaning}, got {type(numbers).__name__}.")
+    wrong = next((n for n, number in enumerate(numbers) if type(number) is not int or abs(number) >= 2**63), None)
+    if wrong is not None:
+        raise ValueError(
+            f"{name} must be whole numbers, {meaning}, got {str(numbers[wrong])[:50]} at place {wrong}; download the"
+            " file again."
+        )
 
 
 def read_segment_groups(path: str | os.PathLike) -> list[SegmentGroup]:
-    """The objects of `*.aggregation.json`, in the order of the file."""
-    content = read_json(Path(path), 'a dictionary with "segGroups", the objects of the scan')
-    try:
-        return [
-            SegmentGroup(int(row["objectId"]), str(row["label"]), tuple(row["segments"]))
-            for row in content["segGroups"]
-        ]
-    except (KeyError, TypeError, ValueError) as error:
+    """The objects of `*.aggregation.json`, in the order of the file.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; an object without a whole number as its id, label or segments.
+    """
+    meaning = 'a dictionary with "segGroups", the objects of the scan'
+    rows = read_json(path, meaning, keys=("segGroups",))["segGroups"]
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: segGroups must be a list of objects, got {type(rows).__name__}.")
+    return [_read_group(row, f"{path}: segGroups, object {place}") for place, row in enumerate(rows)]
+
+
+def _read_group(row: Any, where: str) -> SegmentGroup:
+    if not isinstance(row, dict) or not {"objectId", "label", "segments"} <= row.keys():
         raise ValueError(
-            f'{path}: expected {{"segGroups": [{{"objectId": ..., "label": ..., "segments": [...]}}, ...]}}, got'
-            f" {error!r}."
-        ) from error
+            f'{where}: expected {{"objectId": ..., "label": ..., "segments": [...]}}, got {str(row)[:200]}; download'
+            " the file again."
+        )
+    object_id, label = row["objectId"], row["label"]
+    if type(object_id) is not int or not 0 <= object_id <= MAX_OBJECT_ID:
+        raise ValueError(f"{where}: objectId must be a whole number of 0 to {MAX_OBJECT_ID}, got {object_id!r}.")
+    if not isinstance(label, str):
+        raise ValueError(f"{where}: label must be a name, got {label!r}.")
+    _check_numbers(row["segments"], f"{where}: segments", "those of the object")
+    return SegmentGroup(object_id, label, tuple(row["segments"]))
 
 
 def read_nyu40_ids(path: str | os.PathLike) -> dict[str, int]:
@@ -111,8 +138,10 @@ def read_nyu40_ids(path: str | os.PathLike) -> dict[str, int]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; expected ScanNet's table of labels there, or in a folder above.")
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(path, "ScanNet's table of labels")), delimiter="\t"))
+    except csv.Error as error:
+        raise ValueError(f"{path}: the table of labels cannot be read ({error}); download it again.") from error
     if not rows or not {"raw_category", "nyu40id"} <= set(rows[0]):
         raise ValueError(
             f"{path}: expected tab-separated columns raw_category and nyu40id, got {sorted(rows[0]) if rows else []}."

@@ -21,10 +21,16 @@ from typing import BinaryIO
 
 import numpy as np
 
+from ross3d.image_processing_ross3d import check_picture_size, check_regular_file
+
 
 VERSION = 4
 JPEG, ZLIB_USHORT = 2, 1
 MAX_NAME_BYTES = 4096
+# Nine hours at 30 frames a second.
+MAX_FRAMES = 1_000_000
+# Compressed, a picture takes at most so many bytes a pixel, and so many more.
+MAX_PIXEL_BYTES, MAX_MORE_BYTES = 4, 1 << 21
 MILLIMETRES_PER_METRE = 1000.0
 SIZES = struct.Struct("<iiIIIIfQ")
 FRAME = struct.Struct("<16f4Q")
@@ -81,14 +87,18 @@ class SensFrame:
         """
         width, height = self.header.depth_size
         where = f"{self.header.path}, frame {self.index}"
+        expected, unpacker = 2 * width * height, zlib.decompressobj()
         try:
-            payload = zlib.decompress(self.depth_zlib)
+            # No more than one byte beyond what there should be: a few bytes can unpack to gigabytes.
+            payload = unpacker.decompress(self.depth_zlib, expected + 1)
         except zlib.error as error:
             raise ValueError(f"{where}: depth cannot be unpacked ({error}); the frame is damaged.") from error
-        if len(payload) != 2 * width * height:
+        if len(payload) != expected or not unpacker.eof:
+            found = f"more than {expected}" if len(payload) > expected else len(payload)
+            end = "" if unpacker.eof or len(payload) > expected else " and then is cut off"
             raise ValueError(
-                f"{where}: depth unpacks to {len(payload)} bytes, expected {2 * width * height} for {width}x{height}"
-                " uint16; the frame is damaged."
+                f"{where}: depth unpacks to {found} bytes{end}, expected {expected} for {width}x{height} uint16; the"
+                " frame is damaged."
             )
         values = np.frombuffer(payload, dtype="<u2").reshape(height, width)
         if self.header.depth_shift == MILLIMETRES_PER_METRE:
@@ -130,6 +140,13 @@ def read_sens_header(file: BinaryIO) -> SensHeader:
             f"{path}: the header makes no sense: colour {color_width}x{color_height}, depth"
             f" {depth_width}x{depth_height}, depth shift {shift}; the file is damaged."
         )
+    check_picture_size((color_width, color_height), f"{path}, colour")
+    check_picture_size((depth_width, depth_height), f"{path}, depth")
+    if frames > MAX_FRAMES:
+        raise ValueError(
+            f"{path}: expected a recording of at most {MAX_FRAMES} frames, the header counts {frames}; the file is"
+            " damaged."
+        )
     return SensHeader(
         path=path,
         sensor_name=name,
@@ -152,7 +169,7 @@ def iterate_sens_frames(
     """
     if step < 1:
         raise ValueError(f"step must be at least 1 frame, got {step}.")
-    with Path(path).open("rb") as file:
+    with check_regular_file(path, "recording").open("rb") as file:
         header = read_sens_header(file)
         for index, cam2world, color_bytes, depth_bytes in _walk_frames(file, header):
             if index % step == 0 if indices is None else index in indices:
@@ -168,7 +185,7 @@ def read_sens_cameras(path: str | os.PathLike) -> tuple[SensHeader, np.ndarray]:
     Raises:
         ValueError: as `iterate_sens_frames`.
     """
-    with Path(path).open("rb") as file:
+    with check_regular_file(path, "recording").open("rb") as file:
         header = read_sens_header(file)
         cameras = [cam2world for _, cam2world, _, _ in _walk_frames(file, header)]
     return header, np.stack(cameras) if cameras else np.zeros((0, 4, 4))
@@ -180,6 +197,15 @@ def _walk_frames(file: BinaryIO, header: SensHeader) -> Iterator[tuple[int, np.n
     for index in range(header.num_frames):
         where = _describe_frame(header, index)
         *values, _, _, color_bytes, depth_bytes = FRAME.unpack(_read_exactly(file, FRAME.size, header.path, where))
+        for what, count, (width, height) in (
+            ("picture", color_bytes, header.color_size),
+            ("depth map", depth_bytes, header.depth_size),
+        ):
+            if count > MAX_PIXEL_BYTES * width * height + MAX_MORE_BYTES:
+                raise ValueError(
+                    f"{header.path}: {where}: expected a compressed {what} of {width}x{height} pixels, got"
+                    f" {count} bytes, more than it has plain; the file is damaged."
+                )
         end = file.tell() + color_bytes + depth_bytes
         if end > size:
             _refuse_cut_file(header.path, where, end - size)

@@ -1,4 +1,4 @@
-"""Videos without cameras or depth: evenly spread frames are the views."""
+"""Videos without cameras or depth: evenly spread frames are the views, the right way up."""
 
 import os
 from pathlib import Path
@@ -8,22 +8,32 @@ from PIL import Image
 
 from ross3d.data.sampling import sample_uniform
 from ross3d.data.scene import Scene, check_scene
+from ross3d.data.sources.frames import check_memory, check_rotation
+from ross3d.data.sources.pictures import turn_pixels
+from ross3d.data.text_files import check_file
+from ross3d.image_processing_ross3d import check_picture_size
 
 
-SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm")
+SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
 
 
 def find_video(path: str | os.PathLike) -> Path | None:
     """The video at a path, or at the path with a video's suffix added."""
     path = Path(path)
-    if path.is_file() and path.suffix.lower() in SUFFIXES:
+    if path.exists() and path.suffix.lower() in SUFFIXES and not path.is_dir():
         return path
-    added = [path.with_name(path.name + suffix) for suffix in SUFFIXES]
+    added = [path.with_name(path.name + suffix) for suffix in SUFFIXES] if path.name else []
     return next((file for file in added if file.is_file()), None)
 
 
-def read_video(path: str | os.PathLike, *, num_views: int | None = None, reduce_to: int | None = None) -> Scene:
-    """Read frames of a video.
+def read_video(
+    path: str | os.PathLike,
+    *,
+    num_views: int | None = None,
+    reduce_to: int | None = None,
+    rotate: str | int | None = None,
+) -> Scene:
+    """Read frames of a video, turned as its display matrix says: a phone writes them as its sensor lies.
 
     Args:
         path (`str` or `Path`): the file; its name without suffix becomes the scene's id.
@@ -31,20 +41,30 @@ def read_video(path: str | os.PathLike, *, num_views: int | None = None, reduce_
             twice; all by default.
         reduce_to (`int`, *optional*): pixels of the shorter side that are enough: frames, which can only be decoded
             whole, are halved as long as they stay at least so large.
+        rotate (*optional*): 0, 90, 180 or 270 degrees, counter-clockwise, by which the pictures are turned then.
 
     Raises:
-        ValueError: for a file that is no video, or that breaks off.
+        FileNotFoundError, ValueError: for a file that is no video, that breaks off, or whose frames are too large;
+            `rotate="auto"`, which would need cameras.
     """
     # Takes 0.1 s, which nobody else should wait for.
     import av
 
-    path = Path(path)
+    path, rotate = Path(path), check_rotation(rotate)
+    if rotate == "auto":
+        raise ValueError(f"{path}: rotate: a video has no cameras to be turned by; give 0, 90, 180 or 270.")
+    # The protocol is named, so that no other is read out of a file's name.
+    name = f"file:{check_file(path, 'a video')}"
     try:
-        with av.open(str(path)) as container:
+        with av.open(name) as container:
+            stream = container.streams.video[0]
+            size = stream.codec_context.width, stream.codec_context.height
+            check_picture_size(size, str(path))
             num_frames = sum(packet.size > 0 for packet in container.demux(video=0))
         chosen = sample_uniform(num_frames, num_views or num_frames, unique=True) if num_frames else []
-        with av.open(str(path)) as container:
-            frames = _take_frames(container, chosen)
+        check_memory(3 * size[0] * size[1] * len(chosen), len(chosen), str(path))
+        with av.open(name) as container:
+            frames = _take_frames(container, chosen, reduce_to, (rotate or 0) // 90, str(path))
     except (av.FFmpegError, IndexError) as error:
         raise ValueError(f"{path}: expected a video, got a file that cannot be decoded ({error}).") from error
     if not frames or len(frames) < len(chosen):
@@ -52,28 +72,57 @@ def read_video(path: str | os.PathLike, *, num_views: int | None = None, reduce_
             f"{path}: expected {len(chosen)} of its {num_frames} frames, got {len(frames)} before the video broke off;"
             " copy it again."
         )
-    if reduce_to is not None:
-        frames = [_halve(frame, reduce_to) for frame in frames]
+    sizes = {frame.shape[:2] for frame in frames}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"{path}: frames have several sizes, {sorted(sizes)} (height, width); expected one: encode it again."
+        )
     names = [f"frame-{index:06d}" for index in chosen]
     return check_scene(Scene(scene_id=path.stem, images=np.stack(frames), view_names=names, path=path))
 
 
-def _halve(frame: np.ndarray, reduce_to: int) -> np.ndarray:
+def get_display_turn(matrix: np.ndarray) -> tuple[bool, int]:
+    """How a frame is to be shown: whether it is mirrored left to right first, and how many quarter turns,
+    counter-clockwise, it is turned then; an angle between quarter turns counts as the nearest.
+
+    Args:
+        matrix (`(3, 3)`): display matrix as containers hold it, x' = a x + c y and y' = b x + d y with rows (a, b, u),
+            (c, d, v), both y axes pointing down.
+    """
+    (a, b), (c, d) = np.asarray(matrix, dtype=np.float64)[:2, :2]
+    is_mirrored = a * d - b * c < 0
+    if is_mirrored:
+        a, b = -a, -b
+    # x' is the angle's cosine along x; a turn to the left carries x upwards, to negative y.
+    return bool(is_mirrored), round(np.arctan2(-b, a) / (np.pi / 2)) % 4
+
+
+def _read_display_turn(frame) -> tuple[bool, int]:
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            return get_display_turn(np.frombuffer(bytes(data), dtype="<i4")[:9].reshape(3, 3))
+    return False, 0
+
+
+def _halve(frame: np.ndarray, reduce_to: int | None) -> np.ndarray:
     factor = 1
-    while min(frame.shape[:2]) >= 2 * factor * reduce_to:
+    while reduce_to is not None and min(frame.shape[:2]) >= 2 * factor * reduce_to:
         factor *= 2
     return frame if factor == 1 else np.asarray(Image.fromarray(frame).reduce(factor))
 
 
-def _take_frames(container, chosen) -> list[np.ndarray]:
-    """The frames at the chosen places, RGB (H, W, 3), decoding up to the last of them."""
+def _take_frames(container, chosen, reduce_to: int | None, turns: int, where: str) -> list[np.ndarray]:
+    """The frames at the chosen places, RGB (H, W, 3), upright, decoding up to the last of them."""
     wanted, frames = set(map(int, chosen)), []
     for index, frame in enumerate(container.decode(video=0)):
         if index in wanted:
-            frames.append(frame.to_ndarray(format="rgb24"))
+            check_picture_size((frame.width, frame.height), where)
+            is_mirrored, own_turns = _read_display_turn(frame)
+            pixels = _halve(frame.to_ndarray(format="rgb24"), reduce_to)
+            frames.append(turn_pixels(pixels, is_mirrored, own_turns + turns))
         if len(frames) == len(wanted):
             break
     return frames
 
 
-__all__ = ["find_video", "read_video"]
+__all__ = ["find_video", "get_display_turn", "read_video"]

@@ -1,31 +1,19 @@
 """Two processes that are killed and started again go through the same rows in the same order, and end the same."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 from safetensors.torch import load_file
 
 from ross3d.scenes.build import build_scenes
 from ross3d.tests.invariant.test_resume import OUTPUT, RECORDS, finish, make_settings, read_records, start
-from ross3d.tests.invariant.test_train_anywhere import check_tools, launch
+from ross3d.tests.invariant.test_train_anywhere import check_tools, kill_all, launch
 from ross3d.training.teacher import build_teacher
-
-
-def kill_all(process: subprocess.Popen) -> None:
-    """SIGKILL to a launcher and to what it has started, which has sessions of its own."""
-    family = psutil.Process(process.pid)
-    for member in [*family.children(recursive=True), family]:
-        os.kill(member.pid, signal.SIGKILL)
-    process.wait()
 
 
 def get_command(folder: Path, config: str, num_processes: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Steps on ragged rows with weights in shards, as accelerate cuts them by configs/accelerate/fsdp2.yaml. Usage:
+"""Steps on mixed rows with weights in shards, as accelerate cuts them by configs/accelerate/fsdp2.yaml. Usage:
 
     torchrun --nproc_per_node 2 -m ross3d.tests.invariant.train_fsdp2 OUTPUT BATCH_SIZE ACCUMULATION NUM_STEPS [bf16]
 
@@ -6,6 +6,7 @@ On CPU `accelerate launch` falls back to whole copies. Here accelerate's own fun
 and a loop of a few lines does what the Trainer would. Files as in `train_anywhere.py`.
 """
 
+import faulthandler
 import json
 import os
 import sys
@@ -21,8 +22,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from ross3d.tests.fabricate import RaggedRows, make_collator, make_model
-from ross3d.tests.invariant.train_anywhere import COMPARED_STEPS, LEARNING_RATE, VIEW_MASK_PERIOD
+from ross3d.tests.fabricate import MixedRows, make_collator, make_model
+from ross3d.tests.invariant.train_anywhere import COMPARED_STEPS, LEARNING_RATE, PATIENCE, VIEW_MASK_PERIOD
 from ross3d.training.build import save_by_own_class
 from ross3d.training.trainer import count_losses, keep_float32, open_view_gate
 
@@ -62,8 +63,10 @@ def main(output: Path, batch_size: int, accumulation: int, steps: int, precision
     save_by_own_class(model)
     model = shard(model, num_processes, precision)
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
-    rows, collate, counted = RaggedRows(10**6), make_collator(), []
+    rows = MixedRows(steps * batch_size * accumulation * num_processes, seed=accumulation)
+    collate, counted = make_collator(), []
     for step in range(steps):
+        faulthandler.dump_traceback_later(PATIENCE, exit=True)
         batches = []
         for micro in range(step * accumulation, (step + 1) * accumulation):
             first = (micro * num_processes + rank) * batch_size
@@ -88,6 +91,7 @@ def main(output: Path, batch_size: int, accumulation: int, steps: int, precision
                 )
             if rank == 0 and step + 1 == steps:
                 model.save_pretrained(output / "final", state_dict=weights)
+    faulthandler.cancel_dump_traceback_later()
     held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in model.parameters())
     record = {"world_size": num_processes, "held": held, "counts": counted}
     torch.distributed.barrier()

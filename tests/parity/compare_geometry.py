@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.sampling import sample_uniform
 from ross3d.geometry_ross3d import (
     compose_cam2world,
@@ -19,7 +20,7 @@ from ross3d.geometry_ross3d import (
 from ross3d.processing_ross3d import IMAGE_TOKEN, SPATIAL_INSTRUCTION, fit_picture, get_resized_size
 from ross3d.tests.parity.build import SLOT, Recorded, collapse_slot, enlarge_recorded, make_processor, to_pictures
 from ross3d.tests.parity.golden import GoldenCase, read_slices
-from ross3d.tests.parity.tables import ACTIVATIONS, EXACT_ARITHMETIC
+from ross3d.tests.parity.tables import ACTIVATIONS, EXACT_ARITHMETIC, get_angle_tolerance
 
 
 def compare_unproject(recorded: Recorded, case: GoldenCase) -> None:
@@ -27,6 +28,12 @@ def compare_unproject(recorded: Recorded, case: GoldenCase) -> None:
     case.same("composed_poses", poses)
     depth = case.read("depth") / 1000
     case.close("world_coords", unproject(depth, case.read("intrinsic")[:3, :3], poses), EXACT_ARITHMETIC)
+
+
+def get_position_tolerance(config: Ross3DConfig) -> float:
+    """Tolerance of position embeddings: their angles are voxel indices, at most those of the scene's bounds."""
+    edges = zip(config.scene_bounds_min, config.scene_bounds_max, strict=True)
+    return get_angle_tolerance(max((high - low) / config.voxel_size for low, high in edges))
 
 
 def compare_coord_pe(recorded: Recorded, case: GoldenCase) -> None:
@@ -48,10 +55,10 @@ def compare_coord_pe(recorded: Recorded, case: GoldenCase) -> None:
     for size in case.scalars["sizes"]:
         chosen = re.search(r"pe_input\[:, \[([\d,]+)\]\]", case.describe(f"pe_{size}"))
         rows = voxels[:, [int(row) for row in chosen.group(1).split(",")]] if chosen else voxels
-        case.close(f"pe_{size}", get_sin3d_embedding(rows, size), ACTIVATIONS)
+        case.close(f"pe_{size}", get_sin3d_embedding(rows, size), get_angle_tolerance(float(rows.max())))
     case.same("scalars|sizes", [case.tensors[f"pe_{size}"].shape[-1] for size in case.scalars["sizes"]])
     embedding = recorded.model.model.get_position_embedding(coords.flatten(1, 2))
-    case.close("pe_frames", embedding, ACTIVATIONS)
+    case.close("pe_frames", embedding, get_position_tolerance(config))
 
 
 def compare_objects(recorded: Recorded, case: GoldenCase) -> None:
@@ -63,12 +70,13 @@ def compare_objects(recorded: Recorded, case: GoldenCase) -> None:
     low, high = (torch.tensor(edge).float() for edge in (model.config.scene_bounds_min, model.config.scene_bounds_max))
     case.same("center_discrete", quantize_coords(boxes[:, :3], model.config.voxel_size, low, high))
     centres = model.model.get_position_embedding(boxes[:, :3])
-    case.close("center_pe", centres, ACTIVATIONS)
+    tolerance = get_position_tolerance(model.config)
+    case.close("center_pe", centres, tolerance)
     inputs = recorded.get_inputs("ground")
     with torch.no_grad():
-        projected = model.get_image_features(inputs["pixel_values"]).last_hidden_state[None]
+        projected = model.get_image_features(inputs["pixel_values"]).patch_features[None]
         features, _ = model.get_proposal_features(projected, boxes[None], None, patches[None])
-    case.close("object_features", features[0], ACTIVATIONS)
+    case.close("object_features", features[0], tolerance)
     case.close("pooled", features[0] - centres, ACTIVATIONS)
 
 

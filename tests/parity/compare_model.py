@@ -19,7 +19,7 @@ def compare_vision(recorded: Recorded, case: GoldenCase) -> None:
         features = model.get_image_features(pixels)
     hook.remove()
     tower = seen[0]
-    projected, pooled = features.last_hidden_state, features.pooler_output
+    projected, pooled = features.patch_features, features.pooler_output
     frames = case.scalars["frames"]
     case.same("scalars|frames", [0, len(pixels) - 1])
     case.close("tower", tower[frames[:1]], ACTIVATIONS)
@@ -181,7 +181,7 @@ def check_grounding_features(recorded: Recorded, case: GoldenCase, inputs: dict)
     case.same("scalars|seq_len", inputs["input_ids"].shape[1])
     with torch.no_grad():
         states = model(**inputs, output_hidden_states=True).hidden_states[-1][0, place]
-        projected = model.get_image_features(inputs["pixel_values"]).last_hidden_state[None]
+        projected = model.get_image_features(inputs["pixel_values"]).patch_features[None]
         features, _ = model.get_proposal_features(
             projected, inputs["proposal_boxes"], inputs["proposal_mask"], inputs["proposal_patches"]
         )

@@ -1,6 +1,11 @@
 """Teacher, denoiser, losses, gradients and sampler against the recorded cases."""
 
+import copy
+import math
+from functools import partial
+
 import torch
+from torch import nn
 
 from ross3d.data.collator import choose_hidden_views
 from ross3d.diffusion_ross3d import (
@@ -14,9 +19,17 @@ from ross3d.diffusion_ross3d import (
 from ross3d.reconstruction_ross3d import SceneStates, get_bev_cells, prepare_view_pictures
 from ross3d.tests.parity.build import Recorded, split_weights
 from ross3d.tests.parity.compare_model import check_image_block
-from ross3d.tests.parity.golden import GoldenCase, read_slices
+from ross3d.tests.parity.golden import GoldenCase, get_deviation, read_slices
 from ross3d.tests.parity.gradients import check_gradients
-from ross3d.tests.parity.tables import ACTIVATIONS, EXACT_ARITHMETIC, GRADIENTS, LOSSES
+from ross3d.tests.parity.tables import (
+    ACTIVATIONS,
+    EXACT_ARITHMETIC,
+    GRADIENTS,
+    LARGEST,
+    LOSSES,
+    TYPICAL,
+    get_angle_tolerance,
+)
 from ross3d.tools.checkpoints.keys import adapt_denoiser_file, to_ours, to_published
 from ross3d.training.trainer import open_view_gate
 
@@ -210,44 +223,61 @@ def compare_sampling(recorded: Recorded, case: GoldenCase) -> None:
         check_chain(recorded, case, branch, alphas_cumprod)
 
 
-def get_recorded_condition(recorded: Recorded, case: GoldenCase, branch: str) -> torch.Tensor:
-    """(1, M, C) pooled from the recorded context, which is normalised already."""
-    head = recorded.model.reconstruction_head
-    states = case.read("context").flatten(2).transpose(1, 2).flatten(0, 1)[None]
+def get_recorded_condition(head: nn.Module, case: GoldenCase, branch: str) -> torch.Tensor:
+    """(1, M, C) pooled from the recorded context, which is normalised already, in the precision of the head."""
+    states = case.read("context").flatten(2).transpose(1, 2).flatten(0, 1)[None].to(head.dtype)
     pooler = head.view_pooler if branch == "view" else head.bev_pooler
     return pooler(states, torch.ones(states.shape[:2], dtype=torch.bool))[:, 0]
+
+
+def get_exact_frequencies(timesteps: torch.Tensor, num_frequencies: int) -> torch.Tensor:
+    """Cosines, then sines, of the timesteps (n,) in float64: (n, 2 * num_frequencies)."""
+    steps = torch.arange(num_frequencies, dtype=torch.float64)
+    angles = timesteps[:, None].double() * torch.exp(-math.log(10000) * steps / num_frequencies)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def make_exact_head(head: nn.Module) -> nn.Module:
+    """A copy of the head that works in float64, its timestep sinusoids included."""
+    exact = copy.deepcopy(head).double()
+    embedding = exact.denoiser.timestep_embedding
+    embedding.get_frequencies = partial(get_exact_frequencies, num_frequencies=embedding.num_frequencies)
+    return exact
 
 
 def check_direct(recorded: Recorded, case: GoldenCase) -> None:
     """Plain calls of the denoiser and its timestep embedding."""
     head, timesteps = recorded.model.reconstruction_head, case.read("direct_t")
     embedding = head.denoiser.timestep_embedding
-    case.close("direct_t_freq", embedding.get_frequencies(timesteps), ACTIVATIONS)
+    tolerance = get_angle_tolerance(int(timesteps.max()))
+    exact = get_exact_frequencies(timesteps, embedding.num_frequencies)
+    got, wanted = embedding.get_frequencies(timesteps), case.get_leaf("direct_t_freq")
+    assert get_deviation(got, exact) <= tolerance / 2 and get_deviation(wanted, exact) <= tolerance / 2
+    case.close("direct_t_freq", got, tolerance)
     case.close("direct_t_emb", embedding(timesteps), ACTIVATIONS)
-    condition = get_recorded_condition(recorded, case, "view").expand(len(timesteps), -1, -1)
+    condition = get_recorded_condition(head, case, "view").expand(len(timesteps), -1, -1)
     case.close("direct_out", head(case.read("direct_x"), timesteps, condition, "view"), ACTIVATIONS)
 
 
 def check_chain(recorded: Recorded, case: GoldenCase, branch: str, alphas_cumprod: torch.Tensor) -> None:
     """The published sampler with the recorded noise, from the beginning and from the recorded middle."""
-    head = recorded.model.reconstruction_head
-    steps = int(case.scalars[f"{branch}_respacing"])
-    timesteps = space_timesteps(head.config.num_train_timesteps, steps)
+    head, respacing = recorded.model.reconstruction_head, case.scalars[f"{branch}_respacing"]
+    timesteps = space_timesteps(head.config.num_train_timesteps, respacing)
     case.same(f"scalars|{branch}_timestep_map", timesteps)
     case.close(f"scalars|{branch}_betas", respace_betas(alphas_cumprod, timesteps), EXACT_ARITHMETIC)
-    case.same(f"scalars|{branch}_respacing", str(len(timesteps)))
-    temperature = case.scalars[f"{branch}_temperature"]
+    case.same(f"scalars|{branch}_respacing", respacing)
+    temperature, steps = case.scalars[f"{branch}_temperature"], len(timesteps)
     case.same(f"scalars|{branch}_temperature", temperature)
-    condition = get_recorded_condition(recorded, case, branch)
     noise = case.read(f"{branch}_step_noise")
 
-    def walk(on_step) -> torch.Tensor:
+    def walk(head: nn.Module, on_step) -> torch.Tensor:
+        condition = get_recorded_condition(head, case, branch)
         return sample_latents(
             lambda sample, t: head(sample, t, condition, branch),
-            case.read(f"{branch}_x_T"),
-            lambda index: noise[steps - 1 - index],
+            case.read(f"{branch}_x_T").to(head.dtype),
+            lambda index: noise[steps - 1 - index].to(head.dtype),
             num_train_timesteps=head.config.num_train_timesteps,
-            num_inference_steps=steps,
+            num_inference_steps=respacing,
             prediction_type=head.config.prediction_type,
             clip=True,
             large_variance=True,
@@ -255,37 +285,45 @@ def check_chain(recorded: Recorded, case: GoldenCase, branch: str, alphas_cumpro
             on_step=on_step,
         )
 
-    trail = []
-    final = walk(lambda index, sample, latents: trail.append((sample.clone(), latents.clone())))
+    trails = []
+    for walker in (head, make_exact_head(head)):
+        trail = []
+        walk(walker, lambda index, *made, trail=trail: trail.append([tensor.clone() for tensor in made]))
+        trails.append(trail)
     channels = case.tensors[f"{branch}_first_sample"].shape[1]
-    check_ill_conditioned(case, f"{branch}_first_sample", trail[0][0][:, :channels], f"{branch}_first")
-    check_ill_conditioned(case, f"{branch}_first_xstart", trail[0][1][:, :channels], f"{branch}_first")
-    if f"{branch}_mid_steps" not in case.scalars:
-        check_ill_conditioned(case, f"{branch}_sample", final, f"{branch}_final")
+    places = {"first_sample": (0, 0), "first_xstart": (0, 1), "sample": (steps - 1, 0)}
+    middle = case.scalars.get(f"{branch}_mid_steps")
+    if middle is not None:
+        places["mid_sample"] = (middle - 1, 0)
+    for name, (step, kind) in places.items():
+        got, exact = (trail[step][kind] for trail in trails)
+        if name.startswith("first"):
+            got, exact = got[:, :channels], exact[:, :channels]
+        check_ill_conditioned(case, f"{branch}_{name}", got, exact)
+    if middle is None:
         return
-    middle = case.scalars[f"{branch}_mid_steps"]
-    check_ill_conditioned(case, f"{branch}_mid_sample", trail[middle - 1][0], f"{branch}_first")
-    check_ill_conditioned(case, f"{branch}_sample", final, f"{branch}_final")
     recorded_middle = case.read(f"{branch}_mid_sample")
 
     def continue_from_middle(index: int, sample: torch.Tensor, latents: torch.Tensor) -> None:
         if index == steps - middle:
             sample.copy_(recorded_middle)
 
-    case.close(f"{branch}_sample", walk(continue_from_middle), ACTIVATIONS)
+    case.close(f"{branch}_sample", walk(head, continue_from_middle), get_angle_tolerance(timesteps[steps - middle]))
 
 
-def check_ill_conditioned(case: GoldenCase, path: str, got: torch.Tensor, stage: str) -> None:
+def check_ill_conditioned(case: GoldenCase, path: str, got: torch.Tensor, exact: torch.Tensor) -> None:
     """A sample behind the first step, whose division by sqrt(alphas_cumprod) magnifies rounding.
 
-    Nearly all elements have to be as close as others are; the largest error may be a few times that of the recorded
-    run itself against float64.
+    What a float32 run gives depends on the CPU's vector unit, most of all through the timestep sinusoids. So the
+    recorded run and ours are both held against our float64 run: 99 % of their elements within TYPICAL, all of them
+    within LARGEST (single elements jump where they meet the clipping edge at +-1).
     """
-    floor = case.scalars[f"{stage}_float32_vs_float64"]
-    errors = (got.double() - case.get_leaf(path).double()).abs().flatten()
-    typical = errors.kthvalue(1 + int(0.99 * (len(errors) - 1))).values.item()
-    assert typical <= 10 * floor["p999"] + ACTIVATIONS, f"{case.name}:{path}: typical error {typical:.3g}"
-    case.close(path, got, 10 * floor["max_abs"] + ACTIVATIONS, scale=1.0)
+    for run, values in (("recorded", case.get_leaf(path)), ("ours", got)):
+        errors = (values.double() - case.take_recorded(path, exact).double()).abs().flatten()
+        typical = errors.kthvalue(1 + int(0.99 * (len(errors) - 1))).values.item()
+        assert typical <= TYPICAL, f"{case.name}:{path}: typical error {typical:.3g} of the run {run}"
+        assert errors.max() <= LARGEST, f"{case.name}:{path}: largest error {errors.max():.3g} of the run {run}"
+    case.close(path, got, 2 * LARGEST, scale=1.0)
 
 
 @torch.no_grad()

@@ -653,14 +653,11 @@ class Fabrication:
             out.add("sampling", f"sched_{name}", table[::23].clone(), f"{name}[::23]")
             out.note("sampling", **{f"{name}_last": table[-4:].tolist()})
         out.note("sampling", clip_denoised=True, temperature=1.0, view_mid_steps=sizes.steps // 2)
-        for branch, steps, temperature in (("view", sizes.steps, 1.0), ("bev", 2, 0.6)):
-            grid = sizes.grid if branch == "view" else sizes.bev_grid
+        for branch, sections, temperature in (("view", [sizes.steps], 1.0), ("bev", [2, 1, 2], 0.6)):
+            grid, steps = sizes.grid if branch == "view" else sizes.bev_grid, sum(sections)
             start = out.add("sampling", f"{branch}_x_T", self.noise(2, 32, grid, grid), PACKED)
             noises = out.add("sampling", f"{branch}_step_noise", self.noise(steps, 2, 32, grid, grid), PACKED)
-            kept, place = [], 0.0
-            for _ in range(steps):
-                kept.append(round(place))
-                place += (sizes.diffusion_steps - 1) / (steps - 1)
+            kept = slow.list_kept_timesteps(sizes.diffusion_steps, sections)
             runs = []
             for dtype in (torch.float32, torch.float64):
                 cast = {name: tensor.to(dtype) for name, tensor in weights.items() if name.startswith(slow.HEAD)}
@@ -681,8 +678,8 @@ class Fabrication:
                 floor = {"max_abs": errors.max().item(), "p999": errors.quantile(0.999).item()}
                 out.note("sampling", **{f"{branch}_{stage}_float32_vs_float64": floor})
             out.note("sampling", **{
-                f"{branch}_respacing": str(steps), f"{branch}_timestep_map": kept, f"{branch}_betas": betas.tolist(),
-                f"{branch}_temperature": temperature,
+                f"{branch}_respacing": ",".join(map(str, sections)), f"{branch}_timestep_map": kept,
+                f"{branch}_betas": betas.tolist(), f"{branch}_temperature": temperature,
             })  # fmt: skip
         x = out.add("sampling", "direct_x", self.noise(3, 32, sizes.grid, sizes.grid), PACKED)
         timesteps = out.add("sampling", "direct_t", torch.tensor([0, 250, 499]))

@@ -6,6 +6,7 @@ p x p vision patches, g x g pooled tokens, D width, K boxes, C denoiser width, Z
 
 import math
 
+import numpy as np
 import torch
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -287,6 +288,17 @@ def add_noise(clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor,
     for item, draw, t in zip(clean, noise, timesteps.tolist(), strict=True):
         out.append(float(products[t].sqrt()) * item + float((1 - products[t]).sqrt()) * draw)
     return torch.stack(out)
+
+
+def list_kept_timesteps(num_timesteps: int, sections: list[int]) -> list[int]:
+    """So many timesteps of each equal part of the schedule, its ends included; of one alone, the first."""
+    kept = []
+    for part, count in zip(np.array_split(np.arange(num_timesteps), len(sections)), sections, strict=True):
+        stride, place = (len(part) - 1) / max(count - 1, 1), 0.0
+        for _ in range(count):
+            kept.append(int(part[round(place)]))
+            place += stride
+    return kept
 
 
 def sample(

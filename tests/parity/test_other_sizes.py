@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from ross3d.tests.parity import compare_reconstruction
 from ross3d.tests.parity.build import Recorded
 from ross3d.tests.parity.fabricate_set import Sizes, fabricate_set
 from ross3d.tests.parity.golden import GoldenSet, list_leaves
@@ -39,7 +40,7 @@ SIZES = (
     ),
 )  # fmt: skip
 # How many values of each set are compared. Sizes decide it: lists of views, steps and parameters have other lengths.
-COMPARED = {"odd_third": 817, "even_third": 676}
+COMPARED = {"odd_third": 823, "even_third": 682}
 NAMES = [sizes.name for sizes in SIZES]
 RUN = ("test_recorded_cases.py", "test_converted_checkpoint.py", "test_checkpoint_keys.py", "test_sets.py")
 
@@ -100,3 +101,15 @@ def test_a_changed_value_is_noticed(recorded, name):
     tensor[place] += 0.1 * tensor.abs().max() if tensor.is_floating_point() else 1
     with pytest.raises(AssertionError, match=f"{name}:"), case:
         COMPARISONS[name](recorded, case)
+
+
+@pytest.mark.parametrize("setting", ["clip", "large_variance"])
+def test_another_sampler_is_noticed(recorded, monkeypatch, setting):
+    """The tolerances of the sampler, wide for single elements, tell it from one that is not the published one."""
+    sample = compare_reconstruction.sample_latents
+    monkeypatch.setattr(
+        compare_reconstruction, "sample_latents", lambda *args, **kwargs: sample(*args, **kwargs | {setting: False})
+    )
+    case = recorded.golden.get_case("sampling")
+    with pytest.raises(AssertionError, match="sampling:view_.*: typical error .* of the run recorded"):
+        COMPARISONS["sampling"](recorded, case)

@@ -11,8 +11,8 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ross3d.processing_ross3d import Ross3DProcessor
-from ross3d.tasks.video_questions import make_prompt
+from ross3d.metrics.prompts import make_blink_prompt, make_cvbench_prompt, make_prompt
+from ross3d.processing_ross3d import SPATIAL_INSTRUCTION, Ross3DProcessor
 from ross3d.tests.parity.golden import get_goldens_folder
 from ross3d.tests.posed_views import make_test_processor, make_views
 
@@ -71,6 +71,10 @@ def test_prompts_and_labels():
         training = make_test_processor(tokenizer, spatial_instruction=True, label_rule="published")
         made = make_inputs(training, question, answers=gpt)
         assert made["tokens"] == expected["train_tokens"]
+        assert "".join(made["tokens"]).replace(SLOT, "<image>") == expected["train_text"]
+        # A published fault: a record that is read again carries the instruction twice. Ours has it once.
+        twice = expected["train_user_value_if_sample_is_fetched_twice"]
+        assert twice.count(SPATIAL_INSTRUCTION) == 2 and expected["train_text"].count(SPATIAL_INSTRUCTION) == 1
         assert (made["labels"] != -100).astype(int).tolist() == expected["train_supervised"]
         evaluation = make_test_processor(tokenizer)
         asked = {"answers": gpt} if "eval_ground_positions" in expected else {}
@@ -82,9 +86,17 @@ def test_prompts_and_labels():
     assert compared > 0 and len(items) == len({item["record"]["metadata"]["dataset"].lower() for item in items})
 
 
-@pytest.mark.parametrize("name", ["vsibench", "vstibench"])
-def test_prompts_of_video_questions(name):
+MAKERS = {
+    "vsibench": lambda item: make_prompt(item["question"], item.get("options")),
+    "vstibench": lambda item: make_prompt(item["question"], item.get("options")),
+    "cvbench": lambda item: make_cvbench_prompt(item["question"], item["choices"]),
+    "blink": lambda item: make_blink_prompt(item["prompt"], item["sub_task"]),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_prompts_of_benchmarks_scored_by_letters_and_numbers(name):
     items = [item for item in load(name)["items"] if "prompt" in item["expected"]]
     for item in items:
-        assert make_prompt(item["question"], item.get("options")) == item["expected"]["prompt"]
+        assert MAKERS[name](item) == item["expected"]["prompt"]
     assert items

@@ -1,0 +1,222 @@
+"""What may lie in the folder of a scan of any layout, and the scene that is made with it.
+
+    axis_align.txt      4x4: the scan's world -> z up, floor at 0; takes the place of the layout's own alignment
+    boxes.json          [{"box": [cx, cy, cz, dx, dy, dz], "category": ..., ...}, ...] or the lists of numbers alone;
+                        metres, in the aligned world; takes the place of the layout's own boxes
+    proposals.json      boxes to choose among, as in boxes.json
+    bev.png, bev.json   RGBA picture from above (alpha 0 = void) and {"bounds": [...]}, null where nobody knows them
+
+Boxes, proposals and picture lie in the world that these files and the layout give: where another alignment is given,
+they are left out, and a warning says so. Where a layout keeps its frames in a folder of the scan's folder, both are
+looked at.
+"""
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ross3d.data.scene import Scene, check_cam2world, check_scene
+from ross3d.data.sources.frames import (
+    Exclusions,
+    Views,
+    check_centre,
+    check_rotation,
+    count_quarter_turns,
+    open_image,
+    read_axis_align_matrix,
+    read_boxes,
+    read_json,
+    turn_stored_views,
+    turn_views,
+)
+from ross3d.data.sources.inside import resolve_inside
+
+
+ALIGNMENT_FILE = "axis_align.txt"
+BEV_FORM = 'expected {"bounds": [xmin, ymin, xmax, ymax]}'
+WORLD_FILES = ("boxes.json", "proposals.json", "bev.png")
+
+Boxes = tuple[np.ndarray | None, list[dict] | None]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The folders of a scan in which files of this module are looked for.
+
+    Attributes:
+        places (`tuple[Path, ...]`): the first that has a file counts.
+        allow_outside (`bool`): whether a link may lead out of them.
+    """
+
+    places: tuple[Path, ...]
+    allow_outside: bool = False
+
+    def find(self, name: str) -> Path | None:
+        """The file of a name; None where no place has it.
+
+        Raises:
+            OutsideError: it is a link that leads out of its folder.
+        """
+        for place in self.places:
+            # A link that leads nowhere is an error, not an absence.
+            if os.path.lexists(place / name):
+                return resolve_inside(place, name, allow_outside=self.allow_outside)
+        return None
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Scan to upright world.
+
+    Attributes:
+        matrix (`(4, 4)`, *optional*): None where nobody knows it, and the scan keeps its own world.
+        is_own (`bool`): it leads to the world of the boxes and pictures that lie with the scan.
+    """
+
+    matrix: np.ndarray | None
+    is_own: bool = True
+
+
+def read_alignment(
+    given, beside: Beside, scene_id: str, get_own: Callable[[], np.ndarray | None] = lambda: None
+) -> Alignment:
+    """The alignment of a scan: what is `given` (a matrix or its file), else `axis_align.txt`, else the layout's own.
+
+    Args:
+        get_own: the layout's own, None where it has none.
+
+    Raises:
+        FileNotFoundError, ValueError: names the file or argument that is no rigid 4x4 matrix.
+    """
+    own, file = read_axis_align_matrix(None, scene_id, get_own), beside.find(ALIGNMENT_FILE)
+    default = own if file is None else read_axis_align_matrix(file, scene_id)
+    if given is not None:
+        matrix = read_axis_align_matrix(given, scene_id)
+        return Alignment(matrix, _is_same(matrix, default))
+    if file is not None and own is not None and not _is_same(own, default):
+        warnings.warn(f"scene {scene_id!r}: {file} is read in place of the alignment that came with it", stacklevel=3)
+    return Alignment(default)
+
+
+def _is_same(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    """Whether two alignments make the same world; None is the scan's own."""
+    one, other = (np.eye(4) if matrix is None else matrix for matrix in (one, other))
+    return bool(np.allclose(one, other, atol=1e-6))
+
+
+def make_scene(
+    path: Path,
+    scene_id: str,
+    views: Views,
+    intrinsics: np.ndarray,
+    cam2world: np.ndarray,
+    alignment: Alignment,
+    exclusions: Exclusions,
+    beside: Beside,
+    *,
+    given_boxes: np.ndarray | str | os.PathLike | None = None,
+    read_own_boxes: Callable[[], Boxes] = lambda: (None, None),
+    read_own_bev: Callable[[], tuple[np.ndarray, np.ndarray] | None] = lambda: None,
+    rotate: str | int | None = None,
+) -> Scene:
+    """The checked scene of decoded views and of what lies beside them, with the alignment applied.
+
+    Args:
+        intrinsics (`(3, 3)` or `(V, 3, 3)`): pixels of the depth map, or of `views.images` where there is no depth.
+        cam2world (`(V, 4, 4)`): to the scan's own world.
+        given_boxes (`(K, 6)` array or JSON file, *optional*): in place of `boxes.json`.
+        read_own_boxes: the layout's own boxes in the aligned world, and what is known of each.
+        read_own_bev: the layout's own picture from above, and what was seen.
+        rotate (*optional*): degrees by which upright pictures are turned, counter-clockwise, with their depth and
+            cameras; `"auto"` until the world's z points up in most of them.
+    """
+    check_cam2world(cam2world, len(views.names), exclusions.where, views.names)
+    if views.depth_maps is not None:
+        check_centre(intrinsics, *views.depth_size, exclusions.where)
+    exclusions.warn()
+    views, intrinsics, cam2world = turn_stored_views(views, intrinsics, cam2world)
+    cam2world = cam2world if alignment.matrix is None else alignment.matrix @ cam2world
+    rotate = check_rotation(rotate)
+    turns = count_quarter_turns(cam2world) if rotate == "auto" else (rotate or 0) // 90
+    if turns:
+        views, intrinsics, cam2world = turn_views(views, intrinsics, cam2world, turns)
+    boxes, box_labels = _read_boxes(given_boxes, beside, alignment, scene_id, read_own_boxes)
+    proposals = beside.find("proposals.json") if alignment.is_own else None
+    bev_file = beside.find("bev.png") if alignment.is_own else None
+    own_bev = read_own_bev() if bev_file is None else None
+    if not alignment.is_own:
+        _warn_of_other_world(beside, scene_id, given_boxes is not None)
+    bev_image, bev_valid, bev_bounds = (*own_bev, None) if own_bev is not None else (None, None, None)
+    if bev_file is not None:
+        bev_image, bev_valid, bev_bounds = read_bev(bev_file, beside.find("bev.json"))
+    scene = Scene(
+        scene_id=scene_id,
+        images=views.images,
+        depth_maps=views.depth_maps,
+        intrinsics=intrinsics,
+        cam2world=cam2world,
+        view_names=views.names,
+        boxes=boxes,
+        box_labels=box_labels,
+        proposal_boxes=None if proposals is None else read_boxes(proposals, scene_id, must_have=True)[0],
+        bev_image=bev_image,
+        bev_valid=bev_valid,
+        bev_bounds=bev_bounds,
+        axis_align_matrix=alignment.matrix,
+        path=path,
+        exclusions=exclusions.reasons,
+    )
+    return check_scene(scene)
+
+
+def _read_boxes(
+    given, beside: Beside, alignment: Alignment, scene_id: str, read_own_boxes: Callable[[], Boxes]
+) -> Boxes:
+    if given is not None:
+        return read_boxes(given, scene_id)
+    file = beside.find("boxes.json") if alignment.is_own else None
+    return read_own_boxes() if file is None else read_boxes(file, scene_id, must_have=True)
+
+
+def _warn_of_other_world(beside: Beside, scene_id: str, has_boxes: bool) -> None:
+    names = WORLD_FILES[1:] if has_boxes else WORLD_FILES
+    present = [name for name in names if any((place / name).exists() for place in beside.places)]
+    if present:
+        warnings.warn(
+            f"scene {scene_id!r}: {', '.join(present)} left out, which lie in the world of the scan's own alignment"
+            " and not of the given one",
+            stacklevel=4,
+        )
+
+
+def read_bev(file: Path, bounds_file: Path | None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """A picture from above (Hb, Wb, 3), what was seen (Hb, Wb), and its bounds (4,) in metres where they are known.
+
+    Args:
+        file, bounds_file (`Path`): `bev.png`, and `bev.json` where there is one.
+
+    Raises:
+        FileNotFoundError, ValueError: a picture without `bev.json`, or of another mode than RGBA.
+    """
+    image = open_image(file)
+    if image.mode != "RGBA":
+        raise ValueError(
+            f"{file}: expected RGBA with alpha 0 = void, got mode {image.mode!r}; build the picture again."
+        )
+    pixels = np.array(image)
+    if bounds_file is None:
+        raise FileNotFoundError(f"{file.with_name('bev.json')} is missing beside bev.png; {BEV_FORM}.")
+    try:
+        edges = read_json(bounds_file, "the bounds of the picture from above")["bounds"]
+        bounds = None if edges is None else np.array([float(edge) for edge in edges], dtype=np.float32)
+    except (TypeError, KeyError, OverflowError, ValueError) as error:
+        raise ValueError(f"{bounds_file}: {BEV_FORM}, got {error!r}.") from error
+    valid = pixels[..., 3] > 0
+    return pixels[..., :3] * valid[..., None].astype(np.uint8), valid, bounds
+
+
+__all__ = ["Alignment", "Beside", "Boxes", "make_scene", "read_alignment", "read_bev"]

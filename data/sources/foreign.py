@@ -1,0 +1,135 @@
+"""Scans that are known and not read: each is named, with the way from it to a layout that is read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+# The layout that a few lines of any language can write.
+AS_FOLDER = (
+    "write frame-NNNNNN.color.jpg, frame-NNNNNN.depth.png (16 bits, millimetres), frame-NNNNNN.pose.txt (4x4 camera to"
+    " world, metres, OpenCV axes) and camera-intrinsics.txt (3x3, pixels of the depth map)"
+)
+
+
+@dataclass(frozen=True)
+class ForeignLayout:
+    """How a folder is recognised (a file fits each of the patterns of one alternative) and made readable."""
+
+    name: str
+    alternatives: tuple[tuple[str, ...], ...]
+    way: str
+
+
+FOREIGN = (
+    ForeignLayout(
+        "ScanNet's SensReader export",
+        (("color/*.jpg", "pose/*.txt"), ("color/*.jpg", "intrinsic/*.txt")),
+        "give the scan's folder with SCENE.sens instead, which is read as it is; or, from color/N.jpg, depth/N.png,"
+        f" pose/N.txt and the 3x3 of intrinsic/intrinsic_depth.txt, {AS_FOLDER}",
+    ),
+    ForeignLayout(
+        "Polycam's raw data",
+        (
+            ("keyframes/corrected_cameras/*.json",),
+            ("keyframes/cameras/*.json",),
+            ("corrected_cameras/*.json",),
+            ("cameras/*.json", "depth/*.png"),
+        ),
+        "convert it with nerfstudio: ns-process-data polycam --use-depth --data {path} --output-dir NEW_FOLDER",
+    ),
+    ForeignLayout(
+        "a Record3D capture",
+        (("metadata", "rgbd/*"), ("metadata.json", "rgb/*"), ("metadata", "rgb/*"), ("*.r3d",)),
+        "export it from the app as EXR + RGB and convert that with nerfstudio: ns-process-data record3d --data FOLDER"
+        f" --output-dir NEW_FOLDER (pictures and cameras); or, to keep its depth, {AS_FOLDER}",
+    ),
+    ForeignLayout(
+        "a sequence of TUM RGB-D",
+        (("groundtruth.txt", "rgb/*"), ("groundtruth.txt", "rgb.txt"), ("rgb.txt", "depth.txt")),
+        "associate rgb, depth and groundtruth.txt (tx ty tz qx qy qz qw, camera to world) by time, divide depth by 5"
+        f" to get millimetres, and {AS_FOLDER}",
+    ),
+    ForeignLayout(
+        "a Replica sequence of NICE-SLAM",
+        (("traj.txt", "results/*"), ("traj*.txt", "rgb/rgb_*", "depth/depth_*")),
+        "a line of traj.txt is the 4x4 camera to world, depth is 6553.5 units a metre (divide by 6.5535 to get"
+        f" millimetres): {AS_FOLDER}",
+    ),
+    ForeignLayout(
+        "a Redwood, Open3D or similar RGB-D sequence",
+        (
+            ("*.log", "depth/*"),
+            ("*/*.log", "depth/*"),
+            ("color/*", "depth/*", "camera_*.json"),
+            ("color/*", "depth/*", "intrinsic.json"),
+            ("image/*", "depth/*"),
+            ("rgb/*.jpg", "depth/*.png"),
+        ),
+        "a trajectory .log has five lines a frame, the last four being the 4x4 camera to world, depth is millimetres:"
+        f" {AS_FOLDER}",
+    ),
+    ForeignLayout(
+        "a scan of 3RScan",
+        (("sequence.zip",), ("sequence/_info.txt",), ("sequence/frame-*.color.jpg",), ("*semseg.v2.json",)),
+        "unpack sequence.zip, write the 3x3 of m_calibrationDepthIntrinsic in _info.txt to"
+        " sequence/camera-intrinsics.txt, scale the pictures to the aspect of the depth maps, and give the folder"
+        " sequence",
+    ),
+    ForeignLayout(
+        "a Stray Scanner capture",
+        (("odometry.csv", "camera_matrix.csv"), ("odometry.csv", "rgb.mp4")),
+        "frames of rgb.mp4, depth/N.png (millimetres), odometry.csv (x y z qx qy qz qw, camera to world) and"
+        f" camera_matrix.csv (pixels of the video: scale them to the depth maps) are what is needed: {AS_FOLDER}",
+    ),
+    ForeignLayout(
+        "a scan of ScanNet++",
+        (("iphone/*", "scans/*"), ("dslr/*", "scans/*"), ("iphone/pose_intrinsic_imu.json",)),
+        "give dslr/nerfstudio with its pictures undistorted by the dataset's own toolkit; or, from the iPhone's"
+        f" frames, {AS_FOLDER}",
+    ),
+    ForeignLayout(
+        "a Matterport3D building",
+        (("undistorted_camera_parameters/*",), ("matterport_color_images/*",), ("matterport_depth_images/*",)),
+        f"depth is 4000 units a metre (divide by 4 to get millimetres): {AS_FOLDER}, a folder for each room",
+    ),
+    ForeignLayout(
+        "a COLMAP model",
+        (
+            ("sparse/*/cameras.*",),
+            ("sparse/cameras.*",),
+            ("colmap/sparse/*/cameras.*",),
+            ("cameras.bin", "images.bin"),
+            ("cameras.txt", "images.txt"),
+        ),
+        "convert it with nerfstudio: ns-process-data images --skip-colmap --colmap-model-path MODEL --data PICTURES"
+        " --output-dir NEW_FOLDER; its world has no metres",
+    ),
+    ForeignLayout(
+        "a NeRF scene of several transforms files",
+        (("transforms_train.json",), ("transforms_*.json",)),
+        "copy the file of the frames that you want to transforms.json in the same folder",
+    ),
+)
+# Single files that people have of a scan, by suffix.
+FOREIGN_FILES = {
+    ".r3d": "a Record3D capture: it is a zip file; export it from the app as EXR + RGB instead, and convert that with"
+    " ns-process-data record3d --data FOLDER --output-dir NEW_FOLDER",
+    ".zip": "an archive: unpack it and give the folder",
+    ".sens": "the recording of a raw ScanNet scan: give the folder that it lies in, named as the scan",
+    ".ply": "a mesh or a point cloud, without pictures: give the folder of posed frames that it was made of",
+    ".bag": "a recording of a robot or a RealSense camera: take frames and poses out of it, and " + AS_FOLDER,
+    ".json": "a file of a scan: give the folder that it lies in",
+    ".svo": "a recording of a ZED camera: export it with the maker's tools, and " + AS_FOLDER,
+}
+
+
+def find_foreign_layout(path: Path) -> ForeignLayout | None:
+    """The layout, known and not read, that a folder has; None where there is none."""
+    for layout in FOREIGN:
+        for patterns in layout.alternatives:
+            if all(next(path.glob(pattern), None) is not None for pattern in patterns):
+                return layout
+    return None
+
+
+__all__ = ["FOREIGN", "FOREIGN_FILES", "ForeignLayout", "find_foreign_layout"]

@@ -1,0 +1,87 @@
+"""Names that files and annotations give lead to files inside their own folder, unless somebody allows more.
+
+A `transforms.json`, a row of a benchmark or a link in a folder that was downloaded could otherwise name any picture
+of this machine, which a page would then show.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+
+# What file systems can hold.
+MAX_NAME_LENGTH, MAX_PART_LENGTH = 4096, 255
+WINDOWS_DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
+WAY_OUT = (
+    "copy it there and make its path relative; or, where you trust whoever wrote this, add --allow-outside (in Python"
+    " allow_outside=True)"
+)
+
+
+class OutsideError(ValueError):
+    """A name that leads out of the folder it belongs to."""
+
+
+def split_name(name: Any, where: str) -> list[str]:
+    """The parts of a relative path, written with slashes or, on Windows, with backslashes; `.` is left out.
+
+    Raises:
+        ValueError: it is no text, is empty, or is longer than file systems allow.
+    """
+    if not isinstance(name, str) or "\0" in name:
+        raise ValueError(f"{where}: expected the name of a file, got {str(name)[:80]!r}; correct it.")
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+    if not parts or len(name) > MAX_NAME_LENGTH or max(map(len, parts)) > MAX_PART_LENGTH:
+        shown = name if len(name) <= 80 else f"{name[:40]}... of {len(name)} letters"
+        raise ValueError(f"{where}: expected the name of a file, got {shown!r}; correct it.")
+    return parts
+
+
+def resolve_inside(
+    root: str | os.PathLike,
+    name: str,
+    *,
+    where: str | None = None,
+    allow_outside: bool = False,
+    check_links: bool = True,
+) -> Path:
+    """The path of `name` below `root`, which need not exist.
+
+    Args:
+        root: the folder that `name` belongs to; it may itself be a link to another place.
+        name (`str`): a path below `root`, with slashes or backslashes; any path when `allow_outside`.
+        where (`str`, *optional*): what gives the name, for errors; `root` by default.
+        allow_outside (`bool`): let the name lead anywhere.
+        check_links (`bool`): links on the way must stay inside too; False where folders below `root` may be links to
+            other disks, as the scenes of a data folder.
+
+    Raises:
+        OutsideError: the name, or a link on its way, leads out of `root`.
+        ValueError: it is no name of a file.
+    """
+    root, where = Path(root), where or str(root)
+    parts = split_name(name, where)
+    path = Path("/", *parts) if name.startswith("/") else root.joinpath(*parts)
+    if allow_outside:
+        return path
+    # Another system's absolute path lies outside, wherever it would lead here.
+    is_foreign = name.startswith("\\") or WINDOWS_DRIVE.match(name) is not None
+    if is_foreign or ".." in parts or not path.absolute().is_relative_to(root.absolute()):
+        raise OutsideError(
+            f"{where}: expected a file inside {root}, got {name[:200]!r}, which leads out of it; {WAY_OUT}."
+        )
+    if check_links:
+        try:
+            target, real_root = path.resolve(), root.resolve()
+        # A link that leads to itself.
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"{where}: {path} cannot be followed ({error}); remove the link.") from error
+        if not target.is_relative_to(real_root):
+            raise OutsideError(
+                f"{where}: expected a file inside {root}, got {name[:200]!r}, a link to {target}; {WAY_OUT}."
+            )
+    return path
+
+
+__all__ = ["OutsideError", "resolve_inside", "split_name"]

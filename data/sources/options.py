@@ -1,0 +1,41 @@
+"""Command-line options that every program has that reads scans; `train.py` and `eval.py` have them as settings."""
+
+import argparse
+from typing import Any
+
+from ross3d.data.sources import make_reading
+from ross3d.data.sources.frames import MAX_ABSENT, MAX_EXCLUDED, ROTATIONS
+
+
+def add_scan_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--rotate`, `--max-excluded` and `--allow-outside`."""
+    parser.add_argument(
+        "--rotate",
+        choices=[str(value) for value in ROTATIONS],
+        help="turn pictures, with their depth and cameras, by so many degrees, counter-clockwise, beyond what their"
+        " own tags say; auto: until the world's z points up in most of them (default: auto for ARKitScenes, else 0)",
+    )
+    parser.add_argument(
+        "--max-excluded",
+        type=float,
+        metavar="SHARE",
+        help="share of a scan's frames that may be lost, missing or damaged, from 0 to below 1 (default:"
+        f" {MAX_EXCLUDED:g}, and {MAX_ABSENT:g} of pictures that transforms.json lists and that are not there)",
+    )
+    parser.add_argument(
+        "--allow-outside",
+        action="store_true",
+        help="let transforms.json and links name pictures outside the scan's folder; only for scans that you trust",
+    )
+
+
+def get_scan_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Options of `read_scene` from what was parsed; those that were not given are left to the layout.
+
+    Raises:
+        ValueError: `--max-excluded` is no share.
+    """
+    return make_reading(options.rotate, options.max_excluded, options.allow_outside)
+
+
+__all__ = ["add_scan_options", "get_scan_options"]

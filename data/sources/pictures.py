@@ -1,0 +1,278 @@
+"""Pictures and depth maps of one frame: colours the right way up, depth in metres whatever it was kept in.
+
+Pictures are decoded exactly unless `reduce_to` asks for less (`decode_color`). Depth maps always are: a model takes
+single readings out of them, which no smaller map has.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from ross3d.data.text_files import check_file
+from ross3d.image_processing_ross3d import check_picture_size, get_orientation, open_picture
+
+
+MILLIMETRES_PER_METRE = 1000.0
+# A depth map whose largest reading is nearer than this, metres, was kept in another unit than is said.
+MIN_LARGEST_DEPTH = 0.05
+# What TSDF tools and 7-Scenes write where there is no reading.
+NO_READING = 65535
+# Orientation 1 to 8 of EXIF: whether the stored picture is mirrored left to right first, and by how many quarter
+# turns, counter-clockwise, it is turned then.
+UPRIGHT = {
+    1: (False, 0),
+    2: (True, 0),
+    3: (False, 2),
+    4: (True, 2),
+    5: (True, 1),
+    6: (False, 3),
+    7: (True, 3),
+    8: (False, 1),
+}
+# Width, height and largest value, between blanks and comments, at the beginning of a binary PGM.
+_GAP = rb"(?:\s|#[^\n]*\n)+"
+PGM_HEAD = re.compile(rb"P5" + 3 * (_GAP + rb"(\d{1,9})") + rb"\s")
+PGM_HEAD_BYTES = 4096
+# Forms of depth that are known and not read, with what to do.
+OTHER_DEPTH = {
+    ".exr": "OpenEXR",
+    ".pfm": "a portable float map",
+    ".npz": "a NumPy archive",
+    ".depth": "Record3D's compressed depth",
+    ".dpt": "raw floats",
+    ".bin": "raw numbers",
+}
+
+
+@contextmanager
+def _name_broken_picture(where) -> Iterator[None]:
+    """Say of a picture that was opened and cannot be decoded which one it is."""
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{where}: the picture cannot be read ({error}); it is truncated or damaged: copy it again, or leave the"
+            " frame out."
+        ) from error
+
+
+def _open(source: Path | BinaryIO, where) -> Image.Image:
+    if isinstance(source, Path) and not source.exists():
+        raise FileNotFoundError(f"{where}: the picture does not exist; copy it again, or leave it out.")
+    try:
+        return open_picture(source, str(where))
+    except ValueError as error:
+        if isinstance(error.__cause__, OSError | SyntaxError) and "HEIC" not in str(error):
+            raise ValueError(
+                f"{str(error).rstrip('.')}; it is truncated or damaged: copy it again, or leave the frame out."
+            ) from error
+        raise
+
+
+def open_image(file: Path) -> Image.Image:
+    """A picture, read to its end, as it is stored.
+
+    Raises:
+        FileNotFoundError, ValueError: names the file that is missing, too large, no picture or damaged.
+    """
+    image = _open(file, file)
+    with _name_broken_picture(file):
+        image.load()
+    return image
+
+
+@dataclass(frozen=True)
+class StoredPicture:
+    """A decoded picture as it is stored.
+
+    Attributes:
+        pixels (`(H, W, 3)`, uint8): RGB.
+        size (`(width, height)`): on disk; larger than that of `pixels` where it was decoded at a reduced size.
+        orientation (`int`): 1 to 8 of EXIF, how it is to be seen.
+    """
+
+    pixels: np.ndarray
+    size: tuple[int, int]
+    orientation: int
+
+    @property
+    def turns(self) -> int:
+        """Quarter turns, counter-clockwise, to be upright, once mirrored where it `is_mirrored`."""
+        return UPRIGHT[self.orientation][1]
+
+    @property
+    def is_mirrored(self) -> bool:
+        return UPRIGHT[self.orientation][0]
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Width and height on disk, as it is to be seen."""
+        return self.size[:: -1 if self.turns % 2 else 1]
+
+    def turn_upright(self) -> "StoredPicture":
+        """The picture as it is to be seen."""
+        return StoredPicture(turn_pixels(self.pixels, self.is_mirrored, self.turns), self.upright_size, 1)
+
+
+def turn_pixels(pixels: np.ndarray, is_mirrored: bool, turns: int) -> np.ndarray:
+    """A picture (H, W, ...), mirrored left to right if so, then turned by quarter turns, counter-clockwise."""
+    return np.ascontiguousarray(np.rot90(pixels[:, ::-1] if is_mirrored else pixels, turns))
+
+
+def decode_stored(source: Path | BinaryIO, where: Path | str, reduce_to: int | None = None) -> StoredPicture:
+    """The picture of a file or of bytes in memory as it is stored; see `decode_color`."""
+    image = _open(source, where)
+    size = image.size
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(
+            f"{where}: expected a colour picture of 8 bits, got mode {image.mode!r}, such as depth maps have; give the"
+            " colour picture, or convert it to 8 bits."
+        )
+    with _name_broken_picture(where):
+        orientation = get_orientation(image)
+        if reduce_to is not None:
+            image.draft(None, (reduce_to, reduce_to))
+        return StoredPicture(np.asarray(image.convert("RGB")), size, orientation)
+
+
+def decode_color(
+    source: Path | BinaryIO, where: Path | str, reduce_to: int | None = None
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """RGB (H, W, 3), uint8, the right way up, and (width, height) on disk, turned along, of a file or of bytes.
+
+    With `reduce_to`, JPEG is decoded at the smallest of its scales 1, 1/2, 1/4 and 1/8 that leaves the shorter side at
+    least so many pixels, a side that does not divide being rounded up; other formats have no such scales and are
+    decoded exactly.
+
+    Raises:
+        FileNotFoundError, ValueError: `where` the picture is missing, too large, of 16 bits, no picture or damaged.
+    """
+    picture = decode_stored(source, where, reduce_to).turn_upright()
+    return picture.pixels, picture.size
+
+
+def read_depth(file: Path, units_per_metre: float | None = None) -> np.ndarray:
+    """Depth (h, w), float32 metres, 0 = no reading.
+
+    Args:
+        file (`Path`): a 16-bit PNG, TIFF or PGM, a float TIFF, or a `.npy` array.
+        units_per_metre (`float`, *optional*): of the stored values; see `scale_depth`.
+
+    Raises:
+        FileNotFoundError, ValueError: names the file and what to save in its place.
+    """
+    suffix = file.suffix.lower()
+    if suffix in OTHER_DEPTH:
+        raise ValueError(
+            f"{file}: depth as {OTHER_DEPTH[suffix]} ({suffix}) is not read; save it as a 16-bit PNG of millimetres,"
+            " or as a .npy array (h, w) of metres."
+        )
+    if not file.exists():
+        raise FileNotFoundError(f"{file}: the depth map does not exist; copy it again, or leave the frame out.")
+    read = {".npy": _read_npy, ".pgm": _read_pgm}.get(suffix, _read_depth_picture)
+    return scale_depth(read(file), file, units_per_metre)
+
+
+def _read_depth_picture(file: Path) -> np.ndarray:
+    image = open_image(file)
+    if image.mode not in ("I;16", "I;16B", "I;16L", "I", "F"):
+        raise ValueError(
+            f"{file}: expected a 16-bit one-channel PNG (millimetres), got mode {image.mode!r}; save depth as uint16."
+        )
+    return np.asarray(image)
+
+
+def _read_npy(file: Path) -> np.ndarray:
+    """An array (h, w) or (h, w, 1) of numbers; it is mapped, so that a header that promises too much costs nothing."""
+    check_file(file, "a depth map")
+    try:
+        values = np.load(file, mmap_mode="r", allow_pickle=False)
+    # A damaged header can make its parser raise anything.
+    except Exception as error:
+        raise ValueError(f"{file}: expected a .npy array of depth, got {error}; save it again.") from error
+    if values.ndim == 3 and values.shape[-1] == 1:
+        values = values[..., 0]
+    if values.ndim != 2 or values.dtype.kind not in "uif" or values.dtype.itemsize < 2:
+        raise ValueError(
+            f"{file}: expected an array (h, w) of float metres or uint16 millimetres, got {values.dtype}"
+            f" {values.shape}; save depth so."
+        )
+    check_picture_size(values.shape[::-1], str(file))
+    return np.array(values)
+
+
+def _read_pgm(file: Path) -> np.ndarray:
+    """Values (h, w) of a binary 16-bit PGM as they are stored; PIL would stretch them to 65535."""
+    check_file(file, "a depth map")
+    with file.open("rb") as opened:
+        head = opened.read(PGM_HEAD_BYTES)
+        found = PGM_HEAD.match(head)
+        if found is None:
+            raise ValueError(
+                f"{file}: expected a binary PGM picture (P5), got {head[:20]!r}; save depth as 16-bit PNG."
+            )
+        width, height, largest = map(int, found.groups())
+        check_picture_size((width, height), str(file))
+        if not 255 < largest < 65536:
+            raise ValueError(
+                f"{file}: expected a 16-bit PGM (millimetres), got a largest value of {largest}; save depth as uint16."
+            )
+        opened.seek(found.end())
+        content = opened.read(2 * width * height)
+    if len(content) < 2 * width * height:
+        raise ValueError(
+            f"{file}: the depth map is truncated: expected {2 * width * height} bytes of readings, got {len(content)};"
+            " copy it again, or leave the frame out."
+        )
+    return np.frombuffer(content, dtype=">u2").reshape(height, width).astype(np.uint16)
+
+
+def scale_depth(values: np.ndarray, where, units_per_metre: float | None = None) -> np.ndarray:
+    """Depth units (h, w) as float32 metres; of whole numbers 65535 stands for no reading, as 0 does, and so do NaN
+    and infinity of floats.
+
+    Args:
+        units_per_metre (`float`, *optional*): by default 1000, millimetres; floats that as millimetres would all lie
+            within 5 cm of the camera are metres.
+
+    Raises:
+        ValueError: `where` depth is negative, or too small for its unit.
+    """
+    is_float = values.dtype.kind == "f"
+    values = np.where(np.isfinite(values) if is_float else values != NO_READING, values, 0)
+    if values.size and values.min() < 0:
+        raise ValueError(
+            f"{where}: depth must be 0 (no reading) or more, got {values.min():g}; was it saved as a signed number, or"
+            " along another axis?"
+        )
+    readings = values[values > 0]
+    per_metre = MILLIMETRES_PER_METRE if units_per_metre is None else units_per_metre
+    if readings.size and readings.max() < MIN_LARGEST_DEPTH * per_metre:
+        if not is_float or units_per_metre is not None:
+            raise ValueError(
+                f"{where}: the largest depth is {readings.max()}, which looks like metres; expected millimetres:"
+                " multiply by 1000 before saving as uint16."
+                if units_per_metre is None
+                else f"{where}: the largest depth is {readings.max()}, which at {per_metre:g} units a metre is nearer"
+                f" than {MIN_LARGEST_DEPTH:g} m; correct the unit (depth_unit_scale_factor: 1.0 for metres)."
+            )
+        per_metre = 1.0
+    return values.astype(np.float32) / np.float32(per_metre)
+
+
+__all__ = [
+    "MILLIMETRES_PER_METRE",
+    "StoredPicture",
+    "decode_color",
+    "decode_stored",
+    "open_image",
+    "read_depth",
+    "scale_depth",
+    "turn_pixels",
+]

@@ -1,0 +1,282 @@
+"""Text, JSON, JSON lines and YAML, read in one place: within limits, with errors that name the file and the place.
+
+Every function here reads a regular file of bounded size: a pipe or a device, which may have no end, is refused.
+"""
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+# The largest file, and the longest line of one, that are read; the annotations of the largest benchmark take 200 MB.
+MAX_TEXT_BYTES = 1 << 29
+MAX_LINE_BYTES = 1 << 24
+# A run file, its references (`*name`) written out, has a few hundred values.
+MAX_YAML_VALUES = 100_000
+# Beyond this a whole number cannot become a float64, and no id or coordinate needs as many.
+MAX_DIGITS = 300
+
+AGAIN = "write it or copy it again"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_LONG_NUMBER = re.compile(rf"\d{{{MAX_DIGITS + 1},}}")
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def check_file(file: str | os.PathLike, meaning: str, max_bytes: int | None = None) -> Path:
+    """The path, where it leads to a regular file of at most `max_bytes`; `meaning` says in errors what is expected.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: a folder, a pipe or a device, or a larger file.
+    """
+    path = Path(file)
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(f"{path} does not exist; expected {meaning}.") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{str(path)[:200]!r}: expected {meaning}, got a path that cannot be read: {error}."
+        ) from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+        raise ValueError(f"{path}: expected {meaning}, got {kind}; give the path of a regular file.")
+    if max_bytes is not None and status.st_size > max_bytes:
+        raise ValueError(
+            f"{path}: expected {meaning}, of at most {max_bytes / 1e6:.0f} MB, got {status.st_size / 1e6:.0f} MB;"
+            " check that it is the right file."
+        )
+    return path
+
+
+def read_text(file: str | os.PathLike, meaning: str = "UTF-8 text", max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """The text of a UTF-8 file, without a byte order mark.
+
+    Raises:
+        FileNotFoundError, ValueError: as `check_file`, and for bytes that are no UTF-8, with their line.
+    """
+    path = check_file(file, meaning, max_bytes)
+    with path.open("rb") as opened:
+        # A file that grows meanwhile is not followed.
+        content = opened.read(os.fstat(opened.fileno()).st_size)
+    return _decode(content, 1, path, meaning)
+
+
+def _decode(content: bytes, first_line: int, path: Path, meaning: str) -> str:
+    if first_line == 1:
+        content = content.removeprefix(_BYTE_ORDER_MARK)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = first_line + content.count(b"\n", 0, error.start)
+        kind = "UTF-16 text" if first_line == 1 and content.startswith(_UTF_16_MARKS) else "bytes that are no UTF-8"
+        raise ValueError(
+            f"{path}:{line}: expected {meaning}, got {kind} (byte 0x{content[error.start]:02x}); save it as UTF-8."
+        ) from error
+
+
+def read_json(
+    file: str | os.PathLike,
+    meaning: str = "a JSON document",
+    *,
+    kind: type[dict] | type[list] | None = None,
+    keys: Sequence[str] = (),
+    max_bytes: int = MAX_TEXT_BYTES,
+    remedy: str = AGAIN,
+) -> Any:
+    """The content of a JSON file.
+
+    Args:
+        file (`str` or `Path`): a UTF-8 file.
+        meaning (`str`): what it should hold, for errors.
+        kind (`type`, *optional*): `dict` or `list`, what the outermost value has to be.
+        keys (sequence of `str`): what the outermost object has to have at least.
+        max_bytes (`int`): larger files are refused.
+        remedy (`str`): what to do about a broken file, for errors.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_text`; and for what is no JSON, with line and column, nests too deep,
+            has numbers of hundreds of digits or halves of characters (lone surrogates), or is of another kind.
+    """
+    value = parse_json(read_text(file, meaning, max_bytes), str(file), meaning, remedy)
+    return _check_kind(value, dict if keys else kind, keys, str(file), meaning)
+
+
+def _check_kind(value: Any, kind: type | None, keys: Sequence[str], where: str, meaning: str) -> Any:
+    if kind is not None and not isinstance(value, kind):
+        raise ValueError(f"{where}: expected {meaning}, got {describe_kind(value)}; check that it is the right file.")
+    missing = [key for key in keys if key not in value]
+    if missing:
+        raise ValueError(f"{where}: expected {meaning}, got no {', '.join(missing)}; check that it is the right file.")
+    return value
+
+
+def describe_kind(value: Any) -> str:
+    """What a value is called in JSON and YAML."""
+    if value is None:
+        return "nothing (null)"
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+    }
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def parse_json(text: str, where: str, meaning: str = "a JSON document", remedy: str = AGAIN) -> Any:
+    """The value that a JSON text holds; `where` (a file, or file:line) begins every error.
+
+    Raises:
+        ValueError: as `read_json`.
+    """
+    try:
+        value = json.loads(text, parse_int=_parse_int)
+        if _ESCAPED_SURROGATE.search(text):
+            # A pair of them is one character; half of one can be neither written nor given to a tokenizer.
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except json.JSONDecodeError as error:
+        problem = "it is empty" if not text.strip() else str(error)
+    except UnicodeEncodeError as error:
+        near = error.object[max(error.start - 20, 0) : error.end]
+        problem = f"half of a character, {error.object[error.start]!r}, in {near!r}"
+    except RecursionError:
+        problem = "brackets inside brackets, too deep to be read"
+    except ValueError as error:
+        problem = f"{error}{_describe_place(text, _LONG_NUMBER.search(text))}"
+    else:
+        return value
+    raise ValueError(f"{where}: expected {meaning}, but the file is no JSON ({problem}); {remedy}.")
+
+
+def _parse_int(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a whole number of {len(digits)} digits, at most {MAX_DIGITS} can be read")
+    return int(digits)
+
+
+def _describe_place(text: str, found: re.Match | None) -> str:
+    if found is None:
+        return ""
+    place = found.start()
+    return f": line {text.count(chr(10), 0, place) + 1} column {place - text.rfind(chr(10), 0, place)}"
+
+
+def read_json_lines(
+    file: str | os.PathLike,
+    meaning: str = "a JSON value a line",
+    *,
+    kind: type[dict] | type[list] | None = None,
+    keys: Sequence[str] = (),
+) -> Iterator[tuple[int, Any]]:
+    """Number (from 1 on) and value of every line of a file of JSON lines that is not blank.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_json`, with file:line.
+    """
+    path = check_file(file, meaning, MAX_TEXT_BYTES)
+    with path.open("rb") as opened:
+        number = 0
+        while line := opened.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            where = f"{path}:{number}"
+            if len(line) > MAX_LINE_BYTES:
+                raise ValueError(
+                    f"{where}: expected {meaning}, of at most {MAX_LINE_BYTES / 1e6:.0f} MB, got a longer line; write"
+                    " one value a line."
+                )
+            text = _decode(line, number, path, meaning)
+            if text.strip():
+                yield number, _check_kind(parse_json(text, where, meaning), kind, keys, where, meaning)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's plain values; a key that stands twice in a section is refused, where YAML would take the last."""
+
+    def construct_mapping(self, node, deep=False):
+        known = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in known:
+                    raise yaml.constructor.ConstructorError(
+                        f"the key {key.value!r} stands twice in a section", None, None, key.start_mark
+                    )
+                known.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(file: str | os.PathLike, meaning: str = "YAML settings", max_bytes: int = 1 << 20) -> Any:
+    """The content of a YAML file; plain values alone, nothing of it is run.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_text`; and for what is no YAML, with line and column.
+    """
+    return parse_yaml(read_text(file, meaning, max_bytes), str(file), meaning)
+
+
+def parse_yaml(text: str, where: str, meaning: str = "YAML settings") -> Any:
+    """The value that a YAML text holds; `where` begins every error.
+
+    Raises:
+        ValueError: for what is no YAML, a key that stands twice, and references that make it huge or endless.
+    """
+    loader = None
+    try:
+        loader = _Loader(text)
+        value = loader.get_single_data()
+        if _has_more_values(value, MAX_YAML_VALUES):
+            problem = f"more than {MAX_YAML_VALUES} values, references written out"
+        else:
+            return value
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f", line {mark.line + 1} column {mark.column + 1}" if mark else ""
+        problem = f"{error.problem or error.context}{place}"
+    except RecursionError:
+        problem = "lists inside lists, too deep to be read"
+    except (yaml.YAMLError, ValueError) as error:
+        problem = " ".join(str(error).split())
+    # What else the library's constructors raise for values that do not fit their tag, such as `!!int ""`.
+    except (LookupError, AttributeError, TypeError):
+        problem = "a value does not fit its tag (`!!...`)"
+    finally:
+        if loader is not None:
+            loader.dispose()
+    raise ValueError(f"{where}: expected {meaning}, but it is no YAML that can be read ({problem}); correct it.")
+
+
+def _has_more_values(value: Any, limit: int) -> bool:
+    """Whether a value holds more than `limit` others, those counted again that are referred to again."""
+    waiting, count = [value], 0
+    while waiting:
+        found = waiting.pop()
+        children = [*found.keys(), *found.values()] if isinstance(found, dict) else found
+        if isinstance(children, list | tuple | set):
+            count += len(children)
+            if count > limit:
+                return True
+            waiting += children
+    return False
+
+
+__all__ = [
+    "MAX_LINE_BYTES",
+    "MAX_TEXT_BYTES",
+    "check_file",
+    "describe_kind",
+    "parse_json",
+    "parse_yaml",
+    "read_json",
+    "read_json_lines",
+    "read_text",
+    "read_yaml",
+]

@@ -1,0 +1,176 @@
+"""Malformed files: scans of every layout, annotations, boxes, run files. Each is read, or named in the error."""
+
+import json
+import os
+import shutil
+import stat
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ross3d.data.annotations import load_annotations
+from ross3d.data.scene import Scene, check_scene
+from ross3d.data.sources import read_scene
+from ross3d.tests.fuzz.junk import json_junk, spoiled_bytes, spoiled_document
+from ross3d.tests.fuzz.limits import attempt, limit_memory, run_seeded
+from ross3d.tests.raw_scannet import write_raw_scan
+from ross3d.tests.scan_folders import write_arkitscenes, write_nerfstudio, write_posed_images, write_rgbd
+from ross3d.training.arguments import read_run_arguments
+
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "tiny.yaml"
+
+
+@pytest.fixture(autouse=True)
+def memory():
+    with limit_memory():
+        yield
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory) -> dict[str, Path]:
+    """Layout -> folder of one room of four frames, with files beside it that all layouts know."""
+    raw = write_raw_scan(tmp_path_factory.mktemp("raw"), num_frames=4, index=4)
+    path = tmp_path_factory.mktemp("scans")
+    write_nerfstudio(raw, path / "capture")
+    write_arkitscenes(raw, path / "4733")
+    folders = {
+        "rgbd_folder": write_rgbd(raw, path / "room"),
+        "scannet": raw.folder,
+        "nerfstudio": path / "capture",
+        "arkitscenes": path / "4733",
+        "posed_images": write_posed_images(raw),
+    }
+    for name in ("nerfstudio", "arkitscenes", "posed_images"):
+        shutil.copy(folders["rgbd_folder"] / "axis_align.txt", folders[name])
+        shutil.copy(folders["rgbd_folder"] / "boxes.json", folders[name])
+        shutil.copy(folders["rgbd_folder"] / "boxes.json", folders[name] / "proposals.json")
+    return folders
+
+
+LAYOUTS = ("rgbd_folder", "scannet", "nerfstudio", "arkitscenes", "posed_images")
+
+
+def spoil_file(data, file: Path) -> str:
+    """Spoil one file of a scan; what was done to it."""
+    kind = data.draw(st.sampled_from(["bytes", "bytes", "document", "gone", "folder", "pipe", "loop"]))
+    content = file.read_bytes()
+    file.unlink()
+    if kind == "document" and file.suffix == ".json":
+        document = data.draw(spoiled_document(json.loads(content)))
+        file.write_text(json.dumps(document))
+    elif kind == "folder":
+        file.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "loop":
+        file.symlink_to(file)
+    elif kind != "gone":
+        file.write_bytes(data.draw(spoiled_bytes(content)))
+    return f"{file.name}: {kind}"
+
+
+def copy_scan(scan: Path, path: Path) -> Path:
+    """A copy of the folders that a layout reads from: the scan alone, or what stands around it too."""
+    shutil.rmtree(path, ignore_errors=True)
+    if scan.parent.name in ("scans", "posed_images"):
+        shutil.copytree(scan.parents[1], path)
+        return path / scan.relative_to(scan.parents[1])
+    shutil.copytree(scan, path / scan.name)
+    return path / scan.name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@run_seeded(30)
+@given(data=st.data())
+def test_scans(layout, data, scans, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "spoiled"
+    scan = copy_scan(scans[layout], path)
+    files = sorted(file for file in scan.rglob("*") if file.is_file())
+    done = [spoil_file(data, data.draw(st.sampled_from(files)))]
+    quotes = f"{scan.name}|{done[0].partition(':')[0]}"
+    scene, _ = attempt(lambda: read_scene(scan, **({"frame_step": 1} if layout == "scannet" else {})), done, quotes)
+    if scene is not None:
+        check_scene(scene)
+        check_metres(scene)
+
+
+def check_metres(scene: Scene) -> None:
+    """A scene that was read is finite, and a room in metres."""
+    for name in ("depth_maps", "cam2world", "intrinsics", "boxes", "proposal_boxes"):
+        array = getattr(scene, name)
+        assert array is None or np.isfinite(array).all(), name
+    for name in ("boxes", "proposal_boxes"):
+        array = getattr(scene, name)
+        assert array is None or not array.size or np.abs(array).max() <= 1000, name
+
+
+ROWS = [
+    {"id": "q0", "scene_id": "room", "task": "rooms", "question_type": "count", "question": "How many chairs?",
+     "answer": "two", "references": ["two", "2"]},
+    {"id": "q1", "scene_id": "room", "task": "rooms", "question_type": "unique", "question": "the red chair",
+     "answer": "<ground>", "references": [], "object_ids": [1, 2]},
+    {"id": "q2", "scene_id": "room", "task": "rooms", "question_type": "place", "question": "What is at <coord>?",
+     "answer": "a table", "references": ["a table"], "query_coords": [0.5, 1.0, 0.25]},
+]  # fmt: skip
+
+
+def test_right_annotations_load(tmp_path):
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    assert [row.id for row in load_annotations(file)] == ["q0", "q1", "q2"]
+
+
+@run_seeded(200)
+@given(data=st.data())
+def test_annotations(data, tmp_path_factory):
+    file = tmp_path_factory.getbasetemp() / "spoiled.jsonl"
+    rows = data.draw(spoiled_document(ROWS))
+    lines = [json.dumps(row) for row in rows] if isinstance(rows, list) else [json.dumps(rows)]
+    content = "\n".join(lines).encode()
+    if data.draw(st.booleans()):
+        content = data.draw(spoiled_bytes(content))
+    file.write_bytes(content)
+    loaded, _ = attempt(lambda: load_annotations(file), content[:500], file.name)
+    for row in loaded or []:
+        assert row.question.strip() and row.answer.strip(), row
+        assert row.query_coords is None or np.isfinite(row.query_coords).all()
+        assert "<|im_" not in row.question + row.answer
+
+
+@cache
+def get_config() -> dict:
+    return yaml.safe_load(CONFIG.read_text())
+
+
+@run_seeded(200)
+@given(settings=spoiled_document(get_config(), json_junk()))
+def test_run_files(settings, tmp_path_factory):
+    file = tmp_path_factory.getbasetemp() / "spoiled.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    arguments, _ = attempt(lambda: read_run_arguments(file), settings)
+    if arguments is not None:
+        data = arguments.data
+        assert data.num_views >= 1 and data.epochs >= 1 and isinstance(data.blind, bool)
+        assert data.limit is None or data.limit >= 1
+
+
+@run_seeded(60)
+@given(content=spoiled_bytes(CONFIG.read_bytes()))
+def test_bytes_of_run_files(content, tmp_path_factory):
+    file = tmp_path_factory.getbasetemp() / "spoiled.yaml"
+    file.write_bytes(content)
+    attempt(lambda: read_run_arguments(file), content[:300])
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    """The helper that spoils files makes real pipes: reading one without a check would wait for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    for read in (load_annotations, read_run_arguments):
+        assert attempt(lambda read=read: read(tmp_path / "pipe"), "a pipe", "pipe")[1] is not None

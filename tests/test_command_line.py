@@ -1,0 +1,130 @@
+"""How programs end: one line and a code; what numbers a command line takes."""
+
+import argparse
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+from ross3d.command_line import NUM_VIEWS, SEED, Number, add_debug, describe_error, run_program
+
+
+def run(main, capsys, *words: str, name: str = "tools/ask.py") -> tuple[object, str]:
+    """The exit code of a program and what it wrote to stderr."""
+    with pytest.raises(SystemExit) as end:
+        run_program(main, [name, *words])
+    return end.value.code, capsys.readouterr().err
+
+
+def raise_error(error: BaseException):
+    raise error
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (
+            ValueError("boxes.json:\n  expected six numbers,  got 5."),
+            "ask.py: error: boxes.json: expected six numbers, got",
+        ),
+        (FileNotFoundError(2, "No such file", "a.json"), "ask.py: error: [Errno 2] No such file: 'a.json'"),
+        (MemoryError(), "ask.py: error: there is not enough memory (MemoryError)"),
+        (EOFError(), "ask.py: error: EOFError"),
+        (KeyError("scores"), "ask.py: error: KeyError: 'scores' (unexpected: please report it, with the output of"),
+        (ValueError("x" * 100_000), "x ... (100000 characters; --debug shows all)"),
+        (UnicodeEncodeError("utf-8", "a\ud800", 1, 2, "surrogates"), "can't encode character '\\ud800'"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_1(error, line, capsys):
+    code, written = run(lambda: raise_error(error), capsys)
+    assert code == 1 and line in written and written.count("\n") == 1 and len(written) < 2200
+
+
+def test_other_ends_stay_what_they_are(capsys):
+    assert run(lambda: raise_error(KeyboardInterrupt()), capsys) == (130, "")
+    assert run(lambda: sys.exit(3), capsys) == (3, "")
+    parser = argparse.ArgumentParser(prog="ask.py")
+    parser.add_argument("--views", type=NUM_VIEWS)
+    code, written = run(lambda: parser.parse_args(["--views", "2.5"]), capsys)
+    assert code == 2
+    assert written.endswith("error: argument --views: expected a whole number from 1 to 10,000, got '2.5'\n")
+
+
+def test_debug_raises_the_error_itself_and_is_taken_out_of_the_command_line():
+    words = ["ask.py", "scan", "--debug", "--views"]
+    with pytest.raises(ValueError, match="as it is"):
+        run_program(lambda: raise_error(ValueError("as it is")), words)
+    assert words == ["ask.py", "scan", "--views"]
+    parser = argparse.ArgumentParser()
+    add_debug(parser)
+    assert "show where an error or a warning came from" in parser.format_help()
+
+
+def test_a_package_and_a_process_of_several_say_who_they_are(capsys, monkeypatch):
+    _, written = run(lambda: raise_error(ValueError("no")), capsys, name="/home/ross3d/data/prepare/__main__.py")
+    assert written == "prepare: error: no\n"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert run(lambda: raise_error(ValueError("no")), capsys, name="train.py")[1] == "train.py, process 1: error: no\n"
+
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        raise ValueError(f"scene {index}: expected boxes,\n  got none.")
+
+
+def test_an_error_of_a_data_loaders_worker_is_the_workers_own_line():
+    with pytest.raises(ValueError) as found:
+        list(torch.utils.data.DataLoader(Rows(), num_workers=1))
+    assert "Original Traceback" in str(found.value)
+    assert describe_error(found.value) == "scene 0: expected boxes, got none."
+
+
+def test_a_program_in_its_own_process(tmp_path):
+    (tmp_path / "program.py").write_text(
+        "import warnings\nfrom ross3d.command_line import run_program\n"
+        "def main():\n    warnings.warn('depth is\\n  sparse')\n    open('absent.json')\n"
+        "if __name__ == '__main__':\n    run_program(main)\n"
+    )
+    command = [sys.executable, str(tmp_path / "program.py")]
+    environment = os.environ | {"PYTHONWARNINGS": "default"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "program.py: warning: depth is sparse",
+        "program.py: error: [Errno 2] No such file or directory: 'absent.json'",
+    ]
+    debug = subprocess.run([*command, "--debug"], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert debug.returncode == 1 and "Traceback (most recent call last)" in debug.stderr
+
+
+@pytest.fixture(autouse=True)
+def keep_warning_format():
+    given = warnings.formatwarning
+    yield
+    warnings.formatwarning = given
+
+
+@pytest.mark.parametrize(
+    "rule, right, wrong",
+    [
+        (NUM_VIEWS, [1, 32, 10_000], [0, -1, 2.0, 2.5, "32", True, None, 10_001, float("nan"), 10**400]),
+        (SEED, [0, 2**32 - 1], [-1, 2**32, 0.0, "abc"]),
+        (Number(least=0), [0, 0.0, 1e-5, 7], [-1e-9, float("nan"), float("inf"), "1e-5", False, 10**400, [1]]),
+        (Number(above=0, most=1), [1e-9, 1], [0, 1.0001]),
+        (Number(least=0, below=1), [0, 0.999], [1, -0.1]),
+    ],
+)
+def test_numbers_follow_their_rule(rule, right, wrong):
+    for value in right:
+        rule.check("data.value", value)
+        assert rule(str(value)) == value
+    for value in wrong:
+        with pytest.raises(ValueError, match=r"data.value: expected a (whole|finite) number .*, got .*; correct it"):
+            rule.check("data.value", value)

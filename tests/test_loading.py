@@ -1,0 +1,143 @@
+"""A model is what its files hold: weights that are absent, unknown, of another shape or not finite are refused."""
+
+import json
+import logging
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ross3d.tests.fabricate import make_config, make_model
+from ross3d.training.loading import check_finite_weights, load_model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    return tmp_path
+
+
+def change_weights(folder, change) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_whole_checkpoint_loads_bit_for_bit(folder, caplog):
+    model, wanted = load_model(folder), make_model().state_dict()
+    assert not caplog.records and not model.training
+    assert all(torch.equal(weight, wanted[name]) for name, weight in model.state_dict().items())
+    assert load_model(folder, dtype=torch.bfloat16).lm_head.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "name", ["lm_head.weight", "model.mask_token", "grounding_head.no_target", "model.language_model.norm.weight"]
+)
+def test_a_weight_that_is_absent_is_refused_unless_asked_for(folder, name, caplog):
+    change_weights(folder, lambda weights: weights.pop(name))
+    message = rf"expected all weights that config.json asks for, got none of {name}; fetch the whole checkpoint again"
+    with pytest.raises(ValueError, match=message):
+        load_model(folder)
+    # The error says it all; the library's table is not printed on top.
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING, logger="transformers.modeling_utils"):
+        assert load_model(folder, allow_missing=True).get_parameter(name).isfinite().all()
+
+
+def test_absent_weights_are_counted(folder):
+    change_weights(folder, lambda weights: [weights.pop(name) for name in list(weights) if "grounding" in name])
+    with pytest.raises(ValueError, match=r"got none of grounding_head.no_target, .* and 10 more; fetch the whole"):
+        load_model(folder)
+
+
+def test_weights_of_another_config_are_refused(folder):
+    change_weights(folder, lambda weights: weights.update({"model.other.weight": torch.zeros(2, 3)}))
+    message = "expected the weights that config.json asks for and no others, got model.other.weight; config.json and"
+    with pytest.raises(ValueError, match=message):
+        load_model(folder)
+
+
+def test_weights_of_another_shape_are_refused(folder):
+    change_weights(folder, lambda weights: weights.update({"model.mask_token": torch.zeros(33)}))
+    message = r"expected model.mask_token of shape \(32,\), as the config says, got \(33,\) \(1 such weights\)"
+    with pytest.raises(ValueError, match=message):
+        load_model(folder)
+
+
+def test_settings_may_add_a_head_and_take_one_away(tmp_path):
+    make_model(grounding=False).save_pretrained(tmp_path)
+    assert load_model(tmp_path, grounding=True, denoiser_config=None).grounding_head.no_target.isfinite().all()
+    # What the checkpoint's own config asks for stays due.
+    change_weights(tmp_path, lambda weights: weights.pop("lm_head.weight"))
+    with pytest.raises(ValueError, match="got none of lm_head.weight; fetch"):
+        load_model(tmp_path, grounding=True)
+
+
+def test_settings_may_not_change_the_shape_of_trained_weights(folder):
+    with pytest.raises(ValueError, match="settings of this run change a size that trained weights have"):
+        load_model(folder, denoiser_config=make_config(denoiser={"intermediate_size": 44}).denoiser_config.to_dict())
+
+
+def test_tied_weights_are_not_missing(tmp_path):
+    tied = make_model(tie_word_embeddings=True)
+    tied.save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    loaded = load_model(tmp_path)
+    assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["model.mask_token", "reconstruction_head.view_pooler.queries"])
+def test_weights_that_are_not_finite_are_refused(folder, name, value):
+    def change(weights):
+        weights[name].view(-1)[-1] = value
+
+    change_weights(folder, change)
+    message = rf"{folder}: expected finite weights, got NaN or infinity in {name}; the run that saved them had"
+    with pytest.raises(ValueError, match=message):
+        load_model(folder)
+
+
+def test_numbers_that_half_precision_cannot_hold_are_refused(folder):
+    def change(weights):
+        weights["lm_head.weight"][0, 0] = 7e4
+
+    change_weights(folder, change)
+    with pytest.raises(ValueError, match="infinity in lm_head.weight; .* or load it as bfloat16"):
+        load_model(folder, dtype=torch.float16)
+    assert load_model(folder, dtype=torch.bfloat16).lm_head.weight.isfinite().all()
+
+
+def test_eight_bit_and_offloaded_weights_are_passed_over():
+    module = torch.nn.Module()
+    module.register_buffer("codes", torch.tensor([1, 255], dtype=torch.uint8))
+    module.register_buffer("scales", torch.tensor([1.0, float("nan")]).to(torch.float8_e4m3fn))
+    module.weight = torch.nn.Parameter(torch.empty(2, 3, device="meta"))
+    with pytest.raises(ValueError, match="here: expected finite weights, got NaN or infinity in scales; the run"):
+        check_finite_weights(module, "here")
+    module.scales = torch.ones(2).to(torch.float8_e4m3fn)
+    check_finite_weights(module, "here")
+
+
+@pytest.mark.parametrize("whole", [0, 100, 5000])
+def test_a_broken_weight_file_is_named(folder, whole):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:whole])
+    with pytest.raises(ValueError, match=r"model\.safetensors: expected weights in the safetensors format, got a"):
+        load_model(folder)
+
+
+def test_a_broken_shard_is_named(tmp_path):
+    make_model().save_pretrained(tmp_path, max_shard_size="60KB")
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=rf"{shard.name}: expected weights in the safetensors format"):
+        load_model(tmp_path)
+    # Its tensors are in no file once the index has lost them.
+    index = tmp_path / "model.safetensors.index.json"
+    entries = json.loads(index.read_text())
+    entries["weight_map"] = {name: file for name, file in entries["weight_map"].items() if file != shard.name}
+    index.write_text(json.dumps(entries))
+    shard.unlink()
+    with pytest.raises(ValueError, match="expected all weights that config.json asks for"):
+        load_model(tmp_path)

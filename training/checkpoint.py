@@ -1,0 +1,148 @@
+"""Where a checkpoint is, on disk or on the Hub, and its processor: nothing that lies in it is run.
+
+Our own classes read it; Python files, pickled weights and `auto_map` entries of a checkpoint are left alone.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.constants import is_offline_mode
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from ross3d.data.text_files import read_json
+from ross3d.processing_ross3d import GeometryMode, Ross3DProcessor
+
+
+GEOMETRY_MODES = get_args(GeometryMode)
+# What is fetched from the Hub: weights, settings, words, the teacher and the way back to the published format.
+CHECKPOINT_FILES = ("*.json", "*.jinja", "*.safetensors", "*.txt", "teacher/*", "published/*")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name is asked of the Hub: `user/name`, and no folder `user` is here, in which it would be a path."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1 and not Path(name).parts[0].startswith(".") and not Path(name).parent.exists()
+
+
+def find_folder(name: str | os.PathLike, option: str, patterns: Sequence[str], meaning: str = "checkpoint") -> Path:
+    """A folder on disk, or the local copy of a Hub repository's files that fit `patterns`.
+
+    Args:
+        name: a path, or a Hub id such as `user/name`.
+        option (`str`): what the user set, for errors, such as `--model`.
+        patterns: names of the files that are fetched.
+        meaning (`str`): what the folder should hold, for errors.
+
+    Raises:
+        FileNotFoundError: there is no such folder, and no such repository can be reached. A name that is a path is
+            never asked of the Hub.
+        NotADirectoryError: a file.
+    """
+    if not str(name).strip():
+        raise ValueError(f"{option}: expected a {meaning}'s folder or a Hub id, got nothing; name one.")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise NotADirectoryError(
+            f"{option}: expected a {meaning}'s folder, got the file {folder}; give the folder that it lies in."
+        )
+    if not is_hub_id(str(name)):
+        known = next(parent for parent in [*folder.parents, Path(".")] if parent.is_dir())
+        raise FileNotFoundError(
+            f"{option}: expected a {meaning}'s folder or a Hub id such as user/name, got {name}: no such folder"
+            f" (the path exists up to {known.resolve()}); correct it."
+        )
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=list(patterns)))
+    # What the Hub answers, and what the network does, are errors of many libraries, all of them OSError or ValueError.
+    except (OSError, ValueError) as error:
+        reason = "the Hub is switched off (HF_HUB_OFFLINE) and no copy is here" if is_offline_mode() else error
+        raise FileNotFoundError(
+            f"{option}: expected a {meaning}'s folder or a Hub id that can be reached, got {name}: no such"
+            f" folder, and from the Hub: {' '.join(str(reason).split())}; correct it, or log in with `hf auth login`."
+        ) from error
+
+
+def find_checkpoint(name: str | os.PathLike, option: str = "--model") -> Path:
+    """The folder of a checkpoint of ours; one of the Hub is fetched first.
+
+    Raises:
+        FileNotFoundError: there is none; as `find_folder`.
+        ValueError: a checkpoint of another model, the published one among them.
+    """
+    folder = find_folder(name, option, CHECKPOINT_FILES)
+    file = folder / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{option}: expected a checkpoint's folder or a Hub id, got {folder}, a folder without config.json; give"
+            " one that train.py, tools/convert.py or tools/make_tiny.py wrote."
+        )
+    kind = read_json(file, "the config of a checkpoint", kind=dict).get("model_type")
+    if kind != "ross3d":
+        raise ValueError(
+            f"{option}: expected a checkpoint of ross3d, got model_type {kind!r} in {file}; convert it with"
+            " tools/convert.py (docs/CHECKPOINTS.md)."
+        )
+    return folder
+
+
+def load_processor(folder: Path, geometry_mode: str | None = None) -> Ross3DProcessor:
+    """A checkpoint's processor.
+
+    Args:
+        folder (`Path`): see `find_checkpoint`.
+        geometry_mode (`str`, *optional*): in place of the one it was saved with.
+
+    Raises:
+        ValueError: names the folder when its files are broken, or ask for code of their own.
+    """
+    try:
+        processor = Ross3DProcessor.from_pretrained(folder, trust_remote_code=False)
+    # The tokenizer's library raises a bare Exception for a broken file.
+    except Exception as error:
+        message = " ".join(str(error).split())
+        if "custom code" in message:
+            message = "its tokenizer asks for Python code of its own, which is not run"
+        raise ValueError(
+            f"{folder}: expected the processor of a checkpoint (processor_config.json, tokenizer.json and"
+            f" tokenizer_config.json), got files that cannot be read: {message}; fetch them again."
+        ) from error
+    if geometry_mode is not None:
+        processor.geometry_mode = geometry_mode
+    return processor
+
+
+def check_lengths(questions: Sequence[Any], processor: Ross3DProcessor, where: str) -> None:
+    """Refuse questions that fit into no row, not even behind a single view, before the first one is asked.
+
+    Args:
+        questions: annotations.
+        processor (`Ross3DProcessor`): with the model's limit.
+        where (`str`): the file of the questions, for errors.
+
+    Raises:
+        ValueError: names the longest question.
+    """
+    limit = processor.max_position_embeddings
+    if limit is None or not questions:
+        return
+    texts = [question.question + question.answer for question in questions]
+    lengths = [len(ids) for ids in processor.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    if lengths[longest] > limit - processor.tokens_per_view:
+        raise ValueError(
+            f"{where}: expected questions that fit, with answer and a view of {processor.tokens_per_view} tokens, into"
+            f" the model's {limit} positions (max_position_embeddings), got {lengths[longest]} tokens in question"
+            f" {questions[longest].id!r}; shorten it."
+        )
+
+
+__all__ = ["GEOMETRY_MODES", "check_lengths", "find_checkpoint", "find_folder", "is_hub_id", "load_processor"]

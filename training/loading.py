@@ -1,0 +1,152 @@
+"""A checkpoint folder -> a model whose every weight came from it, or an error that says which did not."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from ross3d.configuration_ross3d import Ross3DConfig
+from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
+
+
+# Names that an error lists; the rest is counted.
+NAMES_SHOWN = 3
+LIBRARY_LOGGER = logging.getLogger("transformers.modeling_utils")
+
+
+def load_model(
+    folder: str | os.PathLike, dtype: str | torch.dtype = "auto", allow_missing: bool = False, **settings: Any
+) -> Ross3DForConditionalGeneration:
+    """Read a checkpoint of ours; nothing in it is drawn at random or left out in silence.
+
+    The library draws weights that a file lacks and leaves out those that the model has no place for, each with a
+    warning. Here both are errors, unless `settings` ask for them: a head that they add is new, a head that they take
+    away is left out.
+
+    Args:
+        folder: a checkpoint's folder, or a Hub id.
+        dtype: of the weights in memory; by default the file's.
+        allow_missing (`bool`): draw weights that the files lack at random, with the library's warning.
+        settings: keys of `Ross3DConfig` to change, and arguments of `from_pretrained`.
+
+    Returns:
+        the model on the CPU, in evaluation mode.
+
+    Raises:
+        ValueError: for a broken weight file, weights that are absent, unknown, of another shape, or not finite. It
+            names the folder and the weights.
+        OSError: where there is no checkpoint.
+    """
+    # Everything that the library's report would say is said by the errors below.
+    LIBRARY_LOGGER.addFilter(is_no_report)
+    try:
+        model, info = Ross3DForConditionalGeneration.from_pretrained(
+            folder, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True, **settings
+        )
+    except SafetensorError as error:
+        raise ValueError(
+            f"{find_broken_file(Path(folder))}: expected weights in the safetensors format, got a broken or cut-off"
+            f" file ({error}); fetch it again."
+        ) from error
+    finally:
+        LIBRARY_LOGGER.removeFilter(is_no_report)
+    check_loading(folder, info, allow_missing)
+    check_finite_weights(model, str(folder))
+    return model
+
+
+def is_no_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
+
+
+def check_loading(folder: str | os.PathLike, info: dict[str, Any], allow_missing: bool = False) -> None:
+    """Refuse a model that is not what its files hold.
+
+    Args:
+        folder: where the files are.
+        info (`dict`): what `from_pretrained(..., output_loading_info=True)` returned beside the model.
+        allow_missing (`bool`): let weights be absent that the files should hold.
+
+    Raises:
+        ValueError: names the weights.
+    """
+    if info["mismatched_keys"]:
+        name, found, wanted = sorted(info["mismatched_keys"])[0]
+        raise ValueError(
+            f"{folder}: expected {name} of shape {tuple(wanted)}, as the config says, got {tuple(found)}"
+            f" ({len(info['mismatched_keys'])} such weights); the files belong to another config, or the settings of"
+            " this run change a size that trained weights have: leave those out."
+        )
+    missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
+    if not missing and not unexpected:
+        return
+    # What the checkpoint's own config asks for is due; what settings add is new, what they take away is unused.
+    own = list_own_weights(folder)
+    missing, unexpected = sorted(missing & own), sorted(unexpected - own)
+    if missing and allow_missing:
+        LIBRARY_LOGGER.warning("%s: %s drawn at random, since the files lack them.", folder, show_names(missing))
+    elif missing:
+        raise ValueError(
+            f"{folder}: expected all weights that config.json asks for, got none of {show_names(missing)}; fetch the"
+            " whole checkpoint again: answers would come from random numbers."
+        )
+    if unexpected:
+        raise ValueError(
+            f"{folder}: expected the weights that config.json asks for and no others, got {show_names(unexpected)};"
+            " config.json and weights belong to different checkpoints: fetch both again."
+        )
+
+
+def list_own_weights(folder: str | os.PathLike) -> set[str]:
+    """Names of all weights that a checkpoint should hold by its own config; nothing is allocated."""
+    with torch.device("meta"):
+        return set(Ross3DForConditionalGeneration(Ross3DConfig.from_pretrained(folder)).state_dict())
+
+
+def show_names(names: list[str]) -> str:
+    shown = ", ".join(names[:NAMES_SHOWN])
+    return shown if len(names) <= NAMES_SHOWN else f"{shown} and {len(names) - NAMES_SHOWN} more"
+
+
+def check_finite_weights(model: nn.Module, source: str) -> None:
+    """Refuse weights with NaN or infinities: every answer and loss would be NaN.
+
+    Args:
+        model (`nn.Module`): weights that are offloaded to disk are not in memory and not looked at; of those that
+            ZeRO-3 has cut up, each process looks at its own part.
+        source (`str`): the file or folder that the error names.
+
+    Raises:
+        ValueError: names the weights.
+    """
+    tensors = [*model.named_parameters(), *((name, buffer) for name, buffer in model.named_buffers())]
+    broken = [name for name, tensor in tensors if not is_finite(getattr(tensor, "ds_tensor", tensor))]
+    if broken:
+        raise ValueError(
+            f"{source}: expected finite weights, got NaN or infinity in {show_names(broken)}; the run that saved them"
+            " had diverged, or the file is damaged, or its numbers do not fit float16: fetch it again, take an"
+            " earlier checkpoint, or load it as bfloat16."
+        )
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all numbers are finite; quantised and offloaded weights have none to look at."""
+    if tensor.is_meta or not tensor.is_floating_point():
+        return True
+    # Of float8 torch has no such test.
+    return bool((tensor.float() if tensor.element_size() == 1 else tensor).isfinite().all())
+
+
+def find_broken_file(folder: Path) -> Path:
+    """The first weight file of a folder that cannot be opened; the folder where all can."""
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except SafetensorError:
+            return file
+    return folder
