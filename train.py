@@ -52,7 +52,12 @@ FIXED_ARGUMENTS = {
     "resume_from_checkpoint": (None, "a run that is started again with the same settings resumes by itself"),
     "save_only_model": (False, "a run that was cut off could not go on without its optimizer"),
     "ignore_data_skip": (False, "a run that goes on would read its first rows again"),
-    "label_smoothing_factor": (0.0, "answers are supervised word by word, the other losses know no labels to smooth"),
+    "label_smoothing_factor": (0.0, "targets carry weights of their own, which the Trainer would not see"),
+    "eval_strategy": ("no", "a run has no questions to be evaluated on; run eval.py on its checkpoints"),
+    "load_best_model_at_end": (
+        False,
+        "no checkpoint is evaluated on the way; run eval.py on those that are saved",
+    ),
     "push_to_hub": (False, "it would push neither code nor page; push the finished run with tools/push.py"),
 }
 
@@ -142,6 +147,8 @@ def run(arguments: RunArguments, training: TrainingArguments, output_dir: Path) 
         check_same_data(told, output_dir / DATA_FILE)
     # A library that the optimizer needs is missed here, before anything large is read.
     Trainer.get_optimizer_cls_and_kwargs(training)
+    # Refused here, not once the training is done.
+    published = find_published(arguments)
     processor = build_processor(arguments)
     model = build_model(arguments, processor)
     if training.process_index == 0:
@@ -177,8 +184,7 @@ def run(arguments: RunArguments, training: TrainingArguments, output_dir: Path) 
     if trainer.is_world_process_zero():
         if dtypes:
             weights = restore_dtypes(model, dtypes)
-        teacher, published = find_teacher(arguments), find_published(arguments)
-        save_run(model, weights, processor, teacher, published, trainer.state, output_dir)
+        save_run(model, weights, processor, find_teacher(arguments), published, trainer.state, output_dir)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ from ross3d.data.atomic import write_text
 from ross3d.data.collator import Ross3DCollator
 from ross3d.data.dataset import SceneRows, take_boxes
 from ross3d.data.latents import SceneLatents, get_teacher_fingerprint
+from ross3d.data.names import check_links
 from ross3d.data.prepared import PreparedScenes
-from ross3d.data.sources import get_reading, read_scene
+from ross3d.data.sources import get_reading, list_folders, read_scene
 from ross3d.data.text_files import read_json, read_yaml
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
@@ -53,7 +54,7 @@ def list_scenes(arguments: DataArguments) -> list[Path]:
 
 def list_split(arguments: DataArguments) -> list[Path]:
     folder = Path(arguments.root) / arguments.split
-    scenes = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    scenes = list_folders(folder)
     if not scenes:
         raise FileNotFoundError(
             f"data.root: expected scene folders in {folder}, found none; make them with"
@@ -116,7 +117,7 @@ def list_unlabelled(arguments: DataArguments, config: Ross3DConfig) -> list[Path
     if arguments.unlabelled_root is None:
         return []
     folder = Path(arguments.unlabelled_root)
-    scans = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    scans = list_folders(folder)
     if not scans:
         raise FileNotFoundError(
             f"data.unlabelled_root: expected folders of scans in {folder}, found none; correct it."
@@ -401,9 +402,17 @@ def choose_optimizer(
 
 
 def find_published(arguments: RunArguments) -> Path | None:
-    """What a converted checkpoint keeps beside its weights for the way back to the published format."""
+    """What a converted checkpoint keeps beside its weights for the way back to the published format.
+
+    Raises:
+        ValueError: for a link in it that leads out of the checkpoint.
+    """
     folder = find_init_folder(arguments)
-    return None if folder is None or not (folder / "published").is_dir() else folder / "published"
+    if folder is None or not (folder / "published").is_dir():
+        return None
+    # What a link leads to would be copied into the run, and pushed with it.
+    check_links([folder / "published", *(folder / "published").rglob("*")], folder)
+    return folder / "published"
 
 
 def widen_weights(model: nn.Module, autocast: bool) -> dict[str, torch.dtype]:

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 from transformers import TrainerState
 
 from ross3d.data.annotations import find_annotations, load_annotations
+from ross3d.data.sources import list_folders
 from ross3d.data.text_files import read_json
 from ross3d.report.card import (
     CARD_NAME,
@@ -108,7 +109,7 @@ def describe_training(settings: dict[str, Any], state: TrainerState) -> str:
 def describe_data(data: dict[str, Any]) -> str:
     """How many scenes and questions a run's folder holds; of rooms of our own, how they are made again."""
     root = Path(data["root"])
-    scenes = sum(path.is_dir() for path in (root / data["split"]).glob("*"))
+    scenes = len(list_folders(root / data["split"]))
     file = find_annotations(root, data["split"])
     told = f"{scenes} scenes with {len(load_annotations(file)) if file.is_file() else 0} questions"
     manifest = root / "manifest.json"

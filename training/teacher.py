@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ross3d.command_line import COUNT, POSITIVE, SEED, add_debug, run_program
+from ross3d.data.sources import list_folders
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 
 
@@ -103,7 +104,7 @@ def main() -> None:
     add_debug(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    paths = sorted(path for path in arguments.scenes.iterdir() if path.is_dir())[: arguments.num_scenes]
+    paths = list_folders(arguments.scenes)[: arguments.num_scenes]
     views, bevs = load_pictures(paths)
     teacher = train_teacher(
         views, bevs, arguments.steps, arguments.batch_size, arguments.learning_rate, arguments.seed
