@@ -132,10 +132,9 @@ def check_ranges(config, where: str, counts: Sequence[str], positive: Sequence[s
 
 def get_scaled_length(rope: dict, longest: int) -> int:
     """Positions that one set of `rope_parameters` allows: `longest`, which is `max_position_embeddings`, or more."""
-    if rope.get("rope_type", "default") == "default":
-        return longest
+    factor = None if rope.get("rope_type", "default") == "default" else rope.get("factor")
     original = rope.get("original_max_position_embeddings") or longest
-    return max(longest, int(original * (rope.get("factor") or 1)))
+    return max(longest, int(original * (factor or 1)))
 
 
 class SavedKeysMixin:
@@ -326,6 +325,8 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
         "bev_loss",
         "grounding_loss",
         "loss_counts",
+        # Of as many questions and proposals as a batch has: batches cannot be joined. `model.ground` gives them.
+        "grounding_scores",
     ]
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(

@@ -28,7 +28,7 @@ from transformers import HfArgumentParser, set_seed
 
 from ross3d.command_line import add_debug, list_attributes, run_program
 from ross3d.data.ahead import iterate_ahead
-from ross3d.data.annotations import find_annotations, load_annotations
+from ross3d.data.annotations import Annotation, find_annotations, load_annotations
 from ross3d.data.dataset import get_row_seed
 from ross3d.data.kept import describe_file, describe_source
 from ross3d.data.sources import get_reading, read_scene
@@ -43,7 +43,7 @@ from ross3d.tasks.records import RecordStore, group_items, write_json
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 from ross3d.training.arguments import flatten_settings
 from ross3d.training.card import get_commit
-from ross3d.training.checkpoint import find_checkpoint, load_processor
+from ross3d.training.checkpoint import check_lengths, find_checkpoint, load_processor
 from ross3d.training.loading import load_model as read_weights
 
 
@@ -246,6 +246,9 @@ def main(arguments: EvalArguments) -> dict[str, Any]:
     settings = EvalSettings(**{f.name: getattr(arguments, f.name) for f in fields(EvalSettings)})
     items = {task.name: task.load_items(arguments.data, task.fill_settings(settings)) for task in tasks}
     model, processor = load_model(arguments, tasks, state.device)
+    for task in tasks:
+        asked = [item for item in items[task.name] if isinstance(item, Annotation)]
+        check_lengths(asked, processor, f"--task {task.name}")
     reading = get_reading(
         arguments.num_views,
         arguments.decode,

@@ -42,11 +42,17 @@ from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .geometry_ross3d import (
+    MAX_CAMERA_DISTANCE,
+    MAX_FOCAL_SHARE,
     MAX_MEDIAN_DEPTH,
+    MAX_OUTSIDE_DISTANCE,
     MAX_ROTATION_ERROR,
+    MAX_SKEW,
+    MIN_FOCAL_SHARE,
     MIN_MEDIAN_DEPTH,
     assign_patches,
     check_shape,
+    find_calibration_fault,
     get_box_limits,
     get_median_depths,
     get_nearest_indices,
@@ -98,15 +104,7 @@ CHAT_TEMPLATE = (
 )
 IGNORED_LABEL = -100
 PADDING_SEGMENT = -1
-# Cameras, boxes and points are metres away; beyond this distance it is another unit.
-MAX_CAMERA_DISTANCE = 500.0
-# Boxes and points may lie outside of what the views show, in other rooms, but not by more metres than this.
-MAX_OUTSIDE_DISTANCE = 50.0
 MAX_ASPECT_DIFFERENCE = 0.05
-# Focal lengths, as shares of the depth map's side: from 168 degrees of view to 3.
-MIN_FOCAL_SHARE, MAX_FOCAL_SHARE = 0.05, 20.0
-# Skew, as a share of the focal length; and how far off the middle the principal point may be, as a share of the side.
-MAX_SKEW, MAX_CENTRE_SHIFT = 1e-3, 0.3
 # Tensors that `Ross3DInputs.to(dtype)` leaves in float32: metres lose centimetres in half precision.
 FLOAT32_KEYS = frozenset({"patch_coords", "proposal_boxes", "query_coords", "bev_bounds", "loss_weights"})
 
@@ -381,24 +379,6 @@ def check_camera(camera: torch.Tensor, height: int, width: int, name: str) -> No
         f"focal [{focal_x:g}, {focal_y:g}], centre [{centre_x:g}, {centre_y:g}]{reason or ''}",
         "scale the calibration from the size it was made for to that of the depth map",
     )
-
-
-def find_calibration_fault(centre_x: float, centre_y: float, height: int, width: int) -> str | None:
-    """Why a principal point does not belong to a height x width map, where it does not.
-
-    A camera's lies near the middle. Both coordinates off by the same factor is another resolution, width and height
-    swapped is a turned picture; otherwise crops may move it by `MAX_CENTRE_SHIFT` of the side.
-    """
-    scale_x, scale_y = (2 * centre_x + 1) / width, (2 * centre_y + 1) / height
-    if abs(scale_x - scale_y) < 0.1 * abs(scale_x) and abs(scale_x - 1) > MAX_CENTRE_SHIFT:
-        return f", which looks made for pictures {scale_x:.2g} times as large"
-    turned_x, turned_y = (2 * centre_x + 1) / height, (2 * centre_y + 1) / width
-    is_turned = abs(turned_x - 1) < 0.05 and abs(turned_y - 1) < 0.05 and abs(height - width) > 0.15 * width
-    if is_turned:
-        return ", which looks made for the picture turned by a quarter"
-    if max(abs(scale_x - 1), abs(scale_y - 1)) > 2 * MAX_CENTRE_SHIFT:
-        return ", which is far off the middle"
-    return None
 
 
 def check_cam2world(cam2world: Any, num_views: int, name: str) -> torch.Tensor:

@@ -42,13 +42,7 @@ def read_box_list(file: str | os.PathLike, scene_id: str) -> np.ndarray:
     Raises:
         FileNotFoundError, ValueError: no such file; no boxes; a file by scenes that lacks this one.
     """
-    boxes, _ = read_boxes(file, scene_id)
-    if boxes is None:
-        raise ValueError(
-            f"{file}: expected boxes of scene {scene_id!r}, the file has other scenes only; give the file of this "
-            "split, or a plain list."
-        )
-    return boxes
+    return read_boxes(file, scene_id, must_have=True)[0]
 
 
 def read_mask3d(

@@ -187,7 +187,9 @@ def test_points_of_the_wrong_shape(model, shape):
 def test_points_that_are_not_there(model):
     ids = torch.tensor([[4, 5, 6], [4, COORD_TOKEN, 6]])
     given, missing = torch.zeros(2, 1, 3), torch.full((2, 1, 3), float("nan"))
-    with refuses("query_coords: expected a point for the <coord> of row 1, got NaN; pass query_coords for every"):
+    with refuses(
+        "query_coords: expected a point for the <coord> of row 1, got [nan, nan, nan]; pass query_coords for every"
+    ):
         forward(model, {"input_ids": ids}, query_coords=missing)
     # A row without <coord> needs no point.
     missing[1] = 0.0
@@ -429,10 +431,10 @@ def test_hidden_views_of_several_scenes(model):
     assert len(pictures[0]) == 1 and pictures[1] is None
 
 
-@pytest.mark.parametrize("steps", [0, 1001])
+@pytest.mark.parametrize("steps", [0, 1001, 2.5, True])
 def test_number_of_sampler_steps(steps):
     with refuses(
-        f"num_inference_steps: expected 1..1000 (the training schedule's length), got {steps}; ask for fewer"
+        f"num_inference_steps: expected 1..1000 (the training schedule's length), got {steps}; ask for a whole"
     ):
         space_timesteps(1000, steps)
     assert len(space_timesteps(1000, 1000)) == 1000 and space_timesteps(1000, 1) == [999]
@@ -555,9 +557,12 @@ def test_a_scene_is_nowhere_but_in_the_cache(model, scenes):
             None,
             "scene_index: expected the scene (0..1) of each of 2 questions, got None while 2 scenes are cached; pass",
         ),
-        ([0], "scene_index: expected 2 numbers in 0..1, got [0]; one scene for each question"),
-        ([0, 2], "scene_index: expected 2 numbers in 0..1, got [0, 2]; one scene for each question"),
-        ([-1, 0], "scene_index: expected 2 numbers in 0..1, got [-1, 0]; one scene for each question"),
+        ([0], "scene_index: expected 2 whole numbers in 0..1, got [0]; pass one scene for each question"),
+        ([0, 2], "scene_index: expected 2 whole numbers in 0..1, got [0, 2]; pass one scene for each question"),
+        ([0.5, 0.0], "scene_index: expected 2 whole numbers in 0..1, got [0.5, 0.0]; pass one scene for each"),
+        ([1.0, 0.0], "scene_index: expected 2 whole numbers in 0..1, got [1.0, 0.0]; pass one scene for each"),
+        ([True, False], "scene_index: expected 2 whole numbers in 0..1, got [True, False]; pass one scene for each"),
+        ([-1, 0], "scene_index: expected 2 whole numbers in 0..1, got [-1, 0]; pass one scene for each question"),
     ],
 )
 def test_which_of_several_scenes(model, scenes, method, index, message):

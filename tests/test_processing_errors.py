@@ -106,7 +106,7 @@ GEOMETRY_CASES = [
          {"depth_maps": (GOOD_DEPTH * 1000).astype(np.uint16) / 1000.0}),
     Case("depth_maps", {"depth_maps": GOOD_DEPTH * 1000}, "metres", "in views [0, 1, 2], which looks",
          "divide millimetres by 1000", {"depth_maps": GOOD_DEPTH * 16}),
-    Case("depth_maps", change("depth_maps", 1, GOOD_DEPTH[1] * 1000), "metres", "in views [1], which looks like",
+    Case("depth_maps", change("depth_maps", 1, GOOD_DEPTH[1] * 1000), "metres", "a median depth of 1836 in views [1], which looks like",
          "divide millimetres by 1000", change("depth_maps", 1, GOOD_DEPTH[1] * 16)),
     Case("depth_maps", {"depth_maps": GOOD_DEPTH / 1000}, "metres", "which looks divided by 1000 twice", "pass metres",
          {"depth_maps": GOOD_DEPTH / 10}),

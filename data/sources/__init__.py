@@ -137,7 +137,7 @@ def find_layout(path: str | os.PathLike) -> Layout:
     """
     path = Path(path)
     if path.exists() and not path.is_dir() and path.suffix.lower() in FOREIGN_FILES:
-        raise ValueError(f"{path} is {FOREIGN_FILES[path.suffix.lower()]}.")
+        raise ValueError(f"{path} is no folder of a scan, but {FOREIGN_FILES[path.suffix.lower()]}.")
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not a folder, and no video; give the folder of one scan, or a video.")
     for layout in LAYOUTS:
