@@ -111,13 +111,13 @@ def forward(model, batch, **changes):
         (
             "proposal_boxes",
             lambda x: x[..., :3],
-            "proposal_boxes: expected shape (B, K, 6), got (1, 3, 3); build rows with this model's processor",
+            "proposal_boxes: expected shape (1, K, 6), got (1, 3, 3); build rows with this model's processor",
         ),
         ("proposal_mask", lambda x: x[:, :2], "proposal_mask: expected shape (1, 3), got (1, 2); build rows with"),
         (
             "proposal_patches",
             lambda x: x[:, :, :1],
-            "proposal_patches: expected shape (1, 3, 2, 4), got (1, 3, 1, 4); build rows with this model's",
+            "proposal_patches: expected shape (1, 3, 2, ...), got (1, 3, 1, 4); build rows with this model's",
         ),
         (
             "bev_bounds",
