@@ -325,6 +325,8 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
         "bev_loss",
         "grounding_loss",
         "loss_counts",
+        # Of as many questions and proposals as a batch has: batches cannot be joined. `model.ground` gives them.
+        "grounding_scores",
     ]
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(

@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
@@ -37,6 +37,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import maybe_autocast
 
@@ -50,6 +51,7 @@ from .attention_ross3d import (
 from .configuration_ross3d import Ross3DConfig
 from .diffusion_ross3d import space_timesteps
 from .geometry_ross3d import check_shape, get_sin3d_embedding, quantize_coords, unpack_patches
+from .inputs_ross3d import check_inputs
 from .reconstruction_ross3d import (
     Ross3DReconstructionHead,
     SceneStates,
@@ -196,6 +198,11 @@ def take_part(tensor: torch.Tensor, *others: Any) -> torch.Tensor:
     """
     others = [other for other in others if isinstance(other, torch.Tensor) and other.requires_grad]
     return TakePart.apply(tensor, *others) if others else tensor
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether processes hold pieces of the weights (ZeRO-3, FSDP2), which all of them gather when a module runs."""
+    return hasattr(next(model.parameters()), "ds_id") or hasattr(model, "reshard")
 
 
 def read_float32(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -593,22 +600,6 @@ class Ross3DModel(Ross3DPreTrainedModel):
         pixel_values = torch.zeros(num_rows, 1, 3, size, size, dtype=self.vision_tower.dtype, device=device)
         return pixel_values, torch.zeros(num_rows, 1, dtype=torch.bool, device=device)
 
-    def check_scene_inputs(self, pixel_values, view_mask, patch_coords, patch_valid, bool_masked_views) -> None:
-        """Refuse tensors of a scene that do not belong together."""
-        grid = self.config.view_grid_size
-        views = tuple((view_mask if pixel_values is None else pixel_values).shape[:2])
-        hint = "build rows with this model's processor."
-        if pixel_values is not None:
-            check_shape("pixel_values", pixel_values, ("B", "V", 3, "S", "S"), hint)
-        if view_mask is not None:
-            check_shape("view_mask", view_mask, views, hint)
-        if patch_coords is not None:
-            check_shape("patch_coords", patch_coords, (*views, grid, grid, 3), hint)
-        if patch_valid is not None:
-            check_shape("patch_valid", patch_valid, (*views, grid, grid), hint)
-        if bool_masked_views is not None:
-            check_shape("bool_masked_views", bool_masked_views, views, "pass one value a view, True = hidden.")
-
     def check_length(self, length: int, past_key_values: Cache | None) -> None:
         """Refuse rows over the context limit, those in the cache included."""
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -642,6 +633,12 @@ class Ross3DModel(Ross3DPreTrainedModel):
         **kwargs,
     ) -> Ross3DModelOutput:
         """Shapes as in the processor's output; see `Ross3DForConditionalGeneration.forward`."""
+        batch = {
+            "input_ids": input_ids, "segment_ids": segment_ids, "pixel_values": pixel_values, "view_mask": view_mask,
+            "bool_masked_views": bool_masked_views, "patch_coords": patch_coords, "patch_valid": patch_valid,
+            "query_coords": query_coords,
+        }  # fmt: skip
+        check_inputs(batch, h=self.config.view_grid_size)
         unknown = sorted(kwargs.keys() - LIBRARY_KEYS)
         if unknown:
             raise TypeError(
@@ -681,7 +678,6 @@ class Ross3DModel(Ross3DPreTrainedModel):
                 )
             if view_mask is None:
                 view_mask = self.get_view_mask(input_ids, inputs_embeds, pixel_values, patch_coords)
-            self.check_scene_inputs(pixel_values, view_mask, patch_coords, patch_valid, bool_masked_views)
             numbers = []
             if pixel_values is not None:
                 numbers.append(("pixel_values", pixel_values, view_mask[..., None, None, None]))
@@ -799,6 +795,14 @@ NOT_FOR_GENERATION = (
 DEFAULT_NEW_TOKENS = 20
 
 
+class Ross3DTargets(TypedDict, total=False):
+    """Targets that not every row has. A stock `Trainer` reads the names of `forward` and evaluates only batches that
+    bring everything with `label` in its name: these two are among its other arguments, as in the library's models."""
+
+    shift_labels: torch.LongTensor | None
+    grounding_labels: torch.Tensor | None
+
+
 class PlaceholderSuppression(LogitsProcessor):
     """Keeps `<image>` and `<coord>` out of answers, whatever a generation config says: they stand for places."""
 
@@ -814,6 +818,21 @@ class PlaceholderSuppression(LogitsProcessor):
 
 # What the library hands from `generate` and `Trainer` down to the language model and its attention.
 LIBRARY_KEYS = frozenset(TransformersKwargs.__annotations__) | {"use_cache", "cache_position", "return_dict"}
+
+
+def check_mask(attention_mask: Any) -> None:
+    """Refuse an attention mask that is no tensor of numbers (B, L), as the methods around `generate` need it."""
+    if attention_mask is None:
+        return
+    is_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2
+    if not is_mask or attention_mask.is_complex():
+        got = (
+            tuple(attention_mask.shape) if isinstance(attention_mask, torch.Tensor) else type(attention_mask).__name__
+        )
+        raise TypeError(
+            f"attention_mask: expected a tensor of 0 and 1 of shape (B, L), got {got}; build rows with this model's"
+            " processor."
+        )
 
 
 def check_input_names(method: str, inputs: dict[str, Any], unused: tuple[str, ...] = ()) -> None:
@@ -1092,7 +1111,14 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             check_shape("grounding_labels", grounding_labels, tuple(scores.shape), hint)
         asked = torch.zeros_like(has_slot) if grounding_labels is None else (grounding_labels > 0).any(dim=-1)
         places = asked.nonzero(as_tuple=True)
-        if not bool(has_slot[places].all()):
+        # One read of the device, whichever of the two it is about.
+        is_right = bool(has_slot[places].all() if grounding_labels is not None else ~has_slot.any())
+        if not is_right and grounding_labels is None:
+            raise ValueError(
+                "grounding_labels: expected them in training beside <ground>, got none; pass target_objects= to the"
+                " processor. A stock Trainer drops them unless remove_unused_columns=False."
+            )
+        if not is_right:
             row, question = (asked & ~has_slot).nonzero()[0].tolist()
             raise ValueError(
                 f"grounding_labels: expected a <ground> in question {question} of row {row}, which has labels, got"
@@ -1107,6 +1133,13 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         """Which of the views to rebuild (B, V) are hidden from the language model: all; none with `vanilla`."""
         # CODEPATH: cross-view in published checkpoints; the vanilla objective is what the paper compares with.
         return bool_masked_views if self.config.view_objective == "cross_view" else None
+
+    def get_visible_views(self, view_mask: torch.Tensor, unseen: torch.Tensor | None) -> torch.Tensor:
+        """What conditions may attend (B, V): the views that are seen, or all of a scene that hides them all."""
+        if unseen is None:
+            return view_mask
+        seen = view_mask & ~unseen
+        return torch.where(seen.any(dim=1, keepdim=True), seen, view_mask)
 
     def get_view_repeats(self, view_mask: torch.Tensor, hidden: torch.Tensor) -> list[int]:
         """Noise draws per hidden view of each scene: V // hidden, as published, so that a scene counts V pictures."""
@@ -1327,9 +1360,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         query_coords: torch.FloatTensor | None = None,
         bool_masked_views: torch.BoolTensor | None = None,
         labels: torch.LongTensor | None = None,
-        shift_labels: torch.LongTensor | None = None,
         loss_weights: torch.FloatTensor | None = None,
-        grounding_labels: torch.Tensor | None = None,
         bev_pixel_values: torch.FloatTensor | None = None,
         bev_valid: torch.BoolTensor | None = None,
         bev_bounds: torch.FloatTensor | None = None,
@@ -1345,7 +1376,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         mm_encoder_outputs: dict[str, Ross3DImageFeatures] | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[Ross3DTargets],
     ) -> Ross3DOutput:
         r"""
         Args:
@@ -1376,14 +1407,22 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 scenes with a bird's-eye picture and grounding questions the losses are averaged; by default those
                 of this batch.
         """
+        shift_labels, grounding_labels = kwargs.pop("shift_labels", None), kwargs.pop("grounding_labels", None)
+        batch = {
+            "input_ids": input_ids, "segment_ids": segment_ids, "labels": labels, "shift_labels": shift_labels,
+            "loss_weights": loss_weights, "pixel_values": pixel_values, "view_mask": view_mask,
+            "bool_masked_views": bool_masked_views, "patch_coords": patch_coords, "patch_valid": patch_valid,
+            "proposal_boxes": proposal_boxes, "proposal_mask": proposal_mask, "proposal_patches": proposal_patches,
+            "query_coords": query_coords, "grounding_labels": grounding_labels, "bev_pixel_values": bev_pixel_values,
+            "bev_valid": bev_valid, "bev_bounds": bev_bounds, "view_latents": view_latents,
+            "bev_latents": bev_latents, "row_seed": row_seed,
+        }  # fmt: skip
+        check_inputs(batch, h=self.config.view_grid_size)
+        # Another process may have what is missing here, and waits for the same weights.
+        runs_all = self.training or (past_key_values is None and is_sharded(self))
         given = inputs_embeds if input_ids is None else input_ids
-        is_step = self.training and torch.is_grad_enabled() and past_key_values is None
-        if is_step and pixel_values is None and given is not None:
-            # Another process may have views in this step: the same weights have to take part here.
+        if runs_all and past_key_values is None and pixel_values is None and given is not None:
             pixel_values, view_mask = self.model.get_blank_views(len(given), given.device)
-        if pixel_values is not None:
-            # Before the masks of views meet: a wrong one would spread over all views of a row.
-            self.model.check_scene_inputs(pixel_values, view_mask, patch_coords, patch_valid, bool_masked_views)
         self.check_grounding_targets(grounding_labels, input_ids, proposal_boxes)
         hidden_views, allowed = self.get_loss_rows(view_mask, bool_masked_views, grounding_labels)
         outputs = self.model(
@@ -1414,22 +1453,22 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             self.lm_head(hidden_states[:, :1])
 
         totals: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        if labels is not None or shift_labels is not None or self.training:
-            self.check_text_targets(segment_ids, labels, shift_labels)
+        if labels is not None or shift_labels is not None or runs_all:
+            self.check_text_targets(segment_ids, labels, shift_labels, loss_weights)
             if labels is None and shift_labels is None:
                 labels = torch.full(hidden_states.shape[:2], -100, device=hidden_states.device)
             totals["lm_loss"] = self.compute_lm_loss(
                 hidden_states, labels, shift_labels, loss_weights, grounding_labels
             )
         grounding_scores = None
-        if self.grounding_head is not None and (proposal_boxes is not None or self.training) and input_ids is not None:
+        if self.grounding_head is not None and (proposal_boxes is not None or runs_all) and input_ids is not None:
             if proposal_boxes is None:
                 proposal_boxes = hidden_states.new_zeros(len(input_ids), 0, 6, dtype=torch.float32)
             features, mask = self.get_proposal_features(
                 outputs.patch_features, proposal_boxes, proposal_mask, proposal_patches
             )
             has_slots = (input_ids == self.config.ground_token_id).any()
-            if self.training or bool(has_slots):
+            if runs_all or bool(has_slots):
                 num_questions = 1 if grounding_labels is None else grounding_labels.shape[1]
                 scores, asked = self.compute_grounding_scores(
                     hidden_states, input_ids, segment_ids, features, mask, num_questions
@@ -1452,6 +1491,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 bev_latents,
                 row_seed,
                 draws,
+                runs_all,
             )
         losses, loss, counts = self.combine_losses(totals, num_items_in_batch)
         if self.training and loss is not None:
@@ -1479,15 +1519,21 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                     " model with config.grounding=True, or leave grounding questions out."
                 )
 
-    def check_text_targets(self, segment_ids, labels, shift_labels) -> None:
+    def check_text_targets(self, segment_ids, labels, shift_labels, loss_weights) -> None:
         """Refuse unshifted labels for rows with several questions; rows of the processor are not even looked at."""
+        if labels is None and shift_labels is not None and loss_weights is not None:
+            raise ValueError(
+                "labels: expected them beside shift_labels and loss_weights, as the processor returns them, got none;"
+                " a Trainer with label_smoothing_factor takes them away, which this model cannot do with: set it to 0."
+            )
         if labels is None or shift_labels is not None or segment_ids is None:
             return
         if int(segment_ids.max()) > 1:
             raise ValueError(
                 "shift_labels: expected shift_labels and loss_weights beside labels, since a row holds several"
                 " questions and only its processor knows what each may predict, got None; pass answers= to the"
-                " processor and give the model all that it returns."
+                " processor and give the model all that it returns. A stock Trainer drops some of it unless"
+                " remove_unused_columns=False."
             )
 
     def compute_reconstruction_losses(
@@ -1504,21 +1550,21 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         bev_latents,
         row_seed,
         draws,
+        runs_all,
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """View and bird's-eye losses where they apply; both, as zeros with a graph, in training."""
+        """View and bird's-eye losses where they apply; with `runs_all` both, zeros with a graph where they do not."""
         if view_mask is None:
             view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
-        unseen = self.get_unseen_views(hidden_views)
-        visible = view_mask if unseen is None else view_mask & ~unseen
+        visible = self.get_visible_views(view_mask, self.get_unseen_views(hidden_views))
         # Draws are made on the host: the seeds go there once.
         row_seed = None if row_seed is None else row_seed.cpu()
         scene_states = SceneStates(outputs.visual_states, visible, outputs.visual_positions)
         totals = {}
-        if self.training or (hidden_views is not None and bool(hidden_views.any())):
+        if runs_all or (hidden_views is not None and bool(hidden_views.any())):
             totals["view_loss"] = self.compute_view_loss(
                 scene_states, view_mask, hidden_views, pixel_values, view_latents, row_seed, *draws[:3]
             )
-        if self.training or bev_pixel_values is not None or bev_latents is not None:
+        if runs_all or bev_pixel_values is not None or bev_latents is not None:
             totals["bev_loss"] = self.compute_bev_loss(
                 scene_states, bev_pixel_values, bev_valid, bev_bounds, allowed, bev_latents, row_seed, *draws[3:]
             )
@@ -1633,6 +1679,10 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         """
         for key in NOT_FOR_GENERATION:
             kwargs.pop(key, None)
+        batch = kwargs if scene is None else {"input_ids": kwargs.get("input_ids", inputs)}
+        check_inputs(batch, h=self.config.view_grid_size)
+        if not getattr(kwargs.get("attention_mask"), "ndim", 2) > 2:
+            check_mask(kwargs.get("attention_mask"))
         if kwargs.get("mm_encoder_outputs") is not None:
             # Refuses pixels beside them.
             kwargs = self._prepare_multimodal_encoder_kwargs_for_generation(kwargs)
@@ -1724,6 +1774,9 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             return next((value for value in values if value is not None), None)
 
         wanted, total = get_setting("max_new_tokens"), get_setting("max_length")
+        for name, value in (("max_new_tokens", wanted), ("max_length", total)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"generate: {name}: expected a whole number from 1 on, got {value!r}; correct it.")
         if wanted is None:
             wanted = DEFAULT_NEW_TOKENS if total is None else total - max(widths)
         if wanted <= limit - length:
@@ -1831,6 +1884,12 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             ValueError: when the rows hold questions.
         """
         check_input_names("encode_scene", inputs, unused=("bool_masked_views", "query_coords"))
+        proposals = {
+            "proposal_boxes": proposal_boxes, "proposal_mask": proposal_mask, "proposal_patches": proposal_patches
+        }  # fmt: skip
+        batch = {"input_ids": input_ids, "segment_ids": segment_ids, **inputs, **proposals}
+        check_inputs(batch, h=self.config.view_grid_size)
+        check_mask(attention_mask)
         if segment_ids is not None and bool((segment_ids > 0).any()):
             raise ValueError(
                 "encode_scene: expected rows without questions, got text; call the processor without text= and ask"
@@ -1904,6 +1963,13 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             scores (sum of Q, K + 1): cosines in [-1, 1], -inf at padding, last column "no target".
         """
         check_input_names("ground", inputs, unused=("bool_masked_views",))
+        proposals = {
+            "proposal_boxes": proposal_boxes, "proposal_mask": proposal_mask, "proposal_patches": proposal_patches
+        }  # fmt: skip
+        batch = {"input_ids": input_ids, "segment_ids": segment_ids, "query_coords": query_coords}
+        # Proposals of cached scenes come one list a scene, not one a question.
+        check_inputs(batch if scene is not None else batch | inputs | proposals, h=self.config.view_grid_size)
+        check_mask(attention_mask)
         if self.grounding_head is None:
             raise ValueError(
                 "ground: expected a model with config.grounding=True, got False; load another checkpoint."
@@ -1987,7 +2053,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         *,
         bool_masked_views: torch.BoolTensor | None = None,
         bev_bounds: torch.FloatTensor | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | str = 50,
         generator: torch.Generator | None = None,
         pixel_values: torch.FloatTensor,
         view_mask: torch.BoolTensor | None = None,
@@ -1998,7 +2064,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         Args:
             masked_views (list of `int`, or one such list a scene): views to hide; or `bool_masked_views` (B, V).
             bev_bounds (`torch.FloatTensor` of shape `(B, 4)`): edges of the bird's-eye picture, metres.
-            num_inference_steps (`int`): sampler steps.
+            num_inference_steps (`int` or `str`): sampler steps; a text such as "5,3" spaces sections of the schedule.
             generator (`torch.Generator`, *optional*): on CPU.
             pixel_values, view_mask and the rest: the processor's output, with or without text.
 
@@ -2010,6 +2076,12 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 schedule does not have, before anything is computed.
         """
         check_input_names("reconstruct", inputs)
+        batch = {
+            "pixel_values": pixel_values, "view_mask": view_mask, "bool_masked_views": bool_masked_views,
+            "bev_bounds": bev_bounds,
+        }  # fmt: skip
+        check_inputs(inputs | batch, h=self.config.view_grid_size)
+        check_mask(inputs.get("attention_mask"))
         if self.reconstruction_head is None:
             raise ValueError("reconstruct: expected a model with denoiser_config, got None; load another checkpoint.")
         self.get_teacher()
@@ -2031,7 +2103,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             return_dict=True,
             **{name: inputs[name] for name in names if inputs.get(name) is not None},
         )
-        visible = view_mask if unseen is None else view_mask & ~unseen
+        visible = self.get_visible_views(view_mask, unseen)
         scene_states = SceneStates(outputs.visual_states, visible, outputs.visual_positions)
         head = self.reconstruction_head
         counts = bool_masked_views.sum(dim=1).tolist()

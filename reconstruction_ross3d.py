@@ -389,7 +389,7 @@ class Ross3DReconstructionHead(nn.Module):
             states = torch.zeros_like(states)
         num_tokens = scene_states.states.shape[2]
         mask = scene_states.visible[:, :, None].expand(-1, -1, num_tokens).flatten(1)
-        # A scene without a visible view attends everything, hidden views too, so that nothing is NaN.
+        # What is padding alone attends padding, so that nothing is NaN.
         mask = mask | ~mask.any(dim=1, keepdim=True)
         positions = None
         if scene_states.positions is not None:

@@ -9,7 +9,7 @@ import torch
 
 from ross3d.modeling_ross3d import LOSS_NAMES
 from ross3d.processing_ross3d import Ross3DProcessor
-from ross3d.tests.fabricate import RaggedRows, make_collator, make_model
+from ross3d.tests.fabricate import WORST_KINDS, make_collator, make_model
 from ross3d.tests.posed_views import make_views
 from ross3d.tests.test_contract_model import get_error
 from ross3d.tools.make_tiny import make_tiny_model, make_tiny_processor, make_tiny_teacher
@@ -117,10 +117,12 @@ def test_visual_states_equal_those_of_each_scene_alone(either_model, processor):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_losses_of_a_batch_are_the_stated_means(dtype):
-    """Answers, scenes and grounding questions count each once, wherever they stand."""
+    """Answers, scenes and grounding questions count each once, wherever they stand, whatever stands beside them."""
     model = make_model().to(dtype)
     model.reconstruction_head.float()
-    collate, rows = make_collator(), [RaggedRows(8)[index] for index in range(8)]
+    collate, rows = make_collator(), [kind.make_row(index) for index, kind in enumerate(WORST_KINDS)]
+    alone = [row for row in rows if "view_mask" in row and len(row["view_mask"]) == 1 and "patch_coords" in row]
+    assert alone, "a scene that hides its only view attends it, not the padding of others"
     with torch.no_grad():
         found = model.train()(**collate(rows))
         singles = [model(**collate([row])) for row in rows]

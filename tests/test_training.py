@@ -69,7 +69,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def config_file(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(
-        "model: {}\ninit_from: folder\ndata: {epochs: 3}\ntrainer: {output_dir: out, learning_rate: 1.0e-3}\nparts: {lm_head: {freeze: true}}\n"
+        "init_from: folder\ndata: {epochs: 3}\nparts: {lm_head: {freeze: true}}\n"
+        "trainer: {output_dir: out, learning_rate: 1.0e-3}\n"
     )
     return path
 
@@ -117,6 +118,9 @@ def test_checkpoints_between_reports_are_refused(tmp_path):
         ({"seed": 5}, "trainer.seed: expected 0 or nothing, got 5; set the seed of the run: --seed"),
         ({"average_tokens_across_devices": False}, "expected True or nothing, got False; losses are averaged"),
         ({"resume_from_checkpoint": "x"}, "expected None or nothing, got 'x'; a run that is started again"),
+        ({"label_smoothing_factor": 0.1}, "trainer.label_smoothing_factor: expected 0.0 or nothing, got 0.1; targets"),
+        ({"eval_strategy": "steps"}, "trainer.eval_strategy: expected 'no' or nothing, got 'steps'; a run has no"),
+        ({"load_best_model_at_end": True}, "trainer.load_best_model_at_end: expected False or nothing, got True; no"),
         ({"save_only_model": True}, "expected False or nothing, got True; a run that was cut off could not go on"),
         ({"ignore_data_skip": True}, "expected False or nothing, got True; a run that goes on would read its first"),
         ({"hub_token": "hf_x"}, "trainer.hub_token: expected none, since settings are written into run.yaml and"),
@@ -267,10 +271,15 @@ def test_no_scenes_is_an_error(tmp_path):
     assert [path.name for path in list_scenes(DataArguments(root=str(tmp_path)))] == ["room-1"]
 
 
-@pytest.mark.parametrize("words", [[], ["--help"]])
-def test_a_command_without_a_file_says_how_it_is_used(words):
+def test_a_command_without_a_file_says_how_it_is_used(capsys):
     with pytest.raises(SystemExit, match="train.py CONFIG.yaml"):
-        read_command_line(words, "accelerate launch train.py CONFIG.yaml")
+        read_command_line([], "accelerate launch train.py CONFIG.yaml")
+    for word in ("-h", "--help"):
+        with pytest.raises(SystemExit) as end:
+            read_command_line([word], "accelerate launch train.py CONFIG.yaml")
+        told = capsys.readouterr().out
+        assert end.value.code == 0 and told.startswith("accelerate launch train.py CONFIG.yaml")
+        assert "--data.limit  at most so many scenes.\n" in told and "--debug" in told
 
 
 def test_no_is_a_strategy(config_file):

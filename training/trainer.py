@@ -48,15 +48,67 @@ def keep_float32(batch: dict[str, torch.Tensor]) -> None:
 
 
 class Ross3DTrainer(Trainer):
-    """`Trainer` with one public method overridden: `get_batch_samples` counts what the named losses average over.
+    """`Trainer` whose losses are averaged over answers and scenes, not over batches.
 
-    The counts of all micro-batches and ranks of an optimizer step reach the model as `num_items_in_batch`, so the
-    losses of a step do not depend on how it was split.
+    `get_batch_samples` counts them for an optimizer step: the counts of all micro-batches and ranks reach the model as
+    `num_items_in_batch`, so the losses of a step do not depend on how it was split. `evaluation_loop` does the same
+    for an evaluation, and reports each named loss. Rows that the library repeats, so that all processes have as many,
+    count as often as they are evaluated.
+
+    Raises:
+        ValueError: for `label_smoothing_factor`, which none of the losses knows.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        if self.label_smoother is not None:
+            raise ValueError(
+                "label_smoothing_factor: expected 0, since the Trainer would smooth targets that it does not see"
+                f" (loss_weights, shift_labels), got {self.args.label_smoothing_factor}; leave it out."
+            )
         self.model_accepts_loss_kwargs = True
+        if self.args.label_names is None:
+            # Rows without text have losses as well: no name in a batch says whether it has one.
+            self.label_names, self.can_return_loss = [], True
+        self.evaluated = torch.zeros(2, len(LOSS_NAMES), dtype=torch.float64)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """As the library's; metres stay in float32."""
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            keep_float32(inputs)
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """As the library's; in an evaluation a batch counts its own answers and scenes, which may be none.
+
+        Other processes gather a number all the same: then the loss is zero.
+        """
+        if model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        outputs = model(**inputs)
+        loss = outputs["loss"] if "loss" in outputs else torch.zeros((), device=self.args.device)
+        if outputs.get("loss_counts") is not None:
+            counts = outputs["loss_counts"].double().cpu()
+            means = [float(outputs[name]) if outputs.get(name) is not None else 0.0 for name in LOSS_NAMES]
+            self.evaluated += torch.stack([torch.tensor(means, dtype=torch.float64) * counts, counts])
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        """As the library's, with the loss averaged as in training and the mean of each named loss that applies."""
+        self.evaluated.zero_()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        sums = self.evaluated.float().to(self.args.device)
+        if self.args.world_size > 1:
+            sums = self.accelerator.reduce(sums, reduction="sum")
+        config = self.accelerator.unwrap_model(self.model).config
+        loss = 0.0
+        for name, total, count in zip(LOSS_NAMES, *sums.tolist(), strict=True):
+            if count:
+                output.metrics[f"{metric_key_prefix}_{name}"] = total / count
+                loss += getattr(config, f"{name}_weight") * total / count
+        if f"{metric_key_prefix}_loss" in output.metrics:
+            output.metrics[f"{metric_key_prefix}_loss"] = loss
+        return output
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device

@@ -13,7 +13,9 @@ import peft
 import pytest
 import torch
 
+from ross3d.modeling_ross3d import is_sharded
 from ross3d.tests.fabricate import EVERY_KIND, WORST_KINDS, RowKind, make_collator, make_model
+from ross3d.training.trainer import count_losses, open_view_gate
 
 
 class WatchedParameters(OrderedDict):
@@ -171,6 +173,31 @@ def test_a_stock_trainer_meets_the_same_order():
     check_same_record(make_model().train(), [*labelled, *make_batches(list(WORST_KINDS[:4]))])
 
 
+def test_evaluation_of_sharded_weights_runs_every_module(monkeypatch):
+    """No gradient tells what was run there; where weights are whole, what is not asked for is left out."""
+    model = make_model().eval()
+    record, calls = Record(model), {}
+    for sharded in (True, False):
+        monkeypatch.setattr(f"{type(model).__module__}.is_sharded", lambda model, sharded=sharded: sharded)
+        calls[sharded] = set()
+        for _, batch in make_batches([*WORST_KINDS, *draw_kinds(6, 8)]):
+            record.events.clear()
+            with torch.no_grad():
+                model(**batch)
+            calls[sharded].add(tuple(event for event in record.events if event[0] in ("call", "read")))
+    assert len(calls[True]) == 1 < len(calls[False])
+
+
+@pytest.mark.parametrize("mark", ["ds_id", "reshard"])
+def test_sharded_weights_are_recognised(mark):
+    """ZeRO-3 marks parameters, FSDP2 the class of a model."""
+    model = make_model(denoiser_config=None)
+    assert not is_sharded(model)
+    marked = next(model.parameters()) if mark == "ds_id" else model
+    setattr(marked, mark, 0)
+    assert is_sharded(model)
+
+
 def freeze(model: torch.nn.Module, *prefixes: str) -> torch.nn.Module:
     for name, parameter in model.named_parameters():
         if name.startswith(prefixes):
@@ -225,3 +252,33 @@ def test_outputs_that_take_part_change_no_number():
     assert torch.equal(outputs.loss, sum(parts, torch.zeros(())))
     for name, one, other in zip(dict(model.named_parameters()), found, alone, strict=True):
         assert torch.equal(one, other), name
+
+
+def test_text_alone_trains_what_it_would_without_a_tower():
+    """The blank view of rows without views changes no number: loss and gradients are those of a model without one."""
+    kinds = [RowKind(("text", "text"), 0, "none", "none", "none"), RowKind(("coord",), 0, "none", "none", "none")]
+    model = make_model()
+    ((_, batch),) = make_batches(kinds, rows=2)
+    assert not {"pixel_values", "view_mask", "bool_masked_views"} & batch.keys()
+    # In evaluation no blank view is made; nothing else here differs in training.
+    names = [name for name, _ in model.named_parameters() if name.startswith("model.language_model")]
+    weights = [weight for name, weight in model.named_parameters() if name in names]
+    wanted, found = model.eval()(**batch), model.train()(**batch)
+    assert torch.equal(found.lm_loss, wanted.lm_loss) and wanted.view_loss is None
+    gradients = [torch.autograd.grad(outputs.lm_loss, weights, retain_graph=True) for outputs in (found, wanted)]
+    for name, one, other in zip(names, *gradients, strict=True):
+        assert torch.equal(one, other), name
+    assert found.loss_counts.tolist() == [3, 0, 0, 0]
+    open_view_gate(batch, 1, 2)
+    assert torch.equal(count_losses(batch, model.config), found.loss_counts)
+    found.loss.backward()
+    assert not any(weight.grad.any() for weight in model.model.vision_tower.parameters())
+
+
+def test_image_tokens_without_views_are_refused():
+    model = make_model().train()
+    ((_, batch),) = make_batches([RowKind(("text",), 2, "full", "none", "none")])
+    model(**batch)
+    alone = {name: batch[name] for name in ("input_ids", "attention_mask", "segment_ids")}
+    with pytest.raises(ValueError, match=r"input_ids: expected \[0\] image placeholders .* got \[24\]"):
+        model(**alone)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -121,17 +122,23 @@ def check_same_parameters(found: dict[str, torch.Tensor], wanted: dict[str, torc
         assert (found[name].float() - value).abs().max().item() <= allowed, name
 
 
+class Trained(NamedTuple):
+    parameters: dict[str, torch.Tensor]
+    evaluated: dict[str, float]
+
+
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> Callable[[int], dict[str, torch.Tensor]]:
-    """Parameters of one process on the same global batches, which have moved, by accumulation."""
+def alone(tmp_path_factory) -> Callable[[int], Trained]:
+    """What one process makes of the same global batches, by accumulation; its parameters have moved."""
 
     @functools.cache
-    def train_alone(accumulation: int) -> dict[str, torch.Tensor]:
-        wanted = train(tmp_path_factory.mktemp("alone"), "single", 1, accumulation, COMPARED_STEPS)
+    def train_alone(accumulation: int) -> Trained:
+        folder = tmp_path_factory.mktemp("alone")
+        wanted = train(folder, "single", 1, accumulation, COMPARED_STEPS)
         start = make_model(view_mask_period=VIEW_MASK_PERIOD).state_dict()
         moved = [name for name, value in wanted.items() if (value - start[name]).abs().max() > 1e-3]
         assert wanted.keys() == start.keys() and len(moved) > len(wanted) / 2, "the run must move the parameters"
-        return wanted
+        return Trained(wanted, read_ranks(folder)[0]["evaluated"])
 
     return train_alone
 
@@ -150,7 +157,7 @@ def check_checkpoint(folder: Path) -> None:
 @pytest.mark.parametrize("accumulation", [1, 2, 3])
 @pytest.mark.parametrize("config", ["ddp", "deepspeed_zero2", "deepspeed_zero3", "fsdp2"])
 def test_two_hundred_steps_on_two_processes(tmp_path, alone, config, accumulation):
-    found, wanted = train(tmp_path, config, 2, accumulation, MANY_STEPS), alone(accumulation)
+    found, wanted = train(tmp_path, config, 2, accumulation, MANY_STEPS), alone(accumulation).parameters
     check_same_parameters(found, wanted)
     ranks = read_ranks(tmp_path)
     assert [record["world_size"] for record in ranks] == [2, 2]
@@ -179,15 +186,18 @@ def write_zero3(file: Path) -> str:
 def test_twenty_steps_of_zero3(tmp_path, alone):
     """The quick one: the worst mixtures and some that were drawn, and the parameters of one process."""
     found = train(tmp_path / "run", write_zero3(tmp_path / "zero3.json"), 2, 2, COMPARED_STEPS)
-    check_same_parameters(found, alone(2))
-    assert [record["held"] for record in read_ranks(tmp_path / "run")] == [0, 0]
+    check_same_parameters(found, alone(2).parameters)
+    ranks = read_ranks(tmp_path / "run")
+    assert [record["held"] for record in ranks] == [0, 0]
+    # An evaluation of mixed rows is that of one process as well.
+    assert ranks[0]["evaluated"] == ranks[1]["evaluated"] == pytest.approx(alone(2).evaluated, rel=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2, 3])
 def test_two_hundred_steps_of_zero3_in_small_shards(tmp_path, alone, accumulation):
     found = train(tmp_path / "run", write_zero3(tmp_path / "zero3.json"), 2, accumulation, MANY_STEPS)
-    check_same_parameters(found, alone(accumulation))
+    check_same_parameters(found, alone(accumulation).parameters)
 
 
 @pytest.mark.slow
@@ -197,7 +207,7 @@ def test_twenty_steps_of_zero3_with_offload(tmp_path, alone):
     The first run compiles that Adam, which takes minutes.
     """
     found = train(tmp_path, "zero3_offload", 2, 2, COMPARED_STEPS)
-    assert found.keys() == alone(2).keys() and all(value.isfinite().all() for value in found.values())
+    assert found.keys() == alone(2).parameters.keys() and all(value.isfinite().all() for value in found.values())
     check_checkpoint(tmp_path / "final")
 
 
@@ -207,7 +217,7 @@ def test_fsdp2_in_half_precision(tmp_path, alone):
 
     Half precision moves twenty steep steps of SGD by a third (measured 0.35) of what they do.
     """
-    found, wanted = train(tmp_path, "fsdp2", 2, 2, COMPARED_STEPS, "bf16"), alone(2)
+    found, wanted = train(tmp_path, "fsdp2", 2, 2, COMPARED_STEPS, "bf16"), alone(2).parameters
     start = make_model(view_mask_period=VIEW_MASK_PERIOD).state_dict()
     off = sum((found[name].float() - value).square().sum() for name, value in wanted.items()).sqrt()
     moved = sum((start[name] - value).square().sum() for name, value in wanted.items()).sqrt()

@@ -5,8 +5,8 @@
 
 Rows are drawn with the accumulation as seed. Writes the gathered parameters after 20 steps of plain SGD in float32
 (OUTPUT/parameters.safetensors), the gathered checkpoint at the end (OUTPUT/final), and for every rank which kinds of
-rows it was given, what was logged and how many weights it held itself (OUTPUT/rank-N.json). A process that is stuck
-writes where it is, and ends.
+rows it was given, what was logged, how many weights it held itself and what an evaluation gave (OUTPUT/rank-N.json).
+A process that is stuck writes where it is, and ends.
 """
 
 import faulthandler
@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainingArguments
 
 from ross3d.modeling_ross3d import LOSS_NAMES
-from ross3d.tests.fabricate import MixedRows, make_collator, make_model
+from ross3d.tests.fabricate import WORST_KINDS, MixedRows, make_collator, make_model
 from ross3d.training.callbacks import NamedLosses
 from ross3d.training.trainer import Ross3DTrainer
 
@@ -38,10 +38,8 @@ class EndWhenStuck(TrainerCallback):
         faulthandler.dump_traceback_later(FIRST_PATIENCE, exit=True)
 
     def on_step_end(self, args, state, control, **kwargs):
+        # Also what comes behind the last step, an evaluation, has so long.
         faulthandler.dump_traceback_later(PATIENCE, exit=True)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        faulthandler.cancel_dump_traceback_later()
 
 
 class KeepParameters(TrainerCallback):
@@ -67,6 +65,7 @@ def main(output: Path, batch_size: int, accumulation: int, steps: int) -> None:
     arguments = TrainingArguments(
         output_dir=str(output / "trainer"),
         per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=batch_size,
         gradient_accumulation_steps=accumulation,
         max_steps=steps,
         learning_rate=LEARNING_RATE,
@@ -83,7 +82,9 @@ def main(output: Path, batch_size: int, accumulation: int, steps: int) -> None:
         disable_tqdm=True,
     )
     counted = []
-    model.register_forward_hook(lambda module, args, found: counted.append(found.loss_counts.tolist()))
+    model.register_forward_hook(
+        lambda module, args, found: counted.append(found.loss_counts.tolist()) if module.training else None
+    )
     keeper = KeepParameters(output / "parameters.safetensors")
     trainer = Ross3DTrainer(
         model=model,
@@ -95,12 +96,15 @@ def main(output: Path, batch_size: int, accumulation: int, steps: int) -> None:
     keeper.trainer = trainer
     trainer.callback_handler.callbacks.insert(0, NamedLosses(model))
     trainer.train()
+    metrics = trainer.evaluate(MixedRows(len(WORST_KINDS)))
     held = sum(parameter.numel() for parameter in model.parameters())
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
         model.save_pretrained(output / "final", state_dict=weights)
     logs = [{key: log[key] for key in sorted({"loss", *LOSS_NAMES} & log.keys())} for log in trainer.state.log_history]
     record = {"world_size": arguments.world_size, "held": held, "counts": counted, "logs": logs[:steps]}
+    faulthandler.cancel_dump_traceback_later()
+    record["evaluated"] = {name: metrics[f"eval_{name}"] for name in ("loss", *LOSS_NAMES)}
     (output / f"rank-{arguments.process_index}.json").write_text(json.dumps(record))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
