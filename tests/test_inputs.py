@@ -1,4 +1,4 @@
-"""The table of a batch's tensors: what is no tensor, has another dtype or does not fit the others is refused by name."""
+"""The table of a batch's tensors: what is no tensor, has another dtype or does not fit the others is refused."""
 
 import numpy as np
 import pytest
