@@ -1969,9 +1969,9 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         proposals = {
             "proposal_boxes": proposal_boxes, "proposal_mask": proposal_mask, "proposal_patches": proposal_patches
         }  # fmt: skip
-        batch = {"input_ids": input_ids, "segment_ids": segment_ids, "query_coords": query_coords, **inputs}
+        batch = {"input_ids": input_ids, "segment_ids": segment_ids, "query_coords": query_coords}
         # Proposals of cached scenes come one list a scene, not one a question.
-        check_inputs(batch if scene is not None else batch | proposals, h=self.config.view_grid_size)
+        check_inputs(batch if scene is not None else batch | inputs | proposals, h=self.config.view_grid_size)
         check_mask(attention_mask)
         if self.grounding_head is None:
             raise ValueError(
@@ -2055,7 +2055,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         *,
         bool_masked_views: torch.BoolTensor | None = None,
         bev_bounds: torch.FloatTensor | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | str = 50,
         generator: torch.Generator | None = None,
         pixel_values: torch.FloatTensor,
         view_mask: torch.BoolTensor | None = None,
@@ -2066,7 +2066,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         Args:
             masked_views (list of `int`, or one such list a scene): views to hide; or `bool_masked_views` (B, V).
             bev_bounds (`torch.FloatTensor` of shape `(B, 4)`): edges of the bird's-eye picture, metres.
-            num_inference_steps (`int`): sampler steps.
+            num_inference_steps (`int` or `str`): sampler steps; a text such as "5,3" spaces sections of the schedule.
             generator (`torch.Generator`, *optional*): on CPU.
             pixel_values, view_mask and the rest: the processor's output, with or without text.
 
