@@ -66,11 +66,6 @@ def space_timesteps(num_train_timesteps: int, num_inference_steps: int | str) ->
             )
         counts = [int(section) for section in sections]
     else:
-        if not isinstance(num_inference_steps, Integral) or isinstance(num_inference_steps, bool):
-            raise ValueError(
-                f"num_inference_steps: expected a whole number, got {num_inference_steps!r}; ask for a whole number of"
-                " sampler steps."
-            )
         counts = [num_inference_steps]
         if not isinstance(num_inference_steps, Integral) or isinstance(num_inference_steps, bool):
             raise ValueError(

@@ -62,7 +62,11 @@ INPUTS: dict[str, tuple[tuple[str | int, ...], tuple[torch.dtype, ...]]] = {
 }
 
 
-HINTS = {"bool_masked_views": "pass one value a view, True = hidden."}
+HINTS = {
+    "bool_masked_views": "pass one value a view, True = hidden.",
+    "bev_bounds": "pass x_min, y_min, x_max, y_max of each picture, metres.",
+    "query_coords": "pass x, y, z of each question, metres.",
+}
 HINT = "build rows with this model's processor."
 
 

@@ -1111,13 +1111,14 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             check_shape("grounding_labels", grounding_labels, tuple(scores.shape), hint)
         asked = torch.zeros_like(has_slot) if grounding_labels is None else (grounding_labels > 0).any(dim=-1)
         places = asked.nonzero(as_tuple=True)
-        answered = has_slot[places].all() if grounding_labels is not None else ~has_slot.any()
-        if not bool(answered) and grounding_labels is None:
+        # One read of the device, whichever of the two it is about.
+        is_right = bool(has_slot[places].all() if grounding_labels is not None else ~has_slot.any())
+        if not is_right and grounding_labels is None:
             raise ValueError(
                 "grounding_labels: expected them in training beside <ground>, got none; pass target_objects= to the"
                 " processor. A stock Trainer drops them unless remove_unused_columns=False."
             )
-        if not bool(answered):
+        if not is_right:
             row, question = (asked & ~has_slot).nonzero()[0].tolist()
             raise ValueError(
                 f"grounding_labels: expected a <ground> in question {question} of row {row}, which has labels, got"
@@ -1453,7 +1454,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
 
         totals: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         if labels is not None or shift_labels is not None or runs_all:
-            self.check_text_targets(segment_ids, labels, shift_labels)
+            self.check_text_targets(segment_ids, labels, shift_labels, loss_weights)
             if labels is None and shift_labels is None:
                 labels = torch.full(hidden_states.shape[:2], -100, device=hidden_states.device)
             totals["lm_loss"] = self.compute_lm_loss(
@@ -1518,12 +1519,12 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                     " model with config.grounding=True, or leave grounding questions out."
                 )
 
-    def check_text_targets(self, segment_ids, labels, shift_labels) -> None:
+    def check_text_targets(self, segment_ids, labels, shift_labels, loss_weights) -> None:
         """Refuse unshifted labels for rows with several questions; rows of the processor are not even looked at."""
-        if labels is None and shift_labels is not None:
+        if labels is None and shift_labels is not None and loss_weights is not None:
             raise ValueError(
-                "labels: expected them beside shift_labels, as the processor returns both, got none; a Trainer with"
-                " label_smoothing_factor takes them away, which this model's losses cannot do with: set it to 0."
+                "labels: expected them beside shift_labels and loss_weights, as the processor returns them, got none;"
+                " a Trainer with label_smoothing_factor takes them away, which this model cannot do with: set it to 0."
             )
         if labels is None or shift_labels is not None or segment_ids is None:
             return
@@ -1965,9 +1966,9 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         proposals = {
             "proposal_boxes": proposal_boxes, "proposal_mask": proposal_mask, "proposal_patches": proposal_patches
         }  # fmt: skip
-        batch = {"input_ids": input_ids, "segment_ids": segment_ids, "query_coords": query_coords, **inputs}
+        batch = {"input_ids": input_ids, "segment_ids": segment_ids, "query_coords": query_coords}
         # Proposals of cached scenes come one list a scene, not one a question.
-        check_inputs(batch if scene is not None else batch | proposals, h=self.config.view_grid_size)
+        check_inputs(batch if scene is not None else batch | inputs | proposals, h=self.config.view_grid_size)
         check_mask(attention_mask)
         if self.grounding_head is None:
             raise ValueError(
@@ -2052,7 +2053,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         *,
         bool_masked_views: torch.BoolTensor | None = None,
         bev_bounds: torch.FloatTensor | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | str = 50,
         generator: torch.Generator | None = None,
         pixel_values: torch.FloatTensor,
         view_mask: torch.BoolTensor | None = None,
@@ -2063,7 +2064,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         Args:
             masked_views (list of `int`, or one such list a scene): views to hide; or `bool_masked_views` (B, V).
             bev_bounds (`torch.FloatTensor` of shape `(B, 4)`): edges of the bird's-eye picture, metres.
-            num_inference_steps (`int`): sampler steps.
+            num_inference_steps (`int` or `str`): sampler steps; a text such as "5,3" spaces sections of the schedule.
             generator (`torch.Generator`, *optional*): on CPU.
             pixel_values, view_mask and the rest: the processor's output, with or without text.
 

@@ -88,6 +88,11 @@ def check_detected(data_dir: Path, items: Sequence[Annotation], settings: EvalSe
     """
     folders = dict.fromkeys(data_dir / settings.split / item.scene_id for item in items)
     missing = [folder for folder in folders if not (folder / "proposals.json").is_file()]
+    if settings.proposals == "simulated":
+        raise ValueError(
+            "--proposals simulated: expected task rooms, whose boxes can be drawn, got another; leave it out, or take"
+            " ground_truth."
+        )
     if settings.proposals == "predicted" and missing:
         raise ValueError(
             f"--data {data_dir}: expected detected boxes in proposals.json of {len(folders)} scenes, got none in"

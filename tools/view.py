@@ -10,13 +10,13 @@ alignment. `--rerun` opens the scan in the rerun viewer, where rerun is installe
 """
 
 import argparse
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from ross3d.command_line import add_debug, run_program
 from ross3d.data.bev import get_scene_points, render_scene_bev
 from ross3d.data.own_scan import OwnScan, has_any, read_own_scan
 from ross3d.data.sanity import measure_sanity
@@ -24,6 +24,7 @@ from ross3d.data.scene import Scene
 from ross3d.data.sources import get_reading, read_scene
 from ross3d.data.sources.inside import resolve_inside
 from ross3d.data.sources.options import add_scan_options, get_scan_options
+from ross3d.data.text_files import read_json
 from ross3d.report.picture import make_picture, save_picture
 from ross3d.report.run import make_run_page, write_page
 from ross3d.report.scene import get_box_names, make_scene_page
@@ -45,7 +46,11 @@ def get_bev(scene: Scene) -> tuple[np.ndarray | None, np.ndarray | None]:
 
 def get_run_reader(run_dir: Path) -> Callable[[Path], Scene]:
     """Reads the views that a run looked at, of scenes inside its data folder."""
-    settings = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))["settings"]
+    file = run_dir / "metrics.json"
+    settings = read_json(file, "the output of eval.py", keys=["settings", "scores"])["settings"]
+    missing = [name for name in ("num_views", "decode", "view_size", "data", "model", "tasks") if name not in settings]
+    if missing:
+        raise ValueError(f"{file}: expected the settings of an evaluation, got none of {missing}; evaluate again.")
     # Runs of before these settings existed had none of them.
     given = {name: settings.get(name) for name in ("rotate", "max_excluded")}
     allow_outside = bool(settings.get("allow_outside"))
@@ -118,6 +123,7 @@ def main(args: list[str] | None = None) -> Path:
     parser.add_argument("--boxes", type=Path, help="scan: JSON file of boxes")
     parser.add_argument("--rerun", action="store_true", help="scan: open rerun as well")
     add_scan_options(parser)
+    add_debug(parser)
     options = parser.parse_args(args)
     if (options.path / "metrics.json").is_file():
         page = make_run_page(options.path, get_run_reader(options.path), options.blind)
@@ -142,4 +148,4 @@ def main(args: list[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)
