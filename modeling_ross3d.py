@@ -1111,13 +1111,14 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             check_shape("grounding_labels", grounding_labels, tuple(scores.shape), hint)
         asked = torch.zeros_like(has_slot) if grounding_labels is None else (grounding_labels > 0).any(dim=-1)
         places = asked.nonzero(as_tuple=True)
-        answered = has_slot[places].all() if grounding_labels is not None else ~has_slot.any()
-        if not bool(answered) and grounding_labels is None:
+        # One read of the device, whichever of the two it is about.
+        is_right = bool(has_slot[places].all() if grounding_labels is not None else ~has_slot.any())
+        if not is_right and grounding_labels is None:
             raise ValueError(
                 "grounding_labels: expected them in training beside <ground>, got none; pass target_objects= to the"
                 " processor. A stock Trainer drops them unless remove_unused_columns=False."
             )
-        if not bool(answered):
+        if not is_right:
             row, question = (asked & ~has_slot).nonzero()[0].tolist()
             raise ValueError(
                 f"grounding_labels: expected a <ground> in question {question} of row {row}, which has labels, got"
@@ -1453,7 +1454,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
 
         totals: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         if labels is not None or shift_labels is not None or runs_all:
-            self.check_text_targets(segment_ids, labels, shift_labels)
+            self.check_text_targets(segment_ids, labels, shift_labels, loss_weights)
             if labels is None and shift_labels is None:
                 labels = torch.full(hidden_states.shape[:2], -100, device=hidden_states.device)
             totals["lm_loss"] = self.compute_lm_loss(
@@ -1518,12 +1519,12 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                     " model with config.grounding=True, or leave grounding questions out."
                 )
 
-    def check_text_targets(self, segment_ids, labels, shift_labels) -> None:
+    def check_text_targets(self, segment_ids, labels, shift_labels, loss_weights) -> None:
         """Refuse unshifted labels for rows with several questions; rows of the processor are not even looked at."""
-        if labels is None and shift_labels is not None:
+        if labels is None and shift_labels is not None and loss_weights is not None:
             raise ValueError(
-                "labels: expected them beside shift_labels, as the processor returns both, got none; a Trainer with"
-                " label_smoothing_factor takes them away, which this model's losses cannot do with: set it to 0."
+                "labels: expected them beside shift_labels and loss_weights, as the processor returns them, got none;"
+                " a Trainer with label_smoothing_factor takes them away, which this model cannot do with: set it to 0."
             )
         if labels is None or shift_labels is not None or segment_ids is None:
             return

@@ -66,6 +66,7 @@ MAX_METRES = 500.0
 MAX_LETTERS = 20_000
 # The largest mixture of the published training data has a fifth of a million questions.
 MAX_ROWS = 10_000_000
+ROWS_AT_ONCE = 4096
 _RESERVED_MARKS = ("<|im_start|>", "<|im_end|>", "<image>")
 _NAMES = {f.name for f in fields(Annotation)}
 _TEXT_NAMES = ("id", "scene_id", "task", "question_type", "question", "answer")
@@ -241,7 +242,11 @@ def load_annotations(path: str | os.PathLike, allow_outside: bool = False) -> li
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"annotations file {path} does not exist; build it or check the path.")
-    rows = _read_parquet(path) if path.suffix == ".parquet" else read_json_lines(path, "an annotation a line")
+    rows = (
+        read_parquet_rows(path, "annotations")
+        if path.suffix == ".parquet"
+        else read_json_lines(path, "an annotation a line")
+    )
     annotations, lines_of_id = [], {}
     for number, row in rows:
         where = f"{path}:{number}"
@@ -253,15 +258,25 @@ def load_annotations(path: str | os.PathLike, allow_outside: bool = False) -> li
     return annotations
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
+def read_parquet_rows(path: Path, meaning: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number (from 1 on) and values of every row of a Parquet file, some thousands in memory at a time.
+
+    Raises:
+        ValueError: for a file that is none, and for one of more than `MAX_ROWS`, which a few bytes can be.
+    """
+    number = 0
     try:
-        file = pq.ParquetFile(check_file(path, "annotations", MAX_TEXT_BYTES))
+        file = pq.ParquetFile(check_file(path, meaning, MAX_TEXT_BYTES))
         if file.metadata.num_rows > MAX_ROWS:
             raise ValueError(f"{file.metadata.num_rows} rows, at most {MAX_ROWS} are read")
-        table = file.read()
+        for batch in file.iter_batches(ROWS_AT_ONCE):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise ValueError(f"{path}: not a Parquet file ({error}); write it anew.") from error
-    yield from enumerate(table.to_pylist(), start=1)
+        raise ValueError(
+            f"{path}: expected a Parquet file of {meaning}, got {error}; copy or write it again."
+        ) from error
 
 
 def _parse_row(row, where: str, allow_outside: bool) -> Annotation:

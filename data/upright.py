@@ -306,20 +306,23 @@ def choose_estimate(found: list[tuple[UprightEstimate, float, float]]) -> Uprigh
         found: each with its fit, the mean cosine in [0, 1] between up and the edge of the pictures that it takes for
             their upper one; and what `measure_standing` says.
     """
-    credible = [
-        (estimate, fit)
-        for estimate, fit, standing in found
-        if estimate.evidence["cameras"] >= MIN_AGREEING
-        and estimate.confidence >= LOW_CONFIDENCE
-        and standing >= MIN_STANDING
-    ]
+    credible = [(estimate, fit) for estimate, fit, standing in found if is_credible(estimate, standing)]
     if not credible:
         # Nothing fits: the pictures' own upper edge is the best guess, and the confidence says that it is one.
-        guesses = [estimate for estimate, _, _ in found if estimate.picture_turns == 0] or [e for e, _, _ in found]
+        guesses = [estimate for estimate, _, _ in found if estimate.picture_turns == 0]
         return max(guesses, key=lambda estimate: estimate.confidence, default=None)
     best = max(fit for _, fit in credible)
     kept = [(e, fit) for e, fit in credible if e.tilt < KEPT_DEGREES and fit >= best - KEPT_FIT]
     return max(kept or credible, key=lambda one: one[1] + (UPPER_EDGE_FIT if one[0].picture_turns == 0 else 0.0))[0]
+
+
+def is_credible(estimate: UprightEstimate, standing: float) -> bool:
+    """Whether an estimate competes with others; `standing` is of `measure_standing`."""
+    if estimate.evidence["cameras"] < MIN_AGREEING or estimate.confidence < LOW_CONFIDENCE:
+        return False
+    # A ceiling looks like the floor of pictures that stand on their head, which are rare.
+    on_their_head = estimate.picture_turns == 2 and estimate.tilt > KEPT_DEGREES
+    return standing >= (1 - MIN_STANDING if on_their_head else MIN_STANDING)
 
 
 def measure_standing(surface: Surface, votes: np.ndarray, up: np.ndarray, height: float) -> float:

