@@ -1,6 +1,7 @@
 # make demo       from nothing to a trained, evaluated, visible small model (minutes of CPU)
 # make test       the tests a change has to pass
 # make test-slow  the tests that take minutes each
+# make test-library  Transformers' own test suites on our classes (downloads its source archive; part of test-slow)
 # make check      lint, format and the house laws
 # make fix        what lint and format can repair by themselves
 
@@ -9,7 +10,7 @@ BIN := .venv/bin
 # The models of the tests are tiny: more threads than one only wait for each other.
 TEST_ENV = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
 
-.PHONY: demo test test-slow check fix
+.PHONY: demo test test-slow test-library check fix
 
 demo: .venv/installed
 	$(BIN)/python -m ross3d.tools.demo
@@ -19,6 +20,9 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	$(TEST_ENV) $(BIN)/python -m pytest -q -m slow
+
+test-library: .venv/installed
+	$(TEST_ENV) $(BIN)/python -m pytest -q tests/suites
 
 check: .venv/installed
 	$(BIN)/ruff check .

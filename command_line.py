@@ -184,7 +184,9 @@ def check_fields(settings: Any, prefix: str, rules: dict[str, Number]) -> None:
 
 
 def check_value(name: str, value: Any, hint: Any, rule: Number | None = None) -> None:
-    """Refuse a value that is not of a type: text, path, true or false, number, choice, list of texts or table.
+    """Refuse a value that is not of a type: text, path, true or false, number, choice or list of texts.
+
+    What may be of several types is checked by whoever reads it.
 
     Raises:
         ValueError: names the setting, what is expected and the value.
@@ -192,7 +194,9 @@ def check_value(name: str, value: Any, hint: Any, rule: Number | None = None) ->
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     if value is None and NoneType in kinds:
         return
-    kind = next(kind for kind in kinds if kind is not NoneType)
+    kind, *others = [kind for kind in kinds if kind is not NoneType]
+    if others:
+        return
     if kind in (int, float):
         (rule or Number(whole=kind is int)).check(name, value)
     elif get_origin(kind) is Literal:

@@ -132,10 +132,9 @@ def check_ranges(config, where: str, counts: Sequence[str], positive: Sequence[s
 
 def get_scaled_length(rope: dict, longest: int) -> int:
     """Positions that one set of `rope_parameters` allows: `longest`, which is `max_position_embeddings`, or more."""
-    if rope.get("rope_type", "default") == "default":
-        return longest
+    factor = None if rope.get("rope_type", "default") == "default" else rope.get("factor")
     original = rope.get("original_max_position_embeddings") or longest
-    return max(longest, int(original * (rope.get("factor") or 1)))
+    return max(longest, int(original * (factor or 1)))
 
 
 class SavedKeysMixin:

@@ -66,11 +66,6 @@ def space_timesteps(num_train_timesteps: int, num_inference_steps: int | str) ->
             )
         counts = [int(section) for section in sections]
     else:
-        if not isinstance(num_inference_steps, Integral) or isinstance(num_inference_steps, bool):
-            raise ValueError(
-                f"num_inference_steps: expected a whole number, got {num_inference_steps!r}; ask for a whole number of"
-                " sampler steps."
-            )
         counts = [num_inference_steps]
         if not isinstance(num_inference_steps, Integral) or isinstance(num_inference_steps, bool):
             raise ValueError(
@@ -84,7 +79,8 @@ def space_timesteps(num_train_timesteps: int, num_inference_steps: int | str) ->
         if not 1 <= count <= length:
             whole = "the training schedule's length" if len(counts) == 1 else f"the length of section {section}"
             raise ValueError(
-                f"num_inference_steps: expected 1..{length} ({whole}), got {count}; ask for a whole number of sampler steps."
+                f"num_inference_steps: expected 1..{length} ({whole}), got {count}; ask for a whole number of sampler"
+                " steps."
             )
         # Summed rather than multiplied, as the release does: the rounding of halves depends on it.
         stride = (length - 1) / (count - 1) if count > 1 else 0.0

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import copy
 import hashlib
-import json
 import os
 import sys
 import time
@@ -28,22 +27,25 @@ from transformers import HfArgumentParser, set_seed
 
 from ross3d.command_line import add_debug, list_attributes, run_program
 from ross3d.data.ahead import iterate_ahead
-from ross3d.data.annotations import find_annotations, load_annotations
+from ross3d.data.annotations import Annotation, find_annotations, load_annotations
+from ross3d.data.atomic import hold_folder
 from ross3d.data.dataset import get_row_seed
 from ross3d.data.kept import describe_file, describe_source
 from ross3d.data.sources import get_reading, read_scene
+from ross3d.data.text_files import read_json
 from ross3d.metrics.meteor import Meteor, check_meteor
 from ross3d.processing_ross3d import GeometryMode
 from ross3d.report.run import write_run_page
 from ross3d.report.summary import format_summary
 from ross3d.scenes.questions import lookup_baseline, make_proposals
 from ross3d.tasks import find_tasks, reconstruction, rooms
+from ross3d.tasks.checks import check_records, check_scores
 from ross3d.tasks.intervals import compute_intervals, get_sums
 from ross3d.tasks.records import RecordStore, group_items, write_json
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 from ross3d.training.arguments import flatten_settings
 from ross3d.training.card import get_commit
-from ross3d.training.checkpoint import find_checkpoint, load_processor
+from ross3d.training.checkpoint import check_lengths, find_checkpoint, load_processor
 from ross3d.training.loading import load_model as read_weights
 
 
@@ -176,7 +178,8 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
     """
     if not path.is_file():
         return
-    before, settings = flatten_settings(json.loads(path.read_text())), flatten_settings(settings)
+    known = read_json(path, "the settings of the evaluation here", kind=dict, remedy=f"remove {path.parent}")
+    before, settings = flatten_settings(known), flatten_settings(settings)
     for name in sorted(settings.keys() | before.keys()):
         if settings.get(name) != before.get(name):
             raise ValueError(
@@ -211,7 +214,16 @@ def answer_open_scenes(context: EvalContext, task: Task, items: list[Any], store
     with contextlib.closing(iterate_ahead(lambda given: task.prepare(ahead, given), in_order, at_once)) as prepared:
         for group in mine:
             opened = [OpenScene(of_scene, next(prepared)) for of_scene in group.values()]
-            for scene_id, records in zip(group, task.answer(context, opened), strict=True):
+            answered = task.answer(context, opened)
+            if not isinstance(answered, list) or len(answered) != len(group):
+                raise ValueError(
+                    f"task {task.name!r}, answer(context, scenes): expected a list of records for each of {len(group)}"
+                    f" scenes, got {len(answered) if isinstance(answered, list) else type(answered).__name__}."
+                )
+            for (scene_id, asked), records in zip(group.items(), answered, strict=True):
+                check_records(task, asked, records)
+                if done == 0:
+                    check_scores(task, records)
                 if scene_id in still_open:
                     store.append_scene(records)
             before, done = done, done + len(group)
@@ -236,9 +248,22 @@ def start_processes() -> PartialState:
 
 
 def main(arguments: EvalArguments) -> dict[str, Any]:
-    """Answer, score and write; returns what `metrics.json` holds."""
-    started = time.time()
+    """Answer, score and write; returns what `metrics.json` holds.
+
+    Raises:
+        BlockingIOError: another evaluation writes into the folder.
+    """
     state = start_processes()
+    with hold_folder(arguments.output) if state.is_main_process else contextlib.nullcontext():
+        metrics = evaluate(arguments, state)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return metrics
+
+
+def evaluate(arguments: EvalArguments, state: PartialState) -> dict[str, Any]:
+    """This process's share of an evaluation, in a folder that nobody else writes into."""
+    started = time.time()
     set_seed(arguments.seed)
     tasks = get_tasks(arguments.task)
     if arguments.meteor and state.is_main_process:
@@ -246,6 +271,9 @@ def main(arguments: EvalArguments) -> dict[str, Any]:
     settings = EvalSettings(**{f.name: getattr(arguments, f.name) for f in fields(EvalSettings)})
     items = {task.name: task.load_items(arguments.data, task.fill_settings(settings)) for task in tasks}
     model, processor = load_model(arguments, tasks, state.device)
+    for task in tasks:
+        asked = [item for item in items[task.name] if isinstance(item, Annotation)]
+        check_lengths(asked, processor, f"--task {task.name}")
     reading = get_reading(
         arguments.num_views,
         arguments.decode,
@@ -288,8 +316,6 @@ def main(arguments: EvalArguments) -> dict[str, Any]:
         store.remove_parts()
         print(format_summary(metrics))
     state.wait_for_everyone()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
     return metrics
 
 

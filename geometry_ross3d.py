@@ -34,6 +34,14 @@ MIN_MEDIAN_DEPTH = 0.05
 MAX_MEDIAN_DEPTH = 50.0
 # Entries of rotation times its transpose may miss those of the identity by so much.
 MAX_ROTATION_ERROR = 1e-2
+# Cameras, boxes and points are metres away; beyond this distance it is another unit.
+MAX_CAMERA_DISTANCE = 500.0
+# Boxes and points may lie outside of what the views show, in other rooms, but not by more metres than this.
+MAX_OUTSIDE_DISTANCE = 50.0
+# Focal lengths, as shares of the depth map's side: from 168 degrees of view to 3.
+MIN_FOCAL_SHARE, MAX_FOCAL_SHARE = 0.05, 20.0
+# Skew, as a share of the focal length; and how far off the middle the principal point may be, as a share of the side.
+MAX_SKEW, MAX_CENTRE_SHIFT = 1e-3, 0.3
 
 
 def check_shape(name: str, tensor: torch.Tensor, spec: Sequence[int | str], hint: str = "") -> dict[str, int]:
@@ -61,6 +69,24 @@ def check_shape(name: str, tensor: torch.Tensor, spec: Sequence[int | str], hint
         expected = f"({', '.join(str(wanted) for wanted in spec)}{',' if len(spec) == 1 else ''})"
         raise ValueError(f"{name}: expected shape {expected}, got {shape}{'; ' + hint if hint else '.'}")
     return sizes
+
+
+def find_calibration_fault(centre_x: float, centre_y: float, height: int, width: int) -> str | None:
+    """Why a principal point does not belong to a height x width map, where it does not.
+
+    A camera's lies near the middle. Both coordinates off by the same factor is another resolution, width and height
+    swapped is a turned picture; otherwise crops may move it by `MAX_CENTRE_SHIFT` of the side.
+    """
+    scale_x, scale_y = (2 * centre_x + 1) / width, (2 * centre_y + 1) / height
+    if abs(scale_x - scale_y) < 0.1 * abs(scale_x) and abs(scale_x - 1) > MAX_CENTRE_SHIFT:
+        return f", which looks made for pictures {scale_x:.2g} times as large"
+    turned_x, turned_y = (2 * centre_x + 1) / height, (2 * centre_y + 1) / width
+    is_turned = abs(turned_x - 1) < 0.05 and abs(turned_y - 1) < 0.05 and abs(height - width) > 0.15 * width
+    if is_turned:
+        return ", which looks made for the picture turned by a quarter"
+    if max(abs(scale_x - 1), abs(scale_y - 1)) > 2 * MAX_CENTRE_SHIFT:
+        return ", which is far off the middle"
+    return None
 
 
 def get_median_depths(depth_maps: torch.Tensor) -> torch.Tensor:
@@ -373,6 +399,7 @@ __all__ = [
     "check_shape",
     "compose_cam2world",
     "compute_box_iou",
+    "find_calibration_fault",
     "get_bev_bounds",
     "get_box_limits",
     "get_nearest_indices",

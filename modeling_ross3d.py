@@ -18,7 +18,6 @@ Shapes: B scenes, V views (R real views of all scenes together), N = h*w tokens 
 L sequence, D width, K proposals, Q questions of a scene, H W pixels.
 """
 
-import inspect
 import os
 import warnings
 from collections import Counter
@@ -52,6 +51,7 @@ from .attention_ross3d import (
 from .configuration_ross3d import Ross3DConfig
 from .diffusion_ross3d import space_timesteps
 from .geometry_ross3d import check_shape, get_sin3d_embedding, quantize_coords, unpack_patches
+from .inputs_ross3d import check_inputs
 from .reconstruction_ross3d import (
     Ross3DReconstructionHead,
     SceneStates,
@@ -337,8 +337,6 @@ class Ross3DPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # What no quantisation converts; the small grounding head stays in the precision that is asked for (float16: 32).
-    _keep_in_fp32_modules = ["reconstruction_head", "grounding_head"]
     # A step of an answer on a cache of fixed length is one graph.
     _can_compile_fullgraph = True
     # A loss of ours is a mean over answers or scenes, never over tokens: a stock Trainer divides it by its steps.
@@ -493,6 +491,20 @@ class Ross3DModel(Ross3DPreTrainedModel):
         image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
         return (inputs_embeds == self.get_input_embeddings()(image_token)).all(dim=-1)
 
+    def get_view_mask(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor,
+        pixel_values: torch.Tensor | None,
+        patch_coords: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Which views are real (B, V) where nobody says: all that have pixels, or as many as have placeholders."""
+        if pixel_values is not None:
+            return torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
+        counts = self.find_placeholders(input_ids, inputs_embeds).sum(dim=1) // self.config.tokens_per_view
+        num_views = int(counts.max()) if patch_coords is None else patch_coords.shape[1]
+        return torch.arange(num_views, device=counts.device) < counts[:, None]
+
     def get_placeholder_mask(
         self,
         input_ids: torch.Tensor | None,
@@ -588,21 +600,6 @@ class Ross3DModel(Ross3DPreTrainedModel):
         pixel_values = torch.zeros(num_rows, 1, 3, size, size, dtype=self.vision_tower.dtype, device=device)
         return pixel_values, torch.zeros(num_rows, 1, dtype=torch.bool, device=device)
 
-    def check_scene_inputs(self, pixel_values, view_mask, patch_coords, patch_valid, bool_masked_views) -> None:
-        """Refuse tensors of a scene that do not belong together."""
-        grid = self.config.view_grid_size
-        views = tuple(pixel_values.shape[:2])
-        hint = "build rows with this model's processor."
-        check_shape("pixel_values", pixel_values, ("B", "V", 3, "S", "S"), hint)
-        if view_mask is not None:
-            check_shape("view_mask", view_mask, views, hint)
-        if patch_coords is not None:
-            check_shape("patch_coords", patch_coords, (*views, grid, grid, 3), hint)
-        if patch_valid is not None:
-            check_shape("patch_valid", patch_valid, (*views, grid, grid), hint)
-        if bool_masked_views is not None:
-            check_shape("bool_masked_views", bool_masked_views, views, "pass one value a view, True = hidden.")
-
     def check_length(self, length: int, past_key_values: Cache | None) -> None:
         """Refuse rows over the context limit, those in the cache included."""
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -632,9 +629,16 @@ class Ross3DModel(Ross3DPreTrainedModel):
         patch_valid: torch.BoolTensor | None = None,
         bool_masked_views: torch.BoolTensor | None = None,
         query_coords: torch.FloatTensor | None = None,
+        mm_encoder_outputs: dict[str, Ross3DImageFeatures] | None = None,
         **kwargs,
     ) -> Ross3DModelOutput:
         """Shapes as in the processor's output; see `Ross3DForConditionalGeneration.forward`."""
+        batch = {
+            "input_ids": input_ids, "segment_ids": segment_ids, "pixel_values": pixel_values, "view_mask": view_mask,
+            "bool_masked_views": bool_masked_views, "patch_coords": patch_coords, "patch_valid": patch_valid,
+            "query_coords": query_coords,
+        }  # fmt: skip
+        check_inputs(batch, h=self.config.view_grid_size)
         unknown = sorted(kwargs.keys() - LIBRARY_KEYS)
         if unknown:
             raise TypeError(
@@ -664,11 +668,19 @@ class Ross3DModel(Ross3DPreTrainedModel):
         if query_coords is not None:
             inputs_embeds = self.add_query_positions(inputs_embeds, input_ids, segment_ids, query_coords)
         extras = {}
-        if pixel_values is not None:
+        images = (mm_encoder_outputs or {}).get("image")
+        has_views = pixel_values is not None or images is not None
+        if has_views:
+            if images is not None and pixel_values is not None:
+                raise ValueError(
+                    "mm_encoder_outputs: expected no pixel_values beside the features of views, got both; leave one"
+                    " of them out."
+                )
             if view_mask is None:
-                view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
-            self.check_scene_inputs(pixel_values, view_mask, patch_coords, patch_valid, bool_masked_views)
-            numbers = [("pixel_values", pixel_values, view_mask[..., None, None, None])]
+                view_mask = self.get_view_mask(input_ids, inputs_embeds, pixel_values, patch_coords)
+            numbers = []
+            if pixel_values is not None:
+                numbers.append(("pixel_values", pixel_values, view_mask[..., None, None, None]))
             if patch_coords is not None:
                 patch_coords = read_float32("patch_coords", patch_coords)
                 used = view_mask[..., None, None] if patch_valid is None else patch_valid & view_mask[..., None, None]
@@ -676,12 +688,16 @@ class Ross3DModel(Ross3DPreTrainedModel):
             placeholders = self.get_placeholder_mask(input_ids, inputs_embeds, view_mask, numbers)
             # Once, before the tower runs: a GPU has to tell the host where masks are True (docs/CONTRACT_TESTS.md).
             real, slots = view_mask.nonzero(as_tuple=True), placeholders.nonzero(as_tuple=True)
-            views = pixel_values[real]
-            num_views = len(views)
-            if not num_views:
-                # Text alone: the tower sees a blank view, of which nothing is kept, so that its weights take part.
-                views = pixel_values.new_zeros(1, *pixel_values.shape[2:])
-            images = self.get_image_features(views, return_dict=True)
+            num_views = len(real[0])
+            if images is None:
+                views = pixel_values[real]
+                if not num_views:
+                    # Text alone: the tower sees a blank view, of which nothing is kept, so that its weights take part.
+                    views = pixel_values.new_zeros(1, *pixel_values.shape[2:])
+                images = self.get_image_features(views, return_dict=True)
+            else:
+                shape = (num_views, self.config.view_grid_size**2, inputs_embeds.shape[-1])
+                check_shape("mm_encoder_outputs", images.pooler_output, shape, "pass what get_image_features returns.")
             pooled, patches = images.pooler_output[:num_views], images.patch_features[:num_views]
             positions, hidden = None, None
             if patch_coords is not None:
@@ -722,7 +738,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        if pixel_values is not None:
+        if has_views:
             extras["visual_states"] = self.gather_visual_states(outputs.last_hidden_state, slots, real, view_mask)
         return Ross3DModelOutput(
             last_hidden_state=outputs.last_hidden_state,
@@ -804,6 +820,21 @@ class PlaceholderSuppression(LogitsProcessor):
 LIBRARY_KEYS = frozenset(TransformersKwargs.__annotations__) | {"use_cache", "cache_position", "return_dict"}
 
 
+def check_mask(attention_mask: Any) -> None:
+    """Refuse an attention mask that is no tensor of numbers (B, L), as the methods around `generate` need it."""
+    if attention_mask is None:
+        return
+    is_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2
+    if not is_mask or attention_mask.is_complex():
+        got = (
+            tuple(attention_mask.shape) if isinstance(attention_mask, torch.Tensor) else type(attention_mask).__name__
+        )
+        raise TypeError(
+            f"attention_mask: expected a tensor of 0 and 1 of shape (B, L), got {got}; build rows with this model's"
+            " processor."
+        )
+
+
 def check_input_names(method: str, inputs: dict[str, Any], unused: tuple[str, ...] = ()) -> None:
     """Refuse names that no processor output has, and those that the method would leave out without a word."""
     unknown = sorted(inputs.keys() - {"input_ids", "attention_mask", *SCENE_KEYS, *NOT_FOR_GENERATION})
@@ -880,8 +911,11 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
-    # The denoising losses are float32 work, whatever the rest is loaded in.
-    _keep_in_fp32_modules_strict = ["reconstruction_head"]
+    # What no quantisation converts; the small grounding head stays in the precision that is asked for (float16: 32).
+    _keep_in_fp32_modules = ["reconstruction_head", "grounding_head"]
+    # The denoising losses are float32 work, whatever the rest is loaded in. All parts of the head by their names: the
+    # library wants no name in both lists.
+    _keep_in_fp32_modules_strict = ["view_pooler", "bev_pooler", "view_embedding", "bev_embedding", "denoiser"]
 
     def __init__(self, config: Ross3DConfig):
         super().__init__(config)
@@ -1077,13 +1111,14 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             check_shape("grounding_labels", grounding_labels, tuple(scores.shape), hint)
         asked = torch.zeros_like(has_slot) if grounding_labels is None else (grounding_labels > 0).any(dim=-1)
         places = asked.nonzero(as_tuple=True)
-        answered = has_slot[places].all() if grounding_labels is not None else ~has_slot.any()
-        if not bool(answered) and grounding_labels is None:
+        # One read of the device, whichever of the two it is about.
+        is_right = bool(has_slot[places].all() if grounding_labels is not None else ~has_slot.any())
+        if not is_right and grounding_labels is None:
             raise ValueError(
                 "grounding_labels: expected them in training beside <ground>, got none; pass target_objects= to the"
                 " processor. A stock Trainer drops them unless remove_unused_columns=False."
             )
-        if not bool(answered):
+        if not is_right:
             row, question = (asked & ~has_slot).nonzero()[0].tolist()
             raise ValueError(
                 f"grounding_labels: expected a <ground> in question {question} of row {row}, which has labels, got"
@@ -1338,6 +1373,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         bev_timesteps: torch.LongTensor | None = None,
         bev_noise: torch.FloatTensor | None = None,
         bev_posterior_noise: torch.FloatTensor | None = None,
+        mm_encoder_outputs: dict[str, Ross3DImageFeatures] | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | None = None,
         **kwargs: Unpack[Ross3DTargets],
@@ -1364,20 +1400,29 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             row_seed (`(B,)`): seeds of the diffusion draws; absent, torch's generator draws.
             view_timesteps (`(n,)`), view_noise (`(n, Z, h, w)`), view_posterior_noise (`(hidden, z, a, b)`) and the
                 same for `bev_`: draws given from outside; n = the hidden views of each scene, V // hidden times.
+            mm_encoder_outputs (`dict`): `{"image": features}` of `get_image_features`, in place of `pixel_values`, of
+                the views that are real, row by row.
             logits_to_keep (`int` or `torch.Tensor`): positions whose logits are wanted; 0 = all.
             num_items_in_batch (`torch.Tensor` of shape `(4,)`): over how many answers, scenes with hidden views,
                 scenes with a bird's-eye picture and grounding questions the losses are averaged; by default those
                 of this batch.
         """
         shift_labels, grounding_labels = kwargs.pop("shift_labels", None), kwargs.pop("grounding_labels", None)
+        batch = {
+            "input_ids": input_ids, "segment_ids": segment_ids, "labels": labels, "shift_labels": shift_labels,
+            "loss_weights": loss_weights, "pixel_values": pixel_values, "view_mask": view_mask,
+            "bool_masked_views": bool_masked_views, "patch_coords": patch_coords, "patch_valid": patch_valid,
+            "proposal_boxes": proposal_boxes, "proposal_mask": proposal_mask, "proposal_patches": proposal_patches,
+            "query_coords": query_coords, "grounding_labels": grounding_labels, "bev_pixel_values": bev_pixel_values,
+            "bev_valid": bev_valid, "bev_bounds": bev_bounds, "view_latents": view_latents,
+            "bev_latents": bev_latents, "row_seed": row_seed,
+        }  # fmt: skip
+        check_inputs(batch, h=self.config.view_grid_size)
         # Another process may have what is missing here, and waits for the same weights.
         runs_all = self.training or (past_key_values is None and is_sharded(self))
         given = inputs_embeds if input_ids is None else input_ids
         if runs_all and past_key_values is None and pixel_values is None and given is not None:
             pixel_values, view_mask = self.model.get_blank_views(len(given), given.device)
-        if pixel_values is not None:
-            # Before the masks of views meet: a wrong one would spread over all views of a row.
-            self.model.check_scene_inputs(pixel_values, view_mask, patch_coords, patch_valid, bool_masked_views)
         self.check_grounding_targets(grounding_labels, input_ids, proposal_boxes)
         hidden_views, allowed = self.get_loss_rows(view_mask, bool_masked_views, grounding_labels)
         outputs = self.model(
@@ -1393,6 +1438,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             patch_valid=patch_valid,
             bool_masked_views=self.get_unseen_views(hidden_views),
             query_coords=query_coords,
+            mm_encoder_outputs=mm_encoder_outputs,
             return_dict=True,
             **kwargs,
         )
@@ -1408,7 +1454,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
 
         totals: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         if labels is not None or shift_labels is not None or runs_all:
-            self.check_text_targets(segment_ids, labels, shift_labels)
+            self.check_text_targets(segment_ids, labels, shift_labels, loss_weights)
             if labels is None and shift_labels is None:
                 labels = torch.full(hidden_states.shape[:2], -100, device=hidden_states.device)
             totals["lm_loss"] = self.compute_lm_loss(
@@ -1473,12 +1519,12 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                     " model with config.grounding=True, or leave grounding questions out."
                 )
 
-    def check_text_targets(self, segment_ids, labels, shift_labels) -> None:
+    def check_text_targets(self, segment_ids, labels, shift_labels, loss_weights) -> None:
         """Refuse unshifted labels for rows with several questions; rows of the processor are not even looked at."""
-        if labels is None and shift_labels is not None:
+        if labels is None and shift_labels is not None and loss_weights is not None:
             raise ValueError(
-                "labels: expected them beside shift_labels, as the processor returns both, got none; a Trainer with"
-                " label_smoothing_factor takes them away, which this model's losses cannot do with: set it to 0."
+                "labels: expected them beside shift_labels and loss_weights, as the processor returns them, got none;"
+                " a Trainer with label_smoothing_factor takes them away, which this model cannot do with: set it to 0."
             )
         if labels is None or shift_labels is not None or segment_ids is None:
             return
@@ -1556,9 +1602,9 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         model_inputs = super().prepare_inputs_for_generation(
             input_ids, *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
-        # What `generate` has checked and its own loop reads (the tokenizer of stop strings, say) comes along to here.
-        for name in model_inputs.keys() - FORWARD_NAMES:
-            del model_inputs[name]
+        # What stop strings are read with comes along to here, and the model does not read it.
+        for name in ("tokenizer", "assistant_tokenizer"):
+            model_inputs.pop(name, None)
         if not is_first_iteration and model_inputs.get("use_cache", True):
             for key in SCENE_KEYS:
                 model_inputs.pop(key, None)
@@ -1568,6 +1614,42 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             if missing > 0:
                 model_inputs["segment_ids"] = F.pad(segments, (0, missing), value=1)
         return model_inputs
+
+    def _supports_mm_encoder_outputs(self) -> bool:
+        """Whether `generate` makes features of views before the first forward on its own: an assistant model would be
+        handed them, which may be of another width."""
+        return False
+
+    def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The library's, which takes the pixels out; the model goes on to read which views were real."""
+        pixel_values, view_mask = model_kwargs.get("pixel_values"), model_kwargs.get("view_mask")
+        if view_mask is None and pixel_values is not None:
+            view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
+        prepared = super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
+        return prepared if view_mask is None else prepared | {"view_mask": view_mask}
+
+    def _expand_multimodal_outputs(
+        self,
+        input_ids: torch.Tensor | None,
+        mm_encoder_output: dict[str, Ross3DImageFeatures],
+        expand_size: int = 1,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> dict[str, Ross3DImageFeatures]:
+        """Features of the views of every row, `expand_size` times in a row: what beams and several answers read.
+
+        The library counts a view's features by its placeholders; here these hold the ends of its grid's rows as well.
+        """
+        images = mm_encoder_output.get("image")
+        if images is None:
+            return mm_encoder_output
+        is_given = input_ids is not None and input_ids.numel() > 0
+        placeholders = self.model.find_placeholders(input_ids if is_given else None, inputs_embeds)
+        counts = (placeholders.sum(dim=1) // self.config.tokens_per_view).tolist()
+        order = [rows.repeat(expand_size) for rows in torch.arange(sum(counts)).split(counts)]
+        chosen = torch.cat(order)
+        tensors = {name: value for name, value in images.items() if isinstance(value, torch.Tensor)}
+        expanded = type(images)(**{name: value[chosen.to(value.device)] for name, value in tensors.items()})
+        return mm_encoder_output | {"image": expanded}
 
     @torch.no_grad()
     def generate(
@@ -1597,6 +1679,13 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         """
         for key in NOT_FOR_GENERATION:
             kwargs.pop(key, None)
+        batch = kwargs if scene is None else {"input_ids": kwargs.get("input_ids", inputs)}
+        check_inputs(batch, h=self.config.view_grid_size)
+        if not getattr(kwargs.get("attention_mask"), "ndim", 2) > 2:
+            check_mask(kwargs.get("attention_mask"))
+        if kwargs.get("mm_encoder_outputs") is not None:
+            # Refuses pixels beside them.
+            kwargs = self._prepare_multimodal_encoder_kwargs_for_generation(kwargs)
         processors = LogitsProcessorList(kwargs.get("logits_processor") or [])
         if not any(isinstance(processor, PlaceholderSuppression) for processor in processors):
             processors.append(PlaceholderSuppression([self.config.image_token_id, self.config.coord_token_id]))
@@ -1685,6 +1774,9 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             return next((value for value in values if value is not None), None)
 
         wanted, total = get_setting("max_new_tokens"), get_setting("max_length")
+        for name, value in (("max_new_tokens", wanted), ("max_length", total)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"generate: {name}: expected a whole number from 1 on, got {value!r}; correct it.")
         if wanted is None:
             wanted = DEFAULT_NEW_TOKENS if total is None else total - max(widths)
         if wanted <= limit - length:
@@ -1712,7 +1804,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
     def check_has_scene(self, name: str, segment_ids: torch.Tensor | None, inputs: dict, scene_index) -> None:
         """Refuse questions that the processor made for a scene read before, when no such scene is given."""
         asks_alone = segment_ids is not None and not bool((segment_ids == 0).any())
-        if (asks_alone or scene_index is not None) and inputs.get("pixel_values") is None:
+        has_views = inputs.get("pixel_values") is not None or inputs.get("mm_encoder_outputs")
+        if (asks_alone or scene_index is not None) and not has_views:
             raise ValueError(
                 f"{name}: expected scene= or views, since the processor made these questions without images, got"
                 " neither; pass scene=model.encode_scene(...), or images= to the processor."
@@ -1736,9 +1829,10 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 f"scene: expected a scene from model.encode_scene(...), got a {type(scene).__name__}"
                 f" {str(scene)[:80]!r}; read a saved one with model.load_scene(file)."
             )
-        if inputs.get("pixel_values") is not None:
+        given = [key for key in ("pixel_values", "mm_encoder_outputs") if inputs.get(key) is not None]
+        if given:
             raise ValueError(
-                f"{name}: expected questions alone beside scene=, which holds the views already, got pixel_values;"
+                f"{name}: expected questions alone beside scene=, which holds the views already, got {given[0]};"
                 " call the processor without images=, or leave scene= out."
             )
         segments = inputs.get("segment_ids")
@@ -1790,6 +1884,12 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             ValueError: when the rows hold questions.
         """
         check_input_names("encode_scene", inputs, unused=("bool_masked_views", "query_coords"))
+        proposals = {
+            "proposal_boxes": proposal_boxes, "proposal_mask": proposal_mask, "proposal_patches": proposal_patches
+        }  # fmt: skip
+        batch = {"input_ids": input_ids, "segment_ids": segment_ids, **inputs, **proposals}
+        check_inputs(batch, h=self.config.view_grid_size)
+        check_mask(attention_mask)
         if segment_ids is not None and bool((segment_ids > 0).any()):
             raise ValueError(
                 "encode_scene: expected rows without questions, got text; call the processor without text= and ask"
@@ -1863,6 +1963,13 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             scores (sum of Q, K + 1): cosines in [-1, 1], -inf at padding, last column "no target".
         """
         check_input_names("ground", inputs, unused=("bool_masked_views",))
+        proposals = {
+            "proposal_boxes": proposal_boxes, "proposal_mask": proposal_mask, "proposal_patches": proposal_patches
+        }  # fmt: skip
+        batch = {"input_ids": input_ids, "segment_ids": segment_ids, "query_coords": query_coords}
+        # Proposals of cached scenes come one list a scene, not one a question.
+        check_inputs(batch if scene is not None else batch | inputs | proposals, h=self.config.view_grid_size)
+        check_mask(attention_mask)
         if self.grounding_head is None:
             raise ValueError(
                 "ground: expected a model with config.grounding=True, got False; load another checkpoint."
@@ -1946,7 +2053,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         *,
         bool_masked_views: torch.BoolTensor | None = None,
         bev_bounds: torch.FloatTensor | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | str = 50,
         generator: torch.Generator | None = None,
         pixel_values: torch.FloatTensor,
         view_mask: torch.BoolTensor | None = None,
@@ -1957,7 +2064,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         Args:
             masked_views (list of `int`, or one such list a scene): views to hide; or `bool_masked_views` (B, V).
             bev_bounds (`torch.FloatTensor` of shape `(B, 4)`): edges of the bird's-eye picture, metres.
-            num_inference_steps (`int`): sampler steps.
+            num_inference_steps (`int` or `str`): sampler steps; a text such as "5,3" spaces sections of the schedule.
             generator (`torch.Generator`, *optional*): on CPU.
             pixel_values, view_mask and the rest: the processor's output, with or without text.
 
@@ -1969,6 +2076,12 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 schedule does not have, before anything is computed.
         """
         check_input_names("reconstruct", inputs)
+        batch = {
+            "pixel_values": pixel_values, "view_mask": view_mask, "bool_masked_views": bool_masked_views,
+            "bev_bounds": bev_bounds,
+        }  # fmt: skip
+        check_inputs(inputs | batch, h=self.config.view_grid_size)
+        check_mask(inputs.get("attention_mask"))
         if self.reconstruction_head is None:
             raise ValueError("reconstruct: expected a model with denoiser_config, got None; load another checkpoint.")
         self.get_teacher()
@@ -2032,8 +2145,6 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         return hidden
 
 
-NAMED_INPUTS = inspect.signature(Ross3DForConditionalGeneration.forward).parameters.keys()
-FORWARD_NAMES = LIBRARY_KEYS | Ross3DTargets.__annotations__.keys() | NAMED_INPUTS
 Ross3DForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 
 __all__ = [

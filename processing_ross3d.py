@@ -42,11 +42,17 @@ from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .geometry_ross3d import (
+    MAX_CAMERA_DISTANCE,
+    MAX_FOCAL_SHARE,
     MAX_MEDIAN_DEPTH,
+    MAX_OUTSIDE_DISTANCE,
     MAX_ROTATION_ERROR,
+    MAX_SKEW,
+    MIN_FOCAL_SHARE,
     MIN_MEDIAN_DEPTH,
     assign_patches,
     check_shape,
+    find_calibration_fault,
     get_box_limits,
     get_median_depths,
     get_nearest_indices,
@@ -98,15 +104,7 @@ CHAT_TEMPLATE = (
 )
 IGNORED_LABEL = -100
 PADDING_SEGMENT = -1
-# Cameras, boxes and points are metres away; beyond this distance it is another unit.
-MAX_CAMERA_DISTANCE = 500.0
-# Boxes and points may lie outside of what the views show, in other rooms, but not by more metres than this.
-MAX_OUTSIDE_DISTANCE = 50.0
 MAX_ASPECT_DIFFERENCE = 0.05
-# Focal lengths, as shares of the depth map's side: from 168 degrees of view to 3.
-MIN_FOCAL_SHARE, MAX_FOCAL_SHARE = 0.05, 20.0
-# Skew, as a share of the focal length; and how far off the middle the principal point may be, as a share of the side.
-MAX_SKEW, MAX_CENTRE_SHIFT = 1e-3, 0.3
 # Tensors that `Ross3DInputs.to(dtype)` leaves in float32: metres lose centimetres in half precision.
 FLOAT32_KEYS = frozenset({"patch_coords", "proposal_boxes", "query_coords", "bev_bounds", "loss_weights"})
 
@@ -170,13 +168,9 @@ def open_view(image: Any, name: str) -> Image.Image | np.ndarray:
         return open_named_picture(image, name) if isinstance(image, str) else open_picture(image, name)
     if isinstance(image, Image.Image):
         return open_picture(image, name)
-    array = image.numpy(force=True) if isinstance(image, torch.Tensor) else np.asarray(image)
+    array = to_array(image, name)
     check(
-        array.dtype == np.uint8,
-        name,
-        "a picture: of PIL, a file, or uint8 colours in 0..255",
-        f"{type(image).__name__} of dtype {array.dtype}",
-        "scale colours and cast them",
+        array.dtype == np.uint8, name, "uint8 colours in 0..255", f"dtype {array.dtype}", "scale colours and cast them"
     )
     if array.ndim == 3 and array.shape[2] != 3 and array.shape[0] == 3:
         array = array.transpose(1, 2, 0)
@@ -257,7 +251,7 @@ def fit_picture(picture: np.ndarray, resized: tuple[int, int], size: int, resamp
 def to_array(value: Any, name: str) -> np.ndarray:
     """Numbers in an array, a tensor or nested lists -> an array in this machine's byte order."""
     if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
+        value = to_tensor(value, name)
         value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     kind = f"an array of dtype {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
     try:
@@ -278,6 +272,9 @@ def to_array(value: Any, name: str) -> np.ndarray:
 def to_tensor(value: Any, name: str) -> torch.Tensor:
     """An array, a tensor or a list of equal ones -> one tensor on the CPU."""
     if isinstance(value, torch.Tensor):
+        holds_numbers = value.layout == torch.strided and not value.is_meta
+        check(holds_numbers, name, "a dense tensor that holds numbers", f"{value.layout} on {value.device}",
+              "call to_dense(), or load the tensor first")  # fmt: skip
         return value.detach().cpu()
     if isinstance(value, (list, tuple)):
         arrays = [to_array(item, name) for item in value]
@@ -341,6 +338,14 @@ def check_depth_maps(depth_maps: Any, num_views: int | None, name: str) -> torch
         f"a median depth of {median:.5f}, which looks divided by 1000 twice",
         "pass metres",
     )
+    highest = depth.max().item()
+    check(
+        highest <= MAX_CAMERA_DISTANCE,
+        name,
+        f"readings up to {MAX_CAMERA_DISTANCE:.0f} metres",
+        f"one of {highest:g}",
+        "write 0 where the sensor has no reading",
+    )
     return depth
 
 
@@ -381,24 +386,6 @@ def check_camera(camera: torch.Tensor, height: int, width: int, name: str) -> No
         f"focal [{focal_x:g}, {focal_y:g}], centre [{centre_x:g}, {centre_y:g}]{reason or ''}",
         "scale the calibration from the size it was made for to that of the depth map",
     )
-
-
-def find_calibration_fault(centre_x: float, centre_y: float, height: int, width: int) -> str | None:
-    """Why a principal point does not belong to a height x width map, where it does not.
-
-    A camera's lies near the middle. Both coordinates off by the same factor is another resolution, width and height
-    swapped is a turned picture; otherwise crops may move it by `MAX_CENTRE_SHIFT` of the side.
-    """
-    scale_x, scale_y = (2 * centre_x + 1) / width, (2 * centre_y + 1) / height
-    if abs(scale_x - scale_y) < 0.1 * abs(scale_x) and abs(scale_x - 1) > MAX_CENTRE_SHIFT:
-        return f", which looks made for pictures {scale_x:.2g} times as large"
-    turned_x, turned_y = (2 * centre_x + 1) / height, (2 * centre_y + 1) / width
-    is_turned = abs(turned_x - 1) < 0.05 and abs(turned_y - 1) < 0.05 and abs(height - width) > 0.15 * width
-    if is_turned:
-        return ", which looks made for the picture turned by a quarter"
-    if max(abs(scale_x - 1), abs(scale_y - 1)) > 2 * MAX_CENTRE_SHIFT:
-        return ", which is far off the middle"
-    return None
 
 
 def check_cam2world(cam2world: Any, num_views: int, name: str) -> torch.Tensor:
@@ -847,18 +834,24 @@ def flatten_arguments(given: dict[str, Any]) -> dict[str, Any]:
     where the library knows the name."""
     flat = {key: value for key, value in given.items() if not key.endswith("_kwargs")}
     for group in (key for key in given if key.endswith("_kwargs")):
-        nested = given[group] or {}
+        nested = {} if given[group] is None else given[group]
         legal = group in ("text_kwargs", "images_kwargs", "common_kwargs")
-        check(isinstance(nested, dict) and (legal or not nested), group, "a dict of text_kwargs, images_kwargs or"
-              " common_kwargs", given[group], "pass pictures and words alone")  # fmt: skip
+        legal = isinstance(nested, dict) and (legal or len(nested) == 0)
+        check(legal, group, "a dict of text_kwargs, images_kwargs or common_kwargs", nested,
+              "pass pictures and words alone")  # fmt: skip
         # As in the library, `common_kwargs` may repeat an argument.
         repeats = group == "common_kwargs"
-        twice = sorted(key for key in nested if key in flat and not (repeats and nested[key] == flat[key]))
+        twice = sorted(key for key in nested if key in flat and not (repeats and is_one_of(nested[key], (flat[key],))))
         check(not twice, group, "arguments that are not given outside of it as well", twice, "give each once")
         flat |= nested
     flat = {key: value.value if isinstance(value, Enum) else value for key, value in flat.items()}
     known = (*FIXED_ARGUMENTS, *PIXEL_ARGUMENTS, *OTHER_ARGUMENTS)
     return {key: value for key, value in flat.items() if value is not None or key not in known}
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number that float32 can hold; truth values and NaN are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) < 1e38
 
 
 def is_one_of(value: Any, legal: tuple) -> bool:
@@ -905,15 +898,17 @@ def read_pixel_arguments(given: dict[str, Any], image_processor: Ross3DImageProc
               f"{square}, the side of the model's views", value,
               "leave it out, or load a processor with another size= for a model made for it")  # fmt: skip
     resample = given.pop("resample", image_processor.resample)
-    check(resample == image_processor.resample, "resample", f"{int(image_processor.resample)}, the filter of this"
+    filters = (image_processor.resample, int(image_processor.resample))
+    check(is_one_of(resample, filters), "resample", f"{int(image_processor.resample)}, the filter of this"
           " processor", resample, "leave it out, or load the processor with resample=")  # fmt: skip
     changes = {key: given.pop(key) for key in PIXEL_ARGUMENTS if key in given}
     for key, value in changes.items():
         if key.startswith("do_"):
             check(isinstance(value, bool), key, "True or False", repr(value), "leave it out for the model's scaling")
             continue
-        numbers = list(value) if isinstance(value, (list, tuple)) else [value] * 3
-        legal = len(numbers) == 3 and all(isinstance(n, Real) and math.isfinite(n) for n in numbers)
+        is_colour = key.startswith("image_") and isinstance(value, (list, tuple))
+        numbers = list(value) if is_colour else [value] * 3
+        legal = len(numbers) == 3 and all(is_number(number) for number in numbers)
         legal = legal and not (key == "image_std" and 0 in numbers)
         check(legal, key, "a finite number, or one a colour", repr(value), "leave it out for the model's scaling")
         changes[key] = numbers if key.startswith("image_") else value
@@ -962,9 +957,16 @@ def get_ndim(value: Any) -> int:
 
 def get_scene_names(scene_ids: str | list[str] | None, num_scenes: int) -> list[str]:
     """What errors call the scenes."""
-    ids = [scene_ids] if isinstance(scene_ids, str) else list(range(num_scenes)) if scene_ids is None else scene_ids
+    ids = range(num_scenes) if scene_ids is None else [scene_ids] if isinstance(scene_ids, (str, int)) else scene_ids
+    check(isinstance(ids, (list, tuple, range)), "scene_ids", "a name, or a list of one a scene", type(ids).__name__,
+          "pass one a scene")  # fmt: skip
     check(len(ids) == num_scenes, "scene_ids", f"{num_scenes} names, one a scene", f"{len(ids)}", "pass one a scene")
     return [f"scene {scene_id}" for scene_id in ids]
+
+
+def is_scene(views: Any) -> bool:
+    """Whether this holds the pictures of a scene, rather than being one."""
+    return isinstance(views, (list, tuple)) or getattr(views, "ndim", 0) == 4
 
 
 def split_views(images: Any) -> tuple[list[Any], bool]:
@@ -978,11 +980,15 @@ def split_views(images: Any) -> tuple[list[Any], bool]:
         return list(images), True
     if isinstance(images, (Image.Image, str, os.PathLike)) or getattr(images, "ndim", 0) == 3:
         return [[images]], False
-    check(hasattr(images, "__iter__") and not isinstance(images, (Mapping, bytes)), "images",
+    is_list = hasattr(images, "__iter__") and getattr(images, "ndim", 1) > 0
+    check(is_list and not isinstance(images, (Mapping, bytes, bytearray, memoryview)), "images",
           "a picture, a list of pictures, or a list of such lists", type(images).__name__,
           "pass pictures of PIL, files or uint8 arrays")  # fmt: skip
     views = list(images)
-    if views and (isinstance(views[0], (list, tuple)) or getattr(views[0], "ndim", 0) == 4):
+    bare = [type(view).__name__ for view in views if not is_scene(view)]
+    if len(bare) < len(views):
+        check(not bare, "images", "a list of pictures for every scene", f"others of type {bare}",
+              "put the pictures of each scene into a list")  # fmt: skip
         return [list(scene) for scene in views], True
     return [views], False
 
@@ -992,10 +998,11 @@ def split_by_scene(key: str, value: Any, num_scenes: int) -> list[Any]:
     if value is None:
         return [None] * num_scenes
     ndim, scene_ndim = get_ndim(value), SCENE_NDIM[key]
-    if num_scenes == 1 and (ndim <= scene_ndim or len(value) != 1):
+    count = len(value) if ndim > 0 and hasattr(value, "__len__") else None
+    if num_scenes == 1 and (ndim <= scene_ndim or count != 1):
         return [value]
-    check(num_scenes == 1 or (ndim >= 1 and len(value) == num_scenes), key, f"{num_scenes} items, one a scene",
-          "none" if ndim == 0 else f"{len(value)}", "nest it as images are nested")  # fmt: skip
+    check(count == num_scenes, key, f"{num_scenes} items, one a scene", "none" if count is None else count,
+          "nest it as images are nested")  # fmt: skip
     return list(value)
 
 
@@ -1063,7 +1070,8 @@ def split_questions(words: dict[str, Any], names: list[str], bare: bool) -> list
         return [[] for _ in names]
     by_scene = {key: [value] if bare else value for key, value in words.items()}
     for key, value in by_scene.items():
-        count = len(value) if isinstance(value, (list, tuple, np.ndarray, torch.Tensor)) else None
+        is_list = isinstance(value, (list, tuple, np.ndarray, torch.Tensor)) and get_ndim(value) > 0
+        count = len(value) if is_list else None
         check(value is None or count == len(names), key, f"{len(names)} items, one a scene",
               type(value).__name__ if count is None else count, "nest the words as images are nested")  # fmt: skip
     return [
@@ -1098,7 +1106,10 @@ def split_scene_questions(words: dict[str, Any], scene_name: str) -> list[Questi
         if targets is not None:
             check(get_ndim(targets) == 1, f"target_objects of {question.name}", "a list of proposal indices, or None",
                   targets, "put one index into a list")  # fmt: skip
-            question.targets = targets.tolist() if hasattr(targets, "tolist") else list(targets)
+            is_array = isinstance(targets, (torch.Tensor, np.ndarray))
+            question.targets = (
+                to_tensor(targets, f"target_objects of {question.name}").tolist() if is_array else list(targets)
+            )
         check_question(question)
         questions.append(question)
     return questions
@@ -1417,7 +1428,8 @@ class Ross3DProcessor(ProcessorMixin):
         """Per-call arguments of the library's processors: obeyed, or refused by name with the way out."""
         given = flatten_arguments(kwargs)
         return_tensors = given.pop("return_tensors", "pt")
-        check(return_tensors in (None, "pt", "np"), "return_tensors", "'pt' or 'np'", repr(return_tensors), "use 'pt'")
+        legal = is_one_of(return_tensors, (None, "pt", "np"))
+        check(legal, "return_tensors", "'pt' or 'np'", repr(return_tensors), "use 'pt'")
         options = CallOptions(read_pixel_arguments(given, self.image_processor), return_tensors, **read_layout(given))
         for key in VIDEO_ARGUMENTS:
             given.pop(key, None)
@@ -1897,10 +1909,10 @@ class Ross3DProcessor(ProcessorMixin):
         """
         modes = ("best", "cumulative")
         check(selection in modes, "selection", f"one of {modes}", repr(selection), "choose one of them")
-        for name, number, top in (("temperature", temperature, math.inf), ("threshold", threshold, 1.0)):
-            legal = isinstance(number, Real) and not isinstance(number, bool) and 0 < number <= top
-            check(legal and math.isfinite(number), name, f"a number above 0{'' if top > 1 else ' and at most 1'}",
-                  repr(number), "leave it out for the published one")  # fmt: skip
+        remedy = "leave it out for the published one"
+        check(is_number(temperature) and temperature > 0, "temperature", "a number above 0", repr(temperature), remedy)
+        check(is_number(threshold) and 0 < threshold <= 1, "threshold", "a number above 0 and at most 1",
+              repr(threshold), remedy)  # fmt: skip
         scores, boxes = to_coords(scores, "scores").float(), to_coords(proposal_boxes, "proposal_boxes").float()
         boxes = boxes if boxes.dim() == 3 else boxes[None]
         check_shape("proposal_boxes", boxes, ("B", "K", 6), "pass those that model.ground scored.")

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from transformers import Trainer, TrainingArguments
 
+from ross3d.command_line import run_program
 from ross3d.data.atomic import hold_folder, write_text
 from ross3d.data.sources import read_scene
 from ross3d.training.arguments import RunArguments, check_same_run, describe_run, read_command_line
@@ -23,10 +24,12 @@ from ross3d.training.build import (
     build_model,
     build_processor,
     build_rows,
+    check_same_data,
     choose_optimizer,
     find_published,
     find_teacher,
     freeze_parts,
+    get_data_fingerprint,
     get_run_reading,
     list_scenes,
     restore_dtypes,
@@ -59,6 +62,8 @@ FIXED_ARGUMENTS = {
 }
 
 
+# Beside run.yaml: hashes of what the run's rows are made of.
+DATA_FILE = "run_data.json"
 # Seconds for which workers of a killed run may still hold its folder; they look for it every five.
 LOCK_PATIENCE = 20.0
 
@@ -78,11 +83,18 @@ def build_training_arguments(settings: dict, seed: int) -> TrainingArguments:
             "trainer.hub_token: expected none, since settings are written into run.yaml and onto the model's page, got"
             " one; set HF_TOKEN or run `hf auth login`."
         )
+    if not settings.get("output_dir"):
+        raise ValueError("trainer.output_dir: expected the folder of the run, got none; set --trainer.output_dir.")
     fixed = {name: value for name, (value, _) in FIXED_ARGUMENTS.items()}
     # Every parameter takes part in every step (tests/invariant/test_same_modules.py): nothing has to be looked for.
     settings = {"ddp_find_unused_parameters": False} | settings
     # Checkpoints are removed by `MarkComplete`: the Trainer would do it before the new one is known to be whole.
-    arguments = TrainingArguments(**{**settings, **fixed, "seed": seed, "save_total_limit": None})
+    try:
+        arguments = TrainingArguments(**{**settings, **fixed, "seed": seed, "save_total_limit": None})
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"trainer: expected settings that transformers.TrainingArguments takes, got: {error}"
+        ) from error
     if arguments.n_gpu > 1:
         raise ValueError(
             f"train.py: expected one GPU a process, got {arguments.n_gpu}, among which the Trainer would split rows;"
@@ -130,12 +142,18 @@ def run(arguments: RunArguments, training: TrainingArguments, output_dir: Path) 
     if is_finished:
         print(f"{output_dir}: this run is finished; nothing to do.")
         return
+    told = get_data_fingerprint(arguments.data)
+    if training.process_index == 0 and has_begun(output_dir):
+        check_same_data(told, output_dir / DATA_FILE)
     # A library that the optimizer needs is missed here, before anything large is read.
     Trainer.get_optimizer_cls_and_kwargs(training)
+    # Refused here, not once the training is done.
+    published = find_published(arguments)
     processor = build_processor(arguments)
     model = build_model(arguments, processor)
     if training.process_index == 0:
         write_text(output_dir / "run.yaml", describe_run(arguments))
+        write_text(output_dir / DATA_FILE, json.dumps(told, indent=1) + "\n")
     check_shared(output_dir / "run.yaml", training.process_index)
     if checkpoint is None and arguments.vision_warmup is not None and not arguments.data.blind:
         paths = list_scenes(arguments.data)
@@ -166,9 +184,8 @@ def run(arguments: RunArguments, training: TrainingArguments, output_dir: Path) 
     if trainer.is_world_process_zero():
         if dtypes:
             weights = restore_dtypes(model, dtypes)
-        teacher, published = find_teacher(arguments), find_published(arguments)
-        save_run(model, weights, processor, teacher, published, trainer.state, output_dir)
+        save_run(model, weights, processor, find_teacher(arguments), published, trainer.state, output_dir)
 
 
 if __name__ == "__main__":
-    main(read_command_line(sys.argv[1:], __doc__))
+    run_program(lambda: main(read_command_line(sys.argv[1:], __doc__)))

@@ -5,9 +5,8 @@ folder has one of them for a split.
 """
 
 import json
-import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ross3d.command_line import is_finite
 from ross3d.data.atomic import replace_file
+from ross3d.data.sources.inside import resolve_inside
+from ross3d.data.text_files import MAX_TEXT_BYTES, check_file, read_json, read_json_lines
 
 
 @dataclass
@@ -59,6 +61,13 @@ class Annotation:
     query_iou: float | None = None
 
 
+# Beyond these a coordinate is no metre of a room, and a text fits into no model's row.
+MAX_METRES = 500.0
+MAX_LETTERS = 20_000
+# The largest mixture of the published training data has a fifth of a million questions.
+MAX_ROWS = 10_000_000
+ROWS_AT_ONCE = 4096
+_RESERVED_MARKS = ("<|im_start|>", "<|im_end|>", "<image>")
 _NAMES = {f.name for f in fields(Annotation)}
 _TEXT_NAMES = ("id", "scene_id", "task", "question_type", "question", "answer")
 _BENCHMARK_NAMES = ("ann_id", "target_ids", "target_boxes", "query_box", "query_iou")
@@ -78,34 +87,98 @@ SCHEMA = pa.schema(
 )
 
 
-def check_annotation(annotation: Annotation, where: str) -> Annotation:
-    """Refuse a row whose fields are of the wrong kind or contradict each other; `where` is file:line."""
+def check_annotation(annotation: Annotation, where: str, allow_outside: bool = False) -> Annotation:
+    """Refuse a row whose fields are of the wrong kind, contradict each other, or would be refused when it is asked.
+
+    Args:
+        where (`str`): file:line, for errors.
+        allow_outside (`bool`): let `scene_id` lead out of the data folder.
+
+    Raises:
+        ValueError: names file, line, field and question.
+    """
     for name in _TEXT_NAMES:
         value = getattr(annotation, name)
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value.strip():
             raise ValueError(f"{where}: {name} must be a non-empty string, got {value!r}.")
+    source = f"{where}: scene_id"
+    try:
+        resolve_inside(".", annotation.scene_id, where=source, allow_outside=allow_outside, check_links=False)
+        _check_fields(annotation, where)
+        _check_benchmark_fields(annotation, where)
+        _check_words(annotation, where)
+        _check_agreement(annotation, where)
+    except ValueError as error:
+        error.args = (f"{error} (question {annotation.id[:100]!r})",)
+        raise
+    return annotation
+
+
+def _check_fields(annotation: Annotation, where: str) -> None:
     references = annotation.references
     if not isinstance(references, list) or not all(isinstance(r, str) for r in references):
         raise ValueError(f"{where}: references must be a list of strings, got {references!r}; wrap one answer in [].")
+    if not all(reference.strip() for reference in references):
+        raise ValueError(f"{where}: references must not be blank, got {references!r}; leave out what is no answer.")
     coords = annotation.query_coords
-    if coords is not None and (len(coords) != 3 or not all(_is_finite_number(c) for c in coords)):
-        raise ValueError(f"{where}: query_coords must be three finite numbers (metres), got {coords!r}.")
-    _check_benchmark_fields(annotation, where)
+    if coords is not None and not _is_point(coords):
+        raise ValueError(
+            f"{where}: query_coords must be three finite numbers (metres), got {coords!r}; none may lie beyond"
+            f" {MAX_METRES:g} metres: divide millimetres by 1000."
+        )
+    ids = annotation.object_ids
+    if ids is not None and not (isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids)):
+        raise ValueError(f"{where}: object_ids must be a list of box indices >= 0, got {ids!r}.")
+    if ids is not None and len(set(ids)) < len(ids):
+        raise ValueError(f"{where}: object_ids must name each box once, got {ids!r}; leave out the copies.")
+
+
+def _check_agreement(annotation: Annotation, where: str) -> None:
+    coords, ids = annotation.query_coords, annotation.object_ids
     unmatched = coords is None and annotation.target_boxes is not None
     if (coords is not None) != ("<coord>" in annotation.question) and not unmatched:
         raise ValueError(
             f"{where}: query_coords is {coords!r} while the question holds {annotation.question.count('<coord>')} "
             "<coord> marks; give both or neither."
         )
-    ids = annotation.object_ids
-    if ids is not None and not all(type(i) is int and i >= 0 for i in ids):
-        raise ValueError(f"{where}: object_ids must be a list of box indices >= 0, got {ids!r}.")
     if (ids is not None) != (annotation.answer == "<ground>"):
         raise ValueError(
             f"{where}: answer is {annotation.answer!r} while object_ids is {ids!r}; a grounding question has the "
             "answer '<ground>' and object_ids ([] = no target), every other has object_ids null."
         )
-    return annotation
+
+
+def _check_words(annotation: Annotation, where: str) -> None:
+    """Refuse what the processor would refuse, or take for something else than words."""
+    texts = {name: getattr(annotation, name) for name in _TEXT_NAMES}
+    for name, text in {**texts, "references": "\n".join(annotation.references)}.items():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{where}: {name} holds half of a character (a lone surrogate); write whole ones."
+            ) from error
+        if len(text) > MAX_LETTERS:
+            raise ValueError(
+                f"{where}: {name} must have at most {MAX_LETTERS} letters, got {len(text)}, which fit into no model's"
+                " row; shorten it."
+            )
+    question, answer = annotation.question, annotation.answer
+    marks = [mark for mark in (*_RESERVED_MARKS, "<ground>") if mark in question]
+    if marks:
+        raise ValueError(
+            f"{where}: question must be plain words, got the marks {marks}; leave them out: views and turns of the"
+            " chat are added, and grounding is asked for by the answer '<ground>'."
+        )
+    if question.count("<coord>") > 1:
+        raise ValueError(
+            f"{where}: question must hold one <coord> at most, got {question.count('<coord>')}; ask about one place."
+        )
+    marks = [mark for mark in (*_RESERVED_MARKS, "<coord>", "<ground>") if mark in answer and answer != "<ground>"]
+    if marks:
+        raise ValueError(f"{where}: answer must be plain words, or '<ground>' alone, got the marks {marks} in it.")
+    if answer.startswith(("\n", "\r")):
+        raise ValueError(f"{where}: answer must not begin with a line break, got {answer[:20]!r}; strip it.")
 
 
 def _check_benchmark_fields(annotation: Annotation, where: str) -> None:
@@ -115,7 +188,10 @@ def _check_benchmark_fields(annotation: Annotation, where: str) -> None:
     if ids is not None and not (isinstance(ids, list) and all(type(i) is int for i in ids)):
         raise ValueError(f"{where}: target_ids must be a list of whole numbers, got {ids!r}.")
     if boxes is not None and not (isinstance(boxes, list) and all(_is_box(box) for box in boxes)):
-        raise ValueError(f"{where}: target_boxes must be a list of [cx, cy, cz, dx, dy, dz], got {boxes!r}.")
+        raise ValueError(
+            f"{where}: target_boxes must be a list of [cx, cy, cz, dx, dy, dz], got {boxes!r}; metres, no size"
+            f" below 0, nothing beyond {MAX_METRES:g}."
+        )
     box, iou = annotation.query_box, annotation.query_iou
     if box is not None and not _is_box(box):
         raise ValueError(f"{where}: query_box must be six numbers, centre and size in metres, got {box!r}.")
@@ -124,11 +200,21 @@ def _check_benchmark_fields(annotation: Annotation, where: str) -> None:
 
 
 def _is_box(value) -> bool:
-    return isinstance(value, list) and len(value) == 6 and all(_is_finite_number(number) for number in value)
+    """Centre and size in metres, no size below 0."""
+    is_box = isinstance(value, list) and len(value) == 6 and all(map(_is_distance, value))
+    return is_box and min(value[3:]) >= 0
+
+
+def _is_point(value) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 3 and all(map(_is_distance, value))
+
+
+def _is_distance(value) -> bool:
+    return _is_finite_number(value) and abs(value) <= MAX_METRES
 
 
 def _is_finite_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value)
 
 
 def find_annotations(data_dir: str | os.PathLike, split: str) -> Path:
@@ -144,16 +230,27 @@ def find_annotations(data_dir: str | os.PathLike, split: str) -> Path:
     return (found or files)[0]
 
 
-def load_annotations(path: str | os.PathLike) -> list[Annotation]:
-    """Read and check a file of JSON lines or, by its suffix, Parquet; an error names file and line."""
+def load_annotations(path: str | os.PathLike, allow_outside: bool = False) -> list[Annotation]:
+    """Read and check a file of JSON lines or, by its suffix, Parquet.
+
+    Args:
+        allow_outside (`bool`): let scene ids lead out of the data folder.
+
+    Raises:
+        FileNotFoundError, ValueError: name file and line.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"annotations file {path} does not exist; build it or check the path.")
-    read = _read_parquet if path.suffix == ".parquet" else _read_lines
+    rows = (
+        read_parquet_rows(path, "annotations")
+        if path.suffix == ".parquet"
+        else read_json_lines(path, "an annotation a line")
+    )
     annotations, lines_of_id = [], {}
-    for number, row in read(path):
-        where = f"{path.name}:{number}"
-        annotation = _parse_row(row, where)
+    for number, row in rows:
+        where = f"{path}:{number}"
+        annotation = _parse_row(row, where, allow_outside)
         if annotation.id in lines_of_id:
             raise ValueError(f"{where}: id {annotation.id!r} was used on line {lines_of_id[annotation.id]} already.")
         lines_of_id[annotation.id] = number
@@ -161,27 +258,28 @@ def load_annotations(path: str | os.PathLike) -> list[Annotation]:
     return annotations
 
 
-def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(
-                        f"{path.name}:{number}: not a JSON object ({error}); the file may have been cut off."
-                    ) from error
+def read_parquet_rows(path: Path, meaning: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number (from 1 on) and values of every row of a Parquet file, some thousands in memory at a time.
 
-
-def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
+    Raises:
+        ValueError: for a file that is none, and for one of more than `MAX_ROWS`, which a few bytes can be.
+    """
+    number = 0
     try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path}: not a Parquet file ({error}); write it anew.") from error
-    yield from enumerate(table.to_pylist(), start=1)
+        file = pq.ParquetFile(check_file(path, meaning, MAX_TEXT_BYTES))
+        if file.metadata.num_rows > MAX_ROWS:
+            raise ValueError(f"{file.metadata.num_rows} rows, at most {MAX_ROWS} are read")
+        for batch in file.iter_batches(ROWS_AT_ONCE):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ValueError(
+            f"{path}: expected a Parquet file of {meaning}, got {error}; copy or write it again."
+        ) from error
 
 
-def _parse_row(row, where: str) -> Annotation:
+def _parse_row(row, where: str, allow_outside: bool) -> Annotation:
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}.")
     unknown = sorted(set(row) - _NAMES)
@@ -193,14 +291,14 @@ def _parse_row(row, where: str) -> Annotation:
     annotation = Annotation(**row)
     if isinstance(annotation.query_coords, list):
         annotation.query_coords = tuple(annotation.query_coords)
-    return check_annotation(annotation, where)
+    return check_annotation(annotation, where, allow_outside)
 
 
 def save_annotations(annotations: list[Annotation], path: str | os.PathLike) -> None:
     """Write JSON lines or, by the suffix, Parquet, at once: a reader sees the old file or the whole new one."""
     path = Path(path)
     rows = [
-        asdict(check_annotation(annotation, f"{path.name}:{number}"))
+        asdict(check_annotation(annotation, f"{path}:{number}"))
         for number, annotation in enumerate(annotations, start=1)
     ]
     with replace_file(path) as partial:
@@ -215,6 +313,52 @@ def _format_line(row: dict[str, Any]) -> str:
     return json.dumps(kept, ensure_ascii=False) + "\n"
 
 
+def check_object_ids(annotation: Annotation, num_boxes: int | None, where: str) -> None:
+    """Refuse a question about objects that its scene does not have.
+
+    Args:
+        num_boxes (`int`, *optional*): objects of the scene; None for a scene without boxes.
+        where (`str`): the scene's folder or file, for errors.
+
+    Raises:
+        ValueError: names question and scene.
+    """
+    ids = annotation.object_ids
+    if ids is not None and num_boxes is None:
+        raise ValueError(
+            f"object_ids of question {annotation.id!r}: expected boxes of scene {annotation.scene_id!r} that they"
+            f" number, got none; add {where}/boxes.json or leave the question out."
+        )
+    if ids and max(ids) >= num_boxes:
+        raise ValueError(
+            f"object_ids of question {annotation.id!r}: expected numbers below {num_boxes}, the boxes of scene"
+            f" {annotation.scene_id!r} in {where}, got {ids}; objects are counted from 0."
+        )
+
+
+def check_all_object_ids(annotations: Iterable[Annotation], find_scene: Callable[[str], Path]) -> None:
+    """`check_object_ids` of all questions whose scene's folder has a list of boxes in `boxes.json`.
+
+    Other layouts tell their boxes when the scene is read.
+
+    Args:
+        find_scene: scene id -> its folder.
+
+    Raises:
+        ValueError: names the first such question and its scene.
+    """
+    counts: dict[str, int | None] = {}
+    for annotation in annotations:
+        if annotation.object_ids:
+            name = annotation.scene_id
+            if name not in counts:
+                file = find_scene(name) / "boxes.json"
+                boxes = read_json(file, "a list of boxes") if file.is_file() else None
+                counts[name] = len(boxes) if isinstance(boxes, list) else None
+            if counts[name] is not None:
+                check_object_ids(annotation, counts[name], str(find_scene(name)))
+
+
 def group_by_scene(annotations: list[Annotation]) -> dict[str, list[Annotation]]:
     """Annotations of each scene, scenes in order of first appearance."""
     groups: dict[str, list[Annotation]] = {}
@@ -225,7 +369,9 @@ def group_by_scene(annotations: list[Annotation]) -> dict[str, list[Annotation]]
 
 __all__ = [
     "Annotation",
+    "check_all_object_ids",
     "check_annotation",
+    "check_object_ids",
     "find_annotations",
     "group_by_scene",
     "load_annotations",

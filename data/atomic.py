@@ -1,5 +1,6 @@
 """Files that are written at once: a kill, or a reader in another process, sees the old one or the whole new one."""
 
+import errno
 import fcntl
 import os
 import secrets
@@ -11,11 +12,32 @@ from pathlib import Path
 from typing import IO
 
 
+# How torch and safetensors say that a disk is full, each in its own words.
+DISK_FULL_WORDS = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
+
+
+def tell_full_disk(error: Exception, path: Path) -> None:
+    """Raise an error that says so where another one comes from a full disk; otherwise nothing.
+
+    Raises:
+        OSError: names the file.
+    """
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if is_full or any(words in str(error) for words in DISK_FULL_WORDS):
+        raise OSError(
+            f"{path}: there is no room left to write it: the disk is full, or a limit of the system is reached; make"
+            " room and run the same command again."
+        ) from error
+
+
 @contextmanager
 def replace_file(path: str | os.PathLike) -> Iterator[Path]:
     """A path beside `path` to write to; what was written is on disk and under its name when the block is left.
 
     The block's name is `.NAME.PROCESS.CHANCE.partial`; only a killed process leaves it behind.
+
+    Raises:
+        OSError: when there is no room left on the disk, whatever the block raised then.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,6 +47,9 @@ def replace_file(path: str | os.PathLike) -> Iterator[Path]:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except Exception as error:
+        tell_full_disk(error, path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -35,6 +60,26 @@ def remove_leftovers(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
     for leftover in folder.glob(".*.part"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def remove_leftovers_of_the_dead(folder: Path) -> None:
+    """Remove files of `replace_file` whose process is gone, from a folder that others may be writing to."""
+    for leftover in folder.glob(".*.partial"):
+        process = leftover.name.split(".")[-3]
+        if process.isdecimal() and not is_running(int(process)):
+            leftover.unlink(missing_ok=True)
+
+
+def is_running(process: int) -> bool:
+    """Whether a process of this machine is there."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    # Somebody else's, or no number of a process.
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 def take_lock(path: Path) -> IO[str] | None:

@@ -9,6 +9,12 @@ import numpy as np
 
 from ross3d.data.prepare.boxes import MAX_PROPOSALS, make_mask_boxes
 from ross3d.data.sources.frames import read_boxes
+from ross3d.data.sources.inside import resolve_inside
+from ross3d.data.text_files import check_file, read_text
+
+
+# Of a file of masks, beyond what its numbers take.
+MAX_MORE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -36,16 +42,15 @@ def read_box_list(file: str | os.PathLike, scene_id: str) -> np.ndarray:
     Raises:
         FileNotFoundError, ValueError: no such file; no boxes; a file by scenes that lacks this one.
     """
-    boxes, _ = read_boxes(file, scene_id)
-    if boxes is None:
-        raise ValueError(
-            f"{file}: expected boxes of scene {scene_id!r}, the file has other scenes only; give the file of this "
-            "split, or a plain list."
-        )
-    return boxes
+    return read_boxes(file, scene_id, must_have=True)[0]
 
 
-def read_mask3d(file: str | os.PathLike, vertices: np.ndarray, max_proposals: int = MAX_PROPOSALS) -> MaskBoxes:
+def read_mask3d(
+    file: str | os.PathLike,
+    vertices: np.ndarray,
+    max_proposals: int = MAX_PROPOSALS,
+    allow_outside: bool = False,
+) -> MaskBoxes:
     """Boxes of the masks of one scene, in the form of ScanNet's instance benchmark.
 
     Args:
@@ -54,20 +59,20 @@ def read_mask3d(file: str | os.PathLike, vertices: np.ndarray, max_proposals: in
         vertices (`np.ndarray` of shape `(M, 3)`): of the mesh or cloud that the masks are over, metres; boxes lie in
             their world, so align them first (`align_vertices`).
         max_proposals (`int`): masks of the lowest scores beyond so many boxes are not read.
+        allow_outside (`bool`): let the list name files outside its own folder.
 
     Raises:
         FileNotFoundError, ValueError: name the file and its line, what was expected and what came.
     """
     file = Path(file)
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is no file; expected a list of masks: pred_mask/FILE.txt LABEL SCORE.")
     if not np.isfinite(vertices).all():
         raise ValueError(f"{file}: vertices of its mesh must be finite, found NaN or inf; export the mesh again.")
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = read_text(file, "a list of masks: pred_mask/FILE.txt LABEL SCORE").splitlines()
     entries = [_read_entry(file, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     boxes, kept, num_empty, num_points = [], [], 0, 0
     for entry in sorted(entries, key=lambda entry: -entry[2]):
-        (box,) = make_mask_boxes(vertices, [_read_mask(file.parent / entry[0], len(vertices))])
+        mask_file = resolve_inside(file.parent, entry[0], where=str(file), allow_outside=allow_outside)
+        (box,) = make_mask_boxes(vertices, [_read_mask(mask_file, len(vertices))])
         if box is None:
             num_empty += 1
         elif max(box[3:]) == 0:
@@ -105,6 +110,8 @@ def _read_mask(file: Path, num_vertices: int) -> np.ndarray:
     """A mask (M,) of zeros and ones, uint8."""
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing, which the list of masks names; copy the folder of masks, too.")
+    # A digit and a blank or two of each; others are refused below.
+    check_file(file, f"0 or 1 for each of {num_vertices} vertices", 32 * num_vertices + MAX_MORE_BYTES)
     words = np.array(file.read_bytes().split())
     if len(words) != num_vertices:
         raise ValueError(

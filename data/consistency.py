@@ -3,7 +3,7 @@
 A reading of one view, seen from another camera, either agrees with the depth there, lies behind it (hidden by what
 stands in front), or lies in front of it. The last cannot be in a scene that stands still: the other view looked
 through that place. The share that agrees, of those that agree or contradict, is 1 for cameras and depth that belong
-together; noise, drift of some centimetres and people who walk by leave it above 0.9, and wrong cameras give 0.2 to 0.7.
+together; noise, drift of some centimetres and people who walk by leave it above 0.9. Wrong cameras give 0.2 to 0.8.
 
 Where views do not agree, the usual mistakes are undone one by one (`list_mistakes`), and the one that makes the views
 agree is the likely reason. A place that no two views see says nothing, and nothing is said.
@@ -89,10 +89,10 @@ class Agreement:
         return float(self.agreeing.sum() / self.num_compared) if self.num_compared else float("nan")
 
     def get_share_of_view(self, view: int) -> float:
-        """The same of the pairs that a view is in."""
+        """The same of the pairs that a view is in; NaN where too few of its readings could be compared."""
         chosen = (self.pairs == view).any(0)
         total = self.agreeing[chosen].sum() + self.contradicting[chosen].sum()
-        return float(self.agreeing[chosen].sum() / total) if total else float("nan")
+        return float(self.agreeing[chosen].sum() / total) if total >= MIN_COMPARED / 2 else float("nan")
 
     def drop_views(self, views: list[int]) -> "Agreement":
         """Without the pairs of some views."""
@@ -140,7 +140,7 @@ class Disagreement:
     def describe(self) -> str:
         """Sentences for people."""
         if self.num_compared:
-            seen = f"of {self.num_compared} depth readings looked up in another view {100 * self.share:.0f} % agree"
+            seen = f"of {self.num_compared} depth readings looked up in another view {100 * self.share:.1f} % agree"
         else:
             seen = "no depth reading of a view is seen by another"
         explained = ""
@@ -150,7 +150,7 @@ class Disagreement:
 
 
 def get_cameras(scene: Scene) -> Cameras | None:
-    """What of a scene is compared, at most `MAX_VIEWS` views; None without posed depth or with fewer than two views."""
+    """What of a scene is compared, at most `MAX_VIEWS` views; None without posed depth, and for a single view."""
     if scene.depth_maps is None or scene.intrinsics is None or scene.cam2world is None or scene.num_views < 2:
         return None
     chosen = choose_views(scene.num_views)
@@ -396,10 +396,11 @@ def _list_intrinsics_mistakes(cameras: Cameras) -> Iterator[Mistake]:
         factor = float(np.sqrt(factors.prod()))
         for name, focal in (("the intrinsics are", factor), ("the centre of the intrinsics is", 1.0)):
             if abs(np.log(factor)) > 0.15:
+                remedy = "fx, fy, cx and cy" if focal != 1 else "cx and cy"
                 yield Mistake(
                     f"{name} of a picture of about {width / factor:.0f}x{height / factor:.0f} pixels, the depth maps "
                     f"have {width}x{height}",
-                    f"multiply fx, fy, cx and cy by {factor:.3g}" if focal != 1 else f"multiply cx, cy by {factor:.3g}",
+                    f"multiply {remedy} by {factor:.3g}",
                     lambda c, focal=focal: scale_intrinsics(c, focal, factor),
                 )  # fmt: skip
 
@@ -494,9 +495,7 @@ def explains(better: Agreement, given: Agreement) -> bool:
     return enough and better.share >= EXPLAINS and 1 - better.share <= (1 - EXPLAINED) * (1 - given.share)
 
 
-def find_mistake(
-    cameras: Cameras, given: Agreement, mistakes: Iterator[Mistake]
-) -> tuple[Mistake, Agreement] | None:
+def find_mistake(cameras: Cameras, given: Agreement, mistakes: Iterator[Mistake]) -> tuple[Mistake, Agreement] | None:
     """The mistake that, undone, makes most readings agree, the earlier of two as good; None where none explains."""
     num_readings = get_search_readings(cameras)
     best, best_share = None, 0.0
@@ -524,6 +523,16 @@ def find_stray_views(given: Agreement, num_views: int) -> list[int]:
     return stray if stray and rest.share >= EXPLAINS and rest.num_compared >= MIN_COMPARED else []
 
 
+def describe_stray_views(given: Agreement, names: list[str]) -> Disagreement | None:
+    """Names the views that do not belong to the others; None without any."""
+    stray = [names[view] for view in sorted(find_stray_views(given, len(names)))]
+    if not stray:
+        return None
+    reason = f"{', '.join(stray)}: pose or depth does not fit the other views"
+    remedy = "give these frames their own pose and depth, or leave them out"
+    return Disagreement(given.share, given.num_compared, reason, remedy)
+
+
 def are_far_apart(cameras: Cameras) -> bool:
     """Whether cameras stand so far from each other that their unit cannot be that of the depth."""
     readings = sample_readings(cameras.depth_maps, SEARCHED_READINGS)[2]
@@ -540,9 +549,9 @@ def find_disagreement(cameras: Cameras, names: list[str]) -> Disagreement | None
     """
     given = measure_agreement(cameras)
     far_apart = given.num_compared < MIN_COMPARED and are_far_apart(cameras)
-    if given.num_compared >= MIN_COMPARED and given.share >= AGREES:
-        return None
     share, count = given.share, given.num_compared
+    if count >= MIN_COMPARED and share >= AGREES:
+        return describe_stray_views(given, names)
     groups = [list_mistakes(cameras), list_factor_mistakes(cameras)]
     if count >= MIN_COMPARED and len(names) <= ALL_PAIRS:
         groups.append(list_swaps(names))
@@ -558,14 +567,11 @@ def find_disagreement(cameras: Cameras, names: list[str]) -> Disagreement | None
         return Disagreement(share, count, reason, "give translations and depth in metres")
     if count < MIN_COMPARED:
         return None
-    stray = find_stray_views(given, len(names))
-    if stray:
-        reason = f"{', '.join(names[view] for view in sorted(stray))}: pose or depth does not fit the other views"
-        return Disagreement(share, count, reason, "give these frames their own pose and depth, or leave them out")
-    if share >= DISAGREES:
-        return None
+    stray = describe_stray_views(given, names)
+    if stray is not None or share >= DISAGREES:
+        return stray
     reason = "no usual mistake explains it (inverted poses, other axes or units, other intrinsics were tried)"
-    remedy = "see that every frame has its own pose and depth, that tracking was not lost, and what the depth's unit is"
+    remedy = "see that every frame has its own pose and depth, that tracking was not lost, and which unit depth has"
     return Disagreement(share, count, reason, remedy)
 
 
@@ -586,6 +592,13 @@ def sample_points(scene: Scene) -> np.ndarray:
     cameras = get_cameras(scene)
     points, depths = unproject_readings(cameras, *sample_readings(cameras.depth_maps, NUM_READINGS))
     return points[depths > 0]
+
+
+def measure_scene_agreement(scene: Scene) -> float | None:
+    """Share of the depth readings seen from another view that agree with it; None where too few are seen."""
+    cameras = get_cameras(scene)
+    found = None if cameras is None else measure_agreement(cameras)
+    return None if found is None or found.num_compared < MIN_COMPARED else found.share
 
 
 def check_consistency(scene: Scene) -> None:
@@ -617,4 +630,5 @@ __all__ = [
     "find_disagreement",
     "get_cameras",
     "measure_agreement",
+    "measure_scene_agreement",
 ]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ross3d.data.annotations import Annotation
+from ross3d.data.annotations import Annotation, check_object_ids
 from ross3d.data.latents import SceneLatents
 from ross3d.data.prepared import PreparedScenes
 from ross3d.data.rows import (
@@ -251,7 +251,7 @@ class SceneRows(Dataset):
         """What the processor gets for a scene and its questions.
 
         Raises:
-            ValueError: for a question about objects of a scene without boxes.
+            ValueError: for a question about objects that the scene does not have.
         """
         fitted = None
         if self.prepared is None:
@@ -261,12 +261,8 @@ class SceneRows(Dataset):
         inputs, boxes = self.get_text(questions), None
         if scene.boxes is not None:
             boxes, proposal_of = self.make_proposals(scene, row_seed)
-        elif any(question.object_ids is not None for question in questions):
-            name = next(question.id for question in questions if question.object_ids is not None)
-            raise ValueError(
-                f"object_ids of question {name!r}: expected boxes of scene {scene.scene_id!r} that they number, got"
-                f" none; add {path / 'boxes.json'} or leave the question out."
-            )
+        for question in questions:
+            check_object_ids(question, None if scene.boxes is None else len(scene.boxes), str(path))
         if questions and boxes is not None:
             inputs["target_objects"] = [
                 None if question.object_ids is None else [int(proposal_of[i]) for i in question.object_ids]

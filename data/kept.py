@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ import torch
 
 from ross3d.data.atomic import replace_file
 from ross3d.data.sources import list_files
+
+
+class DamagedError(ValueError):
+    """A file that does not hold what was written to it."""
 
 
 FIELDS = {"identity", "about", "tensors", "checksum"}
@@ -54,6 +59,15 @@ def make_kept(identity: dict[str, Any], about: dict[str, Any], tensors: dict[str
     return {"identity": identity, "about": about, "tensors": tensors, "checksum": sum_bytes(about, tensors)}
 
 
+def load_kept_or_none(file: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """As `load_kept`, and None, with a warning, for a broken file: its contents are to be made anew."""
+    try:
+        return load_kept(file, identity)
+    except DamagedError:
+        warnings.warn(f"{file} is damaged; it is made anew.", stacklevel=2)
+        return None
+
+
 def write_kept(file: Path, kept: dict[str, Any]) -> None:
     with replace_file(file) as partial:
         torch.save(kept, partial)
@@ -63,7 +77,7 @@ def load_kept(file: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """What a file holds, or None when it is not there or was made of something else.
 
     Raises:
-        ValueError: for a broken file.
+        DamagedError: for a broken file.
     """
     if not file.is_file():
         return None
@@ -80,5 +94,5 @@ def load_kept(file: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
         raise
     # Damaged bytes can make an unpickler raise anything.
     except Exception as error:
-        raise ValueError(broken) from error
-    raise ValueError(broken)
+        raise DamagedError(broken) from error
+    raise DamagedError(broken)

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from ross3d.data.kept import describe_source, get_file_name, load_kept, make_kept, write_kept
+from ross3d.data.atomic import remove_leftovers_of_the_dead
+from ross3d.data.kept import describe_source, get_file_name, load_kept, load_kept_or_none, make_kept, write_kept
 
 
 # Changes whenever what a file holds, or what the numbers in it mean, changes.
@@ -37,6 +38,7 @@ class SceneLatents:
     def __init__(self, folder: Path, settings: dict[str, Any]):
         self.folder = Path(folder)
         self.settings = settings
+        remove_leftovers_of_the_dead(self.folder)
 
     def get_file(self, path: Path) -> Path:
         return self.folder / get_file_name(path, "latents")
@@ -46,7 +48,8 @@ class SceneLatents:
         return {"version": LATENTS_VERSION, "settings": self.settings, "source": describe_source(path)}
 
     def has(self, path: Path) -> bool:
-        return load_kept(self.get_file(path), self.get_identity(path)) is not None
+        """Whether the latents of a scene are there; damaged ones count as absent, with a warning."""
+        return load_kept_or_none(self.get_file(path), self.get_identity(path)) is not None
 
     def write(self, path: Path, identity: dict[str, Any], latents: dict[str, torch.Tensor]) -> None:
         write_kept(self.get_file(path), make_kept(identity, {}, latents))

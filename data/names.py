@@ -1,6 +1,8 @@
-"""Names that files of others give, checked once before they become parts of paths."""
+"""Names and links that folders of others hold, checked once before they become paths."""
 
 import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 
@@ -23,4 +25,28 @@ def check_name(name: Any, where: str) -> str:
     return name
 
 
-__all__ = ["check_name"]
+def is_inside(file: Path, folder: Path) -> bool:
+    """Whether what a path leads to, links followed, lies in a folder; of a folder of the Hub's cache, whose files are
+    links, in what the cache holds of that repository.
+    """
+    root = folder.resolve()
+    if root.parent.name == "snapshots":
+        root = root.parents[1]
+    return file.resolve().is_relative_to(root)
+
+
+def check_links(files: Iterable[Path], folder: Path) -> None:
+    """Refuse links among the files of a folder that lead out of it: what they lead to would be copied as its own.
+
+    Raises:
+        ValueError: names the first, and where it leads.
+    """
+    for file in files:
+        if not is_inside(file, folder):
+            raise ValueError(
+                f"{file}: expected a file of {folder}, got a link that leads out of it, to {file.resolve()}; put the"
+                " file itself there (`cp -L`), or remove the link."
+            )
+
+
+__all__ = ["check_links", "check_name", "is_inside"]

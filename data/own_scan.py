@@ -18,7 +18,9 @@ from ross3d.data.proposals import Proposals, propose_boxes
 from ross3d.data.scene import Scene
 from ross3d.data.sources import describe_not_read, find_layout, find_video, list_not_read, read_scene
 from ross3d.data.sources.frames import MAX_EXCLUDED
-from ross3d.data.upright import UprightEstimate, align_scene, estimate_upright
+from ross3d.data.surface import Surface, sample_surface
+from ross3d.data.upright import LOW_CONFIDENCE, UprightEstimate, align_scene, estimate_upright
+from ross3d.data.world import check_bounds
 
 
 # Alignment, boxes and pictures from above are made from at most so many frames, pictures no larger than needed.
@@ -27,6 +29,7 @@ NUM_FRAMES, PICTURE_SIZE = 64, 432
 # lower its floor, in metres, by less than this: proposals take off 5 cm of floor, which a room of 6 m at half a degree
 # just keeps to.
 UPRIGHT_DEGREES, UPRIGHT_TURN, UPRIGHT_HEIGHT = 0.5, 3.0, 0.02
+ALIGNED = "the alignment came with the scan"
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class OwnScan:
         given_boxes (`Path`, *optional*): the file given in place of the scan's own boxes.
         proposals (`Proposals`, *optional*): where the scan came without boxes.
         reading (`dict`): further options that it is read with, see `make_reading`.
+        surface (`Surface`, *optional*): flat patches of `scene`, in its world; None without depth.
+        trust (`str`): in a few words, what "upright" rests on; empty where nobody knows.
     """
 
     path: Path
@@ -52,6 +57,8 @@ class OwnScan:
     given_boxes: Path | None = None
     proposals: Proposals | None = None
     reading: dict[str, Any] = field(default_factory=dict)
+    surface: Surface | None = None
+    trust: str = ""
 
     @property
     def boxes(self) -> np.ndarray:
@@ -70,10 +77,27 @@ class OwnScan:
             return f"{count} boxes given: {self.given_boxes.name}"
         return f"{count} boxes came with the scan" if count else "no boxes: none came, and none can be proposed"
 
+    @property
+    def scan_to_world(self) -> np.ndarray:
+        """The matrix (4, 4) from the scan's own frame to the world of `scene` and `boxes`; the identity where both are
+        one."""
+        matrix = self.scene.axis_align_matrix
+        return np.eye(4) if matrix is None else np.asarray(matrix, np.float64)
+
+    def describe_world(self) -> str:
+        """A sentence that says what is known of unit and axes, and what that rests on."""
+        if self.scene.cam2world is None:
+            return "Pictures without cameras: nothing is known of places, sizes and directions."
+        if self.scene.depth_maps is None:
+            axes = "the upright axis rests on the alignment" if self.trust else "nor its upright axis"
+            return f"Posed views without depth: the unit of their world is not known, {axes}."
+        return f"Posed views with depth in metres, as its files give it; z up: {self.trust}."
+
     def read_views(self, num_views: int) -> Scene:
         """So many views of the scan, pictures at their own size, in the same world; without proposed boxes."""
         given = make_options(self.axis_align_matrix, self.given_boxes)
-        return read_scene(self.path, num_views=num_views, **given, **make_limits(self.path) | self.reading)
+        limits = make_limits(self.path) | self.reading
+        return read_scene(self.path, look_at_world=False, num_views=num_views, **given, **limits)
 
 
 def make_options(axis_align_matrix, boxes) -> dict:
@@ -130,41 +154,57 @@ def read_own_scan(
         read_box_list(boxes, path.resolve().name)
     reading = reading or {}
     limits = make_limits(path) | reading
-    scene = read_scene(path, num_views=NUM_FRAMES, reduce_to=PICTURE_SIZE, **given, **limits)
+    scene = read_scene(path, look_at_world=False, num_views=NUM_FRAMES, reduce_to=PICTURE_SIZE, **given, **limits)
     not_read = list_not_read(path) if path.is_dir() else {}
     if not_read:
         warnings.warn(f"scene {scene.scene_id!r}: {describe_not_read(not_read)}", stacklevel=2)
     if scene.depth_maps is None:
-        sentence = "the views have no depth: nothing was estimated"
+        sentence, trust = "the views have no depth: nothing was estimated", ""
         if scene.axis_align_matrix is not None:
-            sentence = "alignment given; the views have no depth: nothing checks it"
-        return OwnScan(path, scene, sentence, None, axis_align_matrix, boxes, reading=reading)
-    scene, sentence, estimate, matrix = make_upright(scene, axis_align_matrix)
-    came = has_any(scene.boxes) or has_any(scene.proposal_boxes)
-    proposals = None if came else propose_boxes(scene)
-    return OwnScan(path, scene, sentence, estimate, matrix, boxes, proposals, reading)
+            sentence, trust = "alignment given; the views have no depth: nothing checks it", "given, unchecked"
+        return OwnScan(path, scene, sentence, None, axis_align_matrix, boxes, reading=reading, trust=trust)
+    scan = make_upright(path, scene, axis_align_matrix)
+    check_bounds(scan.scene)
+    came = has_any(scan.scene.boxes) or has_any(scan.scene.proposal_boxes)
+    proposals = None if came else propose_boxes(scan.scene, surface=scan.surface)
+    return replace(scan, given_boxes=boxes, proposals=proposals, reading=reading)
 
 
-def make_upright(
-    scene: Scene, given: Path | None = None
-) -> tuple[Scene, str, UprightEstimate | None, np.ndarray | Path | None]:
-    """The scene in an upright world; a sentence; the estimate, if any; and the matrix to read further views with."""
+def make_upright(path: Path, scene: Scene, given: Path | None = None) -> OwnScan:
+    """A scan with posed depth in an upright world, without proposals."""
+    surface = sample_surface(scene)
     if given is not None:
-        return scene, f"alignment given: {given.name}", None, given
+        sentence, trust = f"alignment given: {given.name}", f"by the alignment given, {given.name}"
+        return OwnScan(path, scene, sentence, axis_align_matrix=given, surface=surface, trust=trust)
     if scene.axis_align_matrix is not None:
-        return scene, "the alignment came with the scan", None, None
+        return OwnScan(path, scene, ALIGNED, surface=surface, trust="by the alignment that came with the scan")
     # Proposals and pictures made from depth say nothing of the world that they were made in.
     if has_any(scene.boxes):
-        came = ["boxes"]
-        sentence = f"no alignment came with the scan, but {' and '.join(came)} did: its world is taken to be upright"
-        return scene, sentence, None, None
-    estimate = estimate_upright(scene)
+        sentence = "no alignment came with the scan, but boxes did: its world is taken to be upright"
+        return OwnScan(path, scene, sentence, surface=surface, trust="taken for granted, since boxes came with it")
+    estimate = estimate_upright(scene, surface)
+    little = "" if estimate.confidence >= LOW_CONFIDENCE else "which little speaks for, "
+    trust = f"by an estimate, {little}with a confidence of {estimate.confidence:.2f}"
+    pictures = f"; {estimate.describe_pictures()}" if estimate.picture_turns else ""
     if is_upright(estimate):
-        sentence = f"the scan is upright already and was not turned (confidence {estimate.confidence:.2f})"
-        return scene, sentence, estimate, None
-    # What was made in the world as it lay goes with it.
+        sentence = f"the scan is upright already and was not turned (confidence {estimate.confidence:.2f}){pictures}"
+        return OwnScan(path, scene, sentence, estimate, surface=surface, trust=trust)
+    # What was made in the world as it lay does not go with it.
     scene = replace(scene, boxes=None, proposal_boxes=None, bev_image=None, bev_valid=None, bev_bounds=None)
-    return align_scene(scene, estimate), estimate.describe(), estimate, estimate.axis_align_matrix
+    matrix, sentence = estimate.axis_align_matrix, estimate.describe() + pictures
+    aligned, surface = align_scene(scene, estimate), surface.move(matrix)
+    return OwnScan(path, aligned, sentence, estimate, matrix, surface=surface, trust=trust)
 
 
-__all__ = ["NUM_FRAMES", "OwnScan", "is_upright", "make_upright", "read_own_scan"]
+def get_box_corners(boxes: np.ndarray, scan_to_world: np.ndarray) -> np.ndarray:
+    """Corners (K, 8, 3) in the scan's own frame of boxes (K, 6) in the upright world.
+
+    Corner 4 a + 2 b + c has the smaller (0) or larger (1) x, y and z of the box where a, b and c say so.
+    """
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 6)
+    corners = boxes[:, None, :3] + (np.indices((2, 2, 2)).reshape(3, 8).T - 0.5) * boxes[:, None, 3:]
+    inverse = np.linalg.inv(scan_to_world)
+    return corners @ inverse[:3, :3].T + inverse[:3, 3]
+
+
+__all__ = ["NUM_FRAMES", "OwnScan", "get_box_corners", "is_upright", "read_own_scan"]

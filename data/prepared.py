@@ -1,7 +1,7 @@
 """Scenes prepared once: decoded, resized and pooled, kept as tensors, so that later epochs read no pictures.
 
-A file a scene, in a folder that may be thrown away at any time; one that was made of other files, or by a processor of
-other settings, is made anew.
+A file a scene, in a folder that may be thrown away at any time; one that is damaged, was made of other files, or by a
+processor of other settings, is made anew.
 """
 
 import warnings
@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from ross3d.data.kept import describe_source, get_file_name, load_kept, make_kept, write_kept
+from ross3d.data.atomic import remove_leftovers_of_the_dead
+from ross3d.data.kept import describe_source, get_file_name, load_kept_or_none, make_kept, write_kept
 from ross3d.data.scene import Scene
 
 
@@ -46,6 +47,7 @@ class PreparedScenes:
         self.processor = processor
         self.read_scene = read_scene
         self.reading = dict(reading or {})
+        remove_leftovers_of_the_dead(self.folder)
 
     def read(self, path: Path) -> tuple[Scene, Any]:
         """A scene without its pictures, and what the processor made of them (`FittedScene`)."""
@@ -56,7 +58,7 @@ class PreparedScenes:
             "reading": self.reading,
             "source": describe_source(path),
         }
-        kept = load_kept(file, identity)
+        kept = load_kept_or_none(file, identity)
         if kept is None:
             kept = self.prepare(path, identity)
             self.keep(kept, file)

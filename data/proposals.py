@@ -96,18 +96,19 @@ class Proposals:
         )
 
 
-def propose_boxes(scene: Scene, max_proposals: int = MAX_PROPOSALS) -> Proposals:
+def propose_boxes(scene: Scene, max_proposals: int = MAX_PROPOSALS, surface: Surface | None = None) -> Proposals:
     """Boxes of what stands in an upright scene, at most `max_proposals`, best first.
 
     Args:
         scene (`Scene`): posed depth, z up, floor at z = 0.
+        surface (`Surface`, *optional*): its `sample_surface`, where that is at hand.
 
     Raises:
         ValueError: without posed depth, and where much lies below the floor.
     """
     points = gather_points(scene)
     check_upright(points, scene.scene_id)
-    surface = sample_surface(scene)
+    surface = sample_surface(scene) if surface is None else surface
     points = points[~find_room(points, surface)]
     level = (surface.normals[:, 2] > MIN_LEVEL) & (surface.points[:, 2] > MIN_LEVEL_HEIGHT)
     found = rank_groupings(make_groupings(points, surface.points[level]))
@@ -139,8 +140,8 @@ def check_upright(points: np.ndarray, scene_id: str) -> None:
     if below > MAX_BELOW:
         raise ValueError(
             f"scene {scene_id!r}: proposing boxes expected z up and the floor at z = 0, but {100 * below:.0f} % of "
-            f"the surface lies more than {BELOW} m below; give the scan's alignment as axis_align_matrix= or in "
-            "axis_align.txt, or estimate it (ross3d.data.upright)."
+            f"the surface lies more than {BELOW} m below; write its alignment beside the scan (python -m "
+            "ross3d.data.prepare align --data FOLDER), or give your own in axis_align.txt or as axis_align_matrix=."
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ross3d.data.scene import Scene
-from ross3d.data.surface import count_voxel_votes, find_upright_planes, sample_surface
+from ross3d.data.surface import Surface, count_voxel_votes, find_upright_planes, sample_surface
 from ross3d.data.upright import find_floor_height, get_camera_ups
 
 
@@ -44,6 +44,7 @@ class Sanity:
             half of their area is no further, so that turned furniture does not count. None without such planes.
         worst_wall_degrees (`float`, *optional*): the same of the worst of them.
         cameras_upright (`float`): share of cameras whose upper edge points up, within 65 degrees.
+        picture_turns (`int`): quarter turns counter-clockwise that bring the upper edge of most pictures up.
         floor_tilt (`float`, *optional*): angle between z and the plane through the floor's cells, degrees.
     """
 
@@ -56,6 +57,7 @@ class Sanity:
     worst_wall_degrees: float | None
     cameras_upright: float
     floor_tilt: float | None
+    picture_turns: int = 0
 
     def list_facts(self) -> list[tuple[str, str]]:
         """(name, value) of every number, for people."""
@@ -79,9 +81,10 @@ class Sanity:
             found.append(f"only {share} of the cameras stand in or beside what they saw, above its floor")
         if self.cameras_upright < MIN_CAMERAS_UPRIGHT:
             share = f"{100 * self.cameras_upright:.0f} %"
-            found.append(
-                f"only {share} of the cameras have their upper edge up: is the world, or are pictures, turned?"
-            )
+            turned = "the world or the pictures are turned"
+            if self.picture_turns and self.floor_height is not None:
+                turned = "the pictures are turned (--rotate auto turns them), or the world is"
+            found.append(f"only {share} of the cameras have their upper edge up: {turned}")
         if self.floor_tilt is not None and self.floor_tilt > MAX_FLOOR_TILT:
             found.append(f"the floor is tilted by {self.floor_tilt:.1f}°")
         if self.floor_height is None:
@@ -97,13 +100,13 @@ class Sanity:
         return found
 
 
-def measure_sanity(scene: Scene) -> Sanity:
-    """Measure a scene that is said to be upright.
+def measure_sanity(scene: Scene, surface: Surface | None = None) -> Sanity:
+    """Measure a scene that is said to be upright; `surface` is its `sample_surface`, where that is at hand.
 
     Raises:
         ValueError: without posed depth.
     """
-    surface = sample_surface(scene)
+    surface = sample_surface(scene) if surface is None else surface
     votes = count_voxel_votes(surface.points, VOXEL_SIZE)
     facing_up = surface.normals[:, 2] > FACING_UP
     height, rms, area, tilt = measure_floor(surface.points[facing_up], votes[facing_up])
@@ -119,7 +122,13 @@ def measure_sanity(scene: Scene) -> Sanity:
         worst_wall_degrees=float(max(angles)) if planes else None,
         cameras_upright=float((get_camera_ups(scene.cam2world)[:, 2] > UPWARDS).mean()),
         floor_tilt=tilt,
+        picture_turns=count_picture_turns(scene.cam2world),
     )
+
+
+def count_picture_turns(cam2world: np.ndarray) -> int:
+    """Quarter turns counter-clockwise that bring the upper edge of most pictures up, in a world with z up."""
+    return int(np.argmax([(get_camera_ups(cam2world, turns)[:, 2] > UPWARDS).mean() for turns in range(4)]))
 
 
 def find_weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:

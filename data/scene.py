@@ -14,7 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from ross3d.geometry_ross3d import MAX_MEDIAN_DEPTH, MAX_ROTATION_ERROR, MIN_MEDIAN_DEPTH, get_median_depths
+from ross3d.geometry_ross3d import (
+    MAX_CAMERA_DISTANCE,
+    MAX_FOCAL_SHARE,
+    MAX_MEDIAN_DEPTH,
+    MAX_OUTSIDE_DISTANCE,
+    MAX_ROTATION_ERROR,
+    MAX_SKEW,
+    MIN_FOCAL_SHARE,
+    MIN_MEDIAN_DEPTH,
+    find_calibration_fault,
+    get_median_depths,
+)
 
 
 # What a model that has to be blind sees instead of views.
@@ -95,10 +106,11 @@ def check_scene(scene: Scene) -> Scene:
         _check_intrinsics(scene, where)
     if scene.cam2world is not None:
         check_cam2world(scene.cam2world, scene.num_views, where, scene.view_names)
-    if scene.boxes is not None:
-        check_boxes(scene.boxes, where)
-    if scene.proposal_boxes is not None:
-        check_boxes(scene.proposal_boxes, f"{where}, proposal_boxes")
+        _check_positions(scene, where)
+    for boxes, name in ((scene.boxes, where), (scene.proposal_boxes, f"{where}, proposal_boxes")):
+        if boxes is not None:
+            check_boxes(boxes, name)
+            _check_boxes_near_views(scene, boxes, name)
     if scene.box_labels is not None and (scene.boxes is None or len(scene.box_labels) != len(scene.boxes)):
         count = None if scene.boxes is None else len(scene.boxes)
         raise ValueError(f"{where}: box_labels has {len(scene.box_labels)} entries for {count} boxes; give one a box.")
@@ -168,6 +180,60 @@ def _check_intrinsics(scene: Scene, where: str) -> None:
             f"{np.ravel(intrinsics[..., 0, 0])[0]}, {np.ravel(intrinsics[..., 1, 1])[0]}; multiply normalised values"
             " by the size of the depth map."
         )
+    for matrix in np.unique(np.reshape(intrinsics, (-1, 3, 3)), axis=0):
+        _check_camera(matrix, None if scene.depth_maps is None else scene.depth_maps.shape[1:], where)
+
+
+def _check_camera(matrix: np.ndarray, size: tuple[int, int] | None, where: str) -> None:
+    """Refuse intrinsics (3, 3) of no pinhole camera, or of another picture than a depth map of `size` (h, w)."""
+    (focal_x, skew, centre_x), (below, focal_y, centre_y), last = matrix.tolist()
+    is_pinhole = np.abs(np.subtract(last, [0, 0, 1])).max() < 1e-4
+    if not is_pinhole or max(abs(skew), abs(below)) > MAX_SKEW * focal_x:
+        transposed = ", which looks transposed" if centre_x == centre_y == 0 and last[2] == 1 else ""
+        raise ValueError(
+            f"{where}: intrinsics must be of a pinhole camera, [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], got"
+            f" {matrix.tolist()}{transposed}; transpose matrices that are stored by columns, and rectify pictures with"
+            " skew."
+        )
+    if size is None:
+        return
+    fault = find_calibration_fault(centre_x, centre_y, *size)
+    fits = all(
+        MIN_FOCAL_SHARE * side < focal < MAX_FOCAL_SHARE * side
+        for focal, side in zip((focal_x, focal_y), size[::-1], strict=True)
+    )
+    if fault is not None or not fits:
+        raise ValueError(
+            f"{where}: intrinsics must be pixels of the {size[1]}x{size[0]} depth map, got focal lengths {focal_x:g},"
+            f" {focal_y:g} and centre ({centre_x:g}, {centre_y:g}){fault or ''}; scale them with its size."
+        )
+
+
+def _check_positions(scene: Scene, where: str) -> None:
+    distances = np.abs(scene.cam2world[:, :3, 3]).max(axis=1)
+    farthest = int(distances.argmax())
+    if distances[farthest] > MAX_CAMERA_DISTANCE:
+        name = scene.view_names[farthest] if scene.view_names else f"view {farthest}"
+        raise ValueError(
+            f"{where}, {name}: cam2world must be metres, got a camera {distances[farthest]:.0f} from the origin, which"
+            " looks like millimetres; divide translations by 1000, or move the world's origin to the scan."
+        )
+
+
+def _check_boxes_near_views(scene: Scene, boxes: np.ndarray, where: str) -> None:
+    """Refuse boxes whose middle lies far outside of what the views can show: those are no metres."""
+    if scene.cam2world is None or not len(boxes):
+        return
+    positions = scene.cam2world[:, :3, 3]
+    reach = MAX_OUTSIDE_DISTANCE + (0.0 if scene.depth_maps is None else float(scene.depth_maps.max()))
+    beyond = np.maximum(positions.min(axis=0) - boxes[:, :3], boxes[:, :3] - positions.max(axis=0)).max(axis=1)
+    far = np.maximum(beyond, boxes[:, 3:].max(axis=1)) > reach
+    if far.any():
+        index = int(np.flatnonzero(far)[0])
+        raise ValueError(
+            f"{where}: boxes must be metres, in the world of the cameras, got box {index} = {boxes[index].tolist()},"
+            f" more than {reach:.0f} m from every camera or as long; divide millimetres by 1000."
+        )
 
 
 def check_cam2world(cam2world: np.ndarray, num_views: int, where: str, view_names=()) -> None:
@@ -192,11 +258,17 @@ def check_cam2world(cam2world: np.ndarray, num_views: int, where: str, view_name
 
 
 def check_boxes(boxes: np.ndarray, where: str) -> None:
-    """Refuse boxes that are not (K, 6) finite centre and size >= 0."""
+    """Refuse boxes that are not (K, 6) finite centre and size >= 0, in metres."""
     if boxes.ndim != 2 or boxes.shape[1] != 6:
         raise ValueError(f"{where}: boxes must be (K, 6), centre xyz and size xyz in metres, got {boxes.shape}.")
     if not np.isfinite(boxes).all():
         raise ValueError(f"{where}: boxes must be finite, box {np.where(~np.isfinite(boxes).all(1))[0][0]} is not.")
+    far = np.flatnonzero(np.abs(boxes).max(axis=1, initial=0.0) > MAX_CAMERA_DISTANCE)
+    if len(far):
+        raise ValueError(
+            f"{where}: boxes must be metres, got box {far[0]} = {boxes[far[0]].tolist()}, which looks like"
+            " millimetres; divide by 1000."
+        )
     if (boxes[:, 3:] < 0).any():
         index = int(np.where((boxes[:, 3:] < 0).any(1))[0][0])
         raise ValueError(
@@ -214,7 +286,8 @@ def _check_bev(scene: Scene, where: str) -> None:
         raise ValueError(
             f"{where}: bev_valid must be a bool array {expected} beside bev_image, got {valid.dtype} {valid.shape}."
         )
-    if bounds is not None and (np.shape(bounds) != (4,) or bounds[2] <= bounds[0] or bounds[3] <= bounds[1]):
+    is_finite = bounds is None or (np.shape(bounds) == (4,) and bool(np.isfinite(bounds).all()))
+    if not is_finite or (bounds is not None and (bounds[2] <= bounds[0] or bounds[3] <= bounds[1])):
         raise ValueError(
             f"{where}: bev_bounds must be (xmin, ymin, xmax, ymax) in metres with positive extent, got {bounds}."
         )

@@ -42,6 +42,11 @@ class Surface:
     normals: np.ndarray
     views: np.ndarray
 
+    def move(self, matrix: np.ndarray) -> "Surface":
+        """The same patches in another world; `matrix` (4, 4) is rigid."""
+        rotation = np.asarray(matrix, np.float64)[:3, :3]
+        return Surface(self.points @ rotation.T + matrix[:3, 3], self.normals @ rotation.T, self.views)
+
 
 @dataclass(frozen=True)
 class UprightPlane:

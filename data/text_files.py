@@ -65,7 +65,7 @@ def read_text(file: str | os.PathLike, meaning: str = "UTF-8 text", max_bytes: i
     path = check_file(file, meaning, max_bytes)
     with path.open("rb") as opened:
         # A file that grows meanwhile is not followed.
-        content = opened.read(max_bytes)
+        content = opened.read(os.fstat(opened.fileno()).st_size)
     return _decode(content, 1, path, meaning)
 
 

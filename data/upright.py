@@ -10,7 +10,7 @@ The floor becomes z = 0 and its middle x = y = 0. Every occupied voxel has one v
 longer does not count for more. Nothing is drawn at random.
 
 Which edge of the pictures points up is not taken for granted: phones held upright write pictures that lie on their
-side. All four edges are tried (`estimate_upright`). Where two fit, the one wins that leaves a world with z up as it is,
+side. All four edges are tried (`find_alignment`). Where two fit, the one wins that leaves a world with z up as it is,
 then the upper edge.
 """
 
@@ -248,16 +248,17 @@ def grade_camera_heights(heights: np.ndarray) -> float:
     return float(np.interp(heights, CAMERA_HEIGHTS, (0.0, 1.0, 1.0, 0.0)).mean())
 
 
-def estimate_upright(scene: Scene) -> UprightEstimate:
+def estimate_upright(scene: Scene, surface: Surface | None = None) -> UprightEstimate:
     """Estimate the alignment of a scan from its posed depth; warns when little speaks for it.
 
     Args:
         scene (`Scene`): depth, intrinsics and cameras in any rotated and shifted world, metres.
+        surface (`Surface`, *optional*): its `sample_surface`, where that is at hand.
 
     Raises:
         ValueError: without posed depth, and where no floor is in view.
     """
-    estimate = find_alignment(scene)
+    estimate = find_alignment(scene, sample_surface(scene) if surface is None else surface)
     if estimate is None:
         raise ValueError(
             f"scene {scene.scene_id!r}: expected a floor to set upright by, found no level surface of at least "
@@ -275,16 +276,12 @@ def estimate_upright(scene: Scene) -> UprightEstimate:
     return estimate
 
 
-def find_alignment(scene: Scene, cells_across: int = 80) -> UprightEstimate | None:
+def find_alignment(scene: Scene, surface: Surface) -> UprightEstimate | None:
     """The most likely alignment of a scan by its posed depth, whatever its confidence; None where no floor is in view.
 
     Args:
-        cells_across (`int`): see `sample_surface`.
-
-    Raises:
-        ValueError: without posed depth.
+        surface (`Surface`): of `sample_surface`.
     """
-    surface = sample_surface(scene, cells_across)
     votes = count_voxel_votes(surface.points, VOXEL_SIZE)
     vertical = np.array([0.0, 0.0, 1.0])
     found: list[tuple[UprightEstimate, float, float]] = []
@@ -309,20 +306,23 @@ def choose_estimate(found: list[tuple[UprightEstimate, float, float]]) -> Uprigh
         found: each with its fit, the mean cosine in [0, 1] between up and the edge of the pictures that it takes for
             their upper one; and what `measure_standing` says.
     """
-    credible = [
-        (estimate, fit)
-        for estimate, fit, standing in found
-        if estimate.evidence["cameras"] >= MIN_AGREEING
-        and estimate.confidence >= LOW_CONFIDENCE
-        and standing >= MIN_STANDING
-    ]
+    credible = [(estimate, fit) for estimate, fit, standing in found if is_credible(estimate, standing)]
     if not credible:
         # Nothing fits: the pictures' own upper edge is the best guess, and the confidence says that it is one.
-        guesses = [estimate for estimate, _, _ in found if estimate.picture_turns == 0] or [e for e, _, _ in found]
+        guesses = [estimate for estimate, _, _ in found if estimate.picture_turns == 0]
         return max(guesses, key=lambda estimate: estimate.confidence, default=None)
     best = max(fit for _, fit in credible)
     kept = [(e, fit) for e, fit in credible if e.tilt < KEPT_DEGREES and fit >= best - KEPT_FIT]
     return max(kept or credible, key=lambda one: one[1] + (UPPER_EDGE_FIT if one[0].picture_turns == 0 else 0.0))[0]
+
+
+def is_credible(estimate: UprightEstimate, standing: float) -> bool:
+    """Whether an estimate competes with others; `standing` is of `measure_standing`."""
+    if estimate.evidence["cameras"] < MIN_AGREEING or estimate.confidence < LOW_CONFIDENCE:
+        return False
+    # A ceiling looks like the floor of pictures that stand on their head, which are rare.
+    on_their_head = estimate.picture_turns == 2 and estimate.tilt > KEPT_DEGREES
+    return standing >= (1 - MIN_STANDING if on_their_head else MIN_STANDING)
 
 
 def measure_standing(surface: Surface, votes: np.ndarray, up: np.ndarray, height: float) -> float:

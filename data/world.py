@@ -37,8 +37,8 @@ SCENE_BOUNDS = ((-15.0, -15.0, -5.0), (15.0, 15.0, 5.0))
 MAX_CLAMPED = 0.01
 
 ALIGN = (
-    "write the estimated alignment beside the scan (python -m ross3d.data.prepare align --data FOLDER), or your own "
-    "4x4 matrix, scan to upright world, as axis_align.txt"
+    "write the estimated alignment beside the scan (python -m ross3d.data.prepare align --data {folder}, or the "
+    "folder above it for all), or your own 4x4 matrix, scan to upright world, as axis_align.txt"
 )
 
 
@@ -126,13 +126,14 @@ def check_world(scene: Scene) -> None:
     check_bounds(scene)
     if is_plainly_upright(scene):
         return
-    estimate = find_alignment(take_views(scene, VIEWS), CELLS)
+    few = take_views(scene, VIEWS)
+    estimate = find_alignment(few, sample_surface(few, CELLS))
     doubt = describe_doubt(estimate, get_camera_ups(scene.cam2world))
     if doubt is not None:
         given = "came without an alignment" if scene.axis_align_matrix is None else "is not upright once it is aligned"
         warnings.warn(
-            f"scene {scene.scene_id!r} {given}, and {doubt}: models, boxes and pictures from above expect z up and the "
-            f"floor at z = 0; {ALIGN}.",
+            f"scene {scene.scene_id!r} {given}, and {doubt}: models, boxes and pictures from above expect z up and "
+            f"the floor at z = 0; {ALIGN.format(folder=scene.path or 'FOLDER')}.",
             WorldWarning,
             stacklevel=3,
         )
@@ -146,12 +147,12 @@ def check_bounds(scene: Scene) -> None:
     if share > MAX_CLAMPED:
         low, high = (", ".join(f"{value:g}" for value in bound) for bound in SCENE_BOUNDS)
         warnings.warn(
-            f"scene {scene.scene_id!r}: {100 * share:.0f} % of its readings lie outside of scene_bounds (from {low} to "
-            f"{high} m), where positions are clamped and places cannot be told apart; give it an alignment that brings "
-            "its middle to the origin, or a part of it.",
+            f"scene {scene.scene_id!r}: {100 * share:.0f} % of its readings lie outside of scene_bounds (from {low} "
+            f"to {high} m), where positions are clamped and places cannot be told apart; give it an alignment that "
+            "brings its middle to the origin, or split it.",
             WorldWarning,
             stacklevel=4,
         )
 
 
-__all__ = ["ALIGN", "SCENE_BOUNDS", "WorldWarning", "check_bounds", "check_world", "measure_clamped"]
+__all__ = ["SCENE_BOUNDS", "WorldWarning", "check_bounds", "check_world", "measure_clamped"]

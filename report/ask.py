@@ -97,11 +97,24 @@ def make_ask_page(
     plan: Plan | None,
     rebuilt: Rebuilt | None,
     model_name: str,
+    world: str,
     sanity: Markup | None = None,
+    boxes: Markup | None = None,
+    floor_height: float | None = None,
 ) -> str:
-    """The whole page as HTML; `scene` holds the chosen views only, `sanity` is of `make_sanity_section`."""
+    """The whole page as HTML.
+
+    Args:
+        scene (`Scene`): the chosen views only.
+        world (`str`): a sentence that says what is known of unit and axes.
+        sanity (`Markup`, *optional*): of `make_sanity_section`. boxes (`Markup`, *optional*): the found ones, of
+            `make_boxes_section`.
+        floor_height (`float`, *optional*): see `describe_scene`.
+    """
     hidden = [] if rebuilt is None else [rebuilt.hidden_view]
     sections = [make_answers_section(answers, plan)]
+    if boxes is not None:
+        sections.append(boxes)
     if plan is not None:
         sections.append(make_plan_section(scene, plan, hidden))
     if sanity is not None:
@@ -110,9 +123,8 @@ def make_ask_page(
     sections.append(make_views_section(scene, hidden, note))
     if rebuilt is not None:
         sections.append(make_rebuilt_section(rebuilt, plan))
-    return make_page(
-        f"Questions about {scene.scene_id}", f"Answered by {model_name}.", describe_scene(scene), sections
-    )
+    lead = f"Answered by {model_name}. {world}"
+    return make_page(f"Questions about {scene.scene_id}", lead, describe_scene(scene, floor_height), sections)
 
 
 __all__ = ["Answer", "Plan", "Rebuilt", "make_ask_page"]

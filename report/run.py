@@ -11,6 +11,8 @@ from typing import Any
 
 from ross3d.data.atomic import write_text
 from ross3d.data.scene import Scene
+from ross3d.data.text_files import read_json as read_json_file
+from ross3d.data.text_files import read_json_lines
 from ross3d.report.charts import make_line_chart
 from ross3d.report.html import (
     Markup,
@@ -53,13 +55,13 @@ TARGET_COLOR, RIGHT_COLOR, WRONG_COLOR = "#ffd60a", "#34c759", "#ff453a"
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json_file(path, "a file of eval.py or train.py", kind=dict) if path.is_file() else None
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return [record for _, record in read_json_lines(path, "a record of eval.py", keys=["task", "id", "scene_id"])]
 
 
 def read_loss_history(model: str) -> list[dict[str, float]]:
@@ -300,6 +302,17 @@ def make_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir:
             f"{run_dir / 'metrics.json'}: expected the output folder of eval.py, got no such file; evaluate first."
         )
     blind = read_json((blind_dir or run_dir / "blind") / "metrics.json")
+    if blind is None and blind_dir is not None:
+        raise FileNotFoundError(
+            f"--blind {blind_dir}: expected the blind model's evaluation, got no metrics.json there; name the --output"
+            " folder of its eval.py."
+        )
+    answered = any(scores for task, scores in metrics["scores"].items() if task != "reconstruction")
+    if answered and not (run_dir / "predictions.jsonl").is_file():
+        raise FileNotFoundError(
+            f"{run_dir / 'predictions.jsonl'}: expected the answers that metrics.json scores, got no such file; copy"
+            " it there, or evaluate again."
+        )
     predictions, rebuilt = read_records(run_dir / "predictions.jsonl"), read_records(run_dir / "reconstruction.jsonl")
     settings, sections = metrics["settings"], []
     if metrics["scores"].get("rooms"):

@@ -5,7 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from ross3d.data.scene import Scene
-from ross3d.report.html import Markup, make_figure, make_page, make_row, make_section, make_table
+from ross3d.report.html import (
+    Markup,
+    element,
+    make_details,
+    make_figure,
+    make_page,
+    make_row,
+    make_section,
+    make_table,
+)
 from ross3d.report.plan import DrawnBox, make_plan
 
 
@@ -14,16 +23,21 @@ PAGE_VIEWS = 24
 FALLBACK_COLOR = "#ffd60a"
 
 
-def describe_scene(scene: Scene) -> list[tuple[str, str]]:
-    """A few figures of a scene, as (name, value)."""
+def describe_scene(scene: Scene, floor_height: float | None = None) -> list[tuple[str, str]]:
+    """A few figures of a scene, as (name, value).
+
+    Args:
+        floor_height (`float`, *optional*): z of the floor, metres, where one was seen; nothing is said of heights
+            above it otherwise.
+    """
     facts = [("views", str(scene.num_views)), ("pixels", "{1} × {0}".format(*scene.images.shape[1:3]))]
     if scene.depth_maps is not None:
         readings = scene.depth_maps[scene.depth_maps > 0]
         low, high = np.quantile(readings, [0.01, 0.99])
         facts.append(("depth, m (1st to 99th percentile)", f"{low:.2f} – {high:.2f}"))
         facts.append(("pixels with depth, %", f"{100 * len(readings) / scene.depth_maps.size:.0f}"))
-    if scene.cam2world is not None:
-        heights = scene.cam2world[:, 2, 3]
+    if scene.cam2world is not None and floor_height is not None:
+        heights = scene.cam2world[:, 2, 3] - floor_height
         facts.append(("cameras above the floor, m", f"{heights.min():.2f} – {heights.max():.2f}"))
     if scene.boxes is not None:
         facts.append(("boxes", str(len(scene.boxes))))
@@ -54,42 +68,80 @@ def make_views_section(scene: Scene, hidden: Sequence[int] = (), note: str = "")
     return make_section("Views", make_row(*figures), note=note)
 
 
+def make_boxes_section(
+    title: str, names: Sequence[str], boxes: np.ndarray, corners: np.ndarray, scan_to_world: np.ndarray
+) -> Markup:
+    """Boxes in the upright world and in the scan's own frame, with the matrix between the two.
+
+    Args:
+        names: one a box. boxes (`np.ndarray` of shape `(K, 6)`): centre and size, metres, upright world.
+        corners (`np.ndarray` of shape `(K, 8, 3)`): of each box in the scan's own frame, metres.
+        scan_to_world (`np.ndarray` of shape `(4, 4)`): from the scan's own frame to the upright world.
+    """
+    rows = [[name, *[f"{value:.2f}" for value in box]] for name, box in zip(names, boxes, strict=True)]
+    headers = ["box", "x", "y", "z", "size x", "size y", "size z"]
+    if np.array_equal(scan_to_world, np.eye(4)):
+        note = "Metres. The scan's own frame is this world."
+        return make_section(title, make_table(headers, rows, numeric=range(1, 7)), note=note)
+    for row, eight in zip(rows, corners, strict=True):
+        row += [f"{value:.2f}" for value in eight.mean(0)]
+    headers += ["x in the scan", "y in the scan", "z in the scan"]
+    note = (
+        "Metres. x, y, z and sizes in the upright world; the last three columns are the centre in the scan's own "
+        "frame, that of its camera files. The matrix takes a point of the scan's own frame to the upright world."
+    )
+    matrix = make_table(["", "", "", ""], [[f"{value:.6f}" for value in row] for row in scan_to_world], range(4))
+    eights = [[name, "  ".join("({:.2f}, {:.2f}, {:.2f})".format(*corner) for corner in eight)]
+              for name, eight in zip(names, corners, strict=True)]  # fmt: skip
+    return make_section(
+        title,
+        make_table(headers, rows, numeric=range(1, 10)),
+        element("h3", "From the scan's own frame to the upright world"),
+        matrix,
+        make_details("Corners in the scan's own frame", make_table(["box", "eight corners, metres"], eights)),
+        note=note,
+    )
+
+
 def make_scene_page(
-    scene: Scene, bev_image: np.ndarray | None, bev_bounds: Sequence[float] | None, sanity: Markup | None = None
+    scene: Scene,
+    lead: str,
+    bev: tuple[np.ndarray, Sequence[float]] | None = None,
+    sanity: Markup | None = None,
+    boxes: Markup | None = None,
+    floor_height: float | None = None,
 ) -> str:
     """The whole page as HTML.
 
     Args:
         scene (`Scene`): see there.
-        bev_image (`np.ndarray` of shape `(H, W, 3)`, *optional*), bev_bounds (4,): the scene from above.
-        sanity (`Markup`, *optional*): of `make_sanity_section`.
+        lead (`str`): a sentence that says what is known of unit and axes.
+        bev (*optional*): the scene from above: picture (H, W, 3) and its bounds (4,), metres.
+        sanity (`Markup`, *optional*): of `make_sanity_section`. boxes (`Markup`, *optional*): of `make_boxes_section`.
+        floor_height (`float`, *optional*): see `describe_scene`.
     """
     sections = []
-    if bev_image is not None:
+    if bev is not None:
+        image, bounds = bev
         plan = make_plan(
-            bev_image, bev_bounds, cam2world=scene.cam2world, width=480,
+            image, bounds, cam2world=scene.cam2world, width=480,
             caption="Cameras: the tip of a wedge is where a camera stands, it opens to where it looks.",
         )  # fmt: skip
         drawings = [plan]
         if scene.boxes is not None and len(scene.boxes):
-            boxes = [
+            drawn = [
                 DrawnBox(box, FALLBACK_COLOR, name.split(" ")[0])
                 for box, name in zip(scene.boxes, get_box_names(scene), strict=True)
             ]
-            drawings.append(make_plan(bev_image, bev_bounds, boxes, width=480, caption="Boxes, by number."))
+            drawings.append(make_plan(image, bounds, drawn, width=480, caption="Boxes, by number."))
         note = "Seen from above, ceiling removed; x to the right, y up. Void is black."
         sections.append(make_section("From above", make_row(*drawings), note=note))
     if sanity is not None:
         sections.append(sanity)
     sections.append(make_views_section(scene))
-    if scene.boxes is not None and len(scene.boxes):
-        rows = [
-            [name, *[f"{value:.2f}" for value in box]]
-            for name, box in zip(get_box_names(scene), scene.boxes, strict=True)
-        ]
-        headers = ["box", "x", "y", "z", "size x", "size y", "size z"]
-        sections.append(make_section("Boxes", make_table(headers, rows, numeric=range(1, 7)), note="Metres."))
-    return make_page(f"Scene {scene.scene_id}", "Posed views in metres, z up.", describe_scene(scene), sections)
+    if boxes is not None:
+        sections.append(boxes)
+    return make_page(f"Scene {scene.scene_id}", lead, describe_scene(scene, floor_height), sections)
 
 
-__all__ = ["describe_scene", "make_scene_page", "make_views_section"]
+__all__ = ["describe_scene", "get_box_names", "make_boxes_section", "make_scene_page", "make_views_section"]

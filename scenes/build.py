@@ -20,11 +20,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ross3d.command_line import COUNT, NUM_VIEWS, SEED, add_debug, run_program
 from ross3d.data.annotations import load_annotations, save_annotations
 from ross3d.data.atomic import write_text
 from ross3d.data.bev import render_scene_bev
 from ross3d.data.scene import Scene
 from ross3d.data.sources.rgbd_folder import write_rgbd_folder
+from ross3d.data.text_files import read_json
 from ross3d.scenes.questions import Candidate, balance_candidates, lookup_baseline, make_annotations, make_candidates
 from ross3d.scenes.render import render_room
 from ross3d.scenes.rooms import SPLITS, Room, make_cameras, make_room
@@ -79,7 +81,7 @@ def build_scene(
     folder = Path(output) / split / get_scene_id(split, index)
     if folder.is_dir():
         room, rng = make_room(seed, split, index)
-        shares = [row["visible_share"] for row in json.loads((folder / "boxes.json").read_text())]
+        shares = [row["visible_share"] for row in read_json(folder / "boxes.json", "a list of boxes")]
     else:
         scene, room, rng = make_scene(seed, split, index, num_views, image_size, bev_size)
         shares = [label["visible_share"] for label in scene.box_labels]
@@ -144,7 +146,7 @@ def build_scenes(
     for file in (manifest, begun):
         if not file.is_file():
             continue
-        found = json.loads(file.read_text())["arguments"]
+        found = read_json(file, "how the scenes were built", keys=["arguments"])["arguments"]
         if found != arguments:
             changed = sorted(k for k in {*found, *arguments} if found.get(k) != arguments.get(k))
             raise ValueError(
@@ -189,14 +191,15 @@ def parse_size(text: str) -> tuple[int, int]:
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, type=Path)
-    parser.add_argument("--train", type=int, default=4000, help="number of training scenes")
-    parser.add_argument("--val", type=int, default=300, help="number of validation scenes")
+    parser.add_argument("--train", type=COUNT, default=4000, help="number of training scenes")
+    parser.add_argument("--val", type=COUNT, default=300, help="number of validation scenes")
     parser.add_argument("--image-size", type=parse_size, default=(64, 64), help="64, or 640x480 (width x height)")
-    parser.add_argument("--views", type=int, default=8)
-    parser.add_argument("--bev-size", type=int, default=96)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--views", type=NUM_VIEWS, default=8, help="views of a scene")
+    parser.add_argument("--bev-size", type=COUNT, default=96, help="pixels of the picture from above")
+    parser.add_argument("--seed", type=SEED, default=0, help="of rooms and questions")
+    parser.add_argument("--workers", type=COUNT, default=2, help="processes")
     parser.add_argument("--baselines", action="store_true", help="print what the questions' words alone give")
+    add_debug(parser)
     options = parser.parse_args(args)
     built = build_scenes(
         options.output,
@@ -214,4 +217,4 @@ def main(args: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -10,7 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from ross3d.data.annotations import Annotation, find_annotations, load_annotations
+from ross3d.data.annotations import (
+    Annotation,
+    check_all_object_ids,
+    check_object_ids,
+    find_annotations,
+    load_annotations,
+)
 from ross3d.data.scene import BLIND_PICTURE, Scene
 from ross3d.metrics.grounding import choose_proposal, select_above_no_target, select_proposals
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, limit_scenes
@@ -37,10 +43,12 @@ def load_questions(
     """A benchmark's annotations of a split, those of the first `--limit` scenes.
 
     Raises:
-        ValueError: when there is none, or one of a type that the benchmark does not have.
+        ValueError: when there is none, one of a type that the benchmark does not have, or one about objects that its
+            scene does not have.
     """
     path = find_annotations(data_dir, settings.split)
-    annotations = [annotation for annotation in load_annotations(path) if annotation.task == task_name]
+    loaded = load_annotations(path, settings.allow_outside)
+    annotations = [annotation for annotation in loaded if annotation.task == task_name]
     if not annotations:
         raise ValueError(
             f"{path}: expected questions of task {task_name!r}, got none; is it another benchmark's file?"
@@ -51,7 +59,10 @@ def load_questions(
                 f"{path.name}, id {annotation.id!r}: expected a question_type of {list(question_types)}, got"
                 f" {annotation.question_type!r}; the score of {task_name} knows no others."
             )
-    return limit_scenes(annotations, settings.limit)
+    chosen = limit_scenes(annotations, settings.limit)
+    own = [annotation for annotation in chosen if annotation.target_boxes is None]
+    check_all_object_ids(own, lambda name: data_dir / settings.split / name)
+    return chosen
 
 
 def get_question(annotation: Annotation) -> str:
@@ -77,6 +88,11 @@ def check_detected(data_dir: Path, items: Sequence[Annotation], settings: EvalSe
     """
     folders = dict.fromkeys(data_dir / settings.split / item.scene_id for item in items)
     missing = [folder for folder in folders if not (folder / "proposals.json").is_file()]
+    if settings.proposals == "simulated":
+        raise ValueError(
+            "--proposals simulated: expected task rooms, whose boxes can be drawn, got another; leave it out, or take"
+            " ground_truth."
+        )
     if settings.proposals == "predicted" and missing:
         raise ValueError(
             f"--data {data_dir}: expected detected boxes in proposals.json of {len(folders)} scenes, got none in"
@@ -228,8 +244,12 @@ def prepare_questions(
     grounds = any(annotation.object_ids is not None for annotation in annotations)
     without_boxes = blind or get_proposals is None
     scene = None if blind and not grounds else context.load_scene(annotations[0].scene_id)
+    folder = "" if scene is None else str(scene.path)
     # None of them rather than nothing, so that scenes with and without grounding questions can be held together.
     boxes = None if without_boxes or scene.depth_maps is None else np.zeros((0, 6), np.float32)
+    for annotation in annotations:
+        if annotation.target_boxes is None:
+            check_object_ids(annotation, None if scene is None or scene.boxes is None else len(scene.boxes), folder)
     if grounds:
         boxes = get_proposals(context, scene)
     inputs = {"images": [BLIND_PICTURE]} if blind else get_scene_inputs(scene, boxes)

@@ -4,7 +4,6 @@ A system is one or several runs of `eval.py` that differ in the model's seed alo
 the first. Intervals are 95 % bootstrap intervals over scenes, of differences paired by question.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ross3d.data.text_files import read_json, read_json_lines
 from ross3d.metrics.bootstrap import summarize_seeds
 from ross3d.metrics.columns import match_ids
 from ross3d.tasks.intervals import Summed, average, compute_interval, get_sums, subtract
@@ -45,16 +45,9 @@ def read_run(folder: Path) -> Run:
         if not file.is_file():
             raise FileNotFoundError(f"{file}: expected what eval.py writes, got no such file; finish the run first.")
     records: dict[str, list[Record]] = {}
-    for number, line in enumerate(predictions.read_text(encoding="utf-8").split("\n"), start=1):
-        if line:
-            try:
-                record = json.loads(line)
-                records.setdefault(record["task"], []).append(record)
-            except (json.JSONDecodeError, KeyError) as error:
-                raise ValueError(
-                    f"{predictions}:{number}: expected a record of eval.py, got {error!r}; evaluate again."
-                ) from error
-    return Run(folder, json.loads(metrics.read_text(encoding="utf-8"))["scores"], records)
+    for _, record in read_json_lines(predictions, "a record of eval.py", keys=["task", "id", "scene_id"]):
+        records.setdefault(record["task"], []).append(record)
+    return Run(folder, read_json(metrics, "what eval.py writes", keys=["scores"])["scores"], records)
 
 
 def align_records(runs: list[Run], task: str) -> list[list[Record]]:

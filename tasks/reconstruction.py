@@ -18,6 +18,7 @@ from PIL import Image
 
 from ross3d.data.atomic import replace_file
 from ross3d.data.scene import Scene
+from ross3d.data.sources import list_folders
 from ross3d.geometry_ross3d import project_bev, unproject
 from ross3d.metrics.bootstrap import compute_paired_interval
 from ross3d.reconstruction_ross3d import SceneStates, prepare_view_pictures, resize_bilinear, unfold_latents
@@ -72,7 +73,7 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[SceneItem]:
             "task reconstruction: expected a model that sees, got blind=True; a blind model has nothing to rebuild,"
             " leave the task out."
         )
-    folders = sorted(path.name for path in (Path(data_dir) / settings.split).iterdir() if path.is_dir())
+    folders = [path.name for path in list_folders(Path(data_dir) / settings.split)]
     limit = len(folders) if settings.limit is None else settings.limit
     wanted = min(settings.reconstruction_scenes, limit, len(folders))
     if len(folders) < 2:
@@ -193,7 +194,7 @@ def get_mean_pictures(context: EvalContext) -> dict[str, torch.Tensor]:
     """Mean view and mean bird's-eye picture (3, H, W) of training scenes, in [0, 1]; computed once."""
     if "mean_pictures" in context.cache:
         return context.cache["mean_pictures"]
-    folders = sorted(path.name for path in (context.data_dir / "train").iterdir() if path.is_dir())
+    folders = [path.name for path in list_folders(context.data_dir / "train")]
     totals: dict[str, list[torch.Tensor]] = {"view": [], "bev": [], "bev_valid": []}
     for name in folders[:MEAN_PICTURE_SCENES]:
         scene = context.load_scene(name, "train")

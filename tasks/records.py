@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ross3d.data.atomic import write_text
+from ross3d.data.text_files import parse_json
 from ross3d.tasks.task import Record
 
 
@@ -33,7 +34,24 @@ def read_whole_lines(path: Path) -> list[Record]:
     """Records of a file up to its last line break; what follows it was cut off."""
     # Bytes are split, since text may hold other characters that Python counts as line breaks.
     *whole, _ = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in whole]
+    lines = ((f"{path}:{number}", line) for number, line in enumerate(whole, start=1))
+    return [parse_record(line, where) for where, line in lines]
+
+
+def parse_record(line: bytes, where: str) -> Record:
+    """The record of a line.
+
+    Raises:
+        ValueError: for a damaged one; it names file and line.
+    """
+    meaning, remedy = "a record of eval.py", "remove the line: its scene is answered again"
+    try:
+        record = parse_json(line.decode("utf-8"), where, meaning, remedy)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: expected {meaning}, got bytes that are no text; {remedy}.") from error
+    if not isinstance(record, dict) or not {"task", "id", "scene_id"} <= record.keys():
+        raise ValueError(f"{where}: expected {meaning} with task, id and scene_id, got {str(record)[:60]}; {remedy}.")
+    return record
 
 
 def group_items(items: Sequence[Any]) -> dict[str, list[Any]]:

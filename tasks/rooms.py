@@ -34,6 +34,7 @@ NUMBER_TYPES = ("room_size",)
 CAPTION_TYPES = ("caption",)
 GROUNDING_TYPES = ("grounding_unique", "grounding_multiple", "grounding_none")
 QUESTION_TYPES = EXACT_MATCH_TYPES + NUMBER_TYPES + CAPTION_TYPES + GROUNDING_TYPES
+PROPOSALS_FILE = "proposals.json"
 IOU_THRESHOLDS = (0.25, 0.5)
 # The score of a type that tables show first.
 MAIN_SCORES = (
@@ -46,7 +47,22 @@ FUNCTION_WORDS = frozenset("a an the is are it this that there in on at of by wi
 
 
 def load_items(data_dir: Path, settings: EvalSettings) -> list[Annotation]:
-    return load_questions(data_dir, settings, NAME, QUESTION_TYPES)
+    """Questions of a split.
+
+    Raises:
+        ValueError: when some of their scenes have detected boxes and others have none.
+    """
+    items = load_questions(data_dir, settings, NAME, QUESTION_TYPES)
+    if settings.proposals == "predicted":
+        names = dict.fromkeys(item.scene_id for item in items)
+        found = [name for name in names if (data_dir / settings.split / name / PROPOSALS_FILE).is_file()]
+        if found and len(found) < len(names):
+            raise ValueError(
+                f"--data {data_dir}: expected {PROPOSALS_FILE} in all {len(names)} scenes of {settings.split} or in"
+                f" none, got it in {len(found)}; prepare the others with `python -m ross3d.data.prepare proposals`, or"
+                " evaluate with --proposals simulated."
+            )
+    return items
 
 
 def parse_answer(annotation: Annotation, response: str) -> str:
@@ -59,8 +75,10 @@ def parse_answer(annotation: Annotation, response: str) -> str:
 
 
 def get_proposals(context: EvalContext, scene: Scene) -> np.ndarray:
-    """The scene's objects as an imperfect detector would find them, or as they are."""
-    if context.settings.proposals == "ground_truth":
+    """What grounding chooses among: the boxes in `proposals.json`; where there is none, or with `simulated`, the
+    scene's objects as an imperfect detector would find them; with `ground_truth` as they are."""
+    proposals = context.settings.proposals
+    if proposals == "ground_truth" or (proposals == "predicted" and scene.proposal_boxes is not None):
         return get_detected_boxes(context, scene)
     return context.make_proposals(scene, context.get_seed(context.settings.seed, f"proposals/{scene.scene_id}"))[0]
 

@@ -18,7 +18,7 @@ from ross3d.data.sources.inside import resolve_inside
 
 
 Record = dict[str, Any]
-PROPOSALS = ("predicted", "ground_truth")
+PROPOSALS = ("predicted", "simulated", "ground_truth")
 SCENE_PATH = "{split}/{scene_id}"
 # Numbers that settings may be, by their name.
 EVAL_NUMBERS = {
@@ -50,7 +50,8 @@ class EvalSettings:
         batch_size (`int`): questions answered at once.
         max_new_tokens (`int`, *optional*): longest answer; each task's published limit by default.
         num_views (`int`): views of a scan that are looked at, evenly spread (published: 32).
-        decode (`str`): how JPEG pictures are decoded, `exact` (published) or `reduced`; see `get_reading`.
+        decode (`str`): how JPEG pictures are decoded, `exact` (published) or `reduced`; at the
+            smallest size that is no smaller than the model's input.
         rotate (`str`, *optional*): degrees by which pictures, with their depth and cameras, are turned
             counter-clockwise, 0, 90, 180 or 270; `auto` until the world's z points up in most pictures of a scan. By
             default as each layout has it: `auto` for ARKitScenes, else 0.
@@ -58,8 +59,10 @@ class EvalSettings:
             below 1; by default as each layout has it.
         allow_outside (`bool`): let annotations, files and links name scenes and pictures outside the data folder and
             the scan's; only for data that you trust.
-        proposals (`str`): what grounding chooses among, and captions are asked of: boxes that a detector `predicted`,
-            or the objects' own (`ground_truth`).
+        proposals (`str`): what grounding chooses among, and captions are asked of: boxes that a detector `predicted`
+            (`proposals.json`), or the objects' own (`ground_truth`). Our own rooms come without a detector's boxes:
+            where none of them has any, `predicted` are drawn, which `simulated` does always: the objects' boxes,
+            shifted and resized, among boxes of nothing.
         seed (`int`): of proposals, hidden views, diffusion draws and blind choices.
         num_samples (`int`): sampled pictures whose mean is scored.
         num_inference_steps (`int`): sampler steps.
@@ -181,6 +184,16 @@ class Task:
     scene_path: str | None = SCENE_PATH
     split: str = "val"
     max_new_tokens: int = 48
+
+    def __post_init__(self):
+        if not self.name or not self.records_file.endswith(".jsonl"):
+            raise ValueError(
+                f"Task: expected a name and a records_file that ends in .jsonl, got {self.name!r} and"
+                f" {self.records_file!r}; most tasks keep theirs in predictions.jsonl."
+            )
+        for name in ("load_items", "prepare", "answer", "score"):
+            if not callable(getattr(self, name)):
+                raise ValueError(f"Task {self.name!r}: expected a function as {name}, got {getattr(self, name)!r}.")
 
     def fill_settings(self, settings: EvalSettings) -> EvalSettings:
         """`settings` with what the task decides where nothing was said."""

@@ -5,17 +5,15 @@ name of its video. Videos lie beside the file of rows, in the folders of the pub
 with the name of a video takes its place, so that the same questions can be asked with depth.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ross3d.data.annotations import Annotation
+from ross3d.data.annotations import Annotation, read_parquet_rows
+from ross3d.data.text_files import read_json_lines
 from ross3d.metrics.benchmarks import get_task_counts, score_choices_and_numbers
 from ross3d.metrics.prompts import make_prompt
 from ross3d.tasks.answering import (
@@ -60,20 +58,8 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
         ValueError: names the file and the line that cannot be read.
     """
     if file.suffix == ".parquet":
-        try:
-            return pq.read_table(file).to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"{file}: expected a Parquet file, got {error}; download it again.") from error
-    rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{file}:{number}: expected a row of JSON, got {error}; download it again."
-                ) from error
-    return rows
+        return [row for _, row in read_parquet_rows(file, "a benchmark's rows")]
+    return [row for _, row in read_json_lines(file, "a row of JSON", kind=dict)]
 
 
 @dataclass(frozen=True)

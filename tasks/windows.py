@@ -4,7 +4,6 @@ A row names its frames by paths below the data folder. The frames are views with
 behind one slot of the prompt; the published prompts repeat the slot, with words between the frames.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from ross3d.data.scene import BLIND_PICTURE
 from ross3d.data.sources import get_reading
 from ross3d.data.sources.frames import decode_color
 from ross3d.data.sources.inside import resolve_inside
+from ross3d.data.text_files import read_json
 from ross3d.tasks.answering import SceneForQuestions, answer_questions, clean_response
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record
 
@@ -59,10 +59,7 @@ def load_windows(
     if len(found) > 1:
         raise ValueError(f"--data {data_dir}: expected one file {name}, got {[str(f) for f in found]}; keep one.")
     file = found[0]
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: expected a JSON list of rows, got {error}; download it again.") from error
+    rows = read_json(file, "a JSON list of rows", remedy="download it again")
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{file}: expected a JSON list of rows, got {type(rows).__name__} {str(rows)[:60]}.")
     windows = []

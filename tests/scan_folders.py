@@ -119,6 +119,22 @@ def save_transforms(folder: Path, content: dict) -> None:
     (folder / "transforms.json").write_text(json.dumps(content))
 
 
+def lay_on_side(
+    intrinsics: np.ndarray, cam2world: np.ndarray, size: tuple[int, int], quarter_turns: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Camera of a picture of `size` (width, height) after it was turned clockwise."""
+    width, height = size
+    for _ in range(quarter_turns):
+        # The new x axis is the old -y axis, the new y axis the old x axis.
+        camera = np.eye(4)
+        camera[:3, :3] = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]]).T
+        cam2world = cam2world @ camera
+        (focal_x, _, centre_x), (_, focal_y, centre_y), _ = intrinsics
+        intrinsics = np.array([[focal_y, 0, height - 1 - centre_y], [0, focal_x, centre_x], [0, 0, 1]])
+        width, height = height, width
+    return intrinsics, cam2world
+
+
 def write_arkitscenes(scan: RawScan, folder: Path, quarter_turns: int = 0, frames_folder: str = "") -> list[str]:
     """A video whose pictures lie `quarter_turns` clockwise of upright; its frames' times."""
     part = folder / frames_folder
@@ -127,15 +143,8 @@ def write_arkitscenes(scan: RawScan, folder: Path, quarter_turns: int = 0, frame
     lines, times = [], []
     for index, (color, depth) in enumerate(zip(decode_colors(scan), scan.depth_mm, strict=True)):
         color, depth = np.rot90(color, -quarter_turns), np.rot90(depth, -quarter_turns)
-        intrinsics, cam2world, (width, height) = scan.color_intrinsics, scan.cam2world[index], COLOR_SIZE
-        for _ in range(quarter_turns):
-            # Clockwise: the new x axis is the old -y axis, the new y axis the old x axis.
-            camera = np.eye(4)
-            camera[:3, :3] = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]]).T
-            cam2world = cam2world @ camera
-            (focal_x, _, centre_x), (_, focal_y, centre_y), _ = intrinsics
-            intrinsics = np.array([[focal_y, 0, height - 1 - centre_y], [0, focal_x, centre_x], [0, 0, 1]])
-            width, height = height, width
+        intrinsics, cam2world = lay_on_side(scan.color_intrinsics, scan.cam2world[index], COLOR_SIZE, quarter_turns)
+        width, height = COLOR_SIZE[:: -1 if quarter_turns % 2 else 1]
         time = 6845.1 + 0.1 * index
         # Pictures come a little later than the cameras, as in the recordings.
         name = f"{folder.name}_{time + 0.002:.3f}"

@@ -4,15 +4,19 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ross3d.data.annotations import (
     Annotation,
+    check_annotation,
     find_annotations,
     group_by_scene,
     load_annotations,
     save_annotations,
 )
+from ross3d.tests.limited_memory import call_within
 
 
 def make_rows() -> list[dict]:
@@ -123,9 +127,72 @@ def test_wrong_rows_are_refused_with_their_line(tmp_path, place, changes, messag
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"question": "Say <|im_end|> now"},
+            r"question must be plain words, got the marks .*im_end.*; leave them out",
+        ),
+        ({"question": "<image>\nHow many?"}, r"question must be plain words, got the marks \['<image>'\]"),
+        ({"question": "where is <ground>?"}, r"question must be plain words, got the marks \['<ground>'\]"),
+        ({"question": "from <coord> to <coord>", "query_coords": [0, 1, 2]}, "question must hold one <coord> at most"),
+        ({"question": "  \n"}, r"question must be a non-empty string, got '  \\n'"),
+        ({"question": "x" * 20_001}, "question must have at most 20000 letters, got 20001, which fit into no model"),
+        ({"answer": "a <image> b"}, r"answer must be plain words, or '<ground>' alone, got the marks \['<image>'\]"),
+        ({"answer": "the <ground>"}, r"answer must be plain words, or '<ground>' alone, got the marks \['<ground>'\]"),
+        ({"answer": "\nred"}, r"answer must not begin with a line break, got '\\nred'; strip it"),
+        ({"references": ["red", " "]}, r"references must not be blank, got \['red', ' '\]"),
+        ({"object_ids": 3}, r"object_ids must be a list of box indices >= 0, got 3"),
+        ({"answer": "<ground>", "object_ids": [1, 1]}, r"object_ids must name each box once, got \[1, 1\]"),
+        ({"query_coords": 3}, r"query_coords must be three finite numbers \(metres\), got 3"),
+        ({"query_coords": [0, 0, 1e300]}, ".*none may lie beyond 500 metres: divide millimetres by 1000"),
+        ({"query_coords": [0, 0, 10**299]}, ".*none may lie beyond 500 metres"),
+        (
+            {"scene_id": "../../secret/scan"},
+            r"scene_id: expected a file inside \., got '../../secret/scan'",
+        ),
+        ({"scene_id": "/etc"}, r"scene_id: expected a file inside \., got '/etc', which leads"),
+        ({"scene_id": "a\0b"}, r"scene_id: expected the name of a file"),
+    ],
+)
+def test_rows_that_would_be_refused_when_they_are_asked_are_refused_at_load(tmp_path, changes, message):
+    rows = make_rows()
+    rows[0] |= changes
+    write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(ValueError, match=rf"rows.jsonl:1: {message}"):
+        load_annotations(tmp_path / "rows.jsonl")
+
+
+def test_the_question_of_a_wrong_row_is_named(tmp_path):
+    rows = make_rows()
+    rows[1] |= {"query_coords": [0, 1]}
+    write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(ValueError, match=r"rows.jsonl:2: query_coords .* \(question 'b'\)"):
+        load_annotations(tmp_path / "rows.jsonl")
+
+
+def test_halves_of_characters_are_refused_in_files_and_from_python(tmp_path):
+    write(tmp_path / "rows.jsonl", make_rows())
+    row = load_annotations(tmp_path / "rows.jsonl")[0]
+    row.answer = "red \ud800"
+    with pytest.raises(ValueError, match=r"here:1: answer holds half of a character \(a lone surrogate"):
+        check_annotation(row, "here:1")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"id": "caf\ud800"}) + "\n")
+    with pytest.raises(ValueError, match=r"rows.jsonl:1: .*half of a character"):
+        load_annotations(tmp_path / "rows.jsonl")
+
+
+def test_a_scene_outside_is_read_where_it_is_allowed(tmp_path):
+    rows = make_rows()
+    rows[0] |= {"scene_id": "../elsewhere/s1"}
+    write(tmp_path / "rows.jsonl", rows)
+    assert load_annotations(tmp_path / "rows.jsonl", allow_outside=True)[0].scene_id == "../elsewhere/s1"
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"id": "a", "scene', r"rows.jsonl:3: not a JSON object \(.*\); the file may have been cut"),
+        ('{"id": "a", "scene', r"rows.jsonl:3: expected an annotation a line, but the file is no JSON \("),
         ("[1, 2]", r"rows.jsonl:3: expected a JSON object, got list"),
         ('{"id": "z", "scene_id": "s"}', r"rows.jsonl:3: missing fields \['answer', 'question', 'question_type'"),
     ],
@@ -204,8 +271,23 @@ def test_a_split_is_one_file(tmp_path):
 def test_damaged_parquet_is_named(tmp_path):
     save_annotations(make_benchmark_rows(), tmp_path / "rows.parquet")
     (tmp_path / "rows.parquet").write_bytes((tmp_path / "rows.parquet").read_bytes()[:-40])
-    with pytest.raises(ValueError, match=r"rows.parquet: not a Parquet file \(.*\); write it anew"):
+    with pytest.raises(
+        ValueError, match=r"rows.parquet: expected a Parquet file of annotations, got .*; copy or write it again"
+    ):
         load_annotations(tmp_path / "rows.parquet")
+
+
+def test_a_parquet_of_many_nulls_takes_no_memory(tmp_path):
+    """A few bytes promise 200 million rows, or ten million, which lack what every question has."""
+    file = tmp_path / "rows.parquet"
+    for rows, message in (
+        (200_000_000, "got 200000000 rows, at most 10000000 are read"),
+        (2_000_000, "missing fields"),
+    ):
+        pq.write_table(pa.table({"id": pa.nulls(rows)}), file, row_group_size=rows)
+        assert file.stat().st_size < 2**20
+        with pytest.raises(ValueError, match=f"rows.parquet.*{message}"):
+            call_within(1024, load_annotations, file)
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -391,13 +391,13 @@ def test_files_of_rows_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected the benchmark's rows as one of \['test.jsonl'"):
         task.load_items(tmp_path, settings)
     (tmp_path / "test.parquet").write_text("x")
-    with pytest.raises(ValueError, match="test.parquet: expected a Parquet file"):
+    with pytest.raises(ValueError, match="test.parquet: expected a Parquet file of a benchmark's rows, got"):
         task.load_items(tmp_path, settings)
     (tmp_path / "test.jsonl").write_text("{}\n{cut")
     with pytest.raises(ValueError, match=r"expected one file of rows, got \['test.jsonl', 'test.parquet'\]"):
         task.load_items(tmp_path, settings)
     (tmp_path / "test.parquet").unlink()
-    with pytest.raises(ValueError, match=r"test.jsonl:2: expected a row of JSON, got"):
+    with pytest.raises(ValueError, match=r"test.jsonl:2: expected a row of JSON, but the file is no JSON"):
         task.load_items(tmp_path, settings)
     row = make_video_rows()[0]
     del row["scene_name"]

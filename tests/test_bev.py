@@ -7,6 +7,7 @@ import torch
 from ross3d.data.bev import get_scene_points, render_bev, render_scene_bev
 from ross3d.data.scene import Scene
 from ross3d.geometry_ross3d import get_bev_bounds
+from ross3d.tests.limited_memory import call_within
 from ross3d.tests.test_sources import make_scene
 
 
@@ -184,3 +185,40 @@ def test_a_scene_without_depth_cannot_be_seen_from_above():
     bare = Scene("room", scene.images)
     with pytest.raises(ValueError, match="scene 'room' has no depth or no cameras, so it cannot be seen from above"):
         render_scene_bev(bare)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"points": np.array([[0, 0, np.nan]])},
+            "points: expected finite coordinates, got NaN or inf; leave such points",
+        ),
+        ({"points": np.array([[np.inf, 0, 0]])}, "points: expected finite coordinates"),
+        (
+            {"bounds": [3, 0, 1, 2]},
+            "bounds: expected xmin, ymin, xmax, ymax in metres, the first two smaller, got .3.0",
+        ),
+        ({"bounds": [0, 0, np.nan, 2]}, "bounds: expected xmin, ymin"),
+        ({"bounds": [0, 0, 2]}, "bounds: expected xmin, ymin"),
+        ({"size": 0}, "expected 1 to 4096 pixels, got 0; 432 is the published one"),
+        ({"size": 10**6}, "expected 1 to 4096 pixels, got 1000000"),
+    ],
+)
+def test_pictures_that_cannot_be_are_refused(changes, message):
+    given = {
+        "points": np.array([[0.5, 1, 0]]),
+        "colors": np.full((1, 3), 9, np.uint8),
+        "bounds": [0, 0, 2, 3],
+        "size": 8,
+    }
+    assert render_bev(**given).valid.any()
+    with pytest.raises(ValueError, match=message):
+        render_bev(**given | changes)
+
+
+def test_a_cloud_of_millimetres_is_drawn_within_memory():
+    """Depth in a wrong unit leaves a scan of a millimetre, in which every gap would be closed over many pictures."""
+    points = np.random.default_rng(0).uniform(0, 0.001, (50, 3))
+    picture = call_within(256, render_bev, points, np.full((50, 3), 9, np.uint8), size=64)
+    assert picture.image.shape == (64, 64, 3)

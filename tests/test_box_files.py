@@ -102,7 +102,9 @@ def test_lines_that_are_none(export, line):
 
 def test_masks_that_do_not_fit(export):
     file, vertices, _ = export
-    with pytest.raises(FileNotFoundError, match="none.txt is no file; expected a list of masks: pred_mask/FILE.txt"):
+    with pytest.raises(
+        FileNotFoundError, match="none.txt does not exist; expected a list of masks: pred_mask/FILE.txt"
+    ):
         read_mask3d(file.with_name("none.txt"), vertices)
     with pytest.raises(ValueError, match=r"room_1.txt: a mask of 37 vertices for a mesh of 36; expected the very"):
         read_mask3d(file, vertices[:-1])

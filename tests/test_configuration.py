@@ -1,12 +1,15 @@
 """What the configs refuse, each beside a near-miss that passes; what else they do is in `test_contract_model.py`."""
 
+import json
 import re
 
 import pytest
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
+from transformers import AutoModel, AutoModelForMultimodalLM
 
 from ross3d.configuration_ross3d import Ross3DConfig, Ross3DDenoiserConfig
-from ross3d.tests.fabricate import make_config
+from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
+from ross3d.tests.fabricate import make_config, make_model
 
 
 SIZES = {"num_attention_heads": 2, "num_pool_heads": 2}
@@ -153,6 +156,90 @@ def test_unknown_keys_without_a_near_one_are_refused():
     with pytest.raises(ValueError, match=message):
         Ross3DDenoiserConfig(qqqq=1)
     assert Ross3DDenoiserConfig(hidden_size=64).hidden_size == 64
+
+
+def add_notes(config: Ross3DConfig) -> Ross3DConfig:
+    """A checkpoint's config as its user, or a later version of the library, may leave it."""
+    config.my_note, config.voxel_sizes = {"reviewed": "Monday"}, 3
+    config.text_config.rotary_mode, config.vision_config.windows = "later", [1, 2]
+    config.denoiser_config.guidance = 2.5
+    return config
+
+
+@pytest.mark.parametrize("read", ["from_pretrained", "from_dict", "from_json_file"])
+def test_what_others_wrote_into_a_saved_config_stays(read, tmp_path):
+    add_notes(make_config()).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    given = {"from_pretrained": tmp_path, "from_dict": json.loads(file.read_text()), "from_json_file": file}[read]
+    with pytest.warns(UserWarning) as warned:
+        config = getattr(Ross3DConfig, read)(given)
+    assert (config.my_note, config.voxel_sizes, config.voxel_size) == ({"reviewed": "Monday"}, 3, 0.1)
+    assert (config.text_config.rotary_mode, config.vision_config.windows) == ("later", [1, 2])
+    assert config.denoiser_config.guidance == 2.5
+    said = sorted(str(warning.message) for warning in warned)
+    places = ["Ross3DConfig: `my_note`", "Ross3DConfig: `voxel_sizes`", "denoiser_config: `guidance`"]
+    places += ["text_config: `rotary_mode`", "vision_config: `windows`"]
+    assert [text.split(" is no key of ")[0] for text in said] == places
+    assert "did you mean `voxel_size`?" in said[1] and "did you mean" not in said[0]
+    # Saved again, it is the same; written in code, it is refused as ever.
+    config.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text()) == json.loads(file.read_text())
+    with pytest.raises(ValueError, match="got unknown key `my_note`; remove it, or see the class for the keys it has"):
+        Ross3DConfig(**config.to_dict())
+
+
+@pytest.mark.filterwarnings("ignore:.*is no key of")
+def test_a_checkpoint_with_notes_loads(tmp_path):
+    noted = make_model()
+    add_notes(noted.config)
+    noted.save_pretrained(tmp_path)
+    for cls in (Ross3DForConditionalGeneration, AutoModel, AutoModelForMultimodalLM):
+        model = cls.from_pretrained(tmp_path, **({} if cls is Ross3DForConditionalGeneration else REMOTE))
+        assert model.config.my_note == {"reviewed": "Monday"} and model.config.text_config.rotary_mode == "later"
+
+
+REMOTE = {"trust_remote_code": True}
+
+
+@pytest.mark.filterwarnings("ignore:.*is no key of")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"voxel_sise": 0.2},
+            "expected its own keys, got unknown key `voxel_sise`; did you mean `voxel_size`",
+        ),
+        (
+            {"text_config": {"hiden_size": 8}},
+            "text_config: expected keys of Qwen2Config, got unknown key `hid",
+        ),
+        (
+            {"denoiser_config": {"samplr": 1}},
+            "denoiser_config: expected keys of Ross3DDenoiserConfig, got unkno",
+        ),
+    ],
+)
+def test_misspelt_changes_of_a_saved_config_are_refused(changes, message, tmp_path):
+    """They stand in code, or in the file of a run."""
+    add_notes(make_config()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        Ross3DConfig.from_pretrained(tmp_path, **changes)
+    right = {"voxel_size": 0.2, "my_note": 1, "text_config": {"rope_theta": 5.0, "rotary_mode": 2}}
+    config = Ross3DConfig.from_pretrained(tmp_path, **right, denoiser_config={"sampler": "published"})
+    assert (config.voxel_size, config.my_note, config.text_config.rotary_mode) == (0.2, 1, 2)
+    assert (config.denoiser_config.sampler, config.denoiser_config.guidance) == ("published", 2.5)
+
+
+def test_checkpoints_of_before_learn_the_new_auto_class(tmp_path):
+    """What a checkpoint names stays; what it lacks is added when the model is built, in its own repository's words."""
+    old = {"AutoConfig": "x--configuration_ross3d.Ross3DConfig", "AutoModel": "x--own.Model"}
+    config = make_config()
+    config.auto_map = dict(old)
+    built = Ross3DForConditionalGeneration(config)
+    place = "x--modeling_ross3d.Ross3DForConditionalGeneration"
+    assert built.config.auto_map == old | {"AutoModelForImageTextToText": place, "AutoModelForMultimodalLM": place}
+    names = Ross3DForConditionalGeneration(make_config()).config.auto_map
+    assert names["AutoModelForMultimodalLM"] == "modeling_ross3d.Ross3DForConditionalGeneration"
 
 
 def test_a_published_config_is_sent_to_the_converter():

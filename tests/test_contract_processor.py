@@ -1,6 +1,6 @@
 """The checks Transformers makes of its own processors and image processors, made of ours.
 
-Each stands under its name in `docs/CONTRACT_TESTS.md`. What the processor computes is tested in `test_processing.py`.
+The library's own suites run in `tests/suites`. What the processor computes is tested in `test_processing.py`.
 """
 
 import copy

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,13 @@ from safetensors.torch import save_file
 from transformers import AutoModel, AutoProcessor, SiglipConfig, SiglipModel, TrainerState
 
 from ross3d import train
+from ross3d.command_line import run_program
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.report.card import load_card, read_origin
 from ross3d.tests.posed_views import make_views
 from ross3d.tests.published import HEADS, MARKS, VISION, Published, save_tensors, write_published
 from ross3d.tests.tiny import get_rooms
-from ross3d.tools import convert
+from ross3d.tools import convert, push
 from ross3d.tools.checkpoints import files
 from ross3d.tools.checkpoints.files import list_tensors, load_pickle
 from ross3d.tools.checkpoints.keys import to_published
@@ -569,13 +571,15 @@ def test_broken_files(tmp_path, published):
     with pytest.raises(FileNotFoundError, match="expected the shards it names"):
         run(source.folder, tmp_path / "ours")
     (source.folder / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="config.json: expected JSON"):
+    with pytest.raises(
+        ValueError, match="config.json: expected a JSON object of a checkpoint, but the file is no JSON"
+    ):
         run(source.folder, tmp_path / "ours")
     (source.folder / "config.json").write_text("[]")
-    with pytest.raises(ValueError, match="expected a JSON object, got a list"):
+    with pytest.raises(ValueError, match="config.json: expected a JSON object of a checkpoint, got a list"):
         run(source.folder, tmp_path / "ours")
     (source.folder / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match="config.json: expected this file"):
+    with pytest.raises(FileNotFoundError, match="config.json does not exist; expected a JSON object of a checkpoint"):
         run(source.folder, tmp_path / "ours")
     with pytest.raises(FileNotFoundError, match="expected a folder that is there, or a Hub id"):
         run(tmp_path / "no such folder", tmp_path / "ours")
@@ -737,7 +741,167 @@ def test_options_that_contradict(options, message, capsys):
     assert message in capsys.readouterr().err
 
 
+# Files of others
+
+
+@pytest.mark.parametrize("name", ["../secret/model-00002-of-00002.safetensors", "/etc/hostname", "a/b.safetensors", 7])
+def test_an_index_names_files_of_its_own_folder(tmp_path, name):
+    source = write_published(tmp_path / "published", num_shards=2)
+    shutil.copytree(source.folder, tmp_path / "secret")
+    index = source.folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    where = content["weight_map"]
+    content["weight_map"] = {key: name if "00002" in shard else shard for key, shard in where.items()}
+    index.write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=f"index.json, weight_map: expected a name of letters.*got '{name}'; names with"
+    ):
+        run(source.folder, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize("key", ["mm_vision_tower", "mm_pixel_decoder"])
+def test_a_config_names_parts_within_its_folder(tmp_path, monkeypatch, key):
+    """Neither a folder elsewhere on this machine, absolute or from where we stand, nor a link to one."""
+    source = write_published(tmp_path / "published")
+    part = {"mm_vision_tower": "tower", "mm_pixel_decoder": "vae"}[key]
+    shutil.move(source.folder / part, tmp_path / "mine" / part)
+    (source.folder / "link").symlink_to(tmp_path / "mine" / part)
+    monkeypatch.chdir(tmp_path / "mine")
+    option = {"mm_vision_tower": "--vision-tower", "mm_pixel_decoder": "--teacher"}[key]
+    for name in (str(tmp_path / "mine" / part), f"../mine/{part}", part, "..", ".", "link", 5):
+        source.change_config(**{key: name})
+        with pytest.raises(
+            ValueError, match=f"{key} of .*config.json: expected a folder in that of this.*{option} DIR"
+        ):
+            run(source.folder, tmp_path / "ours")
+    run(source.folder, tmp_path / "ours", option, tmp_path / "mine" / part)
+
+
+@pytest.mark.parametrize("name", ["..", ".", "config.json", ".hidden", ""])
+def test_nothing_is_written_beside_the_way_back(ours, tmp_path, name):
+    """Names in published/config.json lead nowhere else; the neighbour's file stays as it was."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(ours, source)
+    out.mkdir()
+    (out / "config.json").write_text("mine")
+    file = source / "published" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"mm_vision_tower": name}))
+    with pytest.raises(
+        ValueError, match="published/config.json: expected a (name of letters|part's name that no file)"
+    ):
+        run(source, out / "there", "--reverse")
+    assert (out / "config.json").read_text() == "mine" and not (out / "there").exists()
+
+
+def test_links_out_of_a_checkpoint_are_not_copied(published, ours, tmp_path):
+    secret = tmp_path / "id_rsa"
+    secret.write_text("my key")
+    source = write_published(tmp_path / "published")
+    (source.folder / "vocab.json").symlink_to(secret)
+    with pytest.raises(
+        ValueError, match=r"vocab.json: expected a file of .*, got a link that leads out of it, to .*id_rsa"
+    ):
+        run(source.folder, tmp_path / "there")
+    shutil.copytree(ours, tmp_path / "own")
+    (tmp_path / "own" / "published" / "merges.txt").symlink_to(secret)
+    with pytest.raises(ValueError, match=r"merges.txt: expected a file of .*put the file itself there \(`cp -L`\)"):
+        run(tmp_path / "own", tmp_path / "there", "--reverse")
+    for folder in tmp_path.iterdir():
+        assert not any(
+            "my key" in file.read_text(errors="ignore")
+            for file in folder.rglob("*")
+            if not file.is_symlink() and file.is_file()
+        )
+
+
+def test_links_within_the_cache_of_the_hub_are_followed(tmp_path):
+    """A checkpoint from the Hub is a folder of links to the cache's own files."""
+    source = write_published(tmp_path / "published")
+    snapshot, blobs = (
+        tmp_path / "models--user--model" / "snapshots" / "abc",
+        tmp_path / "models--user--model" / "blobs",
+    )
+    shutil.copytree(source.folder, snapshot)
+    blobs.mkdir()
+    for file in [path for path in snapshot.rglob("*") if path.is_file()]:
+        blob = blobs / file.name.replace("config", file.parent.name)
+        shutil.move(file, blob)
+        file.symlink_to(os.path.relpath(blob, file.parent))
+    check_same(read(run(source.folder, tmp_path / "plain")), read(run(snapshot, tmp_path / "cached")))
+
+
+@pytest.mark.parametrize("count", [10**9, "3", -1.5])
+def test_counts_of_layers_are_compared_with_the_weights(published, ours, tmp_path, count):
+    """Before a model of so many layers is built, which would never end."""
+    source = write_published(tmp_path / "published")
+    source.change_config(num_hidden_layers=count)
+    with pytest.raises(
+        ValueError, match="num_hidden_layers of .*config.json: expected a count of the 2 layers of its"
+    ):
+        run(source.folder, tmp_path / "there")
+    for section in ("text_config", "vision_config", "denoiser_config"):
+        own = tmp_path / section
+        shutil.copytree(ours, own)
+        settings = json.loads((own / "config.json").read_text())
+        settings[section]["num_hidden_layers"] = count
+        (own / "config.json").write_text(json.dumps(settings))
+        message = (
+            rf"{section}.num_hidden_layers of .*config.json: expected a count of the \d layers of its weights, got"
+        )
+        with pytest.raises(ValueError, match=message):
+            run(own, tmp_path / "there", "--reverse")
+        with pytest.raises(ValueError, match=message):
+            push.check_weights(own)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers_per_block": 10**9}, "expected lists of at most 32 blocks with at most 32 layers_per_block, got"),
+        ({"block_out_channels": [4] * 1000}, "expected lists of at most 32 blocks"),
+        ({"block_out_channels": 10**9}, "expected lists of at most 32 blocks"),
+        ({"norm_num_groups": 0}, "vae/config.json: expected the settings of a VAE, got values that build none"),
+        ({"down_block_types": ["Nothing"]}, "vae/config.json: expected the settings of a VAE, got values that build"),
+    ],
+)
+def test_settings_of_a_vae_that_never_end(tmp_path, changes, message):
+    source = write_published(tmp_path / "published")
+    file = source.folder / "vae" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(ValueError, match=message):
+        run(source.folder, tmp_path / "ours")
+
+
 # Interrupted runs
+
+
+@pytest.mark.parametrize("way", ["there", "back"])
+def test_what_is_complete_is_not_made_again(published, ours, tmp_path, capsys, way):
+    """Also where a kill came between the folder's name and the end: then notes of the run are still in it."""
+    source, options = (published.folder, []) if way == "there" else (ours, ["--reverse"])
+    target = run(source, tmp_path / "target", *options)
+    before = {file: file.stat().st_mtime_ns for file in target.rglob("*")}
+    for name in ("plan.json", "lock"):
+        (target / name).write_text("{}")
+    assert run(source, target, *options) == target
+    assert "target is complete: the same command made it of the same files" in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in target.rglob("*")} == before
+    with pytest.raises(FileExistsError, match="choose another"):
+        run(source, target, *options, "--max-shard-size", "40KB")
+    (target / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="expected weights, one of"):
+        run(source, target, *options)
+
+
+def test_the_command_ends_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    monkeypatch.setattr(sys, "argv", ["tools/convert.py", "--from", str(tmp_path), "--to", str(tmp_path / "x")])
+    with pytest.raises(SystemExit) as ended:
+        run_program(convert.main)
+    told = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 1 and len(told) == 1
+    assert told[0].startswith(f"convert.py: error: {tmp_path}/config.json does not exist; expected a JSON object of a")
 
 
 def test_a_stopped_run_leaves_nothing_that_looks_whole_and_is_taken_up(published, ours, tmp_path, monkeypatch):
@@ -802,12 +966,18 @@ def test_a_link_to_an_empty_folder_is_filled(published, tmp_path):
 
 def test_no_folder_is_overwritten(published, ours, tmp_path, monkeypatch):
     with pytest.raises(FileExistsError, match="expected a folder that is not there yet"):
-        run(published.folder, ours)
+        run(published.folder, ours, "--max-shard-size", "40KB")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="other: expected a folder that is not there yet, found contents"):
+        run(published.folder, tmp_path / "other")
     (tmp_path / "empty").mkdir()
     assert run(published.folder, tmp_path / "empty") == tmp_path / "empty"
     usage = type(files.shutil.disk_usage(tmp_path))
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage(10, 10, 0))
-    with pytest.raises(OSError, match="GB of free space, got 0.0 GB"):
+    with pytest.raises(
+        OSError, match=r"full: the disk is full: expected 0\.\d\d\d MB of free space, got 0\.000 MB; make room"
+    ):
         run(published.folder, tmp_path / "full")
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from ross3d.data.prepare.__main__ import main
 from ross3d.data.prepare.from_above import list_scene_folders, render_mesh_bev, sample_mesh
 from ross3d.data.sources import read_scene
+from ross3d.data.sources.ply import Mesh
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder, write_rgbd_folder
 from ross3d.tests.public_files import write_posed_images
 from ross3d.tests.raw_scannet import write_raw_scan
@@ -102,7 +103,7 @@ def get_cell(bounds: np.ndarray, size: int, x: float, y: float) -> tuple[int, in
 @pytest.mark.parametrize("size", [240, 300])
 def test_a_mesh_from_above_is_the_room(scan, size):
     """Floor where nothing stands, void beyond the long walls, furniture at its place, the ceiling taken off."""
-    picture = render_mesh_bev(scan.vertices, scan.colors, scan.faces, size)
+    picture = render_mesh_bev(scan.vertices, Mesh(scan.vertices, scan.colors, faces=scan.faces), size, "mesh")
     low, high = scan.room.low, scan.room.high
     assert picture.image.shape == (size, size, 3)
     ceiling = np.full(3, 238)
@@ -138,7 +139,8 @@ def test_mesh_and_published_pictures_of_prepared_scenes(scan, tmp_path, capsys):
         folder = tmp_path / "data" / "val" / "scene0004_00"
         scene = read_rgbd_folder(folder)
         if source == "mesh":
-            mesh = render_mesh_bev(scan.vertices.astype(np.float32), scan.colors, scan.faces, 44)
+            vertices = scan.vertices.astype(np.float32)
+            mesh = render_mesh_bev(vertices, Mesh(vertices, scan.colors, faces=scan.faces), 44, "mesh")
             assert (np.abs(scene.bev_image.astype(int) - mesh.image).max(-1) > 3).mean() < 0.02
         else:
             assert np.array_equal(scene.bev_image, picture) and scene.bev_bounds is None

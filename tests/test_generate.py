@@ -377,6 +377,7 @@ SCALED = {
          "original_max_position_embeddings": 40}, 80, 80,
     ),
     "default": ({"rope_type": "default"}, 40, 40),
+    "default, trained on longer rows": ({"rope_type": "default", "original_max_position_embeddings": 60}, 40, 60),
 }  # fmt: skip
 
 

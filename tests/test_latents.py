@@ -121,3 +121,9 @@ def test_latents_are_kept_as_they_are(tmp_path):
     latents = {"view_latents": torch.randn(3, 8, 2, 2)}
     kept.write(scene, kept.get_identity(scene), latents)
     assert kept.has(scene) and torch.equal(kept.read(scene)["view_latents"], latents["view_latents"])
+    (file,) = (tmp_path / "kept").iterdir()
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.warns(UserWarning, match=f"{file.name} is damaged; it is made anew"):
+        assert not kept.has(scene)
+    with pytest.raises(ValueError, match="expected tensors that were kept whole"):
+        kept.read(scene)

@@ -1,6 +1,7 @@
 """What the model refuses: name, expected, got and remedy of each message, beside a near-miss that passes."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,13 +112,13 @@ def forward(model, batch, **changes):
         (
             "proposal_boxes",
             lambda x: x[..., :3],
-            "proposal_boxes: expected shape (B, K, 6), got (1, 3, 3); build rows with this model's processor",
+            "proposal_boxes: expected shape (1, K, 6), got (1, 3, 3); build rows with this model's processor",
         ),
         ("proposal_mask", lambda x: x[:, :2], "proposal_mask: expected shape (1, 3), got (1, 2); build rows with"),
         (
             "proposal_patches",
             lambda x: x[:, :, :1],
-            "proposal_patches: expected shape (1, 3, 2, 4), got (1, 3, 1, 4); build rows with this model's",
+            "proposal_patches: expected shape (1, 3, 2, ...), got (1, 3, 1, 4); build rows with this model's",
         ),
         (
             "bev_bounds",
@@ -298,6 +299,134 @@ def test_half_precision_would_move_points_into_other_voxels(model):
     moved = (exact != rounded).any(dim=-1).float().mean()
     assert 0.1 < moved < 0.5
     assert torch.equal(read_float32("points", points.view(torch.int32)), points)
+
+
+# Values that are no numbers
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    ("name", "place", "message"),
+    [
+        ("pixel_values", (1, 0, 2, 3, 4), "pixel_values: expected finite numbers, got NaN or infinity in row 1; look"),
+        ("patch_coords", (0, 1, 2, 0, 1), "patch_coords: expected finite numbers, got NaN or infinity in row 0; look"),
+        ("proposal_boxes", (1, 1, 4), "proposal_boxes: expected finite numbers, got NaN or infinity in row 1; look"),
+        ("query_coords", (1, 0, 2), "query_coords: expected a point for the <coord> of row 1, got ["),
+    ],
+)
+def test_values_that_are_no_numbers(model, name, place, value, message):
+    """In each tensor of a scene, wherever they count; what stands at padding counts nowhere."""
+    rows = [make_row(3, 3, 4, ["coord", "ground"]), make_row(4, 2, 2, ["coord"])]
+    batch = make_collator(0.0)(rows)
+    wrong = batch[name].clone()
+    wrong[place] = value
+    with refuses(message):
+        forward(model, batch, **{name: wrong})
+    if name != "query_coords":
+        padding = {"pixel_values": (1, 2), "patch_coords": (1, 2), "proposal_boxes": (1, 3)}[name]
+        ignored = batch[name].clone()
+        ignored[padding] = value
+        assert torch.equal(forward(model, batch, **{name: ignored}).loss, forward(model, batch).loss)
+    scene = select(batch, *FROM_PROCESSOR, "patch_valid", *PROPOSALS, "query_coords") | {name: wrong}
+    with refuses(message):
+        model.ground(**scene)
+
+
+def test_positions_without_a_reading_may_be_anything(model, row):
+    wanted = forward(model, row, patch_valid=row["patch_valid"] & (row["patch_coords"][..., 0] > 0))
+    coords = row["patch_coords"].clone()
+    coords[coords[..., 0] <= 0] = float("nan")
+    found = forward(model, row, patch_coords=coords, patch_valid=row["patch_valid"] & (coords[..., 0] > 0))
+    assert torch.equal(found.logits, wanted.logits)
+    with refuses("patch_coords: expected finite numbers, got NaN or infinity in row 0; look at the scene"):
+        forward(model, row, patch_coords=coords)
+
+
+@pytest.mark.parametrize("name", ["pixel_values", "patch_coords", "query_coords"])
+def test_values_that_are_no_numbers_are_refused_in_training(name):
+    trained = make_model().train()
+    batch = make_collator(0.0)([make_row(3, 3, 4, ["coord"]), make_row(4, 2, 2, ["coord"])])
+    batch[name][0, 0] = float("nan")
+    with refuses(f"{name}: expected"):
+        trained(**batch)
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        [2.0, -2.0, -2.0, 2.0],
+        [-2.0, 2.0, 2.0, -2.0],
+        [-2.0, -2.0, -2.0, 2.0],
+        [-2.0, -2.0, float("inf"), 2.0],
+        [-2.0, float("nan"), 2.0, 2.0],
+    ],
+)
+def test_edges_of_a_picture_in_the_wrong_order(model, bounds):
+    batch = make_collator(0.0)([make_row(3, 3, 4, ["text"]), make_row(4, 2, 2, ["text"])])
+    inputs = select(batch, *FROM_PROCESSOR, "patch_valid")
+    right = torch.tensor([[-2.0, -2.0, 2.0, 2.0]] * 2)
+    wrong = right.clone()
+    wrong[1] = torch.tensor(bounds)
+    message = (
+        "bev_bounds: expected finite x_min < x_max and y_min < y_max, in the order x_min, y_min, x_max, y_max, got"
+    )
+    with refuses(f"{message} ... for scene 1; pass x_min"):
+        model.reconstruct(**inputs, bev_bounds=wrong, num_inference_steps=1)
+    with refuses(message):
+        forward(model, batch, bev_bounds=wrong)
+    # No picture of a scene: NaN, as the collator pads.
+    right[1] = float("nan")
+    assert model.reconstruct(**inputs, bev_bounds=right, num_inference_steps=1)[1][1].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("views", "kind", "message"),
+    [
+        ([0.5], ValueError, "masked_views: expected views 0..1 of scene 0, got 0.5; name views that exist by whole"),
+        ([1.0], ValueError, "masked_views: expected views 0..1 of scene 0, got 1.0; name views that exist by whole"),
+        ([True, False], ValueError, "got True; name views that exist by whole numbers, or pass bool_masked_views"),
+        (["1"], ValueError, "masked_views: expected views 0..1 of scene 0, got '1'; name views that exist by whole"),
+        (
+            "01",
+            TypeError,
+            "expected a list of views such as [3, 7], or such a list for each scene, got '01'",
+        ),
+        (
+            1,
+            TypeError,
+            "expected a list of views such as [3, 7], or such a list for each scene, got 1; pass",
+        ),
+        (
+            [[0], 1],
+            TypeError,
+            "expected a list of views such as [3, 7], or such a list for each scene, got",
+        ),
+        (torch.tensor([True, False]), ValueError, "got True; name views that exist by whole numbers, or pass"),
+    ],
+)
+def test_views_to_hide_are_whole_numbers(model, row, views, kind, message):
+    inputs = select(row, *FROM_PROCESSOR)
+    with refuses(message, kind):
+        model.reconstruct(**inputs, masked_views=views, num_inference_steps=1)
+    for right in ([1], (1,), [[1]], torch.tensor([1])):
+        assert len(model.reconstruct(**inputs, masked_views=right, num_inference_steps=1)[0][0]) == 1
+
+
+@pytest.mark.parametrize("steps", [0, 1001, 2.5, "5", True])
+def test_sampler_steps_are_refused_before_anything_is_computed(model, row, steps, monkeypatch):
+    monkeypatch.setattr(model.model, "forward", None)
+    with refuses(f"num_inference_steps: expected 1..1000 (the training schedule's length), got {steps!r}; ask"):
+        model.reconstruct(**select(row, *FROM_PROCESSOR), masked_views=[1], num_inference_steps=steps)
+
+
+@pytest.mark.parametrize("scene", ["room.scene", Path("room.scene"), {"prefix_mask": 1}, True])
+@pytest.mark.parametrize("method", ["generate", "ground"])
+def test_what_is_no_encoded_scene(model, method, scene):
+    kind = type(scene).__name__
+    with refuses(
+        f"scene: expected a scene from model.encode_scene(...), got a {kind} ... model.load_scene", TypeError
+    ):
+        getattr(model, method)(scene=scene, input_ids=torch.tensor([[4, 5, 6]]))
 
 
 # Losses

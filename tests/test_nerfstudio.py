@@ -162,12 +162,12 @@ FAULTS = {
     "another shape": (
         {},
         {"transform_matrix": np.eye(3).tolist()},
-        r"images/frame_00000.jpg: transform_matrix must be \(4, 4\) numbers, or their first three rows \(cannot",
+        r"images/frame_00000.jpg: transform_matrix must be \(4, 4\) numbers, or their first three rows, got .*; exp",
     ),
     "words for a matrix": (
         {},
         {"transform_matrix": [["a", 0, 0, 1]] * 4},
-        r"frame_00000.jpg: transform_matrix must be \(4, 4\) numbers, or their first three rows \(could not convert",
+        r"frame_00000.jpg: transform_matrix must be \(4, 4\) numbers, or their first three rows, got .*'a'",
     ),
     "words for a width": (
         {"w": "64 px"},

@@ -100,7 +100,10 @@ LIES = {
     "many vertices": (["element vertex 1152921504606846976", *XYZ], CUT),
     "many faces": (["element vertex 1", *XYZ, "element face 10000000000", LISTS], CUT),
     "many edges": (["element edge 99999999999", "property int first", "element vertex 1", *XYZ], CUT),
-    "fewer than none": (["element vertex -1", *XYZ], r"'element vertex -1' cannot be understood \(.*0 or more"),
+    "fewer than none": (
+        ["element vertex -1", *XYZ],
+        r"'element vertex -1' cannot be understood \(.*a number of rows is 0 or more",
+    ),
     "a fraction": (["element vertex 1.5", *XYZ], "'element vertex 1.5' cannot be understood"),
     "no number": (["element vertex", *XYZ], "'element vertex' cannot be understood"),
     "digits": (

@@ -1,6 +1,7 @@
 """Bad input of preparation: each is named, with its file, and what was good stays prepared."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,10 @@ from ross3d.data.prepare.__main__ import main
 from ross3d.data.prepare.llava_style import make_annotations
 from ross3d.data.prepare.official_set import read_official
 from ross3d.data.prepare.parallel import run_jobs
+from ross3d.data.sources.ply import read_ply
+from ross3d.data.sources.sens import iterate_sens_frames
 from ross3d.tests.official_annotations import write_given
+from ross3d.tests.raw_scannet import write_ply, write_sens
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +206,39 @@ def cut_recording(given: Path, share: float) -> None:
     file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
 
 
+def get_raw(given: Path, suffix: str) -> Path:
+    return given / "raw" / "scans" / "scene0003_00" / f"scene0003_00{suffix}"
+
+
+def edit_raw(suffix: str, change: Callable) -> Callable[[Path], None]:
+    """Change the content of a JSON file of the scan in place."""
+
+    def spoil(given: Path) -> None:
+        content = json.loads(get_raw(given, suffix).read_text())
+        change(content)
+        get_raw(given, suffix).write_text(json.dumps(content))
+
+    return spoil
+
+
+def spoil_mesh(given: Path, change: Callable) -> None:
+    file = get_raw(given, "_vh_clean_2.ply")
+    mesh = read_ply(file)
+    change(mesh.vertices, mesh.faces)
+    write_ply(file, mesh.vertices, mesh.colors, mesh.faces, normals=False)
+
+
+def spoil_depth(given: Path) -> None:
+    """Depth that was written in metres, which no single file is wrong by itself for."""
+    file = get_raw(given, ".sens")
+    frames = list(iterate_sens_frames(file))
+    header = frames[0].header
+    depth = np.stack([np.minimum(frame.depth // 1000, 9) for frame in frames])
+    cameras = np.stack([frame.cam2world for frame in frames])
+    intrinsics = (header.color_intrinsics[:3, :3], header.depth_intrinsics[:3, :3])
+    write_sens(file, [frame.color_jpeg for frame in frames], depth, cameras, *intrinsics)
+
+
 def write_masks_of(given: Path, masks: np.ndarray) -> None:
     scipy.sparse.save_npz(given / "masks" / "scene0003_00.mask.npz", scipy.sparse.csr_matrix(masks))
 
@@ -224,6 +261,35 @@ def write_masks_of(given: Path, masks: np.ndarray) -> None:
         (
             lambda given: (given / "raw/scans/scene0003_00/scene0003_00_vh_clean_2.ply").write_bytes(b"ply\nhalf"),
             "scene0003_00_vh_clean_2.ply",
+        ),
+        (
+            edit_raw(".aggregation.json", lambda content: content["segGroups"][2].update(objectId=99999)),
+            "scene0003_00.aggregation.json: segGroups, object 2: objectId must be a whole number of 0 to 32767, got",
+        ),
+        (
+            edit_raw(".aggregation.json", lambda content: content["segGroups"][1].update(segments=[[1], [2]])),
+            r"aggregation.json: segGroups, object 1: segments must be whole numbers, .*got \[1\] at place 0",
+        ),
+        (
+            lambda given: get_raw(given, ".aggregation.json").write_text("[" * 100_000),
+            "scene0003_00.aggregation.json: expected a dictionary with .*too deep to be read",
+        ),
+        (
+            lambda given: spoil_mesh(given, lambda vertices, faces: faces.__setitem__((3, 1), len(vertices))),
+            r"scene0003_00_vh_clean_2.ply: face 3: expected corners of 0 to \d+, the mesh's vertices, got",
+        ),
+        (
+            lambda given: spoil_mesh(given, lambda vertices, faces: vertices.__setitem__((7, 0), 1e6)),
+            "scene0003_00_vh_clean_2.ply: expected vertices in metres, .* such as vertex 7 at",
+        ),
+        (
+            lambda given: get_raw(given, ".txt").write_text("axisAlignment = " + 16 * "2 "),
+            "scene0003_00.txt, axisAlignment: cam2world must be rigid",
+        ),
+        (
+            # What shows only once the scene is read back is told by the scan's own name too.
+            lambda given: spoil_depth(given),
+            "raw/scans/scene0003_00: the scene made of it is not valid: frame-000000.depth.png: the largest depth is",
         ),
         (lambda given: cut_recording(given, 0.6), "scene0003_00.sens"),
         (lambda given: cut_recording(given, 0.001), "scene0003_00.sens"),
@@ -260,6 +326,13 @@ def test_run_jobs():
         run_jobs(str, [3, 1], 0, "numbers", repr)
     with pytest.raises(ValueError, match=r"numbers: 2 of 3 failed.*\n  'a': invalid.*\n  'b': invalid"):
         run_jobs(int, ["a", "1", "b"], 1, "numbers", repr)
+    # Whatever is raised; beyond the first few, by name alone.
+    with pytest.raises(
+        ValueError, match=r"(?s)numbers: 6 of 7 failed.*\n  3: KeyError: '3'.*report.*\n  and 8\nMend or rem"
+    ):
+        run_jobs({"a": 1}.__getitem__, ["a", *"345678"], 1, "numbers", lambda item: item.strip("a") or "a")
+    with pytest.raises(OSError, match="numbers: a process was killed, perhaps for want of memory; what is done stays"):
+        run_jobs(os._exit, [3, 3], 2, "numbers", repr)
 
 
 BOX = [0.0, 0.0, 0.5, 1.0, 1.0, 1.0]

@@ -1,7 +1,12 @@
 """Prepared scenes: the same rows without the pictures, made anew when anything they were made of changes."""
 
+import errno
 import json
+import os
+import resource
 import shutil
+import subprocess
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +14,14 @@ import pytest
 import torch
 
 from ross3d.data.annotations import group_by_scene, load_annotations
+from ross3d.data.atomic import replace_file
 from ross3d.data.dataset import SceneRows
-from ross3d.data.kept import describe_source
+from ross3d.data.kept import DamagedError, describe_source, load_kept, make_kept, write_kept
+from ross3d.data.latents import SceneLatents
 from ross3d.data.prepared import PreparedScenes
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.scenes.questions import make_proposals
+from ross3d.tests.limited_memory import call_within
 from ross3d.tests.posed_views import make_test_processor, make_views
 from ross3d.tests.scan_folders import enlarge_pictures
 from ross3d.tests.tiny import get_rooms
@@ -133,7 +141,8 @@ def test_a_scene_read_otherwise_is_prepared_anew(rooms, tmp_path):
     assert reader.count == 4
 
 
-def test_broken_files_are_refused(rooms, tmp_path):
+def test_broken_files_are_made_anew(rooms, tmp_path):
+    """With a warning; whoever must not read others' files in their place is told (`load_kept`)."""
     path = sorted((rooms / "train").iterdir())[0]
     store = PreparedScenes(tmp_path / "prepared", make_tiny_processor(), read_rgbd_folder)
     store.read(path)
@@ -145,14 +154,60 @@ def test_broken_files_are_refused(rooms, tmp_path):
     for change in (lambda: None, lambda: file.write_bytes(whole[: len(whole) // 2])):
         change()
         with pytest.raises(ValueError, match=f"{file.name}: expected tensors that were kept whole, got a"):
-            store.read(path)
+            load_kept(file, state["identity"])
+        check_made_anew(store, path, file)
     labels = state | {"about": state["about"] | {"box_labels": None}}
     for content in ([1], {"identity": 0}, labels, state | {"tensors": {"pictures": 3}}):
         torch.save(content, file)
-        with pytest.raises(ValueError, match="expected tensors that were kept whole"):
-            store.read(path)
+        check_made_anew(store, path, file)
     file.unlink()
     assert store.read(path)[0].scene_id == path.name
+
+
+def check_made_anew(store: PreparedScenes, path: Path, file: Path) -> None:
+    with pytest.warns(UserWarning, match=f"{file.name} is damaged; it is made anew"):
+        scene, _ = store.read(path)
+    assert np.array_equal(scene.images, store.read(path)[0].images) and scene.scene_id == path.name
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        store.read(path)
+
+
+def test_what_killed_runs_left_is_removed(rooms, tmp_path):
+    """By whoever starts next, in folders of prepared scenes and of latents; what a living process writes stays."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    folder = tmp_path / "prepared"
+    folder.mkdir()
+    gone = folder / f".scene.v1-00.prepared.{dead.pid}.0a1b2c3d.partial"
+    alive = folder / f".scene.v1-00.prepared.{os.getpid()}.0a1b2c3d.partial"
+    others = [folder / ".partial", folder / ".x.partial", folder / "scene-00.prepared"]
+    for make in (
+        lambda: PreparedScenes(folder, make_tiny_processor(), read_rgbd_folder),
+        lambda: SceneLatents(folder, {}),
+    ):
+        for file in (gone, alive, *others):
+            file.write_bytes(b"half")
+        make()
+        assert set(folder.iterdir()) == {alive, *others}
+
+
+def write_with_little_room(file: Path) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    write_kept(file, make_kept({}, {}, {"a": torch.zeros(100_000)}))
+
+
+def test_a_full_disk_is_called_so(tmp_path):
+    """torch tells of one by the place in the file at which it stopped."""
+    with pytest.raises(OSError, match="scene.latents: there is no room left to write it: the disk is full"):
+        call_within(4096, write_with_little_room, tmp_path / "scene.latents")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError, match="a.json: there is no room left to write it: the disk is full, or a limit of"):
+        with replace_file(tmp_path / "a.json"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(ValueError, match="another fault"):
+        with replace_file(tmp_path / "a.json"):
+            raise ValueError("another fault")
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -162,15 +217,17 @@ def test_no_flipped_bit_passes(rooms, tmp_path, seed):
     right, _ = store.read(path)
     (file,) = (tmp_path / "prepared").iterdir()
     whole, rng = file.read_bytes(), np.random.default_rng(seed)
+    identity = torch.load(file, weights_only=True)["identity"]
     for _ in range(60):
         changed = bytearray(whole)
         changed[rng.integers(len(whole))] ^= 1 << rng.integers(8)
         file.write_bytes(changed)
         try:
-            scene, _ = store.read(path)
-        except ValueError as error:
+            kept = load_kept(file, identity)
+        except DamagedError as error:
             assert file.name in str(error)
         else:
+            scene, _ = store.build(kept, path)
             assert scene.box_labels == right.box_labels and np.array_equal(scene.images, right.images)
 
 

@@ -344,6 +344,52 @@ def test_folders_that_nobody_could_load_are_refused(hub, tmp_path, case):
     assert not hub.requests
 
 
+@pytest.mark.parametrize(
+    "name", ["vocab.json", "planted_ross3d.py", "published/a.txt", "teacher/id", "README.md", "published"]
+)
+@pytest.mark.parametrize("kind", ["away", "broken"])
+def test_nothing_outside_the_folder_goes_up(hub, tmp_path, name, kind):
+    """Not by links to a file or folder elsewhere; a link within the folder is its own file."""
+    secret = tmp_path / "secret"
+    (secret / "ssh").mkdir(parents=True)
+    (secret / "id_rsa").write_text("my key")
+    folder = tmp_path / "folder"
+    shutil.copytree(get_checkpoint(), folder)
+    place = folder / name
+    place.parent.mkdir(exist_ok=True)
+    place.unlink(missing_ok=True)
+    place.symlink_to(secret if name == "published" else secret / ("id_rsa" if kind == "away" else "absent"))
+    with pytest.raises(
+        ValueError, match=f"{name}: expected a file of .*, got a link that leads out of it, to .*secret"
+    ):
+        push.main([str(folder), "--to", REPOSITORY, "--dry-run", str(tmp_path / "dry")])
+    assert not hub.requests and not (tmp_path / "dry").exists()
+    place.unlink()
+    (folder / "added_tokens.json").symlink_to("config.json")
+    (folder / "notes").symlink_to(secret)
+    push.main([str(folder), "--to", REPOSITORY, "--dry-run", str(tmp_path / "dry")])
+    assert (tmp_path / "dry" / "added_tokens.json").read_text() == (folder / "config.json").read_text()
+    assert not any("my key" in file.read_text(errors="ignore") for file in (tmp_path / "dry").rglob("*.*"))
+
+
+def test_a_run_copies_no_links_of_its_start(tmp_path):
+    """Before it begins; what it would copy is pushed with it."""
+    start = tmp_path / "start"
+    shutil.copytree(get_checkpoint(), start)
+    (start / "published").mkdir()
+    (tmp_path / "id_rsa").write_text("my key")
+    (start / "published" / "merges.txt").symlink_to(tmp_path / "id_rsa")
+    settings = {
+        "init_from": str(start),
+        "data": {"root": str(get_rooms())},
+        "trainer": {"output_dir": str(tmp_path / "run"), "use_cpu": True},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(ValueError, match="merges.txt: expected a file of .*start, got a link that leads out of it"):
+        train.main(read_run_arguments(tmp_path / "config.yaml"))
+    assert not [file for file in (tmp_path / "run").rglob("*") if "my key" in file.read_text()]
+
+
 def test_weights_that_stand_for_two_are_whole(tmp_path):
     folder = link(get_checkpoint(), tmp_path / "tied", "model.safetensors")
     config = Ross3DConfig.from_pretrained(folder, tie_word_embeddings=True)

@@ -187,7 +187,7 @@ FORGED = {
     "mask of numbers": (set_tensor("prefix_mask", lambda x: x.long()), r"expected prefix_mask, bool, .* got torch.i"),
     "short mask": (set_tensor("prefix_mask", lambda x: x[:, 1:].clone()), "expected keys of layer 0, floating"),
     "mask of one scene": (set_tensor("prefix_mask", lambda x: x[:1].clone()),
-                          r"expected keys of layer 0, floating point, of shape \(1, .* got torch.float32 of \(2, 2"),
+                          r"expected keys of layer 0, floating point, of shape \(1, 2, .* got torch.float32 of \(2"),
     "mask with a hole": (set_tensor("prefix_mask", lambda x: x.clone().index_fill_(1, torch.tensor([-2]), False)),
                          "expected prefix_mask with padding at the start alone, got another"),
     "mask of nothing": (set_tensor("prefix_mask", torch.zeros_like), "expected prefix_mask with padding at the start"),

@@ -93,7 +93,7 @@ def test_smoothed_labels_are_refused(tmp_path):
         make_trainer(Ross3DTrainer, tmp_path, TextRows(), label_smoothing_factor=0.1)
     trainer = make_trainer(Trainer, tmp_path, TextRows(), label_smoothing_factor=0.1)
     message = (
-        "labels: expected them beside shift_labels, .* got none; a Trainer with label_smoothing_factor takes them"
+        "labels: expected them beside shift_labels and loss_weights, .* a Trainer with label_smoothing_factor takes"
     )
     with pytest.raises(ValueError, match=message):
         trainer.train()

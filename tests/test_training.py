@@ -69,7 +69,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def config_file(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(
-        "model: {}\ninit_from: folder\ndata: {epochs: 3}\ntrainer: {output_dir: out, learning_rate: 1.0e-3}\nparts: {lm_head: {freeze: true}}\n"
+        "init_from: folder\ndata: {epochs: 3}\nparts: {lm_head: {freeze: true}}\n"
+        "trainer: {output_dir: out, learning_rate: 1.0e-3}\n"
     )
     return path
 
@@ -270,10 +271,15 @@ def test_no_scenes_is_an_error(tmp_path):
     assert [path.name for path in list_scenes(DataArguments(root=str(tmp_path)))] == ["room-1"]
 
 
-@pytest.mark.parametrize("words", [[], ["--help"]])
-def test_a_command_without_a_file_says_how_it_is_used(words):
+def test_a_command_without_a_file_says_how_it_is_used(capsys):
     with pytest.raises(SystemExit, match="train.py CONFIG.yaml"):
-        read_command_line(words, "accelerate launch train.py CONFIG.yaml")
+        read_command_line([], "accelerate launch train.py CONFIG.yaml")
+    for word in ("-h", "--help"):
+        with pytest.raises(SystemExit) as end:
+            read_command_line([word], "accelerate launch train.py CONFIG.yaml")
+        told = capsys.readouterr().out
+        assert end.value.code == 0 and told.startswith("accelerate launch train.py CONFIG.yaml")
+        assert "--data.limit  at most so many scenes.\n" in told and "--debug" in told
 
 
 def test_no_is_a_strategy(config_file):

@@ -139,10 +139,44 @@ def test_cameras_held_by_hand():
         assert tilt < 1 and turn < 3 and height < 0.03 and estimate.confidence > 0.75
 
 
-def test_cameras_on_their_side_are_not_trusted():
-    for index in range(4):
-        with pytest.warns(UprightWarning, match="weakest evidence: camera"):
-            estimate_upright(make_rolled_scan(index, np.full(11, 90.0)))
+WORLDS = {
+    "z up": np.eye(4),
+    "y up": np.array([[1.0, 0, 0, 0.3], [0, 0, 1, -0.2], [0, -1, 0, 1.1], [0, 0, 0, 1]]),
+    "x up": np.array([[0.0, 0, 1, 0], [1, 0, 0, 0.7], [0, 1, 0, 0], [0, 0, 0, 1]]),
+    "any": draw_motion(12),
+}
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize(("degrees", "turns"), [(90.0, 3), (-90.0, 1), (180.0, 2)])
+def test_pictures_that_lie_on_their_side_turn_no_world(degrees, turns, world):
+    """Their cameras are right, whatever edge of the picture is up, so the floor is found all the same and is told."""
+    for index in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            scan = move(make_rolled_scan(index, np.full(11, degrees)), WORLDS[world])
+            estimate = estimate_upright(scan)
+        tilt, turn, height = measure(estimate, WORLDS[world])
+        assert tilt < 1 and turn < 3 and height < 0.03 and estimate.confidence > 0.7
+        assert estimate.picture_turns == turns and "give --rotate auto" in estimate.describe_pictures()
+        assert estimate.tilt == pytest.approx({"z up": 0, "y up": 90, "x up": 90}.get(world, estimate.tilt), abs=1)
+    assert ("stand on their head" if turns == 2 else "lie on their side") in estimate.describe_pictures()
+
+
+def test_upright_pictures_in_a_world_with_z_down():
+    """The ceiling could be the floor of pictures on their head: what stands between the two says which it is."""
+    down = np.diag([1.0, -1.0, -1.0, 1.0])
+    for index in range(3):
+        estimate = estimate_upright(move(make_scan(index), down))
+        assert estimate.picture_turns == 0 and measure(estimate, down)[0] < 1 and estimate.tilt > 179
+        assert estimate.describe_pictures() is None
+
+
+def test_cameras_rolled_in_all_ways_are_not_trusted():
+    """No edge of the pictures is up: nothing says where up is."""
+    rolls = np.linspace(0, 330, 12)
+    with pytest.warns(UprightWarning, match="weakest evidence: camera"):
+        estimate_upright(move(make_rolled_scan(1, rolls), WORLDS["any"]))
 
 
 def test_an_estimate_tells_what_speaks_for_it():

@@ -7,11 +7,14 @@
 SCAN is a folder of any layout that `data/sources` reads, or a video. A scan without an alignment is set upright by an
 estimate from its depth, and boxes are proposed where none came; both are said, and checked on the page. Says which
 views it chose, reads them once, answers each question, and writes a page. Questions that begin with "find " (all of
-them, with `--ground`) are answered by boxes where there are any. With a teacher beside the weights one view is hidden
-and rebuilt.
+them, with `--ground`) are answered by boxes where there are any. Boxes are given in the upright world and in the
+scan's own frame, on the page and in a JSON file of the page's name. With a teacher beside the weights one view is
+hidden and rebuilt.
 """
 
 import argparse
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,11 @@ import numpy as np
 import torch
 
 from ross3d.command_line import COUNT, COUNT_OR_NONE, NUM_VIEWS, add_debug, run_program
+from ross3d.data.atomic import write_text
 from ross3d.data.bev import BEVPicture, render_scene_bev
-from ross3d.data.own_scan import OwnScan, read_own_scan
-from ross3d.data.sanity import measure_sanity
+from ross3d.data.consistency import measure_scene_agreement
+from ross3d.data.own_scan import OwnScan, get_box_corners, read_own_scan
+from ross3d.data.sanity import Sanity, measure_sanity
 from ross3d.data.scene import Scene
 from ross3d.data.sources.options import add_scan_options, get_scan_options
 from ross3d.data.upright import LOW_CONFIDENCE
@@ -30,6 +35,7 @@ from ross3d.report.ask import Answer, Plan, Rebuilt, make_ask_page
 from ross3d.report.html import Markup
 from ross3d.report.run import write_page
 from ross3d.report.sanity import make_sanity_section
+from ross3d.report.scene import make_boxes_section
 from ross3d.tasks.answering import get_scene_inputs
 from ross3d.training.checkpoint import GEOMETRY_MODES, find_checkpoint, load_processor
 from ross3d.training.loading import load_model as read_weights
@@ -92,6 +98,60 @@ def answer_with_boxes(model: Any, processor: Any, cache: Any, questions: list[st
     return answers
 
 
+def make_boxes_table(scan: OwnScan, title: str, names: Sequence[str], boxes: np.ndarray) -> Markup:
+    """Boxes (K, 6) of the upright world in both frames, for a page."""
+    return make_boxes_section(title, names, boxes, get_box_corners(boxes, scan.scan_to_world), scan.scan_to_world)
+
+
+def make_found_boxes(scan: OwnScan, answers: Sequence[Answer]) -> Markup | None:
+    """The boxes that questions found, each once, in both frames; None where none was found."""
+    numbers = sorted({number for answer in answers for number in answer.numbers})
+    if not numbers:
+        return None
+    return make_boxes_table(scan, "Found boxes", [str(number) for number in numbers], scan.boxes[numbers])
+
+
+def describe_in_scan(scan: OwnScan, answer: Answer) -> list[str]:
+    """A line for each box of an answer: its centre in the scan's own frame, metres; none where that is the world."""
+    if not answer.boxes or np.array_equal(scan.scan_to_world, np.eye(4)):
+        return []
+    centres = get_box_corners(np.array(answer.boxes), scan.scan_to_world).mean(1)
+    return [
+        "box {} in the scan's own frame: centre ({:.2f}, {:.2f}, {:.2f})".format(number, *centre)
+        for number, centre in zip(answer.numbers, centres, strict=True)
+    ]
+
+
+def make_record(scan: OwnScan, scene: Scene, answers: Sequence[Answer], model_name: str) -> dict:
+    """What was answered, for programs: boxes in the upright world and in the scan's own frame, metres."""
+    return {
+        "scene_id": scene.scene_id,
+        "model": model_name,
+        "world": scan.describe_world(),
+        "scan_to_world": scan.scan_to_world.tolist(),
+        "views": scene.view_names,
+        "answers": [
+            {"question": answer.question, "answer": answer.text}
+            | ({} if answer.boxes is None else {"boxes": make_box_records(scan, answer)})
+            for answer in answers
+        ],
+    }
+
+
+def make_box_records(scan: OwnScan, answer: Answer) -> list[dict]:
+    """Of each box of an answer its number, centre and size in the upright world, and its corners in the scan."""
+    corners = get_box_corners(np.array(answer.boxes), scan.scan_to_world)
+    return [
+        {
+            "number": int(number),
+            "box": box,
+            "corners_in_scan": eight.tolist(),
+            "centre_in_scan": eight.mean(0).tolist(),
+        }
+        for number, box, eight in zip(answer.numbers, answer.boxes, corners, strict=True)
+    ]
+
+
 def describe_box(number: int, box: np.ndarray) -> str:
     """Number, middle and size of a box, metres in the upright world."""
     middle, size = ([f"{value:.1f}" for value in part] for part in (box[:3], box[3:]))
@@ -121,17 +181,18 @@ def list_doubts(scan: OwnScan) -> list[str]:
     return [f"the alignment has a confidence of only {confidence:.2f} (weakest: {weakest})"]
 
 
-def check_scan(scan: OwnScan, bev_image: np.ndarray, bev_bounds: np.ndarray) -> Markup:
+def check_scan(scan: OwnScan, sanity: Sanity, bev_image: np.ndarray, bev_bounds: np.ndarray) -> Markup:
     """The sanity picture of a scan with posed depth and its picture from above; what is off is printed too."""
-    sanity = measure_sanity(scan.scene)
     doubts = list_doubts(scan) + sanity.list_warnings()
     for warning in doubts:
         print(f"look at the page: {warning}.")
+    facts = sanity.list_facts()
+    agreement = measure_scene_agreement(scan.scene)
+    if agreement is not None:
+        facts.append(("depth that other views confirm, %", f"{100 * agreement:.0f}"))
     notes = [scan.alignment, scan.describe_boxes()]
     plan = bev_image, bev_bounds
-    return make_sanity_section(
-        scan.scene.cam2world, scan.boxes, plan, sanity.points, sanity.list_facts(), doubts, notes
-    )
+    return make_sanity_section(scan.scene.cam2world, scan.boxes, plan, sanity.points, facts, doubts, notes)
 
 
 def parse_device(name: str) -> str:
@@ -208,16 +269,24 @@ def main(args: list[str] | None = None) -> list[Answer]:
     with_boxes = iter(answer_with_boxes(model, processor, cache, grounded, scan.boxes))
     answers = [next(with_boxes if boxes else in_words) for _, boxes in asked]
     for answer in answers:
-        print(f"{answer.question}\n  {answer.text}")
+        print("\n  ".join([answer.question, answer.text, *describe_in_scan(scan, answer)]))
 
-    plan, rebuilt, sanity = None, None, None
+    plan, rebuilt, section, floor_height = None, None, None, None
     if scene.depth_maps is not None:
         picture = render_scene_bev(scan.scene)
         plan = Plan(picture.image, picture.bounds, scan.boxes)
-        sanity = check_scan(scan, picture.image, picture.bounds)
+        sanity = measure_sanity(scan.scene, scan.surface)
+        section, floor_height = check_scan(scan, sanity, picture.image, picture.bounds), sanity.floor_height
         if has_teacher:
             rebuilt = rebuild_hidden_view(model, inputs, scene, hidden_view, picture, options.steps)
-    print(write_page(options.output, make_ask_page(scene, answers, plan, rebuilt, options.model, sanity)))
+    boxes = make_found_boxes(scan, answers)
+    page = make_ask_page(
+        scene, answers, plan, rebuilt, options.model, scan.describe_world(), section, boxes, floor_height
+    )
+    print(write_page(options.output, page))
+    record = options.output.with_suffix(".json")
+    write_text(record, json.dumps(make_record(scan, scene, answers, options.model), indent=1) + "\n")
+    print(record)
     return answers
 
 

@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ross3d.command_line import add_debug, run_program
 from ross3d.report.comparison import format_comparison, make_comparison_page
 from ross3d.report.run import write_page
 from ross3d.tasks import find_tasks
@@ -24,6 +25,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("systems", nargs="+", help="output folders of eval.py; commas between seeds of one system")
     parser.add_argument("--output", type=Path, help="folder for comparison.json and comparison.html")
+    add_debug(parser)
     options = parser.parse_args(args)
     systems = [[read_run(Path(folder)) for folder in system.split(",")] for system in options.systems]
     tasks = {name: task for name, task in find_tasks().items() if task.get_values is not None}
@@ -37,4 +39,4 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -13,8 +13,6 @@ import argparse
 import hashlib
 import json
 import re
-import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,8 +27,10 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import custom_object_save
 
+from ross3d.command_line import DEBUG_HELP, run_program
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.atomic import write_text
+from ross3d.data.names import check_links, check_name
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.processing_ross3d import TURN_END, TURN_START
 from ross3d.report.card import (
@@ -49,10 +49,12 @@ from ross3d.report.card import (
 from ross3d.tools import checkpoints
 from ross3d.tools.checkpoints.files import (
     check_new_folder,
+    copy_files,
     count_bytes,
     describe_files,
     find_checkpoint,
     find_folder,
+    finish_replacing,
     list_tensors,
     read_json,
     replace_folder,
@@ -72,6 +74,7 @@ from ross3d.tools.checkpoints.keys import INVERSE_PROJECTOR
 from ross3d.tools.checkpoints.plan import (
     KeyRecord,
     Plan,
+    check_own_layers,
     get_new_denoiser_settings,
     make_mask_token,
     plan_ours,
@@ -107,6 +110,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json", "generation_config.json",
 )  # fmt: skip
 DENOISER_FILE = "mm_inv_projector.bin"
+REPORT = "conversion.json"
 
 
 def convert_release(options: argparse.Namespace) -> Path:
@@ -164,8 +168,10 @@ def write_ours(
     has_release = kind == "release" or denoiser_file is not None
     ingredients = list_ingredients(name, source, bool(plan.teacher), has_release)
     config.dtype = source.tensors[EMBEDDINGS[0]].dtype
-    used = source.used + ([] if denoiser_file is None else [denoiser_file])
-    with open_output(options, used, plan) as (folder, progress):
+    identity = make_identity(options, source.used + ([] if denoiser_file is None else [denoiser_file]), plan)
+    if is_finished(options.to, identity):
+        return tell_finished(options.to)
+    with open_output(options, identity, plan) as (folder, progress):
         write_shards(plan.model, folder, "model", options.max_shard_size, progress)
         write_model_files(folder, config)
         make_processor(source.tokenizer, config, kind == "start").save_pretrained(folder)
@@ -175,7 +181,7 @@ def write_ours(
         if kind == "release":
             keep_published(source, plan, folder / "published", options.max_shard_size, progress)
         write_text(folder / CARD_NAME, str(make_converted_card(name, plan, ingredients)))
-        write_report(folder, name, plan, ingredients, unknown_config_keys=unknown)
+        write_report(folder, name, plan, ingredients, identity, unknown_config_keys=unknown)
     return options.to
 
 
@@ -212,9 +218,7 @@ def keep_published(source: PublishedSource, plan: Plan, folder: Path, max_shard_
     if plan.rest:
         write_shards(plan.rest, folder, "model", max_shard_size, progress)
     folder.mkdir(exist_ok=True)
-    for file in ("config.json", *TOKENIZER_FILES):
-        if (source.folder / file).is_file():
-            shutil.copyfile(source.folder / file, folder / file)
+    copy_files(("config.json", *TOKENIZER_FILES), source.folder, folder)
 
 
 def name_teacher(config: Ross3DConfig, teacher: dict[str, Any] | None) -> str:
@@ -231,9 +235,12 @@ def convert_back(options: argparse.Namespace) -> Path:
     source = find_checkpoint(options.source)
     if read_json(source / "config.json").get("model_type") != "ross3d":
         raise ValueError(f"{source}: expected a checkpoint of ross3d, got another; leave --reverse out.")
+    check_own_layers(read_json(source / "config.json"), list_tensors(source), source / "config.json")
     config = Ross3DConfig.from_pretrained(source)
     check_publishable(config)
     came_from = source / "published"
+    if came_from.is_dir():
+        check_links([came_from, *came_from.iterdir()], source)
     base = read_json(came_from / "config.json") if (came_from / "config.json").is_file() else None
     tokenizer = read_tokenizer(source)
     rest = list_tensors(came_from) if any(came_from.glob("model*.safetensors")) else {}
@@ -248,7 +255,10 @@ def convert_back(options: argparse.Namespace) -> Path:
     published = make_published_config(config, base, parts, has_denoiser, rows)
     changed = sorted(key for key in published if base is not None and published[key] != base.get(key))
     ingredients = [INGREDIENTS["teacher"]] if teacher_config in TEACHERS.values() and has_denoiser else []
-    with open_output(options, [source], plan) as (folder, progress):
+    identity = make_identity(options, [source], plan)
+    if is_finished(options.to, identity):
+        return tell_finished(options.to)
+    with open_output(options, identity, plan) as (folder, progress):
         write_shards(plan.model, folder, "model", options.max_shard_size, progress)
         write_json(folder / "config.json", published)
         # A part that no well-known name tells is described where its name leads: beside the weights.
@@ -262,24 +272,33 @@ def convert_back(options: argparse.Namespace) -> Path:
             describe_part(folder, published["mm_pixel_decoder"], {"_class_name": "AutoencoderKL", **teacher_config})
         write_tokenizer(folder, tokenizer, came_from)
         write_text(folder / CARD_NAME, str(make_published_card(source, plan, ingredients)))
-        write_report(folder, get_display_name(options.source), plan, ingredients, changed_config_keys=changed)
+        name = get_display_name(options.source)
+        write_report(folder, name, plan, ingredients, identity, changed_config_keys=changed)
     if base is None:
         print("config.json was made anew: this checkpoint has no published/ with the one it came from")
     return options.to
 
 
 def describe_part(folder: Path, name: str, config: Mapping[str, Any]) -> None:
-    """Configuration of a part in a folder of the checkpoint, where its name is that of one."""
-    if len(Path(name).parts) == 1:
-        write_json(folder / name / "config.json", config)
+    """Configuration of a part in a folder of the checkpoint, where its name is that of one.
+
+    Raises:
+        ValueError: for a name that leads out of the checkpoint, or is that of one of its files.
+    """
+    if len(Path(name).parts) > 1:
+        return
+    check_name(name, "mm_vision_tower and mm_pixel_decoder of published/config.json")
+    if (folder / name).exists():
+        raise ValueError(
+            f"published/config.json: expected a part's name that no file of the checkpoint has, got {name!r}; correct"
+            " it there."
+        )
+    write_json(folder / name / "config.json", config)
 
 
 def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, came_from: Path) -> None:
     """The tokenizer's files as they came, or as the published code's library reads them."""
-    kept = [came_from / file for file in TOKENIZER_FILES if (came_from / file).is_file()]
-    for file in kept:
-        shutil.copyfile(file, folder / file.name)
-    if kept:
+    if copy_files(TOKENIZER_FILES, came_from, folder):
         return
     tokenizer.save_pretrained(folder)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
@@ -299,19 +318,41 @@ def name_tower(config: Ross3DConfig) -> tuple[dict[str, Any], str]:
     return {"model_type": "siglip_vision_model", **vision}, DEFAULT_VISION_TOWER if known else "vision_tower"
 
 
-@contextmanager
-def open_output(options: argparse.Namespace, sources: Sequence[Path], plan: Plan) -> Iterator[tuple[Path, tqdm]]:
-    """The folder to write to, which takes its name when all is written, and a bar that counts bytes."""
-    print_records(plan.records)
-    num_bytes = count_bytes(plan.list_tensors())
-    arguments = {key: str(value) for key, value in vars(options).items()}
+def make_identity(options: argparse.Namespace, sources: Sequence[Path], plan: Plan) -> dict[str, Any]:
+    """All that decides what is written, wherever it is written to."""
+    arguments = {key: str(value) for key, value in vars(options).items() if key not in ("to", "debug")}
     code = [
         hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(Path(checkpoints.__file__).parent.glob("*.py"))
     ]
-    identity = {
-        "arguments": arguments, "sources": describe_files(sources), "tensors": plan.describe(), "code": code,
-    }  # fmt: skip
+    return {"arguments": arguments, "sources": describe_files(sources), "tensors": plan.describe(), "code": code}
+
+
+def hash_identity(identity: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+
+def is_finished(folder: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether a folder is the whole result of the same command on the same files."""
+    report = folder / REPORT
+    if not report.is_file() or read_json(report).get("made_of_sha256") != hash_identity(identity):
+        return False
+    # Refuses a folder that has lost a shard since, or part of one.
+    list_tensors(folder)
+    finish_replacing(folder)
+    return True
+
+
+def tell_finished(folder: Path) -> Path:
+    print(f"{folder} is complete: the same command made it of the same files; nothing to do")
+    return folder
+
+
+@contextmanager
+def open_output(options: argparse.Namespace, identity: dict[str, Any], plan: Plan) -> Iterator[tuple[Path, tqdm]]:
+    """The folder to write to, which takes its name when all is written, and a bar that counts bytes."""
+    print_records(plan.records)
+    num_bytes = count_bytes(plan.list_tensors())
     bar = tqdm(total=num_bytes, unit="B", unit_scale=True, desc=f"writing {options.to}")
     with bar, replace_folder(options.to, identity, num_bytes) as folder:
         yield folder, bar
@@ -337,14 +378,21 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def write_report(folder: Path, source: str, plan: Plan, ingredients: Sequence[Ingredient], **more: list[str]) -> None:
+def write_report(
+    folder: Path,
+    source: str,
+    plan: Plan,
+    ingredients: Sequence[Ingredient],
+    identity: Mapping[str, Any],
+    **more: list[str],
+) -> None:
     """`conversion.json`: what became of every key, and on what terms each part is published."""
     licenses = [item.describe() for item in ingredients]
     for line in licenses:
         print(f"licence of {line}")
     keys = [asdict(record) for record in plan.records]
-    report = {"source": source, "summary": summarize(plan.records), "licenses": licenses, **more, "keys": keys}
-    write_json(folder / "conversion.json", report)
+    report = {"source": source, "summary": summarize(plan.records), "licenses": licenses, **more}
+    write_json(folder / REPORT, report | {"made_of_sha256": hash_identity(identity), "keys": keys})
 
 
 def print_records(records: Sequence[KeyRecord]) -> None:
@@ -376,6 +424,7 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--embedding-rows", type=int, help="with --reverse: the published code builds 152064")
     parser.add_argument("--max-shard-size", type=parse_size, default="2GB", help="of the files that are written")
     parser.add_argument("--seed", type=int, help="of weights that are drawn (default: 0)")
+    parser.add_argument("--debug", action="store_true", help=DEBUG_HELP)
     options = parser.parse_args(args)
     if options.source is None and options.init is None:
         parser.error("--from: expected a folder or Hub id, got none")
@@ -387,7 +436,9 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     only_forward += [options.seed]
     if options.reverse and any(value is not None for value in only_forward):
         parser.error("--reverse: expected --from and --to alone: everything else is in the checkpoint")
-    check_new_folder(options.to)
+    # A folder that a conversion made may be the whole result of this one, which its sources tell.
+    if not (options.to / REPORT).is_file():
+        check_new_folder(options.to)
     return options
 
 
@@ -407,7 +458,4 @@ def main(args: list[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    run_program(main)

@@ -16,6 +16,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from ross3d.command_line import COUNT, add_debug, run_program
+from ross3d.data.text_files import read_json
 from ross3d.report.run import write_run_page
 from ross3d.report.summary import format_summary
 from ross3d.tools.view import get_run_reader
@@ -107,15 +109,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/tiny.yaml")
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"))
-    parser.add_argument("--train-scenes", type=int, default=2200)
-    parser.add_argument("--val-scenes", type=int, default=250)
-    parser.add_argument("--sampler-steps", type=int, default=20, help="of each sampled picture")
+    parser.add_argument("--train-scenes", type=COUNT, default=2200, help="rooms to train on")
+    parser.add_argument("--val-scenes", type=COUNT, default=250, help="rooms to evaluate on")
+    parser.add_argument("--sampler-steps", type=COUNT, default=20, help="of each sampled picture")
+    add_debug(parser)
     arguments = parser.parse_args()
     arguments.output = arguments.output.resolve()
     seconds = {stage.name: run_stage(stage) for stage in plan(arguments)}
     page = write_run_page(arguments.output, get_run_reader(arguments.output))
     metrics, blind = (
-        json.loads((folder / "metrics.json").read_text()) for folder in (arguments.output, arguments.output / "blind")
+        read_json(folder / "metrics.json", "what eval.py wrote", kind=dict)
+        for folder in (arguments.output, arguments.output / "blind")
     )
     print(format_summary(metrics, blind))
     print("seconds:", json.dumps({name: round(value) for name, value in seconds.items()}))
@@ -125,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
+from ross3d.command_line import SEED, add_debug, run_program
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
@@ -122,13 +123,14 @@ def make_tiny_checkpoint(path: str | Path, seed: int = 0) -> Path:
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, help="folder to write")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=SEED, default=0, help="of the weights")
+    add_debug(parser)
     options = parser.parse_args(args)
     print(make_tiny_checkpoint(options.path, options.seed))
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)
 
 
 __all__ = ["make_tiny_checkpoint", "make_tiny_model", "make_tiny_processor", "make_tiny_teacher"]

@@ -12,7 +12,6 @@ import argparse
 import fnmatch
 import re
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers.dynamic_module_utils import get_relative_imports
 
+from ross3d.command_line import DEBUG_HELP, run_program
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.atomic import write_text
+from ross3d.data.names import check_links
 from ross3d.eval import get_fingerprint
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.report.card import (
@@ -49,6 +50,7 @@ from ross3d.report.card import (
     set_section,
 )
 from ross3d.tools.checkpoints.files import describe_files, list_tensors, read_json, replace_folder
+from ross3d.tools.checkpoints.plan import check_own_layers
 from ross3d.training.callbacks import COMPLETE_MARK, is_complete
 
 
@@ -78,9 +80,20 @@ def list_files(folder: Path, with_teacher: bool) -> dict[str, Path]:
         FileNotFoundError, ValueError: as `check_checkpoint` does.
     """
     check_checkpoint(folder)
-    names = {path.relative_to(folder).as_posix(): path for path in sorted(folder.glob("**/*")) if path.is_file()}
+    names = {path.relative_to(folder).as_posix(): path for path in list_paths(folder) if path.is_file()}
     kept = {name: path for name, path in names.items() if is_ours(name)}
     return {name: path for name, path in kept.items() if with_teacher or not name.startswith("teacher/")}
+
+
+def list_paths(folder: Path) -> list[Path]:
+    """Everything in a folder and in its folders."""
+    return sorted([*folder.glob("*"), *folder.glob("*/*")])
+
+
+def belongs(path: Path, folder: Path) -> bool:
+    """Whether a path is part of the checkpoint in a folder: one of its files, its page, or a folder of such files."""
+    name = path.relative_to(folder).as_posix()
+    return is_ours(name) or name == CARD_NAME or any(pattern.startswith(f"{name}/") for pattern in PATTERNS)
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -88,7 +101,8 @@ def check_checkpoint(folder: Path) -> None:
 
     Raises:
         FileNotFoundError: for absent files.
-        ValueError: for another model, a run that is not finished, and weights that the model does not have or lacks.
+        ValueError: for another model, a run that is not finished, weights that the model does not have or lacks, and
+            links that lead out of the folder.
     """
     if (folder / "run.yaml").is_file() and not is_complete(folder):
         raise ValueError(
@@ -100,6 +114,8 @@ def check_checkpoint(folder: Path) -> None:
             f"{folder}: expected a checkpoint's folder, found no config.json; name another (of LoRA, the run's folder,"
             " which holds the merged model)."
         )
+    # What a link leads to goes up under its name, and could be any file of this machine.
+    check_links([path for path in list_paths(folder) if belongs(path, folder)], folder)
     settings = read_json(folder / "config.json")
     if settings.get("model_type") != "ross3d":
         raise ValueError(
@@ -143,6 +159,7 @@ def check_weights(folder: Path) -> None:
             " model again into an empty folder."
         )
     found = list_tensors(folder)
+    check_own_layers(read_json(folder / "config.json"), found, folder / "config.json")
     with torch.device("meta"):
         model = Ross3DForConditionalGeneration(Ross3DConfig.from_pretrained(folder))
     tied = set(model.all_tied_weights_keys)
@@ -305,6 +322,7 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--without-teacher", action="store_true", help="leave the VAE out; answers do not need it")
     parser.add_argument("--private", action="store_true", help="of a repository that is made now")
     parser.add_argument("--dry-run", type=Path, metavar="FOLDER", help="write there what would go, push nothing")
+    parser.add_argument("--debug", action="store_true", help=DEBUG_HELP)
     return parser.parse_args(args)
 
 
@@ -336,7 +354,4 @@ def print_place(place: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    run_program(main)

@@ -10,23 +10,25 @@ alignment. `--rerun` opens the scan in the rerun viewer, where rerun is installe
 """
 
 import argparse
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from ross3d.command_line import add_debug, run_program
 from ross3d.data.bev import get_scene_points, render_scene_bev
-from ross3d.data.own_scan import read_own_scan
+from ross3d.data.own_scan import OwnScan, has_any, read_own_scan
+from ross3d.data.sanity import measure_sanity
 from ross3d.data.scene import Scene
 from ross3d.data.sources import get_reading, read_scene
 from ross3d.data.sources.inside import resolve_inside
 from ross3d.data.sources.options import add_scan_options, get_scan_options
+from ross3d.data.text_files import read_json
 from ross3d.report.picture import make_picture, save_picture
 from ross3d.report.run import make_run_page, write_page
-from ross3d.report.scene import make_scene_page
-from ross3d.tools.ask import check_scan
+from ross3d.report.scene import get_box_names, make_scene_page
+from ross3d.tools.ask import check_scan, make_boxes_table
 
 
 MAX_RERUN_POINTS = 500_000
@@ -44,7 +46,11 @@ def get_bev(scene: Scene) -> tuple[np.ndarray | None, np.ndarray | None]:
 
 def get_run_reader(run_dir: Path) -> Callable[[Path], Scene]:
     """Reads the views that a run looked at, of scenes inside its data folder."""
-    settings = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))["settings"]
+    file = run_dir / "metrics.json"
+    settings = read_json(file, "the output of eval.py", keys=["settings", "scores"])["settings"]
+    missing = [name for name in ("num_views", "decode", "view_size", "data", "model", "tasks") if name not in settings]
+    if missing:
+        raise ValueError(f"{file}: expected the settings of an evaluation, got none of {missing}; evaluate again.")
     # Runs of before these settings existed had none of them.
     given = {name: settings.get(name) for name in ("rotate", "max_excluded")}
     allow_outside = bool(settings.get("allow_outside"))
@@ -92,6 +98,20 @@ def open_rerun(scene: Scene) -> None:
         rerun.log("world/boxes", rerun.Boxes3D(centers=scene.boxes[:, :3], sizes=scene.boxes[:, 3:]), static=True)
 
 
+def make_page_of_scan(scan: OwnScan) -> str:
+    """The page of a scan as HTML; what is off is printed too."""
+    scene, section, floor_height = scan.scene, None, None
+    image, bounds = get_bev(scene)
+    if bounds is not None and scene.depth_maps is not None:
+        sanity = measure_sanity(scene, scan.surface)
+        section, floor_height = check_scan(scan, sanity, image, bounds), sanity.floor_height
+    names = get_box_names(scene) if has_any(scene.boxes) else [str(number) for number in range(len(scan.boxes))]
+    title = "Boxes" if scan.proposals is None else "Boxes, proposed from depth"
+    boxes = make_boxes_table(scan, title, names, scan.boxes) if len(scan.boxes) else None
+    bev = None if bounds is None else (image, bounds)
+    return make_scene_page(scene, scan.describe_world(), bev, section, boxes, floor_height)
+
+
 def main(args: list[str] | None = None) -> Path:
     """Parse, read, write; returns the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -103,6 +123,7 @@ def main(args: list[str] | None = None) -> Path:
     parser.add_argument("--boxes", type=Path, help="scan: JSON file of boxes")
     parser.add_argument("--rerun", action="store_true", help="scan: open rerun as well")
     add_scan_options(parser)
+    add_debug(parser)
     options = parser.parse_args(args)
     if (options.path / "metrics.json").is_file():
         page = make_run_page(options.path, get_run_reader(options.path), options.blind)
@@ -120,13 +141,11 @@ def main(args: list[str] | None = None) -> Path:
         print(f"{scan.alignment}\n{scan.describe_boxes()}")
         if options.rerun:
             open_rerun(scene)
-        image, bounds = get_bev(scene)
-        sanity = None if bounds is None or scene.depth_maps is None else check_scan(scan, image, bounds)
-        page = make_scene_page(scene, image, bounds, sanity)
+        page = make_page_of_scan(scan)
         output = options.output or Path(f"{scene.scene_id}.html")
     print(write_page(output, page))
     return output
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

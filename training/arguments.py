@@ -5,6 +5,7 @@ The file has one section per class below. Any value can be set from the command 
 """
 
 import difflib
+import inspect
 import re
 import sys
 from dataclasses import asdict, dataclass, field, fields
@@ -31,6 +32,7 @@ from ross3d.command_line import (
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.sources import DECODES, make_reading
 from ross3d.data.text_files import describe_kind, parse_yaml, read_yaml
+from ross3d.processing_ross3d import Ross3DProcessor
 
 
 VISITS = ("scenes", "questions")
@@ -406,6 +408,8 @@ def make_run_arguments(settings: dict[str, Any]) -> RunArguments:
         if name.endswith("_strategy") and value is False:
             settings["trainer"][name] = "no"  # what YAML made of it
     check_trainer(settings["trainer"])
+    own = inspect.signature(Ross3DProcessor.__init__).parameters.keys() - {"self", "tokenizer", "kwargs"}
+    check_keys(settings["processor"], own, "processor")
     for section, cls in SECTIONS.items():
         if settings.get(section) is not None:
             settings[section] = read_section(cls, settings[section], section)

@@ -1,5 +1,6 @@
 """Settings -> processor, model, data: what train.py puts together before the Trainer runs."""
 
+import hashlib
 import inspect
 import json
 import os
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -19,13 +19,15 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.modeling_utils import set_zero3_state
 
 from ross3d.configuration_ross3d import Ross3DConfig
-from ross3d.data.annotations import find_annotations, group_by_scene, load_annotations
+from ross3d.data.annotations import check_all_object_ids, find_annotations, group_by_scene, load_annotations
 from ross3d.data.atomic import write_text
 from ross3d.data.collator import Ross3DCollator
 from ross3d.data.dataset import SceneRows, take_boxes
 from ross3d.data.latents import SceneLatents, get_teacher_fingerprint
+from ross3d.data.names import check_links
 from ross3d.data.prepared import PreparedScenes
-from ross3d.data.sources import get_reading, read_scene
+from ross3d.data.sources import get_reading, list_folders, read_scene
+from ross3d.data.text_files import read_json, read_yaml
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
 from ross3d.report.card import CARD_NAME
@@ -34,7 +36,7 @@ from ross3d.scenes.tokenizer import make_tokenizer
 from ross3d.training.arguments import DataArguments, NewWeightsArguments, PartArguments, RunArguments
 from ross3d.training.callbacks import COMPLETE_MARK, mark_complete
 from ross3d.training.card import make_run_card
-from ross3d.training.checkpoint import find_checkpoint, load_processor
+from ross3d.training.checkpoint import check_lengths, find_checkpoint, load_processor
 from ross3d.training.loading import load_model
 from ross3d.training.lora import PEFT_PREFIX
 from ross3d.training.optimizer import MuonAdamW
@@ -52,13 +54,49 @@ def list_scenes(arguments: DataArguments) -> list[Path]:
 
 def list_split(arguments: DataArguments) -> list[Path]:
     folder = Path(arguments.root) / arguments.split
-    scenes = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    scenes = list_folders(folder)
     if not scenes:
         raise FileNotFoundError(
             f"data.root: expected scene folders in {folder}, found none; make them with"
             f" `python -m ross3d.scenes.build --output {arguments.root}`."
         )
     return scenes
+
+
+def get_data_fingerprint(arguments: DataArguments) -> dict[str, str]:
+    """What the rows of a run follow from, besides its settings: hashes of its questions and of its scenes' names."""
+    splits = dict.fromkeys((arguments.split, "train"))
+    files = [file for split in splits if (file := find_annotations(arguments.root, split)).is_file()]
+    told = {str(file.relative_to(arguments.root)): hash_bytes(file.read_bytes()) for file in files}
+    names = [path.name for path in list_split(arguments)]
+    told[f"names of the scenes in {arguments.split}"] = hash_bytes("\n".join(names).encode())
+    return told
+
+
+def hash_bytes(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def check_same_data(told: dict[str, str], file: Path) -> None:
+    """Refuse to go on with a run whose questions or scenes have changed since it began.
+
+    Args:
+        told (`dict`): what `get_data_fingerprint` gives now.
+        file (`Path`): where it was written when the run began; nothing is checked where it is absent.
+
+    Raises:
+        ValueError: names what has changed.
+    """
+    if not file.is_file():
+        return
+    before = read_json(file, "what the run here was trained on", kind=dict)
+    changed = sorted(name for name in before.keys() | told.keys() if before.get(name) != told.get(name))
+    if changed:
+        raise ValueError(
+            f"data: expected the questions and scenes with which the run in {file.parent} began, got others:"
+            f" {', '.join(changed)} changed; restore them, choose another --trainer.output_dir, or remove that folder"
+            " to begin anew."
+        )
 
 
 def list_unlabelled(arguments: DataArguments, config: Ross3DConfig) -> list[Path]:
@@ -79,7 +117,7 @@ def list_unlabelled(arguments: DataArguments, config: Ross3DConfig) -> list[Path
     if arguments.unlabelled_root is None:
         return []
     folder = Path(arguments.unlabelled_root)
-    scans = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    scans = list_folders(folder)
     if not scans:
         raise FileNotFoundError(
             f"data.unlabelled_root: expected folders of scans in {folder}, found none; correct it."
@@ -265,6 +303,8 @@ def build_rows(
             f"{file}: expected scene_ids that are folders of {Path(data.root) / data.split}, got {unknown[:3]} and"
             f" {len(unknown)} unknown in all; scene_id is the folder's name."
         )
+    check_all_object_ids(annotations, lambda name: Path(data.root) / data.split / name)
+    check_lengths(annotations, processor, str(file))
     reading, latents = get_run_reading(arguments, processor), build_latents(arguments, processor, config)
     unlabelled = list_unlabelled(data, config)
     if latents is not None:
@@ -362,9 +402,17 @@ def choose_optimizer(
 
 
 def find_published(arguments: RunArguments) -> Path | None:
-    """What a converted checkpoint keeps beside its weights for the way back to the published format."""
+    """What a converted checkpoint keeps beside its weights for the way back to the published format.
+
+    Raises:
+        ValueError: for a link in it that leads out of the checkpoint.
+    """
     folder = find_init_folder(arguments)
-    return None if folder is None or not (folder / "published").is_dir() else folder / "published"
+    if folder is None or not (folder / "published").is_dir():
+        return None
+    # What a link leads to would be copied into the run, and pushed with it.
+    check_links([folder / "published", *(folder / "published").rglob("*")], folder)
+    return folder / "published"
 
 
 def widen_weights(model: nn.Module, autocast: bool) -> dict[str, torch.dtype]:
@@ -449,7 +497,7 @@ def save_run(
     # Not among the files whose sizes the mark holds: people write on it.
     run = output_dir / "run.yaml"
     if run.is_file():
-        card = make_run_card(yaml.safe_load(run.read_text(encoding="utf-8")), model.config.denoiser_config, state)
+        card = make_run_card(read_yaml(run, "the settings of the run"), model.config.denoiser_config, state)
         for folder in (aside, aside / "adapter"):
             if folder.is_dir():
                 write_text(folder / CARD_NAME, str(card))
@@ -468,7 +516,7 @@ def save_teacher(teacher: nn.Module, folder: Path) -> None:
     """Save the VAE; where it was read from, which its config tells, concerns nobody else."""
     teacher.save_pretrained(folder)
     file = folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = read_json(file, "the config of the teacher", kind=dict)
     config.pop("_name_or_path", None)
     write_text(file, json.dumps(config, indent=2, sort_keys=True) + "\n")
 

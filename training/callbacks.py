@@ -15,11 +15,17 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from ross3d.data.atomic import write_text
+from ross3d.data.text_files import read_json
 from ross3d.modeling_ross3d import LOSS_NAMES
 
 
 # Written last into a checkpoint folder; a folder without it is a torn one.
 COMPLETE_MARK = "complete.json"
+DIVERGED = (
+    "the run has diverged and stops; its last checkpoint is from before. Begin another run with a lower"
+    " trainer.learning_rate, or trainer.max_grad_norm"
+)
+DAMAGED = "remove the file: the folder then counts as unfinished"
 # Seconds that a shared disk may take to show another machine a new file.
 SHARED_PATIENCE = 120.0
 
@@ -51,6 +57,7 @@ class NamedLosses(TrainerCallback):
             reduced = self.step.float().to(device)
             torch.distributed.all_reduce(reduced)
             self.step = reduced.double().cpu()
+        check_finite_losses(self.step[0], state.global_step)
         counted = (self.step[1] > 0).double()
         self.totals[0] += self.step[0] * counted
         self.totals[1] += counted
@@ -70,10 +77,40 @@ class NamedLosses(TrainerCallback):
             state.log_history[-1].update(means)
 
 
+def check_finite_losses(losses: torch.Tensor, step: int) -> None:
+    """Stop a run that has diverged; its last checkpoint is from before.
+
+    Args:
+        losses: (L,) of a step, over all processes, in the order of `LOSS_NAMES`.
+
+    Raises:
+        ValueError: names step and losses.
+    """
+    broken = [name for name, finite in zip(LOSS_NAMES, losses.isfinite().tolist(), strict=True) if not finite]
+    if broken:
+        raise ValueError(
+            f"step {step}: expected finite losses, got NaN or infinity in {', '.join(broken)}; {DIVERGED}."
+        )
+
+
+def has_finite_weights(model: torch.nn.Module, world_size: int) -> bool:
+    """Whether all weights that are trained are finite, on all processes; each looks at the pieces it holds."""
+    # What ZeRO-3 and FSDP have cut to pieces is held under other names.
+    held = [getattr(parameter, "ds_tensor", parameter) for parameter in model.parameters() if parameter.requires_grad]
+    held = [piece.to_local() if hasattr(piece, "to_local") else piece for piece in held]
+    finite = all(bool(piece.isfinite().all()) for piece in held)
+    if world_size > 1:
+        flag = torch.tensor(float(finite), device=held[0].device if held else "cpu")
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
+        finite = bool(flag)
+    return finite
+
+
 class MarkComplete(TrainerCallback):
     """Writes `complete.json` as the last file of a checkpoint, and only then removes older ones.
 
-    A torn checkpoint is never resumed from, and at no moment is there none that is whole.
+    A torn checkpoint is never resumed from, and at no moment is there none that is whole. One whose weights are not
+    finite is removed, and the run ends.
 
     Args:
         keep (`int`, *optional*): how many whole checkpoints stay; all when absent.
@@ -90,9 +127,24 @@ class MarkComplete(TrainerCallback):
         if args.world_size > 1:
             # Every rank writes files of its own into the folder.
             torch.distributed.barrier()
+        self.check_weights(args, state, kwargs.get("model"))
         if state.is_world_process_zero:
             mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
             self.remove_old(Path(args.output_dir))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.check_weights(args, state, kwargs.get("model"))
+
+    def check_weights(self, args, state, model: torch.nn.Module | None) -> None:
+        """Raises ValueError for weights that are not finite; a checkpoint of this step is removed first."""
+        if model is None or has_finite_weights(model, args.world_size):
+            return
+        if state.is_world_process_zero:
+            shutil.rmtree(Path(args.output_dir) / f"checkpoint-{state.global_step}", ignore_errors=True)
+        raise ValueError(
+            f"step {state.global_step}: expected finite weights, got NaN or infinity in some that are trained;"
+            f" {DIVERGED}."
+        )
 
     def remove_old(self, output_dir: Path) -> None:
         """Removes all but the last `keep` checkpoints, those that an earlier removal left torn included."""
@@ -113,7 +165,7 @@ def is_complete(folder: Path) -> bool:
     mark = folder / COMPLETE_MARK
     if not mark.exists():
         return False
-    sizes = json.loads(mark.read_text())
+    sizes = read_json(mark, "sizes of the files of a finished folder", kind=dict, remedy=DAMAGED)
     return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
 
 

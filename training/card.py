@@ -1,6 +1,5 @@
 """The page of a trained checkpoint: what it began with, which settings and data made it, on what terms."""
 
-import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from huggingface_hub import ModelCard
 from transformers import TrainerState
 
 from ross3d.data.annotations import find_annotations, load_annotations
+from ross3d.data.sources import list_folders
+from ross3d.data.text_files import read_json
 from ross3d.report.card import (
     CARD_NAME,
     INGREDIENTS,
@@ -108,13 +109,13 @@ def describe_training(settings: dict[str, Any], state: TrainerState) -> str:
 def describe_data(data: dict[str, Any]) -> str:
     """How many scenes and questions a run's folder holds; of rooms of our own, how they are made again."""
     root = Path(data["root"])
-    scenes = sum(path.is_dir() for path in (root / data["split"]).glob("*"))
+    scenes = len(list_folders(root / data["split"]))
     file = find_annotations(root, data["split"])
     told = f"{scenes} scenes with {len(load_annotations(file)) if file.is_file() else 0} questions"
     manifest = root / "manifest.json"
     if not manifest.is_file():
         return told
-    made = json.loads(manifest.read_text(encoding="utf-8"))["arguments"]
+    made = read_json(manifest, "how the scenes were built", keys=["arguments"])["arguments"]
     words = {"--train": made["num_train"], "--val": made["num_val"], "--views": made["num_views"]}
     words |= {"--bev-size": made["bev_size"], "--seed": made["seed"]}
     words["--image-size"] = "x".join(map(str, made["image_size"]))

@@ -6,7 +6,7 @@ Our own classes read it; Python files, pickled weights and `auto_map` entries of
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import is_offline_mode
@@ -46,18 +46,18 @@ def find_folder(name: str | os.PathLike, option: str, patterns: Sequence[str], m
         NotADirectoryError: a file.
     """
     if not str(name).strip():
-        raise ValueError(f"{option}: expected the folder of a {meaning} or a Hub id, got nothing; name one.")
+        raise ValueError(f"{option}: expected a {meaning}'s folder or a Hub id, got nothing; name one.")
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
     if folder.exists():
         raise NotADirectoryError(
-            f"{option}: expected the folder of a {meaning}, got the file {folder}; give the folder that it lies in."
+            f"{option}: expected a {meaning}'s folder, got the file {folder}; give the folder that it lies in."
         )
     if not is_hub_id(str(name)):
         known = next(parent for parent in [*folder.parents, Path(".")] if parent.is_dir())
         raise FileNotFoundError(
-            f"{option}: expected the folder of a {meaning} or a Hub id such as user/name, got {name}: no such folder"
+            f"{option}: expected a {meaning}'s folder or a Hub id such as user/name, got {name}: no such folder"
             f" (the path exists up to {known.resolve()}); correct it."
         )
     try:
@@ -66,7 +66,7 @@ def find_folder(name: str | os.PathLike, option: str, patterns: Sequence[str], m
     except (OSError, ValueError) as error:
         reason = "the Hub is switched off (HF_HUB_OFFLINE) and no copy is here" if is_offline_mode() else error
         raise FileNotFoundError(
-            f"{option}: expected the folder of a {meaning} or a Hub id that can be reached, got {name}: no such"
+            f"{option}: expected a {meaning}'s folder or a Hub id that can be reached, got {name}: no such"
             f" folder, and from the Hub: {' '.join(str(reason).split())}; correct it, or log in with `hf auth login`."
         ) from error
 
@@ -82,8 +82,8 @@ def find_checkpoint(name: str | os.PathLike, option: str = "--model") -> Path:
     file = folder / "config.json"
     if not file.is_file():
         raise FileNotFoundError(
-            f"{option}: expected a checkpoint in {folder}, got a folder without config.json; give the folder that"
-            " train.py, tools/convert.py or tools/make_tiny.py wrote."
+            f"{option}: expected a checkpoint's folder or a Hub id, got {folder}, a folder without config.json; give"
+            " one that train.py, tools/convert.py or tools/make_tiny.py wrote."
         )
     kind = read_json(file, "the config of a checkpoint", kind=dict).get("model_type")
     if kind != "ross3d":
@@ -120,4 +120,29 @@ def load_processor(folder: Path, geometry_mode: str | None = None) -> Ross3DProc
     return processor
 
 
-__all__ = ["find_checkpoint", "find_folder", "is_hub_id", "load_processor"]
+def check_lengths(questions: Sequence[Any], processor: Ross3DProcessor, where: str) -> None:
+    """Refuse questions that fit into no row, not even behind a single view, before the first one is asked.
+
+    Args:
+        questions: annotations.
+        processor (`Ross3DProcessor`): with the model's limit.
+        where (`str`): the file of the questions, for errors.
+
+    Raises:
+        ValueError: names the longest question.
+    """
+    limit = processor.max_position_embeddings
+    if limit is None or not questions:
+        return
+    texts = [question.question + question.answer for question in questions]
+    lengths = [len(ids) for ids in processor.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    if lengths[longest] > limit - processor.tokens_per_view:
+        raise ValueError(
+            f"{where}: expected questions that fit, with answer and a view of {processor.tokens_per_view} tokens, into"
+            f" the model's {limit} positions (max_position_embeddings), got {lengths[longest]} tokens in question"
+            f" {questions[longest].id!r}; shorten it."
+        )
+
+
+__all__ = ["GEOMETRY_MODES", "check_lengths", "find_checkpoint", "find_folder", "is_hub_id", "load_processor"]

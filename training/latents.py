@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from tqdm import tqdm
 
+from ross3d.command_line import run_program
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.latents import SceneLatents
 from ross3d.data.sources import read_scene
@@ -79,4 +80,4 @@ def main(arguments: RunArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(read_command_line(sys.argv[1:], __doc__))
+    run_program(lambda: main(read_command_line(sys.argv[1:], __doc__)))

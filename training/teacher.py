@@ -15,6 +15,8 @@ from diffusers import AutoencoderKL
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ross3d.command_line import COUNT, POSITIVE, SEED, add_debug, run_program
+from ross3d.data.sources import list_folders
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 
 
@@ -93,15 +95,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=Path, required=True, help="folder of scene folders")
     parser.add_argument("--output", type=Path, required=True, help="where the diffusers folder goes")
-    parser.add_argument("--num-scenes", type=int, default=800)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--num-scenes", type=COUNT, default=800, help="at most so many")
+    parser.add_argument("--steps", type=COUNT, default=2000)
+    parser.add_argument("--batch-size", type=COUNT, default=16)
+    parser.add_argument("--learning-rate", type=POSITIVE, default=2e-3)
+    parser.add_argument("--seed", type=SEED, default=0)
+    parser.add_argument("--threads", type=COUNT, default=1, help="processor threads")
+    add_debug(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    paths = sorted(path for path in arguments.scenes.iterdir() if path.is_dir())[: arguments.num_scenes]
+    paths = list_folders(arguments.scenes)[: arguments.num_scenes]
     views, bevs = load_pictures(paths)
     teacher = train_teacher(
         views, bevs, arguments.steps, arguments.batch_size, arguments.learning_rate, arguments.seed
@@ -111,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -2,6 +2,7 @@
 
     scannet         raw ScanNet scans and official annotations -> a data folder for train.py, eval.py and `datasets`
     posed-images    Video-3D-LLM's public files -> the same
+    align           axis_align.txt for scans that came without an alignment, estimated from their depth
     bev             pictures from above of the scenes of a data folder
     proposals       boxes to choose among, for the scenes of a data folder: from depth, masks or a list
 
@@ -14,12 +15,14 @@ from pathlib import Path
 
 from ross3d.command_line import DEBUG_HELP, run_program
 from ross3d.data.bev import MAX_BEV_SIZE
+from ross3d.data.prepare.align import prepare_alignments
 from ross3d.data.prepare.finish import format_account
 from ross3d.data.prepare.from_above import SOURCES, prepare_bev
 from ross3d.data.prepare.posed_images import prepare_posed_images
 from ross3d.data.prepare.proposals import ProposalSource, prepare_proposals
 from ross3d.data.prepare.scannet import CHOICES, ScanSettings, prepare_scannet
 from ross3d.data.sources.options import add_scan_options, get_scan_options
+from ross3d.data.upright import LOW_CONFIDENCE
 
 
 # Of views and processes.
@@ -49,6 +52,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         command.add_argument("--output", required=True, type=Path)
         command.add_argument("--views", type=parse_count, default=32, help="views kept of a scan")
         command.add_argument("--partial", action="store_true", help="leave out questions about scans that are absent")
+    align = commands.add_parser("align", help="axis_align.txt for scans that came without an alignment")
+    align.add_argument("--data", required=True, type=Path, help="a data folder, a split or a scan of it")
+    align.add_argument("--force", action="store_true", help="estimate anew where axis_align.txt is there already")
+    align.add_argument(
+        "--min-confidence",
+        type=float,
+        default=LOW_CONFIDENCE,
+        help=f"write nothing below this confidence, from 0 to 1 (default: {LOW_CONFIDENCE})",
+    )
     bev = commands.add_parser("bev", help="pictures from above")
     bev.add_argument("--data", required=True, type=Path, help="a data folder, a split or a scene of it")
     bev.add_argument("--from", dest="source", choices=SOURCES, default="depth")
@@ -64,7 +76,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         add_scan_options(command)
     for command in (scannet, public, bev):
         command.add_argument("--bev-size", type=parse_bev_size, default=432, help="pixels of the picture from above")
-    for command in (scannet, public, bev, proposals):
+    for command in (scannet, public, align, bev, proposals):
         command.add_argument("--num-workers", type=parse_count, default=os.cpu_count() or 1)
         command.add_argument("--debug", action="store_true", help=DEBUG_HELP)
     return parser.parse_args(argv)
@@ -84,8 +96,12 @@ def parse_bev_size(text: str) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
-    if arguments.command in ("bev", "proposals"):
-        if arguments.command == "bev":
+    if arguments.command in ("align", "bev", "proposals"):
+        if arguments.command == "align":
+            counts = prepare_alignments(
+                arguments.data, arguments.force, arguments.num_workers, arguments.min_confidence
+            )
+        elif arguments.command == "bev":
             counts = prepare_bev(
                 arguments.data,
                 arguments.source,

@@ -15,6 +15,7 @@ from ross3d.data.prepare.llava_style import Boxes, Record
 from ross3d.data.prepare.official_set import SPLITS, convert_files, drop_boxless, needs_proposals
 from ross3d.data.prepare.scene_folder import read_facts
 from ross3d.data.prepare.tables import write_card, write_scans_table
+from ross3d.data.sources import list_folders
 from ross3d.data.text_files import read_json
 
 
@@ -108,7 +109,7 @@ def finish(
     """
     splits, left_out, unknown_labels = {}, {}, Counter()
     for split in SPLITS:
-        folders = sorted(path for path in (output / split).glob("*") if (path / "scene.json").is_file())
+        folders = [path for path in list_folders(output / split) if (path / "scene.json").is_file()]
         facts = [read_facts(folder) for folder in folders]
         boxes = {folder.name: read_object_boxes(folder) for folder in folders}
         proposals = {folder.name: read_rows(folder / "proposals.json") for folder in folders}

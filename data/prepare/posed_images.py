@@ -222,6 +222,14 @@ def describe_inputs(job: PublicJob) -> dict[str, Any]:
     }
 
 
+def describe_inputs_or_fault(job: PublicJob) -> dict[str, Any] | str:
+    """`describe_inputs`; what is wrong with a scan is told once the others are done."""
+    try:
+        return describe_inputs(job)
+    except (ValueError, OSError) as error:
+        return str(error)
+
+
 def prepare_public_scene(job: PublicJob, output: Path, num_views: int, bev_source: str, bev_size: int) -> str | None:
     """Write a scene's folder unless it is there, made of the same files; the reason when it can have none."""
     folder = output / job.split / job.scene_id
@@ -345,7 +353,7 @@ def prepare_posed_images(
     settings = {"version": VERSION, "num_views": num_views, "bev_source": bev_source, "bev_size": bev_size}
     inputs = {
         "annotations": {file.name: hash_file(file) for file in [*public.files, *info_files]},
-        "scans": hash_text([[job.scene_id, job.split, describe_inputs(job)] for job in jobs]),
+        "scans": hash_text([[job.scene_id, job.split, describe_inputs_or_fault(job)] for job in jobs]),
         "not_read": hash_text(public.not_read),
     }
     with hold_folder(output):

@@ -86,7 +86,8 @@ def make_boxes(folder: Path, source: ProposalSource) -> list[list[float]]:
     vertices = align_vertices(mesh.vertices, get_alignment(folder, source.reading))
     if masks.suffix == ".npz":
         return [box for box in read_mask_boxes(masks, vertices) if box is not None]
-    return read_mask3d(masks, vertices).boxes.tolist()
+    allow_outside = source.reading.get("allow_outside", False)
+    return read_mask3d(masks, vertices, allow_outside=allow_outside).boxes.tolist()
 
 
 def make_proposals(folder: Path, source: ProposalSource, force: bool) -> bool:

@@ -4,7 +4,6 @@ load_dataset(FOLDER)              the questions, one a row
 load_dataset(FOLDER, "scans")     the scenes: cameras, boxes, and the names of their files
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ross3d.data.atomic import replace_file, write_text
+from ross3d.data.sources import list_folders
+from ross3d.data.text_files import read_json
 
 
 def _matrix(rows: int, columns: int) -> pa.DataType:
@@ -69,7 +70,7 @@ def read_scan_row(folder: Path, facts: dict[str, Any], split: str) -> dict[str, 
     align = np.loadtxt(folder / "axis_align.txt")
     cameras = [(align @ np.loadtxt(folder / f"{name}.pose.txt")).tolist() for name in names]
     boxes, proposals = (
-        json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        read_json(file, "boxes", kind=list) if file.is_file() else None
         for file in (folder / "boxes.json", folder / "proposals.json")
     )
     return {
@@ -86,7 +87,7 @@ def read_scan_row(folder: Path, facts: dict[str, Any], split: str) -> dict[str, 
         "categories": None if boxes is None else [row.get("category") for row in boxes],
         "proposal_boxes": proposals,
         "bev_file": f"{place}/bev.png",
-        "bev_bounds": json.loads((folder / "bev.json").read_text(encoding="utf-8"))["bounds"],
+        "bev_bounds": read_json(folder / "bev.json", "bounds of the picture from above", keys=("bounds",))["bounds"],
     }
 
 
@@ -101,8 +102,8 @@ def write_scans_table(folders: list[Path], facts: list[dict[str, Any]], split: s
 def refresh_scans_tables(data_dir: Path) -> None:
     """Write the tables of scans of a prepared folder again, after something was added to its scenes."""
     for file in sorted((data_dir / "scans").glob("*.parquet")):
-        folders = sorted(found.parent for found in (data_dir / file.stem).glob("*/scene.json"))
-        facts = [json.loads((folder / "scene.json").read_text(encoding="utf-8")) for folder in folders]
+        folders = [path for path in list_folders(data_dir / file.stem) if (path / "scene.json").is_file()]
+        facts = [read_json(folder / "scene.json", "what the scene was made of", kind=dict) for folder in folders]
         write_scans_table(folders, facts, file.stem, file)
 
 

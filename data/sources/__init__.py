@@ -137,7 +137,7 @@ def find_layout(path: str | os.PathLike) -> Layout:
     """
     path = Path(path)
     if path.exists() and not path.is_dir() and path.suffix.lower() in FOREIGN_FILES:
-        raise ValueError(f"{path} is {FOREIGN_FILES[path.suffix.lower()]}.")
+        raise ValueError(f"{path} is no folder of a scan, but {FOREIGN_FILES[path.suffix.lower()]}.")
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not a folder, and no video; give the folder of one scan, or a video.")
     for layout in LAYOUTS:
@@ -150,6 +150,16 @@ def find_layout(path: str | os.PathLike) -> Layout:
     hint = f"\n{scans[0].name} in it is one of them: give that folder" if scans else ""
     known = "\n".join(f"  {layout.name}: {layout.looks_like}" for layout in LAYOUTS)
     raise ValueError(f"{path}: the layout of this folder is not known; a scan is one of these folders:\n{known}{hint}")
+
+
+def list_folders(path: str | os.PathLike) -> list[Path]:
+    """Folders of scans in a folder, by name; none where there is no such folder.
+
+    Hidden ones are no scans: a write that is not finished, or was killed, is in one.
+    """
+    path = Path(path)
+    found = path.iterdir() if path.is_dir() else []
+    return sorted(folder for folder in found if folder.is_dir() and not folder.name.startswith("."))
 
 
 def _has_layout(path: Path) -> bool:
@@ -292,6 +302,7 @@ __all__ = [
     "find_video",
     "get_reading",
     "list_files",
+    "list_folders",
     "list_not_read",
     "make_reading",
     "read_scene",

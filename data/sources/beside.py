@@ -162,7 +162,7 @@ def make_scene(
         view_names=views.names,
         boxes=boxes,
         box_labels=box_labels,
-        proposal_boxes=None if proposals is None else _read_list(proposals, scene_id)[0],
+        proposal_boxes=None if proposals is None else read_boxes(proposals, scene_id, must_have=True)[0],
         bev_image=bev_image,
         bev_valid=bev_valid,
         bev_bounds=bev_bounds,
@@ -179,19 +179,7 @@ def _read_boxes(
     if given is not None:
         return read_boxes(given, scene_id)
     file = beside.find("boxes.json") if alignment.is_own else None
-    return read_own_boxes() if file is None else _read_list(file, scene_id)
-
-
-def _read_list(file: Path, scene_id: str) -> Boxes:
-    """Boxes of a file that lies with its scan.
-
-    Raises:
-        ValueError: also where they are those of other scenes.
-    """
-    boxes, labels = read_boxes(file, scene_id)
-    if boxes is None:
-        raise ValueError(f"{file}: expected boxes of scene {scene_id!r}, got those of other scenes; remove the file.")
-    return boxes, labels
+    return read_own_boxes() if file is None else read_boxes(file, scene_id, must_have=True)
 
 
 def _warn_of_other_world(beside: Beside, scene_id: str, has_boxes: bool) -> None:

@@ -467,12 +467,12 @@ def read_axis_align_matrix(
     return matrix
 
 
-def read_boxes(given, scene_id: str) -> tuple[np.ndarray | None, list[dict] | None]:
+def read_boxes(given, scene_id: str, must_have: bool = False) -> tuple[np.ndarray | None, list[dict] | None]:
     """Boxes (K, 6) and what is known of each, from an array or a JSON file.
 
     The file holds a list (`[{"box": [cx, cy, cz, dx, dy, dz], ...}, ...]` or `[[cx, cy, cz, dx, dy, dz], ...]`), or a
     dictionary of such lists by scene, as `scannet_{split}_{gt,pred}_box.json` does with `scannet/<scene>`. A scene
-    that such a dictionary lacks has no boxes, and a warning says so.
+    that such a dictionary lacks has no boxes, and a warning says so; it is refused where the file `must_have` them.
 
     Raises:
         FileNotFoundError, ValueError: names the file and the row that is no box in metres.
@@ -491,6 +491,11 @@ def read_boxes(given, scene_id: str) -> tuple[np.ndarray | None, list[dict] | No
                 f"{file}: {BOXES_FORM}, or a dictionary of such lists by scene, got a dictionary whose {wrong!r} is"
                 f" {str(rows[wrong])[:60]}."
             )
+        if not keys and must_have:
+            raise ValueError(
+                f"{file}: expected boxes of scene {scene_id!r}, the file has other scenes only; give the file of this"
+                " split, or a plain list."
+            )
         if not keys:
             warnings.warn(f"{file.name} has no boxes of scene {scene_id!r}; it is read without", stacklevel=2)
             return None, None
@@ -508,7 +513,7 @@ def read_boxes(given, scene_id: str) -> tuple[np.ndarray | None, list[dict] | No
 
 def _get_coordinate(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{str(value)[:40]!r} is no number")
+        raise TypeError(f"a coordinate that is no number: {str(value)[:40]!r}")
     return float(value)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 MAX_NAME_LENGTH, MAX_PART_LENGTH = 4096, 255
 WINDOWS_DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
 WAY_OUT = (
-    "copy it there; or, where you trust whoever wrote it, allow it: --allow-outside (allow_outside=True in Python)"
+    "copy it there and make its path relative; or, where you trust whoever wrote this, add --allow-outside (in Python"
+    " allow_outside=True)"
 )
 
 

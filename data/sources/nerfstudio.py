@@ -217,23 +217,28 @@ def _get_camera_size(frame: Mapping[str, Any], where: str) -> tuple[float, float
     return None
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _get_number(values: Mapping[str, Any], key: str, default: float, where: str, above: float = 0.0) -> float:
     """A number of the file that has to be finite and larger than `above`."""
     value = values.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, Real) or not above < value < np.inf:
+    if not _is_number(value) or not above < value < np.inf:
         raise ValueError(f"{where}: {key} must be a finite number above {above:g}, got {value!r}; correct the file.")
     return float(value)
 
 
 def _get_cam2world(frame: Mapping[str, Any], applied_scale: float) -> np.ndarray:
     """Camera to world (4, 4) with OpenCV axes, in metres when the file's world was metres before `applied_scale`."""
-    try:
-        matrix = np.array(frame["transform_matrix"], dtype=np.float64).reshape(-1, 4)
-        matrix = np.concatenate([matrix, [[0, 0, 0, 1]]]) if len(matrix) == 3 else matrix.reshape(4, 4)
-    except (ValueError, TypeError) as error:
+    rows = frame["transform_matrix"]
+    is_matrix = isinstance(rows, list) and len(rows) in (3, 4)
+    if not is_matrix or not all(isinstance(row, list) and len(row) == 4 and all(map(_is_number, row)) for row in rows):
         raise ValueError(
-            f"{frame['file_path']}: transform_matrix must be (4, 4) numbers, or their first three rows ({error})."
-        ) from error
+            f"{frame['file_path']}: transform_matrix must be (4, 4) numbers, or their first three rows, got"
+            f" {str(rows)[:80]}; export it again."
+        )
+    matrix = np.array(rows if len(rows) == 4 else [*rows, [0, 0, 0, 1]], dtype=np.float64)
     matrix[:3, 3] /= applied_scale
     return matrix @ OPENGL_TO_OPENCV
 

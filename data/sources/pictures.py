@@ -193,7 +193,8 @@ def _read_npy(file: Path) -> np.ndarray:
     check_file(file, "a depth map")
     try:
         values = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
+    # A damaged header can make its parser raise anything.
+    except Exception as error:
         raise ValueError(f"{file}: expected a .npy array of depth, got {error}; save it again.") from error
     if values.ndim == 3 and values.shape[-1] == 1:
         values = values[..., 0]

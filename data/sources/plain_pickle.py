@@ -57,7 +57,7 @@ class _Array:
 class _ArrayClass:
     """Stands for `numpy.ndarray`, which a pickle names and has no need to call."""
 
-    def __init__(self):
+    def __init__(self, *arguments):
         raise pickle.UnpicklingError("it calls numpy.ndarray")
 
 
@@ -96,6 +96,10 @@ def _make_bytes(text: Any, encoding: Any) -> bytes:
     return codecs.encode(text, "latin1")
 
 
+def _make_empty_bytes() -> bytes:
+    return b""
+
+
 def _make_bytearray(*content: Any) -> bytearray:
     if content and isinstance(content[0], str):
         return bytearray(content[0], "latin1")
@@ -114,6 +118,7 @@ PARTS = {
     ("builtins", "set"): set,
     ("builtins", "frozenset"): frozenset,
     ("builtins", "bytearray"): _make_bytearray,
+    ("builtins", "bytes"): _make_empty_bytes,
     ("builtins", "complex"): complex,
     # Bytes of older pickles.
     ("_codecs", "encode"): _make_bytes,

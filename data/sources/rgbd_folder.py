@@ -138,7 +138,9 @@ def _find_frames(path: Path, pattern: re.Pattern, what: str) -> dict[str, str]:
         if match is None:
             continue
         if match[1] in frames:
-            raise ValueError(f"{path.name}: {match[1]} has two {what}, {frames[match[1]]} and {name}; remove one.")
+            raise ValueError(
+                f"{path.name}: {match[1]} has two {what}, {frames[match[1]]} and {name}; leave one of the two."
+            )
         frames[match[1]] = name
     return frames
 

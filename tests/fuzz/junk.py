@@ -41,7 +41,7 @@ def spoiled_array(draw, array: np.ndarray) -> Any:
         place = draw(st.integers(0, array.size - 1))
         array = array.astype(np.float64) if array.dtype.kind in "fiu" else array
         array.reshape(-1)[place] = draw(st.sampled_from([math.nan, math.inf, -1e6, 1e12, -1.0]))
-    elif kind == "scale":
+    elif kind == "scale" and array.dtype.kind in "fiub":
         array = array.astype(np.float64) * draw(st.sampled_from([0, -1, 1000, 1e-3, 1e30]))
     elif kind == "type":
         with np.errstate(all="ignore"):

@@ -28,7 +28,7 @@ OWN = {
     "reconstruct": {"masked_views": [[1], [0]], "num_inference_steps": 1},
 }
 NAMES = "|".join(sorted({name for names in METHODS.values() for name in names} | {
-    "scene", "masked_views", "num_inference_steps", "expected", "inputs_embeds"}))  # fmt: skip
+    "scene", "masked_views", "num_inference_steps", "expected", "inputs_embeds", "model_kwargs"}))  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,22 @@
 """Transformers' own suites on our classes: what fails is listed with its reason in `docs/CONTRACT_TESTS.md`."""
 
+import re
 import tempfile
 from pathlib import Path
 
 import pytest
+import transformers
 
-from ross3d.tests.suites.library import TABLE, NoTests, prepare_tests, read_expected_failures, run_suites
+from ross3d.tests.suites.library import (
+    ROOT,
+    TABLE,
+    NoTests,
+    check_version,
+    download_archive,
+    prepare_tests,
+    read_expected_failures,
+    run_suites,
+)
 from ross3d.tests.suites.outcomes import judge
 
 
@@ -66,6 +77,32 @@ def test_check_fails_with_any_of_its_parts():
     assert judge([(True, "skipped", "no part"), (False, "passed", "")]) == ("skipped", "no part")
     assert judge([(False, "skipped", "no GPU")]) == ("skipped", "no GPU")
     assert judge([(False, "passed", "")]) == ("passed", "")
+
+
+def test_tests_that_the_document_names_exist():
+    """Those that stand for checks of the library, in the last column of its tables."""
+    rows = re.findall(r"^\| .+ \| (.*`test_\w+`.*) \|$", TABLE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(test_\w+)`", row)}
+    files = [file.read_text(encoding="utf-8") for file in (ROOT / "tests").glob("test_contract_*.py")]
+    written = {name for text in files for name in re.findall(r"^def (test_\w+)", text, flags=re.MULTILINE)}
+    assert len(named) > 20 and named <= written, named - written
+
+
+def test_another_version_of_the_library_is_refused(tmp_path):
+    file = tmp_path / "src" / "transformers" / "__init__.py"
+    file.parent.mkdir(parents=True)
+    file.write_text('__version__ = "4.0.0"\n')
+    with pytest.raises(NoTests, match="holds transformers 4.0.0, installed is .* check out the tag v"):
+        check_version(tmp_path)
+    file.write_text(f'__version__ = "{transformers.__version__}"\n')
+    check_version(tmp_path)
+
+
+def test_archive_that_pip_cannot_find_is_a_reason_to_skip(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(NoTests, match="pip could not download the source archive of transformers=="):
+        download_archive(tmp_path)
 
 
 def test_rows_of_the_table_are_read():

@@ -22,7 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from ross3d.data.atomic import replace_file, write_text
+from ross3d.data.atomic import replace_file, tell_full_disk, write_text
+from ross3d.data.names import check_links, check_name
+from ross3d.data.text_files import read_json as read_any_json
 
 
 # What a checkpoint folder may call its weights, the preferred first: an index of shards, or one file.
@@ -162,6 +164,8 @@ def list_tensors(path: Path) -> dict[str, StoredTensor]:
     where = read_json(found).get("weight_map")
     if not isinstance(where, dict) or not where:
         raise ValueError(f"{found}: expected a weight_map with the shard of every tensor, got {where!r}.")
+    for name in where.values():
+        check_name(name, f"{found}, weight_map")
     missing = sorted({name for name in where.values() if not (path / name).is_file()})
     if missing:
         raise FileNotFoundError(f"{found}: expected the shards it names, found no {missing}; fetch the rest.")
@@ -183,15 +187,7 @@ def read_json(path: Path) -> dict:
         FileNotFoundError: when there is no such file.
         ValueError: when it holds no JSON object.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected this file of a checkpoint, found none.")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: expected JSON, got a broken file; fetch it again. ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, got a {type(value).__name__}.")
-    return value
+    return read_any_json(path, "a JSON object of a checkpoint", kind=dict, remedy="fetch it again")
 
 
 def find_folder(name: str | os.PathLike, patterns: Sequence[str]) -> Path:
@@ -204,8 +200,15 @@ def find_folder(name: str | os.PathLike, patterns: Sequence[str]) -> Path:
     Raises:
         FileNotFoundError: when `name` is neither.
     """
-    if Path(name).exists():
-        return Path(name)
+    return Path(name) if Path(name).exists() else fetch_folder(name, patterns)
+
+
+def fetch_folder(name: str | os.PathLike, patterns: Sequence[str]) -> Path:
+    """The local copy of a Hub repository's files that fit `patterns`.
+
+    Raises:
+        FileNotFoundError: when it cannot be had.
+    """
     try:
         return Path(snapshot_download(str(name), allow_patterns=list(patterns)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -275,6 +278,19 @@ def describe_files(paths: Iterable[Path]) -> list[list]:
     return [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in kept]
 
 
+def copy_files(names: Iterable[str], source: Path, target: Path) -> list[str]:
+    """Copy those of a checkpoint's files that are there; their names.
+
+    Raises:
+        ValueError: for a link that leads out of the checkpoint.
+    """
+    found = [name for name in names if (source / name).is_file()]
+    check_links([source / name for name in found], source)
+    for name in found:
+        shutil.copyfile(source / name, target / name)
+    return found
+
+
 def check_new_folder(path: Path) -> None:
     """Refuse a place to write to that has contents.
 
@@ -318,14 +334,29 @@ def replace_folder(path: Path, plan: dict, num_bytes: int) -> Iterator[Path]:
         free = shutil.disk_usage(partial).free + sum(f.stat().st_size for f in partial.rglob("*") if f.is_file())
         if free < num_bytes:
             raise OSError(
-                f"{path}: expected {num_bytes / 1e9:.1f} GB of free space, got {free / 1e9:.1f} GB; make room."
+                f"{path}: the disk is full: expected {format_size(num_bytes)} of free space, got {format_size(free)};"
+                " make room and run the same command again."
             )
-        write_text(known, text)
-        yield partial
+        try:
+            write_text(known, text)
+            yield partial
+        except Exception as error:
+            tell_full_disk(error, path)
+            raise
         os.replace(partial, path)
         # Not before: without its plan a finished folder would be begun anew after a kill.
-        (path / PLAN_FILE).unlink()
-        (path / LOCK_FILE).unlink()
+        finish_replacing(path)
+
+
+def format_size(num_bytes: int) -> str:
+    """Bytes in a unit that leaves something before the point."""
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.3f} MB"
+
+
+def finish_replacing(path: Path) -> None:
+    """Remove what a run that was killed after its folder had taken its name left in it."""
+    for name in (PLAN_FILE, LOCK_FILE):
+        (path / name).unlink(missing_ok=True)
 
 
 def empty_folder(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """What a published checkpoint is made of: the parts it names, and what weights do not tell of them."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,8 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import SiglipVisionConfig
 
-from ross3d.tools.checkpoints.files import find_folder, read_json
+from ross3d.data.names import is_inside
+from ross3d.tools.checkpoints.files import fetch_folder, find_folder, read_json
 
 
 # Configurations that weights do not tell, by the last part of the name that a published config gives them.
@@ -46,6 +48,8 @@ TEACHERS: dict[str, dict[str, Any]] = {
     },
 }
 VISION_KEYS = tuple(VISION_TOWERS["siglip-so400m-patch14-384"])
+# The released one has four blocks of two layers.
+MAX_VAE_LAYERS = 32
 DEFAULT_VISION_TOWER, DEFAULT_TEACHER = "google/siglip-so400m-patch14-384", "checkpoints/FLUX.1-dev"
 
 
@@ -81,9 +85,27 @@ def read_teacher_config(folder: Path) -> dict[str, Any]:
     kind = config.get("_class_name", "AutoencoderKL")
     if kind != "AutoencoderKL":
         raise ValueError(f"{folder}: expected a diffusers AutoencoderKL, got {kind}; name the folder of the VAE.")
-    with torch.device("meta"):
-        whole = AutoencoderKL.from_config(config).config
+    blocks = [config.get(key, []) for key in ("block_out_channels", "down_block_types", "up_block_types")]
+    layers = config.get("layers_per_block", 1)
+    # A model is built to see which values it has; that of a wrong number would never end.
+    if type(layers) is not int or layers > MAX_VAE_LAYERS or not all(is_short_list(value) for value in blocks):
+        raise ValueError(
+            f"{folder / 'config.json'}: expected lists of at most {MAX_VAE_LAYERS} blocks with at most"
+            f" {MAX_VAE_LAYERS} layers_per_block, got {str(blocks)[:200]} and {layers}; take the VAE's own file."
+        )
+    try:
+        with torch.device("meta"):
+            whole = AutoencoderKL.from_config(config).config
+    except (ValueError, TypeError, IndexError, ZeroDivisionError, RuntimeError) as error:
+        raise ValueError(
+            f"{folder / 'config.json'}: expected the settings of a VAE, got values that build none ({error}); take the"
+            " VAE's own file."
+        ) from error
     return {key: value for key, value in whole.items() if not key.startswith("_")}
+
+
+def is_short_list(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) <= MAX_VAE_LAYERS
 
 
 @dataclass(frozen=True)
@@ -114,7 +136,15 @@ PARTS = {
 
 def find_known_name(key: str, name: str) -> str | None:
     """The well-known part that a name ends in or leads through, such as that of `/models/FLUX.1-dev/vae`."""
-    return next((part for part in Path(name).parts if part in PARTS[key].known), None)
+    return next((part for part in Path(str(name)).parts if part in PARTS[key].known), None)
+
+
+def is_part_inside(name: Any, beside: Path) -> bool:
+    """Whether a name leads to another folder within a checkpoint's."""
+    if not isinstance(name, str) or "\0" in name or not name:
+        return False
+    folder = beside / name
+    return folder.is_dir() and is_inside(folder, beside) and not folder.samefile(beside)
 
 
 def find_part(
@@ -122,7 +152,8 @@ def find_part(
 ) -> Path:
     """The folder of vision tower or VAE: the one given, or the one that `published[key]` names.
 
-    A name is a folder, also one in `beside`, or a Hub id; the VAE of a whole pipeline is its `vae`.
+    What is given is a folder or a Hub id. A name in a config is a folder in `beside` or a Hub id: whoever wrote it
+    does not choose among the folders of this machine. The VAE of a whole pipeline is its `vae`.
 
     Raises:
         ValueError: when it is neither.
@@ -132,14 +163,14 @@ def find_part(
     needed = part.config_files if only_config else part.weight_files
     if given is not None:
         folder = find_folder(given, needed)
-    elif (folder := next((path for path in (Path(name), beside / name) if path.is_dir()), None)) is not None:
-        pass
-    elif name.count("/") == 1 and not name.startswith((".", "/")):
-        folder = find_folder(name, needed)
+    elif is_part_inside(name, beside):
+        folder = beside / name
+    elif re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)):
+        folder = fetch_folder(name, needed)
     else:
         needed = "configuration" if only_config else "weights, which are not in the checkpoint"
         raise ValueError(
-            f"{key} of {beside / 'config.json'}: expected a folder (also one beside this file) or a Hub id with its"
+            f"{key} of {beside / 'config.json'}: expected a folder in that of this file, or a Hub id, with its"
             f" {needed}, got {name!r}, which is neither; say with {part.option} DIR_OR_REPO where it is. A"
             " configuration is a config.json as Transformers or diffusers writes it."
         )
@@ -153,8 +184,7 @@ def find_config(key: str, published: Mapping[str, Any], beside: Path, given: str
         ValueError: as `find_part` does.
     """
     part, name = PARTS[key], published[key]
-    is_here = Path(name).is_dir() or (beside / name).is_dir()
     known = find_known_name(key, name)
-    if given is None and not is_here and known is not None:
+    if given is None and not is_part_inside(name, beside) and known is not None:
         return dict(part.known[known])
     return part.read(find_part(key, published, beside, given, only_config=True))

@@ -1,7 +1,8 @@
 """Which tensor becomes which: every key of a checkpoint mapped, generated, or dropped with a reason."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,16 @@ from ross3d.tools.checkpoints.published_config import EMBEDDINGS, explain_droppe
 TEACHER = "teacher."
 NEW_PARTS = ("model.mask_token", "grounding_head.", "reconstruction_head.")
 ROWS_AT_ONCE = 8192
+# Where the layers of each count are among the weights, published and ours.
+OWN_SECTIONS = ("text_config", "vision_config", "denoiser_config")
+LAYERS = {
+    "num_hidden_layers": "model.layers.",
+    "text_config.num_hidden_layers": "model.language_model.layers.",
+    "vision_config.num_hidden_layers": "model.vision_tower.encoder.layers.",
+    "denoiser_config.num_hidden_layers": "reconstruction_head.denoiser.blocks.",
+}
+# Layers that a damaged checkpoint may lack and be told which: building a model of a few more costs nothing.
+MAX_MISSING_LAYERS = 100
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,41 @@ def get_own_shapes(config: Ross3DConfig, teacher: Mapping[str, Any] | None) -> d
     if config.tie_word_embeddings:
         del shapes["lm_head.weight"]
     return shapes
+
+
+def check_num_layers(counts: Mapping[str, Any], names: Iterable[str], where: Path) -> None:
+    """Refuse a config that counts many more layers than its weights have, before a model of so many is built.
+
+    Args:
+        counts: key of the config (`num_hidden_layers`, or with its section) -> what it says; None is told elsewhere.
+        names: of the weights.
+        where (`Path`): the config's file.
+
+    Raises:
+        ValueError: names the file and the key.
+    """
+    names = list(names)
+    for key, count in counts.items():
+        stem = LAYERS[key]
+        found = {name[len(stem) :].split(".")[0] for name in names if name.startswith(stem)}
+        if count is not None and (type(count) is not int or count > len(found) + MAX_MISSING_LAYERS):
+            raise ValueError(
+                f"{key} of {where}: expected a count of the {len(found)} layers of its weights, got {str(count)[:50]};"
+                " correct it, or take the weights' own file."
+            )
+
+
+def check_own_layers(settings: Mapping[str, Any], names: Iterable[str], where: Path) -> None:
+    """`check_num_layers` of one of our checkpoints, whose `config.json` holds `settings`.
+
+    Raises:
+        ValueError: names the file and the key.
+    """
+    counts = {}
+    for key in OWN_SECTIONS:
+        section = settings.get(key) or {}
+        counts[f"{key}.num_hidden_layers"] = section.get("num_hidden_layers") if isinstance(section, dict) else None
+    check_num_layers(counts, names, where)
 
 
 def check_shapes(pairs: list[tuple[str, str, tuple[int, ...], tuple[int, ...]]]) -> None:

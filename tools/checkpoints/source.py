@@ -26,6 +26,7 @@ from ross3d.tools.checkpoints.ingredients import (
     find_part,
 )
 from ross3d.tools.checkpoints.keys import INVERSE_PROJECTOR, TEACHER_PREFIX, TOWER_PREFIX, VISION_LAYER
+from ross3d.tools.checkpoints.plan import check_num_layers
 from ross3d.tools.checkpoints.published_config import get_denoiser_settings, get_vocab_size, make_config
 
 
@@ -109,6 +110,7 @@ def read_source(
     tokenizer, num_old_tokens = load_tokenizer(folder, config)
     found = list_tensors(folder)
     tensors: dict[str, Readable] = {key: t for key, t in found.items() if not fits_any(key, drop)}
+    check_num_layers({"num_hidden_layers": config.get("num_hidden_layers")}, tensors, folder / "config.json")
     idle = [pattern for pattern in drop if not any(fnmatch.fnmatch(key, pattern) for key in found)]
     if idle:
         raise ValueError(f"--drop: expected patterns of keys of {folder}, got {idle}, which fit none; leave them out.")

@@ -1,0 +1,136 @@
+"""Alignments of scans that came without one: `python -m ross3d.data.prepare align --data DIR`.
+
+A scan's `axis_align.txt` (4x4, scan to upright world) is estimated from its posed depth (`data/upright.py`). A scan
+that is upright already gets the identity, so that nobody estimates it again. A file that is there stays, unless
+--force is given; an alignment that comes with the recording itself (ScanNet's) is never replaced.
+
+Boxes, proposals and a picture from above that lie with a scan are in its world without the file, and cannot be turned
+with it. Such a scan is refused when its world would change: they have to go first.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ross3d.data.atomic import hold_folder, remove_leftovers, write_text
+from ross3d.data.own_scan import NUM_FRAMES, PICTURE_SIZE, is_upright
+from ross3d.data.prepare.from_above import list_scene_folders
+from ross3d.data.prepare.parallel import run_jobs
+from ross3d.data.sources import read_scene
+from ross3d.data.sources.frames import read_matrix
+from ross3d.data.surface import sample_surface
+from ross3d.data.upright import LOW_CONFIDENCE, UprightEstimate, find_alignment
+from ross3d.data.world import MAX_TILT
+
+
+ALIGNMENT = "axis_align.txt"
+# Files that lie in the world of the scan's folder.
+IN_ITS_WORLD = ("boxes.json", "proposals.json", "bev.json")
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """What became of a scan: `outcome` is one of `OUTCOMES`, `told` a sentence for people."""
+
+    outcome: str
+    told: str
+
+
+OUTCOMES = ("aligned", "upright already", "there already")
+
+
+def align_folder(folder: Path, force: bool, min_confidence: float) -> Aligned:
+    """Give a scan its `axis_align.txt`, unless it has an alignment.
+
+    Raises:
+        ValueError: without posed depth or a floor in view; with too little confidence; when what lies with the scan
+            is of another world.
+    """
+    file = folder / ALIGNMENT
+    if file.is_file() and not force:
+        return Aligned("there already", f"has {ALIGNMENT} already")
+    if not file.is_file() and read_scene(folder, look_at_world=False, num_views=1).axis_align_matrix is not None:
+        return Aligned("there already", "its recording has an alignment already")
+    # With --force the scan is read as it lies; an identity given is no alignment.
+    given = {"axis_align_matrix": np.eye(4)} if file.is_file() else {}
+    scene = read_scene(folder, look_at_world=False, num_views=NUM_FRAMES, reduce_to=PICTURE_SIZE, **given)
+    if scene.depth_maps is None or scene.cam2world is None:
+        raise ValueError(
+            f"scene {scene.scene_id!r}: expected depth and cameras to estimate an alignment from, got a scan without; "
+            f"write your own 4x4 matrix, scan to upright world, as {file}, or leave the scan as it is."
+        )
+    estimate = find_alignment(scene, sample_surface(scene))
+    check_estimate(estimate, scene.scene_id, file, min_confidence)
+    matrix = np.eye(4) if is_upright(estimate) else estimate.axis_align_matrix
+    before = read_matrix(file, (4, 4), "scan to upright world") if file.is_file() else np.eye(4)
+    present = [name for name in IN_ITS_WORLD if (folder / name).is_file()]
+    if present and not np.allclose(matrix, before, atol=1e-6):
+        raise ValueError(
+            f"scene {scene.scene_id!r}: {' and '.join(present)} lie in the world as it is, which the alignment would "
+            f"change ({describe_change(estimate)}); move them away, give this command again, and make them anew "
+            "(python -m ross3d.data.prepare proposals and bev), or write the identity as axis_align.txt to keep the "
+            "world."
+        )
+    remove_leftovers(folder)
+    write_text(file, "\n".join(" ".join(f"{value:.9g}" for value in row) for row in matrix) + "\n")
+    pictures = f"; {estimate.describe_pictures()}" if estimate.picture_turns else ""
+    if is_upright(estimate):
+        told = f"upright already, confidence {estimate.confidence:.2f}: the identity was written{pictures}"
+        return Aligned("upright already", told)
+    return Aligned("aligned", f"{describe_change(estimate)}, confidence {estimate.confidence:.2f}{pictures}")
+
+
+def check_estimate(estimate: UprightEstimate | None, scene_id: str, file: Path, min_confidence: float) -> None:
+    """Refuse an estimate that little speaks for.
+
+    Raises:
+        ValueError: no floor was found; the confidence is below `min_confidence`.
+    """
+    if estimate is None:
+        raise ValueError(
+            f"scene {scene_id!r}: no floor is in view, so nothing says where up is; take frames that show it, or "
+            f"write your own 4x4 matrix, scan to upright world, as {file}."
+        )
+    if estimate.confidence < min_confidence:
+        raise ValueError(
+            f"scene {scene_id!r}: the estimate has a confidence of {estimate.confidence:.2f} (weakest evidence: "
+            f"{estimate.weakest}), less than --min-confidence {min_confidence:g}; look at it (python tools/view.py "
+            f"{file.parent}), then give a lower --min-confidence, or write your own 4x4 matrix as {file}."
+        )
+
+
+def describe_change(estimate: UprightEstimate) -> str:
+    """In a few words, what an alignment does to the world."""
+    if estimate.tilt < MAX_TILT:
+        return f"its floor was at z = {estimate.floor_height:.2f} m, tilted by {estimate.tilt:.1f} degrees"
+    return f"its floor was tilted by {estimate.tilt:.1f} degrees"
+
+
+def prepare_alignments(
+    data_dir: Path, force: bool, num_workers: int, min_confidence: float = LOW_CONFIDENCE
+) -> dict[str, int]:
+    """Alignments of all scans below `data_dir`; prints what became of each, returns how many of each outcome.
+
+    Raises:
+        ValueError: `min_confidence` is no share; or lists the scans that were not aligned, the others are.
+    """
+    if not 0 <= min_confidence <= 1:
+        raise ValueError(
+            f"--min-confidence: expected a number from 0 to 1, got {min_confidence}; leave it out for 0.5."
+        )
+    folders = list_scene_folders(data_dir)
+    job = partial(_align_and_tell, force=force, min_confidence=min_confidence)
+    with hold_folder(data_dir):
+        done = run_jobs(job, folders, num_workers, "alignments", lambda path: path.name)
+    return {outcome: sum(one.outcome == outcome for one in done) for outcome in OUTCOMES}
+
+
+def _align_and_tell(folder: Path, force: bool, min_confidence: float) -> Aligned:
+    aligned = align_folder(folder, force, min_confidence)
+    print(f"{folder.name}: {aligned.told}", flush=True)
+    return aligned
+
+
+__all__ = ["ALIGNMENT", "Aligned", "align_folder", "prepare_alignments"]

@@ -1,0 +1,140 @@
+"""A benchmark's records and scores, checked on the first scene that is answered: not after hours, when all are.
+
+Every record has `task`, `id` and `scene_id`. Those of questions (in `predictions.jsonl`), of which pages and
+comparisons tell, have `QUESTION_FIELDS` too, which `make_record` fills, and those answered by boxes `BOX_FIELDS`.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ross3d.data.text_files import describe_kind
+from ross3d.tasks.intervals import compute_intervals, get_sums
+from ross3d.tasks.task import Record, Task
+
+
+PREDICTIONS_FILE = "predictions.jsonl"
+FIELDS = ("task", "id", "scene_id")
+# Of a question: what was asked, what counts, what the model said (None for boxes), how it is read, whether it is right
+# (None where nothing says).
+QUESTION_FIELDS = ("question_type", "question", "query_coords", "references", "response", "prediction", "right")
+# Of a question whose prediction is None: the boxes that were meant and those that were given, six numbers each.
+BOX_FIELDS = ("target_boxes", "answer_boxes")
+
+
+def check_records(task: Task, items: list[Any], records: Any) -> list[Record]:
+    """A scene's records, where they are what the files, pages and scores need.
+
+    Args:
+        items: what was asked about the scene.
+        records: what `task.answer` gave for it.
+
+    Raises:
+        ValueError: names the task, the question and the field.
+    """
+    where = f"task {task.name!r}, answer(context, scenes)"
+    if not isinstance(records, list) or len(records) != len(items):
+        got = len(records) if isinstance(records, list) else describe_kind(records)
+        raise ValueError(f"{where}: expected a list of {len(items)} records a scene, one a question, got {got}.")
+    for item, record in zip(items, records, strict=True):
+        if not isinstance(record, dict):
+            raise ValueError(
+                f"{where}: expected a dictionary as the record of {item.id!r}, got {type(record).__name__}."
+            )
+        fields = FIELDS
+        if task.records_file == PREDICTIONS_FILE:
+            is_boxes = "prediction" in record and record["prediction"] is None
+            fields = (*FIELDS, *QUESTION_FIELDS, *(BOX_FIELDS if is_boxes else ()))
+        missing = [name for name in fields if name not in record]
+        if missing:
+            raise ValueError(
+                f"{where}: expected the fields {list(fields)} in the record of {item.id!r}, got none of {missing};"
+                " begin with make_record(...) of tasks/answering.py, and add them."
+            )
+        if (record["task"], record["id"]) != (task.name, item.id):
+            raise ValueError(
+                f"{where}: expected task {task.name!r} and id {item.id!r}, in the order of the questions, got"
+                f" {record['task']!r} and {record['id']!r}."
+            )
+        references = record.get("references", [""])
+        if not isinstance(references, list) or not references:
+            raise ValueError(
+                f"{where}: expected references, a list with an answer, of {item.id!r}, got {references!r}."
+            )
+        check_json(record, f"{where}: record of {item.id!r}")
+    return records
+
+
+def check_scores(task: Task, records: list[Record]) -> None:
+    """Have a task score some of its records, and refuse what could not be written.
+
+    Raises:
+        ValueError: names the task and its function.
+    """
+    if not records:
+        return
+    given = (records, None) if task.is_captions else (records,)
+    scores = call(task, "score", *given)
+    if not isinstance(scores, dict):
+        raise ValueError(
+            f"task {task.name!r}, score(records): expected a dictionary, got {type(scores).__name__}; name each score."
+        )
+    check_json(scores, f"task {task.name!r}, score(records)")
+    if task.get_values is not None:
+        values = call(task, "get_values", records)
+        for name, of_questions in values.items() if isinstance(values, dict) else [("", values)]:
+            is_column = isinstance(of_questions, np.ndarray) and of_questions.shape == (len(records),)
+            if not is_column or not np.issubdtype(of_questions.dtype, np.floating):
+                raise ValueError(
+                    f"task {task.name!r}, get_values(records): expected name -> array of float64, one number a record"
+                    f" ({len(records)} here), got {name}: {describe_array(of_questions)}; use"
+                    " np.array(..., np.float64), NaN where a question has no such score."
+                )
+    try:
+        compute_intervals(get_sums(task, records), np.array([record["scene_id"] for record in records]))
+    # Whatever a new task's functions do.
+    except Exception as error:
+        raise ValueError(
+            f"task {task.name!r}, get_sums(records): expected sums whose interval can be computed, got {error!r}."
+        ) from error
+
+
+def describe_array(value: Any) -> str:
+    return f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+
+
+def call(task: Task, name: str, *given: Any) -> Any:
+    """What a task's function makes of records.
+
+    Raises:
+        ValueError: names task and function when it fails.
+    """
+    function: Callable[..., Any] = getattr(task, name)
+    try:
+        return function(*given)
+    # Whatever a new task's function does.
+    except Exception as error:
+        raise ValueError(
+            f"task {task.name!r}, {name}(records): failed on the {len(given[0])} records of the first scenes, which"
+            f" have the fields {sorted(given[0][0])}: {error!r}; --debug shows where."
+        ) from error
+
+
+def check_json(value: Any, where: str) -> None:
+    """Refuse what JSON cannot hold: arrays, NumPy's numbers, NaN.
+
+    Raises:
+        ValueError: with `where` in front.
+    """
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{where}: expected values that JSON can hold (text, numbers, None, lists, dictionaries), got: {error};"
+            " convert arrays with .tolist(), NumPy's numbers with float()."
+        ) from error
+
+
+__all__ = ["BOX_FIELDS", "FIELDS", "QUESTION_FIELDS", "check_records", "check_scores"]

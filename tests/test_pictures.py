@@ -1,0 +1,336 @@
+"""Depth in its right unit whatever it was kept in; pictures, arrays, pickles and scenes that are wrong are refused."""
+
+import os
+import pickle
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ross3d.data.sampling import sample_uniform
+from ross3d.data.sources import read_scene
+from ross3d.data.sources.frames import check_memory, read_matrix
+from ross3d.data.sources.pictures import decode_color, read_depth, scale_depth
+from ross3d.data.sources.plain_pickle import load_plain_pickle
+from ross3d.tests.raw_scannet import write_raw_scan
+from ross3d.tests.scan_folders import get_depth_metres, save_transforms, write_nerfstudio, write_rgbd
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    return write_raw_scan(tmp_path_factory.mktemp("raw"), num_frames=3, index=2)
+
+
+# ---- depth under other names and in other forms
+
+
+def save_pgm(file, values, largest=65535, comment=b""):
+    head = b"P5\n%s%d %d\n%d\n" % (comment, values.shape[1], values.shape[0], largest)
+    file.write_bytes(head + values.astype(">u2").tobytes())
+
+
+def save_npy(dtype, metres_per_unit):
+    def save(file, millimetres):
+        np.save(file, (millimetres * (1e-3 / metres_per_unit)).astype(dtype))
+
+    return save
+
+
+def save_tiff(dtype, metres_per_unit):
+    def save(file, millimetres):
+        Image.fromarray((millimetres * (1e-3 / metres_per_unit)).astype(dtype)).save(file)
+
+    return save
+
+
+DEPTH_FORMS = {
+    "pgm": (".pgm", save_pgm),
+    "pgm of another largest value": (".pgm", lambda file, mm: save_pgm(file, mm, 9000, b"# sensor\n")),
+    "npy millimetres": (".npy", save_npy(np.uint16, 1e-3)),
+    "npy float millimetres": (".npy", save_npy(np.float32, 1e-3)),
+    "npy metres": (".npy", save_npy(np.float32, 1.0)),
+    "npy of three axes": (".npy", lambda file, mm: np.save(file, mm[..., None])),
+    "tiff millimetres": (".tif", save_tiff(np.uint16, 1e-3)),
+    "tiff metres": (".tiff", save_tiff(np.float32, 1.0)),
+}
+
+
+@pytest.mark.parametrize("form", DEPTH_FORMS)
+def test_depth_is_read_in_its_unit_in_both_layouts(raw, tmp_path, form):
+    suffix, save = DEPTH_FORMS[form]
+    folder = write_rgbd(raw, tmp_path / "room")
+    content = write_nerfstudio(raw, tmp_path / "capture")
+    for index, frame in enumerate(content["frames"]):
+        (folder / f"frame-{index:06d}.depth.png").unlink()
+        save(folder / f"frame-{index:06d}.depth{suffix}", raw.depth_mm[index])
+        frame["depth_file_path"] = f"depth/{index}{suffix}"
+        save(tmp_path / "capture" / "depth" / f"{index}{suffix}", raw.depth_mm[index])
+    save_transforms(tmp_path / "capture", content)
+    for scan in (folder, tmp_path / "capture"):
+        assert np.abs(read_scene(scan).depth_maps - get_depth_metres(raw)).max() < 1e-6, scan
+
+
+@pytest.mark.parametrize("unit", [1e-3, 10 / 65535, 2.5e-4])
+def test_depth_of_instant_ngp_has_its_own_key_and_unit(raw, tmp_path, unit):
+    content = write_nerfstudio(raw, tmp_path / "capture", depth_unit=unit)
+    for frame in content["frames"]:
+        frame["depth_path"] = frame.pop("depth_file_path").replace("/", "\\")
+        frame["file_path"] = frame["file_path"].replace("/", "\\")
+    save_transforms(tmp_path / "capture", content | {"integer_depth_scale": unit})
+    scene = read_scene(tmp_path / "capture")
+    assert np.abs(scene.depth_maps - get_depth_metres(raw)).max() < unit
+    assert scene.view_names == [f"images/frame_{index:05d}" for index in range(3)]
+    save_transforms(tmp_path / "capture", content)
+    with pytest.raises(ValueError, match="names depth as depth_path and lacks integer_depth_scale, the metres of one"):
+        read_scene(tmp_path / "capture")
+
+
+def test_depth_that_no_reader_knows_is_refused_by_name(tmp_path):
+    for suffix, kind in ((".exr", "OpenEXR"), (".npz", "a NumPy archive"), (".depth", "Record3D's compressed depth")):
+        (tmp_path / f"a{suffix}").write_bytes(b"x")
+        with pytest.raises(ValueError, match=rf"a{suffix}: depth as {kind} \({suffix}\) is not read; save it"):
+            read_depth(tmp_path / f"a{suffix}")
+
+
+def test_depth_of_other_values_is_refused(tmp_path):
+    file = tmp_path / "a.npy"
+
+    def refuse(message, units=None):
+        with pytest.raises(ValueError, match=message):
+            read_depth(file, units)
+
+    np.save(file, np.array([[-5.0, 900]]))
+    refuse("a.npy: depth must be 0 .no reading. or more, got -5")
+    np.save(file, np.array([[0.5, 2.0]]))
+    refuse(r"a.npy: the largest depth is 2.0, which at 1000 units a metre is nearer than 0.05 m; correct", 1000)
+    np.save(file, np.array([[np.nan, np.inf, 2.5]], np.float32))
+    assert read_depth(file).tolist() == [[0, 0, 2.5]]
+    for wrong in (np.zeros((2, 3, 4), np.uint16), np.zeros((2, 3), np.uint8), np.zeros((2, 3), complex)):
+        np.save(file, wrong)
+        refuse(r"a.npy: expected an array \(h, w\) of float metres or uint16 millimetres, got")
+    np.save(file, np.array([[{}]]), allow_pickle=True)
+    refuse("a.npy: expected a .npy array of depth, got .*objects")
+    file.write_bytes(b"no array")
+    refuse("a.npy: expected a .npy array of depth, got")
+    # Headers that promise a terabyte, or break off.
+    np.save(file, np.zeros((2, 3), np.uint16))
+    head, rest = file.read_bytes().split(b"(2, 3), }          ", 1)
+    for shape in (b"(1000000, 1000000)}", b"(10000,            "):
+        file.write_bytes(head + shape + rest)
+        refuse("a.npy: expected a .npy array of depth, got")
+    with pytest.raises(FileNotFoundError, match="b.npy: the depth map does not exist; copy it again"):
+        read_depth(tmp_path / "b.npy")
+
+
+def test_pgm_pictures_that_are_wrong_are_refused(tmp_path):
+    file = tmp_path / "a.pgm"
+    for content, message in (
+        (b"P2\n2 2\n65535\n1 2 3 4", r"expected a binary PGM picture \(P5\), got b'P2"),
+        (b"P5\n2 x\n", "expected a binary PGM picture"),
+        (b"P5\n2 2\n255\n" + bytes(4), "expected a 16-bit PGM .millimetres., got a largest value of 255; save depth"),
+        (b"P5\n900000 900000\n65535\n", "expected a picture of 1 to"),
+        (b"P5\n20 30\n65535\n" + bytes(50), "the depth map is truncated: expected 1200 bytes of readings, got 50"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=f"a.pgm: {message}"):
+            read_depth(file)
+
+
+def test_two_depth_maps_of_a_frame_are_refused(raw, tmp_path):
+    folder = write_rgbd(raw, tmp_path / "room")
+    save_pgm(folder / "frame-000001.depth.pgm", raw.depth_mm[1])
+    with pytest.raises(
+        ValueError, match="frame-000001 has two depth maps, .*depth.pgm and .*depth.png; leave one of the two"
+    ):
+        read_scene(folder)
+
+
+def test_depth_of_no_reading_at_all():
+    assert scale_depth(np.full((2, 3), 65535, np.uint16), "here").max() == 0
+    # Of floats it is a reading like any other.
+    assert scale_depth(np.array([[65535.0, 1000]]), "here").tolist() == [[np.float32(65.535), 1]]
+
+
+# ---- pictures of other kinds, and more than memory holds
+
+
+def write_png_header(file, width, height):
+    """A PNG that promises so many pixels and holds none."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    content = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+
+def test_pictures_beyond_the_limits_are_refused_before_memory_is_taken(tmp_path):
+    file = tmp_path / "a.png"
+    for width, height, message in (
+        (30_000, 30_000, "a.png: expected a (readable picture, got Image size|picture of 1 to)"),
+        (1, 60_000, "a.png: expected a picture at most"),
+        (200, 300, "a.png: the picture cannot be read .*damaged"),
+    ):
+        write_png_header(file, width, height)
+        with pytest.raises(ValueError, match=message):
+            decode_color(file, file)
+    Image.fromarray(np.full((4, 6), 40_000, np.uint16)).save(file)
+    with pytest.raises(ValueError, match="a.png: expected a colour picture of 8 bits, got mode 'I;16', such as depth"):
+        decode_color(file, file)
+    file.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
+    with pytest.raises(ValueError, match="a.png: .*HEIC has to be converted to JPEG first") as caught:
+        decode_color(file, file)
+    assert "damaged" not in str(caught.value)
+
+
+def test_pipes_and_folders_are_no_files_of_a_scan(raw, tmp_path):
+    """In place of any file that a reader opens; none is waited for."""
+    folder = write_rgbd(raw, tmp_path / "room")
+    for name, what in (
+        ("frame-000001.color.jpg", "expected a regular file"),
+        ("frame-000001.depth.png", "expected a regular file"),
+        ("frame-000001.pose.txt", "got a pipe, socket or device"),
+        ("camera-intrinsics.txt", "got a pipe, socket or device"),
+        ("boxes.json", "got a pipe, socket or device"),
+        ("axis_align.txt", "got a pipe, socket or device"),
+    ):
+        content = (folder / name).read_bytes()
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(ValueError, match=what):
+            read_scene(folder)
+        (folder / name).unlink()
+        (folder / name).mkdir()
+        with pytest.raises(ValueError, match="folder"):
+            read_scene(folder)
+        (folder / name).rmdir()
+        (folder / name).write_bytes(content)
+    assert read_scene(folder).num_views == 3
+    os.mkfifo(tmp_path / "walk.mp4")
+    with pytest.raises(ValueError, match="walk.mp4: expected a video, got a pipe, socket or device"):
+        read_scene(tmp_path / "walk.mp4")
+
+
+def test_text_files_are_bounded(tmp_path):
+    file = tmp_path / "pose.txt"
+    file.write_text("1 " * 100_000)
+    with pytest.raises(ValueError, match="pose.txt: expected a 4x4 matrix .a camera., of at most 0 MB, got 0 MB"):
+        read_matrix(file, (4, 4), "a camera")
+
+
+def test_views_are_bounded():
+    with pytest.raises(ValueError, match="here: 900 views take more than 17 GB together; read fewer views .num"):
+        check_memory(1 << 40, 900, "here")
+    assert sample_uniform(5, 10**9, unique=True).tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="num_views must be at most 1000000 views, got 1000000000; ask for fewer"):
+        sample_uniform(5, 10**9)
+    for wrong in (2.5, True):
+        with pytest.raises(ValueError, match="num_views must be a whole number of views, got"):
+            sample_uniform(5, wrong)
+    for count in range(1, 9):
+        for wanted in range(count, 30):
+            assert np.array_equal(np.unique(sample_uniform(count, wanted)), sample_uniform(count, wanted, unique=True))
+
+
+# ---- pickles
+
+
+def make_pickle(*parts: bytes) -> bytes:
+    return b"\x80\x02" + b"".join(parts) + b"."
+
+
+DTYPE = b"cnumpy\ndtype\n"
+PLAIN = DTYPE + b"X\x02\x00\x00\x00f8\x89\x88\x87R"
+ARRAY = b"cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
+# Version 3, little endian, no parent type, then names and fields: two numbers of which one is told to be an object.
+HIDDEN = (
+    b"(K\x03X\x01\x00\x00\x00<NX\x01\x00\x00\x00a\x85}X\x01\x00\x00\x00aX\x02\x00\x00\x00O8K\x00\x86sK\x08K\x01K\x3ftb"
+)
+FAULTS = {
+    "a type with fields": (make_pickle(PLAIN, HIDDEN), "an array of a type with fields"),
+    "a type of raw bytes": (make_pickle(DTYPE, b"X\x03\x00\x00\x00V16\x89\x88\x87R"), "an array of type 'V16'"),
+    "objects": (make_pickle(DTYPE, b"X\x02\x00\x00\x00O8\x89\x88\x87R"), "an array of type 'O8'"),
+    "a list for a type": (make_pickle(DTYPE, b"]\x89\x88\x87R"), r"an array of type \[\]"),
+    "an array of a billion": (make_pickle(b"cnumpy\nndarray\nJ\x00\xca\x9a\x3b\x85R"), "it calls numpy.ndarray"),
+    "a billion bytes": (make_pickle(b"cbuiltins\nbytearray\nJ\x00\xca\x9a\x3b\x85R"), "a bytearray that is made"),
+    "another shape": (make_pickle(ARRAY, b"(K\x01K\x09\x85", PLAIN, b"\x89C\x08abcdefghtb"), "cannot reshape array"),
+    "no bytes": (make_pickle(ARRAY, b"(K\x01K\x01\x85", PLAIN, b"\x89]tb"), "an array of objects"),
+    "no state": (make_pickle(ARRAY, b"K\x05b"), "an array without shape"),
+    "another order": (make_pickle(PLAIN, b"(K\x03X\x01\x00\x00\x00?NNNK\x00K\x00K\x00tb"), "an array whose order"),
+    "a text": (make_pickle(b"c_codecs\nencode\nX\x01\0\0\0bX\x03\0\0\0hex\x86R"), "it has bytes in another form"),
+    "a class": (pickle.dumps(os.getcwd), "it asks for .*, which is neither an array nor a builtin"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_pickles_cannot_say_what_an_array_is_made_of(tmp_path, fault):
+    content, message = FAULTS[fault]
+    (tmp_path / "a.pkl").write_bytes(content)
+    with pytest.raises(ValueError, match=f"a.pkl: the pickle is refused .*{message}.*; expected infos, made of numpy"):
+        load_plain_pickle(tmp_path / "a.pkl", "infos")
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_arrays_of_pickles_come_back(tmp_path, protocol):
+    values = {
+        "float": np.arange(6.0).reshape(2, 3),
+        "turned": np.asfortranarray(np.arange(6).reshape(2, 3)),
+        "view": np.arange(24, dtype=">i2").reshape(2, 3, 4).transpose(2, 0, 1),
+        "text": np.array(["chair", "bed"]),
+        "truth": np.array([True, False]),
+        "number": np.float32(2.5),
+        "empty": np.zeros((0, 9)),
+        "bytes": bytearray(b"abc"),
+        "set": {1, 2},
+    }
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(values, protocol=protocol))
+    loaded = load_plain_pickle(tmp_path / "a.pkl", "infos")
+    for name, value in values.items():
+        found = loaded[name] if name in ("bytes", "set") else np.asarray(loaded[name])
+        assert np.array_equal(found, value) and getattr(found, "shape", ()) == getattr(value, "shape", ()), name
+
+
+# ---- scenes of other units and cameras
+
+CAMERAS = {
+    "transposed": (lambda k: k.T, r"must be of a pinhole camera, .*, which looks transposed; transpose matrices"),
+    "skew": (lambda k: k + np.eye(3, k=1) * [[0, 3, 0]] * [[1], [0], [0]], "must be of a pinhole camera"),
+    "last row": (lambda k: k * [[1], [1], [7]], "must be of a pinhole camera"),
+    "half size": (lambda k: k * [[0.5], [0.5], [1]], ".*looks made for pictures 0.5.* times as large; scale"),
+    "an endless focal length": (lambda k: k * [[1e9, 1, 1]] * 1, "must be pixels of the 32x24 depth map, got focal"),
+}
+
+
+@pytest.mark.parametrize("fault", CAMERAS)
+def test_cameras_of_another_picture_are_refused(raw, tmp_path, fault):
+    folder = write_rgbd(raw, tmp_path / "room")
+    change, message = CAMERAS[fault]
+    np.savetxt(folder / "camera-intrinsics.txt", change(raw.depth_intrinsics))
+    with pytest.raises(ValueError, match=f"scene 'room': intrinsics {message}"):
+        read_scene(folder)
+
+
+def test_poses_in_millimetres_are_refused(raw, tmp_path):
+    folder = write_rgbd(raw, tmp_path / "room")
+    for file in folder.glob("*.pose.txt"):
+        matrix = np.loadtxt(file)
+        matrix[:3, 3] *= 1000
+        np.savetxt(file, matrix)
+    with pytest.raises(ValueError, match="frame-00000.: cam2world must be metres, got a camera .*, which looks"):
+        read_scene(folder)
+
+
+def test_bounds_of_a_picture_from_above_are_numbers(raw, tmp_path):
+    folder = write_rgbd(raw, tmp_path / "room")
+    Image.fromarray(np.full((4, 4, 4), 255, np.uint8)).save(folder / "bev.png")
+    for bounds, message in (
+        ("[NaN, 0, 1, 1]", "bev_bounds must be"),
+        ('["a", 0, 1, 1]', "got ValueError"),
+        ("5", "got T"),
+    ):
+        (folder / "bev.json").write_text(f'{{"bounds": {bounds}}}')
+        with pytest.raises(ValueError, match=message):
+            read_scene(folder)
