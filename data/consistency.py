@@ -617,7 +617,7 @@ def check_consistency(scene: Scene) -> None:
     names = scene.view_names or [f"view {index}" for index in range(scene.num_views)]
     found = find_disagreement(cameras, [names[view] for view in choose_views(scene.num_views)])
     if found is not None and found.certain:
-        raise ValueError(f"scene {scene.scene_id!r}: {found.describe()}")
+        raise ValueError(f"scene {scene.scene_id!r} has cameras that cannot be right: {found.describe()}")
     LOOKED_AT.add(fingerprint)
     if found is not None:
         warnings.warn(f"scene {scene.scene_id!r}: {found.describe()}", ConsistencyWarning, stacklevel=3)

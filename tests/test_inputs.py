@@ -51,24 +51,28 @@ def test_what_is_no_tensor_is_refused(name, value):
 @pytest.mark.parametrize(
     ("name", "dtype", "expected"),
     [
-        ("input_ids", torch.float32, "whole numbers (torch.int64), got torch.float32; build rows"),
+        ("input_ids", torch.float32, "torch.int64, got dtype torch.float32; build rows"),
         (
             "pixel_values",
             torch.uint8,
-            "floating-point numbers, got torch.uint8; build rows with this model's processor",
+            "torch.float32 or another floating-point one, got dtype torch.uint8; build rows",
         ),
-        ("view_mask", torch.int64, "torch.bool, got torch.int64; build rows"),
-        ("bool_masked_views", torch.float32, "torch.bool, got torch.float32; pass one value a view, True = hidden"),
-        ("patch_coords", torch.complex64, "floating-point numbers (torch.float32), got torch.complex64"),
-        ("proposal_patches", torch.float32, "torch.bool, or packed bits (torch.uint8), got torch.float32"),
-        ("grounding_labels", torch.complex64, "numbers, 0 where a proposal is not meant, got torch.complex64"),
+        ("view_mask", torch.int64, "torch.bool, got dtype torch.int64; build rows"),
+        (
+            "bool_masked_views",
+            torch.float32,
+            "torch.bool, got dtype torch.float32; pass one value a view, True = hidden",
+        ),
+        ("patch_coords", torch.complex64, "torch.float32, got dtype torch.complex64"),
+        ("proposal_patches", torch.float32, "torch.bool, or torch.uint8 for packed bits, got dtype torch.float32"),
+        ("grounding_labels", torch.complex64, "torch.int64, got dtype torch.complex64"),
     ],
 )
 def test_other_dtypes_are_refused(name, dtype, expected):
     batch = make_batch()
     with pytest.raises(TypeError) as error:
         check_inputs(batch | {name: batch[name].to(dtype)})
-    assert str(error.value).startswith(f"{name}: expected {expected}")
+    assert str(error.value).startswith(f"{name}: expected a tensor of dtype {expected}")
 
 
 @pytest.mark.parametrize(
