@@ -21,7 +21,7 @@ OTHER_ARGUMENTS = [
 ]  # fmt: skip
 NAMES = (
     "images|text|depth_maps|intrinsics|cam2world|proposal|query_coords|answers|target_objects|bev_image|bev_valid"
-    "|bev_bounds|question|" + "|".join(OTHER_ARGUMENTS)
+    "|bev_bounds|question|__call__|" + "|".join(OTHER_ARGUMENTS)
 )
 
 

