@@ -76,7 +76,12 @@ class Ross3DTrainer(Trainer):
         """As the library's; metres stay in float32."""
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             keep_float32(inputs)
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        # The library's own counting gathers over processes only where a batch has labels: others would wait.
+        self.model_accepts_loss_kwargs = False
+        try:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        finally:
+            self.model_accepts_loss_kwargs = True
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """As the library's; in an evaluation a batch counts its own answers and scenes, which may be none.

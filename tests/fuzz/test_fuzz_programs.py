@@ -17,7 +17,7 @@ from ross3d.tests.tiny import get_checkpoint, get_rooms
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["", " ", "-1", "0", "nan", "inf", "1e9", "2.5", "many", "true", "../../etc/passwd", "/dev/null", "/dev/zero",
          "~", "no/such/folder", "no-such-model", "\x00", "x" * 3000, "{}", "[1", "--", "-", "--output",
-         "--no-such-option", "\ud800", "<script>", "%s", "*", "https://example.invalid/x"]  # fmt: skip
+         "--no-such-option", "\ud800", "<script>", "%s", "*", "http://127.0.0.1:9/x"]  # fmt: skip
 
 
 @cache

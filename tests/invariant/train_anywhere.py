@@ -96,8 +96,8 @@ def main(output: Path, batch_size: int, accumulation: int, steps: int) -> None:
     keeper.trainer = trainer
     trainer.callback_handler.callbacks.insert(0, NamedLosses(model))
     trainer.train()
-    metrics = trainer.evaluate(MixedRows(len(WORST_KINDS)))
     held = sum(parameter.numel() for parameter in model.parameters())
+    metrics = trainer.evaluate(MixedRows(len(WORST_KINDS)))
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
         model.save_pretrained(output / "final", state_dict=weights)
