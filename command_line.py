@@ -77,7 +77,9 @@ def run_program(main: Callable[[], Any], argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:
-        sys.stderr.write(f"{name}: error: {describe_error(error)}\n")
+        # A command line may hold halves of characters, which no stream can write.
+        line = f"{name}: error: {describe_error(error)}\n".encode("utf-8", "backslashreplace").decode("utf-8")
+        sys.stderr.write(line)
         sys.exit(1)
 
 

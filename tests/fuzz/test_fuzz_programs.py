@@ -36,7 +36,6 @@ def get_commands() -> dict[str, tuple[str, list[str]]]:
         "convert": ("tools/convert.py", ["--from", checkpoint, "--to", "OUT/published", "--reverse"]),
         "push": ("tools/push.py", [checkpoint, "--to", "USER/NAME", "--dry-run", "OUT/pushed"]),
         "compare": ("tools/compare.py", [str(rooms), str(rooms), "--output", "OUT/compared"]),
-        "build": ("ross3d.scenes.build", ["--output", "OUT/rooms", "--train", "1", "--val", "1", "--workers", "1"]),
     }  # fmt: skip
 
 
@@ -72,7 +71,7 @@ def spoiled_words(draw, right: list[str]) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", ["view", "ask", "eval", "prepare", "convert", "push", "compare", "build"])
+@pytest.mark.parametrize("program", ["view", "ask", "eval", "prepare", "convert", "push", "compare"])
 @run_seeded(25, slow=8)
 @given(data=st.data())
 def test_command_lines(program, data, tmp_path_factory, monkeypatch, capsys):
