@@ -1,6 +1,6 @@
 # make demo       from nothing to a trained, evaluated, visible small model (minutes of CPU)
 # make test       the tests a change has to pass
-# make test-slow  the tests that take minutes each
+# make test-slow  the tests that take minutes each, and the long fuzzer
 # make test-library  Transformers' own test suites on our classes (downloads its source archive; part of test-slow)
 # make check      lint, format and the house laws
 # make fix        what lint and format can repair by themselves
@@ -20,6 +20,7 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	$(TEST_ENV) $(BIN)/python -m pytest -q -m slow
+	$(TEST_ENV) ROSS3D_FUZZ=long $(BIN)/python -m pytest -q -m "not slow" tests/fuzz
 
 test-library: .venv/installed
 	$(TEST_ENV) $(BIN)/python -m pytest -q tests/suites

@@ -147,7 +147,7 @@ class Number:
             and (self.below is None or value < self.below)
         )
 
-    def check(self, name: str, value: Any) -> None:
+    def require(self, name: str, value: Any) -> None:
         """Refuse a value that breaks the rule.
 
         Raises:
@@ -163,7 +163,7 @@ class Number:
         except ValueError:
             value = text
         if not self.allows(value):
-            raise argparse.ArgumentTypeError(f"expected {self}, got {text!r}")
+            raise argparse.ArgumentTypeError(f"expected {self}, got {text!r}, which is none")
         return value
 
 
@@ -198,7 +198,7 @@ def check_value(name: str, value: Any, hint: Any, rule: Number | None = None) ->
     if others:
         return
     if kind in (int, float):
-        (rule or Number(whole=kind is int)).check(name, value)
+        (rule or Number(whole=kind is int)).require(name, value)
     elif get_origin(kind) is Literal:
         if value not in get_args(kind):
             raise ValueError(f"{name}: expected a choice of {get_args(kind)}, got {value!r}.")

@@ -66,12 +66,12 @@ def space_timesteps(num_train_timesteps: int, num_inference_steps: int | str) ->
             )
         counts = [int(section) for section in sections]
     else:
-        counts = [num_inference_steps]
         if not isinstance(num_inference_steps, Integral) or isinstance(num_inference_steps, bool):
             raise ValueError(
                 f"num_inference_steps: expected 1..{num_train_timesteps} (the training schedule's length), got"
                 f" {num_inference_steps!r}; ask for a whole number of sampler steps."
             )
+        counts = [num_inference_steps]
     size, longer = divmod(num_train_timesteps, len(counts))
     start, timesteps = 0, []
     for section, count in enumerate(counts):

@@ -28,12 +28,12 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 METRES = (*FLOATS, torch.int32)
 TRUTH = (torch.bool,)
 KINDS = {
-    WHOLE: "whole numbers (torch.int64)",
-    FLOATS: "floating-point numbers",
-    METRES: "floating-point numbers (torch.float32)",
+    WHOLE: "torch.int64",
+    FLOATS: "torch.float32 or another floating-point one",
+    METRES: "torch.float32",
     TRUTH: "torch.bool",
-    (*WHOLE, *TRUTH): "torch.bool, or packed bits (torch.uint8)",
-    (*WHOLE, *TRUTH, *FLOATS): "numbers, 0 where a proposal is not meant",
+    (*WHOLE, *TRUTH): "torch.bool, or torch.uint8 for packed bits",
+    (*WHOLE, *TRUTH, *FLOATS): "torch.int64",
 }
 # Name -> axes and dtypes. A letter is one size wherever it stands: B rows, V views, L positions, K proposals, Q
 # questions, h token grid, S pixels of a view; "*" is any size, "..." any further axes.
@@ -91,7 +91,8 @@ def check_inputs(inputs: Mapping[str, Any], **sizes: int) -> None:
                 " return_tensors='pt'."
             )
         if tensor.dtype not in dtypes:
-            raise TypeError(f"{name}: expected {KINDS[dtypes]}, got {tensor.dtype}; {HINTS.get(name, HINT)}")
+            hint = HINTS.get(name, HINT)
+            raise TypeError(f"{name}: expected a tensor of dtype {KINDS[dtypes]}, got dtype {tensor.dtype}; {hint}")
         shape, further = tuple(tensor.shape), axes[-1] == "..."
         axes = axes[: -1 if further else None]
         wanted = tuple(sizes.get(axis, axis) for axis in axes)

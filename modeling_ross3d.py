@@ -1679,7 +1679,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         """
         for key in NOT_FOR_GENERATION:
             kwargs.pop(key, None)
-        batch = kwargs if scene is None else {"input_ids": kwargs.get("input_ids", inputs)}
+        # An assistant model is asked again about longer rows with the first row's segments.
+        batch = kwargs | {"segment_ids": None} if scene is None else {"input_ids": kwargs.get("input_ids", inputs)}
         check_inputs(batch, h=self.config.view_grid_size)
         if not getattr(kwargs.get("attention_mask"), "ndim", 2) > 2:
             check_mask(kwargs.get("attention_mask"))
@@ -1963,6 +1964,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             scores (sum of Q, K + 1): cosines in [-1, 1], -inf at padding, last column "no target".
         """
         check_input_names("ground", inputs, unused=("bool_masked_views",))
+        if scene is not None:
+            self.check_questions_alone("ground", scene, inputs)
         proposals = {
             "proposal_boxes": proposal_boxes, "proposal_mask": proposal_mask, "proposal_patches": proposal_patches
         }  # fmt: skip
@@ -2010,7 +2013,6 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 outputs.patch_features, proposal_boxes, proposal_mask, proposal_patches
             )
         else:
-            self.check_questions_alone("ground", scene, inputs)
             index = self.check_scene_index(scene, scene_index, len(input_ids))
             features, features_mask = self.get_cached_proposals(scene, proposal_boxes, proposal_mask, proposal_patches)
             features, features_mask = features[index], features_mask[index]

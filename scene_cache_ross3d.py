@@ -177,7 +177,9 @@ class Ross3DSceneCache:
             )
         check_tensors(f"{file}", state, model.config)
         if sum_bytes(state) != state["checksum"]:
-            raise ValueError(BROKEN.format(file=file))
+            raise ValueError(
+                f"{file}: expected scenes that save() wrote, got another or a broken file; encode the scene again."
+            )
         # Copies: so far the tensors are windows onto the file.
         cache = DynamicCache()
         for index, (layer, saved) in enumerate(zip(find_layers(model), state["layers"], strict=True)):
@@ -189,7 +191,6 @@ class Ross3DSceneCache:
 
 
 TENSORS = ("prefix_mask", "proposal_features", "proposal_mask", "patch_features")
-BROKEN = "{file}: expected scenes that save() wrote, got another or a broken file; encode the scene again."
 AGAIN = "these are no scenes of this model: encode them again."
 FIELDS = ("version", "model", "processor", "layers", "checksum")
 # Elements of each matrix that tell one model from another.
@@ -218,20 +219,21 @@ def read_state(file: Path) -> dict[str, Any]:
     if not file.is_file():
         found = "something else" if file.exists() else "nothing"
         raise FileNotFoundError(f"{file}: expected a file that scene.save() wrote, found {found} there.")
+    broken = f"{file}: expected scenes that save() wrote, got another or a broken file; encode the scene again."
     try:
         with zipfile.ZipFile(file) as archive:
             # As torch writes them. Packed parts could grow to any size.
             is_plain = all(part.compress_type == zipfile.ZIP_STORED for part in archive.infolist())
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True) if is_plain else None
     except Exception as error:  # A damaged file can raise anything.
-        raise ValueError(BROKEN.format(file=file)) from error
+        raise ValueError(broken) from error
     version = state.get("version") if isinstance(state, dict) else None
     if isinstance(state, dict) and version != SCENE_CACHE_VERSION:
         raise ValueError(
             f"{file}: expected version {SCENE_CACHE_VERSION} of a scene cache, got {version}; encode the scene again."
         )
     if not isinstance(state, dict) or state.keys() != {*FIELDS, *TENSORS}:
-        raise ValueError(BROKEN.format(file=file))
+        raise ValueError(broken)
     return state
 
 

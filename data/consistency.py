@@ -138,7 +138,7 @@ class Disagreement:
     certain: bool = False
 
     def describe(self) -> str:
-        """Sentences for people."""
+        """What was seen, the likely reason and the way out, for people."""
         if self.num_compared:
             seen = f"of {self.num_compared} depth readings looked up in another view {100 * self.share:.1f} % agree"
         else:
@@ -146,7 +146,7 @@ class Disagreement:
         explained = ""
         if self.explained_share is not None:
             explained = f" Undoing one mistake makes {100 * self.explained_share:.0f} % agree:"
-        return f"the views do not agree with each other: {seen}.{explained} {self.reason}; {self.remedy}."
+        return f"{seen}.{explained} {self.reason}; {self.remedy}."
 
 
 def get_cameras(scene: Scene) -> Cameras | None:
@@ -617,10 +617,11 @@ def check_consistency(scene: Scene) -> None:
     names = scene.view_names or [f"view {index}" for index in range(scene.num_views)]
     found = find_disagreement(cameras, [names[view] for view in choose_views(scene.num_views)])
     if found is not None and found.certain:
-        raise ValueError(f"scene {scene.scene_id!r}: {found.describe()}")
+        raise ValueError(f"scene {scene.scene_id!r}: the views do not agree with each other: {found.describe()}")
     LOOKED_AT.add(fingerprint)
     if found is not None:
-        warnings.warn(f"scene {scene.scene_id!r}: {found.describe()}", ConsistencyWarning, stacklevel=3)
+        message = f"scene {scene.scene_id!r}: the views do not agree with each other: {found.describe()}"
+        warnings.warn(message, ConsistencyWarning, stacklevel=3)
 
 
 __all__ = [

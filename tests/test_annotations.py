@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ross3d.data import annotations
 from ross3d.data.annotations import (
     Annotation,
     check_annotation,
@@ -298,3 +299,13 @@ def test_a_missing_file_is_named(tmp_path):
 def test_references_and_places_are_optional():
     row = Annotation("i", "s", "rooms", "color", "What color?", "red")
     assert row.references == [] and row.query_coords is None and row.object_ids is None
+
+
+def test_parquet_files_of_too_many_rows_are_not_read(tmp_path, monkeypatch):
+    write(tmp_path / "rows.jsonl", make_rows())
+    save_annotations(load_annotations(tmp_path / "rows.jsonl"), tmp_path / "rows.parquet")
+    monkeypatch.setattr(annotations, "MAX_ROWS", 4)
+    assert len(load_annotations(tmp_path / "rows.parquet")) == 4
+    monkeypatch.setattr(annotations, "MAX_ROWS", 3)
+    with pytest.raises(ValueError, match=r"rows.parquet: not a Parquet file \(4 rows, at most 3 are read\)"):
+        load_annotations(tmp_path / "rows.parquet")

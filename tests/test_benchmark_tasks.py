@@ -505,7 +505,10 @@ def test_files_of_windows_that_cannot_be_read_are_named(tmp_path):
         task.load_items(tmp_path, settings)
     file = tmp_path / "scannet_det_val_4frames.json"
     file.write_text("[{")
-    with pytest.raises(ValueError, match="scannet_det_val_4frames.json: expected a JSON list of rows, got Expecting"):
+    with pytest.raises(
+        ValueError,
+        match="scannet_det_val_4frames.json: expected a JSON list of rows, but the file is no JSON .*Expecting",
+    ):
         task.load_items(tmp_path, settings)
     file.write_text("{}")
     with pytest.raises(ValueError, match="expected a JSON list of rows, got dict"):

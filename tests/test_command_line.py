@@ -5,11 +5,24 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
-from ross3d.command_line import NUM_VIEWS, SEED, Number, add_debug, describe_error, run_program
+from ross3d.command_line import (
+    COUNT,
+    NUM_VIEWS,
+    SEED,
+    Number,
+    add_debug,
+    check_fields,
+    describe_error,
+    list_attributes,
+    run_program,
+)
 
 
 def run(main, capsys, *words: str, name: str = "tools/ask.py") -> tuple[object, str]:
@@ -50,7 +63,9 @@ def test_other_ends_stay_what_they_are(capsys):
     parser.add_argument("--views", type=NUM_VIEWS)
     code, written = run(lambda: parser.parse_args(["--views", "2.5"]), capsys)
     assert code == 2
-    assert written.endswith("error: argument --views: expected a whole number from 1 to 10,000, got '2.5'\n")
+    assert written.endswith(
+        "error: argument --views: expected a whole number from 1 to 10,000, got '2.5', which is none\n"
+    )
 
 
 def test_debug_raises_the_error_itself_and_is_taken_out_of_the_command_line():
@@ -64,7 +79,7 @@ def test_debug_raises_the_error_itself_and_is_taken_out_of_the_command_line():
 
 
 def test_a_package_and_a_process_of_several_say_who_they_are(capsys, monkeypatch):
-    _, written = run(lambda: raise_error(ValueError("no")), capsys, name="/home/ross3d/data/prepare/__main__.py")
+    _, written = run(lambda: raise_error(ValueError("no")), capsys, name="ross3d/data/prepare/__main__.py")
     assert written == "prepare: error: no\n"
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
@@ -123,8 +138,54 @@ def keep_warning_format():
 )
 def test_numbers_follow_their_rule(rule, right, wrong):
     for value in right:
-        rule.check("data.value", value)
+        rule.require("data.value", value)
         assert rule(str(value)) == value
     for value in wrong:
         with pytest.raises(ValueError, match=r"data.value: expected a (whole|finite) number .*, got .*; correct it"):
-            rule.check("data.value", value)
+            rule.require("data.value", value)
+
+
+@dataclass
+class Settings:
+    """Settings of a program.
+
+    Attributes:
+        count, other_count (`int`): how
+            many.
+        name (`str`, *optional*): what it is called.
+    """
+
+    count: int = 3
+    other_count: int | None = None
+    name: str | None = None
+    blind: bool = False
+    output: Path = Path("page.html")
+    mode: Literal["fast", "exact"] = "fast"
+    words: list[str] = field(default_factory=list)
+    rotate: str | int | None = None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"count": 0}, "--count: expected a whole number from 1 on, got 0; correct it"),
+        ({"other_count": 2.0}, "--other_count: expected a whole number, got 2.0"),
+        ({"name": " "}, "--name: expected a text that is not blank, got ' '; write it so"),
+        ({"blind": "maybe"}, "--blind: expected true or false, got 'maybe'; write it so"),
+        ({"output": 3}, "--output: expected a path, got 3; write it so"),
+        ({"mode": "slow"}, r"--mode: expected a choice of \('fast', 'exact'\), got 'slow'"),
+        ({"words": ["a", ""]}, r"--words: expected a list of texts, got \['a', ''\]"),
+    ],
+)
+def test_fields_are_of_their_type(given, message):
+    check_fields(Settings(name="a", words=["b"], rotate=90), "--", {"count": COUNT})
+    with pytest.raises(ValueError, match=message):
+        check_fields(Settings(**given), "--", {"count": COUNT})
+
+
+def test_help_is_what_the_class_says_of_its_fields():
+    assert list_attributes(Settings) == {
+        "count": "how many.",
+        "other_count": "how many.",
+        "name": "what it is called.",
+    }

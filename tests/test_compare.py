@@ -146,7 +146,7 @@ def test_runs_that_cannot_be_compared_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"runs that answer a common task, got \[\['scanqa'\], \['sqa3d'\]\]"):
         main([str(a), str(other)])
     (other / "predictions.jsonl").write_text("{}\n")
-    with pytest.raises(ValueError, match="predictions.jsonl:1: expected a record of eval.py, got KeyError"):
+    with pytest.raises(ValueError, match="predictions.jsonl:1: expected a record of eval.py, got no task, id"):
         main([str(a), str(other)])
     with pytest.raises(FileNotFoundError, match="metrics.json: expected what eval.py writes, got no such file"):
         main([str(a), str(tmp_path)])

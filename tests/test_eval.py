@@ -101,7 +101,11 @@ def test_scenes_answered_together_get_the_same_answers(finished, tmp_path, at_on
 class RecordedTask:
     """A task that notes what is answered together, and with whose processor scenes are prepared."""
 
-    name = "recorded"
+    name, records_file = "recorded", "recorded.jsonl"
+    is_captions, get_values, get_sums = False, None, None
+
+    def score(self, records):
+        return {"count": len(records)}
 
     def __init__(self):
         self.together: list[list[str]] = []
@@ -113,7 +117,11 @@ class RecordedTask:
 
     def answer(self, context, scenes):
         self.together.append([scene.prepared for scene in scenes])
-        return [[{"task": self.name, "id": item.id} for item in scene.items] for scene in scenes]
+        return [[make_plain_record(item) for item in scene.items] for scene in scenes]
+
+
+def make_plain_record(item: Annotation) -> dict:
+    return {"task": "recorded", "id": item.id, "scene_id": item.scene_id}
 
 
 def make_items(count: int) -> list[Annotation]:
@@ -127,7 +135,7 @@ def test_scenes_that_are_answered_together_stay_together(tmp_path, answered, ran
     items, processor = make_items(7), object()
     context = EvalContext(None, processor, None, *(None,) * 5, settings=EvalSettings(scenes_at_once=3))
     RecordStore(tmp_path, []).append_scene(
-        [{"task": "recorded", "id": f"{n}-{k}", "first": True} for n in answered for k in range(2)]
+        [make_plain_record(item) | {"first": True} for n in answered for item in items[2 * n : 2 * n + 2]]
     )
     together, wanted = [], [["scene0", "scene1", "scene2"], ["scene3", "scene4", "scene5"], ["scene6"]]
     stores = [RecordStore(tmp_path, [], rank) for rank in range(ranks)]
@@ -202,7 +210,7 @@ def test_other_questions_do_not_go_on_with_an_evaluation(tmp_path):
 
 def test_a_blind_evaluation_looks_at_nothing(tmp_path, monkeypatch):
     seen = []
-    processor = door.AutoProcessor.from_pretrained(get_checkpoint(), trust_remote_code=True)
+    processor = door.load_processor(get_checkpoint())
     call = type(processor).__call__
 
     def watch(self, **inputs):
@@ -210,7 +218,7 @@ def test_a_blind_evaluation_looks_at_nothing(tmp_path, monkeypatch):
         return call(self, **inputs)
 
     monkeypatch.setattr(type(processor), "__call__", watch)
-    monkeypatch.setattr(door.AutoProcessor, "from_pretrained", lambda *args, **kwargs: processor)
+    monkeypatch.setattr(door, "load_processor", lambda *given: processor)
     metrics = evaluate(tmp_path, "--blind", "true", task="rooms")
     assert metrics["settings"]["blind"] is True
     assert {name for inputs in seen for name in inputs} <= {"images", "text", "query_coords", "return_tensors"}

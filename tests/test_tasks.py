@@ -276,7 +276,7 @@ def test_rooms_are_grounded_among_found_boxes_or_the_objects_own(context):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"proposals": "seen"}, r"--proposals: expected one choice of \['predicted', 'ground_truth'\], got 'seen'"),
+        ({"proposals": "seen"}, r"--proposals: expected one choice of \['predicted', 'simulated', .*\], got 'seen'"),
         ({"decode": "half"}, r"--decode: expected one choice of \['exact', 'reduced'\], got 'half'"),
         ({"num_views": 0}, "--num_views: expected a whole number from 1 to 10,000, got 0"),
         ({"limit": -1}, "--limit: expected a whole number from 0 on, got -1"),

@@ -342,7 +342,7 @@ def check_trainer(settings: dict[str, Any]) -> None:
             check_value(f"trainer.{f.name}", settings[f.name], plain, TRAINER_NUMBERS.get(f.name))
     steps = settings.get("max_steps", -1)
     if steps != -1:
-        COUNT.check("trainer.max_steps", steps)
+        COUNT.require("trainer.max_steps", steps)
 
 
 def apply_overrides(settings: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     made_elsewhere.add_argument("--boxes", type=Path, help="JSON file of boxes, by scene where there are several")
     proposals.add_argument("--scans", type=Path, help="where the folders with the meshes of the masks are")
     proposals.add_argument("--force", action="store_true", help="make anew what is there, a benchmark's boxes, too")
-    for command in (bev, proposals):
+    for command in (align, bev, proposals):
         add_scan_options(command)
     for command in (scannet, public, bev):
         command.add_argument("--bev-size", type=parse_bev_size, default=432, help="pixels of the picture from above")
@@ -99,7 +99,11 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.command in ("align", "bev", "proposals"):
         if arguments.command == "align":
             counts = prepare_alignments(
-                arguments.data, arguments.force, arguments.num_workers, arguments.min_confidence
+                arguments.data,
+                arguments.force,
+                arguments.num_workers,
+                arguments.min_confidence,
+                get_scan_options(arguments),
             )
         elif arguments.command == "bev":
             counts = prepare_bev(

@@ -11,6 +11,7 @@ with it. Such a scan is refused when its world would change: they have to go fir
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,8 +42,8 @@ class Aligned:
 OUTCOMES = ("aligned", "upright already", "there already")
 
 
-def align_folder(folder: Path, force: bool, min_confidence: float) -> Aligned:
-    """Give a scan its `axis_align.txt`, unless it has an alignment.
+def align_folder(folder: Path, force: bool, min_confidence: float, reading: dict[str, Any] | None = None) -> Aligned:
+    """Give a scan its `axis_align.txt`, unless it has an alignment; `reading` are options of `read_scene`.
 
     Raises:
         ValueError: without posed depth or a floor in view; with too little confidence; when what lies with the scan
@@ -51,11 +52,12 @@ def align_folder(folder: Path, force: bool, min_confidence: float) -> Aligned:
     file = folder / ALIGNMENT
     if file.is_file() and not force:
         return Aligned("there already", f"has {ALIGNMENT} already")
-    if not file.is_file() and read_scene(folder, look_at_world=False, num_views=1).axis_align_matrix is not None:
+    reading = {"look_at_world": False} | (reading or {})
+    if not file.is_file() and read_scene(folder, num_views=1, **reading).axis_align_matrix is not None:
         return Aligned("there already", "its recording has an alignment already")
     # With --force the scan is read as it lies; an identity given is no alignment.
     given = {"axis_align_matrix": np.eye(4)} if file.is_file() else {}
-    scene = read_scene(folder, look_at_world=False, num_views=NUM_FRAMES, reduce_to=PICTURE_SIZE, **given)
+    scene = read_scene(folder, num_views=NUM_FRAMES, reduce_to=PICTURE_SIZE, **given, **reading)
     if scene.depth_maps is None or scene.cam2world is None:
         raise ValueError(
             f"scene {scene.scene_id!r}: expected depth and cameras to estimate an alignment from, got a scan without; "
@@ -109,7 +111,11 @@ def describe_change(estimate: UprightEstimate) -> str:
 
 
 def prepare_alignments(
-    data_dir: Path, force: bool, num_workers: int, min_confidence: float = LOW_CONFIDENCE
+    data_dir: Path,
+    force: bool,
+    num_workers: int,
+    min_confidence: float = LOW_CONFIDENCE,
+    reading: dict[str, Any] | None = None,
 ) -> dict[str, int]:
     """Alignments of all scans below `data_dir`; prints what became of each, returns how many of each outcome.
 
@@ -121,14 +127,14 @@ def prepare_alignments(
             f"--min-confidence: expected a number from 0 to 1, got {min_confidence}; leave it out for 0.5."
         )
     folders = list_scene_folders(data_dir)
-    job = partial(_align_and_tell, force=force, min_confidence=min_confidence)
+    job = partial(_align_and_tell, force=force, min_confidence=min_confidence, reading=reading)
     with hold_folder(data_dir):
         done = run_jobs(job, folders, num_workers, "alignments", lambda path: path.name)
     return {outcome: sum(one.outcome == outcome for one in done) for outcome in OUTCOMES}
 
 
-def _align_and_tell(folder: Path, force: bool, min_confidence: float) -> Aligned:
-    aligned = align_folder(folder, force, min_confidence)
+def _align_and_tell(folder: Path, force: bool, min_confidence: float, reading: dict[str, Any] | None) -> Aligned:
+    aligned = align_folder(folder, force, min_confidence, reading)
     print(f"{folder.name}: {aligned.told}", flush=True)
     return aligned
 

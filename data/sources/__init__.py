@@ -81,6 +81,7 @@ LAYOUTS = (
         "camera-intrinsics.txt and frame-NNNNNN.color.jpg, .depth.png, .pose.txt (7-Scenes, TSDF tools)",
         (
             "camera-intrinsics.txt",
+            "scene.json",
             "frame-*.color.*",
             "frame-*.pose.txt",
             *(f"frame-{6 * '[0-9]'}.depth.{suffix}" for suffix in ("png", "pgm", "tif", "tiff", "npy")),

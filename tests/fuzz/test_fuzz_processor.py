@@ -14,15 +14,20 @@ from ross3d.tests.posed_views import make_bev, make_test_processor, make_views
 
 
 QUESTIONS = ["How many chairs are there?", "the tall lamp in the corner", "What is at <coord>?"]
+OTHER_ARGUMENTS = [
+    "scene_ids", "scene_index", "return_tensors", "padding", "padding_side", "truncation", "max_length",
+    "pad_to_multiple_of", "size", "images_kwargs", "text_kwargs", "common_kwargs", "do_rescale", "image_mean",
+    "rescale_factor", "resample", "videos",
+]  # fmt: skip
 NAMES = (
     "images|text|depth_maps|intrinsics|cam2world|proposal|query_coords|answers|target_objects|bev_image|bev_valid"
-    "|bev_bounds|scene_ids|scene_index|processor|padding|truncation|max_length|question"
+    "|bev_bounds|question|__call__|" + "|".join(OTHER_ARGUMENTS)
 )
 
 
 @cache
-def get_processor():
-    return make_test_processor(geometry_mode="valid_depth")
+def get_processor(mode: str = "valid_depth"):
+    return make_test_processor(geometry_mode=mode)
 
 
 @pytest.fixture(autouse=True)
@@ -45,12 +50,16 @@ def make_call() -> dict:
 @st.composite
 def spoiled_call(draw) -> dict:
     call = make_call()
+    if draw(st.booleans()):
+        call = {name: [value, value] for name, value in call.items()}
     for _ in range(draw(st.integers(1, 2))):
-        name = draw(st.sampled_from([*call, "scene_index", "scene_ids", "padding", "truncation", "max_length"]))
+        name = draw(st.sampled_from([*call, *OTHER_ARGUMENTS]))
         value = call.get(name)
-        kind = draw(st.sampled_from(["junk", "array", "item", "absent"]))
+        kind = draw(st.sampled_from(["junk", "list", "array", "item", "absent"]))
         if kind == "absent":
             call.pop(name, None)
+        elif kind == "list":
+            call[name] = [draw(junk())]
         elif kind == "array" and isinstance(value, np.ndarray):
             call[name] = draw(spoiled_array(value))
         elif kind == "item" and isinstance(value, list) and value:
@@ -69,7 +78,8 @@ def check_inputs(inputs: dict[str, torch.Tensor], call: dict) -> None:
     for name, tensor in inputs.items():
         if tensor.is_floating_point() and name not in ("query_coords", "bev_bounds"):
             assert bool(torch.isfinite(tensor).all()), name
-    if "pixel_values" in inputs:
+    changes_pixels = {"image_mean", "rescale_factor", "images_kwargs", "do_rescale"} & call.keys()
+    if "pixel_values" in inputs and not changes_pixels:
         assert inputs["pixel_values"].abs().max() <= 1.0 + 1e-6
     for name in ("proposal_boxes", "patch_coords", "query_coords"):
         if name in inputs:
@@ -78,9 +88,9 @@ def check_inputs(inputs: dict[str, torch.Tensor], call: dict) -> None:
 
 
 @run_seeded(220)
-@given(call=spoiled_call())
-def test_arguments_of_the_processor(call):
-    inputs, refusal = attempt(lambda: get_processor()(**call, return_tensors="pt"), call, NAMES)
+@given(call=spoiled_call(), mode=st.sampled_from(["published", "valid_depth"]))
+def test_arguments_of_the_processor(call, mode):
+    inputs, refusal = attempt(lambda: get_processor(mode)(**call), call, NAMES)
     if refusal is None:
         check_inputs(inputs, call)
 

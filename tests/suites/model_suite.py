@@ -1,11 +1,10 @@
 """Our model in the library's model and generation suites. Run by `library.py`, which puts its `tests` on the path."""
 
 import unittest
+from importlib import import_module
 from types import SimpleNamespace
 
 import torch
-from tests.test_configuration_common import ConfigTester
-from tests.test_modeling_common import GenerationTesterMixin, ModelTesterMixin, floats_tensor, ids_tensor
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 from transformers.models.auto import modeling_auto
 
@@ -13,6 +12,10 @@ from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration, Ross3DModel
 from ross3d.tests.fabricate import make_config
 
+
+# By name: `tests` is the library's folder here.
+common = import_module("tests.test_modeling_common")
+config_common = import_module("tests.test_configuration_common")
 
 # What the library's own models have by being part of it.
 AutoConfig.register("ross3d", Ross3DConfig)
@@ -43,7 +46,7 @@ class Ross3DModelTester:
             num_hidden_layers=2,
             prepare_config_and_inputs_for_common=lambda: (
                 self.get_config(),
-                {"pixel_values": floats_tensor([self.batch_size, 1, 3, 20, 20])},
+                {"pixel_values": common.floats_tensor([self.batch_size, 1, 3, 20, 20])},
             ),
         )
 
@@ -52,22 +55,22 @@ class Ross3DModelTester:
 
     def prepare_config_and_inputs_for_common(self):
         config = self.get_config()
-        input_ids = ids_tensor([self.batch_size, self.seq_length], 80).clamp(min=COORD_TOKEN + 1)
+        input_ids = common.ids_tensor([self.batch_size, self.seq_length], 80).clamp(min=COORD_TOKEN + 1)
         input_ids[:, : NUM_VIEWS * config.tokens_per_view] = IMAGE_TOKEN
         return config, {
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids),
-            "pixel_values": floats_tensor([self.batch_size, NUM_VIEWS, 3, 20, 20]),
+            "pixel_values": common.floats_tensor([self.batch_size, NUM_VIEWS, 3, 20, 20]),
         }
 
 
-class Ross3DModelTest(ModelTesterMixin, GenerationTesterMixin, unittest.TestCase):
+class Ross3DModelTest(common.ModelTesterMixin, common.GenerationTesterMixin, unittest.TestCase):
     all_model_classes = (Ross3DModel, Ross3DForConditionalGeneration)
     _is_composite = True
 
     def setUp(self):
         self.model_tester = Ross3DModelTester()
-        self.config_tester = ConfigTester(self, config_class=Ross3DConfig, has_text_modality=False)
+        self.config_tester = config_common.ConfigTester(self, config_class=Ross3DConfig, has_text_modality=False)
 
     def test_config(self):
         self.config_tester.run_common_tests()

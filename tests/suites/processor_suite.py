@@ -1,9 +1,8 @@
 """Our processors in the library's suites. Run by `library.py`, which puts its `tests` on the path."""
 
 import unittest
+from importlib import import_module
 
-from tests.test_image_processing_common import ImageProcessingTester, ImageProcessingTestMixin
-from tests.test_processing_common import ProcessorTesterMixin
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor
 
 from ross3d.configuration_ross3d import Ross3DConfig
@@ -11,13 +10,17 @@ from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
 from ross3d.tests.posed_views import BEV_SIZE, PATCH_SIZE, VIEW_SIZE, make_test_processor
 
 
+# By name: `tests` is the library's folder here.
+image_common = import_module("tests.test_image_processing_common")
+processor_common = import_module("tests.test_processing_common")
+
 # What the library's own processors have by being part of it.
 AutoConfig.register("ross3d", Ross3DConfig, exist_ok=True)
 AutoImageProcessor.register(Ross3DConfig, image_processor_classes={"pil": Ross3DImageProcessor})
 AutoProcessor.register(Ross3DConfig, Ross3DProcessor)
 
 
-class Ross3DProcessorTest(ProcessorTesterMixin, unittest.TestCase):
+class Ross3DProcessorTest(processor_common.ProcessorTesterMixin, unittest.TestCase):
     processor_class = Ross3DProcessor
 
     @classmethod
@@ -34,7 +37,7 @@ class Ross3DProcessorTest(ProcessorTesterMixin, unittest.TestCase):
         return {"patch_size": PATCH_SIZE, "bev_size": BEV_SIZE, "geometry_mode": "valid_depth"}
 
 
-class Ross3DImageProcessingTester(ImageProcessingTester):
+class Ross3DImageProcessingTester(image_common.ImageProcessingTester):
     def __init__(self, parent, **kwargs):
         size = {"height": 18, "width": 18}
         super().__init__(parent, size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3, **kwargs)
@@ -43,5 +46,5 @@ class Ross3DImageProcessingTester(ImageProcessingTester):
         return {"pil": Ross3DImageProcessor}
 
 
-class Ross3DImageProcessingTest(ImageProcessingTestMixin, unittest.TestCase):
+class Ross3DImageProcessingTest(image_common.ImageProcessingTestMixin, unittest.TestCase):
     image_processor_tester_class = Ross3DImageProcessingTester

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from ross3d.data.atomic import replace_file, tell_full_disk, write_text
 from ross3d.data.names import check_links, check_name
 from ross3d.data.text_files import read_json as read_any_json
+from ross3d.training.checkpoint import is_hub_id
 
 
 # What a checkpoint folder may call its weights, the preferred first: an index of shards, or one file.
@@ -207,8 +208,13 @@ def fetch_folder(name: str | os.PathLike, patterns: Sequence[str]) -> Path:
     """The local copy of a Hub repository's files that fit `patterns`.
 
     Raises:
-        FileNotFoundError: when it cannot be had.
+        FileNotFoundError: when it cannot be had. A name that is a path is never asked of the Hub.
     """
+    if not is_hub_id(str(name)):
+        raise FileNotFoundError(
+            f"{name}: expected a folder that is there, or a Hub id such as user/model, found no such folder; correct"
+            " the path."
+        )
     try:
         return Path(snapshot_download(str(name), allow_patterns=list(patterns)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

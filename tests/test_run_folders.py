@@ -1,0 +1,159 @@
+"""An evaluation's folder: one writer, files that name themselves when they are broken, boxes that are said."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ross3d import eval as door
+from ross3d.data.annotations import load_annotations
+from ross3d.data.atomic import hold_folder
+from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.report.run import make_run_page
+from ross3d.tasks import rooms, scanrefer
+from ross3d.tasks.comparison import read_run
+from ross3d.tasks.records import read_whole_lines
+from ross3d.tasks.task import EvalContext, EvalSettings
+from ross3d.tests.tiny import get_checkpoint, get_rooms
+from ross3d.tools import view
+
+
+RECORD = {"task": "rooms", "id": "a", "scene_id": "val-000000"}
+
+
+def test_two_evaluations_in_one_folder_are_refused(tmp_path):
+    words = [
+        "--model",
+        str(get_checkpoint()),
+        "--task",
+        "rooms",
+        "--data",
+        str(get_rooms()),
+        "--output",
+        str(tmp_path),
+    ]
+    with (
+        hold_folder(tmp_path),
+        pytest.raises(BlockingIOError, match="another process is at work in this folder; wait"),
+    ):
+        door.main(door.parse_arguments(words))
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    settings = {
+        "num_views": 2,
+        "decode": "exact",
+        "view_size": 64,
+        "data": str(get_rooms()),
+        "model": "m",
+        "tasks": {},
+    }
+    (tmp_path / "metrics.json").write_text(json.dumps({"scores": {"rooms": {"a": 1}}, "settings": settings}))
+    (tmp_path / "predictions.jsonl").write_text(json.dumps(RECORD) + "\n")
+    return tmp_path
+
+
+def test_a_broken_file_of_a_run_names_itself(run_folder):
+    assert read_run(run_folder).records == {"rooms": [RECORD]}
+    (run_folder / "predictions.jsonl").write_text(json.dumps(RECORD) + '\n{"task": "rooms"}\n')
+    with pytest.raises(
+        ValueError, match=r"predictions.jsonl:2: expected a record of eval.py, got no id, scene_id; check"
+    ):
+        read_run(run_folder)
+    (run_folder / "predictions.jsonl").write_text("")
+    (run_folder / "metrics.json").write_text('{"scores": {')
+    for read in (read_run, view.get_run_reader):
+        with pytest.raises(
+            ValueError, match=r"metrics.json: expected .*, but the file is no JSON \(.*line 1 column 13"
+        ):
+            read(run_folder)
+    (run_folder / "metrics.json").write_text('{"scores": {}, "settings": {"num_views": 2}}')
+    with pytest.raises(
+        ValueError, match=r"metrics.json: expected the settings of an evaluation, got none of \['decode'"
+    ):
+        view.get_run_reader(run_folder)
+    (run_folder / "settings.json").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"settings.json: expected the settings of the evaluation here.*it is empty"):
+        door.check_settings(run_folder / "settings.json", {})
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"task": "rooms", "id', "expected a record of eval.py, but the file is no JSON"),
+        (b'{"task": "rooms", "id": "caf\xe9"}', "expected a record of eval.py, got bytes that are no text"),
+        (b"[1]", "expected a record of eval.py with task, id and scene_id, got [1]"),
+        (b"\x00\x00", "expected a record of eval.py, but the file is no JSON"),
+    ],
+)
+def test_a_damaged_record_is_named_with_its_line(tmp_path, line, message):
+    file = tmp_path / "rank0-0.jsonl"
+    file.write_bytes(json.dumps(RECORD).encode() + b"\n" + line + b"\n" + json.dumps(RECORD).encode()[:9])
+    with pytest.raises(ValueError) as found:
+        read_whole_lines(file)
+    assert str(found.value).startswith(f"{file}:2: {message}")
+    assert str(found.value).endswith("remove the line: its scene is answered again.")
+
+
+def test_what_a_page_lacks_is_said(run_folder):
+    with pytest.raises(
+        FileNotFoundError, match="--blind .*nope: expected the blind model's evaluation, got no metrics"
+    ):
+        make_run_page(run_folder, read_rgbd_folder, run_folder / "nope")
+    (run_folder / "predictions.jsonl").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"predictions.jsonl: expected the answers that metrics.json scores, got"
+    ):
+        make_run_page(run_folder, read_rgbd_folder)
+
+
+# ---- what rooms choose among
+
+
+def test_rooms_choose_among_detected_boxes_where_there_are(tmp_path):
+    data = Path(shutil.copytree(get_rooms(), tmp_path / "data"))
+    folders = sorted((data / "val").iterdir())
+    found = [[0.5, 0.25, 0.4, 0.3, 0.2, 0.8], [1.0, -0.5, 0.3, 0.6, 0.5, 0.4]]
+    settings = rooms.TASK.fill_settings(EvalSettings())
+    context = EvalContext(
+        None, None, None, data, tmp_path, None, lambda scene, seed: (np.full((3, 6), 9.0), None), lambda *given: 0
+    )
+
+    def choose(proposals: str) -> np.ndarray:
+        context.settings = rooms.TASK.fill_settings(EvalSettings(proposals=proposals))
+        return rooms.get_proposals(context, read_rgbd_folder(folders[0]))
+
+    assert (choose("predicted") == 9).all() and (choose("simulated") == 9).all()
+    assert np.array_equal(choose("ground_truth"), read_rgbd_folder(folders[0]).boxes)
+    (folders[0] / "proposals.json").write_text(json.dumps(found))
+    with pytest.raises(
+        ValueError, match=r"expected proposals.json in all 3 scenes of val or in none, got it in 1; prep"
+    ):
+        rooms.load_items(data, settings)
+    for folder in folders:
+        (folder / "proposals.json").write_text(json.dumps(found))
+    assert len(rooms.load_items(data, settings)) == len(load_annotations(data / "annotations" / "val.jsonl"))
+    np.testing.assert_allclose(choose("predicted"), found, rtol=1e-6)
+    assert (choose("simulated") == 9).all()
+    with pytest.raises(
+        ValueError, match="--proposals simulated: expected task rooms, whose boxes can be drawn, got ano"
+    ):
+        scanrefer.check_detected(data, rooms.load_items(data, settings), EvalSettings("val", proposals="simulated"))
+
+
+def test_questions_about_objects_that_a_scene_does_not_have_are_refused_at_load(tmp_path):
+    data = Path(shutil.copytree(get_rooms(), tmp_path / "data"))
+    file = data / "annotations" / "val.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    wrong = next(row for row in rows if row["object_ids"])
+    wrong["object_ids"] = [0, 99]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    count = len(json.loads((data / "val" / wrong["scene_id"] / "boxes.json").read_text()))
+    message = (
+        rf"object_ids of question '{wrong['id']}': expected numbers below {count}, the boxes of scene .*got \[0, 99\]"
+    )
+    with pytest.raises(ValueError, match=message):
+        rooms.load_items(data, rooms.TASK.fill_settings(EvalSettings()))
