@@ -88,7 +88,7 @@ def run(command: list[str], timeout: int, **variables: str) -> str:
         written, errors = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         kill_all(process)
-        raise
+        pytest.fail(f"no end after {timeout} s: {process.communicate()[1][-12000:]}")
     # Of a process that was stuck, with the stacks of its threads.
     assert process.returncode == 0, errors[-12000:]
     return written

@@ -28,14 +28,11 @@ COMPARED_STEPS, LEARNING_RATE, VIEW_MASK_PERIOD = 20, 0.02, 2
 
 
 # Seconds after which a process that has not ended a step waits for another one in vain; at first ZeRO compiles.
-PATIENCE, FIRST_PATIENCE = 90, 500
+PATIENCE, FIRST_PATIENCE = 90, 700
 
 
 class EndWhenStuck(TrainerCallback):
     """Ends a process that does not come to the end of a step, and says in which call each of its threads is."""
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        faulthandler.dump_traceback_later(FIRST_PATIENCE, exit=True)
 
     def on_step_end(self, args, state, control, **kwargs):
         # Also what comes behind the last step, an evaluation, has so long.
@@ -58,6 +55,7 @@ class KeepParameters(TrainerCallback):
 
 
 def main(output: Path, batch_size: int, accumulation: int, steps: int) -> None:
+    faulthandler.dump_traceback_later(FIRST_PATIENCE, exit=True)
     torch.set_num_threads(1)
     output.mkdir(parents=True, exist_ok=True)
     # Before the arguments: behind them ZeRO-3 would cut new weights to pieces before they are drawn.
