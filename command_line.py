@@ -13,6 +13,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from tqdm import tqdm
+
 
 DEBUG_HELP = "show where an error or a warning came from"
 # What bad input and a bad environment raise; anything else is a fault of the program, and its message says so.
@@ -77,8 +79,9 @@ def run_program(main: Callable[[], Any], argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:
-        # A command line may hold halves of characters, which no stream can write.
-        line = f"{name}: error: {describe_error(error)}\n".encode("utf-8", "backslashreplace").decode("utf-8")
+        # An open progress bar leaves its line unfinished. A command line may hold halves of characters, which no stream can write.
+        start = "\n" if getattr(tqdm, "_instances", ()) else ""
+        line = f"{start}{name}: error: {describe_error(error)}\n".encode("utf-8", "backslashreplace").decode("utf-8")
         sys.stderr.write(line)
         sys.exit(1)
 

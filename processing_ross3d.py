@@ -1239,6 +1239,10 @@ SETTINGS = {
 }
 
 
+# Its counts, which are whole numbers from 1 on; one may be None.
+COUNTS = ("patch_size", "bev_size", "max_position_embeddings")
+
+
 class Ross3DProcessor(ProcessorMixin):
     r"""
     Views, depth, cameras, proposals and questions -> the model's tensors; see `__call__`.
@@ -1315,6 +1319,13 @@ class Ross3DProcessor(ProcessorMixin):
             check(
                 is_one_of(value, SETTINGS[name]), name, f"one of {SETTINGS[name]}", repr(value), "choose one of them"
             )
+        is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+        if name in COUNTS and not (value is None and name == "max_position_embeddings"):
+            is_count = is_number and not isinstance(value, (float, np.floating)) and value >= 1
+            check(is_count, name, "a whole number from 1 on", repr(value), "correct it")
+        if name == "object_patch_threshold":
+            is_share = is_number and 0 < value <= 1
+            check(is_share, name, "a share above 0, at most 1", repr(value), "correct it")
         super().__setattr__(name, value)
 
     @property

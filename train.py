@@ -149,6 +149,7 @@ def run(arguments: RunArguments, training: TrainingArguments, output_dir: Path) 
     Trainer.get_optimizer_cls_and_kwargs(training)
     # Refused here, not once the training is done.
     published = find_published(arguments)
+    find_teacher(arguments)
     processor = build_processor(arguments)
     model = build_model(arguments, processor)
     if training.process_index == 0:

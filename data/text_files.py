@@ -106,12 +106,15 @@ def read_json(
             has numbers of hundreds of digits or halves of characters (lone surrogates), or is of another kind.
     """
     value = parse_json(read_text(file, meaning, max_bytes), str(file), meaning, remedy)
-    return _check_kind(value, dict if keys else kind, keys, str(file), meaning)
+    return _check_kind(value, dict if keys else kind, keys, str(file), meaning, remedy)
 
 
-def _check_kind(value: Any, kind: type | None, keys: Sequence[str], where: str, meaning: str) -> Any:
+def _check_kind(
+    value: Any, kind: type | None, keys: Sequence[str], where: str, meaning: str, remedy: str = AGAIN
+) -> Any:
+    remedy = "check that it is the right file" if remedy == AGAIN else remedy
     if kind is not None and not isinstance(value, kind):
-        raise ValueError(f"{where}: expected {meaning}, got {describe_kind(value)}; check that it is the right file.")
+        raise ValueError(f"{where}: expected {meaning}, got {describe_kind(value)}; {remedy}.")
     missing = [key for key in keys if key not in value]
     if missing:
         raise ValueError(f"{where}: expected {meaning}, got no {', '.join(missing)}; check that it is the right file.")

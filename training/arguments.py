@@ -9,12 +9,14 @@ import inspect
 import re
 import sys
 from dataclasses import asdict, dataclass, field, fields
+from enum import EnumType
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
 import yaml
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from ross3d.command_line import (
     COUNT,
@@ -32,7 +34,8 @@ from ross3d.command_line import (
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.sources import DECODES, make_reading
 from ross3d.data.text_files import describe_kind, parse_yaml, read_yaml
-from ross3d.processing_ross3d import Ross3DProcessor
+from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
+from ross3d.training.model_section import check_tables, make_config
 
 
 VISITS = ("scenes", "questions")
@@ -340,9 +343,35 @@ def check_trainer(settings: dict[str, Any]) -> None:
             # The library's own choices and tables are read by the library.
             plain = f.type if f.type in (int, float, bool) or NoneType in get_args(f.type) else Any
             check_value(f"trainer.{f.name}", settings[f.name], plain, TRAINER_NUMBERS.get(f.name))
+            check_trainer_choice(f.name, settings[f.name], get_args(f.type))
     steps = settings.get("max_steps", -1)
     if steps != -1:
         COUNT.require("trainer.max_steps", steps)
+
+
+def check_trainer_choice(name: str, value: Any, kinds: tuple) -> None:
+    """Refuse a value of `trainer` that is no choice of the library, no table where it wants one, or no tracker here.
+
+    Raises:
+        ValueError: names the key.
+    """
+    choices = [choice.value for kind in kinds if isinstance(kind, EnumType) for choice in kind]
+    if choices and value not in choices:
+        raise ValueError(f"trainer.{name}: expected a choice of {choices}, got {value!r}; correct it.")
+    if name.endswith("_kwargs") and value is not None and not isinstance(value, dict):
+        raise ValueError(f"trainer.{name}: expected keys with values, `key: value`, got {value!r}; write them so.")
+    if name == "report_to" and value not in (None, "none", "all"):
+        for tracker in value if isinstance(value, list) else [value]:
+            if tracker in ("none", "all"):
+                continue
+            if tracker not in list(INTEGRATION_TO_CALLBACK):
+                known = ["none", "all", *sorted(INTEGRATION_TO_CALLBACK)]
+                raise ValueError(f"trainer.report_to: expected trackers of {known}, got {tracker!r}; correct it.")
+            if tracker not in get_available_reporting_integrations():
+                raise ValueError(
+                    f"trainer.report_to: expected a tracker that is installed, got {tracker!r}; install its package, or"
+                    " set --trainer.report_to none."
+                )
 
 
 def apply_overrides(settings: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -351,6 +380,11 @@ def apply_overrides(settings: dict[str, Any], overrides: list[str]) -> dict[str,
     Raises:
         ValueError: for a key without a value, an unknown key, or a key that several sections have.
     """
+    overrides = [
+        piece
+        for word in overrides
+        for piece in (word.split("=", 1) if word.startswith("--") and "=" in word else [word])
+    ]
     if len(overrides) % 2:
         raise ValueError(f"command line: expected pairs `--key value`, got {overrides}; give every key a value.")
     for flag, text in zip(overrides[::2], overrides[1::2], strict=True):
@@ -367,6 +401,14 @@ def apply_overrides(settings: dict[str, Any], overrides: list[str]) -> dict[str,
                     " write --section.key."
                 )
             path = [owners[0], *path]
+        if path[0] == "parts" and len(path) > 1:
+            # A prefix of a parameter's name has dots itself.
+            has_key = path[-1] in {f.name for f in fields(PartArguments)}
+            rest = path[1:-1] if has_key else path[1:]
+            path = ["parts", ".".join(rest), *path[len(path) - has_key :]]
+            if not has_key and parse_yaml(text, flag, "a value") is None:
+                check_table(settings.get("parts"), "parts").pop(path[1], None)
+                continue
         place = settings
         for name in path[:-1]:
             if place.get(name) is None:
@@ -410,6 +452,7 @@ def make_run_arguments(settings: dict[str, Any]) -> RunArguments:
     check_trainer(settings["trainer"])
     own = inspect.signature(Ross3DProcessor.__init__).parameters.keys() - {"self", "tokenizer", "kwargs"}
     check_keys(settings["processor"], own, "processor")
+    check_image_processor(settings["processor"])
     for section, cls in SECTIONS.items():
         if settings.get(section) is not None:
             settings[section] = read_section(cls, settings[section], section)
@@ -422,6 +465,11 @@ def make_run_arguments(settings: dict[str, Any]) -> RunArguments:
             "model: expected the sizes of a new model (configs/tiny.yaml has some), or init_from, a checkpoint to"
             " start from, got neither; set one."
         )
+    if run.init_from is None:
+        make_config(run.model)
+    else:
+        # What else is right follows from the checkpoint's config (`build_config`).
+        check_tables(run.model)
     for prefix, part in run.parts.items():
         whole = [] if run.lora is None or not part.freeze else [m for m in run.lora.modules if overlap(m, prefix)]
         if whole:
@@ -430,6 +478,35 @@ def make_run_arguments(settings: dict[str, Any]) -> RunArguments:
                 " of one of the two."
             )
     return run
+
+
+def check_image_processor(processor: dict[str, Any]) -> None:
+    """Refuse what no image processor takes: unknown keys, and values of the wrong type.
+
+    Raises:
+        ValueError: names the key.
+    """
+    where = "processor.image_processor"
+    if "image_processor" not in processor:
+        return
+    values = processor["image_processor"] = check_table(processor["image_processor"], where)
+    check_keys(values, set(Ross3DImageProcessor.valid_kwargs.__annotations__), where)
+    size = values.get("size")
+    if "size" in values and not (isinstance(size, dict) and set(size) == {"height", "width"}):
+        raise ValueError(f"{where}.size: expected {{height: S, width: S}}, got {size!r}; write it so.")
+    for name, side in (size or {}).items():
+        COUNT.require(f"{where}.size.{name}", side)
+    for name, rule in (("image_mean", Number()), ("image_std", POSITIVE)):
+        numbers = values.get(name, [1, 1, 1])
+        if not (isinstance(numbers, list) and len(numbers) == 3 and all(map(rule.allows, numbers))):
+            raise ValueError(
+                f"{where}.{name}: expected three numbers, each {rule}, got {numbers!r}; write one a colour."
+            )
+    if "rescale_factor" in values:
+        POSITIVE.require(f"{where}.rescale_factor", values["rescale_factor"])
+    for name in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
+        if name in values:
+            check_value(f"{where}.{name}", values[name], bool)
 
 
 def read_part(values: Any, where: str) -> PartArguments:
@@ -449,7 +526,7 @@ def overlap(module: str, prefix: str) -> bool:
 
 def read_command_line(words: list[str], usage: str) -> RunArguments:
     """`CONFIG.yaml [--section.key value ...]`; the usage and the end for nothing or `--help`."""
-    if words[:1] in (["-h"], ["--help"]):
+    if {"-h", "--help"} & set(words):
         sys.stdout.write(f"{usage}\n{describe_keys()}\n\n  --debug  {DEBUG_HELP}\n")
         sys.exit(0)
     if not words:
@@ -504,6 +581,11 @@ def check_same_run(arguments: RunArguments, file: Path) -> None:
     if not file.is_file():
         return
     before = flatten_settings(check_table(read_yaml(file, "the settings of the run that began here"), str(file)))
+    if not before:
+        raise ValueError(
+            f"{file}: expected the settings of the run that began here, got an empty file; choose another"
+            " --trainer.output_dir, or remove that folder to begin anew."
+        )
     now = flatten_settings(yaml.safe_load(describe_run(arguments)))
     for name in sorted((before.keys() | now.keys()) - FREE_SETTINGS):
         if before.get(name) != now.get(name):

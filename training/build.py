@@ -4,8 +4,10 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,11 +38,15 @@ from ross3d.scenes.tokenizer import make_tokenizer
 from ross3d.training.arguments import DataArguments, NewWeightsArguments, PartArguments, RunArguments
 from ross3d.training.callbacks import COMPLETE_MARK, mark_complete
 from ross3d.training.card import make_run_card
-from ross3d.training.checkpoint import check_lengths, find_checkpoint, load_processor
+from ross3d.training.checkpoint import check_lengths, find_checkpoint, find_folder, load_processor
 from ross3d.training.loading import load_model
 from ross3d.training.lora import PEFT_PREFIX
+from ross3d.training.model_section import make_config
 from ross3d.training.optimizer import MuonAdamW
 from ross3d.training.shards import check_whole_matrices, is_launched_with
+
+
+PROCESSOR_SETTINGS = inspect.signature(Ross3DProcessor.__init__).parameters.keys() - {"self"}
 
 
 def list_scenes(arguments: DataArguments) -> list[Path]:
@@ -54,6 +60,12 @@ def list_scenes(arguments: DataArguments) -> list[Path]:
 
 def list_split(arguments: DataArguments) -> list[Path]:
     folder = Path(arguments.root) / arguments.split
+    splits = list_splits(Path(arguments.root))
+    if splits and arguments.split not in splits:
+        raise FileNotFoundError(
+            f"data.split: expected a split of {arguments.root}, which has {splits}, got {arguments.split!r}; set"
+            " --data.split to one of them."
+        )
     scenes = list_folders(folder)
     if not scenes:
         raise FileNotFoundError(
@@ -61,6 +73,11 @@ def list_split(arguments: DataArguments) -> list[Path]:
             f" `python -m ross3d.scenes.build --output {arguments.root}`."
         )
     return scenes
+
+
+def list_splits(root: Path) -> list[str]:
+    """Names of the folders in `root` that hold scene folders."""
+    return [folder.name for folder in list_folders(root) if folder.name != "annotations" and list_folders(folder)]
 
 
 def get_data_fingerprint(arguments: DataArguments) -> dict[str, str]:
@@ -140,17 +157,51 @@ def find_init_folder(arguments: RunArguments) -> Path | None:
     return None if arguments.init_from is None else find_checkpoint(arguments.init_from, "init_from")
 
 
+def check_new_weights(arguments: RunArguments) -> None:
+    """Refuse new weights for a run that starts from a checkpoint, before anything is read.
+
+    Raises:
+        ValueError: names what else in the run file is for a new model.
+    """
+    if arguments.init_from is not None and arguments.new_weights is not None:
+        with naming_conflicts(arguments):
+            raise ValueError(
+                f"new_weights: expected none beside init_from, got {arguments.new_weights}; the checkpoint's weights"
+                " are kept as they are."
+            )
+
+
 def build_processor(arguments: RunArguments) -> Ross3DProcessor:
     """The checkpoint's processor with the settings that the run changes, or a new one whose tokenizer is trained on
-    the questions."""
+    the questions.
+
+    Raises:
+        ValueError: names the key of the run's file.
+    """
+    check_new_weights(arguments)
+    with naming_processor():
+        return make_processor(arguments)
+
+
+@contextmanager
+def naming_processor() -> Iterator[None]:
+    """Put the section of the run's file in front of the name of a setting that the processor refuses."""
+    try:
+        yield
+    except ValueError as error:
+        if re.match(rf"({'|'.join(PROCESSOR_SETTINGS)})\b[^:]*: ", str(error)):
+            raise ValueError(f"processor.{error}") from error
+        raise
+
+
+def make_processor(arguments: RunArguments) -> Ross3DProcessor:
     settings = dict(arguments.processor)
     image_settings = settings.pop("image_processor", {})
     folder = find_init_folder(arguments)
     if folder is not None:
         saved = load_processor(folder)
-        names = inspect.signature(Ross3DProcessor.__init__).parameters.keys() - {"self"}
         return Ross3DProcessor(
-            **{name: getattr(saved, name) for name in names - {"image_processor"} - settings.keys()},
+            **{name: getattr(saved, name) for name in PROCESSOR_SETTINGS - {"image_processor"} - settings.keys()},
             image_processor=Ross3DImageProcessor.from_pretrained(folder, **image_settings),
             **settings,
         )
@@ -165,7 +216,11 @@ def build_config(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DC
     """The checkpoint's config with the run's changes, or a new one whose vocabulary is the tokenizer's."""
     folder = find_init_folder(arguments)
     if folder is not None:
-        return Ross3DConfig.from_pretrained(folder, **arguments.model)
+        saved = read_json(folder / "config.json", "the config of a checkpoint", kind=dict)
+        with naming_conflicts(arguments):
+            config = make_config(arguments.model, saved)
+            check_sizes(config, saved)
+            return config
     settings = dict(arguments.model)
     tokenizer = processor.tokenizer
     settings["text_config"] = {
@@ -176,7 +231,56 @@ def build_config(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DC
     }
     for name in ("image", "ground", "coord"):
         settings[f"{name}_token_id"] = tokenizer.convert_tokens_to_ids(f"<{name}>")
-    return Ross3DConfig(**settings)
+    return make_config(settings)
+
+
+# What a run file says of a model of its own, in the order of a command line.
+NEW_MODEL_SETTINGS = ("model", "processor", "teacher", "new_weights", "vision_warmup")
+# Sizes that trained weights have.
+WEIGHT_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "patch_size",
+    "image_size",
+)
+
+
+@contextmanager
+def naming_conflicts(arguments: RunArguments) -> Iterator[None]:
+    """Have an error of a run that starts from a checkpoint name everything in the run file that is for a new model."""
+    try:
+        yield
+    except ValueError as error:
+        given = [name for name in NEW_MODEL_SETTINGS if getattr(arguments, name)]
+        if arguments.init_from is None or not given:
+            raise
+        raise ValueError(
+            f"init_from: expected settings that fit the checkpoint {arguments.init_from}, got: {str(error).rstrip('.')}."
+            f" To take the checkpoint as it is, without what this run file says of a model of its own, add"
+            f" {' '.join(f'--{name} null' for name in given)}."
+        ) from error
+
+
+def check_sizes(config: Ross3DConfig, saved: dict[str, Any]) -> None:
+    """Refuse a config that asks for other shapes than a checkpoint's weights have.
+
+    Args:
+        config (`Ross3DConfig`): with the run's changes.
+        saved (`dict`): the checkpoint's own.
+
+    Raises:
+        ValueError: names the first size that differs.
+    """
+    for section in ("vision_config", "text_config"):
+        for name in WEIGHT_SIZES:
+            before, now = (saved.get(section) or {}).get(name), getattr(getattr(config, section), name, None)
+            if None not in (before, now) and before != now:
+                raise ValueError(
+                    f"model.{section}.{name}: expected {before}, which the weights of the checkpoint have, got {now};"
+                    " leave it out."
+                )
 
 
 def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DForConditionalGeneration:
@@ -184,12 +288,14 @@ def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DFo
     # Also of what a checkpoint lacks.
     torch.manual_seed(arguments.seed)
     folder = find_init_folder(arguments)
+    config = build_config(arguments, processor)
+    teacher = find_teacher(arguments)
+    with naming_conflicts(arguments):
+        check_fit(processor, config)
+        if teacher is not None and config.denoiser_config is not None:
+            check_normalization(processor, config)
+            check_teacher(teacher, config)
     if folder is not None:
-        if arguments.new_weights is not None:
-            raise ValueError(
-                f"new_weights: expected none beside init_from, got {arguments.new_weights}; the checkpoint's weights"
-                " are kept as they are. Write new_weights: null."
-            )
         model = load_model(folder, allow_missing=arguments.allow_missing_weights, **arguments.model)
         # Of a checkpoint from the Hub, adapters and pages name the repository, not this machine's copy.
         model.name_or_path = model.config.name_or_path = arguments.init_from
@@ -198,14 +304,12 @@ def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DFo
     else:
         # ZeRO-3 would cut tower and language model to pieces here, before they are drawn; the Trainer cuts all later.
         with set_zero3_state():
-            model = Ross3DForConditionalGeneration(build_config(arguments, processor))
+            model = Ross3DForConditionalGeneration(config)
         if arguments.new_weights is not None:
             scale_new_weights(model, arguments.new_weights)
         model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
         model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
-    teacher = find_teacher(arguments)
     if teacher is not None and model.reconstruction_head is not None:
-        check_normalization(processor, model.config)
         model.attach_teacher(teacher)
     return model
 
@@ -223,9 +327,27 @@ def scale_new_weights(model: Ross3DForConditionalGeneration, arguments: NewWeigh
 
 
 def find_teacher(arguments: RunArguments) -> Path | None:
-    """The teacher's folder: the one named, or the one beside the checkpoint's weights."""
+    """The teacher's folder: the one named, on disk or from the Hub, or the one beside the checkpoint's weights.
+
+    Raises:
+        FileNotFoundError: there is none of that name.
+        ValueError: a folder that holds no VAE.
+    """
     if arguments.teacher is not None:
-        return Path(arguments.teacher)
+        folder = find_folder(arguments.teacher, "teacher", ("config.json", "*.safetensors"), "teacher")
+        file = folder / "config.json"
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"teacher: expected the folder of a VAE, got {folder}, a folder without config.json; name one such as"
+                " scenes/teacher, or set --teacher null."
+            )
+        kind = read_json(file, "the config of a teacher", kind=dict).get("_class_name")
+        if kind != "AutoencoderKL":
+            raise ValueError(
+                f"teacher: expected a VAE that diffusers saved (_class_name AutoencoderKL), got {kind!r} in {file};"
+                " name another folder, such as scenes/teacher."
+            )
+        return folder
     folder = find_init_folder(arguments)
     return None if folder is None or not (folder / "teacher").is_dir() else folder / "teacher"
 
@@ -252,6 +374,46 @@ def check_normalization(processor: Ross3DProcessor, config: Ross3DConfig) -> Non
                 f"processor.image_processor: expected do_rescale, do_normalize and {name} {read} as in the model's"
                 f" config, got {pixels.do_rescale}, {pixels.do_normalize} and {made}; set both alike."
             )
+
+
+def check_teacher(teacher: Path, config: Ross3DConfig) -> None:
+    """Refuse a teacher whose latents are not those that the model rebuilds, before it is loaded.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    told = read_json(teacher / "config.json", "the config of a teacher", kind=dict)
+    for name, default in (("latent_channels", 4), ("scaling_factor", 0.18215), ("shift_factor", 0.0)):
+        wanted, found = getattr(config.denoiser_config, name), told.get(name, default) or 0.0
+        if wanted != found:
+            raise ValueError(
+                f"teacher: expected a VAE with {name} {wanted}, as model.denoiser_config has it, got {found} in"
+                f" {teacher}; name the teacher that the model was made for, or of a new model set"
+                f" --model.denoiser_config.{name} {found}."
+            )
+
+
+def check_fit(processor: Ross3DProcessor, config: Ross3DConfig) -> None:
+    """Refuse a processor whose views and rows are not those that the model reads.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    vision = config.vision_config
+    for name, made, read in (
+        ("patch_size", processor.patch_size, vision.patch_size),
+        ("image_processor.size", processor.view_size, vision.image_size),
+    ):
+        if made != read:
+            raise ValueError(
+                f"processor.{name}: expected {read}, as model.vision_config has it, got {made}; set both alike."
+            )
+    longest = processor.max_position_embeddings
+    if longest is not None and longest > config.context_length:
+        raise ValueError(
+            f"processor.max_position_embeddings: expected at most the {config.context_length} positions of"
+            f" model.text_config, got {longest}; lower it."
+        )
 
 
 def build_latents(arguments: RunArguments, processor: Ross3DProcessor, config: Ross3DConfig) -> SceneLatents | None:
@@ -348,7 +510,10 @@ def freeze_parts(model: nn.Module, parts: dict[str, PartArguments]) -> None:
     for prefix, part in parts.items():
         if not any(name.startswith(prefix) for name in names):
             heads = sorted({".".join(name.split(".")[:2]) for name in names})
-            raise ValueError(f"parts: expected a prefix of a parameter's name such as {heads}, got `{prefix}`.")
+            raise ValueError(
+                f"parts: expected a prefix of a parameter's name such as {heads}, got `{prefix}`;"
+                f" correct it, or drop it with --parts.{prefix} null."
+            )
         for name, parameter in model.named_parameters():
             if part.freeze and name.startswith(prefix):
                 parameter.requires_grad_(False)
