@@ -79,7 +79,8 @@ def run_program(main: Callable[[], Any], argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:
-        # An open progress bar leaves its line unfinished. A command line may hold halves of characters, which no stream can write.
+        # An open progress bar leaves its line unfinished; halves of characters in a command line are what no stream
+        # can write.
         start = "\n" if getattr(tqdm, "_instances", ()) else ""
         line = f"{start}{name}: error: {describe_error(error)}\n".encode("utf-8", "backslashreplace").decode("utf-8")
         sys.stderr.write(line)

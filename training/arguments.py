@@ -369,8 +369,8 @@ def check_trainer_choice(name: str, value: Any, kinds: tuple) -> None:
                 raise ValueError(f"trainer.report_to: expected trackers of {known}, got {tracker!r}; correct it.")
             if tracker not in get_available_reporting_integrations():
                 raise ValueError(
-                    f"trainer.report_to: expected a tracker that is installed, got {tracker!r}; install its package, or"
-                    " set --trainer.report_to none."
+                    f"trainer.report_to: expected a tracker that is installed, got {tracker!r}; install its package,"
+                    " or set --trainer.report_to none."
                 )
 
 
