@@ -257,7 +257,8 @@ def naming_conflicts(arguments: RunArguments) -> Iterator[None]:
         if arguments.init_from is None or not given:
             raise
         raise ValueError(
-            f"init_from: expected settings that fit the checkpoint {arguments.init_from}, got: {str(error).rstrip('.')}."
+            f"init_from: expected settings that fit the checkpoint {arguments.init_from}, got:"
+            f" {str(error).rstrip('.')}."
             f" To take the checkpoint as it is, without what this run file says of a model of its own, add"
             f" {' '.join(f'--{name} null' for name in given)}."
         ) from error
