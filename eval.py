@@ -38,8 +38,8 @@ from ross3d.processing_ross3d import GeometryMode
 from ross3d.report.run import write_run_page
 from ross3d.report.summary import format_summary
 from ross3d.scenes.questions import lookup_baseline, make_proposals
-from ross3d.tasks import find_tasks, reconstruction, rooms
-from ross3d.tasks.checks import check_records, check_scores
+from ross3d.tasks import find_tasks, list_modules, reconstruction, rooms
+from ross3d.tasks.checks import check_records, check_scores, name_task
 from ross3d.tasks.intervals import compute_intervals, get_sums
 from ross3d.tasks.records import RecordStore, group_items, write_json
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
@@ -50,7 +50,6 @@ from ross3d.training.loading import load_model as read_weights
 
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-TASKS: dict[str, Task] = find_tasks()
 
 
 @dataclass
@@ -84,15 +83,24 @@ class EvalArguments(EvalSettings):
 
 
 def get_tasks(names: str) -> list[Task]:
-    """Tasks by their names, separated by commas."""
-    chosen = names.split(",")
+    """Tasks by their names, separated by commas.
+
+    Raises:
+        ValueError: for a name that no task has, or that stands twice, and for a broken file in `tasks/`.
+    """
+    tasks, chosen = find_tasks(), [name.strip() for name in names.split(",")]
     for name in chosen:
-        if name not in TASKS or chosen.count(name) > 1:
+        if name not in tasks and name in list_modules():
             raise ValueError(
-                f"--task: expected names of {sorted(TASKS)}, each once, got {name!r} in {names!r}; separate them with"
+                f"--task {name}: expected a benchmark, but tasks/{name}.py has no TASK; end it with TASK = Task(...)"
+                " (CONTRIBUTING.md)."
+            )
+        if name not in tasks or chosen.count(name) > 1:
+            raise ValueError(
+                f"--task: expected names of {sorted(tasks)}, each once, got {name!r} in {names!r}; separate them with"
                 " commas."
             )
-    return [TASKS[name] for name in names.split(",")]
+    return [tasks[name] for name in chosen]
 
 
 def get_fingerprint(model: str) -> str | None:
@@ -211,10 +219,11 @@ def answer_open_scenes(context: EvalContext, task: Task, items: list[Any], store
     ahead = replace(context, processor=copy.deepcopy(context.processor))
     in_order = [of_scene for group in mine for of_scene in group.values()]
     done = 0
-    with contextlib.closing(iterate_ahead(lambda given: task.prepare(ahead, given), in_order, at_once)) as prepared:
+    with contextlib.closing(iterate_ahead(partial(prepare_scene, task, ahead), in_order, at_once)) as prepared:
         for group in mine:
             opened = [OpenScene(of_scene, next(prepared)) for of_scene in group.values()]
-            answered = task.answer(context, opened)
+            with name_task(task, f"answer(context, scenes) of {', '.join(map(repr, group))}"):
+                answered = task.answer(context, opened)
             if not isinstance(answered, list) or len(answered) != len(group):
                 raise ValueError(
                     f"task {task.name!r}, answer(context, scenes): expected a list of records for each of {len(group)}"
@@ -269,7 +278,7 @@ def evaluate(arguments: EvalArguments, state: PartialState) -> dict[str, Any]:
     if arguments.meteor and state.is_main_process:
         check_meteor()
     settings = EvalSettings(**{f.name: getattr(arguments, f.name) for f in fields(EvalSettings)})
-    items = {task.name: task.load_items(arguments.data, task.fill_settings(settings)) for task in tasks}
+    items = {task.name: load_items(task, arguments.data, task.fill_settings(settings)) for task in tasks}
     model, processor = load_model(arguments, tasks, state.device)
     for task in tasks:
         asked = [item for item in items[task.name] if isinstance(item, Annotation)]
@@ -319,6 +328,16 @@ def evaluate(arguments: EvalArguments, state: PartialState) -> dict[str, Any]:
     return metrics
 
 
+def load_items(task: Task, data_dir: Path, settings: EvalSettings) -> list[Any]:
+    with name_task(task, "load_items(data_dir, settings)"):
+        return task.load_items(data_dir, settings)
+
+
+def prepare_scene(task: Task, context: EvalContext, items: list[Any]) -> Any:
+    with name_task(task, f"prepare(context, items) of scene {items[0].scene_id!r}"):
+        return task.prepare(context, items)
+
+
 def score_records(task: Task, records: list[Record], meteor: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """A task's scores and their intervals, with METEOR where it is asked for and there are captions."""
     if not records:
@@ -353,6 +372,7 @@ def write_results(
         "scores": scores,
         "intervals": intervals,
         "baselines": baselines,
+        "records_files": {task.name: task.records_file for task in tasks},
         "settings": described,
         "commit": get_commit(),
         "command": sys.argv,

@@ -155,7 +155,7 @@ class Task:
 
     Attributes:
         name (`str`): what `eval.py --task` calls it, and the `task` of its records.
-        records_file (`str`): where its records are kept.
+        records_file (`str`): the file of the output folder that its records are kept in.
         load_items: (data folder, settings) -> items in the order in which they are to be written.
         prepare: (context, items of one scene) -> whatever reading and the processor can do without the model; it is
             called ahead, in another thread.
@@ -186,7 +186,8 @@ class Task:
     max_new_tokens: int = 48
 
     def __post_init__(self):
-        if not self.name or not self.records_file.endswith(".jsonl"):
+        is_name = self.records_file == Path(self.records_file).name and self.records_file.endswith(".jsonl")
+        if not self.name or not is_name:
             raise ValueError(
                 f"Task: expected a name and a records_file that ends in .jsonl, got {self.name!r} and"
                 f" {self.records_file!r}; most tasks keep theirs in predictions.jsonl."
