@@ -25,10 +25,10 @@ import torch
 from accelerate import PartialState
 from transformers import HfArgumentParser, set_seed
 
-from ross3d.command_line import add_debug, list_attributes, run_program
+from ross3d.command_line import add_debug, list_attributes, parse_path, run_program
 from ross3d.data.ahead import iterate_ahead
 from ross3d.data.annotations import Annotation, find_annotations, load_annotations
-from ross3d.data.atomic import hold_folder
+from ross3d.data.atomic import check_output_folder, hold_folder
 from ross3d.data.dataset import get_row_seed
 from ross3d.data.kept import describe_file, describe_source
 from ross3d.data.sources import get_reading, read_scene
@@ -261,8 +261,11 @@ def main(arguments: EvalArguments) -> dict[str, Any]:
 
     Raises:
         BlockingIOError: another evaluation writes into the folder.
+        ValueError: nothing can be written there.
     """
     state = start_processes()
+    if state.is_main_process:
+        check_output_folder(arguments.output, "--output")
     with hold_folder(arguments.output) if state.is_main_process else contextlib.nullcontext():
         metrics = evaluate(arguments, state)
     if torch.distributed.is_initialized():
@@ -393,6 +396,7 @@ def parse_arguments(argv: list[str] | None = None) -> EvalArguments:
     told = list_attributes(EvalArguments)
     for action in parser._actions:
         action.help = told.get(action.dest, action.help)
+        action.type = parse_path if action.type is Path else action.type
     add_debug(parser)
     arguments, *_ = parser.parse_args_into_dataclasses(argv)
     return arguments

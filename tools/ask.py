@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ross3d.command_line import COUNT, COUNT_OR_NONE, NUM_VIEWS, add_debug, run_program
-from ross3d.data.atomic import write_text
+from ross3d.command_line import COUNT, COUNT_OR_NONE, NUM_VIEWS, add_debug, parse_path, run_program
+from ross3d.data.atomic import check_output_file, write_text
 from ross3d.data.bev import BEVPicture, render_scene_bev
 from ross3d.data.consistency import measure_scene_agreement
 from ross3d.data.own_scan import OwnScan, get_box_corners, read_own_scan
@@ -208,14 +208,14 @@ def parse_device(name: str) -> str:
 
 def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scan", type=Path, help="folder of a scan, or a video")
+    parser.add_argument("scan", type=parse_path, help="folder of a scan, or a video")
     parser.add_argument("questions", nargs="+")
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
     parser.add_argument(
-        "--axis-align", type=Path, help="4x4 matrix, scan to upright world (default: the scan's, or estimated)"
+        "--axis-align", type=parse_path, help="4x4 matrix, scan to upright world (default: the scan's, or estimated)"
     )
     parser.add_argument(
-        "--boxes", type=Path, help="JSON file of boxes to ground on (default: the scan's, or proposed)"
+        "--boxes", type=parse_path, help="JSON file of boxes to ground on (default: the scan's, or proposed)"
     )
     parser.add_argument("--views", type=NUM_VIEWS, default=8, help="how many views to read")
     add_scan_options(parser)
@@ -232,7 +232,7 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
         "--allow-missing-weights", action="store_true", help="draw weights that the checkpoint lacks at random"
     )
     parser.add_argument("--device", type=parse_device, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, default=Path("ask.html"), help="page to write")
+    parser.add_argument("--output", type=parse_path, default=Path("ask.html"), help="page to write")
     add_debug(parser)
     return parser.parse_args(args)
 
@@ -241,6 +241,7 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
 def main(args: list[str] | None = None) -> list[Answer]:
     """Read, answer, rebuild, write; returns the answers in the order of the questions."""
     options = parse_arguments(args)
+    check_output_file(options.output, "--output")
     scan = read_own_scan(
         options.scan,
         axis_align_matrix=options.axis_align,

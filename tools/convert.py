@@ -27,9 +27,9 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import custom_object_save
 
-from ross3d.command_line import DEBUG_HELP, run_program
+from ross3d.command_line import DEBUG_HELP, parse_path, run_program
 from ross3d.configuration_ross3d import Ross3DConfig
-from ross3d.data.atomic import write_text
+from ross3d.data.atomic import check_output_folder, write_text
 from ross3d.data.names import check_links, check_name
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.processing_ross3d import TURN_END, TURN_START
@@ -414,7 +414,7 @@ def summarize(records: Sequence[KeyRecord]) -> str:
 def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="source", help="checkpoint to convert: folder or Hub id")
-    parser.add_argument("--to", type=Path, required=True, help="folder to write; must not exist")
+    parser.add_argument("--to", type=parse_path, required=True, help="folder to write; must not exist")
     parser.add_argument("--reverse", action="store_true", help="from ours to the published format")
     parser.add_argument("--init", choices=sorted(BASES), help="begin training from a base model (or from --from)")
     parser.add_argument("--denoiser", help="with --init: mm_inv_projector.bin, or the folder or Hub id that has it")
@@ -451,6 +451,7 @@ def parse_size(text: str) -> str:
 def main(args: list[str] | None = None) -> Path:
     """Convert; returns the folder that was written."""
     options = parse_arguments(args)
+    check_output_folder(options.to.absolute().parent, "--to")
     convert = convert_back if options.reverse else start_training if options.init else convert_release
     folder = convert(options)
     print(folder)

@@ -29,9 +29,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers.dynamic_module_utils import get_relative_imports
 
-from ross3d.command_line import DEBUG_HELP, run_program
+from ross3d.command_line import DEBUG_HELP, parse_path, run_program
 from ross3d.configuration_ross3d import Ross3DConfig
-from ross3d.data.atomic import write_text
+from ross3d.data.atomic import check_output_folder, write_text
 from ross3d.data.names import check_links
 from ross3d.eval import get_fingerprint
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
@@ -49,7 +49,7 @@ from ross3d.report.card import (
     make_unknown,
     set_section,
 )
-from ross3d.tools.checkpoints.files import describe_files, list_tensors, read_json, replace_folder
+from ross3d.tools.checkpoints.files import check_new_folder, describe_files, list_tensors, read_json, replace_folder
 from ross3d.tools.checkpoints.plan import check_own_layers
 from ross3d.training.callbacks import COMPLETE_MARK, is_complete
 
@@ -316,12 +316,14 @@ def write_folder(files: Mapping[str, Path | bytes], folder: Path) -> None:
 
 def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="folder that train.py or tools/convert.py wrote")
+    parser.add_argument("checkpoint", type=parse_path, help="folder that train.py or tools/convert.py wrote")
     parser.add_argument("--to", type=check_repo_id, required=True, metavar="USER/NAME", help="repository of the Hub")
-    parser.add_argument("--run", type=Path, action="append", default=[], help="output of eval.py about it; repeatable")
+    parser.add_argument(
+        "--run", type=parse_path, action="append", default=[], help="output of eval.py about it; repeatable"
+    )
     parser.add_argument("--without-teacher", action="store_true", help="leave the VAE out; answers do not need it")
     parser.add_argument("--private", action="store_true", help="of a repository that is made now")
-    parser.add_argument("--dry-run", type=Path, metavar="FOLDER", help="write there what would go, push nothing")
+    parser.add_argument("--dry-run", type=parse_path, metavar="FOLDER", help="write there what would go, push nothing")
     parser.add_argument("--debug", action="store_true", help=DEBUG_HELP)
     return parser.parse_args(args)
 
@@ -329,6 +331,9 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
 def main(args: list[str] | None = None) -> str:
     """Check, complete the page, push; returns the commit's address, or the folder of a dry run."""
     options = parse_arguments(args)
+    if options.dry_run is not None:
+        check_new_folder(options.dry_run)
+        check_output_folder(options.dry_run.absolute().parent, "--dry-run")
     files: dict[str, Path | bytes] = dict(list_files(options.checkpoint, not options.without_teacher))
     has_teacher = any(name.startswith("teacher/") for name in files)
     runs = read_metrics(options.run, options.checkpoint)

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ross3d.command_line import add_debug, run_program
+from ross3d.command_line import add_debug, parse_path, run_program
+from ross3d.data.atomic import check_output_file
 from ross3d.data.bev import get_scene_points, render_scene_bev
 from ross3d.data.own_scan import OwnScan, has_any, read_own_scan
 from ross3d.data.sanity import measure_sanity
@@ -115,16 +116,19 @@ def make_page_of_scan(scan: OwnScan) -> str:
 def main(args: list[str] | None = None) -> Path:
     """Parse, read, write; returns the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", type=Path, help="folder of a scan, or output folder of eval.py")
-    parser.add_argument("--output", type=Path, help="page to write")
-    parser.add_argument("--blind", type=Path, help="run: output folder of the blind model's evaluation")
-    parser.add_argument("--picture", type=Path, help="run: picture of its reconstructions to write")
-    parser.add_argument("--axis-align", type=Path, help="scan: 4x4 matrix, scan to upright world")
-    parser.add_argument("--boxes", type=Path, help="scan: JSON file of boxes")
+    parser.add_argument("path", type=parse_path, help="folder of a scan, or output folder of eval.py")
+    parser.add_argument("--output", type=parse_path, help="page to write")
+    parser.add_argument("--blind", type=parse_path, help="run: output folder of the blind model's evaluation")
+    parser.add_argument("--picture", type=parse_path, help="run: picture of its reconstructions to write")
+    parser.add_argument("--axis-align", type=parse_path, help="scan: 4x4 matrix, scan to upright world")
+    parser.add_argument("--boxes", type=parse_path, help="scan: JSON file of boxes")
     parser.add_argument("--rerun", action="store_true", help="scan: open rerun as well")
     add_scan_options(parser)
     add_debug(parser)
     options = parser.parse_args(args)
+    for option in ("output", "picture"):
+        if (file := getattr(options, option)) is not None:
+            check_output_file(file, f"--{option}")
     if (options.path / "metrics.json").is_file():
         page = make_run_page(options.path, get_run_reader(options.path), options.blind)
         output = options.output or options.path / "report.html"
