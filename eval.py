@@ -10,6 +10,7 @@ that was cut off goes on where it was when it is started again with the same set
 import argparse
 import contextlib
 import copy
+import difflib
 import hashlib
 import os
 import sys
@@ -67,7 +68,7 @@ class EvalArguments(EvalSettings):
         dtype (`str`): what the model is loaded in; `auto`: as it was saved.
         allow_missing_weights (`bool`): draw weights that the checkpoint lacks at random, where it is refused else.
         meteor (`bool`): score captions by METEOR as well, which needs Java and `pip install pycocoevalcap`.
-        report (`bool`): whether to write the page.
+        report (`bool`): write the page `report.html`; `--no_report` leaves it out.
     """
 
     model: str = field(kw_only=True)
@@ -174,6 +175,15 @@ def hash_scenes(context: EvalContext, items: list[Any]) -> str:
         frames = sorted({image for item in items for image in item.images})
         sources = [[frame, *describe_file(context.data_dir / frame)] for frame in frames]
     else:
+        for item in {item.scene_id: item for item in reversed(items)}.values():
+            folder = context.find_scene(item.scene_id)
+            if not folder.exists():
+                annotations = find_annotations(context.data_dir, context.settings.split)
+                raise FileNotFoundError(
+                    f"{annotations}: expected questions about scenes that are in --data, got {item.id!r} about scene"
+                    f" {item.scene_id!r}, but {folder} is not there; copy or prepare the scene, or leave the question"
+                    " out."
+                )
         sources = [describe_source(context.find_scene(name)) for name in dict.fromkeys(i.scene_id for i in items)]
     return hashlib.sha256(repr(sources).encode()).hexdigest()
 
@@ -397,8 +407,14 @@ def parse_arguments(argv: list[str] | None = None) -> EvalArguments:
     for action in parser._actions:
         action.help = told.get(action.dest, action.help)
         action.type = parse_path if action.type is Path else action.type
+        if "--no_report" in action.option_strings:
+            action.help = "do not write the page"
     add_debug(parser)
-    arguments, *_ = parser.parse_args_into_dataclasses(argv)
+    arguments, *_, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], parser._option_string_actions, n=1)
+        hint = f"did you mean {near[0]}?" if near else "see --help for all options"
+        parser.error(f"expected options of this program, got {' '.join(unknown)}; {hint}")
     return arguments
 
 

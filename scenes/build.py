@@ -196,7 +196,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", required=True, type=parse_path)
+    parser.add_argument("--output", required=True, type=parse_path, help="data folder to write")
     parser.add_argument("--train", type=COUNT, default=4000, help="number of training scenes")
     parser.add_argument("--val", type=COUNT, default=300, help="number of validation scenes")
     parser.add_argument("--image-size", type=parse_size, default=(64, 64), help="64, or 640x480 (width x height)")

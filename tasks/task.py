@@ -22,7 +22,7 @@ PROPOSALS = ("predicted", "simulated", "ground_truth")
 SCENE_PATH = "{split}/{scene_id}"
 # Numbers that settings may be, by their name.
 EVAL_NUMBERS = {
-    "limit": COUNT_OR_NONE,
+    "limit": COUNT,
     "num_views": NUM_VIEWS,
     "seed": SEED,
     **dict.fromkeys(("scenes_at_once", "batch_size", "max_new_tokens", "num_samples", "num_inference_steps"), COUNT),
@@ -44,7 +44,7 @@ class EvalSettings:
     Attributes:
         split (`str`, *optional*): which scenes and annotations of the data folder; each task's published one by
             default.
-        limit (`int`, *optional*): at most so many scenes a task.
+        limit (`int`, *optional*): at most this many scenes of each task.
         blind (`bool`): words alone: one grey picture, no coordinates, grounding chosen without information.
         scenes_at_once (`int`): scenes whose questions are answered together; each is held in memory once.
         batch_size (`int`): questions answered at once.

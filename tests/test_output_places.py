@@ -96,3 +96,17 @@ def test_an_empty_path_is_refused(parse, words, capsys):
     with pytest.raises(SystemExit):
         parse(words)
     assert "expected a path, got '" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--picture", "p.png"], ["--blind", "b"]])
+def test_options_of_a_run_are_refused_for_a_scan(tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=rf"{words[0]}: expected an evaluated run, which alone .* got a scan"):
+        view.main([str(get_rooms()), *words])
+
+
+@pytest.mark.parametrize("words", [["--axis-align", "a.txt"], ["--boxes", "b.json"], ["--rotate", "90"]])
+def test_options_of_a_scan_are_refused_for_a_run(tmp_path, words):
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(ValueError, match=rf"{words[0]}: expected a scan, which alone .* got an evaluated run in"):
+        view.main([str(tmp_path), *words])

@@ -421,7 +421,11 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--vision-tower", help="SigLIP's folder or Hub id, where the checkpoint's own name fails")
     parser.add_argument("--teacher", help="the VAE's folder or Hub id, where the checkpoint's own name fails")
     parser.add_argument("--drop", action="append", default=[], help="leave out published keys that match, as in a.b.*")
-    parser.add_argument("--embedding-rows", type=int, help="with --reverse: the published code builds 152064")
+    parser.add_argument(
+        "--embedding-rows",
+        type=int,
+        help="with --reverse: write this many rows of input embeddings (the published code expects 152064)",
+    )
     parser.add_argument("--max-shard-size", type=parse_size, default="2GB", help="of the files that are written")
     parser.add_argument("--seed", type=int, help="of weights that are drawn (default: 0)")
     parser.add_argument("--debug", action="store_true", help=DEBUG_HELP)

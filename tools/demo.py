@@ -107,8 +107,10 @@ def run_stage(stage: Stage) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/tiny.yaml")
-    parser.add_argument("--output", type=parse_path, default=Path("outputs/demo"))
+    parser.add_argument("--config", default="configs/tiny.yaml", help="what to train, a file of configs/")
+    parser.add_argument(
+        "--output", type=parse_path, default=Path("outputs/demo"), help="folder of rooms, models and page"
+    )
     parser.add_argument("--train-scenes", type=COUNT, default=2200, help="rooms to train on")
     parser.add_argument("--val-scenes", type=COUNT, default=250, help="rooms to evaluate on")
     parser.add_argument("--sampler-steps", type=COUNT, default=20, help="of each sampled picture")

@@ -33,6 +33,8 @@ from ross3d.command_line import DEBUG_HELP, parse_path, run_program
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.atomic import check_output_folder, write_text
 from ross3d.data.names import check_links
+from ross3d.data.text_files import describe_kind
+from ross3d.data.text_files import read_json as read_any_json
 from ross3d.eval import get_fingerprint
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.report.card import (
@@ -65,6 +67,10 @@ CODE_NAMED_IN = ("config.json", "processor_config.json")
 NEEDED = (*CODE_NAMED_IN, "tokenizer.json")
 # Of the code that goes along; another one that is there already stays.
 LICENSE = Path(__file__).resolve().parents[1] / "LICENSE"
+# Of an evaluation's settings: what scores of another model are told by, and what the page says.
+READ_SETTINGS = (
+    "model", "model_sha256", "tasks", "limit", "num_views", "proposals", "blind", "spatial_instruction", "seed",
+)  # fmt: skip
 TEACHER_NOTE = "; not in this repository"
 
 
@@ -186,7 +192,7 @@ def read_metrics(outputs: Sequence[Path], folder: Path) -> dict[str, dict[str, A
         file = output / "metrics.json"
         if not file.is_file():
             raise FileNotFoundError(f"--run: expected what eval.py wrote, found no {file}; name its --output.")
-        metrics = read_json(file)
+        metrics = read_whole_metrics(file)
         if metrics["settings"]["model_sha256"] != fingerprint:
             raise ValueError(
                 f"--run: expected scores of {folder}, got those of another checkpoint ({metrics['settings']['model']},"
@@ -198,6 +204,34 @@ def read_metrics(outputs: Sequence[Path], folder: Path) -> dict[str, dict[str, A
             raise ValueError(f"--run: expected each task in one output, got {twice} again in {file}; leave one out.")
         found |= dict.fromkeys(asked, metrics)
     return found
+
+
+def read_whole_metrics(file: Path) -> dict[str, Any]:
+    """A metrics.json with all that is read of it here and on the page.
+
+    Raises:
+        ValueError: names the file and what it lacks.
+    """
+    meaning = "the metrics of an evaluation"
+    metrics = read_any_json(
+        file, meaning, keys=["scores", "intervals", "settings", "baselines", "commit"], remedy="evaluate again"
+    )
+    for name in ("scores", "intervals", "settings"):
+        if not isinstance(metrics[name], dict):
+            raise ValueError(
+                f"{file}: expected {meaning} with an object as {name}, got {describe_kind(metrics[name])}; evaluate"
+                " again."
+            )
+    scores, settings = metrics["scores"], metrics["settings"]
+    missing = [name for name in READ_SETTINGS if name not in settings]
+    known = settings.get("tasks") if isinstance(settings.get("tasks"), dict) else {}
+    missing += [f"tasks.{task}" for task in scores if not isinstance(known.get(task), dict)]
+    if missing or not all(isinstance(of_task, dict) for of_task in scores.values()):
+        raise ValueError(
+            f"{file}: expected {meaning} with the scores of each task and their settings, got none of"
+            f" {missing or sorted(scores)}; evaluate again."
+        )
+    return metrics
 
 
 def keep_task(metrics: Mapping[str, Any], task: str) -> dict[str, Any]:
@@ -322,7 +356,7 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
         "--run", type=parse_path, action="append", default=[], help="output of eval.py about it; repeatable"
     )
     parser.add_argument("--without-teacher", action="store_true", help="leave the VAE out; answers do not need it")
-    parser.add_argument("--private", action="store_true", help="of a repository that is made now")
+    parser.add_argument("--private", action="store_true", help="if the repository has to be made, make it private")
     parser.add_argument("--dry-run", type=parse_path, metavar="FOLDER", help="write there what would go, push nothing")
     parser.add_argument("--debug", action="store_true", help=DEBUG_HELP)
     return parser.parse_args(args)

@@ -10,6 +10,7 @@ alignment. `--rerun` opens the scan in the rerun viewer, where rerun is installe
 """
 
 import argparse
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -113,6 +114,24 @@ def make_page_of_scan(scan: OwnScan) -> str:
     return make_scene_page(scene, scan.describe_world(), bev, section, boxes, floor_height)
 
 
+def check_options(options: argparse.Namespace, is_run: bool) -> None:
+    """Refuse options that have no meaning for what is shown.
+
+    Raises:
+        ValueError: names them.
+    """
+    of_run, of_scan = ("blind", "picture"), ("axis_align", "boxes", "rotate", "max_excluded", "allow_outside", "rerun")
+    given = [f"--{name.replace('_', '-')}" for name in (of_scan if is_run else of_run) if getattr(options, name)]
+    if given:
+        kind, other = ("an evaluated run", "a scan") if is_run else ("a scan (no metrics.json)", "an evaluated run")
+        raise ValueError(
+            f"{', '.join(given)}: expected {other}, which alone has a use for it, got {kind} in {options.path}; leave"
+            " it out."
+        )
+    if options.rerun and importlib.util.find_spec("rerun") is None:
+        raise ImportError("--rerun: expected the package rerun-sdk, got none; run `pip install rerun-sdk`.")
+
+
 def main(args: list[str] | None = None) -> Path:
     """Parse, read, write; returns the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -129,7 +148,9 @@ def main(args: list[str] | None = None) -> Path:
     for option in ("output", "picture"):
         if (file := getattr(options, option)) is not None:
             check_output_file(file, f"--{option}")
-    if (options.path / "metrics.json").is_file():
+    is_run = (options.path / "metrics.json").is_file()
+    check_options(options, is_run)
+    if is_run:
         page = make_run_page(options.path, get_run_reader(options.path), options.blind)
         output = options.output or options.path / "report.html"
         if options.picture is not None:

@@ -50,9 +50,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     public.add_argument(
         "--root", required=True, type=parse_path, help="the folder `data` with scannet/, processed/, ..."
     )
-    public.add_argument("--bev", choices=("depth", "published"), default="depth", help="as above; or view_0.jpg")
+    public.add_argument(
+        "--bev",
+        choices=("depth", "published"),
+        default="depth",
+        help="the picture from above: made from depth, or the published view_0.jpg",
+    )
     for command in (scannet, public):
-        command.add_argument("--output", required=True, type=parse_path)
+        command.add_argument("--output", required=True, type=parse_path, help="data folder to write")
         command.add_argument("--views", type=parse_count, default=32, help="views kept of a scan")
         command.add_argument("--partial", action="store_true", help="leave out questions about scans that are absent")
     align = commands.add_parser("align", help="axis_align.txt for scans that came without an alignment")
@@ -84,7 +89,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     for command in (scannet, public, bev):
         command.add_argument("--bev-size", type=parse_bev_size, default=432, help="pixels of the picture from above")
     for command in (scannet, public, align, bev, proposals):
-        command.add_argument("--num-workers", type=parse_count, default=os.cpu_count() or 1)
+        command.add_argument(
+            "--num-workers", type=parse_count, default=os.cpu_count() or 1, help="processes (default: one a core)"
+        )
         command.add_argument("--debug", action="store_true", help=DEBUG_HELP)
     return parser.parse_args(argv)
 
