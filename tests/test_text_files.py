@@ -44,7 +44,7 @@ def test_broken_json_names_file_and_place(write, content, problem):
 
 def test_a_cut_line_has_one_line_number(write):
     with pytest.raises(
-        ValueError, match=r"file.json:2: expected .*, but the file is no JSON \(Expecting .*: column 8\)"
+        ValueError, match=r"file.json:2: expected .*, but the file is no JSON \(Expecting .*: column 9\)"
     ):
         list(read_json_lines(write('{"a": 1}\n{"a": 2,\n')))
 
