@@ -213,7 +213,12 @@ def read_json_lines(
                 )
             text = _decode(line, number, path, meaning)
             if text.strip():
-                yield number, _check_kind(parse_json(text.rstrip("\r\n"), where, meaning, is_line=True), kind, keys, where, meaning)
+                yield (
+                    number,
+                    _check_kind(
+                        parse_json(text.rstrip("\r\n"), where, meaning, is_line=True), kind, keys, where, meaning
+                    ),
+                )
 
 
 class _Loader(yaml.SafeLoader):

@@ -91,7 +91,11 @@ class EvalSettings:
         for name, known in (("proposals", PROPOSALS), ("decode", DECODES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"--{name}: expected one choice of {list(known)}, got {getattr(self, name)!r}.")
-        make_reading(self.rotate, self.max_excluded, self.allow_outside)
+        try:
+            make_reading(self.rotate, self.max_excluded, self.allow_outside)
+        except ValueError as error:
+            error.args = (f"--{error}",)
+            raise
 
 
 @dataclass

@@ -522,6 +522,10 @@ def test_a_limit_of_no_scenes_and_a_misspelt_option_are_refused(capsys):
     words = ["--model", "m", "--task", "rooms", "--data", "d", "--output", "o"]
     with pytest.raises(ValueError, match="--limit: expected a whole number from 1 on, got 0; correct it"):
         door.parse_arguments([*words, "--limit", "0"])
+    with pytest.raises(ValueError, match="--rotate must be one of auto, 0, 90"):
+        door.parse_arguments([*words, "--rotate", "45"])
+    with pytest.raises(ValueError, match="--max_excluded must be a share of the frames"):
+        door.parse_arguments([*words, "--max_excluded", "1"])
     with pytest.raises(SystemExit):
         door.parse_arguments([*words, "--lmit", "1"])
     assert "expected options of this program, got --lmit 1; did you mean --limit?" in capsys.readouterr().err

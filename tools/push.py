@@ -263,12 +263,14 @@ def make_page(folder: Path, repo_id: str, runs: Mapping[str, Any], with_teacher:
 
 
 def check_repo_id(repo_id: str) -> str:
+    if repo_id.count("/") != 1:
+        raise argparse.ArgumentTypeError(
+            f"expected USER/NAME, got {repo_id!r}; write whose it is before the slash, and no other slash"
+        )
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-    if repo_id.count("/") != 1:
-        raise argparse.ArgumentTypeError(f"expected USER/NAME, got {repo_id!r}; write whose it is before the slash")
     return repo_id
 
 
