@@ -87,6 +87,13 @@ def run_program(main: Callable[[], Any], argv: list[str] | None = None) -> None:
         sys.exit(1)
 
 
+def parse_path(text: str) -> Path:
+    """The path that a word is: `add_argument(type=...)`; an empty one would be taken for the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"expected a path, got {text!r}; write . for the current folder")
+    return Path(text)
+
+
 def add_debug(parser: argparse.ArgumentParser) -> None:
     """Have a parser's help tell of `--debug`, which `run_program` obeys."""
     parser.add_argument("--debug", action="store_true", help=DEBUG_HELP)
@@ -254,5 +261,6 @@ __all__ = [
     "get_own_message",
     "is_finite",
     "list_attributes",
+    "parse_path",
     "run_program",
 ]

@@ -10,6 +10,7 @@ that was cut off goes on where it was when it is started again with the same set
 import argparse
 import contextlib
 import copy
+import difflib
 import hashlib
 import os
 import sys
@@ -25,10 +26,10 @@ import torch
 from accelerate import PartialState
 from transformers import HfArgumentParser, set_seed
 
-from ross3d.command_line import add_debug, list_attributes, run_program
+from ross3d.command_line import add_debug, list_attributes, parse_path, run_program
 from ross3d.data.ahead import iterate_ahead
 from ross3d.data.annotations import Annotation, find_annotations, load_annotations
-from ross3d.data.atomic import hold_folder
+from ross3d.data.atomic import check_output_folder, hold_folder
 from ross3d.data.dataset import get_row_seed
 from ross3d.data.kept import describe_file, describe_source
 from ross3d.data.sources import get_reading, read_scene
@@ -38,8 +39,8 @@ from ross3d.processing_ross3d import GeometryMode
 from ross3d.report.run import write_run_page
 from ross3d.report.summary import format_summary
 from ross3d.scenes.questions import lookup_baseline, make_proposals
-from ross3d.tasks import find_tasks, reconstruction, rooms
-from ross3d.tasks.checks import check_records, check_scores
+from ross3d.tasks import find_tasks, list_modules, reconstruction, rooms
+from ross3d.tasks.checks import check_records, check_scores, name_task
 from ross3d.tasks.intervals import compute_intervals, get_sums
 from ross3d.tasks.records import RecordStore, group_items, write_json
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
@@ -50,7 +51,6 @@ from ross3d.training.loading import load_model as read_weights
 
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-TASKS: dict[str, Task] = find_tasks()
 
 
 @dataclass
@@ -68,7 +68,7 @@ class EvalArguments(EvalSettings):
         dtype (`str`): what the model is loaded in; `auto`: as it was saved.
         allow_missing_weights (`bool`): draw weights that the checkpoint lacks at random, where it is refused else.
         meteor (`bool`): score captions by METEOR as well, which needs Java and `pip install pycocoevalcap`.
-        report (`bool`): whether to write the page.
+        report (`bool`): write the page `report.html`; `--no_report` leaves it out.
     """
 
     model: str = field(kw_only=True)
@@ -84,15 +84,24 @@ class EvalArguments(EvalSettings):
 
 
 def get_tasks(names: str) -> list[Task]:
-    """Tasks by their names, separated by commas."""
-    chosen = names.split(",")
+    """Tasks by their names, separated by commas.
+
+    Raises:
+        ValueError: for a name that no task has, or that stands twice, and for a broken file in `tasks/`.
+    """
+    tasks, chosen = find_tasks(), [name.strip() for name in names.split(",")]
     for name in chosen:
-        if name not in TASKS or chosen.count(name) > 1:
+        if name not in tasks and name in list_modules():
             raise ValueError(
-                f"--task: expected names of {sorted(TASKS)}, each once, got {name!r} in {names!r}; separate them with"
+                f"--task {name}: expected a benchmark, but tasks/{name}.py has no TASK; end it with TASK = Task(...)"
+                " (CONTRIBUTING.md)."
+            )
+        if name not in tasks or chosen.count(name) > 1:
+            raise ValueError(
+                f"--task: expected names of {sorted(tasks)}, each once, got {name!r} in {names!r}; separate them with"
                 " commas."
             )
-    return [TASKS[name] for name in names.split(",")]
+    return [tasks[name] for name in chosen]
 
 
 def get_fingerprint(model: str) -> str | None:
@@ -166,6 +175,15 @@ def hash_scenes(context: EvalContext, items: list[Any]) -> str:
         frames = sorted({image for item in items for image in item.images})
         sources = [[frame, *describe_file(context.data_dir / frame)] for frame in frames]
     else:
+        for item in {item.scene_id: item for item in reversed(items)}.values():
+            folder = context.find_scene(item.scene_id)
+            if not folder.exists():
+                annotations = find_annotations(context.data_dir, context.settings.split)
+                raise FileNotFoundError(
+                    f"{annotations}: expected questions about scenes that are in --data, got {item.id!r} about scene"
+                    f" {item.scene_id!r}, but {folder} is not there; copy or prepare the scene, or leave the question"
+                    " out."
+                )
         sources = [describe_source(context.find_scene(name)) for name in dict.fromkeys(i.scene_id for i in items)]
     return hashlib.sha256(repr(sources).encode()).hexdigest()
 
@@ -211,10 +229,11 @@ def answer_open_scenes(context: EvalContext, task: Task, items: list[Any], store
     ahead = replace(context, processor=copy.deepcopy(context.processor))
     in_order = [of_scene for group in mine for of_scene in group.values()]
     done = 0
-    with contextlib.closing(iterate_ahead(lambda given: task.prepare(ahead, given), in_order, at_once)) as prepared:
+    with contextlib.closing(iterate_ahead(partial(prepare_scene, task, ahead), in_order, at_once)) as prepared:
         for group in mine:
             opened = [OpenScene(of_scene, next(prepared)) for of_scene in group.values()]
-            answered = task.answer(context, opened)
+            with name_task(task, f"answer(context, scenes) of {', '.join(map(repr, group))}"):
+                answered = task.answer(context, opened)
             if not isinstance(answered, list) or len(answered) != len(group):
                 raise ValueError(
                     f"task {task.name!r}, answer(context, scenes): expected a list of records for each of {len(group)}"
@@ -252,8 +271,11 @@ def main(arguments: EvalArguments) -> dict[str, Any]:
 
     Raises:
         BlockingIOError: another evaluation writes into the folder.
+        ValueError: nothing can be written there.
     """
     state = start_processes()
+    if state.is_main_process:
+        check_output_folder(arguments.output, "--output")
     with hold_folder(arguments.output) if state.is_main_process else contextlib.nullcontext():
         metrics = evaluate(arguments, state)
     if torch.distributed.is_initialized():
@@ -269,7 +291,7 @@ def evaluate(arguments: EvalArguments, state: PartialState) -> dict[str, Any]:
     if arguments.meteor and state.is_main_process:
         check_meteor()
     settings = EvalSettings(**{f.name: getattr(arguments, f.name) for f in fields(EvalSettings)})
-    items = {task.name: task.load_items(arguments.data, task.fill_settings(settings)) for task in tasks}
+    items = {task.name: load_items(task, arguments.data, task.fill_settings(settings)) for task in tasks}
     model, processor = load_model(arguments, tasks, state.device)
     for task in tasks:
         asked = [item for item in items[task.name] if isinstance(item, Annotation)]
@@ -319,6 +341,16 @@ def evaluate(arguments: EvalArguments, state: PartialState) -> dict[str, Any]:
     return metrics
 
 
+def load_items(task: Task, data_dir: Path, settings: EvalSettings) -> list[Any]:
+    with name_task(task, "load_items(data_dir, settings)"):
+        return task.load_items(data_dir, settings)
+
+
+def prepare_scene(task: Task, context: EvalContext, items: list[Any]) -> Any:
+    with name_task(task, f"prepare(context, items) of scene {items[0].scene_id!r}"):
+        return task.prepare(context, items)
+
+
 def score_records(task: Task, records: list[Record], meteor: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """A task's scores and their intervals, with METEOR where it is asked for and there are captions."""
     if not records:
@@ -353,6 +385,7 @@ def write_results(
         "scores": scores,
         "intervals": intervals,
         "baselines": baselines,
+        "records_files": {task.name: task.records_file for task in tasks},
         "settings": described,
         "commit": get_commit(),
         "command": sys.argv,
@@ -373,8 +406,15 @@ def parse_arguments(argv: list[str] | None = None) -> EvalArguments:
     told = list_attributes(EvalArguments)
     for action in parser._actions:
         action.help = told.get(action.dest, action.help)
+        action.type = parse_path if action.type is Path else action.type
+        if "--no_report" in action.option_strings:
+            action.help = "do not write the page"
     add_debug(parser)
-    arguments, *_ = parser.parse_args_into_dataclasses(argv)
+    arguments, *_, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], parser._option_string_actions, n=1)
+        hint = f"did you mean {near[0]}?" if near else "see --help for all options"
+        parser.error(f"expected options of this program, got {' '.join(unknown)}; {hint}")
     return arguments
 
 

@@ -5,6 +5,8 @@ import fcntl
 import os
 import secrets
 import shutil
+import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +30,54 @@ def tell_full_disk(error: Exception, path: Path) -> None:
             f"{path}: there is no room left to write it: the disk is full, or a limit of the system is reached; make"
             " room and run the same command again."
         ) from error
+
+
+def check_output_folder(folder: str | os.PathLike, option: str) -> None:
+    """Refuse a folder into which nothing can be written, before there is anything to write; it is made.
+
+    Args:
+        option (`str`): what the user set, for errors, such as `--output`.
+
+    Raises:
+        ValueError: names the option, the folder and why.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    # A name with a character that no name has is a ValueError.
+    except (OSError, ValueError) as error:
+        is_file = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "a file is in its place" if is_file else getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"{option}: expected a folder to write into, got {str(folder)[:200]!r}: {reason}; choose another place."
+        ) from error
+
+
+def check_output_file(file: str | os.PathLike, option: str) -> None:
+    """Refuse a file that cannot be written, before there is anything to write; its folder is made.
+
+    Args:
+        option (`str`): what the user set, for errors, such as `--output`.
+
+    Raises:
+        ValueError: names the option, the file and why.
+    """
+    file = Path(file)
+    check_output_folder(file.parent, option)
+    try:
+        kind = stat.S_IFMT(file.stat().st_mode)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        kind = getattr(error, "strerror", None) or error
+    if kind != stat.S_IFREG:
+        kinds = {stat.S_IFDIR: "a folder is in its place"}
+        reason = kind if not isinstance(kind, int) else kinds.get(kind, "a pipe, socket or device is in its place")
+        raise ValueError(
+            f"{option}: expected a file to write, got {str(file)[:200]!r}: {reason}; name one, such as page.html."
+        )
 
 
 @contextmanager
@@ -104,9 +154,10 @@ def hold_folder(folder: str | os.PathLike, patience: float = 1.0) -> Iterator[No
 
     Raises:
         BlockingIOError: when another process holds it.
+        ValueError: nothing can be written into it.
     """
     folder, begin = Path(folder), time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
+    check_output_folder(folder, "output folder")
     while (file := take_lock(folder / ".lock")) is None:
         if time.monotonic() - begin >= patience:
             raise BlockingIOError(

@@ -103,7 +103,8 @@ def read_json(
 
     Raises:
         FileNotFoundError, ValueError: as `read_text`; and for what is no JSON, with line and column, nests too deep,
-            has numbers of hundreds of digits or halves of characters (lone surrogates), or is of another kind.
+            has numbers of hundreds of digits, halves of characters (lone surrogates) or a key twice in an object, or
+            is of another kind.
     """
     value = parse_json(read_text(file, meaning, max_bytes), str(file), meaning, remedy)
     return _check_kind(value, dict if keys else kind, keys, str(file), meaning, remedy)
@@ -136,19 +137,25 @@ def describe_kind(value: Any) -> str:
     return names.get(type(value), f"a {type(value).__name__}")
 
 
-def parse_json(text: str, where: str, meaning: str = "a JSON document", remedy: str = AGAIN) -> Any:
+def parse_json(
+    text: str, where: str, meaning: str = "a JSON document", remedy: str = AGAIN, is_line: bool = False
+) -> Any:
     """The value that a JSON text holds; `where` (a file, or file:line) begins every error.
+
+    Args:
+        is_line (`bool`): `where` tells the line, so that errors add the column alone.
 
     Raises:
         ValueError: as `read_json`.
     """
     try:
-        value = json.loads(text, parse_int=_parse_int)
+        value = json.loads(text, parse_int=_parse_int, object_pairs_hook=_make_object)
         if _ESCAPED_SURROGATE.search(text):
             # A pair of them is one character; half of one can be neither written nor given to a tokenizer.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
-        problem = "it is empty" if not text.strip() else str(error)
+        place = f"{error.msg}: column {error.colno}" if is_line else str(error)
+        problem = "it is empty" if not text.strip() else place
     except UnicodeEncodeError as error:
         near = error.object[max(error.start - 20, 0) : error.end]
         problem = f"half of a character, {error.object[error.start]!r}, in {near!r}"
@@ -159,6 +166,16 @@ def parse_json(text: str, where: str, meaning: str = "a JSON document", remedy: 
     else:
         return value
     raise ValueError(f"{where}: expected {meaning}, but the file is no JSON ({problem}); {remedy}.")
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys all differ, where JSON's reader would take the last of several."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:80]!r} stands twice in an object")
+    return found
 
 
 def _parse_int(digits: str) -> int:
@@ -199,7 +216,12 @@ def read_json_lines(
                 )
             text = _decode(line, number, path, meaning)
             if text.strip():
-                yield number, _check_kind(parse_json(text, where, meaning), kind, keys, where, meaning)
+                yield (
+                    number,
+                    _check_kind(
+                        parse_json(text.rstrip("\r\n"), where, meaning, is_line=True), kind, keys, where, meaning
+                    ),
+                )
 
 
 class _Loader(yaml.SafeLoader):

@@ -35,6 +35,7 @@ PAGE_NAME = "report.html"
 PAGE_SCENES = 4
 QUESTIONS_PER_TYPE = 2
 GROUNDINGS_PER_SCENE = 6
+RECORDS_FILES = {"reconstruction": "reconstruction.jsonl"}
 LOSS_COLORS = {
     "loss": "#1c2430",
     "lm_loss": "#2457c5",
@@ -62,6 +63,24 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     return [record for _, record in read_json_lines(path, "a record of eval.py", keys=["task", "id", "scene_id"])]
+
+
+def read_all_records(run_dir: Path, metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records of all tasks, from the file that each of them keeps.
+
+    Raises:
+        FileNotFoundError: a task has scores, and its file is not there.
+    """
+    # Runs of before this was noted had these two files.
+    files = {task: RECORDS_FILES.get(task, "predictions.jsonl") for task in metrics["scores"]}
+    files |= metrics.get("records_files", {})
+    for task, name in files.items():
+        if metrics["scores"].get(task) and task != "reconstruction" and not (run_dir / name).is_file():
+            raise FileNotFoundError(
+                f"{run_dir / name}: expected the answers that metrics.json scores, got no such file; copy it there,"
+                " or evaluate again."
+            )
+    return [record for name in dict.fromkeys(files.values()) for record in read_records(run_dir / name)]
 
 
 def read_loss_history(model: str) -> list[dict[str, float]]:
@@ -307,13 +326,9 @@ def make_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir:
             f"--blind {blind_dir}: expected the blind model's evaluation, got no metrics.json there; name the --output"
             " folder of its eval.py."
         )
-    answered = any(scores for task, scores in metrics["scores"].items() if task != "reconstruction")
-    if answered and not (run_dir / "predictions.jsonl").is_file():
-        raise FileNotFoundError(
-            f"{run_dir / 'predictions.jsonl'}: expected the answers that metrics.json scores, got no such file; copy"
-            " it there, or evaluate again."
-        )
-    predictions, rebuilt = read_records(run_dir / "predictions.jsonl"), read_records(run_dir / "reconstruction.jsonl")
+    records = read_all_records(run_dir, metrics)
+    rebuilt = [record for record in records if record["task"] == "reconstruction"]
+    predictions = [record for record in records if record["task"] != "reconstruction"]
     settings, sections = metrics["settings"], []
     if metrics["scores"].get("rooms"):
         scores, baselines = metrics["scores"]["rooms"], get_baselines(metrics, blind)
@@ -339,8 +354,9 @@ def make_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir:
             note = f"{folder} is not there any more, so its pictures cannot be shown."
             sections.append(make_section(f"Scene {scene_id}", note=note))
             continue
-        records = [record for record in predictions if record["scene_id"] == scene_id]
-        sections.append(make_scene_section(scene, records, rebuilt_by_scene.get(scene_id), run_dir / "pictures"))
+        # A task may keep records of its own kind, without a question to show.
+        asked = [record for record in predictions if record["scene_id"] == scene_id and "question" in record]
+        sections.append(make_scene_section(scene, asked, rebuilt_by_scene.get(scene_id), run_dir / "pictures"))
     sections.append(make_settings_section(metrics))
     names = ", ".join(f"{name} ({task['split']})" for name, task in settings["tasks"].items())
     lead = f"{settings['model']} on {settings['data']}: {names}."

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ross3d.command_line import COUNT, NUM_VIEWS, SEED, add_debug, run_program
+from ross3d.command_line import COUNT, NUM_VIEWS, SEED, add_debug, parse_path, run_program
 from ross3d.data.annotations import load_annotations, save_annotations
-from ross3d.data.atomic import write_text
+from ross3d.data.atomic import check_output_folder, write_text
 from ross3d.data.bev import render_scene_bev
 from ross3d.data.scene import Scene
 from ross3d.data.sources.rgbd_folder import write_rgbd_folder
@@ -130,7 +130,8 @@ def build_scenes(
     """Build both splits into `output` unless a matching manifest says it is done; returns whether anything was built.
 
     Raises:
-        ValueError: when `output` holds scenes of other arguments.
+        ValueError: when `output` holds scenes of other arguments, or nothing can be written there.
+        FileExistsError: when `output` holds something else.
     """
     output = Path(output)
     arguments = {
@@ -155,7 +156,12 @@ def build_scenes(
             )
         if file == manifest:
             return False
-    output.mkdir(parents=True, exist_ok=True)
+    if not begun.is_file() and output.is_dir() and any(output.iterdir()):
+        raise FileExistsError(
+            f"{output}: expected a new or empty folder, or one that this program began to fill, found other contents"
+            " without a manifest.json; choose another --output."
+        )
+    check_output_folder(output, "--output")
     _write_json({"arguments": arguments}, begun)
     counts = {
         split: build_split(output, split, number, arguments, workers)
@@ -190,7 +196,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--output", required=True, type=parse_path, help="data folder to write")
     parser.add_argument("--train", type=COUNT, default=4000, help="number of training scenes")
     parser.add_argument("--val", type=COUNT, default=300, help="number of validation scenes")
     parser.add_argument("--image-size", type=parse_size, default=(64, 64), help="64, or 640x480 (width x height)")

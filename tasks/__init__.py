@@ -7,20 +7,48 @@ from ross3d.tasks.task import Task
 
 
 def find_tasks() -> dict[str, Task]:
-    """Every benchmark of this room by its name."""
-    modules = (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
+    """Every benchmark of this folder by its name.
+
+    Raises:
+        ValueError: names the file that cannot be imported, whose TASK is no `Task`, or whose name another one has.
+    """
     tasks: dict[str, Task] = {}
-    for module in modules:
+    files: dict[str, str] = {}
+    for name in list_modules():
+        module = import_task(name)
         task = getattr(module, "TASK", None)
         if task is None:
             continue
-        if not isinstance(task, Task) or task.name in tasks:
+        if not isinstance(task, Task):
+            raise ValueError(f"{module.__file__}: expected TASK = Task(...), got {str(task)[:60]}; write it so.")
+        if task.name in tasks:
             raise ValueError(
-                f"{module.__file__}: expected TASK = Task(...) with a name of its own, got {str(task)[:60]}; names so"
-                f" far: {sorted(tasks)}."
+                f"{module.__file__}: expected TASK = Task(...) with a name of its own, got {task.name!r}, which"
+                f" {files[task.name]} has too; change NAME in yours."
             )
-        tasks[task.name] = task
+        tasks[task.name], files[task.name] = task, module.__file__
     return tasks
 
 
-__all__ = ["find_tasks"]
+def list_modules() -> list[str]:
+    """Names of all Python files of this folder."""
+    return [found.name for found in pkgutil.iter_modules(__path__)]
+
+
+def import_task(name: str):
+    """One file of this folder as a module.
+
+    Raises:
+        ValueError: names the file and what is wrong with it.
+    """
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    # Whatever a file of somebody's own does when it is read.
+    except Exception as error:
+        raise ValueError(
+            f"tasks/{name}.py: expected a benchmark that can be imported, got {type(error).__name__}: {error}; correct"
+            " the file, or move it out of tasks/."
+        ) from error
+
+
+__all__ = ["find_tasks", "list_modules"]

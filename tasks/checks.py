@@ -1,14 +1,17 @@
 """A benchmark's records and scores, checked on the first scene that is answered: not after hours, when all are.
 
-Every record has `task`, `id` and `scene_id`. Those of questions (in `predictions.jsonl`), of which pages and
-comparisons tell, have `QUESTION_FIELDS` too, which `make_record` fills, and those answered by boxes `BOX_FIELDS`.
+Every record has `task`, `id` and `scene_id`. Those of questions (in `predictions.jsonl`, or of a task with
+`get_values`), of which pages and comparisons tell, have `QUESTION_FIELDS` too, which `make_record` fills, and those
+answered by boxes `BOX_FIELDS`.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 
 from ross3d.data.text_files import describe_kind
 from ross3d.tasks.intervals import compute_intervals, get_sums
@@ -44,7 +47,7 @@ def check_records(task: Task, items: list[Any], records: Any) -> list[Record]:
                 f"{where}: expected a dictionary as the record of {item.id!r}, got {type(record).__name__}."
             )
         fields = FIELDS
-        if task.records_file == PREDICTIONS_FILE:
+        if task.records_file == PREDICTIONS_FILE or task.get_values is not None:
             is_boxes = "prediction" in record and record["prediction"] is None
             fields = (*FIELDS, *QUESTION_FIELDS, *(BOX_FIELDS if is_boxes else ()))
         missing = [name for name in fields if name not in record]
@@ -122,6 +125,31 @@ def call(task: Task, name: str, *given: Any) -> Any:
         ) from error
 
 
+@contextmanager
+def name_task(task: Task, function: str) -> Iterator[None]:
+    """Errors of the block name the task and its function; memory that is used up keeps its own error.
+
+    Raises:
+        OSError, ValueError: what the block raised, with the names in front.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except (ValueError, OSError) as error:
+        if len(error.args) == 1:
+            error.args = (f"task {task.name!r}, {function}: {error}",)
+            raise
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"task {task.name!r}, {function}: {error}") from error
+    # Whatever a new task's function does.
+    except Exception as error:
+        raise ValueError(
+            f"task {task.name!r}, {function}: expected a result, but the function failed with {error!r}; --debug shows"
+            " where."
+        ) from error
+
+
 def check_json(value: Any, where: str) -> None:
     """Refuse what JSON cannot hold: arrays, NumPy's numbers, NaN.
 
@@ -137,4 +165,4 @@ def check_json(value: Any, where: str) -> None:
         ) from error
 
 
-__all__ = ["BOX_FIELDS", "FIELDS", "QUESTION_FIELDS", "check_records", "check_scores"]
+__all__ = ["BOX_FIELDS", "FIELDS", "QUESTION_FIELDS", "check_records", "check_scores", "name_task"]

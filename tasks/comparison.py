@@ -40,14 +40,28 @@ def read_run(folder: Path) -> Run:
         FileNotFoundError: for a folder without one.
         ValueError: for records that cannot be read.
     """
-    metrics, predictions = folder / "metrics.json", folder / "predictions.jsonl"
-    for file in (metrics, predictions):
-        if not file.is_file():
-            raise FileNotFoundError(f"{file}: expected what eval.py writes, got no such file; finish the run first.")
+    file = folder / "metrics.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: expected what eval.py writes, got no such file; finish the run first.")
+    metrics = read_json(file, "what eval.py writes", keys=["scores"], remedy="evaluate again")
+    scores = metrics["scores"]
+    if not isinstance(scores, dict) or not all(isinstance(of_task, dict) for of_task in scores.values()):
+        raise ValueError(
+            f"{file}: expected scores, an object with the scores of each task, got {str(scores)[:60]}; evaluate again."
+        )
+    # Those without values of each question are not compared.
+    names = {metrics.get("records_files", {}).get(task, "predictions.jsonl") for task in scores} or {
+        "predictions.jsonl"
+    }
     records: dict[str, list[Record]] = {}
-    for _, record in read_json_lines(predictions, "a record of eval.py", keys=["task", "id", "scene_id"]):
-        records.setdefault(record["task"], []).append(record)
-    return Run(folder, read_json(metrics, "what eval.py writes", keys=["scores"])["scores"], records)
+    for name in sorted(names):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder / name}: expected the records that eval.py writes, got no such file; finish the run first."
+            )
+        for _, record in read_json_lines(folder / name, "a record of eval.py", keys=["task", "id", "scene_id"]):
+            records.setdefault(record["task"], []).append(record)
+    return Run(folder, scores, records)
 
 
 def align_records(runs: list[Run], task: str) -> list[list[Record]]:

@@ -46,7 +46,7 @@ def parse_record(line: bytes, where: str) -> Record:
     """
     meaning, remedy = "a record of eval.py", "remove the line: its scene is answered again"
     try:
-        record = parse_json(line.decode("utf-8"), where, meaning, remedy)
+        record = parse_json(line.decode("utf-8"), where, meaning, remedy, is_line=True)
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: expected {meaning}, got bytes that are no text; {remedy}.") from error
     if not isinstance(record, dict) or not {"task", "id", "scene_id"} <= record.keys():

@@ -22,7 +22,7 @@ PROPOSALS = ("predicted", "simulated", "ground_truth")
 SCENE_PATH = "{split}/{scene_id}"
 # Numbers that settings may be, by their name.
 EVAL_NUMBERS = {
-    "limit": COUNT_OR_NONE,
+    "limit": COUNT,
     "num_views": NUM_VIEWS,
     "seed": SEED,
     **dict.fromkeys(("scenes_at_once", "batch_size", "max_new_tokens", "num_samples", "num_inference_steps"), COUNT),
@@ -44,7 +44,7 @@ class EvalSettings:
     Attributes:
         split (`str`, *optional*): which scenes and annotations of the data folder; each task's published one by
             default.
-        limit (`int`, *optional*): at most so many scenes a task.
+        limit (`int`, *optional*): at most this many scenes of each task.
         blind (`bool`): words alone: one grey picture, no coordinates, grounding chosen without information.
         scenes_at_once (`int`): scenes whose questions are answered together; each is held in memory once.
         batch_size (`int`): questions answered at once.
@@ -91,7 +91,11 @@ class EvalSettings:
         for name, known in (("proposals", PROPOSALS), ("decode", DECODES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"--{name}: expected one choice of {list(known)}, got {getattr(self, name)!r}.")
-        make_reading(self.rotate, self.max_excluded, self.allow_outside)
+        try:
+            make_reading(self.rotate, self.max_excluded, self.allow_outside)
+        except ValueError as error:
+            error.args = (f"--{error}",)
+            raise
 
 
 @dataclass
@@ -155,7 +159,7 @@ class Task:
 
     Attributes:
         name (`str`): what `eval.py --task` calls it, and the `task` of its records.
-        records_file (`str`): where its records are kept.
+        records_file (`str`): the file of the output folder that its records are kept in.
         load_items: (data folder, settings) -> items in the order in which they are to be written.
         prepare: (context, items of one scene) -> whatever reading and the processor can do without the model; it is
             called ahead, in another thread.
@@ -186,7 +190,8 @@ class Task:
     max_new_tokens: int = 48
 
     def __post_init__(self):
-        if not self.name or not self.records_file.endswith(".jsonl"):
+        is_name = self.records_file == Path(self.records_file).name and self.records_file.endswith(".jsonl")
+        if not self.name or not is_name:
             raise ValueError(
                 f"Task: expected a name and a records_file that ends in .jsonl, got {self.name!r} and"
                 f" {self.records_file!r}; most tasks keep theirs in predictions.jsonl."

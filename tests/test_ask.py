@@ -90,9 +90,14 @@ def test_every_question_is_grounded_when_asked_to(tmp_path):
     assert answer.boxes is not None and all(box in known for box in answer.boxes)
 
 
-def test_what_cannot_be_asked_is_refused(capsys):
+def test_what_cannot_be_asked_is_refused(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(ask, "read_own_scan", lambda *given, **more: pytest.fail("the scan was read first"))
     with pytest.raises(ValueError, match=r"questions: expected words in each, got \['the bed', ' '\]; ask something"):
-        ask.choose_grounded(["the bed", " "], ground_all=False, has_boxes=True, has_head=True)
+        run(tmp_path, tmp_path / "page.html", "the bed", " ")
+    with pytest.raises(
+        FileNotFoundError, match="--model: expected a checkpoint's folder or a Hub id, got .*config.json"
+    ):
+        run(tmp_path, tmp_path / "page.html", "the bed", model=tmp_path)
     with pytest.raises(ValueError, match="--ground: expected a model with a grounding head, got one without"):
         ask.choose_grounded(["the bed"], ground_all=True, has_boxes=True, has_head=False)
     with pytest.raises(ValueError, match="--ground: expected boxes to choose among, got none; give --boxes FILE"):
@@ -283,7 +288,7 @@ def test_options_that_cannot_be_are_refused_by_name(tmp_path, capsys, options, m
 
 def test_a_view_that_was_not_read_cannot_be_hidden(tmp_path, monkeypatch):
     monkeypatch.setattr(ask, "load_model", lambda *arguments: pytest.fail("the model was loaded first"))
-    with pytest.raises(ValueError, match="--hide: expected a view from 0 to 3, got 4"):
+    with pytest.raises(ValueError, match=r"--hide: expected a view from 0 to 3 \(--views 4\), got 4"):
         run(get_rooms() / "val" / "val-000000", tmp_path / "page.html", "--views", "4", "--hide", "4", "Is it a bed?")
 
 

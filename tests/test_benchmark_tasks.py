@@ -518,10 +518,17 @@ def test_files_of_windows_that_cannot_be_read_are_named(tmp_path):
         task.load_items(tmp_path, settings)
 
 
-def test_a_limit_of_no_scenes_writes_empty_results(videos, tmp_path):
-    metrics = evaluate(tmp_path / "out", videos, get_checkpoint(), "vsibench", "--limit", "0")
-    assert metrics["scores"] == metrics["intervals"] == {"vsibench": {}}
-    assert read_records(tmp_path / "out") == [] and (tmp_path / "out" / "report.html").is_file()
+def test_a_limit_of_no_scenes_and_a_misspelt_option_are_refused(capsys):
+    words = ["--model", "m", "--task", "rooms", "--data", "d", "--output", "o"]
+    with pytest.raises(ValueError, match="--limit: expected a whole number from 1 on, got 0; correct it"):
+        door.parse_arguments([*words, "--limit", "0"])
+    with pytest.raises(ValueError, match="--rotate must be one of auto, 0, 90"):
+        door.parse_arguments([*words, "--rotate", "45"])
+    with pytest.raises(ValueError, match="--max_excluded must be a share of the frames"):
+        door.parse_arguments([*words, "--max_excluded", "1"])
+    with pytest.raises(SystemExit):
+        door.parse_arguments([*words, "--lmit", "1"])
+    assert "expected options of this program, got --lmit 1; did you mean --limit?" in capsys.readouterr().err
 
 
 def test_meteor_is_asked_for_before_anything_is_answered(videos, tmp_path, monkeypatch):

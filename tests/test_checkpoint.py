@@ -23,6 +23,7 @@ from ross3d.training import checkpoint
 from ross3d.training.arguments import RunArguments
 from ross3d.training.build import build_model, build_processor
 from ross3d.training.checkpoint import check_lengths, find_checkpoint, is_hub_id, load_processor
+from ross3d.training.loading import load_model
 
 
 @pytest.fixture
@@ -160,8 +161,44 @@ def test_pickled_weights_are_not_run(planted):
 def test_a_broken_tokenizer_is_named(tmp_path):
     folder = Path(shutil.copytree(get_checkpoint(), tmp_path / "checkpoint"))
     (folder / "tokenizer.json").write_text('{"model": ')
+    with pytest.raises(
+        ValueError, match=rf"{folder}/tokenizer.json: expected settings of .* no JSON .*; fetch the whole"
+    ):
+        load_processor(folder)
+    (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=rf"{folder}: expected the processor of a checkpoint .*; fetch them again"):
         load_processor(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("tokenizer_config.json", "[]", "expected settings of a checkpoint's processor, got a list"),
+        ("processor_config.json", None, "expected it in a checkpoint's folder, got no such file; fetch the whole"),
+        ("tokenizer.json", None, "expected it in a checkpoint's folder, got no such file; fetch the whole"),
+        ("chat_template.jinja", "{{", r"expected a chat template, got one that is no Jinja \(.*; fetch the whole"),
+        ("generation_config.json", "{", "expected settings of a checkpoint's model, but the file is no JSON"),
+        ("generation_config.json", "[]", "expected settings of a checkpoint's model, got a list"),
+        ("model.safetensors", None, "expected the weights of a checkpoint, there or in shards with model.safetensors"),
+    ],
+)
+def test_a_broken_file_of_a_checkpoint_is_named(tmp_path, name, text, message):
+    folder = Path(shutil.copytree(get_checkpoint(), tmp_path / "checkpoint"))
+    (folder / name).unlink()
+    if text is not None:
+        (folder / name).write_text(text)
+    with pytest.raises((ValueError, FileNotFoundError), match=rf"{folder}/{name}: {message}"):
+        ask.load_model(str(folder), "cpu")
+
+
+def test_an_index_without_shards_is_named(tmp_path):
+    folder = Path(shutil.copytree(get_checkpoint(), tmp_path / "checkpoint"))
+    (folder / "model.safetensors").rename(folder / "model-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    with pytest.raises(
+        ValueError, match=r"index.json: expected a weight_map with the shard of every weight, got \{\}"
+    ):
+        load_model(folder)
 
 
 def test_portrait_pictures_are_read_where_the_mode_is_overridden(tmp_path, capsys):

@@ -145,6 +145,14 @@ def test_runs_that_cannot_be_compared_are_named(tmp_path):
     (other / "predictions.jsonl").write_text(json.dumps(make_record(0, "x") | {"task": "sqa3d"}) + "\n")
     with pytest.raises(ValueError, match=r"runs that answer a common task, got \[\['scanqa'\], \['sqa3d'\]\]"):
         main([str(a), str(other)])
+    with pytest.raises(ValueError, match=r"RUN: expected folders, separated by commas, got an empty name in 'a,'"):
+        main(["a,", "b"])
+    (other / "metrics.json").write_text('{"scores": 3}')
+    with pytest.raises(
+        ValueError, match="metrics.json: expected scores, an object with the scores of each task, got 3"
+    ):
+        read_run(other)
+    (other / "metrics.json").write_text('{"scores": {}}')
     (other / "predictions.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match="predictions.jsonl:1: expected a record of eval.py, got no task, id"):
         main([str(a), str(other)])

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import pytest
 from ross3d import eval as door
 from ross3d import tasks
 from ross3d.data.annotations import Annotation
+from ross3d.data.sources import read_scene
+from ross3d.report.run import make_run_page
 from ross3d.tasks.answering import make_record
-from ross3d.tasks.checks import check_records, check_scores
+from ross3d.tasks.checks import check_records, check_scores, name_task
 from ross3d.tasks.task import Task
 from ross3d.tests.tiny import get_checkpoint, get_rooms
 from ross3d.tools import compare
@@ -30,7 +33,7 @@ def yes_no(tmp_path, monkeypatch):
     (tmp_path / "more_tasks" / "yes_no.py").write_text(text)
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path / "more_tasks")])
     found = tasks.find_tasks()
-    monkeypatch.setattr(door, "TASKS", found)
+    monkeypatch.setattr(door, "find_tasks", lambda: found)
     data = Path(shutil.copytree(get_rooms(), tmp_path / "data"))
     scenes = sorted(path.name for path in (data / "val").iterdir())[:2]
     common = {"task": "yes_no", "question_type": "sofa", "answer": "yes", "references": ["yes"]}
@@ -61,6 +64,95 @@ def test_the_recipe_runs_to_its_page_and_comparison(yes_no, tmp_path, monkeypatc
     assert "accuracy" in capsys.readouterr().out
 
 
+def test_a_task_may_have_a_records_file_of_its_own(yes_no, tmp_path, monkeypatch, capsys):
+    task, data = yes_no
+    mine = replace(task, records_file="mine.jsonl")
+    monkeypatch.setattr(door, "find_tasks", lambda: {"yes_no": mine})
+    metrics = evaluate(data, tmp_path / "run")
+    assert metrics["records_files"] == {"yes_no": "mine.jsonl"}
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Scores: yes_no" in page and "Is there a lamp?" in page
+    monkeypatch.setattr(compare, "find_tasks", lambda: {"yes_no": mine})
+    assert compare.main([str(tmp_path / "run"), str(tmp_path / "run")])["yes_no"]["num_questions"] == 3
+    (tmp_path / "run" / "mine.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match=r"mine.jsonl: expected the records that eval.py writes, got no such"):
+        compare.main([str(tmp_path / "run"), str(tmp_path / "run")])
+    with pytest.raises(FileNotFoundError, match="mine.jsonl: expected the answers that metrics.json scores, got"):
+        make_run_page(tmp_path / "run", read_scene)
+
+
+def fail_with(error: Exception):
+    def fail(*given):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        (
+            "load_items",
+            KeyError("color"),
+            "load_items(data_dir, settings): expected a result, but the function",
+        ),
+        ("load_items", ValueError("no wall"), "load_items(data_dir, settings): no wall"),
+        (
+            "prepare",
+            FileNotFoundError(2, "No such file", "a.npy"),
+            "prepare(context, items) of scene 'val-000000': ",
+        ),
+        ("answer", IndexError("list index"), "answer(context, scenes) of 'val-000000': expected a result, but the"),
+    ],
+)
+def test_a_function_that_raises_is_named(yes_no, tmp_path, monkeypatch, name, error, message):
+    task, data = yes_no
+    monkeypatch.setattr(door, "find_tasks", lambda: {"yes_no": replace(task, **{name: fail_with(error)})})
+    kind = OSError if isinstance(error, OSError) else ValueError
+    with pytest.raises(kind, match=re.escape(f"task 'yes_no', {message}")):
+        evaluate(data, tmp_path / "run")
+
+
+def test_memory_that_is_used_up_keeps_its_error():
+    with pytest.raises(MemoryError, match="^17 GB$"), name_task(make_task(), "answer"):
+        raise MemoryError("17 GB")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "TASK = Task(\n",
+            r"tasks/broken_one.py: expected a benchmark that can be imported, got SyntaxError",
+        ),
+        (
+            "import no_such_package\n",
+            "broken_one.py: expected a benchmark .* ModuleNotFoundError: No module",
+        ),
+        ("TASK = 3\n", r"broken_one.py: expected TASK = Task\(...\), got 3; write it so"),
+        (
+            "NAME = 'broken_one'\n",
+            "--task broken_one: expected a benchmark, but tasks/broken_one.py has no TASK",
+        ),
+    ],
+)
+def test_a_broken_file_is_named_and_help_is_still_there(tmp_path, monkeypatch, capsys, text, message):
+    (tmp_path / "broken_one.py").write_text(text)
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "ross3d.tasks.broken_one", raising=False)
+    with pytest.raises(ValueError, match=message):
+        door.get_tasks("broken_one")
+    with pytest.raises(SystemExit) as end:
+        door.parse_arguments(["--help"])
+    assert end.value.code == 0
+
+
+def test_names_of_tasks_may_have_blanks_between():
+    assert [task.name for task in door.get_tasks("rooms, reconstruction")] == ["rooms", "reconstruction"]
+    with pytest.raises(ValueError, match="--task: expected names of .*, each once, got '' in 'rooms,'; separate"):
+        door.get_tasks("rooms,")
+
+
 def test_a_wrong_task_ends_at_its_first_scene(yes_no, tmp_path, monkeypatch):
     task, data = yes_no
     answered = []
@@ -71,7 +163,7 @@ def test_a_wrong_task_ends_at_its_first_scene(yes_no, tmp_path, monkeypatch):
             [make_record("yes_no", item, response="no", prediction="no") for item in scene.items] for scene in scenes
         ]
 
-    monkeypatch.setitem(door.TASKS, "yes_no", replace(task, answer=answer))
+    monkeypatch.setattr(door, "find_tasks", lambda: {"yes_no": replace(task, answer=answer)})
     with pytest.raises(
         ValueError, match=r"expected the fields .* in the record of 'q0', got none of \['right'\]; begin"
     ):
@@ -158,11 +250,11 @@ def test_functions_that_fail_are_named(changes, message):
 def test_a_task_has_a_name_and_functions(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="Task: expected a name and a records_file that ends in .jsonl, got '' and"):
         make_task(name="")
+    with pytest.raises(ValueError, match="expected a name and a records_file that ends in .jsonl, got 'mine' and"):
+        make_task(records_file="../a.jsonl")
     with pytest.raises(ValueError, match="Task 'mine': expected a function as score, got None"):
         make_task(score=None)
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
     (tmp_path / "copied_task.py").write_text("from ross3d.tasks.sqa3d import TASK\n")
-    with pytest.raises(
-        ValueError, match=r"copied_task.py|sqa3d.py: expected TASK = Task\(...\) with a name of its own"
-    ):
+    with pytest.raises(ValueError, match=r"copied_task.py: expected TASK = Task\(...\) with a name of its own, got"):
         tasks.find_tasks()

@@ -422,6 +422,27 @@ def test_scores_of_another_model_are_refused(hub, trained, evaluated, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "expected the metrics of an evaluation, got no scores, intervals, settings"),
+        (
+            '{"scores": 3, "intervals": {}, "settings": {}, "baselines": {}, "commit": ""}',
+            "with an object as scores, got",
+        ),
+        (
+            '{"scores": {"rooms": {}}, "intervals": {}, "settings": {}, "baselines": {}, "commit": ""}',
+            "with the scores of each task and their settings, got none of .*model_sha256.*; evaluate again",
+        ),
+        ("{", "no JSON .*; evaluate again"),
+    ],
+)
+def test_broken_metrics_are_named(tmp_path, text, message):
+    (tmp_path / "metrics.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"metrics.json: .*{message}"):
+        push.read_metrics([tmp_path], tmp_path)
+
+
+@pytest.mark.parametrize(
     ("name", "message"),
     [
         ("model", "expected USER/NAME, got 'model'; write whose it is before the slash"),

@@ -98,6 +98,19 @@ def test_a_damaged_record_is_named_with_its_line(tmp_path, line, message):
     assert str(found.value).endswith("remove the line: its scene is answered again.")
 
 
+def test_a_question_about_a_scene_that_is_not_there_is_named(tmp_path):
+    data = Path(shutil.copytree(get_rooms(), tmp_path / "data"))
+    gone = sorted((data / "val").iterdir())[1]
+    first = next(row for row in load_annotations(data / "annotations" / "val.jsonl") if row.scene_id == gone.name)
+    shutil.rmtree(gone)
+    words = ["--model", str(get_checkpoint()), "--task", "rooms", "--data", str(data), "--output", str(tmp_path / "o")]
+    with pytest.raises(
+        FileNotFoundError,
+        match=rf"val.jsonl: expected questions about scenes that are in --data, got '{first.id}' about .*{gone.name}",
+    ):
+        door.main(door.parse_arguments(words))
+
+
 def test_what_a_page_lacks_is_said(run_folder):
     with pytest.raises(
         FileNotFoundError, match="--blind .*nope: expected the blind model's evaluation, got no metrics"

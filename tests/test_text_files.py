@@ -32,6 +32,7 @@ def test_json_is_read_with_a_byte_order_mark_pairs_of_surrogates_and_long_number
         ("[" * 100_000, "too deep"),
         ("[1,\n  " + "7" * 301 + "]", "a whole number of 301 digits, at most 300 can be read: line 2 column 3"),
         ("[" + "7" * 5000 + "]", "a whole number of 5000 digits"),
+        ('{"a": 1, "b": {"c": 2, "c": 3}}', "the key 'c' stands twice in an object"),
         ('["chair \\ud800"]', r"half of a character, '\\ud800', in .*chair "),
     ],
 )
@@ -39,6 +40,13 @@ def test_broken_json_names_file_and_place(write, content, problem):
     file = write(content)
     with pytest.raises(ValueError, match=rf"{file}: expected cameras, but .* no JSON \(.*{problem}.*\); copy it"):
         read_json(file, "cameras", remedy="copy it")
+
+
+def test_a_cut_line_has_one_line_number(write):
+    with pytest.raises(
+        ValueError, match=r"file.json:2: expected .*, but the file is no JSON \(Expecting .*: column 9\)"
+    ):
+        list(read_json_lines(write('{"a": 1}\n{"a": 2,\n')))
 
 
 def test_text_that_is_not_utf_8_names_its_line(write):

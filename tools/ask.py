@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ross3d.command_line import COUNT, COUNT_OR_NONE, NUM_VIEWS, add_debug, run_program
-from ross3d.data.atomic import write_text
+from ross3d.command_line import COUNT, COUNT_OR_NONE, NUM_VIEWS, add_debug, parse_path, run_program
+from ross3d.data.atomic import check_output_file, write_text
 from ross3d.data.bev import BEVPicture, render_scene_bev
 from ross3d.data.consistency import measure_scene_agreement
 from ross3d.data.own_scan import OwnScan, get_box_corners, read_own_scan
@@ -58,11 +58,9 @@ def choose_grounded(questions: list[str], ground_all: bool, has_boxes: bool, has
     """For each question, whether boxes answer it.
 
     Raises:
-        ValueError: for a question without words, and when all are to be grounded and there are no boxes or the model
+        ValueError: when all are to be grounded and there are no boxes or the model
             has no grounding head.
     """
-    if not all(question.strip() for question in questions):
-        raise ValueError(f"questions: expected words in each, got {questions}; ask something.")
     if ground_all and not has_boxes:
         raise ValueError("--ground: expected boxes to choose among, got none; give --boxes FILE or a boxes.json.")
     if ground_all and not has_head:
@@ -208,14 +206,14 @@ def parse_device(name: str) -> str:
 
 def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scan", type=Path, help="folder of a scan, or a video")
-    parser.add_argument("questions", nargs="+")
+    parser.add_argument("scan", type=parse_path, help="folder of a scan, or a video")
+    parser.add_argument("questions", nargs="+", help="what to ask about it, each in quotation marks")
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
     parser.add_argument(
-        "--axis-align", type=Path, help="4x4 matrix, scan to upright world (default: the scan's, or estimated)"
+        "--axis-align", type=parse_path, help="4x4 matrix, scan to upright world (default: the scan's, or estimated)"
     )
     parser.add_argument(
-        "--boxes", type=Path, help="JSON file of boxes to ground on (default: the scan's, or proposed)"
+        "--boxes", type=parse_path, help="JSON file of boxes to ground on (default: the scan's, or proposed)"
     )
     parser.add_argument("--views", type=NUM_VIEWS, default=8, help="how many views to read")
     add_scan_options(parser)
@@ -231,8 +229,13 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--allow-missing-weights", action="store_true", help="draw weights that the checkpoint lacks at random"
     )
-    parser.add_argument("--device", type=parse_device, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, default=Path("ask.html"), help="page to write")
+    parser.add_argument(
+        "--device",
+        type=parse_device,
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="what the model runs on, such as cpu or cuda:0 (default: a GPU where there is one)",
+    )
+    parser.add_argument("--output", type=parse_path, default=Path("ask.html"), help="page to write")
     add_debug(parser)
     return parser.parse_args(args)
 
@@ -241,6 +244,15 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
 def main(args: list[str] | None = None) -> list[Answer]:
     """Read, answer, rebuild, write; returns the answers in the order of the questions."""
     options = parse_arguments(args)
+    check_output_file(options.output, "--output")
+    if not all(question.strip() for question in options.questions):
+        raise ValueError(f"questions: expected words in each, got {options.questions}; ask something.")
+    if options.hide is not None and options.hide >= options.views:
+        raise ValueError(
+            f"--hide: expected a view from 0 to {options.views - 1} (--views {options.views}), got {options.hide};"
+            " choose one of them."
+        )
+    find_checkpoint(options.model)
     scan = read_own_scan(
         options.scan,
         axis_align_matrix=options.axis_align,

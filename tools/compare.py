@@ -12,7 +12,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ross3d.command_line import add_debug, run_program
+from ross3d.command_line import add_debug, parse_path, run_program
+from ross3d.data.atomic import check_output_folder
 from ross3d.report.comparison import format_comparison, make_comparison_page
 from ross3d.report.run import write_page
 from ross3d.tasks import find_tasks
@@ -20,19 +21,35 @@ from ross3d.tasks.comparison import compare_systems, read_run
 from ross3d.tasks.records import write_json
 
 
+def list_folders(system: str) -> list[Path]:
+    """The folders of a system's runs.
+
+    Raises:
+        ValueError: for an empty name between commas.
+    """
+    names = [name.strip() for name in system.split(",")]
+    if not all(names):
+        raise ValueError(
+            f"RUN: expected folders, separated by commas, got an empty name in {system!r}; leave out a comma at the"
+            " end, or the blank behind it."
+        )
+    return [Path(name) for name in names]
+
+
 def main(args: list[str] | None = None) -> dict[str, Any]:
     """Read, compare, print and write; returns the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("systems", nargs="+", help="output folders of eval.py; commas between seeds of one system")
-    parser.add_argument("--output", type=Path, help="folder for comparison.json and comparison.html")
+    parser.add_argument("--output", type=parse_path, help="folder for comparison.json and comparison.html")
     add_debug(parser)
     options = parser.parse_args(args)
-    systems = [[read_run(Path(folder)) for folder in system.split(",")] for system in options.systems]
+    if options.output is not None:
+        check_output_folder(options.output, "--output")
+    systems = [[read_run(folder) for folder in list_folders(system)] for system in options.systems]
     tasks = {name: task for name, task in find_tasks().items() if task.get_values is not None}
     comparison = compare_systems(systems, tasks)
     print(format_comparison(options.systems, comparison))
     if options.output is not None:
-        options.output.mkdir(parents=True, exist_ok=True)
         write_json(options.output / "comparison.json", comparison)
         print(write_page(options.output / "comparison.html", make_comparison_page(options.systems, comparison)))
     return comparison

@@ -27,9 +27,9 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import custom_object_save
 
-from ross3d.command_line import DEBUG_HELP, run_program
+from ross3d.command_line import DEBUG_HELP, parse_path, run_program
 from ross3d.configuration_ross3d import Ross3DConfig
-from ross3d.data.atomic import write_text
+from ross3d.data.atomic import check_output_folder, write_text
 from ross3d.data.names import check_links, check_name
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.processing_ross3d import TURN_END, TURN_START
@@ -414,14 +414,18 @@ def summarize(records: Sequence[KeyRecord]) -> str:
 def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="source", help="checkpoint to convert: folder or Hub id")
-    parser.add_argument("--to", type=Path, required=True, help="folder to write; must not exist")
+    parser.add_argument("--to", type=parse_path, required=True, help="folder to write; must not exist")
     parser.add_argument("--reverse", action="store_true", help="from ours to the published format")
     parser.add_argument("--init", choices=sorted(BASES), help="begin training from a base model (or from --from)")
     parser.add_argument("--denoiser", help="with --init: mm_inv_projector.bin, or the folder or Hub id that has it")
     parser.add_argument("--vision-tower", help="SigLIP's folder or Hub id, where the checkpoint's own name fails")
     parser.add_argument("--teacher", help="the VAE's folder or Hub id, where the checkpoint's own name fails")
     parser.add_argument("--drop", action="append", default=[], help="leave out published keys that match, as in a.b.*")
-    parser.add_argument("--embedding-rows", type=int, help="with --reverse: the published code builds 152064")
+    parser.add_argument(
+        "--embedding-rows",
+        type=int,
+        help="with --reverse: write this many rows of input embeddings (the published code expects 152064)",
+    )
     parser.add_argument("--max-shard-size", type=parse_size, default="2GB", help="of the files that are written")
     parser.add_argument("--seed", type=int, help="of weights that are drawn (default: 0)")
     parser.add_argument("--debug", action="store_true", help=DEBUG_HELP)
@@ -451,6 +455,7 @@ def parse_size(text: str) -> str:
 def main(args: list[str] | None = None) -> Path:
     """Convert; returns the folder that was written."""
     options = parse_arguments(args)
+    check_output_folder(options.to.absolute().parent, "--to")
     convert = convert_back if options.reverse else start_training if options.init else convert_release
     folder = convert(options)
     print(folder)

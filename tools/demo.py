@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ross3d.command_line import COUNT, add_debug, run_program
+from ross3d.command_line import COUNT, add_debug, parse_path, run_program
 from ross3d.data.text_files import read_json
 from ross3d.report.run import write_run_page
 from ross3d.report.summary import format_summary
@@ -107,8 +107,10 @@ def run_stage(stage: Stage) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/tiny.yaml")
-    parser.add_argument("--output", type=Path, default=Path("outputs/demo"))
+    parser.add_argument("--config", default="configs/tiny.yaml", help="what to train, a file of configs/")
+    parser.add_argument(
+        "--output", type=parse_path, default=Path("outputs/demo"), help="folder of rooms, models and page"
+    )
     parser.add_argument("--train-scenes", type=COUNT, default=2200, help="rooms to train on")
     parser.add_argument("--val-scenes", type=COUNT, default=250, help="rooms to evaluate on")
     parser.add_argument("--sampler-steps", type=COUNT, default=20, help="of each sampled picture")

@@ -11,13 +11,15 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from ross3d.command_line import SEED, add_debug, run_program
+from ross3d.command_line import SEED, add_debug, parse_path, run_program
 from ross3d.configuration_ross3d import Ross3DConfig
+from ross3d.data.atomic import check_output_folder
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
 from ross3d.scenes.questions import TEMPLATES, get_plural
 from ross3d.scenes.rooms import CATEGORIES, COLORS
 from ross3d.scenes.tokenizer import make_tokenizer
+from ross3d.tools.checkpoints.files import check_new_folder
 
 
 VIEW_SIZE, PATCH_SIZE, BEV_SIZE = 64, 8, 64
@@ -122,10 +124,12 @@ def make_tiny_checkpoint(path: str | Path, seed: int = 0) -> Path:
 
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", type=Path, help="folder to write")
+    parser.add_argument("path", type=parse_path, help="folder to write")
     parser.add_argument("--seed", type=SEED, default=0, help="of the weights")
     add_debug(parser)
     options = parser.parse_args(args)
+    check_new_folder(options.path)
+    check_output_folder(options.path, "DIR")
     print(make_tiny_checkpoint(options.path, options.seed))
 
 

@@ -29,10 +29,12 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers.dynamic_module_utils import get_relative_imports
 
-from ross3d.command_line import DEBUG_HELP, run_program
+from ross3d.command_line import DEBUG_HELP, parse_path, run_program
 from ross3d.configuration_ross3d import Ross3DConfig
-from ross3d.data.atomic import write_text
+from ross3d.data.atomic import check_output_folder, write_text
 from ross3d.data.names import check_links
+from ross3d.data.text_files import describe_kind
+from ross3d.data.text_files import read_json as read_any_json
 from ross3d.eval import get_fingerprint
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.report.card import (
@@ -49,7 +51,7 @@ from ross3d.report.card import (
     make_unknown,
     set_section,
 )
-from ross3d.tools.checkpoints.files import describe_files, list_tensors, read_json, replace_folder
+from ross3d.tools.checkpoints.files import check_new_folder, describe_files, list_tensors, read_json, replace_folder
 from ross3d.tools.checkpoints.plan import check_own_layers
 from ross3d.training.callbacks import COMPLETE_MARK, is_complete
 
@@ -65,6 +67,10 @@ CODE_NAMED_IN = ("config.json", "processor_config.json")
 NEEDED = (*CODE_NAMED_IN, "tokenizer.json")
 # Of the code that goes along; another one that is there already stays.
 LICENSE = Path(__file__).resolve().parents[1] / "LICENSE"
+# Of an evaluation's settings: what scores of another model are told by, and what the page says.
+READ_SETTINGS = (
+    "model", "model_sha256", "tasks", "limit", "num_views", "proposals", "blind", "spatial_instruction", "seed",
+)  # fmt: skip
 TEACHER_NOTE = "; not in this repository"
 
 
@@ -186,7 +192,7 @@ def read_metrics(outputs: Sequence[Path], folder: Path) -> dict[str, dict[str, A
         file = output / "metrics.json"
         if not file.is_file():
             raise FileNotFoundError(f"--run: expected what eval.py wrote, found no {file}; name its --output.")
-        metrics = read_json(file)
+        metrics = read_whole_metrics(file)
         if metrics["settings"]["model_sha256"] != fingerprint:
             raise ValueError(
                 f"--run: expected scores of {folder}, got those of another checkpoint ({metrics['settings']['model']},"
@@ -198,6 +204,34 @@ def read_metrics(outputs: Sequence[Path], folder: Path) -> dict[str, dict[str, A
             raise ValueError(f"--run: expected each task in one output, got {twice} again in {file}; leave one out.")
         found |= dict.fromkeys(asked, metrics)
     return found
+
+
+def read_whole_metrics(file: Path) -> dict[str, Any]:
+    """A metrics.json with all that is read of it here and on the page.
+
+    Raises:
+        ValueError: names the file and what it lacks.
+    """
+    meaning = "the metrics of an evaluation"
+    metrics = read_any_json(
+        file, meaning, keys=["scores", "intervals", "settings", "baselines", "commit"], remedy="evaluate again"
+    )
+    for name in ("scores", "intervals", "settings"):
+        if not isinstance(metrics[name], dict):
+            raise ValueError(
+                f"{file}: expected {meaning} with an object as {name}, got {describe_kind(metrics[name])}; evaluate"
+                " again."
+            )
+    scores, settings = metrics["scores"], metrics["settings"]
+    missing = [name for name in READ_SETTINGS if name not in settings]
+    known = settings.get("tasks") if isinstance(settings.get("tasks"), dict) else {}
+    missing += [f"tasks.{task}" for task in scores if not isinstance(known.get(task), dict)]
+    if missing or not all(isinstance(of_task, dict) for of_task in scores.values()):
+        raise ValueError(
+            f"{file}: expected {meaning} with the scores of each task and their settings, got none of"
+            f" {missing or sorted(scores)}; evaluate again."
+        )
+    return metrics
 
 
 def keep_task(metrics: Mapping[str, Any], task: str) -> dict[str, Any]:
@@ -229,12 +263,14 @@ def make_page(folder: Path, repo_id: str, runs: Mapping[str, Any], with_teacher:
 
 
 def check_repo_id(repo_id: str) -> str:
+    if repo_id.count("/") != 1:
+        raise argparse.ArgumentTypeError(
+            f"expected USER/NAME, got {repo_id!r}; write whose it is before the slash, and no other slash"
+        )
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-    if repo_id.count("/") != 1:
-        raise argparse.ArgumentTypeError(f"expected USER/NAME, got {repo_id!r}; write whose it is before the slash")
     return repo_id
 
 
@@ -316,12 +352,14 @@ def write_folder(files: Mapping[str, Path | bytes], folder: Path) -> None:
 
 def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="folder that train.py or tools/convert.py wrote")
+    parser.add_argument("checkpoint", type=parse_path, help="folder that train.py or tools/convert.py wrote")
     parser.add_argument("--to", type=check_repo_id, required=True, metavar="USER/NAME", help="repository of the Hub")
-    parser.add_argument("--run", type=Path, action="append", default=[], help="output of eval.py about it; repeatable")
+    parser.add_argument(
+        "--run", type=parse_path, action="append", default=[], help="output of eval.py about it; repeatable"
+    )
     parser.add_argument("--without-teacher", action="store_true", help="leave the VAE out; answers do not need it")
-    parser.add_argument("--private", action="store_true", help="of a repository that is made now")
-    parser.add_argument("--dry-run", type=Path, metavar="FOLDER", help="write there what would go, push nothing")
+    parser.add_argument("--private", action="store_true", help="if the repository has to be made, make it private")
+    parser.add_argument("--dry-run", type=parse_path, metavar="FOLDER", help="write there what would go, push nothing")
     parser.add_argument("--debug", action="store_true", help=DEBUG_HELP)
     return parser.parse_args(args)
 
@@ -329,6 +367,9 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
 def main(args: list[str] | None = None) -> str:
     """Check, complete the page, push; returns the commit's address, or the folder of a dry run."""
     options = parse_arguments(args)
+    if options.dry_run is not None:
+        check_new_folder(options.dry_run)
+        check_output_folder(options.dry_run.absolute().parent, "--dry-run")
     files: dict[str, Path | bytes] = dict(list_files(options.checkpoint, not options.without_teacher))
     has_teacher = any(name.startswith("teacher/") for name in files)
     runs = read_metrics(options.run, options.checkpoint)

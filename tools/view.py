@@ -10,13 +10,15 @@ alignment. `--rerun` opens the scan in the rerun viewer, where rerun is installe
 """
 
 import argparse
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from ross3d.command_line import add_debug, run_program
+from ross3d.command_line import add_debug, parse_path, run_program
+from ross3d.data.atomic import check_output_file
 from ross3d.data.bev import get_scene_points, render_scene_bev
 from ross3d.data.own_scan import OwnScan, has_any, read_own_scan
 from ross3d.data.sanity import measure_sanity
@@ -112,20 +114,43 @@ def make_page_of_scan(scan: OwnScan) -> str:
     return make_scene_page(scene, scan.describe_world(), bev, section, boxes, floor_height)
 
 
+def check_options(options: argparse.Namespace, is_run: bool) -> None:
+    """Refuse options that have no meaning for what is shown.
+
+    Raises:
+        ValueError: names them.
+    """
+    of_run, of_scan = ("blind", "picture"), ("axis_align", "boxes", "rotate", "max_excluded", "allow_outside", "rerun")
+    given = [f"--{name.replace('_', '-')}" for name in (of_scan if is_run else of_run) if getattr(options, name)]
+    if given:
+        kind, other = ("an evaluated run", "a scan") if is_run else ("a scan (no metrics.json)", "an evaluated run")
+        raise ValueError(
+            f"{', '.join(given)}: expected {other}, which alone has a use for it, got {kind} in {options.path}; leave"
+            " it out."
+        )
+    if options.rerun and importlib.util.find_spec("rerun") is None:
+        raise ImportError("--rerun: expected the package rerun-sdk, got none; run `pip install rerun-sdk`.")
+
+
 def main(args: list[str] | None = None) -> Path:
     """Parse, read, write; returns the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", type=Path, help="folder of a scan, or output folder of eval.py")
-    parser.add_argument("--output", type=Path, help="page to write")
-    parser.add_argument("--blind", type=Path, help="run: output folder of the blind model's evaluation")
-    parser.add_argument("--picture", type=Path, help="run: picture of its reconstructions to write")
-    parser.add_argument("--axis-align", type=Path, help="scan: 4x4 matrix, scan to upright world")
-    parser.add_argument("--boxes", type=Path, help="scan: JSON file of boxes")
+    parser.add_argument("path", type=parse_path, help="folder of a scan, or output folder of eval.py")
+    parser.add_argument("--output", type=parse_path, help="page to write")
+    parser.add_argument("--blind", type=parse_path, help="run: output folder of the blind model's evaluation")
+    parser.add_argument("--picture", type=parse_path, help="run: picture of its reconstructions to write")
+    parser.add_argument("--axis-align", type=parse_path, help="scan: 4x4 matrix, scan to upright world")
+    parser.add_argument("--boxes", type=parse_path, help="scan: JSON file of boxes")
     parser.add_argument("--rerun", action="store_true", help="scan: open rerun as well")
     add_scan_options(parser)
     add_debug(parser)
     options = parser.parse_args(args)
-    if (options.path / "metrics.json").is_file():
+    for option in ("output", "picture"):
+        if (file := getattr(options, option)) is not None:
+            check_output_file(file, f"--{option}")
+    is_run = (options.path / "metrics.json").is_file()
+    check_options(options, is_run)
+    if is_run:
         page = make_run_page(options.path, get_run_reader(options.path), options.blind)
         output = options.output or options.path / "report.html"
         if options.picture is not None:

@@ -12,11 +12,15 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.constants import is_offline_mode
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from ross3d.data.text_files import read_json
+from ross3d.data.text_files import read_json, read_text
 from ross3d.processing_ross3d import GeometryMode, Ross3DProcessor
 
 
+WAY_OUT = "fetch the whole checkpoint again, or save it again with save_pretrained"
+WEIGHTS = "model.safetensors"
 GEOMETRY_MODES = get_args(GeometryMode)
 # What is fetched from the Hub: weights, settings, words, the teacher and the way back to the published format.
 CHECKPOINT_FILES = ("*.json", "*.jinja", "*.safetensors", "*.txt", "teacher/*", "published/*")
@@ -104,6 +108,7 @@ def load_processor(folder: Path, geometry_mode: str | None = None) -> Ross3DProc
     Raises:
         ValueError: names the folder when its files are broken, or ask for code of their own.
     """
+    check_processor_files(folder)
     try:
         processor = Ross3DProcessor.from_pretrained(folder, trust_remote_code=False)
     # The tokenizer's library raises a bare Exception for a broken file.
@@ -118,6 +123,54 @@ def load_processor(folder: Path, geometry_mode: str | None = None) -> Ross3DProc
     if geometry_mode is not None:
         processor.geometry_mode = geometry_mode
     return processor
+
+
+def check_processor_files(folder: Path) -> None:
+    """Refuse processor and tokenizer files that are not there or cannot be read.
+
+    Raises:
+        FileNotFoundError, ValueError: names the file.
+    """
+    needed = {"processor_config.json": ("processor_config.json",), "tokenizer.json": ("tokenizer.json", "vocab.json")}
+    for name, any_of in needed.items():
+        if not any((folder / other).is_file() for other in any_of):
+            raise FileNotFoundError(
+                f"{folder / name}: expected it in a checkpoint's folder, got no such file; {WAY_OUT}."
+            )
+    for name in (*needed, "tokenizer_config.json"):
+        if (folder / name).is_file():
+            read_json(folder / name, "settings of a checkpoint's processor", kind=dict, remedy=WAY_OUT)
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        text = read_text(template, "the chat template of a checkpoint")
+        try:
+            _compile_jinja_template(text)
+        except TemplateError as error:
+            raise ValueError(
+                f"{template}: expected a chat template, got one that is no Jinja ({error}); {WAY_OUT}."
+            ) from error
+
+
+def check_model_files(folder: Path) -> None:
+    """Refuse settings and weights of a model that are not there or cannot be read.
+
+    Raises:
+        FileNotFoundError, ValueError: names the file.
+    """
+    for name in ("config.json", "generation_config.json"):
+        if (folder / name).is_file():
+            read_json(folder / name, "settings of a checkpoint's model", kind=dict, remedy=WAY_OUT)
+    if (folder / WEIGHTS).is_file():
+        return
+    index = folder / f"{WEIGHTS}.index.json"
+    if not index.is_file():
+        raise FileNotFoundError(
+            f"{folder / WEIGHTS}: expected the weights of a checkpoint, there or in shards with {index.name}, got no"
+            f" such file; {WAY_OUT}."
+        )
+    shards = read_json(index, "the index of a checkpoint's weights", keys=["weight_map"], remedy=WAY_OUT)["weight_map"]
+    if not isinstance(shards, dict) or not shards:
+        raise ValueError(f"{index}: expected a weight_map with the shard of every weight, got {shards!r}; {WAY_OUT}.")
 
 
 def check_lengths(questions: Sequence[Any], processor: Ross3DProcessor, where: str) -> None:
@@ -145,4 +198,12 @@ def check_lengths(questions: Sequence[Any], processor: Ross3DProcessor, where: s
         )
 
 
-__all__ = ["GEOMETRY_MODES", "check_lengths", "find_checkpoint", "find_folder", "is_hub_id", "load_processor"]
+__all__ = [
+    "GEOMETRY_MODES",
+    "check_lengths",
+    "check_model_files",
+    "find_checkpoint",
+    "find_folder",
+    "is_hub_id",
+    "load_processor",
+]

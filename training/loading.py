@@ -11,6 +11,7 @@ from torch import nn
 
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
+from ross3d.training.checkpoint import check_model_files
 
 
 # Names that an error lists; the rest is counted.
@@ -41,6 +42,8 @@ def load_model(
             names the folder and the weights.
         OSError: where there is no checkpoint.
     """
+    if Path(folder).is_dir():
+        check_model_files(Path(folder))
     # Everything that the library's report would say is said by the errors below.
     LIBRARY_LOGGER.addFilter(is_no_report)
     try:

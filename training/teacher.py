@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ross3d.command_line import COUNT, POSITIVE, SEED, add_debug, run_program
+from ross3d.command_line import COUNT, POSITIVE, SEED, add_debug, parse_path, run_program
 from ross3d.data.sources import list_folders
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 
@@ -93,8 +93,8 @@ def set_scale(teacher: AutoencoderKL, views: torch.Tensor, bevs: torch.Tensor, s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=Path, required=True, help="folder of scene folders")
-    parser.add_argument("--output", type=Path, required=True, help="where the diffusers folder goes")
+    parser.add_argument("--scenes", type=parse_path, required=True, help="folder of scene folders")
+    parser.add_argument("--output", type=parse_path, required=True, help="where the diffusers folder goes")
     parser.add_argument("--num-scenes", type=COUNT, default=800, help="at most so many")
     parser.add_argument("--steps", type=COUNT, default=2000)
     parser.add_argument("--batch-size", type=COUNT, default=16)

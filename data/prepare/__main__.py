@@ -11,9 +11,8 @@ A command that was cut off goes on when it is given again.
 
 import argparse
 import os
-from pathlib import Path
 
-from ross3d.command_line import DEBUG_HELP, run_program
+from ross3d.command_line import DEBUG_HELP, parse_path, run_program
 from ross3d.data.bev import MAX_BEV_SIZE
 from ross3d.data.prepare.align import prepare_alignments
 from ross3d.data.prepare.finish import format_account
@@ -37,23 +36,32 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     scannet = commands.add_parser("scannet", help="raw scans and official annotations")
-    scannet.add_argument("--scans", required=True, type=Path, help="folder with sceneNNNN_NN folders")
-    scannet.add_argument("--annotations", required=True, type=Path, help="folder below which the official files are")
-    scannet.add_argument("--proposals", type=Path, help="folder with Mask3D's SCENE.mask.npz")
+    scannet.add_argument("--scans", required=True, type=parse_path, help="folder with sceneNNNN_NN folders")
+    scannet.add_argument(
+        "--annotations", required=True, type=parse_path, help="folder below which the official files are"
+    )
+    scannet.add_argument("--proposals", type=parse_path, help="folder with Mask3D's SCENE.mask.npz")
     scannet.add_argument("--bev", choices=SOURCES, default="mesh", help="what the picture from above is made from")
     scannet.add_argument("--published", action="store_true", help="also write processed/ and metadata/ as published")
     scannet.add_argument(
         "--choose", choices=CHOICES, default="uniform", help="views: evenly spread, or those that see most of the mesh"
     )
     public = commands.add_parser("posed-images", help="Video-3D-LLM's public files")
-    public.add_argument("--root", required=True, type=Path, help="the folder `data` with scannet/, processed/, ...")
-    public.add_argument("--bev", choices=("depth", "published"), default="depth", help="as above; or view_0.jpg")
+    public.add_argument(
+        "--root", required=True, type=parse_path, help="the folder `data` with scannet/, processed/, ..."
+    )
+    public.add_argument(
+        "--bev",
+        choices=("depth", "published"),
+        default="depth",
+        help="the picture from above: made from depth, or the published view_0.jpg",
+    )
     for command in (scannet, public):
-        command.add_argument("--output", required=True, type=Path)
+        command.add_argument("--output", required=True, type=parse_path, help="data folder to write")
         command.add_argument("--views", type=parse_count, default=32, help="views kept of a scan")
         command.add_argument("--partial", action="store_true", help="leave out questions about scans that are absent")
     align = commands.add_parser("align", help="axis_align.txt for scans that came without an alignment")
-    align.add_argument("--data", required=True, type=Path, help="a data folder, a split or a scan of it")
+    align.add_argument("--data", required=True, type=parse_path, help="a data folder, a split or a scan of it")
     align.add_argument("--force", action="store_true", help="estimate anew where axis_align.txt is there already")
     align.add_argument(
         "--min-confidence",
@@ -62,22 +70,28 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help=f"write nothing below this confidence, from 0 to 1 (default: {LOW_CONFIDENCE})",
     )
     bev = commands.add_parser("bev", help="pictures from above")
-    bev.add_argument("--data", required=True, type=Path, help="a data folder, a split or a scene of it")
+    bev.add_argument("--data", required=True, type=parse_path, help="a data folder, a split or a scene of it")
     bev.add_argument("--from", dest="source", choices=SOURCES, default="depth")
-    bev.add_argument("--scans", type=Path, help="where the sceneNNNN_NN folders with meshes or view_0.jpg are")
+    bev.add_argument("--scans", type=parse_path, help="where the sceneNNNN_NN folders with meshes or view_0.jpg are")
     proposals = commands.add_parser("proposals", help="boxes to choose among")
-    proposals.add_argument("--data", required=True, type=Path, help="a data folder, a split or a scene of it")
+    proposals.add_argument("--data", required=True, type=parse_path, help="a data folder, a split or a scene of it")
     made_elsewhere = proposals.add_mutually_exclusive_group()
-    made_elsewhere.add_argument("--masks", type=Path, help="SCENE.txt of Mask3D or SCENE.mask.npz, or their folder")
-    made_elsewhere.add_argument("--boxes", type=Path, help="JSON file of boxes, by scene where there are several")
-    proposals.add_argument("--scans", type=Path, help="where the folders with the meshes of the masks are")
+    made_elsewhere.add_argument(
+        "--masks", type=parse_path, help="SCENE.txt of Mask3D or SCENE.mask.npz, or their folder"
+    )
+    made_elsewhere.add_argument(
+        "--boxes", type=parse_path, help="JSON file of boxes, by scene where there are several"
+    )
+    proposals.add_argument("--scans", type=parse_path, help="where the folders with the meshes of the masks are")
     proposals.add_argument("--force", action="store_true", help="make anew what is there, a benchmark's boxes, too")
     for command in (align, bev, proposals):
         add_scan_options(command)
     for command in (scannet, public, bev):
         command.add_argument("--bev-size", type=parse_bev_size, default=432, help="pixels of the picture from above")
     for command in (scannet, public, align, bev, proposals):
-        command.add_argument("--num-workers", type=parse_count, default=os.cpu_count() or 1)
+        command.add_argument(
+            "--num-workers", type=parse_count, default=os.cpu_count() or 1, help="processes (default: one a core)"
+        )
         command.add_argument("--debug", action="store_true", help=DEBUG_HELP)
     return parser.parse_args(argv)
 
