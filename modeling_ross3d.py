@@ -1636,6 +1636,11 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         if view_mask is None:
             view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
         visible = self.get_visible_views(view_mask, self.get_unseen_views(hidden_views))
+        last = self.config.denoiser_config.num_train_timesteps - 1
+        for name, timesteps in (("view_timesteps", draws[0]), ("bev_timesteps", draws[3])):
+            # Given from outside, which no step of train.py does.
+            if timesteps is not None and not bool(((timesteps >= 0) & (timesteps <= last)).all()):
+                raise ValueError(f"{name}: expected 0..{last}, got {timesteps.tolist()}; draw them from the schedule.")
         # Draws are made on the host: the seeds go there once.
         row_seed = None if row_seed is None else row_seed.cpu()
         scene_states = SceneStates(outputs.visual_states, visible, outputs.visual_positions)
@@ -1762,9 +1767,10 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         for key in NOT_FOR_GENERATION:
             kwargs.pop(key, None)
         # An assistant model is asked again about longer rows with the first row's segments.
-        batch = kwargs | {"segment_ids": None} if scene is None else {"input_ids": kwargs.get("input_ids", inputs)}
+        batch = {"input_ids": kwargs.get("input_ids", inputs)}
+        batch = kwargs | batch | {"segment_ids": None} if scene is None else batch
         check_inputs(batch, h=self.config.view_grid_size)
-        self.check_prompts("generate", kwargs.get("input_ids", inputs), kwargs)
+        self.check_prompts("generate", batch["input_ids"], kwargs)
         if kwargs.get("mm_encoder_outputs") is not None:
             # Refuses pixels beside them.
             kwargs = self._prepare_multimodal_encoder_kwargs_for_generation(kwargs)

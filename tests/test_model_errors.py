@@ -883,7 +883,7 @@ def test_scenes_with_a_question_behind_them(model, two, prefixes):
             "scene: expected keys and values of 1 layers, got others; these are no scenes of",
         ),
         ({"num_key_value_heads": 1}, "scene: expected keys of layer 0, floating point, of shape (2, 1, ...), got"),
-        ({"head_dim": 8}, "scene: expected keys of layer 0, floating point, of shape (2, ... 8), got"),
+        ({"head_dim": 6}, "scene: expected keys of layer 0, floating point, of shape (2, ... 6), got"),
     ],
 )
 def test_scenes_of_another_model(model, prefixes, text, message):
@@ -908,7 +908,8 @@ def test_scenes_of_another_model(model, prefixes, text, message):
 )
 def test_half_of_a_pair(model, two, name, other):
     with refuses(f"{name}: expected {other} with it, which it is about, got none; pass both or neither."):
-        forward(model, {key: value for key, value in two.items() if key != other})
+        pair = [name, "proposal_mask", "proposal_patches", other]
+        forward(model, {key: value for key, value in two.items() if key not in pair} | {name: two[name]})
     rest = {key: value for key, value in two.items() if key != name}
     assert forward(model, rest).logits.isfinite().all()
 
@@ -1011,6 +1012,10 @@ def test_arguments_of_other_kinds(model, two, prefixes):
     batch = make_collator(0.0)([make_row(seed, 2, 3, ["text"]) for seed in (4, 5)])
     with refuses("num_items_in_batch: expected 4 counts ... got shape int; a stock Trainer counts tokens"):
         forward(model, batch, num_items_in_batch=5)
+    hidden = {"bool_masked_views": torch.tensor([[True, False], [True, False]])}
+    for name in ("view_timesteps", "bev_timesteps"):
+        with refuses(f"{name}: expected 0..999, got [5000, 0...]; draw them from the schedule"):
+            forward(model, batch, **hidden, **{name: torch.tensor([5000, 0, 0, 0])})
     for count in (torch.tensor(3), np.int64(3)):
         answers = model.generate(**two, max_new_tokens=count)
         assert answers.shape[1] <= two["input_ids"].shape[1] + 3
