@@ -405,7 +405,8 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
         """Part of `@strict` validation: each refusal names the field, the rule and the value."""
         for name in ("scene_bounds_min", "scene_bounds_max", "image_mean", "image_std"):
             value = getattr(self, name)
-            check_choice(name, value, len(value) == 3, "three numbers")
+            check_choice(name, value, len(value) == 3 and all(map(math.isfinite, value)), "three finite numbers")
+        check_choice("image_std", self.image_std, min(self.image_std) > 0, "three numbers above 0")
         ordered = all(low < high for low, high in zip(self.scene_bounds_min, self.scene_bounds_max, strict=True))
         check_choice(
             "scene_bounds_min",

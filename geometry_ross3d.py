@@ -36,6 +36,8 @@ MAX_MEDIAN_DEPTH = 50.0
 MAX_ROTATION_ERROR = 1e-2
 # Cameras, boxes and points are metres away; beyond this distance it is another unit.
 MAX_CAMERA_DISTANCE = 500.0
+# What a camera at that distance sees at that distance.
+MAX_COORDINATE = 2 * MAX_CAMERA_DISTANCE
 # Boxes and points may lie outside of what the views show, in other rooms, but not by more metres than this.
 MAX_OUTSIDE_DISTANCE = 50.0
 # Focal lengths, as shares of the depth map's side: from 168 degrees of view to 3.

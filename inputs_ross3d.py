@@ -62,6 +62,12 @@ INPUTS: dict[str, tuple[tuple[str | int, ...], tuple[torch.dtype, ...]]] = {
 }
 
 
+# Tensors that say something about another, without which they would be passed over.
+BELONG_TO = {
+    "patch_valid": "patch_coords",
+    "proposal_mask": "proposal_boxes",
+    "proposal_patches": "proposal_boxes",
+}
 HINTS = {
     "bool_masked_views": "pass one value a view, True = hidden.",
     "bev_bounds": "pass x_min, y_min, x_max, y_max of each picture, metres.",
@@ -79,8 +85,11 @@ def check_inputs(inputs: Mapping[str, Any], **sizes: int) -> None:
 
     Raises:
         TypeError: no tensor, or one of another dtype.
-        ValueError: axes that do not fit.
+        ValueError: axes that do not fit, and a tensor about another that is missing.
     """
+    for name, other in BELONG_TO.items():
+        if inputs.get(name) is not None and inputs.get(other) is None:
+            raise ValueError(f"{name}: expected {other} with it, which it is about, got none; pass both or neither.")
     for name, (axes, dtypes) in INPUTS.items():
         tensor = inputs.get(name)
         if tensor is None:
@@ -105,4 +114,62 @@ def check_inputs(inputs: Mapping[str, Any], **sizes: int) -> None:
             raise ValueError(f"{name}: expected shape {expected}, got {shape}; {HINTS.get(name, HINT)}")
 
 
-__all__ = ["INPUTS", "check_inputs"]
+def check_mask(attention_mask: Any, num_rows: int, length: int, num_cached: int | None) -> None:
+    """Refuse an attention mask that does not fit its rows, by type and shape alone.
+
+    Args:
+        attention_mask: numbers (B, past + L), or what the library takes besides: four axes, a mask for each kind of
+            layer, a block mask.
+        num_rows, length (`int`): B and L.
+        num_cached (`int` or None): past; None where only the device knows, which is not asked.
+
+    Raises:
+        TypeError: no mask.
+        ValueError: another shape.
+    """
+    is_tensor = isinstance(attention_mask, torch.Tensor)
+    # The block mask by its name, so that flex attention is not imported for it.
+    is_mask = attention_mask is None or isinstance(attention_mask, Mapping)
+    if not is_tensor and not is_mask and type(attention_mask).__name__ != "BlockMask":
+        raise TypeError(
+            f"attention_mask: expected a tensor of 0 and 1, got {type(attention_mask).__name__}; pass what the"
+            " processor returns, with return_tensors='pt'."
+        )
+    if not is_tensor or attention_mask.dim() == 4:
+        return
+    if attention_mask.is_complex():
+        raise TypeError(f"attention_mask: expected 0 and 1, got dtype {attention_mask.dtype}; {HINT}")
+    fits = attention_mask.dim() == 2 and attention_mask.shape[0] == num_rows
+    if num_cached is not None:
+        fits = fits and attention_mask.shape[1] == num_cached + length
+    if not fits:
+        width = "past + L" if num_cached is None else num_cached + length
+        raise ValueError(
+            f"attention_mask: expected shape ({num_rows}, {width}), got {tuple(attention_mask.shape)}; {HINT}"
+        )
+
+
+def check_mask_values(attention_mask: torch.Tensor) -> None:
+    """Refuse a mask (B, L) with other numbers than 0 and 1, rows without a token, and rows with holes.
+
+    Raises:
+        ValueError: names the row.
+    """
+    mask = attention_mask.cpu()
+    wrong = ((mask != 0) & (mask != 1)).any(dim=1)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        others = mask[row][(mask[row] != 0) & (mask[row] != 1)]
+        raise ValueError(f"attention_mask: expected 0 and 1 alone, got {others[:3].tolist()} in row {row}; {HINT}")
+    real = mask.bool()
+    # A run of ones begins where a one follows no other.
+    runs = (real[:, 1:] & ~real[:, :-1]).sum(dim=1) + real[:, 0]
+    if bool((runs != 1).any()):
+        row = int((runs != 1).nonzero()[0])
+        got = "a row without tokens" if not runs[row] else "padding between them"
+        raise ValueError(
+            f"attention_mask: expected tokens in one piece, padded at one end or both, got {got} in row {row}; {HINT}"
+        )
+
+
+__all__ = ["INPUTS", "check_inputs", "check_mask", "check_mask_values"]

@@ -50,8 +50,15 @@ from .attention_ross3d import (
 )
 from .configuration_ross3d import Ross3DConfig
 from .diffusion_ross3d import space_timesteps
-from .geometry_ross3d import check_shape, get_sin3d_embedding, quantize_coords, unpack_patches
-from .inputs_ross3d import check_inputs
+from .geometry_ross3d import (
+    MAX_CAMERA_DISTANCE,
+    MAX_COORDINATE,
+    check_shape,
+    get_sin3d_embedding,
+    quantize_coords,
+    unpack_patches,
+)
+from .inputs_ross3d import check_inputs, check_mask, check_mask_values
 from .reconstruction_ross3d import (
     Ross3DReconstructionHead,
     SceneStates,
@@ -62,7 +69,7 @@ from .reconstruction_ross3d import (
     init_reconstruction_weights,
     prepare_view_pictures,
 )
-from .scene_cache_ross3d import Ross3DSceneCache
+from .scene_cache_ross3d import Ross3DSceneCache, check_scene
 
 
 logger = logging.get_logger(__name__)
@@ -157,17 +164,25 @@ def pad_views(flat: torch.Tensor, real: tuple[torch.Tensor, ...], view_mask: tor
     return padded
 
 
-def check_finite(name: str, tensor: torch.Tensor, used: torch.Tensor) -> None:
-    """Refuse NaN and infinities, which would become positions and features like any others.
+def check_numbers(name: str, tensor: torch.Tensor, used: torch.Tensor, limit: float = float("inf")) -> None:
+    """Refuse NaN, infinities and coordinates that are no metres, which would become positions like any others.
 
     Args:
         name (`str`): what the error calls the tensor.
         tensor (B, ...): the numbers.
         used (`torch.BoolTensor`, broadcast to the tensor): where they count; padding may hold anything.
+        limit (`float`): how far from the origin coordinates may be, metres.
 
     Raises:
         ValueError: names the first row that has them.
     """
+    far = (tensor.isfinite() & (tensor.abs() > limit) & used).flatten(1).any(dim=1)
+    if bool(far.any()):
+        row = int(far.nonzero()[0])
+        largest = float(torch.where(used[row], tensor[row].abs(), 0.0).max())
+        raise ValueError(
+            f"{name}: expected metres, at most {limit:.0f}, got {largest:g} in row {row}; divide millimetres by 1000."
+        )
     broken = (~tensor.isfinite() & used).flatten(1).any(dim=1)
     if bool(broken.any()):
         raise ValueError(
@@ -227,6 +242,15 @@ def read_float32(name: str, tensor: torch.Tensor) -> torch.Tensor:
         f" with the processor's output.to(dtype), which leaves {name} alone, or, where every float tensor of a batch"
         f" is cast (Trainer under DeepSpeed), pass {name}.view(torch.int32), the same bits."
     )
+
+
+def count_cached(past_key_values: Cache | None) -> int | None:
+    """How many positions of a row a cache holds; None where only the device knows.
+
+    A static cache counts on the device: reading it would stop every step of an answer, and a compiled graph.
+    """
+    seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+    return seen if isinstance(seen, int) else None
 
 
 def get_segment_positions(segment_ids: torch.Tensor) -> torch.Tensor:
@@ -402,6 +426,11 @@ class Ross3DModel(Ross3DPreTrainedModel):
         Returns:
             see `Ross3DImageFeatures`; `hidden_states` and `attentions` when asked for.
         """
+        if not pixel_values.is_floating_point() or pixel_values.dim() not in (4, 5):
+            raise ValueError(
+                "pixel_values: expected normalised views, floating point, of shape (B, V, 3, S, S) or (R, 3, S, S),"
+                f" got {pixel_values.dtype} of {tuple(pixel_values.shape)}; prepare them with this model's processor."
+            )
         if pixel_values.dim() == 5:
             pixel_values = pixel_values.flatten(0, 1) if view_mask is None else pixel_values[view_mask]
         size = self.config.vision_config.image_size
@@ -510,21 +539,24 @@ class Ross3DModel(Ross3DPreTrainedModel):
         input_ids: torch.Tensor | None,
         inputs_embeds: torch.Tensor,
         view_mask: torch.Tensor,
-        numbers: Sequence[tuple[str, torch.Tensor, torch.Tensor]] = (),
+        numbers: Sequence[tuple[str, torch.Tensor, torch.Tensor, float]] = (),
     ) -> torch.Tensor:
         """Which positions (B, L) hold visual tokens; checked row by row against the number of real views.
 
-        `numbers` are tensors that have to be finite where the mask behind them is True: name, tensor, mask. A GPU
-        tells the host about all of this at once.
+        `numbers` are tensors that have to be finite, and within a limit, where the mask behind them is True: name,
+        tensor, mask, limit. A GPU tells the host about all of this at once.
         """
         mask = self.find_placeholders(input_ids, inputs_embeds)
         wanted = view_mask.sum(dim=1) * self.config.tokens_per_view
         found = mask.sum(dim=1).to(wanted.device)
-        finite = [(tensor.isfinite() | ~used).all().to(wanted.device) for _, tensor, used in numbers]
+        finite = [
+            ((tensor.isfinite() & (tensor.abs() <= limit)) | ~used).all().to(wanted.device)
+            for _, tensor, used, limit in numbers
+        ]
         if wanted.shape == found.shape and bool(torch.stack([(wanted == found).all(), *finite]).all()):
             return mask
-        for name, tensor, used in numbers:
-            check_finite(name, tensor, used)
+        for given in numbers:
+            check_numbers(*given)
         raise ValueError(
             f"input_ids: expected {wanted.tolist()} image placeholders (id {self.config.image_token_id}) per row,"
             f" {self.config.tokens_per_view} for each of {view_mask.sum(dim=1).tolist()} views, got"
@@ -550,12 +582,13 @@ class Ross3DModel(Ross3DPreTrainedModel):
         question = torch.zeros_like(input_ids) if segment_ids is None else (segment_ids - 1).clamp(min=0)
         question = question.clamp(max=query_coords.shape[1] - 1)
         points = torch.gather(query_coords, 1, question[..., None].expand(-1, -1, 3))  # (B, L, 3)
-        given = points.isfinite().all(dim=-1)
+        given = (points.abs() <= MAX_CAMERA_DISTANCE).all(dim=-1)
         if bool((is_coord & ~given).any()):
             row, place = (is_coord & ~given).nonzero()[0].tolist()
             raise ValueError(
                 f"query_coords: expected a point for the <coord> of row {row}, got {points[row, place].tolist()}; pass"
-                " query_coords for every question that names <coord>, finite and in metres."
+                " query_coords for every question that names <coord>, finite and in metres, at most"
+                f" {MAX_CAMERA_DISTANCE:.0f}."
             )
         positions = self.get_position_embedding(points.nan_to_num(), is_coord & given)
         return inputs_embeds + positions.to(inputs_embeds)
@@ -600,11 +633,18 @@ class Ross3DModel(Ross3DPreTrainedModel):
         pixel_values = torch.zeros(num_rows, 1, 3, size, size, dtype=self.vision_tower.dtype, device=device)
         return pixel_values, torch.zeros(num_rows, 1, dtype=torch.bool, device=device)
 
+    def check_views_given(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> None:
+        """Refuse placeholders that no view would fill: rows that are read without views, and no cache before them."""
+        count = self.find_placeholders(input_ids, inputs_embeds).sum(dim=1)
+        if bool(count.any()):
+            raise ValueError(
+                f"pixel_values: expected views for the image placeholders (id {self.config.image_token_id}) of the"
+                f" rows, {count.tolist()} of them, got none; pass the processor's whole output, pixel_values included."
+            )
+
     def check_length(self, length: int, past_key_values: Cache | None) -> None:
         """Refuse rows over the context limit, those in the cache included."""
-        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-        # A static cache counts on the device: reading it would stop every step of an answer, and a compiled graph.
-        length += seen if isinstance(seen, int) else 0
+        length += count_cached(past_key_values) or 0
         if isinstance(past_key_values, SharedPrefixCache):
             length += past_key_values.longest_prefix
         limit = self.config.context_length
@@ -660,6 +700,8 @@ class Ross3DModel(Ross3DPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         self.check_length(inputs_embeds.shape[1], past_key_values)
+        num_cached = count_cached(past_key_values)
+        check_mask(attention_mask, *inputs_embeds.shape[:2], num_cached)
         visible = segment_ids
         has_mask = isinstance(attention_mask, torch.Tensor) and segment_ids is not None
         if has_mask and attention_mask.shape == segment_ids.shape:
@@ -670,6 +712,8 @@ class Ross3DModel(Ross3DPreTrainedModel):
         extras = {}
         images = (mm_encoder_outputs or {}).get("image")
         has_views = pixel_values is not None or images is not None
+        if not has_views and num_cached == 0 and not isinstance(past_key_values, SharedPrefixCache):
+            self.check_views_given(input_ids, inputs_embeds)
         if has_views:
             if images is not None and pixel_values is not None:
                 raise ValueError(
@@ -680,11 +724,11 @@ class Ross3DModel(Ross3DPreTrainedModel):
                 view_mask = self.get_view_mask(input_ids, inputs_embeds, pixel_values, patch_coords)
             numbers = []
             if pixel_values is not None:
-                numbers.append(("pixel_values", pixel_values, view_mask[..., None, None, None]))
+                numbers.append(("pixel_values", pixel_values, view_mask[..., None, None, None], float("inf")))
             if patch_coords is not None:
                 patch_coords = read_float32("patch_coords", patch_coords)
                 used = view_mask[..., None, None] if patch_valid is None else patch_valid & view_mask[..., None, None]
-                numbers.append(("patch_coords", patch_coords, used[..., None]))
+                numbers.append(("patch_coords", patch_coords, used[..., None], MAX_COORDINATE))
             placeholders = self.get_placeholder_mask(input_ids, inputs_embeds, view_mask, numbers)
             # Once, before the tower runs: a GPU has to tell the host where masks are True (docs/CONTRACT_TESTS.md).
             real, slots = view_mask.nonzero(as_tuple=True), placeholders.nonzero(as_tuple=True)
@@ -820,21 +864,6 @@ class PlaceholderSuppression(LogitsProcessor):
 LIBRARY_KEYS = frozenset(TransformersKwargs.__annotations__) | {"use_cache", "cache_position", "return_dict"}
 
 
-def check_mask(attention_mask: Any) -> None:
-    """Refuse an attention mask that is no tensor of numbers (B, L), as the methods around `generate` need it."""
-    if attention_mask is None:
-        return
-    is_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2
-    if not is_mask or attention_mask.is_complex():
-        got = (
-            tuple(attention_mask.shape) if isinstance(attention_mask, torch.Tensor) else type(attention_mask).__name__
-        )
-        raise TypeError(
-            f"attention_mask: expected a tensor of 0 and 1 of shape (B, L), got {got}; build rows with this model's"
-            " processor."
-        )
-
-
 def check_input_names(method: str, inputs: dict[str, Any], unused: tuple[str, ...] = ()) -> None:
     """Refuse names that no processor output has, and those that the method would leave out without a word."""
     unknown = sorted(inputs.keys() - {"input_ids", "attention_mask", *SCENE_KEYS, *NOT_FOR_GENERATION})
@@ -950,7 +979,11 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         return self.lm_head
 
     def get_image_features(self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None = None, **kwargs):
-        """See `Ross3DModel.get_image_features`."""
+        """See `Ross3DModel.get_image_features`; NaN is refused outside training."""
+        if not self.training and pixel_values.is_floating_point():
+            used = torch.ones_like(pixel_values[..., :1, :1, :1], dtype=torch.bool)
+            used = used if view_mask is None else view_mask[..., None, None, None]
+            check_numbers("pixel_values", pixel_values, used)
         return self.model.get_image_features(pixel_values, view_mask, **kwargs)
 
     def attach_teacher(self, teacher) -> None:
@@ -1043,7 +1076,14 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         proposal_boxes = read_float32("proposal_boxes", proposal_boxes)
         if not self.training:
             # A read of the device: training has no time for it, and gets its boxes from a processor that has looked.
-            check_finite("proposal_boxes", proposal_boxes, proposal_mask[..., None])
+            check_numbers("proposal_boxes", proposal_boxes, proposal_mask[..., None], MAX_COORDINATE)
+            negative = ((proposal_boxes[..., 3:] < 0).any(dim=-1) & proposal_mask).nonzero().tolist()
+            if negative:
+                row, place = negative[0]
+                raise ValueError(
+                    f"proposal_boxes: expected sizes >= 0 (centre xyz, size xyz), got"
+                    f" {proposal_boxes[row, place].tolist()} in row {row}; turn corners into centre and size."
+                )
         centres = proposal_boxes[..., :3]
         features = take_part(self.model.get_position_embedding(centres, proposal_mask), patch_features)
         if proposal_patches is not None and patch_features is not None:
@@ -1228,12 +1268,14 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         check_shape("bev_bounds", bev_bounds, (num_scenes, 4), hint)
         bev_bounds = read_float32("bev_bounds", bev_bounds)
         if not self.training:
-            ordered = (bev_bounds[:, :2] < bev_bounds[:, 2:]).all(dim=1) & bev_bounds.isfinite().all(dim=1)
+            ordered = (bev_bounds[:, :2] < bev_bounds[:, 2:]).all(dim=1)
+            ordered = ordered & (bev_bounds.abs() <= MAX_COORDINATE).all(dim=1)
             wrong = (~ordered & ~bev_bounds.isnan().all(dim=1)).nonzero()[:, 0].tolist()
             if wrong:
                 raise ValueError(
                     "bev_bounds: expected finite x_min < x_max and y_min < y_max, in the order x_min, y_min, x_max,"
-                    f" y_max, got {bev_bounds[wrong[0]].tolist()} for scene {wrong[0]}; {hint}"
+                    f" y_max, metres up to {MAX_COORDINATE:.0f}, got {bev_bounds[wrong[0]].tolist()} for scene"
+                    f" {wrong[0]}; {hint}"
                 )
         return bev_bounds
 
@@ -1423,7 +1465,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         given = inputs_embeds if input_ids is None else input_ids
         if runs_all and past_key_values is None and pixel_values is None and given is not None:
             pixel_values, view_mask = self.model.get_blank_views(len(given), given.device)
-        self.check_grounding_targets(grounding_labels, input_ids, proposal_boxes)
+        self.check_grounding_targets(grounding_labels, input_ids, proposal_boxes, proposal_mask)
         hidden_views, allowed = self.get_loss_rows(view_mask, bool_masked_views, grounding_labels)
         outputs = self.model(
             input_ids=input_ids,
@@ -1507,8 +1549,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
-    def check_grounding_targets(self, grounding_labels, input_ids, proposal_boxes) -> None:
-        """Refuse labels of proposals that nothing would be scored against."""
+    def check_grounding_targets(self, grounding_labels, input_ids, proposal_boxes, proposal_mask) -> None:
+        """Refuse labels of proposals that nothing would be scored against; their numbers, outside training."""
         if grounding_labels is None:
             return
         needed = {"input_ids": input_ids, "proposal_boxes": proposal_boxes, "grounding_head": self.grounding_head}
@@ -1518,6 +1560,23 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                     f"grounding_labels: expected {name} beside them, got None; pass the processor's whole output to a"
                     " model with config.grounding=True, or leave grounding questions out."
                 )
+        if self.training:
+            return
+        # Reads of the device.
+        if not bool((grounding_labels >= 0).all()):
+            raise ValueError(
+                "grounding_labels: expected 0 and 1, got a negative number or NaN; pass target_objects= to the"
+                " processor."
+            )
+        if proposal_mask is None or grounding_labels.shape[-1] != proposal_mask.shape[1] + 1:
+            return
+        padding = ((grounding_labels[..., :-1] > 0) & ~proposal_mask[:, None]).nonzero().tolist()
+        if padding:
+            row, question, place = padding[0]
+            raise ValueError(
+                f"grounding_labels: expected targets among the real proposals, got proposal {place} for question"
+                f" {question} of row {row}, where proposal_mask is False; leave it out or unmask it."
+            )
 
     def check_text_targets(self, segment_ids, labels, shift_labels, loss_weights) -> None:
         """Refuse unshifted labels for rows with several questions; rows of the processor are not even looked at."""
@@ -1526,6 +1585,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 "labels: expected them beside shift_labels and loss_weights, as the processor returns them, got none;"
                 " a Trainer with label_smoothing_factor takes them away, which this model cannot do with: set it to 0."
             )
+        if not self.training:
+            self.check_target_numbers(labels if shift_labels is None else shift_labels, loss_weights)
         if labels is None or shift_labels is not None or segment_ids is None:
             return
         if int(segment_ids.max()) > 1:
@@ -1535,6 +1596,25 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 " processor and give the model all that it returns. A stock Trainer drops some of it unless"
                 " remove_unused_columns=False."
             )
+
+    def check_target_numbers(self, labels: torch.Tensor | None, loss_weights: torch.Tensor | None) -> None:
+        """Refuse targets that are no tokens and weights that are none; a read of the device, so not in training."""
+        size = self.config.text_config.vocab_size
+        if labels is not None:
+            wrong = labels[((labels < 0) | (labels >= size)) & (labels != -100)]
+            if len(wrong):
+                raise ValueError(
+                    f"labels: expected tokens in 0..{size - 1}, or -100 where nothing is learnt, got"
+                    f" {wrong[:5].tolist()}; build rows with this model's processor."
+                )
+        if loss_weights is not None:
+            weights = read_float32("loss_weights", loss_weights)
+            wrong = weights[~(weights >= 0) | weights.isinf()]
+            if len(wrong):
+                raise ValueError(
+                    f"loss_weights: expected finite numbers from 0 on, got {wrong[:5].tolist()}; build rows with this"
+                    " model's processor."
+                )
 
     def compute_reconstruction_losses(
         self,
@@ -1556,6 +1636,11 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         if view_mask is None:
             view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
         visible = self.get_visible_views(view_mask, self.get_unseen_views(hidden_views))
+        last = self.config.denoiser_config.num_train_timesteps - 1
+        for name, timesteps in (("view_timesteps", draws[0]), ("bev_timesteps", draws[3])):
+            # Given from outside, which no step of train.py does.
+            if timesteps is not None and not bool(((timesteps >= 0) & (timesteps <= last)).all()):
+                raise ValueError(f"{name}: expected 0..{last}, got {timesteps.tolist()}; draw them from the schedule.")
         # Draws are made on the host: the seeds go there once.
         row_seed = None if row_seed is None else row_seed.cpu()
         scene_states = SceneStates(outputs.visual_states, visible, outputs.visual_positions)
@@ -1576,10 +1661,12 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         """Named means, their weighted sum, and the counts (4,) of this batch."""
         if not totals:
             return {}, None, None
-        if num_items_in_batch is not None and num_items_in_batch.shape[-1:] != (len(LOSS_NAMES),):
+        shape = getattr(num_items_in_batch, "shape", type(num_items_in_batch).__name__)
+        got = shape if isinstance(shape, str) else tuple(shape)
+        if num_items_in_batch is not None and shape[-1:] != (len(LOSS_NAMES),):
             raise ValueError(
                 f"num_items_in_batch: expected {len(LOSS_NAMES)} counts {LOSS_NAMES}, got shape"
-                f" {tuple(num_items_in_batch.shape)}; a stock Trainer counts tokens: use train.py's Ross3DTrainer, or"
+                f" {got}; a stock Trainer counts tokens: use train.py's Ross3DTrainer, or"
                 " leave the model's accepts_loss_kwargs at False."
             )
         device = next(iter(totals.values()))[0].device
@@ -1680,10 +1767,10 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         for key in NOT_FOR_GENERATION:
             kwargs.pop(key, None)
         # An assistant model is asked again about longer rows with the first row's segments.
-        batch = kwargs | {"segment_ids": None} if scene is None else {"input_ids": kwargs.get("input_ids", inputs)}
+        batch = {"input_ids": kwargs.get("input_ids", inputs)}
+        batch = kwargs | batch | {"segment_ids": None} if scene is None else batch
         check_inputs(batch, h=self.config.view_grid_size)
-        if not getattr(kwargs.get("attention_mask"), "ndim", 2) > 2:
-            check_mask(kwargs.get("attention_mask"))
+        self.check_prompts("generate", batch["input_ids"], kwargs)
         if kwargs.get("mm_encoder_outputs") is not None:
             # Refuses pixels beside them.
             kwargs = self._prepare_multimodal_encoder_kwargs_for_generation(kwargs)
@@ -1691,6 +1778,9 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         if not any(isinstance(processor, PlaceholderSuppression) for processor in processors):
             processors.append(PlaceholderSuppression([self.config.image_token_id, self.config.coord_token_id]))
         kwargs["logits_processor"] = processors
+        # Stop strings are read by a tokenizer; a processor has one.
+        if hasattr(kwargs.get("tokenizer"), "tokenizer"):
+            kwargs["tokenizer"] = kwargs["tokenizer"].tokenizer
         segments = kwargs.get("segment_ids")
         if segments is not None and int(segments.max()) > 1:
             raise ValueError(
@@ -1699,7 +1789,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 " **processor(text=questions))."
             )
         if scene is None:
-            self.check_has_scene("generate", segments, kwargs, scene_index)
+            prompts = {"input_ids": inputs} if inputs is not None else {}
+            self.check_has_scene("generate", segments, kwargs | prompts, scene_index)
             self.check_left_padding(kwargs.get("attention_mask"))
             self.limit_answers(inputs, kwargs)
             return super().generate(inputs, **kwargs)
@@ -1774,9 +1865,19 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             values = [getattr(settings, name, None) for settings in given]
             return next((value for value in values if value is not None), None)
 
+        for name in ("max_new_tokens", "max_length"):
+            value = kwargs.get(name)
+            # The library wants Python's own; others have whole numbers of their own.
+            if isinstance(value, torch.Tensor) and value.numel() == 1:
+                value = value.item()
+            if isinstance(value, Integral) and not isinstance(value, bool):
+                value = int(value)
+            if value is not None:
+                kwargs[name] = value
         wanted, total = get_setting("max_new_tokens"), get_setting("max_length")
         for name, value in (("max_new_tokens", wanted), ("max_length", total)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+            if value is not None and (not is_whole or value < 1):
                 raise ValueError(f"generate: {name}: expected a whole number from 1 on, got {value!r}; correct it.")
         if wanted is None:
             wanted = DEFAULT_NEW_TOKENS if total is None else total - max(widths)
@@ -1802,6 +1903,45 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         prefix_mask = scene.prefix_mask[scene_index].to(question_mask)
         return scene.copy_prefixes(rows), torch.cat([prefix_mask, question_mask], dim=1)
 
+    def check_prompts(self, name: str, input_ids: torch.Tensor | None, inputs: dict[str, Any]) -> None:
+        """Refuse ids that are no tokens, and attention masks that do not fit them."""
+        mask, cache = inputs.get("attention_mask"), inputs.get("past_key_values")
+        if input_ids is None:
+            return
+        size = self.config.text_config.vocab_size
+        outside = (input_ids < 0) | (input_ids >= size)
+        if bool(outside.any()):
+            raise ValueError(
+                f"{name}: expected input_ids in 0..{size - 1}, got {input_ids[outside][:5].tolist()}; build rows with"
+                " this model's processor."
+            )
+        if cache is not None or inputs.get("inputs_embeds") is not None:
+            return
+        check_mask(mask, *input_ids.shape, 0)
+        if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+            check_mask_values(mask)
+        elif mask is not None and name != "generate":
+            raise TypeError(
+                f"attention_mask: expected a tensor of 0 and 1 of shape (B, L), got"
+                f" {tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__}; build rows with"
+                " this model's processor."
+            )
+
+    def has_questions(self, input_ids: torch.Tensor, segment_ids: torch.Tensor | None) -> bool:
+        """Whether rows go on behind their scene.
+
+        Without `segment_ids` a question is told by the end of its turn: a scene's rows end inside of that turn.
+        """
+        if segment_ids is not None:
+            return bool((segment_ids > 0).any())
+        ends = self.generation_config.eos_token_id
+        ends = self.config.text_config.eos_token_id if ends is None else ends
+        if ends is None:
+            return False
+        ends = torch.as_tensor(ends, device=input_ids.device).flatten()
+        behind = self.model.find_placeholders(input_ids, None).cumsum(dim=1)
+        return bool((torch.isin(input_ids, ends) & (behind > 0)).any())
+
     def check_has_scene(self, name: str, segment_ids: torch.Tensor | None, inputs: dict, scene_index) -> None:
         """Refuse questions that the processor made for a scene read before, when no such scene is given."""
         asks_alone = segment_ids is not None and not bool((segment_ids == 0).any())
@@ -1811,6 +1951,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 f"{name}: expected scene= or views, since the processor made these questions without images, got"
                 " neither; pass scene=model.encode_scene(...), or images= to the processor."
             )
+        if not has_views and inputs.get("past_key_values") is None and inputs.get("input_ids") is not None:
+            self.model.check_views_given(inputs["input_ids"], None)
         if scene_index is not None:
             raise ValueError(f"scene_index: expected None without scene=, got {scene_index}; row i is scene i.")
 
@@ -1830,6 +1972,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 f"scene: expected a scene from model.encode_scene(...), got a {type(scene).__name__}"
                 f" {str(scene)[:80]!r}; read a saved one with model.load_scene(file)."
             )
+        check_scene(scene, self.config)
         given = [key for key in ("pixel_values", "mm_encoder_outputs") if inputs.get(key) is not None]
         if given:
             raise ValueError(
@@ -1853,7 +1996,13 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 )
             return torch.zeros(num_questions, dtype=torch.long, device=scene.prefix_mask.device)
         # None of its own: a float would be cut off to the number of another scene.
-        index = torch.as_tensor(scene_index, device=scene.prefix_mask.device)
+        try:
+            index = torch.as_tensor(scene_index, device=scene.prefix_mask.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"scene_index: expected {num_questions} whole numbers in 0..{num_scenes - 1}, got {scene_index!r};"
+                " number the scenes in the order in which they were encoded."
+            ) from error
         is_whole = not index.is_floating_point() and not index.is_complex() and index.dtype != torch.bool
         legal = is_whole and index.shape == (num_questions,) and bool(((index >= 0) & (index < num_scenes)).all())
         if not legal:
@@ -1890,8 +2039,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         }  # fmt: skip
         batch = {"input_ids": input_ids, "segment_ids": segment_ids, **inputs, **proposals}
         check_inputs(batch, h=self.config.view_grid_size)
-        check_mask(attention_mask)
-        if segment_ids is not None and bool((segment_ids > 0).any()):
+        self.check_prompts("encode_scene", input_ids, {"attention_mask": attention_mask})
+        if self.has_questions(input_ids, segment_ids):
             raise ValueError(
                 "encode_scene: expected rows without questions, got text; call the processor without text= and ask"
                 " with model.generate(scene=scene, **processor(text=questions))."
@@ -1972,7 +2121,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         batch = {"input_ids": input_ids, "segment_ids": segment_ids, "query_coords": query_coords}
         # Proposals of cached scenes come one list a scene, not one a question.
         check_inputs(batch if scene is not None else batch | inputs | proposals, h=self.config.view_grid_size)
-        check_mask(attention_mask)
+        self.check_prompts("ground", input_ids, {"attention_mask": attention_mask})
         if self.grounding_head is None:
             raise ValueError(
                 "ground: expected a model with config.grounding=True, got False; load another checkpoint."
@@ -2083,7 +2232,6 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             "bev_bounds": bev_bounds,
         }  # fmt: skip
         check_inputs(inputs | batch, h=self.config.view_grid_size)
-        check_mask(inputs.get("attention_mask"))
         if self.reconstruction_head is None:
             raise ValueError("reconstruct: expected a model with denoiser_config, got None; load another checkpoint.")
         self.get_teacher()
@@ -2091,6 +2239,10 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
         if bool_masked_views is None:
             bool_masked_views = self.get_masked_views([] if masked_views is None else masked_views, view_mask)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(
+                f"generator: expected a torch.Generator, got {generator!r}; pass torch.Generator().manual_seed(5)."
+            )
         # A wrong number of steps is refused before anything is computed.
         space_timesteps(self.config.denoiser_config.num_train_timesteps, num_inference_steps)
         unseen = self.get_unseen_views(bool_masked_views)

@@ -21,6 +21,7 @@ tokens after pooling, K proposals, Q questions of a scene, L sequence.
 """
 
 import copy
+import difflib
 import math
 import os
 import warnings
@@ -610,16 +611,40 @@ def remove_slots(text: str, num_views: int, name: str) -> str:
 # Chats
 
 PICTURE_KEYS = ("image", "url", "path", "base64")
+# What the block of a view may say about its camera. Other keys (`cache_control`) are the caller's, unless they look
+# like one of these.
+CAMERA_KEYS = ("depth_map", "intrinsics", "cam2world")
+ROLES = ("system", "user", "assistant", "tool")
+# Of two words, the share of letters in common from which on one is taken for a misspelling of the other.
+MISSPELT_FROM = 0.7
+
+
+def check_picture_keys(block: Mapping[str, Any], name: str) -> None:
+    """Refuse keys of a picture's block that look like a camera's or a picture's key and are none."""
+    known = (*CAMERA_KEYS, *PICTURE_KEYS)
+    for key in (key for key, value in block.items() if value is not None):
+        near = [] if key in (*known, "type") else difflib.get_close_matches(str(key).lower(), known, 1, MISSPELT_FROM)
+        check(not near, name, f"keys {known} in the block of a picture", repr(key),
+              f"write {near[0]!r}" if near else "")  # fmt: skip
 
 
 def normalize_content(message: dict[str, Any], name: str) -> str | list[dict[str, Any]]:
     """The content of a message of a chat: a string, or blocks of text and of pictures, each under the key `image`."""
     check("role" in message, name, "a role and a content", sorted(message), "add 'role': 'user'")
-    content = message.get("content", "")
+    role, content = message["role"], message.get("content")
+    check(role in ROLES, name, f"a role of {ROLES}", repr(role), "write 'user' for questions")
+    # A call of a tool stands in place of words.
+    content = "" if content is None and message.get("tool_calls") else content
+    check(isinstance(content, (str, list, tuple)), name, "a content, words or a list of blocks",
+          type(content).__name__, "write 'content': '...'")  # fmt: skip
     if isinstance(content, str):
+        check(role != "user" or bool(content.strip()), name, "words in what a user says", repr(content),
+              "leave the message out, or ask something")  # fmt: skip
         return content
+    check(role != "user" or len(content) > 0, name, "blocks in what a user says", "none",
+          "leave the message out, or ask something")  # fmt: skip
     blocks = []
-    for block in content:
+    for place, block in enumerate(content):
         kind = block.get("type") if isinstance(block, Mapping) else None
         check(kind in ("text", "image"), name, "blocks of type 'text' or 'image'",
               f"type {kind!r}" if kind else type(block).__name__,
@@ -629,6 +654,7 @@ def normalize_content(message: dict[str, Any], name: str) -> str | list[dict[str
                   "pass {'type': 'text', 'text': ...}")  # fmt: skip
             blocks.append(block)
             continue
+        check_picture_keys(block, f"block {place} of {name}")
         given = [key for key in PICTURE_KEYS if block.get(key) is not None]
         check(len(given) <= 1, name, f"one of {PICTURE_KEYS} in the block of a picture", given, "leave one of them")
         block = {key: value for key, value in block.items() if value is not None}
@@ -651,6 +677,10 @@ def check_pictures_of_chat(messages: list[dict[str, Any]], name: str) -> None:
     turns = [turn for turn, message in enumerate(messages) if list_pictures(message)]
     check(len(turns) <= 1, name, "pictures in one message, since they are views of one scene",
           f"pictures in messages {turns}", "move them to the first of these messages")  # fmt: skip
+    blocks = [block for message in messages for block in list_pictures(message)]
+    empty = [place for place, block in enumerate(blocks) if "image" not in block]
+    check(len(empty) in (0, len(blocks)), name, f"a picture in each of {len(blocks)} blocks, or in none",
+          f"none in picture blocks {empty}", "pass these pictures, or leave the blocks out")  # fmt: skip
     texts = [
         block["text"]
         for message in messages
@@ -909,8 +939,10 @@ def read_pixel_arguments(given: dict[str, Any], image_processor: Ross3DImageProc
         is_colour = key.startswith("image_") and isinstance(value, (list, tuple))
         numbers = list(value) if is_colour else [value] * 3
         legal = len(numbers) == 3 and all(is_number(number) for number in numbers)
-        legal = legal and not (key == "image_std" and 0 in numbers)
-        check(legal, key, "a finite number, or one a colour", repr(value), "leave it out for the model's scaling")
+        legal = legal and not (key == "image_std" and min(numbers) <= 0)
+        expected = "numbers above 0" if key == "image_std" else "finite numbers"
+        check(legal, key, f"{expected}, one for all colours or one a colour", repr(value),
+              "leave it out for the model's scaling")  # fmt: skip
         changes[key] = numbers if key.startswith("image_") else value
     if not changes:
         return image_processor

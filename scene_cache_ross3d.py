@@ -248,33 +248,8 @@ def check_tensors(file: str, state: dict[str, Any], config: Any) -> None:
     Raises:
         ValueError: names the tensor, what was expected and what came.
     """
-    text, mask, layers = config.text_config, state["prefix_mask"], state["layers"]
-    check_tensor(file, "prefix_mask", mask, ("B", "L"), is_bool=True)
-    num_scenes, length = mask.shape
-    is_list = isinstance(layers, list) and all(isinstance(layer, dict) for layer in layers)
-    if not is_list or [layer.keys() for layer in layers] != [{"keys", "values"}] * text.num_hidden_layers:
-        raise ValueError(f"{file}: expected keys and values of {text.num_hidden_layers} layers, got others; {AGAIN}")
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    shape = (num_scenes, text.num_key_value_heads, length, head_size)
-    floats = {f"{name} of layer {place}": layer[name] for place, layer in enumerate(layers) for name in layer}
-    for name, tensor in floats.items():
-        check_tensor(file, name, tensor, shape)
-    if (state["proposal_features"] is None) != (state["proposal_mask"] is None):
-        raise ValueError(f"{file}: expected proposal_features and proposal_mask or neither, got one of them; {AGAIN}")
-    if state["proposal_features"] is not None:
-        check_tensor(file, "proposal_mask", state["proposal_mask"], (num_scenes, "K"), is_bool=True)
-        shape = (*state["proposal_mask"].shape, text.hidden_size)
-        check_tensor(file, "proposal_features", state["proposal_features"], shape)
-        floats["proposal_features"] = state["proposal_features"]
-    if state["patch_features"] is not None:
-        shape = (num_scenes, "V", config.patch_grid_size**2, text.hidden_size)
-        check_tensor(file, "patch_features", state["patch_features"], shape)
-        floats["patch_features"] = state["patch_features"]
-    if length > config.context_length:
-        raise ValueError(
-            f"{file}: expected scenes of at most {config.context_length} positions (max_position_embeddings), got"
-            f" {length}; {AGAIN}"
-        )
+    floats = check_shapes(file, state, config)
+    mask, length = state["prefix_mask"], state["prefix_mask"].shape[1]
     # A scene begins after its padding and ends at the end.
     if not length or not bool(mask[:, -1].all()) or bool((mask[:, :-1] & ~mask[:, 1:]).any()):
         raise ValueError(f"{file}: expected prefix_mask with padding at the start alone, got another; {AGAIN}")
@@ -283,7 +258,55 @@ def check_tensors(file: str, state: dict[str, Any], config: Any) -> None:
             raise ValueError(f"{file}: expected finite {name}, got NaN or infinity; {AGAIN}")
 
 
-def check_tensor(file: str, name: str, tensor: Any, shape: Sequence[int | str], is_bool: bool = False) -> None:
+def check_scene(scene: Ross3DSceneCache, config: Any) -> None:
+    """Refuse a scene in memory that another model has read, as far as shapes tell; no number is read.
+
+    Raises:
+        ValueError: names the tensor, what was expected and what came.
+    """
+    layers = [{"keys": layer.keys, "values": layer.values} for layer in scene.past_key_values.layers]
+    check_shapes("scene", {"layers": layers, **{name: getattr(scene, name) for name in TENSORS}}, config, whole=False)
+
+
+def check_shapes(file: str, state: dict[str, Any], config: Any, whole: bool = True) -> dict[str, torch.Tensor]:
+    """See `check_tensors`; by shape and type alone. `whole`: refuse windows onto fewer numbers than a shape says.
+
+    Returns:
+        the tensors of floating point numbers, by the names that errors give them.
+    """
+    text, mask, layers = config.text_config, state["prefix_mask"], state["layers"]
+    check_tensor(file, "prefix_mask", mask, ("B", "L"), is_bool=True, whole=whole)
+    num_scenes, length = mask.shape
+    is_list = isinstance(layers, list) and all(isinstance(layer, dict) for layer in layers)
+    if not is_list or [layer.keys() for layer in layers] != [{"keys", "values"}] * text.num_hidden_layers:
+        raise ValueError(f"{file}: expected keys and values of {text.num_hidden_layers} layers, got others; {AGAIN}")
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    shape = (num_scenes, text.num_key_value_heads, length, head_size)
+    floats = {f"{name} of layer {place}": layer[name] for place, layer in enumerate(layers) for name in layer}
+    for name, tensor in floats.items():
+        check_tensor(file, name, tensor, shape, whole=whole)
+    if (state["proposal_features"] is None) != (state["proposal_mask"] is None):
+        raise ValueError(f"{file}: expected proposal_features and proposal_mask or neither, got one of them; {AGAIN}")
+    if state["proposal_features"] is not None:
+        check_tensor(file, "proposal_mask", state["proposal_mask"], (num_scenes, "K"), is_bool=True, whole=whole)
+        shape = (*state["proposal_mask"].shape, text.hidden_size)
+        check_tensor(file, "proposal_features", state["proposal_features"], shape, whole=whole)
+        floats["proposal_features"] = state["proposal_features"]
+    if state["patch_features"] is not None:
+        shape = (num_scenes, "V", config.patch_grid_size**2, text.hidden_size)
+        check_tensor(file, "patch_features", state["patch_features"], shape, whole=whole)
+        floats["patch_features"] = state["patch_features"]
+    if length > config.context_length:
+        raise ValueError(
+            f"{file}: expected scenes of at most {config.context_length} positions (max_position_embeddings), got"
+            f" {length}; {AGAIN}"
+        )
+    return floats
+
+
+def check_tensor(
+    file: str, name: str, tensor: Any, shape: Sequence[int | str], is_bool: bool = False, whole: bool = True
+) -> None:
     """Refuse what is no tensor of a shape, in which letters stand for any size, or holds less than it says."""
     wanted = "bool" if is_bool else "floating point"
     # An expanded tensor names more numbers than the file has.
@@ -292,7 +315,7 @@ def check_tensor(file: str, name: str, tensor: Any, shape: Sequence[int | str], 
         and tensor.dim() == len(shape)
         and all(isinstance(size, str) or size == found for size, found in zip(shape, tensor.shape, strict=True))
         and (tensor.dtype == torch.bool if is_bool else tensor.is_floating_point())
-        and tensor.is_contiguous()
+        and (tensor.is_contiguous() or not whole)
     )
     if not fits:
         is_tensor = isinstance(tensor, torch.Tensor)

@@ -38,12 +38,22 @@ REFUSED = [
     (
         {"scene_bounds_min": [-15.0, -15.0]},
         {"scene_bounds_min": [-15.0, -15.0, -15.0]},
-        "scene_bounds_min: expected three numbers, got [-15.0, -15.0]; change it in the config",
+        "scene_bounds_min: expected three finite numbers, got [-15.0, -15.0]; change it in the config",
     ),
     (
         {"image_mean": [0.5, 0.5, 0.5, 1.0]},
         {"image_mean": [0.5, 0.4, 0.3]},
-        "image_mean: expected three numbers, got [0.5, 0.5, 0.5, 1.0]; change it in the config",
+        "image_mean: expected three finite numbers, got [0.5, 0.5, 0.5, 1.0]; change it in the config",
+    ),
+    (
+        {"image_mean": [0.5, float("nan"), 0.5]},
+        {"image_mean": [0.5, 0.0, 0.5]},
+        "image_mean: expected three finite numbers, got [0.5, nan, 0.5]; change it in the config",
+    ),
+    (
+        {"image_std": [0.5, 0, 0.5]},
+        {"image_std": [0.5, 1, 0.5]},
+        "image_std: expected three numbers above 0, got [0.5, 0, 0.5]; change it in the config",
     ),
     (
         {"scene_bounds_min": [-1.0, -1.0, 5.0]},

@@ -127,6 +127,24 @@ def test_a_broken_weight_file_is_named(folder, whole):
         load_model(folder)
 
 
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.mask_token", "grounding_head.no_target"])
+def test_whole_numbers_are_no_weights(folder, name):
+    change_weights(folder, lambda weights: weights.update({name: (weights[name] * 100).to(torch.int8)}))
+    with pytest.raises(ValueError, match=rf"model.safetensors: expected weights of floating point, got I8 in {name}"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["lm_head", "model.language_model.embed_tokens"])
+def test_a_vocabulary_of_zeros_answers_nothing(folder, name):
+    change_weights(folder, lambda weights: weights[f"{name}.weight"].zero_())
+    short = name.rpartition(".")[2]
+    with pytest.raises(ValueError, match=f"expected trained weights, got zeros alone in {short}, of which every"):
+        load_model(folder)
+    # Other vectors of zeros are how some parts begin.
+    change_weights(folder, lambda weights: [weights[f"{name}.weight"].add_(1), weights["model.mask_token"].zero_()])
+    load_model(folder)
+
+
 def test_a_broken_shard_is_named(tmp_path):
     make_model().save_pretrained(tmp_path, max_shard_size="60KB")
     shard = sorted(tmp_path.glob("model-*.safetensors"))[1]

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from ross3d.modeling_ross3d import Ross3DForConditionalGeneration, read_float32
 from ross3d.reconstruction_ross3d import get_bev_cells
 from ross3d.tests.fabricate import (
     COORD_TOKEN,
+    EOS_TOKEN,
     GRID,
     GROUND_TOKEN,
     IMAGE_TOKEN,
@@ -123,7 +125,7 @@ def forward(model, batch, **changes):
         (
             "bev_bounds",
             lambda x: x[:, :2],
-            "bev_bounds: expected shape (1, 4), got (1, 2); build rows with",
+            "bev_bounds: expected shape (1, 4), got (1, 2); pass x_min, y_min",
         ),
     ],
 )
@@ -180,7 +182,7 @@ def test_rows_over_the_context_limit(model):
 @pytest.mark.parametrize("shape", [(1, 2, 2), (2, 1, 3)])
 def test_points_of_the_wrong_shape(model, shape):
     ids = torch.tensor([[4, COORD_TOKEN, 6]])
-    with refuses(f"query_coords: expected shape (1, Q, 3), got {shape}; build rows with"):
+    with refuses(f"query_coords: expected shape (1, Q, 3), got {shape}; pass x, y, z of"):
         forward(model, {"input_ids": ids}, query_coords=torch.zeros(shape))
     assert forward(model, {"input_ids": ids}, query_coords=torch.zeros(1, 1, 3)).logits.isfinite().all()
 
@@ -736,3 +738,297 @@ def test_grid_of_the_fabricated_rows():
     """The numbers in the messages above follow from these."""
     config = make_config()
     assert (config.view_grid_size, config.tokens_per_view, config.patch_grid_size) == (GRID, 12, 5)
+
+
+# Rows without the views they name, masks that do not fit, scenes of another model
+
+
+@pytest.fixture(scope="module")
+def two():
+    """Two rows of different lengths, padded on the left: a scene and a question each."""
+    rows = make_collator(0.0)([make_row(3, 2, 3, ["text"]), make_row(5, 3, 2, ["text"])])
+    length = rows["input_ids"].shape[1]
+    order = (rows["attention_mask"] == 0).long().argsort(dim=1, descending=True, stable=True)
+    assert 0 < int((rows["attention_mask"][0] == 0).sum()) < length
+    turned = {name: rows[name].gather(1, order) for name in ("input_ids", "attention_mask", "segment_ids")}
+    return select(rows, *FROM_PROCESSOR, "patch_valid", *PROPOSALS) | turned
+
+
+@pytest.fixture(scope="module")
+def prefixes(two):
+    """The scenes of `two` alone."""
+    ids = [row[segments == 0] for row, segments in zip(two["input_ids"], two["segment_ids"], strict=True)]
+    ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_side="left")
+    mask = (ids != 0).long()
+    return two | {"input_ids": ids, "attention_mask": mask, "segment_ids": mask - 1}
+
+
+METHODS = {
+    "forward": lambda model, batch: model(**batch),
+    "generate": lambda model, batch: model.generate(**batch, max_new_tokens=2),
+    "ground": lambda model, batch: model.ground(**batch),
+    "encode_scene": lambda model, batch: model.encode_scene(**batch),
+    "reconstruct": lambda model, batch: model.reconstruct([1], num_inference_steps=2, **batch),
+}
+
+
+def choose(method: str, two: dict, prefixes: dict) -> dict:
+    return dict(prefixes if method in ("encode_scene", "reconstruct") else two)
+
+
+@pytest.mark.parametrize("method", ["forward", "generate", "ground", "encode_scene"])
+def test_placeholders_without_views(model, two, prefixes, method):
+    batch = choose(method, two, prefixes)
+    counts = (batch["input_ids"] == IMAGE_TOKEN).sum(dim=1).tolist()
+    assert counts == [24, 36]
+    names = ("input_ids", "attention_mask", "segment_ids")
+    with refuses(f"pixel_values: expected views for the image placeholders (id 90) of the rows, {counts} of them"):
+        METHODS[method](model, select(batch, *names, *(PROPOSALS[:2] if method == "ground" else ())))
+
+
+@pytest.mark.parametrize("cache", ["static", "dynamic"])
+def test_placeholders_without_views_in_generation(model, two, cache):
+    batch = select(two, "input_ids", "attention_mask")
+    with refuses("pixel_values: expected views for the image placeholders (id 90) of the rows, [24, 36] of them"):
+        model.generate(**batch, max_new_tokens=2, cache_implementation=cache)
+    with refuses("pixel_values: expected views for the image placeholders (id 90) of the rows, [24, 36] of them"):
+        model.generate(batch["input_ids"], max_new_tokens=2)
+    embeds = model.get_input_embeddings()(batch["input_ids"])
+    with refuses("pixel_values: expected views for the image placeholders (id 90) of the rows, [24, 36] of them"):
+        forward(model, {}, inputs_embeds=embeds)
+    # Rows of text alone need none, and what goes on behind a cache has its views there.
+    words = batch["input_ids"].masked_fill(batch["input_ids"] == IMAGE_TOKEN, 5)
+    assert forward(model, {"input_ids": words}).logits.isfinite().all()
+    seen = forward(model, select(two, "input_ids", "pixel_values", "view_mask"), use_cache=True).past_key_values
+    assert forward(model, {"input_ids": batch["input_ids"]}, past_key_values=seen).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["short", "long", "one row", "three axes"])
+def test_masks_of_another_shape(model, two, prefixes, method, name):
+    batch = choose(method, two, prefixes)
+    mask = batch["attention_mask"]
+    length = mask.shape[1]
+    changed = {"short": mask[:, 2:], "long": torch.cat([mask, mask], 1), "one row": mask[:1], "three axes": mask[None]}
+    mask = changed[name]
+    with refuses(f"attention_mask: expected shape (2, {length}), got {tuple(mask.shape)}; build rows with"):
+        METHODS[method](model, batch | {"attention_mask": mask})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_masks_that_are_no_tensors(model, two, prefixes, method):
+    batch = choose(method, two, prefixes)
+    with refuses("attention_mask: expected a tensor of 0 and 1, got list; pass what the processor", TypeError):
+        METHODS[method](model, batch | {"attention_mask": batch["attention_mask"].tolist()})
+    with refuses("attention_mask: expected 0 and 1, got dtype torch.complex64; build rows", TypeError):
+        METHODS[method](model, batch | {"attention_mask": batch["attention_mask"].to(torch.complex64)})
+
+
+@pytest.mark.parametrize("method", ["generate", "ground", "encode_scene"])
+def test_masks_of_other_numbers(model, two, prefixes, method):
+    batch = choose(method, two, prefixes)
+    given = batch["attention_mask"]
+    hole, empty = given.clone(), given.clone()
+    hole[1, -5] = 0
+    empty[1] = 0
+    for mask, message in (
+        (given * 2, "attention_mask: expected 0 and 1 alone, got [2, 2, 2] in row 0; build rows"),
+        (given.float() * float("nan"), "attention_mask: expected 0 and 1 alone, got [nan, nan, nan] in row 0"),
+        ((1 - given.float()) * -1e9, "attention_mask: expected 0 and 1 alone, got [-1000000000.0...] in row 0"),
+        (hole, "attention_mask: expected tokens in one piece, padded at one end or both, got padding between them in"),
+        (empty, "padded at one end or both, got a row without tokens in row 1; build rows"),
+    ):
+        with refuses(message):
+            METHODS[method](model, batch | {"attention_mask": mask})
+    for mask in (given.bool(), given.float()):
+        METHODS[method](model, batch | {"attention_mask": mask})
+
+
+def test_masks_of_four_axes_are_for_the_library(model, two):
+    mask = torch.ones(2, 1, *2 * (two["input_ids"].shape[1],), dtype=torch.bool).tril()
+    assert forward(model, two, segment_ids=None, attention_mask=mask).logits.isfinite().all()
+    with refuses("attention_mask: expected a tensor of 0 and 1 of shape (B, L), got (2, 1, ...", TypeError):
+        model.ground(**two | {"attention_mask": mask})
+
+
+@pytest.mark.parametrize("method", ["generate", "ground", "encode_scene"])
+def test_ids_outside_the_vocabulary(model, two, prefixes, method):
+    batch = choose(method, two, prefixes)
+    for wrong in (99, -1):
+        ids = batch["input_ids"].clone()
+        ids[1, -1] = wrong
+        with refuses(f"{method}: expected input_ids in 0..98, got [{wrong}]; build rows with"):
+            METHODS[method](model, batch | {"input_ids": ids})
+
+
+def test_scenes_with_a_question_behind_them(model, two, prefixes):
+    """Also where nothing says which token is a question's: it ends with the end of its turn."""
+    with refuses("encode_scene: expected rows without questions, got text; call the processor without text= and ask"):
+        model.encode_scene(**two)
+    ids = prefixes["input_ids"].clone()
+    ids[1, -1] = EOS_TOKEN
+    with refuses("encode_scene: expected rows without questions, got text; call the processor without text= and ask"):
+        model.encode_scene(**prefixes | {"input_ids": ids, "segment_ids": None})
+    # The end of the turn before the views is no question's.
+    ids = prefixes["input_ids"].clone()
+    ids[1, 0] = EOS_TOKEN
+    model.encode_scene(**prefixes | {"input_ids": ids, "segment_ids": None})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            {"num_hidden_layers": 1},
+            "scene: expected keys and values of 1 layers, got others; these are no scenes of",
+        ),
+        ({"num_key_value_heads": 1}, "scene: expected keys of layer 0, floating point, of shape (2, 1, ...), got"),
+        ({"head_dim": 6}, "scene: expected keys of layer 0, floating point, of shape (2, ... 6), got"),
+    ],
+)
+def test_scenes_of_another_model(model, prefixes, text, message):
+    scene = model.encode_scene(**prefixes)
+    other = make_model(denoiser_config=None)
+    for name, value in text.items():
+        setattr(other.config.text_config, name, value)
+    questions = {"input_ids": torch.tensor([[4, 5, 6], [7, 8, 9]]), "scene_index": [0, 1]}
+    for ask in (other.generate, other.ground):
+        with refuses(message):
+            ask(**questions, scene=scene)
+    assert model.eval().ground(**questions, scene=scene).shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("patch_valid", "patch_coords"),
+        ("proposal_mask", "proposal_boxes"),
+        ("proposal_patches", "proposal_boxes"),
+    ],
+)
+def test_half_of_a_pair(model, two, name, other):
+    with refuses(f"{name}: expected {other} with it, which it is about, got none; pass both or neither."):
+        pair = [name, "proposal_mask", "proposal_patches", other]
+        forward(model, {key: value for key, value in two.items() if key not in pair} | {name: two[name]})
+    rest = {key: value for key, value in two.items() if key != name}
+    assert forward(model, rest).logits.isfinite().all()
+
+
+# Numbers that are no metres, and targets that are none
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("patch_coords", lambda x: x * 1000, "patch_coords: expected metres, at most 1000, got ... in row 0; divide"),
+        (
+            "proposal_boxes",
+            lambda x: x * 1e4,
+            "proposal_boxes: expected metres, at most 1000, got ... in row 0; divide",
+        ),
+        (
+            "proposal_boxes",
+            lambda x: -x,
+            "proposal_boxes: expected sizes >= 0 (centre xyz, size xyz), got [...] in row",
+        ),
+    ],
+)
+def test_numbers_that_are_no_metres(model, two, name, change, message):
+    for ask in (model, model.ground):
+        with refuses(message):
+            ask(**two | {name: change(two[name])})
+    # A near miss: a building of half a kilometre.
+    assert forward(model, two | {name: two[name].clamp(min=0.1) * 100}).logits.isfinite().all()
+
+
+def test_points_that_are_no_metres(model):
+    ids = torch.tensor([[4, 5, 6], [4, COORD_TOKEN, 6]])
+    far = torch.full((2, 1, 3), 5e5)
+    with refuses(
+        "query_coords: expected a point for the <coord> of row 1, got [500000.0,...finite and in metres, at most"
+    ):
+        forward(model, {"input_ids": ids}, query_coords=far)
+    assert forward(model, {"input_ids": ids}, query_coords=far / 1000).logits.isfinite().all()
+
+
+def test_edges_that_are_no_metres(model, prefixes):
+    edges = torch.tensor([[-3.0, -3.0, 3.0, 3.0], [-3000.0, -3000.0, 3000.0, 3000.0]])
+    with refuses("y_max, metres up to 1000, got [-3000.0, -3000.0, 3000.0, 3000.0] for scene 1; pass x_min"):
+        model.reconstruct([], num_inference_steps=1, bev_bounds=edges, **prefixes)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("loss_weights", lambda x: x * float("nan"), "loss_weights: expected finite numbers from 0 on, got [nan, nan"),
+        ("loss_weights", lambda x: -x, "loss_weights: expected finite numbers from 0 on, got [-"),
+        (
+            "shift_labels",
+            lambda x: x + 1000 * (x > 0),
+            "labels: expected tokens in 0..98, or -100 where nothing is le",
+        ),
+        (
+            "shift_labels",
+            lambda x: x.clamp(min=-5),
+            "labels: expected tokens in 0..98, or -100 where nothing is learnt",
+        ),
+        (
+            "grounding_labels",
+            lambda x: -x,
+            "grounding_labels: expected 0 and 1, got a negative number or NaN; pass tar",
+        ),
+        (
+            "grounding_labels",
+            lambda x: x * float("nan"),
+            "grounding_labels: expected 0 and 1, got a negative number or",
+        ),
+        (
+            "proposal_mask",
+            torch.zeros_like,
+            "expected targets among the real proposals, got proposal ... for question",
+        ),
+    ],
+)
+def test_targets_that_are_none(model, name, change, message):
+    batch = make_collator(0.0)([make_row(seed, 2, 3, ["ground", "text"]) for seed in (4, 5)])
+    assert forward(model, batch).loss.isfinite()
+    with refuses(message):
+        forward(model, batch, **{name: change(batch[name])})
+
+
+# Arguments of other kinds
+
+
+def test_arguments_of_other_kinds(model, two, prefixes):
+    scene = model.encode_scene(**prefixes)
+    questions = {"input_ids": torch.tensor([[4, 5, 6], [7, 8, 9]])}
+    for ask in (model.generate, model.ground):
+        with refuses(
+            "scene_index: expected 2 whole numbers in 0..1, got '01'; number the scenes in the order", TypeError
+        ):
+            ask(**questions, scene=scene, scene_index="01")
+    with refuses("generator: expected a torch.Generator, got 5; pass torch.Generator().manual_seed(5)", TypeError):
+        model.reconstruct([1], num_inference_steps=1, generator=5, **prefixes)
+    batch = make_collator(0.0)([make_row(seed, 2, 3, ["text"]) for seed in (4, 5)])
+    with refuses("num_items_in_batch: expected 4 counts ... got shape int; a stock Trainer counts tokens"):
+        forward(model, batch, num_items_in_batch=5)
+    hidden = {"bool_masked_views": torch.tensor([[True, False], [True, False]])}
+    for name in ("view_timesteps", "bev_timesteps"):
+        with refuses(f"{name}: expected 0..999, got [5000, 0...]; draw them from the schedule"):
+            forward(model, batch, **hidden, **{name: torch.tensor([5000, 0, 0, 0])})
+    for count in (torch.tensor(3), np.int64(3)):
+        answers = model.generate(**two, max_new_tokens=count)
+        assert answers.shape[1] <= two["input_ids"].shape[1] + 3
+        assert torch.equal(answers, model.generate(**two, max_new_tokens=3))
+
+
+def test_features_of_what_are_no_views(model, two):
+    views = two["pixel_values"].flatten(0, 1)
+    for wrong in (views[0], views[:2].byte(), two["pixel_values"][None]):
+        with refuses(
+            "pixel_values: expected normalised views, floating point, of shape (B, V, 3, S, S) or (R, 3, S, S)"
+        ):
+            model.get_image_features(wrong)
+    with refuses("pixel_values: expected finite numbers, got NaN or infinity in row 1; look at the scene"):
+        model.get_image_features(views.index_fill(0, torch.tensor([1]), float("nan")))
+    assert len(model.get_image_features(views).pooler_output) == len(views)

@@ -143,6 +143,9 @@ class TestChats:
         assert [list(message) for message in chat] == [list(message) for message in before]
         assert list(chat[0]["content"][0]) == ["type", "base64", "image", "url"]
         assert_equal(found, processor(images=views["images"][:1], text=QUESTION))
+        # Keys of other programs and columns without a value are the caller's own.
+        noted = [say("user", block | {"cache_control": {"type": "x"}, "depth": None}, text=QUESTION)]
+        assert_equal(ask(processor, noted), found)
 
     def test_pictures_beside_the_chat(self, processor, views):
         """LLaVA's records: a string with `<image>`, and the pictures in another place."""
@@ -169,6 +172,20 @@ class TestChats:
             ([say("user", {"type": "image", "path": "a"}), say("user", {"type": "image", "path": "b"})],
              r"chat 0: expected pictures in one message, since they are views of one scene, got pictures in messages"
              r" \[0, 1\]; move them"),
+            ([say("user", {"type": "image", "path": "a", "depth": [1.0]})], "block 0 of message 0 of chat 0: expected"
+             " keys .* in the block of a picture, got 'depth'; write 'depth_map'"),
+            ([say("user", {"type": "image", "path": "a"}, {"type": "image", "path": "b", "cam2word": [1.0]})],
+             "block 1 of message 0 of chat 0: expected keys .*, got 'cam2word'; write 'cam2world'"),
+            ([say("user", {"type": "image", "imge": "a"})], "in the block of a picture, got 'imge'; write 'image'"),
+            ([say("user", {"type": "image", "path": "a"}, {"type": "image", "image": None})],
+             r"chat 0: expected a picture in each of 2 blocks, or in none, got none in picture blocks"
+             r" \[1\]; pass these pictures"),
+            ([{"role": "human", "content": "Hello"}], r"message 0 of chat 0: expected a role of \('system', 'user', .*"
+             " got 'human'; write 'user' for questions"),
+            ([{"role": "user"}], "message 0 of chat 0: expected a content, words or a list of blocks, got NoneType"),
+            ([{"role": "assistant", "content": None}], "expected a content, words or a list of blocks, got NoneType;"),
+            ([{"role": "user", "content": " "}], "expected words in what a user says, got ' '; leave the message out"),
+            ([{"role": "user", "content": []}], "expected blocks in what a user says, got none; leave the"),
         ],
     )  # fmt: skip
     def test_what_is_no_chat(self, processor, chat, message):
@@ -374,8 +391,9 @@ class TestArguments:
             ({"resample": 0}, "resample: expected 3, the filter of this processor, got 0; leave it out, or load"),
             ({"do_resize": False}, r"do_resize: expected one of \(None, True\), as this model needs it, got False"),
             ({"do_rescale": 1}, "do_rescale: expected True or False, got 1; leave it out for the model's scaling"),
-            ({"image_std": [1, 0, 1]}, r"image_std: expected a finite number, or one a colour, got \[1, 0, 1\]"),
-            ({"rescale_factor": float("nan")}, "rescale_factor: expected a finite number, or one a colour, got nan"),
+            ({"image_std": [1, 0, 1]}, r"image_std: expected numbers above 0, .* a colour, got \[1, 0, 1\]"),
+            ({"image_std": -0.5}, "image_std: expected numbers above 0, one for all .*, got -0.5"),
+            ({"rescale_factor": float("nan")}, "rescale_factor: expected finite numbers, one for all .*, got nan"),
             ({"return_offsets_mapping": True}, "return_offsets_mapping: expected one of .* needs it, got True"),
             ({"text_kwargs": {"return_length": True}}, "return_length: expected one of .*, got True"),
             ({"text_kwargs": {"padding": False}, "padding": True}, "text_kwargs: expected arguments that are not given"

@@ -59,6 +59,7 @@ def load_model(
         LIBRARY_LOGGER.removeFilter(is_no_report)
     check_loading(folder, info, allow_missing)
     check_finite_weights(model, str(folder))
+    check_stored_weights(model, folder)
     return model
 
 
@@ -134,6 +135,32 @@ def check_finite_weights(model: nn.Module, source: str) -> None:
             " had diverged, or the file is damaged, or its numbers do not fit float16: fetch it again, take an"
             " earlier checkpoint, or load it as bfloat16."
         )
+
+
+def check_stored_weights(model: Ross3DForConditionalGeneration, folder: str | os.PathLike) -> None:
+    """Refuse files that hold whole numbers as weights, and a vocabulary of zeros, which answers nothing.
+
+    Raises:
+        ValueError: names the file, or the weights.
+    """
+    quantised = getattr(model.config, "quantization_config", None) is not None
+    for file in [] if quantised else sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(file, "pt") as stored:
+            dtypes = {name: stored.get_slice(name).get_dtype() for name in stored.keys()}  # noqa: SIM118
+        whole = sorted(name for name, dtype in dtypes.items() if dtype.startswith(("I", "U", "BOOL")))
+        if whole:
+            raise ValueError(
+                f"{file}: expected weights of floating point, got {dtypes[whole[0]]} in {show_names(whole)}; such"
+                " numbers are codes of a quantisation that config.json does not name: fetch the whole checkpoint"
+                " again."
+            )
+    for name, layer in (("embed_tokens", model.get_input_embeddings()), ("lm_head", model.get_output_embeddings())):
+        weight = layer.weight
+        if not weight.is_meta and weight.numel() and not bool(weight.any()):
+            raise ValueError(
+                f"{folder}: expected trained weights, got zeros alone in {name}, of which every answer would be the"
+                " same; fetch the checkpoint again."
+            )
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
