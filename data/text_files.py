@@ -50,7 +50,7 @@ def check_file(file: str | os.PathLike, meaning: str, max_bytes: int | None = No
         raise ValueError(f"{path}: expected {meaning}, got {kind}; give the path of a regular file.")
     if max_bytes is not None and status.st_size > max_bytes:
         raise ValueError(
-            f"{path}: expected {meaning}, of at most {max_bytes / 1e6:.0f} MB, got {status.st_size / 1e6:.0f} MB;"
+            f"{path}: expected {meaning}, of at most {max_bytes / 1e6:.2g} MB, got {status.st_size / 1e6:.2g} MB;"
             " check that it is the right file."
         )
     return path
