@@ -316,13 +316,13 @@ def check_cam2world(
         rotation = matrix[:3, :3]
         if not rotation.any():
             raise ValueError(
-                f"{where}, {name}: {meaning} must be rigid, got a rotation of zeros; tracking was lost there: leave the "
-                "frame out."
+                f"{where}, {name}: {meaning} must be rigid, got a rotation of zeros; tracking was lost there: leave "
+                "the frame out."
             )
         if not matrix[:3, 3].any() and matrix[3, 3] == 1 and np.abs(matrix[3, :3]).max() > 1e-4:
             raise ValueError(
-                f"{where}, {name}: {meaning} must have its translation in the last column and the last row 0 0 0 1, got "
-                f"the last row {matrix[3].tolist()}; it is stored by columns: transpose it."
+                f"{where}, {name}: {meaning} must have its translation in the last column and the last row 0 0 0 1, "
+                f"got the last row {matrix[3].tolist()}; it is stored by columns: transpose it."
             )
         error = np.abs(rotation @ rotation.T - np.eye(3)).max()
         if error > MAX_ROTATION_ERROR or np.linalg.det(rotation) < 0 or np.abs(matrix[3] - [0, 0, 0, 1]).max() > 1e-4:

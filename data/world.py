@@ -166,8 +166,8 @@ def require_upright(scene: Scene) -> None:
     """Warn, each time, of a world that is not upright, before something is made in it.
 
     Raises:
-        ValueError: the scan came without an alignment and its floor is tilted: what is made in that world would have to
-            be made anew, and keep `align` from turning it.
+        ValueError: the scan came without an alignment and its floor is tilted: what is made in that world would have
+            to be made anew, and keep `align` from turning it.
     """
     if scene.depth_maps is None or scene.intrinsics is None or scene.cam2world is None or scene.num_views < 2:
         return
@@ -179,8 +179,8 @@ def require_upright(scene: Scene) -> None:
     is_sure = estimate is not None and estimate.confidence >= LOW_CONFIDENCE and estimate.tilt > MAX_TILT
     if is_sure and scene.axis_align_matrix is None:
         raise ValueError(
-            f"{told} Nothing was made, since it would not turn with the scan: align it first; or write the identity as "
-            "axis_align.txt to keep this world."
+            f"{told} Nothing was made, since it would not turn with the scan: align it first; or write the "
+            "identity as axis_align.txt to keep this world."
         )
     warnings.warn(told, WorldWarning, stacklevel=3)
 

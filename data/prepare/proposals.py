@@ -114,8 +114,8 @@ def prepare_proposals(data_dir: Path, source: ProposalSource, force: bool, num_w
     """Proposals of all scenes below `data_dir`; how many were made and how many were there.
 
     Raises:
-        FileNotFoundError, ValueError: what was asked for cannot be; or lists the scenes that failed, those that are not
-            upright among them; the others have theirs.
+        FileNotFoundError, ValueError: what was asked for cannot be; or lists the scenes that failed, those that are
+            not upright among them; the others have theirs.
     """
     folders = list_scene_folders(data_dir)
     if source.masks is not None and not source.masks.exists():
