@@ -113,7 +113,7 @@ def open_picture(source: str | os.PathLike | BinaryIO | Image.Image, name: str) 
     # PIL has a limit of its own, above ours.
     except Image.DecompressionBombError as error:
         raise ValueError(
-            f"{name}: expected a picture of 1 to {MAX_PICTURE_PIXELS / 1e6:g} megapixels, got more than twice as many;"
+            f"{name}: expected a picture of 1 to {MAX_PICTURE_PIXELS / 1e6:g} megapixels, got a larger one;"
             " make it smaller."
         ) from error
     # PIL raises SyntaxError for broken PNG files.
