@@ -110,8 +110,14 @@ def open_picture(source: str | os.PathLike | BinaryIO | Image.Image, name: str) 
         source = check_regular_file(source, name)
     try:
         picture = Image.open(source)
-    # PIL raises SyntaxError for broken PNG files, and an error of its own for those beyond its limit.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    # PIL has a limit of its own, above ours.
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{name}: expected a picture of 1 to {MAX_PICTURE_PIXELS / 1e6:g} megapixels, got a larger one;"
+            " make it smaller."
+        ) from error
+    # PIL raises SyntaxError for broken PNG files.
+    except (OSError, SyntaxError, ValueError) as error:
         hint = "; HEIC has to be converted to JPEG first" if _looks_like_heic(source) else ""
         raise ValueError(f"{name}: expected a readable picture, got {error}{hint}.") from error
     check_picture_size(picture.size, name)

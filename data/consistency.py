@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import permutations, product
+from pathlib import Path
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -48,9 +49,14 @@ FAR_APART = 30.0
 UNITS = {1000.0: "millimetres", 100.0: "centimetres", 39.37: "inches", 3.2808: "feet"}
 # Readings a view looks up while a mistake is searched for, where there are many views.
 SEARCHED_READINGS, FEW_VIEWS = 64, 6
-# Factors that are tried, and the step of the search around the best of them.
-FACTORS = (0.001, 0.01, 0.0254, *1.15 ** np.arange(-14.0, 15.0), 10.0, 39.37, 100.0, 1000.0)
-FINE_STEP, FINE_STEPS = 1.02, 10
+# Factors are tried in even ratios, then in finer ones around the best. Focal lengths are off by no more than the last
+# of these; for translations all are tried that bring the median distance of the cameras from their middle between
+# these shares of the median depth: cameras nearer to each other see what one camera sees, those further apart nothing.
+STEP, FINE_STEP, FINE_STEPS = 1.15, 1.02, 10
+FOCAL_FACTORS = STEP ** np.arange(-14.0, 15.0)
+MIN_SPREAD, MAX_SPREAD = 0.02, 10.0
+# Cameras that all stand in one place contradict each other by at least so much, where a factor can be told.
+TELLING = 0.1
 
 OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 # Camera axes that are known by name: rows are the OpenCV axes x, y, z in terms of theirs.
@@ -111,11 +117,13 @@ class Cameras:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A usual mistake: what is wrong, what to do about it, and the cameras with it undone."""
+    """A usual mistake: what is wrong, what to do about it, and the cameras with it undone; whether it is a factor of
+    the translations."""
 
     reason: str
     remedy: str
     undo: Callable[[Cameras], Cameras]
+    is_factor: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,6 +136,7 @@ class Disagreement:
         reason, remedy (`str`): in words.
         explained_share (`float`, *optional*): the share once the mistake is undone; None where no mistake is known.
         certain (`bool`): whether there is no doubt that the cameras are wrong.
+        is_unit (`bool`): whether translations and depth seem to differ in unit.
     """
 
     share: float
@@ -136,6 +145,7 @@ class Disagreement:
     remedy: str
     explained_share: float | None = None
     certain: bool = False
+    is_unit: bool = False
 
     def describe(self) -> str:
         """What was seen, the likely reason and the way out, for people."""
@@ -287,6 +297,7 @@ def reorder_quaternions(cameras: Cameras, shift: int) -> Cameras:
 def list_mistakes(cameras: Cameras) -> Iterator[Mistake]:
     """The usual mistakes that could have been made with these cameras, the most common first."""
     yield from _list_matrix_mistakes()
+    yield from _list_turned_depth_mistakes()
     yield from _list_axes_mistakes()
     yield from _list_intrinsics_mistakes(cameras)
     yield Mistake(
@@ -327,6 +338,32 @@ def _list_matrix_mistakes() -> Iterator[Mistake]:
             f"quaternions {order}", "read their four numbers in the right order",
             lambda c, shift=shift: reorder_quaternions(c, shift),
         )  # fmt: skip
+
+
+def _list_turned_depth_mistakes() -> Iterator[Mistake]:
+    """Depth maps that are mirrored or upside down. Cameras with two axes turned around, or one in a left-handed world,
+    see the same where the centre is in the middle of the picture: both are named."""
+    look = "look whether depth maps lie over their pictures"
+    for name, axes, other, other_remedy in (
+        (
+            "mirrored left to right", [2], "the world is left-handed, its x axis turned around",
+            "turn around the x axis of the world and of each camera",
+        ),
+        (
+            "mirrored top to bottom", [1], "the world is left-handed (as in Unity), its y axis turned around",
+            "turn around the y axis of the world and of each camera",
+        ),
+        (
+            "turned by 180 degrees", [1, 2], f"{CAMERA_AXES[(-1, 0, 0), (0, -1, 0), (0, 0, 1)]} stand where OpenCV's "
+            "(x right, y down, z forward) are expected",
+            "turn the x and y axes of each camera around (multiply each matrix by diag(-1, -1, 1, 1) from the right)",
+        ),
+    ):  # fmt: skip
+        yield Mistake(
+            f"either the depth maps are {name} against their cameras, or {other}",
+            f"{look}: if not, turn them back; if they do, {other_remedy}",
+            lambda c, axes=axes: replace(c, depth_maps=np.flip(c.depth_maps, axes)),
+        )
 
 
 def _list_axes_mistakes() -> Iterator[Mistake]:
@@ -428,22 +465,38 @@ def get_search_readings(cameras: Cameras) -> int:
     return NUM_READINGS if len(cameras.depth_maps) <= FEW_VIEWS else SEARCHED_READINGS
 
 
-def find_factor(cameras: Cameras, change: Callable[[Cameras, float], Cameras]) -> tuple[float, Agreement] | None:
-    """The factor that makes most readings agree, the middle of those that do so equally well; None where none is
-    better than the others."""
+def find_factor(
+    cameras: Cameras, change: Callable[[Cameras, float], Cameras], factors: np.ndarray
+) -> tuple[float, Agreement] | None:
+    """The one of `factors` that makes most readings agree, refined, the middle of those that do so equally well; None
+    where none makes readings comparable."""
     num_readings = get_search_readings(cameras)
 
     def measure(factor: float) -> float:
         found = measure_agreement(change(cameras, factor), num_readings)
         return found.share if found.num_compared >= MIN_COMPARED else 0.0
 
-    shares = [measure(factor) for factor in FACTORS]
-    if max(shares) == 0:
+    shares = [measure(factor) for factor in factors]
+    if max(shares, default=0.0) == 0:
         return None
-    near = FACTORS[int(np.argmax(shares))] * FINE_STEP ** np.arange(-FINE_STEPS, FINE_STEPS + 1.0)
+    near = factors[int(np.argmax(shares))] * FINE_STEP ** np.arange(-FINE_STEPS, FINE_STEPS + 1.0)
     fine = np.array([measure(factor) for factor in near])
     best = float(np.exp(np.log(near[fine >= fine.max() - 0.004]).mean()))
     return best, measure_agreement(change(cameras, best))
+
+
+def list_translation_factors(cameras: Cameras) -> np.ndarray:
+    """Factors in even ratios between which translations can fit the depth; none where all cameras are in one place."""
+    spread = measure_spread(cameras)
+    if spread == 0:
+        return np.zeros(0)
+    first, last = (np.log(share / spread) / np.log(STEP) for share in (MIN_SPREAD, MAX_SPREAD))
+    return STEP ** np.arange(np.floor(first), np.ceil(last) + 1)
+
+
+def depends_on_translations(cameras: Cameras) -> bool:
+    """Whether views would contradict each other if all cameras stood in one place; else no factor can be told."""
+    return measure_agreement(scale_translations(cameras, 0.0)).share < 1 - TELLING
 
 
 def find_unit(factor: float) -> str | None:
@@ -453,7 +506,7 @@ def find_unit(factor: float) -> str | None:
 
 def list_factor_mistakes(cameras: Cameras) -> Iterator[Mistake]:
     """Translations and focal lengths that are off by a factor, with the factor that fits best."""
-    found = find_factor(cameras, scale_translations)
+    found = find_factor(cameras, scale_translations, list_translation_factors(cameras))
     if found is not None and abs(np.log(found[0])) > np.log(MIN_FACTOR):
         factor, unit = found[0], find_unit(found[0])
         reason = f"translations and depth differ in unit: translations times {factor:.3g} fit the depth"
@@ -462,8 +515,8 @@ def list_factor_mistakes(cameras: Cameras) -> Iterator[Mistake]:
         if abs(np.log(factor / 5)) < 0.1:
             reason += " (as when depth of 5000 units a metre, TUM RGB-D's, is read as millimetres)"
         remedy = f"multiply the translations by {factor:.3g}, or divide the depth by it: whichever makes both metres"
-        yield Mistake(reason, remedy, lambda c: scale_translations(c, factor))
-    found = find_factor(cameras, lambda c, factor: scale_intrinsics(c, factor, 1.0))
+        yield Mistake(reason, remedy, lambda c: scale_translations(c, factor), is_factor=True)
+    found = find_factor(cameras, lambda c, factor: scale_intrinsics(c, factor, 1.0), FOCAL_FACTORS)
     if found is not None and abs(np.log(found[0])) > np.log(MIN_FACTOR):
         focal = found[0]
         yield Mistake(
@@ -533,11 +586,12 @@ def describe_stray_views(given: Agreement, names: list[str]) -> Disagreement | N
     return Disagreement(given.share, given.num_compared, reason, remedy)
 
 
-def are_far_apart(cameras: Cameras) -> bool:
-    """Whether cameras stand so far from each other that their unit cannot be that of the depth."""
+def measure_spread(cameras: Cameras) -> float:
+    """The cameras' median distance from their middle, as a share of the median depth."""
     readings = sample_readings(cameras.depth_maps, SEARCHED_READINGS)[2]
     eyes = cameras.cam2world[:, :3, 3]
-    return bool(np.median(np.linalg.norm(eyes - eyes.mean(0), axis=1)) > FAR_APART * np.median(readings[readings > 0]))
+    distances = np.linalg.norm(eyes - eyes.mean(axis=0), axis=1)
+    return float(np.median(distances) / np.median(readings[readings > 0]))
 
 
 def find_disagreement(cameras: Cameras, names: list[str]) -> Disagreement | None:
@@ -548,23 +602,27 @@ def find_disagreement(cameras: Cameras, names: list[str]) -> Disagreement | None
         names (`list[str]`): V names of the views, for words.
     """
     given = measure_agreement(cameras)
-    far_apart = given.num_compared < MIN_COMPARED and are_far_apart(cameras)
+    far_apart = given.num_compared < MIN_COMPARED and measure_spread(cameras) > FAR_APART
     share, count = given.share, given.num_compared
     if count >= MIN_COMPARED and share >= AGREES:
         return describe_stray_views(given, names)
     groups = [list_mistakes(cameras), list_factor_mistakes(cameras)]
+    if count < MIN_COMPARED and not depends_on_translations(cameras):
+        # Nothing was compared, and nothing would tell a factor from another.
+        groups.pop()
     if count >= MIN_COMPARED and len(names) <= ALL_PAIRS:
         groups.append(list_swaps(names))
     for mistakes in groups:
         found = find_mistake(cameras, given, mistakes)
         if found is not None:
             mistake, better = found
-            wrong = far_apart or (count >= MIN_COMPARED and share < CERTAINLY_WRONG)
+            # A factor that makes views agree which could not be compared leaves no doubt: no other factor does.
+            wrong = far_apart or (mistake.is_factor if count < MIN_COMPARED else share < CERTAINLY_WRONG)
             certain = wrong and better.share >= CERTAIN and len(names) > 2
-            return Disagreement(share, count, mistake.reason, mistake.remedy, better.share, certain)
+            return Disagreement(share, count, mistake.reason, mistake.remedy, better.share, certain, mistake.is_factor)
     if far_apart:
         reason = "the cameras stand many times further apart than anything they see"
-        return Disagreement(share, count, reason, "give translations and depth in metres")
+        return Disagreement(share, count, reason, "give translations and depth in metres", is_unit=True)
     if count < MIN_COMPARED:
         return None
     stray = describe_stray_views(given, names)
@@ -575,6 +633,8 @@ def find_disagreement(cameras: Cameras, names: list[str]) -> Disagreement | None
     return Disagreement(share, count, reason, remedy)
 
 
+# Scenes whose cameras and depth were last seen to differ in unit, by folder and name: nobody knows how large they are.
+OF_UNKNOWN_SIZE: set[tuple[Path | None, str]] = set()
 # Fingerprints of the scenes that this process looked at, by what for: each is looked at, and warned of, once.
 LOOKED_AT: set[bytes] = set()
 
@@ -616,6 +676,9 @@ def check_consistency(scene: Scene) -> None:
         return
     names = scene.view_names or [f"view {index}" for index in range(scene.num_views)]
     found = find_disagreement(cameras, [names[view] for view in choose_views(scene.num_views)])
+    OF_UNKNOWN_SIZE.discard((scene.path, scene.scene_id))
+    if found is not None and found.is_unit:
+        OF_UNKNOWN_SIZE.add((scene.path, scene.scene_id))
     if found is not None and found.certain:
         raise ValueError(f"scene {scene.scene_id!r}: the views do not agree with each other: {found.describe()}")
     LOOKED_AT.add(fingerprint)

@@ -30,6 +30,12 @@ from ross3d.geometry_ross3d import (
 
 # What a model that has to be blind sees instead of views.
 BLIND_PICTURE = np.full((8, 8, 3), 128, dtype=np.uint8)
+# Boxes in metres are not longer than twice the diagonal of what depth shows (8 m at least, since a view may show a
+# corner only), and not further from it than that and so many metres more.
+MIN_EXTENT, NEIGHBOURHOOD = 8.0, 5.0
+# Other units, how many make a metre; metres of the shortest and of the usual object, by its longest side.
+BOX_UNITS = {"millimetres": 1000.0, "centimetres": 100.0, "inches": 39.37}
+SHORTEST_BOX, USUAL_BOX = 0.05, 0.7
 
 
 @dataclass
@@ -146,7 +152,8 @@ def _check_depth_maps(scene: Scene, where: str) -> None:
             f"{where}: depth_maps must be finite and >= 0, found {np.nanmin(depth)} or NaN/inf; write 0 for no"
             " reading."
         )
-    medians = get_median_depths(torch.from_numpy(depth)).numpy()
+    # torch warns of arrays that cannot be written to.
+    medians = get_median_depths(torch.from_numpy(depth if depth.flags.writeable else depth.copy())).numpy()
     if np.isnan(medians).all():
         raise ValueError(
             f"{where}: depth_maps hold no reading at all (every pixel is 0); check the depth files, or leave"
@@ -210,6 +217,9 @@ def _check_camera(matrix: np.ndarray, size: tuple[int, int] | None, where: str) 
 
 
 def _check_positions(scene: Scene, where: str) -> None:
+    """Refuse cameras with depth that are no metres; without depth nothing depends on their unit."""
+    if scene.depth_maps is None:
+        return
     distances = np.abs(scene.cam2world[:, :3, 3]).max(axis=1)
     farthest = int(distances.argmax())
     if distances[farthest] > MAX_CAMERA_DISTANCE:
@@ -224,6 +234,7 @@ def _check_boxes_near_views(scene: Scene, boxes: np.ndarray, where: str) -> None
     """Refuse boxes whose middle lies far outside of what the views can show: those are no metres."""
     if scene.cam2world is None or not len(boxes):
         return
+    _check_unit_of_boxes(scene, boxes, where)
     positions = scene.cam2world[:, :3, 3]
     reach = MAX_OUTSIDE_DISTANCE + (0.0 if scene.depth_maps is None else float(scene.depth_maps.max()))
     beyond = np.maximum(positions.min(axis=0) - boxes[:, :3], boxes[:, :3] - positions.max(axis=0)).max(axis=1)
@@ -236,22 +247,87 @@ def _check_boxes_near_views(scene: Scene, boxes: np.ndarray, where: str) -> None
         )
 
 
-def check_cam2world(cam2world: np.ndarray, num_views: int, where: str, view_names=()) -> None:
-    """Refuse camera poses that are not finite rigid transforms; the error names the first wrong view."""
+def _check_unit_of_boxes(scene: Scene, boxes: np.ndarray, where: str) -> None:
+    """Refuse boxes far from, or much longer than, what depth shows, where another unit would bring them into it.
+
+    Boxes of a room next door, and long ones of a scan that only a few views were read of, stay: in another unit, half
+    of them would be shorter than 5 cm.
+    """
+    if scene.depth_maps is None:
+        return
+    low, high = _get_extent(scene)
+    diagonal = max(float(np.linalg.norm(high - low)), MIN_EXTENT)
+    beyond = np.linalg.norm(np.maximum(low - boxes[:, :3], 0) + np.maximum(boxes[:, :3] - high, 0), axis=1)
+    lengths = boxes[:, 3:].max(axis=1)
+    far = np.flatnonzero((beyond > 2 * diagonal + NEIGHBOURHOOD) | (lengths > 2 * diagonal))
+    if not len(far):
+        return
+    middle_length = float(np.median(lengths))
+    reach = diagonal + NEIGHBOURHOOD
+    fitting = {}
+    for name, number in BOX_UNITS.items():
+        centres = boxes[:, :3] / number
+        is_near = (centres > low - reach).all() and (centres < high + reach).all()
+        if is_near and middle_length / number >= SHORTEST_BOX:
+            fitting[name] = number
+    if fitting:
+        unit = min(fitting, key=lambda name: abs(np.log(middle_length / fitting[name] / USUAL_BOX)))
+        index = int(far[0])
+        raise ValueError(
+            f"{where}: boxes must be metres, in the world of the cameras, got box {index} = {boxes[index].tolist()},"
+            f" where depth shows a place of {' x '.join(f'{side:.1f}' for side in high - low)} m; these look like"
+            f" {unit}: divide them by {fitting[unit]:g}."
+        )
+
+
+def _get_extent(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest x, y, z (3,) of cameras and of all but 2 % of the readings, metres."""
+    _, height, width = scene.depth_maps.shape
+    v, u = np.mgrid[0 : height : max(1, height // 24), 0 : width : max(1, width // 24)]
+    depth = scene.depth_maps[:, v, u].reshape(scene.num_views, -1)
+    pixels = np.stack([u.ravel(), v.ravel(), np.ones(u.size)])
+    intrinsics = np.broadcast_to(np.asarray(scene.intrinsics, np.float64), (scene.num_views, 3, 3))
+    rays = scene.cam2world[:, :3, :3] @ np.linalg.inv(intrinsics) @ pixels  # (V, 3, N)
+    positions = scene.cam2world[:, :3, 3]
+    points = (rays * depth[:, None] + positions[:, :, None]).transpose(0, 2, 1)[depth > 0]
+    if not len(points):
+        return positions.min(axis=0), positions.max(axis=0)
+    low, high = np.quantile(points, (0.01, 0.99), axis=0)
+    return np.minimum(low, positions.min(axis=0)), np.maximum(high, positions.max(axis=0))
+
+
+def check_cam2world(
+    cam2world: np.ndarray, num_views: int, where: str, view_names=(), meaning: str = "cam2world"
+) -> None:
+    """Refuse camera poses that are not finite rigid transforms; the error names the first wrong view.
+
+    Args:
+        meaning (`str`): what the error calls the matrices.
+    """
     if cam2world.shape != (num_views, 4, 4):
-        raise ValueError(f"{where}: cam2world must be ({num_views}, 4, 4), one a view, got {cam2world.shape}.")
+        raise ValueError(f"{where}: {meaning} must be ({num_views}, 4, 4), one a view, got {cam2world.shape}.")
     for index, matrix in enumerate(cam2world):
         name = view_names[index] if len(view_names) else f"view {index}"
         if not np.isfinite(matrix).all():
             raise ValueError(
-                f"{where}, {name}: cam2world must be finite, got {matrix[~np.isfinite(matrix)][0]}; tracking was lost "
+                f"{where}, {name}: {meaning} must be finite, got {matrix[~np.isfinite(matrix)][0]}; tracking was lost "
                 "there: leave the frame out."
             )
         rotation = matrix[:3, :3]
+        if not rotation.any():
+            raise ValueError(
+                f"{where}, {name}: {meaning} must be rigid, got a rotation of zeros; tracking was lost there: leave "
+                "the frame out."
+            )
+        if not matrix[:3, 3].any() and matrix[3, 3] == 1 and np.abs(matrix[3, :3]).max() > 1e-4:
+            raise ValueError(
+                f"{where}, {name}: {meaning} must have its translation in the last column and the last row 0 0 0 1, "
+                f"got the last row {matrix[3].tolist()}; it is stored by columns: transpose it."
+            )
         error = np.abs(rotation @ rotation.T - np.eye(3)).max()
         if error > MAX_ROTATION_ERROR or np.linalg.det(rotation) < 0 or np.abs(matrix[3] - [0, 0, 0, 1]).max() > 1e-4:
             raise ValueError(
-                f"{where}, {name}: cam2world must be rigid (rotation times its transpose = 1, determinant +1, last"
+                f"{where}, {name}: {meaning} must be rigid (rotation times its transpose = 1, determinant +1, last"
                 f" row 0 0 0 1), got deviation {error:.3g}, determinant {np.linalg.det(rotation):.3g}, last row "
                 f"{matrix[3].tolist()}; remove scale or a mirrored axis (OpenCV axes: x right, y down, z forward)."
             )

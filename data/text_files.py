@@ -29,6 +29,11 @@ _LONG_NUMBER = re.compile(rf"\d{{{MAX_DIGITS + 1},}}")
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
+def describe_size(num_bytes: int) -> str:
+    """A size for an error message, in MB or kB."""
+    return f"{num_bytes / 1e6:.0f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:.1f} kB"
+
+
 def check_file(file: str | os.PathLike, meaning: str, max_bytes: int | None = None) -> Path:
     """The path, where it leads to a regular file of at most `max_bytes`; `meaning` says in errors what is expected.
 
@@ -50,7 +55,7 @@ def check_file(file: str | os.PathLike, meaning: str, max_bytes: int | None = No
         raise ValueError(f"{path}: expected {meaning}, got {kind}; give the path of a regular file.")
     if max_bytes is not None and status.st_size > max_bytes:
         raise ValueError(
-            f"{path}: expected {meaning}, of at most {max_bytes / 1e6:.0f} MB, got {status.st_size / 1e6:.0f} MB;"
+            f"{path}: expected {meaning}, of at most {describe_size(max_bytes)}, got {describe_size(status.st_size)};"
             " check that it is the right file."
         )
     return path

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ross3d.data.consistency import LOOKED_AT, get_fingerprint, sample_points
+from ross3d.data.consistency import LOOKED_AT, OF_UNKNOWN_SIZE, get_fingerprint, sample_points
 from ross3d.data.scene import Scene
 from ross3d.data.surface import count_voxel_votes, sample_surface
 from ross3d.data.upright import (
@@ -36,9 +36,18 @@ MAX_TILT, MAX_FLOOR_HEIGHT = 3.0, 0.2
 SCENE_BOUNDS = ((-15.0, -15.0, -5.0), (15.0, 15.0, 5.0))
 MAX_CLAMPED = 0.01
 
+ALIGNMENT = "axis_align.txt"
 ALIGN = (
     "write the estimated alignment beside the scan (python -m ross3d.data.prepare align --data {folder}, or the "
     "folder above it for all), or your own 4x4 matrix, scan to upright world, as axis_align.txt"
+)
+REPLACE = (
+    "replace the axis_align.txt that lies with the scan by an estimate (python -m ross3d.data.prepare align --force "
+    "--data {folder}), or by your own 4x4 matrix, scan to upright world"
+)
+# `align` writes nothing where the recording, or the caller, has an alignment.
+CORRECT = (
+    "correct the alignment that was given, or write your own 4x4 matrix, scan to upright world, as axis_align.txt"
 )
 
 
@@ -124,25 +133,62 @@ def check_world(scene: Scene) -> None:
         return
     LOOKED_AT.add(fingerprint)
     check_bounds(scene)
-    if is_plainly_upright(scene):
-        return
-    few = take_views(scene, VIEWS)
-    estimate = find_alignment(few, sample_surface(few, CELLS))
-    doubt = describe_doubt(estimate, get_camera_ups(scene.cam2world))
+    estimate, doubt = examine_world(scene)
     if doubt is not None:
-        given = "came without an alignment" if scene.axis_align_matrix is None else "is not upright once it is aligned"
-        warnings.warn(
-            f"scene {scene.scene_id!r} {given}, and {doubt}: models, boxes and pictures from above expect z up and "
-            f"the floor at z = 0; {ALIGN.format(folder=scene.path or 'FOLDER')}.",
-            WorldWarning,
-            stacklevel=3,
-        )
+        warnings.warn(describe_world(scene, doubt), WorldWarning, stacklevel=3)
     elif estimate is not None and estimate.confidence >= LOW_CONFIDENCE and estimate.picture_turns:
         warnings.warn(f"scene {scene.scene_id!r}: {estimate.describe_pictures()}.", WorldWarning, stacklevel=3)
 
 
+def examine_world(scene: Scene) -> tuple[UprightEstimate | None, str | None]:
+    """The estimate of a scan's alignment, None where it is plainly upright or shows no floor, and what is wrong with
+    its world, None where nothing speaks against it."""
+    if is_plainly_upright(scene):
+        return None, None
+    few = take_views(scene, VIEWS)
+    estimate = find_alignment(few, sample_surface(few, CELLS))
+    return estimate, describe_doubt(estimate, get_camera_ups(scene.cam2world))
+
+
+def describe_world(scene: Scene, doubt: str) -> str:
+    """What is wrong with a world, and the way out that there is for this scan."""
+    given, remedy = "came without an alignment", ALIGN
+    if scene.axis_align_matrix is not None:
+        given = "is not upright once it is aligned"
+        remedy = REPLACE if scene.path is not None and (scene.path / ALIGNMENT).is_file() else CORRECT
+    return (
+        f"scene {scene.scene_id!r} {given}, and {doubt}: models, boxes and pictures from above expect z up and "
+        f"the floor at z = 0; {remedy.format(folder=scene.path or 'FOLDER')}."
+    )
+
+
+def require_upright(scene: Scene) -> None:
+    """Warn, each time, of a world that is not upright, before something is made in it.
+
+    Raises:
+        ValueError: the scan came without an alignment and its floor is tilted: what is made in that world would have
+            to be made anew, and keep `align` from turning it.
+    """
+    if scene.depth_maps is None or scene.intrinsics is None or scene.cam2world is None or scene.num_views < 2:
+        return
+    check_bounds(scene)
+    estimate, doubt = examine_world(scene)
+    if doubt is None:
+        return
+    told = describe_world(scene, doubt)
+    is_sure = estimate is not None and estimate.confidence >= LOW_CONFIDENCE and estimate.tilt > MAX_TILT
+    if is_sure and scene.axis_align_matrix is None:
+        raise ValueError(
+            f"{told} Nothing was made, since it would not turn with the scan: align it first; or write the "
+            "identity as axis_align.txt to keep this world."
+        )
+    warnings.warn(told, WorldWarning, stacklevel=3)
+
+
 def check_bounds(scene: Scene) -> None:
-    """Warn of positions that a model will clamp."""
+    """Warn of positions that a model will clamp; not where another warning said that the unit is wrong."""
+    if (scene.path, scene.scene_id) in OF_UNKNOWN_SIZE:
+        return
     share = measure_clamped(scene)
     if share > MAX_CLAMPED:
         low, high = (", ".join(f"{value:g}" for value in bound) for bound in SCENE_BOUNDS)
@@ -155,4 +201,12 @@ def check_bounds(scene: Scene) -> None:
         )
 
 
-__all__ = ["SCENE_BOUNDS", "WorldWarning", "check_bounds", "check_world", "measure_clamped"]
+__all__ = [
+    "ALIGNMENT",
+    "SCENE_BOUNDS",
+    "WorldWarning",
+    "check_bounds",
+    "check_world",
+    "measure_clamped",
+    "require_upright",
+]

@@ -4,6 +4,7 @@ Rooms, sizes and seeds are not those that the constants of `data/consistency.py`
 """
 
 import os
+import re
 import warnings
 from dataclasses import replace
 from functools import cache
@@ -117,6 +118,10 @@ CAMERA_FAULTS = {
         "the y and z axes of world and cameras are exchanged",
     ),
     "millimetres": (lambda c: with_translation(c, c[:, :3, 3] * 1000), "translations are in millimetres"),
+    "y of everything": (
+        lambda c: np.diag([1.0, -1, 1, 1]) @ c @ np.diag([1.0, -1, 1, 1]),
+        r"mirrored top to bottom against their cameras, or the world is left-handed \(as in Unity\), its y axis",
+    ),
     "feet": (lambda c: with_translation(c, c[:, :3, 3] * 3.28), "translations are in feet"),
     "0.6": (lambda c: with_translation(c, c[:, :3, 3] * 0.6), r"differ in unit: translations times 1\.[67]"),
     "1.7": (lambda c: with_translation(c, c[:, :3, 3] * 1.7), r"differ in unit: translations times 0\.[56]"),
@@ -159,6 +164,18 @@ DEPTH_FAULTS = {
     ),
     "5000 units": (lambda s: replace(s, depth_maps=s.depth_maps * np.float32(5)), "depth of 5000 units a metre"),
     "pictures turned": (turn_pictures, "pictures and depth maps are turned by a quarter or half turn"),
+    "depth left to right": (
+        lambda s: replace(s, depth_maps=s.depth_maps[:, :, ::-1].copy()),
+        "either the depth maps are mirrored left to right against their cameras, or the world is left-handed, its x",
+    ),
+    "depth top to bottom": (
+        lambda s: replace(s, depth_maps=s.depth_maps[:, ::-1].copy()),
+        "either the depth maps are mirrored top to bottom against their cameras, or the world is left-handed",
+    ),
+    "depth upside down": (
+        lambda s: replace(s, depth_maps=s.depth_maps[:, ::-1, ::-1].copy()),
+        "either the depth maps are turned by 180 degrees against their cameras, or PyTorch3D axes",
+    ),
     "shuffled": (
         lambda s: replace(s, cam2world=s.cam2world[np.random.default_rng(4).permutation(s.num_views)]),
         "no usual mistake explains it",
@@ -215,6 +232,42 @@ def test_right_scans_pass_in_silence(kind, num_views, image_size):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             check_consistency(scene)
+
+
+@pytest.mark.parametrize("factor", [0.0021, 0.013, 0.045, 0.1, 0.23, 6.55, 9.3, 10, 20, 41, 170, 640])
+def test_translations_off_by_any_factor_are_told(factor):
+    """Between and beyond known units; the more so where views do not meet, which leaves no doubt."""
+    scene = make_scan(1)
+    wrong = replace(scene, cam2world=with_translation(scene.cam2world, factor * scene.cam2world[:, :3, 3]))
+    found = find_disagreement(get_cameras(wrong), scene.view_names)
+    told = float(re.search(r"multiply the translations by ([\d.e-]+)", found.remedy)[1])
+    assert told == pytest.approx(1 / factor, rel=0.05) and found.is_unit
+    assert found.certain or factor < 1
+
+
+def test_no_factor_is_told_where_any_would_do():
+    """Each camera sees a wall of its own, 9 m from the next: brought together, in any unit, they would agree."""
+    facing = make_facing(2.0)
+    cam2world = np.stack([look_at(np.array([x, 0.0, 1.0]), np.array([x, 5.0, 1.0])) for x in (0.0, 9.0, 18.0, 27.0)])
+    cameras = Cameras(facing.depth_maps[[0] * 4], facing.intrinsics[[0] * 4], cam2world)
+    assert measure_agreement(cameras).num_compared == 0 and find_disagreement(cameras, list("abcd")) is None
+    one_place = replace(cameras, cam2world=cam2world[[0] * 4])
+    assert find_disagreement(one_place, list("abcd")) is None
+
+
+def test_bounds_are_not_told_of_a_scan_in_another_unit(tmp_path):
+    """Shuffled too, so that no factor puts it right: the unit is told, and no alignment as the way out."""
+    scene = make_scan(1, 3, (64, 48))
+    folder = write(
+        replace(scene, cam2world=with_translation(scene.cam2world[[1, 2, 0]], 150 * scene.cam2world[:, :3, 3])),
+        tmp_path / "apart",
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        read_scene(folder)
+    told = [str(one.message) for one in caught]
+    assert any("give translations and depth in metres" in text for text in told), told
+    assert not any("scene_bounds" in text for text in told)
 
 
 def test_views_that_see_nothing_in_common_pass_in_silence():

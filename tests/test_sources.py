@@ -289,7 +289,7 @@ def test_paths_and_matrices_that_are_wrong_are_refused(tmp_path):
         read_rgbd_folder(folder, boxes=tmp_path / "none.json")
     with pytest.raises(ValueError, match=r"axis_align_matrix must be \(4, 4\), got \(3, 4\)"):
         read_rgbd_folder(folder, axis_align_matrix=np.eye(4)[:3])
-    with pytest.raises(ValueError, match=r"scene 'room', axis_align_matrix: cam2world must be rigid"):
+    with pytest.raises(ValueError, match=r"scene 'room', axis_align_matrix: the axis alignment must be rigid"):
         read_rgbd_folder(folder, axis_align_matrix=np.diag([2.0, 2, 2, 1]))
 
 

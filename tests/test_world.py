@@ -135,12 +135,36 @@ def test_pictures_on_their_side_are_told_and_the_world_stays(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["bev", "proposals"])
-def test_preparing_from_a_tilted_scan_does_not_pass_in_silence(tmp_path, command):
-    folder = write(tmp_path / "data" / "train" / "phone", make_turn(1, 10.0), 1)
+def test_nothing_is_made_in_a_tilted_world_until_it_is_aligned(tmp_path, command):
+    """The upright scan has its file; the tilted ones come after `align`, which nothing stands in the way of."""
+    worlds = {"phone": make_turn(1, 10.0), "y_up": Y_UP, "upright": np.eye(4)}
+    folders = {name: write(tmp_path / name, matrix, 1) for name, matrix in worlds.items()}
     more = ["--bev-size", "32"] if command == "bev" else []
-    with pytest.warns(WorldWarning, match="scene 'phone' came without an alignment"):
-        prepare([command, "--data", str(tmp_path / "data"), "--num-workers", "1", *more])
-    assert (folder / {"bev": "bev.png", "proposals": "proposals.json"}[command]).is_file()
+    name = {"bev": "bev.png", "proposals": "proposals.json"}[command]
+    call = [command, "--data", str(tmp_path), "--num-workers", "1", *more]
+    with pytest.raises(
+        ValueError, match=r"(?s)2 of 3 failed.*'phone' came without.*prepare align --data.*'y_up' came"
+    ):
+        prepare(call)
+    assert [(folder / name).is_file() for folder in folders.values()] == [False, False, True]
+    prepare(["align", "--data", str(tmp_path), "--num-workers", "1"])
+    prepare(call)
+    assert all((folder / name).is_file() for folder in folders.values())
+
+
+def test_a_world_that_somebody_keeps_is_told_by_each_command(tmp_path):
+    folder = write(tmp_path / "phone", make_turn(1, 10.0), 1)
+    np.savetxt(folder / "axis_align.txt", np.eye(4))
+    for command in (["bev", "--bev-size", "32"], ["bev", "--bev-size", "24"]):
+        with pytest.warns(WorldWarning, match=rf"is not upright once it is aligned.*align --force --data {folder}"):
+            prepare([*command, "--data", str(folder), "--num-workers", "1"])
+    assert (folder / "bev.png").is_file()
+
+
+def test_an_alignment_that_no_command_replaces_is_to_be_corrected():
+    tilted = replace(move(make_room(1), make_turn(0, 20.0)), axis_align_matrix=np.eye(4), scene_id="given")
+    with pytest.warns(WorldWarning, match="'given' is not upright once .*correct the alignment that was given, or"):
+        check_world(tilted)
 
 
 def test_one_command_aligns_all_scans(tmp_path, capsys):

@@ -23,10 +23,9 @@ from ross3d.data.sources import read_scene
 from ross3d.data.sources.frames import read_matrix
 from ross3d.data.surface import sample_surface
 from ross3d.data.upright import LOW_CONFIDENCE, UprightEstimate, find_alignment
-from ross3d.data.world import MAX_TILT
+from ross3d.data.world import ALIGNMENT, MAX_TILT
 
 
-ALIGNMENT = "axis_align.txt"
 # Files that lie in the world of the scan's folder.
 IN_ITS_WORLD = ("boxes.json", "proposals.json", "bev.json")
 

@@ -24,6 +24,7 @@ from ross3d.data.sources.ply import Mesh, read_ply
 from ross3d.data.sources.posed_images import JPEG_RINGING, PUBLISHED_BEV_NAMES
 from ross3d.data.sources.scannet_objects import align_vertices, read_axis_alignment
 from ross3d.data.text_files import read_json
+from ross3d.data.world import require_upright
 from ross3d.geometry_ross3d import get_bev_bounds
 
 
@@ -154,7 +155,9 @@ def render_folder(
 ) -> BEVPicture:
     """The picture of a scene's folder: from its depth maps, or of the mesh or picture in it or in its raw scan."""
     if source == "depth":
-        return render_scene_bev(read_scene(folder, num_views=MAX_VIEWS, **(reading or {})), size)
+        scene = read_scene(folder, num_views=MAX_VIEWS, **({"look_at_world": False} | (reading or {})))
+        require_upright(scene)
+        return render_scene_bev(scene, size)
     scan = folder if scans is None else list_scans(scans).get(folder.name, scans / folder.name)
     if source == "published":
         return read_published_bev(scan)
@@ -203,7 +206,8 @@ def prepare_bev(
         reading (`dict`, *optional*): options that scans are read with, see `make_reading`.
 
     Raises:
-        ValueError: lists the scenes whose picture could not be made; the others have theirs.
+        ValueError: lists the scenes whose picture could not be made, those that are not upright among them; the others
+            have theirs.
     """
     folders = list_scene_folders(data_dir)
     job = partial(make_bev, source=source, size=size, scans=scans, reading=reading)

@@ -22,6 +22,7 @@ from ross3d.data.proposals import propose_boxes
 from ross3d.data.sources import read_scene
 from ross3d.data.sources.ply import read_ply
 from ross3d.data.sources.scannet_objects import align_vertices
+from ross3d.data.world import VIEWS, require_upright
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,14 @@ def find_mesh(folder: Path, source: ProposalSource, masks: Path) -> Path:
 
 
 def get_alignment(folder: Path, reading: dict[str, Any]) -> np.ndarray:
-    """Scan to upright world (4, 4), as the reader of the folder's layout applies it."""
-    matrix = read_scene(folder, num_views=1, **reading).axis_align_matrix
+    """Scan to upright world (4, 4), as the reader of the folder's layout applies it.
+
+    Raises:
+        ValueError: of `require_upright`.
+    """
+    scene = read_scene(folder, num_views=VIEWS, **({"look_at_world": False} | reading))
+    require_upright(scene)
+    matrix = scene.axis_align_matrix
     return np.eye(4) if matrix is None else matrix
 
 
@@ -79,7 +86,9 @@ def make_boxes(folder: Path, source: ProposalSource) -> list[list[float]]:
     if source.boxes is not None:
         return read_box_list(source.boxes, folder.name).tolist()
     if source.masks is None:
-        boxes = propose_boxes(read_scene(folder, num_views=MAX_VIEWS, **source.reading)).boxes
+        scene = read_scene(folder, num_views=MAX_VIEWS, **({"look_at_world": False} | source.reading))
+        require_upright(scene)
+        boxes = propose_boxes(scene).boxes
         return boxes.astype(np.float64).round(4).tolist()
     masks = find_masks(source.masks, folder.name)
     mesh = read_ply(find_mesh(folder, source, masks), with_faces=False)
@@ -105,8 +114,8 @@ def prepare_proposals(data_dir: Path, source: ProposalSource, force: bool, num_w
     """Proposals of all scenes below `data_dir`; how many were made and how many were there.
 
     Raises:
-        FileNotFoundError, ValueError: what was asked for cannot be; or lists the scenes that failed, the others have
-            theirs.
+        FileNotFoundError, ValueError: what was asked for cannot be; or lists the scenes that failed, those that are
+            not upright among them; the others have theirs.
     """
     folders = list_scene_folders(data_dir)
     if source.masks is not None and not source.masks.exists():

@@ -463,7 +463,7 @@ def read_axis_align_matrix(
         return None
     if matrix.shape != (4, 4):
         raise ValueError(f"axis_align_matrix must be (4, 4), got {matrix.shape}.")
-    check_cam2world(matrix[None], 1, f"scene {scene_id!r}", [name])
+    check_cam2world(matrix[None], 1, f"scene {scene_id!r}", [name], "the axis alignment")
     return matrix
 
 

@@ -1,0 +1,78 @@
+"""Boxes and cameras in other units or orders of numbers are refused with the reason; plausible ones are not."""
+
+import warnings
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+
+from ross3d.data.scene import Scene, check_cam2world, check_scene
+from ross3d.data.sources.frames import read_axis_align_matrix
+from ross3d.scenes.build import make_scene
+
+
+@cache
+def make_room() -> Scene:
+    scene, *_ = make_scene(5, "train", 2, 6, (64, 48))
+    return replace(scene, box_labels=None, bev_image=None, bev_valid=None, bev_bounds=None)
+
+
+@pytest.mark.parametrize(
+    ("factor", "told"),
+    [
+        (100, "look like centimetres: divide them by 100"),
+        (1000, "(look like millimetres: divide them by 1000|looks like millimetres)"),
+        (39.37, "look like (inches|centimetres): divide them by"),
+    ],
+)
+@pytest.mark.parametrize("name", ["boxes", "proposal_boxes"])
+def test_boxes_in_another_unit_are_refused(factor, told, name):
+    room = make_room()
+    wrong = (room.boxes * factor).astype(np.float32)
+    with pytest.raises(ValueError, match=f"boxes must be metres.*{told}"):
+        check_scene(replace(room, **{"boxes": None, name: wrong}))
+
+
+def test_boxes_of_a_room_next_door_and_of_few_views_pass():
+    room = make_room()
+    next_door = np.concatenate([room.boxes, room.boxes + np.float32([15, 0, 0, 0, 0, 0])])
+    corridor = np.concatenate([room.boxes, np.float32([[9, 0, 1, 18, 0.1, 2]])])
+    for boxes in (next_door, corridor):
+        check_scene(replace(room, boxes=boxes))
+        one_view = {"images": room.images[:1], "depth_maps": room.depth_maps[:1], "cam2world": room.cam2world[:1]}
+        check_scene(replace(room, boxes=boxes, view_names=[], **one_view))
+
+
+def test_only_depth_makes_cameras_metres():
+    room = replace(make_room(), boxes=None)
+    far = room.cam2world.copy()
+    far[:, :3, 3] *= 1000
+    check_scene(replace(room, depth_maps=None, cam2world=far))
+    with pytest.raises(ValueError, match="cam2world must be metres, got a camera"):
+        check_scene(replace(room, cam2world=far))
+
+
+def test_transposed_and_empty_matrices_are_named(tmp_path):
+    room = make_room()
+    stored = room.cam2world.transpose(0, 2, 1)
+    with pytest.raises(ValueError, match=r"'x', view 0: cam2world must have .*stored by columns: transpose it"):
+        check_cam2world(stored, 6, "scene 'x'")
+    np.savetxt(tmp_path / "axis_align.txt", stored[0])
+    with pytest.raises(ValueError, match=r"axis_align.txt: the axis alignment must have .*by columns: transpose it"):
+        read_axis_align_matrix(tmp_path / "axis_align.txt", "x")
+    lost = room.cam2world.copy()
+    lost[3] = 0
+    with pytest.raises(
+        ValueError, match="view 3: cam2world must be rigid, got a rotation of zeros; tracking was lost"
+    ):
+        check_cam2world(lost, 6, "scene 'x'")
+
+
+def test_arrays_that_cannot_be_written_to_pass_in_silence():
+    room = make_room()
+    depth = room.depth_maps.copy()
+    depth.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_scene(replace(room, depth_maps=depth))
