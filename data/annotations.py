@@ -103,7 +103,14 @@ def check_annotation(annotation: Annotation, where: str, allow_outside: bool = F
             raise ValueError(f"{where}: {name} must be a non-empty string, got {value!r}.")
     source = f"{where}: scene_id"
     try:
-        resolve_inside(".", annotation.scene_id, where=source, allow_outside=allow_outside, check_links=False)
+        resolve_inside(
+            ".",
+            annotation.scene_id,
+            where=source,
+            allow_outside=allow_outside,
+            check_links=False,
+            expected="a scene id, the name of a folder inside the data folder",
+        )
         _check_fields(annotation, where)
         _check_benchmark_fields(annotation, where)
         _check_words(annotation, where)

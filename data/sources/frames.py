@@ -34,7 +34,7 @@ from ross3d.data.sources.pictures import (
     scale_depth,
 )
 from ross3d.data.text_files import read_json, read_text
-from ross3d.geometry_ross3d import turn_cameras
+from ross3d.geometry_ross3d import is_centre_of_turned, turn_cameras
 
 
 # Share of a scan's frames that may be lost, missing or damaged before the whole scan is refused; and of pictures that
@@ -474,8 +474,14 @@ def check_rotation(rotate: Any) -> str | int | None:
 
 
 def check_centre(intrinsics: np.ndarray, width: int, height: int, where: str) -> None:
-    """Refuse a principal point outside the depth map: the intrinsics of a larger picture."""
+    """Refuse a principal point of the map after a quarter turn, or outside of it: intrinsics of another picture."""
     for matrix in np.reshape(intrinsics, (-1, 3, 3)):
+        if is_centre_of_turned(matrix[0, 2], matrix[1, 2], height, width):
+            raise ValueError(
+                f"{where}: intrinsics must be pixels of the {width}x{height} depth map, got centre"
+                f" ({matrix[0, 2]:g}, {matrix[1, 2]:g}), that of a {height}x{width} one; swap fx with fy and cx with"
+                " cy, or turn pictures and depth by a quarter, whichever the poses belong to."
+            )
         if not (0 <= matrix[0, 2] < width and 0 <= matrix[1, 2] < height):
             raise ValueError(
                 f"{where}: centre ({matrix[0, 2]:g}, {matrix[1, 2]:g}) of the intrinsics lies outside the"

@@ -37,6 +37,7 @@ from ross3d.data.sources.frames import (
     scale_intrinsics,
 )
 from ross3d.data.sources.inside import resolve_inside, split_name
+from ross3d.geometry_ross3d import find_calibration_fault, is_centre_of_turned
 
 
 OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -298,6 +299,17 @@ def _get_intrinsics(
         raise ValueError(f"{where}: transforms.json has neither fl_x nor camera_angle_x, for all frames or this one.")
     centre_x = _get_number(frame, "cx", width / 2, where, -np.inf)
     centre_y = _get_number(frame, "cy", height / 2, where, -np.inf)
+    fault = find_calibration_fault(centre_x - 0.5, centre_y - 0.5, height, width)
+    if fault is not None:
+        is_turned = is_centre_of_turned(centre_x - 0.5, centre_y - 0.5, height, width)
+        remedy = (
+            "swap fl_x with fl_y and cx with cy, or turn the pictures" if is_turned else "correct the size or them"
+        )
+        raise ValueError(
+            f"{where}: transforms.json has cameras of w = {width:g}, h = {height:g} with fl_x = {focal_x:g}, cx ="
+            f" {centre_x:g}, cy = {centre_y:g}{fault}; w and h are those of the pictures that the others are pixels"
+            f" of: {remedy}."
+        )
     coefficients = [_get_number(frame, key, 0.0, where, -np.inf) for key in DISTORTION]
     focal, centre = np.array([focal_x, focal_y]), np.array([centre_x, centre_y])
     shift = _get_distortion(coefficients, np.array([width, height]), focal, centre)
@@ -315,7 +327,13 @@ def _get_focal(frame: Mapping[str, Any], axis: str, length: float, where: str) -
     if f"fl_{axis}" in frame:
         return _get_number(frame, f"fl_{axis}", 0.0, where)
     if f"camera_angle_{axis}" in frame:
-        return length / 2 / float(np.tan(_get_number(frame, f"camera_angle_{axis}", 0.0, where) / 2))
+        angle = _get_number(frame, f"camera_angle_{axis}", 0.0, where)
+        if angle >= np.pi:
+            raise ValueError(
+                f"{where}: camera_angle_{axis} must be radians below pi, got {angle:g}, which looks like degrees;"
+                " multiply by pi / 180."
+            )
+        return length / 2 / float(np.tan(angle / 2))
     return None
 
 

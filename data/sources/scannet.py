@@ -80,7 +80,7 @@ def read_scannet_scan(
     path = Path(path)
     scene_id = path.resolve().name
     recording = resolve_inside(path, f"{scene_id}.sens", allow_outside=allow_outside)
-    if not recording.is_file():
+    if not recording.exists():
         raise FileNotFoundError(f"{recording} does not exist; give the folder of one scan with its .sens recording.")
     if frame_step < 1:
         raise ValueError(f"frame_step must be at least 1 frame, got {frame_step}; 10 is that of the public export.")
