@@ -82,13 +82,17 @@ def find_calibration_fault(centre_x: float, centre_y: float, height: int, width:
     scale_x, scale_y = (2 * centre_x + 1) / width, (2 * centre_y + 1) / height
     if abs(scale_x - scale_y) < 0.1 * abs(scale_x) and abs(scale_x - 1) > MAX_CENTRE_SHIFT:
         return f", which looks made for pictures {scale_x:.2g} times as large"
-    turned_x, turned_y = (2 * centre_x + 1) / height, (2 * centre_y + 1) / width
-    is_turned = abs(turned_x - 1) < 0.05 and abs(turned_y - 1) < 0.05 and abs(height - width) > 0.15 * width
-    if is_turned:
+    if is_centre_of_turned(centre_x, centre_y, height, width):
         return ", which looks made for the picture turned by a quarter"
     if max(abs(scale_x - 1), abs(scale_y - 1)) > 2 * MAX_CENTRE_SHIFT:
         return ", which is far off the middle"
     return None
+
+
+def is_centre_of_turned(centre_x: float, centre_y: float, height: int, width: int) -> bool:
+    """Whether a principal point is in the middle of the height x width map after a quarter turn."""
+    turned_x, turned_y = (2 * centre_x + 1) / height, (2 * centre_y + 1) / width
+    return abs(turned_x - 1) < 0.05 and abs(turned_y - 1) < 0.05 and abs(height - width) > 0.15 * width
 
 
 def get_median_depths(depth_maps: torch.Tensor) -> torch.Tensor:
@@ -407,6 +411,7 @@ __all__ = [
     "get_nearest_indices",
     "get_sin3d_embedding",
     "get_token_grid_size",
+    "is_centre_of_turned",
     "pack_patches",
     "pool_patch_coords",
     "project_bev",

@@ -104,7 +104,12 @@ def check_annotation(annotation: Annotation, where: str, allow_outside: bool = F
     source = f"{where}: scene_id"
     try:
         resolve_inside(
-            "the data folder", annotation.scene_id, where=source, allow_outside=allow_outside, check_links=False
+            ".",
+            annotation.scene_id,
+            where=source,
+            allow_outside=allow_outside,
+            check_links=False,
+            expected="a scene id, the name of a folder inside the data folder",
         )
         _check_fields(annotation, where)
         _check_benchmark_fields(annotation, where)

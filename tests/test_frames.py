@@ -68,7 +68,7 @@ def test_the_limit_holds_for_each_step_and_for_all_together():
 
 def test_without_a_limit_the_first_error_is_raised():
     exclusions = Exclusions("scene 'room'", 0)
-    with pytest.raises(ValueError, match="^03 is damaged$"):
+    with pytest.raises(ValueError, match="^03 is damaged; or raise the limit: --max-excluded SHARE .*$"):
         exclusions.read_each(["02", "03"], make_reader(["03"]), "pose")
     with pytest.raises(ValueError, match="scene 'room', 04: cam2world is not finite, so tracking was lost there"):
         exclusions.drop_lost({"04": np.full((4, 4), np.nan)})

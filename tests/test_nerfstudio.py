@@ -1,6 +1,7 @@
 """Folders with a transforms.json: equal to the room they were written from, whatever the exporter left out."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -74,6 +75,41 @@ def test_depth_units_come_from_the_file_or_the_caller(raw, tmp_path):
     assert np.abs(read_nerfstudio(tmp_path / "fine", depth_unit_scale_factor=5e-4).depth_maps / 2).max() == (
         pytest.approx(scene.depth_maps.max())
     )
+
+
+@pytest.mark.parametrize("unit_key", ["depth_unit_scale_factor", "integer_depth_scale"])
+@pytest.mark.parametrize("depth_key", ["depth_file_path", "depth_path"])
+@pytest.mark.parametrize("of_frame", [False, True])
+def test_units_of_depth_count_under_either_name(raw, folder, content, unit_key, depth_key, of_frame):
+    whole = json.loads(json.dumps(content))
+    for frame in whole["frames"]:
+        frame[depth_key] = frame.pop("depth_file_path")
+        frame.update({unit_key: 2e-3} if of_frame else {})
+    # A frame's own unit takes the place of the file's.
+    whole |= {"integer_depth_scale": 0.7} if of_frame else {unit_key: 2e-3}
+    save_transforms(folder, whole)
+    assert np.allclose(read_nerfstudio(folder).depth_maps, 2 * get_depth_metres(raw), atol=1e-6)
+    assert np.allclose(read_nerfstudio(folder, depth_unit_scale_factor=1e-3).depth_maps, get_depth_metres(raw))
+
+
+def test_frames_may_name_their_depth_differently(raw, folder, content):
+    """Every other frame by the other key and with another unit."""
+    whole = json.loads(json.dumps(content))
+    for frame in whole["frames"][1::2]:
+        frame["depth_path"] = frame.pop("depth_file_path")
+        frame["integer_depth_scale"] = 3e-3
+    save_transforms(folder, whole)
+    expected = get_depth_metres(raw)
+    expected[1::2] *= 3
+    assert np.allclose(read_nerfstudio(folder).depth_maps, expected, atol=1e-6)
+    whole["frames"][1]["depth_unit_scale_factor"] = 1e-3
+    save_transforms(folder, whole)
+    message = (
+        "images/frame_00001: expected one unit of depth, transforms.json says depth_unit_scale_factor = 0.001 and"
+        " integer_depth_scale = 0.003 metres; leave the right one of the two"
+    )
+    with pytest.raises(ValueError, match=message):
+        read_nerfstudio(folder)
 
 
 def test_cameras_may_be_described_in_several_ways(raw, folder, content):
@@ -207,7 +243,7 @@ FAULTS = {
     "words for a unit": (
         {"depth_unit_scale_factor": "mm"},
         {},
-        "scene 'capture': depth_unit_scale_factor must be a finite number above 0, got 'mm'; correct",
+        "scene 'capture', .*: depth_unit_scale_factor must be a finite number above 0, got 'mm'; correct",
     ),
     "scaled cameras": ({}, {"transform_matrix": (2 * np.eye(4)).tolist()}, "cam2world must be rigid"),
 }

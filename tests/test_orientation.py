@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from ross3d.data.sources import read_scene
-from ross3d.data.sources.frames import check_rotation, decode_color
+from ross3d.data.sources.frames import Exclusions, check_rotation, decode_color, decode_views
 from ross3d.data.sources.video import get_display_turn, read_video
 from ross3d.tasks.task import EvalSettings
 from ross3d.tasks.windows import Window, prepare_window
@@ -115,6 +115,58 @@ def test_a_mirrored_picture_has_no_camera_of_its_own(raw, folder):
         stored = decode_colors(raw)[index].transpose(1, 0, 2)
         save_tagged(stored, folder / f"frame-{index:06d}.color.png", 5)
     check_is_upright(read_scene(folder), raw)
+
+
+@pytest.mark.parametrize("tagged", [(0, 1, 2), (1,), (0, 2)])
+def test_upright_cameras_tell_what_no_size_can(raw, folder, tagged):
+    """Pictures stored upside down: cameras and depth of the upright ones stay, in whole or for some frames."""
+    lay_rgbd(raw, folder, [2 if index in tagged else 0 for index in range(3)], with_cameras=False)
+    check_is_upright(read_scene(folder), raw)
+    # Cameras of the stored pixels turn all the same.
+    lay_rgbd(raw, folder, [2] * 3)
+    check_is_upright(read_scene(folder), raw)
+
+
+def test_frames_without_a_tag_tell_the_up_of_another_world(raw, folder):
+    """With y up, z tells nothing; the cameras of the other frames do."""
+    y_up = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
+    lay_rgbd(raw, folder, [0, 2, 0], with_cameras=False)
+    for index in range(3):
+        np.savetxt(folder / f"frame-{index:06d}.pose.txt", y_up @ raw.cam2world[index])
+    scene = read_scene(folder, look_at_world=False)
+    assert np.array_equal(scene.images, decode_colors(raw))
+    assert np.abs(scene.cam2world - y_up @ raw.cam2world).max() < 1e-8
+    # Without them cameras belong to the pixels as stored.
+    lay_rgbd(raw, folder, [2, 2, 2], with_cameras=False)
+    for index in range(3):
+        np.savetxt(folder / f"frame-{index:06d}.pose.txt", y_up @ raw.cam2world[index])
+    scene = read_scene(folder, look_at_world=False)
+    assert np.abs(scene.cam2world[:, :3, 1] + (y_up @ raw.cam2world)[:, :3, 1]).max() < 1e-8
+
+
+@pytest.mark.parametrize("quarter_turns", [1, 3])
+def test_square_pictures_turn_as_their_cameras_say(quarter_turns):
+    """Of square pictures the same: a tag that the cameras contradict turns the picture alone."""
+    looks = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 1], [0, 0, 0, 1]])
+    pixels = np.random.default_rng(4).integers(0, 255, (2, 9, 9, 3), dtype=np.uint8)
+    files = []
+    for picture in pixels:
+        file = io.BytesIO()
+        save_tagged(np.rot90(picture, -quarter_turns), file, TAGS[quarter_turns])
+        files.append(file)
+    names = ["a", "b"]
+
+    def decode(cam2world):
+        for file in files:
+            file.seek(0)
+        cameras = dict.fromkeys(names, cam2world)
+        find = dict(zip(names, files, strict=True)).__getitem__
+        return decode_views(names, find, None, Exclusions("scene 'square'"), cam2world=cameras)
+
+    upright = decode(looks)
+    assert upright.turns == () and np.array_equal(upright.images, pixels)
+    _, stored = lay_on_side(np.eye(3), looks, (9, 9), quarter_turns)
+    assert decode(stored).turns == (quarter_turns,) * 2
 
 
 def test_pictures_of_a_transforms_file_turn_as_its_size_says(raw, tmp_path):

@@ -13,7 +13,7 @@ from typing import Any
 from ross3d.data.consistency import check_consistency
 from ross3d.data.scene import Scene
 from ross3d.data.sources.arkitscenes import read_arkitscenes
-from ross3d.data.sources.foreign import FOREIGN_FILES, find_foreign_layout
+from ross3d.data.sources.foreign import FOREIGN, FOREIGN_FILES, find_foreign_layout
 from ross3d.data.sources.frames import check_rotation, check_share
 from ross3d.data.sources.nerfstudio import list_named_files, read_nerfstudio
 from ross3d.data.sources.posed_images import list_scan_files, read_posed_images
@@ -24,6 +24,7 @@ from ross3d.data.world import check_world
 
 
 DECODES = ("exact", "reduced")
+VIDEO_OPTIONS = ("num_views", "reduce_to", "rotate")
 # Files that lie with a scan of any layout and are read (beside.py).
 BESIDE = ("axis_align.txt", "boxes.json", "proposals.json", "bev.png", "bev.json")
 # Entries of a folder of unknown layout that are looked at, so that a scan in it can be pointed out.
@@ -62,6 +63,8 @@ class Layout:
     looks_like: str
     # Patterns of the files in its folder that are read, or known to be of no use here.
     files: tuple[str, ...]
+    # A pattern of what the layout cannot be read without, where other layouts may have files of the first one too.
+    needs: str | None = None
     # Files of a scan that do not lie in its folder.
     list_elsewhere: Callable[[Path], list[Path]] = lambda path: []
 
@@ -86,6 +89,7 @@ LAYOUTS = (
             "frame-*.pose.txt",
             *(f"frame-{6 * '[0-9]'}.depth.{suffix}" for suffix in ("png", "pgm", "tif", "tiff", "npy")),
         ),
+        needs="camera-intrinsics.txt",
     ),
     Layout(
         "scannet",
@@ -93,7 +97,7 @@ LAYOUTS = (
         read_scannet_scan,
         "<scene>.sens, .txt and the mesh's files (raw ScanNet)",
         ("*.sens", "scene*.txt", "*_vh_clean*", "*.aggregation.json", "*_2d-*.zip", "*.zip", "*-labels.combined.tsv"),
-        lambda path: [find_labels_file(path)],
+        list_elsewhere=lambda path: [find_labels_file(path)],
     ),
     Layout(
         "nerfstudio",
@@ -102,7 +106,7 @@ LAYOUTS = (
         "transforms.json (nerfstudio, instant-ngp; converted from Polycam, Record3D, COLMAP)",
         # Copies of the pictures at other sizes, and what the conversion leaves.
         ("transforms.json", "images_[0-9]*/*", "colmap/*", "sparse_pc.ply"),
-        list_named_files,
+        list_elsewhere=list_named_files,
     ),
     Layout(
         "arkitscenes",
@@ -124,7 +128,8 @@ LAYOUTS = (
         read_posed_images,
         "NNNNN.jpg, .png, .txt and depth_intrinsic.txt (ScanNet's posed_images/<scene>)",
         ("[0-9]*.jpg", "[0-9]*.png", "[0-9]*.txt", "depth_intrinsic.txt", "intrinsic.txt"),
-        list_scan_files,
+        needs="depth_intrinsic.txt",
+        list_elsewhere=list_scan_files,
     ),
 )
 
@@ -141,16 +146,43 @@ def find_layout(path: str | os.PathLike) -> Layout:
         raise ValueError(f"{path} is no folder of a scan, but {FOREIGN_FILES[path.suffix.lower()]}.")
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not a folder, and no video; give the folder of one scan, or a video.")
-    for layout in LAYOUTS:
-        if next(path.glob(layout.pattern), None) is not None:
-            return layout
+    found = [layout for layout in LAYOUTS if next(path.glob(layout.pattern), None) is not None]
+    if found:
+        return next((layout for layout in found if _is_complete(path, layout)), found[0])
+    if next(path.iterdir(), None) is None:
+        raise ValueError(f"{path} is an empty folder; give the folder of one scan, or copy the scan there again.")
     foreign = find_foreign_layout(path)
-    if foreign is not None:
+    scan = _find_scan_below(path)
+    # Loose pictures do not say much of a folder of scans.
+    if foreign is not None and (scan is None or foreign is not FOREIGN[-1]):
         raise ValueError(f"{path} is {foreign.name}, which is not read as it is; {foreign.way.format(path=path)}.")
-    scans = [folder for folder in sorted(path.iterdir())[:MAX_LISTED] if folder.is_dir() and _has_layout(folder)]
-    hint = f"\n{scans[0].name} in it is one of them: give that folder" if scans else ""
+    hint = "" if scan is None else f"\n{scan.relative_to(path)} in it is one of them: give that folder"
     known = "\n".join(f"  {layout.name}: {layout.looks_like}" for layout in LAYOUTS)
     raise ValueError(f"{path}: the layout of this folder is not known; a scan is one of these folders:\n{known}{hint}")
+
+
+def _is_complete(path: Path, layout: Layout) -> bool:
+    """Whether a folder has the files that a layout cannot be read without, none of them empty or no file."""
+    patterns = (layout.pattern,) if layout.needs is None else (layout.pattern, layout.needs)
+    return all(any(file.is_file() and file.stat().st_size for file in path.glob(pattern)) for pattern in patterns)
+
+
+def _find_scan_below(path: Path) -> Path | None:
+    """A scan in a folder, or in one of its folders."""
+    folders = [folder for folder in sorted(path.iterdir())[:MAX_LISTED] if folder.is_dir()]
+    deeper = (inner for folder in folders for inner in sorted(folder.iterdir())[:MAX_LISTED] if inner.is_dir())
+    return next((folder for folder in (*folders, *deeper) if _has_layout(folder)), None)
+
+
+def _warn_of_other_layouts(path: Path, layout: Layout) -> None:
+    others = [other for other in LAYOUTS if other is not layout and other.read is not layout.read]
+    names = [other.name for other in others if _is_complete(path, other)]
+    if names:
+        warnings.warn(
+            f"{path} is read as {layout.name}; it is also a scan of the layout {' and '.join(names)}, which is not"
+            " read: move that to another folder if it is the one you mean",
+            stacklevel=3,
+        )
 
 
 def list_folders(path: str | os.PathLike) -> list[Path]:
@@ -187,8 +219,17 @@ def read_scene(path: str | os.PathLike, *, look_at_world: bool = True, **options
         _warn_of_files_beside(video)
         for name in ("max_excluded", "allow_outside"):
             options.pop(name, None)
+        useless = [name for name, value in options.items() if name not in VIDEO_OPTIONS and value is not None]
+        if useless:
+            raise ValueError(
+                f"{video}: {', '.join(useless)}: a video has no cameras and no world, so it has no use for this; leave"
+                f" it out, or give a folder of posed frames. Options of a video: {', '.join(VIDEO_OPTIONS)}."
+            )
+        options = {name: value for name, value in options.items() if name in VIDEO_OPTIONS}
         return read_video(video, **options)
-    scene = find_layout(path).read(path, **options)
+    layout = find_layout(path)
+    _warn_of_other_layouts(path, layout)
+    scene = layout.read(path, **options)
     if scene.depth_maps is None:
         depth = {name: reason for name, reason in list_not_read(path).items() if "depth" in name.lower()}
         if depth:

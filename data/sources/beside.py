@@ -13,7 +13,7 @@ looked at.
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +100,12 @@ def read_alignment(
     if file is not None and own is not None and not _is_same(own, default):
         warnings.warn(f"scene {scene_id!r}: {file} is read in place of the alignment that came with it", stacklevel=3)
     return Alignment(default)
+
+
+def align_cameras(cameras: Mapping[str, np.ndarray], alignment: Alignment) -> dict[str, np.ndarray]:
+    """Cameras (4, 4) by name, from the scan's own world to the aligned one."""
+    to_world = np.eye(4) if alignment.matrix is None else alignment.matrix
+    return {name: to_world @ cam2world for name, cam2world in cameras.items()}
 
 
 def _is_same(one: np.ndarray | None, other: np.ndarray | None) -> bool:
@@ -219,4 +225,4 @@ def read_bev(file: Path, bounds_file: Path | None) -> tuple[np.ndarray, np.ndarr
     return pixels[..., :3] * valid[..., None].astype(np.uint8), valid, bounds
 
 
-__all__ = ["Alignment", "Beside", "Boxes", "make_scene", "read_alignment", "read_bev"]
+__all__ = ["Alignment", "Beside", "Boxes", "align_cameras", "make_scene", "read_alignment", "read_bev"]

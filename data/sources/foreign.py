@@ -9,6 +9,8 @@ AS_FOLDER = (
     "write frame-NNNNNN.color.jpg, frame-NNNNNN.depth.png (16 bits, millimetres), frame-NNNNNN.pose.txt (4x4 camera to"
     " world, metres, OpenCV axes) and camera-intrinsics.txt (3x3, pixels of the depth map)"
 )
+# As cameras and phones name pictures.
+PICTURE_SUFFIXES = ("jpg", "JPG", "jpeg", "JPEG", "png", "PNG", "heic", "HEIC", "webp")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,12 @@ FOREIGN = (
         "convert it with nerfstudio: ns-process-data polycam --use-depth --data {path} --output-dir NEW_FOLDER",
     ),
     ForeignLayout(
+        "Record3D's EXR + RGB export",
+        (("EXR_RGBD/metadata.json",), ("EXR_RGBD/rgb/*",), ("depth/*.exr", "metadata.json", "rgb/*")),
+        "convert it with nerfstudio: ns-process-data record3d --data {path} --output-dir NEW_FOLDER (pictures and"
+        f" cameras); or, to keep its depth, {AS_FOLDER}",
+    ),
+    ForeignLayout(
         "a Record3D capture",
         (("metadata", "rgbd/*"), ("metadata.json", "rgb/*"), ("metadata", "rgb/*"), ("*.r3d",)),
         "export it from the app as EXR + RGB and convert that with nerfstudio: ns-process-data record3d --data FOLDER"
@@ -48,6 +56,12 @@ FOREIGN = (
         (("groundtruth.txt", "rgb/*"), ("groundtruth.txt", "rgb.txt"), ("rgb.txt", "depth.txt")),
         "associate rgb, depth and groundtruth.txt (tx ty tz qx qy qz qw, camera to world) by time, divide depth by 5"
         f" to get millimetres, and {AS_FOLDER}",
+    ),
+    ForeignLayout(
+        "a sequence of ICL-NUIM",
+        (("*.gt.freiburg",), ("associations.txt", "rgb/*", "depth/*")),
+        "associations.txt pairs rgb with depth, *.gt.freiburg has tx ty tz qx qy qz qw (camera to world) by frame;"
+        f" divide depth by 5 to get millimetres: {AS_FOLDER}",
     ),
     ForeignLayout(
         "a Replica sequence of NICE-SLAM",
@@ -109,6 +123,50 @@ FOREIGN = (
         (("transforms_train.json",), ("transforms_*.json",)),
         "copy the file of the frames that you want to transforms.json in the same folder",
     ),
+    ForeignLayout(
+        "an ARKitScenes scan at full resolution",
+        (("vga_wide/*",), ("wide/*", "highres_depth/*"), ("*_frames/vga_wide/*",)),
+        "download its lowres_wide, lowres_depth, lowres_wide_intrinsics and lowres_wide.traj too, which are read",
+    ),
+    ForeignLayout(
+        "an LLFF scene",
+        (("poses_bounds.npy",),),
+        "convert it with nerfstudio from its pictures: ns-process-data images --data {path}/images --output-dir"
+        " NEW_FOLDER; its world has no metres",
+    ),
+    ForeignLayout(
+        "a Metashape export",
+        (("cameras.xml",), ("*/cameras.xml",)),
+        "convert it with nerfstudio: ns-process-data metashape --xml CAMERAS_XML --data PICTURES --output-dir"
+        " NEW_FOLDER",
+    ),
+    ForeignLayout(
+        "an ETH3D scene",
+        (("dslr_calibration_*/*",), ("images/dslr_images*",), ("calibration.txt", "groundtruth.txt")),
+        "its calibration is a COLMAP model: ns-process-data images --skip-colmap --colmap-model-path MODEL --data"
+        " PICTURES --output-dir NEW_FOLDER",
+    ),
+    ForeignLayout(
+        "a Hypersim scene",
+        (("images/scene_cam_*",), ("_detail/*",)),
+        f"its depth is distance from the camera, not along z, and its poses are in asset units: {AS_FOLDER}",
+    ),
+    ForeignLayout(
+        "a KITTI drive",
+        (("image_02/*",), ("image_2/*",), ("oxts/*",), ("velodyne*/*",)),
+        f"it is outdoors, with depth of a laser, and models here are of rooms; if you want it, {AS_FOLDER}",
+    ),
+    ForeignLayout(
+        "a folder of numbered pictures, depth maps and poses",
+        (("[0-9]*.jpg", "[0-9]*.png", "[0-9]*.txt"), ("[0-9]*.color.*", "[0-9]*.depth.*")),
+        f"name them 00000.jpg, 00000.png, 00000.txt (five digits) and write depth_intrinsic.txt (4x4); or {AS_FOLDER}",
+    ),
+    ForeignLayout(
+        "a folder of pictures without cameras",
+        tuple((f"{folder}*.{suffix}",) for folder in ("", "images/") for suffix in PICTURE_SUFFIXES),
+        "find their cameras first, with COLMAP or nerfstudio: ns-process-data images --data {path} --output-dir"
+        " NEW_FOLDER; its world has no metres",
+    ),
 )
 # Single files that people have of a scan, by suffix.
 FOREIGN_FILES = {
@@ -119,6 +177,11 @@ FOREIGN_FILES = {
     ".ply": "a mesh or a point cloud, without pictures: give the folder of posed frames that it was made of",
     ".bag": "a recording of a robot or a RealSense camera: take frames and poses out of it, and " + AS_FOLDER,
     ".json": "a file of a scan: give the folder that it lies in",
+    **dict.fromkeys(
+        (".jpg", ".jpeg", ".png", ".heic", ".heif", ".webp"),
+        "a single picture: give the folder of posed frames, or a video",
+    ),
+    ".gif": "an animation: convert it to a video (ffmpeg -i FILE FILE.mp4)",
     ".svo": "a recording of a ZED camera: export it with the maker's tools, and " + AS_FOLDER,
 }
 

@@ -5,8 +5,8 @@ before anything is decoded (`choose_views`), decodes those (`decode_views`) and 
 (beside.py).
 
 A picture may be stored on its side with a tag (EXIF orientation) that says so. Where cameras and depth belong to the
-pixels as they are stored, which is the rule, all are turned together (`turn_stored_views`); where their size says that
-they belong to the upright picture, only the picture is turned (`decode_views`).
+pixels as they are stored, which is the rule, all are turned together (`turn_stored_views`); where their size, or an up
+that turning would lose, says that they belong to the upright picture, only the picture is turned (`decode_views`).
 """
 
 import os
@@ -34,7 +34,7 @@ from ross3d.data.sources.pictures import (
     scale_depth,
 )
 from ross3d.data.text_files import read_json, read_text
-from ross3d.geometry_ross3d import turn_cameras
+from ross3d.geometry_ross3d import is_centre_of_turned, turn_cameras
 
 
 # Share of a scan's frames that may be lost, missing or damaged before the whole scan is refused; and of pictures that
@@ -46,11 +46,19 @@ RAISE_LIMIT = "raise the limit: --max-excluded SHARE (train.py: --data.max_exclu
 ROTATIONS = ("auto", 0, 90, 180, 270)
 # A matrix of a few numbers.
 MAX_MATRIX_BYTES = 100_000
+# Cameras are upright where so many of the tagged ones point their up nearer to the world's than turning would, and
+# the mean cosine between both ups is at least so large.
+MIN_UPRIGHT_SHARE, MIN_UP_COSINE = 0.9, 0.5
+# Logarithm of the aspects of two sizes that are told apart.
+MIN_ASPECT_STEP = 0.02
 # What views may take in memory together.
 MAX_DECODED_BYTES = 16 * 2**30
 # Colour and depth of one aspect show the same field of view; ScanNet's 1296x968 and 640x480 differ by 0.4 %.
 MAX_ASPECT_DIFFERENCE = 0.01
+# Beyond this share of frames that cannot be used no limit helps.
+HOPELESS_SHARE = 0.99
 LOST = "{where}, {name}: cam2world is not finite, so tracking was lost there; leave the frame out."
+LOST_ZEROS = "{where}, {name}: cam2world is all zeros, so tracking was lost there; leave the frame out."
 
 BOXES_FORM = (
     'expected [{"box": [cx, cy, cz, dx, dy, dz], "category": ...}, ...] or [[cx, cy, cz, dx, dy, dz], ...] in metres'
@@ -79,7 +87,8 @@ class Exclusions:
     Args:
         where (`str`): the scan, for errors.
         max_excluded (`float`, *optional*): from 0 to below 1; at 0 the first frame that cannot be used raises its own
-            error. By default 0.2, and 0.5 of pictures that a list names and that are not there (`drop_absent`).
+            error. By default 0.2, and 0.5 of pictures that are not there although a list or another file of the frame
+            names them (`drop_absent`).
     """
 
     def __init__(self, where: str, max_excluded: float | None = None):
@@ -90,7 +99,7 @@ class Exclusions:
         self.reasons: dict[str, str] = {}
         self._absent: set[str] = set()
         self._names: dict[str, None] = {}
-        self._examples: dict[str, str] = {}
+        self._errors: dict[str, Exception] = {}
 
     def read_each(self, names: Iterable[str], read: Callable[[str], Value], what: str) -> dict[str, Value]:
         """`read(name)` of every name, without the names whose `what` is missing or damaged.
@@ -113,45 +122,49 @@ class Exclusions:
         return found
 
     def drop_absent(self, files: Mapping[str, Path]) -> list[str]:
-        """The names of a list whose pictures are there.
+        """The names of frames whose pictures are there.
+
+        Args:
+            files: the picture of every frame that a list, a depth map or a pose names.
 
         Raises:
-            ValueError: more of them are absent than may be.
+            ValueError: more of them are absent than may be; FileNotFoundError where none may be.
         """
         self._names |= dict.fromkeys(files)
         for name, file in files.items():
             if not file.exists():
-                error = FileNotFoundError(f"{file}: the picture does not exist; copy it again, or leave it out.")
+                error = FileNotFoundError(
+                    f"{file}: the picture does not exist; copy it again, or leave the frame out."
+                )
                 self._exclude(name, "picture is missing", error)
                 self._absent.add(name)
         if len(self._absent) > self.max_absent * len(files):
-            raise ValueError(
-                f"{self.where}: {len(self._absent)} of {len(files)} listed pictures are not there, more than"
-                f" {self.max_absent:.0%} of them, such as {self._examples['picture is missing']} Or {RAISE_LIMIT}."
-            )
+            self._refuse(list(files), f"listed pictures are not there, more than {self.max_absent:.0%} of them")
         return [name for name in files if name not in self._absent]
 
     def drop_lost(self, cameras: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The cameras (4, 4) by name, without those that are not finite.
+        """The cameras (4, 4) by name, without those that are not finite or all zeros, as some tools write them.
 
         Raises:
             ValueError: tracking was lost in more frames than may be.
         """
         for name, cam2world in cameras.items():
-            if not np.isfinite(cam2world).all():
-                self._exclude(name, "tracking was lost", ValueError(LOST.format(where=self.where, name=name)))
+            is_finite = bool(np.isfinite(cam2world).all())
+            if not is_finite or not cam2world[:3, :3].any():
+                message = LOST_ZEROS if is_finite else LOST
+                self._exclude(name, "tracking was lost", ValueError(message.format(where=self.where, name=name)))
         self._check(list(cameras))
         return {name: cam2world for name, cam2world in cameras.items() if name not in self.reasons}
 
     def _exclude(self, name: str, reason: str, error: Exception) -> None:
-        if self.max_excluded == 0:
-            raise error
         self.reasons[name] = reason
-        self._examples.setdefault(reason, str(error))
+        self._errors.setdefault(reason, error)
 
     def _describe(self, names: list[str]) -> str:
         counts = Counter(self.reasons[name] for name in names if name in self.reasons)
-        return "; ".join(f"{reason}: {count}, such as {self._examples[reason]}" for reason, count in counts.items())
+        return "; ".join(
+            f"{reason}: {count}, such as {str(self._errors[reason]).rstrip('.')}" for reason, count in counts.items()
+        )
 
     def _check(self, names: list[str]) -> None:
         self._names |= dict.fromkeys(names)
@@ -159,10 +172,25 @@ class Exclusions:
         for asked in (names, [name for name in self._names if name not in self._absent]):
             excluded = sum(name in self.reasons for name in asked)
             if excluded > self.max_excluded * len(asked):
-                raise ValueError(
-                    f"{self.where}: {excluded} of {len(asked)} frames cannot be used, more than max_excluded ="
-                    f" {self.max_excluded:g} of them ({self._describe(asked)}); repair the scan, or {RAISE_LIMIT}."
-                )
+                self._refuse(asked, f"frames cannot be used, more than max_excluded = {self.max_excluded:g} of them")
+
+    def _refuse(self, asked: list[str], complaint: str) -> None:
+        """Raise the error of a scan of which too many frames are lost, with the limit only where raising it helps."""
+        failed = [name for name in asked if name in self.reasons]
+        is_hopeless = len(failed) > HOPELESS_SHARE * len(asked)
+        if self.max_excluded == 0:
+            error = self._errors[self.reasons[failed[0]]]
+            if is_hopeless:
+                raise error
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            raise kind(f"{str(error).rstrip('.')}; or {RAISE_LIMIT}.") from error
+        if is_hopeless:
+            usable = f"{len(asked) - len(failed)} of {len(asked)} frames can be used"
+            raise ValueError(f"{self.where}: {self._describe(failed)}. {usable}.")
+        raise ValueError(
+            f"{self.where}: {len(failed)} of {len(asked)} {complaint} ({self._describe(asked)}); repair the"
+            f" scan, or {RAISE_LIMIT}."
+        )
 
     def warn(self) -> None:
         """Say how many of the scan's frames were left out, and why; nothing where none was."""
@@ -218,18 +246,21 @@ def decode_views(
     exclusions: Exclusions,
     reduce_to: int | None = None,
     camera_size: tuple[float, float] | None = None,
+    cam2world: Mapping[str, np.ndarray] | None = None,
 ) -> Views:
     """The views that can be decoded.
 
     Pictures that are stored on their side come as they are stored, and `Views.turns` says how they have to be turned,
     unless the size of depth or `camera_size` is that of the upright picture: then the picture alone is turned here. Of
-    square pictures, and of those stored upside down, no size can tell: cameras belong to the pixels as stored.
+    square pictures, and of those stored upside down, no size can tell: the picture alone is turned where `cam2world`
+    is upright without the turn (`_are_upright`); otherwise cameras belong to the pixels as stored.
 
     Args:
         find_color: name -> the compressed picture, a file or its bytes in memory.
         read_depth: name -> depth map (h, w), float32 metres; None for a scan without depth.
         reduce_to (`int`, *optional*): pixels of the shorter side that are enough, see `decode_color`.
         camera_size (`(width, height)`, *optional*): of the pictures that the intrinsics are of, where that is known.
+        cam2world (*optional*): name -> camera (4, 4) to the aligned world, as it is stored.
 
     Raises:
         ValueError: too many cannot be decoded; sizes differ; colour and depth have another aspect; pictures are
@@ -256,7 +287,7 @@ def decode_views(
         _check_one_size({name: depth.shape[::-1] for name, depth in depths.items()}, "depth map", exclusions.where)
         depth_maps = np.stack(list(depths.values()))
         camera_size = depth_maps.shape[:0:-1]
-    if camera_size is not None and any(_is_size_of_upright(picture, camera_size) for picture in pictures.values()):
+    if _belong_to_upright(pictures, camera_size, cam2world):
         pictures = {name: picture.turn_upright() for name, picture in pictures.items()}
     _check_one_size({name: picture.size for name, picture in pictures.items()}, "picture", exclusions.where)
     for name, picture in pictures.items():
@@ -290,6 +321,47 @@ def check_memory(num_bytes: int, num_views: int, where: str) -> None:
             f"{where}: {num_views} views take more than {MAX_DECODED_BYTES / 1e9:.0f} GB together; read fewer views"
             " (num_views=), or smaller ones (reduce_to=)."
         )
+
+
+def _belong_to_upright(
+    pictures: Mapping[str, StoredPicture],
+    camera_size: tuple[float, float] | None,
+    cam2world: Mapping[str, np.ndarray] | None,
+) -> bool:
+    """Whether cameras and depth are those of the upright pictures, by their size or else by the cameras' up."""
+    if camera_size is not None and any(_is_size_of_upright(picture, camera_size) for picture in pictures.values()):
+        return True
+    steps = [np.log(p.size[0] / p.size[1]) - np.log(p.upright_size[0] / p.upright_size[1]) for p in pictures.values()]
+    # Pictures that are not square without a known camera size: their intrinsics are of the stored size.
+    if cam2world is None or np.abs(steps).max() > MIN_ASPECT_STEP:
+        return False
+    turns = np.array([picture.turns for picture in pictures.values()])
+    return _are_upright(np.stack([cam2world[name] for name in pictures]), turns)
+
+
+def _are_upright(cam2world: np.ndarray, turns: np.ndarray) -> bool:
+    """Whether cameras (V, 4, 4) are upright as they are, so that the quarter turns (V,) of their pictures' tags would
+    lay them on their side or head.
+
+    Up is the world's z, or that of the cameras without a turn where these agree.
+    """
+    is_tagged = turns != 0
+    if not is_tagged.any():
+        return False
+    ups = -cam2world[:, :3, 1]
+    # After a quarter turn, counter-clockwise, a camera's old x axis points up.
+    around = np.stack([ups, cam2world[:, :3, 0], -ups, -cam2world[:, :3, 0]])
+    turned_ups = around[turns, np.arange(len(turns))]
+    references = [np.array([0.0, 0.0, 1.0])]
+    if not is_tagged.all():
+        mean = ups[~is_tagged].mean(axis=0)
+        length = np.linalg.norm(mean)
+        references += [mean / length] if length > MIN_UP_COSINE else []
+    for reference in references:
+        stored, turned = ups[is_tagged] @ reference, turned_ups[is_tagged] @ reference
+        if (stored > turned).mean() >= MIN_UPRIGHT_SHARE and stored.mean() >= MIN_UP_COSINE:
+            return True
+    return False
 
 
 def _is_size_of_upright(picture: StoredPicture, size: tuple[float, float]) -> bool:
@@ -402,8 +474,14 @@ def check_rotation(rotate: Any) -> str | int | None:
 
 
 def check_centre(intrinsics: np.ndarray, width: int, height: int, where: str) -> None:
-    """Refuse a principal point outside the depth map: the intrinsics of a larger picture."""
+    """Refuse a principal point of the map after a quarter turn, or outside of it: intrinsics of another picture."""
     for matrix in np.reshape(intrinsics, (-1, 3, 3)):
+        if is_centre_of_turned(matrix[0, 2], matrix[1, 2], height, width):
+            raise ValueError(
+                f"{where}: intrinsics must be pixels of the {width}x{height} depth map, got centre"
+                f" ({matrix[0, 2]:g}, {matrix[1, 2]:g}), that of a {height}x{width} one; swap fx with fy and cx with"
+                " cy, or turn pictures and depth by a quarter, whichever the poses belong to."
+            )
         if not (0 <= matrix[0, 2] < width and 0 <= matrix[1, 2] < height):
             raise ValueError(
                 f"{where}: centre ({matrix[0, 2]:g}, {matrix[1, 2]:g}) of the intrinsics lies outside the"

@@ -13,6 +13,7 @@ from typing import Any
 # What file systems can hold.
 MAX_NAME_LENGTH, MAX_PART_LENGTH = 4096, 255
 WINDOWS_DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
+ADDRESS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 WAY_OUT = (
     "copy it there and make its path relative; or, where you trust whoever wrote this, add --allow-outside (in Python"
     " allow_outside=True)"
@@ -31,6 +32,10 @@ def split_name(name: Any, where: str) -> list[str]:
     """
     if not isinstance(name, str) or "\0" in name:
         raise ValueError(f"{where}: expected the name of a file, got {str(name)[:80]!r}; correct it.")
+    if ADDRESS.match(name):
+        raise ValueError(
+            f"{where}: expected the name of a file, got the address {name[:200]!r}; download it, and name the copy."
+        )
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
     if not parts or len(name) > MAX_NAME_LENGTH or max(map(len, parts)) > MAX_PART_LENGTH:
         shown = name if len(name) <= 80 else f"{name[:40]}... of {len(name)} letters"
@@ -45,6 +50,7 @@ def resolve_inside(
     where: str | None = None,
     allow_outside: bool = False,
     check_links: bool = True,
+    expected: str | None = None,
 ) -> Path:
     """The path of `name` below `root`, which need not exist.
 
@@ -55,6 +61,7 @@ def resolve_inside(
         allow_outside (`bool`): let the name lead anywhere.
         check_links (`bool`): links on the way must stay inside too; False where folders below `root` may be links to
             other disks, as the scenes of a data folder.
+        expected (`str`, *optional*): what the name has to be, for errors; by default a file inside `root`.
 
     Raises:
         OutsideError: the name, or a link on its way, leads out of `root`.
@@ -63,14 +70,20 @@ def resolve_inside(
     root, where = Path(root), where or str(root)
     parts = split_name(name, where)
     path = Path("/", *parts) if name.startswith("/") else root.joinpath(*parts)
+    expected = expected or f"a file inside {root}"
+    # Another system's absolute path lies outside, wherever it would lead here.
+    if name.startswith("\\") or WINDOWS_DRIVE.match(name) is not None:
+        raise OutsideError(
+            f"{where}: expected {expected}, got {name[:200]!r}, which leads out of it, a path of another machine;"
+            " copy it there and make its path relative."
+        )
     if allow_outside:
         return path
-    # Another system's absolute path lies outside, wherever it would lead here.
-    is_foreign = name.startswith("\\") or WINDOWS_DRIVE.match(name) is not None
-    if is_foreign or ".." in parts or not path.absolute().is_relative_to(root.absolute()):
-        raise OutsideError(
-            f"{where}: expected a file inside {root}, got {name[:200]!r}, which leads out of it; {WAY_OUT}."
-        )
+    whole, real_root = Path(os.path.abspath(path)), Path(os.path.abspath(root))
+    if not whole.is_relative_to(real_root):
+        raise OutsideError(f"{where}: expected {expected}, got {name[:200]!r}, which leads out of it; {WAY_OUT}.")
+    if ".." in parts:
+        path = root / whole.relative_to(real_root)
     if check_links:
         try:
             target, real_root = path.resolve(), root.resolve()
@@ -78,9 +91,7 @@ def resolve_inside(
         except (OSError, RuntimeError) as error:
             raise ValueError(f"{where}: {path} cannot be followed ({error}); remove the link.") from error
         if not target.is_relative_to(real_root):
-            raise OutsideError(
-                f"{where}: expected a file inside {root}, got {name[:200]!r}, a link to {target}; {WAY_OUT}."
-            )
+            raise OutsideError(f"{where}: expected {expected}, got {name[:200]!r}, a link to {target}; {WAY_OUT}.")
     return path
 
 

@@ -8,8 +8,8 @@ What differs from our conventions, and is converted here: OpenGL camera axes; pi
 principal point of w / 2 is the middle of the picture); `applied_scale`, by which the world was multiplied; and units
 of depth. That of `depth_file_path` (nerfstudio) is `depth_unit_scale_factor` metres a unit, 0.001 unless said
 otherwise, or metres where a `.npy` of floats can be nothing else; that of `depth_path` (instant-ngp, NeRFCapture) is
-`integer_depth_scale` metres a unit. Depth may be smaller than the picture. Paths may be written with backslashes;
-pictures that are not there are passed over.
+`integer_depth_scale` metres a unit. Either unit counts for either depth, a frame's own before the file's. Depth may be
+smaller than the picture. Paths may be written with backslashes; pictures that are not there are passed over.
 
 What is not known and stays with the user: COLMAP's world has no unit and no upright axis, Record3D's has y up; give
 `axis_align_matrix` for the latter. Frames stand in the order of the file.
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from ross3d.data.scene import Scene
-from ross3d.data.sources.beside import Beside, make_scene, read_alignment
+from ross3d.data.sources.beside import Beside, align_cameras, make_scene, read_alignment
 from ross3d.data.sources.frames import (
     MAX_ASPECT_DIFFERENCE,
     Exclusions,
@@ -37,6 +37,7 @@ from ross3d.data.sources.frames import (
     scale_intrinsics,
 )
 from ross3d.data.sources.inside import resolve_inside, split_name
+from ross3d.geometry_ross3d import find_calibration_fault, is_centre_of_turned
 
 
 OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -76,7 +77,8 @@ def read_nerfstudio(
             (a processor's `view_size`); exactly by default.
         rotate (*optional*): turn pictures, depth and cameras by so many degrees, counter-clockwise; see `make_scene`.
         allow_outside (`bool`): let file and links name pictures and depth outside the folder.
-        depth_unit_scale_factor (`float`, *optional*): metres of one depth unit; instead of the file's.
+        depth_unit_scale_factor (`float`, *optional*): metres of one depth unit; instead of the file's and its
+            frames'.
 
     Raises:
         FileNotFoundError, ValueError: name the file, what was expected, what came, and what to do about it.
@@ -96,24 +98,35 @@ def read_nerfstudio(
     pictures = {name: _find_picture(find, frame["file_path"]) for name, frame in frames.items()}
     present = exclusions.drop_absent(pictures)
     cameras = exclusions.read_each(present, lambda name: _get_cam2world(frames[name], scale), "pose")
-    chosen = choose_views(exclusions.drop_lost(cameras), num_views)
-    depth_key = _find_depth_key(frames, where)
-    units_per_metre = _get_units_per_metre(content, depth_key, depth_unit_scale_factor, where)
+    tracked = exclusions.drop_lost(cameras)
+    chosen = choose_views(tracked, num_views)
+    _warn_of_depth_not_read(frames, where)
+    depth_keys = {name: _find_depth_key(frame) for name, frame in frames.items()}
+    units_per_metre = {
+        name: _get_units_per_metre(frames[name], depth_keys[name], depth_unit_scale_factor, f"{where}, {name}")
+        for name in chosen
+        if depth_keys[name] is not None
+    }
 
     def read_depth_map(name: str) -> np.ndarray:
-        if frames[name].get(depth_key) is None:
+        if depth_keys[name] is None:
+            others = next(key for key in depth_keys.values() if key is not None)
             raise FileNotFoundError(
-                f"{pictures[name]}: the frame has no {depth_key} although others have one; leave it out."
+                f"{pictures[name]}: the frame has no {others} although others have one; leave it out."
             )
-        return read_depth(find(frames[name][depth_key]), units_per_metre)
+        return read_depth(find(frames[name][depth_keys[name]]), units_per_metre[name])
+
+    beside = Beside((path,), allow_outside)
+    alignment = read_alignment(axis_align_matrix, beside, scene_id)
 
     views = decode_views(
         chosen,
         pictures.__getitem__,
-        read_depth_map if any(frames[name].get(depth_key) is not None for name in chosen) else None,
+        read_depth_map if units_per_metre else None,
         exclusions,
         reduce_to,
         _get_camera_size(frames[chosen[0]], f"{where}, {chosen[0]}"),
+        align_cameras(tracked, alignment),
     )
     intrinsics = np.stack(
         [
@@ -121,14 +134,13 @@ def read_nerfstudio(
             for name in views.names
         ]
     )
-    beside = Beside((path,), allow_outside)
     return make_scene(
         path=path,
         scene_id=scene_id,
         views=views,
         intrinsics=merge_intrinsics(intrinsics),
         cam2world=np.stack([cameras[name] for name in views.names]),
-        alignment=read_alignment(axis_align_matrix, beside, scene_id),
+        alignment=alignment,
         exclusions=exclusions,
         beside=beside,
         given_boxes=boxes,
@@ -162,17 +174,30 @@ def _list_frames(content: Any, file: Path) -> dict[str, dict]:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{file}: the picture {twice!r} has two frames; each frame needs a picture of its own.")
-    return {name: shared | frame for name, frame in zip(names, frames, strict=True)}
+    return {name: _fill_in(shared, frame) for name, frame in zip(names, frames, strict=True)}
+
+
+def _fill_in(shared: Mapping[str, Any], frame: Mapping[str, Any]) -> dict[str, Any]:
+    """A frame with what the file says of all; a unit of depth of its own, under either name, takes its place."""
+    if any(key in frame for key in DEPTH_UNITS.values()):
+        shared = {key: value for key, value in shared.items() if key not in DEPTH_UNITS.values()}
+    return {**shared, **frame}
 
 
 def _names_picture_and_camera(frame: Any) -> bool:
     return isinstance(frame, dict) and isinstance(frame.get("file_path"), str) and "transform_matrix" in frame
 
 
-def _find_depth_key(frames: Mapping[str, Mapping[str, Any]], where: str) -> str:
-    """The key that names depth maps, the first one known when no frame has any; warns of depth that is not read."""
-    found = {key for frame in frames.values() for key, value in frame.items() if value is not None}
-    known = [key for key in DEPTH_UNITS if key in found]
+def _find_depth_key(frame: Mapping[str, Any]) -> str | None:
+    """The key that names a frame's depth map; None where it has none."""
+    return next((key for key in DEPTH_UNITS if frame.get(key) is not None), None)
+
+
+def _warn_of_depth_not_read(frames: Mapping[str, Mapping[str, Any]], where: str) -> None:
+    """Warn of keys that name depth which is not read: unknown ones, and the second of two in one frame."""
+    named = [[str(frame[key]) for key in DEPTH_UNITS if frame.get(key) is not None] for frame in frames.values()]
+    both = any(len(set(files)) > 1 for files in named)
+    known = [key for key in DEPTH_UNITS if both or any(frame.get(key) is not None for frame in frames.values())]
     others = sorted(
         {
             key
@@ -181,25 +206,31 @@ def _find_depth_key(frames: Mapping[str, Mapping[str, Any]], where: str) -> str:
             if "depth" in key.lower() and key not in DEPTH_WORDS and isinstance(value, str | dict)
         }
     )
-    if others or len(known) > 1:
+    if others or both:
         read = known[0] if known else "none"
+        not_read = [*(known[1:] if both else []), *others]
         warnings.warn(
-            f"{where}: transforms.json names depth as {', '.join([*known[1:], *others])}, which is not read (read:"
+            f"{where}: transforms.json names depth as {', '.join(not_read)}, which is not read (read:"
             f" {read}); rename the key to one of {', '.join(DEPTH_UNITS)}, with the metres of one unit as"
             f" {' or '.join(DEPTH_UNITS.values())}, if it is to be read",
             stacklevel=3,
         )
-    return known[0] if known else "depth_file_path"
 
 
-def _get_units_per_metre(content: Mapping[str, Any], depth_key: str, given: float | None, where: str) -> float | None:
-    """Units of depth a metre, None for what is nowhere said: millimetres, unless floats say otherwise."""
-    unit_key = DEPTH_UNITS[depth_key]
-    values = content if given is None else {unit_key: given}
-    if unit_key not in values and "depth_unit_scale_factor" in values:
-        unit_key = "depth_unit_scale_factor"
-    if unit_key in values:
-        return 1.0 / _get_number(values, unit_key, 0.0, where)
+def _get_units_per_metre(frame: Mapping[str, Any], depth_key: str, given: float | None, where: str) -> float | None:
+    """Units of depth a metre, None for what is nowhere said: millimetres, unless floats say otherwise.
+
+    The frame's own unit counts, then the file's (`_fill_in`), under the name of either kind of depth.
+    """
+    values = frame if given is None else {"depth_unit_scale_factor": given}
+    metres = {key: _get_number(values, key, 0.0, where) for key in DEPTH_UNITS.values() if key in values}
+    if len(set(metres.values())) > 1:
+        said = " and ".join(f"{key} = {value:g}" for key, value in metres.items())
+        raise ValueError(
+            f"{where}: expected one unit of depth, transforms.json says {said} metres; leave the right one of the two."
+        )
+    if metres:
+        return 1.0 / next(iter(metres.values()))
     if depth_key == "depth_path":
         raise ValueError(
             f"{where}: transforms.json names depth as depth_path and lacks integer_depth_scale, the metres of one"
@@ -268,6 +299,17 @@ def _get_intrinsics(
         raise ValueError(f"{where}: transforms.json has neither fl_x nor camera_angle_x, for all frames or this one.")
     centre_x = _get_number(frame, "cx", width / 2, where, -np.inf)
     centre_y = _get_number(frame, "cy", height / 2, where, -np.inf)
+    fault = find_calibration_fault(centre_x - 0.5, centre_y - 0.5, height, width)
+    if fault is not None:
+        is_turned = is_centre_of_turned(centre_x - 0.5, centre_y - 0.5, height, width)
+        remedy = (
+            "swap fl_x with fl_y and cx with cy, or turn the pictures" if is_turned else "correct the size or them"
+        )
+        raise ValueError(
+            f"{where}: transforms.json has cameras of w = {width:g}, h = {height:g} with fl_x = {focal_x:g}, cx ="
+            f" {centre_x:g}, cy = {centre_y:g}{fault}; w and h are those of the pictures that the others are pixels"
+            f" of: {remedy}."
+        )
     coefficients = [_get_number(frame, key, 0.0, where, -np.inf) for key in DISTORTION]
     focal, centre = np.array([focal_x, focal_y]), np.array([centre_x, centre_y])
     shift = _get_distortion(coefficients, np.array([width, height]), focal, centre)
@@ -285,7 +327,13 @@ def _get_focal(frame: Mapping[str, Any], axis: str, length: float, where: str) -
     if f"fl_{axis}" in frame:
         return _get_number(frame, f"fl_{axis}", 0.0, where)
     if f"camera_angle_{axis}" in frame:
-        return length / 2 / float(np.tan(_get_number(frame, f"camera_angle_{axis}", 0.0, where) / 2))
+        angle = _get_number(frame, f"camera_angle_{axis}", 0.0, where)
+        if angle >= np.pi:
+            raise ValueError(
+                f"{where}: camera_angle_{axis} must be radians below pi, got {angle:g}, which looks like degrees;"
+                " multiply by pi / 180."
+            )
+        return length / 2 / float(np.tan(angle / 2))
     return None
 
 

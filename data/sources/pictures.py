@@ -130,6 +130,7 @@ def decode_stored(source: Path | BinaryIO, where: Path | str, reduce_to: int | N
     image = _open(source, where)
     size = image.size
     if image.mode.startswith(("I", "F")):
+        image.close()
         raise ValueError(
             f"{where}: expected a colour picture of 8 bits, got mode {image.mode!r}, such as depth maps have; give the"
             " colour picture, or convert it to 8 bits."

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ross3d.data.scene import Scene
-from ross3d.data.sources.beside import Beside, make_scene, read_alignment
+from ross3d.data.sources.beside import Beside, align_cameras, make_scene, read_alignment
 from ross3d.data.sources.frames import (
     Exclusions,
     choose_views,
@@ -37,6 +37,8 @@ from ross3d.data.sources.scannet_objects import read_axis_alignment
 BEV_SIZE = 432
 # Of 255; our choice: JPEG leaves traces of a few levels in the black around a seen area, which are void all the same.
 JPEG_RINGING = 8
+# Picture, depth map and pose of a frame.
+SUFFIXES = (".jpg", ".png", ".txt")
 PUBLISHED_BEV_NAMES = ("view_0.png", "view_0.jpg")
 
 
@@ -133,7 +135,8 @@ def read_posed_images(
     info = _get_info(infos, scene_id)
     beside = Beside((path,), allow_outside)
     if info is None:
-        names = sorted(file.stem for file in path.glob("[0-9]*.jpg"))
+        # A pose or a depth map without a picture is a frame whose picture is lost.
+        names = sorted({file.stem for suffix in SUFFIXES for file in path.glob(f"[0-9]*{suffix}")})
         intrinsics = read_matrix(find("depth_intrinsic.txt"), (4, 4), "the depth camera, pixels")[:3, :3]
         own_alignment = _read_alignment(find(f"{scene_id}.txt", scan))
     else:
@@ -142,15 +145,19 @@ def read_posed_images(
     if not names:
         raise ValueError(f"{path} holds zero frames; expected 00000.jpg, 00000.png and 00000.txt and so on.")
     exclusions = Exclusions(f"scene {scene_id!r}", max_excluded)
+    present = exclusions.drop_absent({name: path / f"{name}.jpg" for name in names})
     cameras = exclusions.read_each(
-        names, lambda name: read_matrix(find(f"{name}.txt"), (4, 4), "camera to world, metres"), "pose"
+        present, lambda name: read_matrix(find(f"{name}.txt"), (4, 4), "camera to world, metres"), "pose"
     )
+    tracked = exclusions.drop_lost(cameras)
+    alignment = read_alignment(axis_align_matrix, beside, scene_id, lambda: own_alignment)
     views = decode_views(
-        choose_views(exclusions.drop_lost(cameras), num_views),
+        choose_views(tracked, num_views),
         lambda name: find(f"{name}.jpg"),
         lambda name: read_depth(find(f"{name}.png")),
         exclusions,
         reduce_to,
+        cam2world=align_cameras(tracked, alignment),
     )
 
     def read_own_bev() -> tuple[np.ndarray, np.ndarray] | None:
@@ -163,7 +170,7 @@ def read_posed_images(
         views=views,
         intrinsics=intrinsics,
         cam2world=np.stack([cameras[name] for name in views.names]),
-        alignment=read_alignment(axis_align_matrix, beside, scene_id, lambda: own_alignment),
+        alignment=alignment,
         exclusions=exclusions,
         beside=beside,
         given_boxes=boxes,

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from ross3d.data.scene import Scene, check_scene
-from ross3d.data.sources.beside import Beside, make_scene, read_alignment
+from ross3d.data.sources.beside import Beside, align_cameras, make_scene, read_alignment
 from ross3d.data.sources.frames import (
     MILLIMETRES_PER_METRE,
     Exclusions,
@@ -37,6 +37,7 @@ from ross3d.data.sources.inside import resolve_inside
 COLOR_PATTERN = re.compile(r"^(frame-\d+)\.color\.(jpg|jpeg|png)$", re.IGNORECASE)
 # `.depth.proj.png` and `.rendered.depth.png`, which others make of it, are no depth maps of this layout.
 DEPTH_PATTERN = re.compile(r"^(frame-\d+)\.depth\.(png|pgm|tif|tiff|npy|exr|pfm|npz)$", re.IGNORECASE)
+POSE_PATTERN = re.compile(r"^(frame-\d+)\.pose\.(txt)$", re.IGNORECASE)
 
 
 def read_rgbd_folder(
@@ -90,10 +91,14 @@ def read_rgbd_folder(
         )
     intrinsics = _read_intrinsics(find("camera-intrinsics.txt"))
     exclusions = Exclusions(f"scene {scene_id!r}", max_excluded)
+    # A pose or a depth map without a picture is a frame whose picture is lost.
+    names = sorted({*color_files, *depth_files, *_find_frames(path, POSE_PATTERN, "poses")})
+    present = exclusions.drop_absent({name: path / color_files.get(name, f"{name}.color.jpg") for name in names})
     cameras = exclusions.read_each(
-        color_files, lambda name: read_matrix(find(f"{name}.pose.txt"), (4, 4), "camera to world, metres"), "pose"
+        present, lambda name: read_matrix(find(f"{name}.pose.txt"), (4, 4), "camera to world, metres"), "pose"
     )
-    chosen = choose_views(exclusions.drop_lost(cameras), num_views)
+    tracked = exclusions.drop_lost(cameras)
+    chosen = choose_views(tracked, num_views)
     missing = [name for name in chosen if name not in depth_files]
 
     def read_depth_map(name: str) -> np.ndarray:
@@ -104,6 +109,8 @@ def read_rgbd_folder(
             )
         return read_depth(find(depth_files[name]))
 
+    beside = Beside((path,), allow_outside)
+    alignment = read_alignment(axis_align_matrix, beside, scene_id)
     views = decode_views(
         chosen,
         lambda name: find(color_files[name]),
@@ -112,17 +119,17 @@ def read_rgbd_folder(
         reduce_to,
         # The middle of the camera's picture.
         camera_size=(max(2 * intrinsics[0, 2] + 1, 1.0), max(2 * intrinsics[1, 2] + 1, 1.0)),
+        cam2world=align_cameras(tracked, alignment),
     )
     if views.image_size != views.stored_size and views.depth_maps is None:
         intrinsics = scale_intrinsics(intrinsics, views.stored_size, views.image_size)
-    beside = Beside((path,), allow_outside)
     return make_scene(
         path=path,
         scene_id=scene_id,
         views=views,
         intrinsics=intrinsics,
         cam2world=np.stack([cameras[name] for name in views.names]),
-        alignment=read_alignment(axis_align_matrix, beside, scene_id),
+        alignment=alignment,
         exclusions=exclusions,
         beside=beside,
         given_boxes=boxes,

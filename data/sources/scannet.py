@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ross3d.data.scene import Scene
-from ross3d.data.sources.beside import Beside, make_scene, read_alignment
+from ross3d.data.sources.beside import Beside, align_cameras, make_scene, read_alignment
 from ross3d.data.sources.frames import (
     Exclusions,
     choose_views,
@@ -80,7 +80,7 @@ def read_scannet_scan(
     path = Path(path)
     scene_id = path.resolve().name
     recording = resolve_inside(path, f"{scene_id}.sens", allow_outside=allow_outside)
-    if not recording.is_file():
+    if not recording.exists():
         raise FileNotFoundError(f"{recording} does not exist; give the folder of one scan with its .sens recording.")
     if frame_step < 1:
         raise ValueError(f"frame_step must be at least 1 frame, got {frame_step}; 10 is that of the public export.")
@@ -96,7 +96,8 @@ def read_scannet_scan(
     cameras = {f"{index:05d}": all_cameras[index] for index in range(0, len(all_cameras), frame_step)}
     if not cameras:
         raise ValueError(f"{recording} holds zero frames; export or download it again.")
-    chosen = choose_views(exclusions.drop_lost(cameras), num_views)
+    tracked = exclusions.drop_lost(cameras)
+    chosen = choose_views(tracked, num_views)
     frames = {f"{f.index:05d}": f for f in iterate_sens_frames(recording, indices={int(name) for name in chosen})}
     views = decode_views(
         chosen,
@@ -104,6 +105,7 @@ def read_scannet_scan(
         lambda name: scale_depth(frames[name].depth, f"{recording}, frame {int(name)}"),
         exclusions,
         reduce_to,
+        cam2world=align_cameras(tracked, alignment),
     )
     to_world = np.eye(4) if alignment.matrix is None else alignment.matrix
     return make_scene(

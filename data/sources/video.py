@@ -14,7 +14,7 @@ from ross3d.data.text_files import check_file
 from ross3d.image_processing_ross3d import check_picture_size
 
 
-SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
+SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".3gp")
 
 
 def find_video(path: str | os.PathLike) -> Path | None:

@@ -1,0 +1,154 @@
+"""Folders of two layouts, or of one that is known and not read; names and cameras that belong elsewhere."""
+
+import json
+import math
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ross3d.data.sources import find_layout, read_scene
+from ross3d.data.sources.frames import check_centre
+from ross3d.data.sources.inside import OutsideError, resolve_inside
+from ross3d.data.sources.nerfstudio import read_nerfstudio
+from ross3d.tests.raw_scannet import write_raw_scan
+from ross3d.tests.scan_folders import save_transforms, write_nerfstudio, write_rgbd
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    return write_raw_scan(tmp_path_factory.mktemp("raw"), num_frames=2, index=2)
+
+
+@pytest.fixture
+def content(raw, tmp_path):
+    return write_nerfstudio(raw, tmp_path / "capture")
+
+
+@pytest.fixture
+def folder(content, tmp_path):
+    return tmp_path / "capture"
+
+
+FOREIGN = {
+    "ICL-NUIM": ["associations.txt", "livingRoom0.gt.freiburg", "rgb/0.png", "depth/0.png"],
+    "Record3D's EXR": ["EXR_RGBD/metadata.json", "EXR_RGBD/rgb/0.jpg", "EXR_RGBD/depth/0.exr"],
+    "LLFF": ["poses_bounds.npy", "images/a.JPG"],
+    "Metashape": ["cameras.xml", "images/a.jpg"],
+    "ETH3D": ["dslr_calibration_undistorted/cameras.txt", "images/dslr_images_undistorted/a.JPG"],
+    "Hypersim": ["images/scene_cam_00_final_hdf5/frame.0000.color.hdf5"],
+    "KITTI": ["image_02/data/0000000000.png", "oxts/data/0000000000.txt"],
+    "full resolution": ["vga_wide/4733_1.0.png"],
+    "numbered pictures": ["000000.jpg", "000000.png", "000000.txt"],
+    "pictures without cameras": ["IMG_0001.HEIC"],
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_known_layouts_are_named_with_a_way_out(tmp_path, name):
+    for file in FOREIGN[name]:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(b"1")
+    with pytest.raises(ValueError, match=f"is an? .*{name}|is {name}") as caught:
+        find_layout(tmp_path)
+    assert "which is not read as it is; " in str(caught.value) and "the layout of this folder" not in str(caught.value)
+
+
+def test_folders_without_a_scan_say_where_one_is(raw, tmp_path):
+    (tmp_path / "data" / "set").mkdir(parents=True)
+    with pytest.raises(ValueError, match="set is an empty folder; give the folder of one scan, or copy"):
+        find_layout(tmp_path / "data" / "set")
+    write_rgbd(raw, tmp_path / "data" / "set" / "room")
+    (tmp_path / "data" / "overview.png").touch()
+    with pytest.raises(ValueError, match="set/room in it is one of them: give that folder"):
+        find_layout(tmp_path / "data")
+    for name, words in (("walk.gif", "an animation: convert it to a video"), ("a.heic", "a single picture: give the")):
+        (tmp_path / name).touch()
+        with pytest.raises(ValueError, match=f"{name} is no folder of a scan, but {words}"):
+            find_layout(tmp_path / name)
+
+
+def test_the_complete_layout_is_read(folder):
+    expected = read_scene(folder)
+    (folder / "x.sens").touch()
+    assert np.array_equal(read_scene(folder).images, expected.images)
+    (folder / "x.sens").unlink()
+    os.mkfifo(folder / "x.sens")
+    assert find_layout(folder).name == "nerfstudio"
+    # Frames without the camera that this layout needs are pictures of the other one.
+    (folder / "frame-000000.color.jpg").touch()
+    assert find_layout(folder).name == "nerfstudio"
+
+
+def test_of_two_complete_layouts_the_other_one_is_named(raw, tmp_path):
+    write_rgbd(raw, tmp_path / "room")
+    content = write_nerfstudio(raw, tmp_path / "other")
+    for part in ("images", "depth"):
+        shutil.copytree(tmp_path / "other" / part, tmp_path / "room" / part)
+    save_transforms(tmp_path / "room", content)
+    with pytest.warns(UserWarning, match="is read as rgbd_folder; it is also a scan of the layout nerfstudio, which"):
+        assert read_scene(tmp_path / "room").view_names == ["frame-000000", "frame-000001"]
+
+
+def test_paths_are_resolved_before_they_are_compared(folder, content):
+    content["frames"][0]["file_path"] = "images/../images/frame_00000.jpg"
+    content["frames"][1]["file_path"] = "../capture/images/frame_00001.jpg"
+    save_transforms(folder, content)
+    assert read_nerfstudio(folder).num_views == 2
+    assert resolve_inside(folder, "a/b/../../c.png") == folder / "c.png"
+    for name in ("../x.png", "images/../../x.png", "../capture2/x.png"):
+        with pytest.raises(OutsideError, match="expected a file inside .*capture, got .*which leads out of it; copy"):
+            resolve_inside(folder, name)
+    for name in ("C:\\data\\f.png", "d:/data/f.png", "\\\\server\\data\\f.png"):
+        with pytest.raises(OutsideError, match="a path of another machine; copy it there and make") as caught:
+            resolve_inside(folder, name, allow_outside=True)
+        assert "--allow-outside" not in str(caught.value)
+    with pytest.raises(ValueError, match="got the address 'https://x.org/f.png'; download it, and name the copy"):
+        resolve_inside(folder, "https://x.org/f.png")
+    with pytest.raises(OutsideError, match="row 3: expected a scene id, got '../sec', which leads out of it"):
+        resolve_inside(".", "../sec", where="row 3", expected="a scene id")
+
+
+def test_cameras_of_another_size_are_quoted_as_written(folder, content):
+    doubled = content | {"w": 128, "h": 96}
+    save_transforms(folder, doubled)
+    message = (
+        r"transforms.json has cameras of w = 128, h = 96 with fl_x = .*, cx = 32, cy = 24, which .*correct the siz"
+    )
+    with pytest.raises(ValueError, match=message):
+        read_nerfstudio(folder)
+    save_transforms(folder, content | {"cx": content["cy"], "cy": content["cx"]})
+    with pytest.raises(ValueError, match="turned by a quarter; w and h .*swap fl_x with fl_y and cx with cy, or turn"):
+        read_nerfstudio(folder)
+    angle = {key: value for key, value in content.items() if key not in ("fl_x", "fl_y")} | {"camera_angle_x": 60.0}
+    (folder / "transforms.json").write_text(json.dumps(angle))
+    with pytest.raises(ValueError, match="camera_angle_x must be radians below pi, got 60, which looks like degrees"):
+        read_nerfstudio(folder)
+    save_transforms(folder, angle | {"camera_angle_x": math.radians(60.0)})
+    assert abs(read_nerfstudio(folder).intrinsics[0, 0] - 16 / math.tan(math.radians(30.0))) < 1e-9
+
+
+def test_a_calibration_of_the_turned_picture_is_to_be_swapped():
+    landscape = np.array([[600.0, 0, 319.5], [0, 610.0, 239.5], [0, 0, 1]])
+    check_centre(landscape, 640, 480, "scene 'room'")
+    message = (
+        r"480x640 depth map, got centre \(319.5, 239.5\), that of a 640x480 one; swap fx with fy and cx with cy, or"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_centre(landscape, 480, 640, "scene 'room'")
+
+
+def test_videos_refuse_what_needs_cameras(tmp_path):
+    (tmp_path / "walk.mp4").touch()
+    with pytest.raises(ValueError, match="walk.mp4: axis_align_matrix: a video has no cameras and no world"):
+        read_scene(tmp_path / "walk.mp4", axis_align_matrix=np.eye(4), boxes=None)
+
+
+@pytest.mark.filterwarnings("error::ResourceWarning", "error::pytest.PytestUnraisableExceptionWarning")
+def test_refused_pictures_are_closed(folder):
+    Image.fromarray(np.full((48, 64), 900, np.uint16)).save(folder / "images" / "frame_00000.png")
+    (folder / "images" / "frame_00000.png").rename(folder / "images" / "frame_00000.jpg")
+    with pytest.raises(ValueError, match="expected a colour picture of 8 bits, got mode 'I;16'"):
+        read_nerfstudio(folder, max_excluded=0)
