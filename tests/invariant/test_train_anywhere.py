@@ -145,7 +145,7 @@ def alone(tmp_path_factory) -> Callable[[int], Trained]:
 
 def check_checkpoint(folder: Path) -> None:
     """The gathered checkpoint loads in a fresh process, with the numbers that its file holds and nothing missing."""
-    found = json.loads(run(["-W", "error::UserWarning", "-c", LOAD, str(folder)], timeout=120))
+    found = json.loads(run(["-W", "error::UserWarning", "-c", LOAD, str(folder)], timeout=600))
     held = load_file(folder / "model.safetensors")
     native = set(make_model(view_mask_period=VIEW_MASK_PERIOD).state_dict())
     assert set(held) == native == set(found), "names differ from the model's own"
