@@ -307,5 +307,5 @@ def test_parquet_files_of_too_many_rows_are_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(annotations, "MAX_ROWS", 4)
     assert len(load_annotations(tmp_path / "rows.parquet")) == 4
     monkeypatch.setattr(annotations, "MAX_ROWS", 3)
-    with pytest.raises(ValueError, match=r"rows.parquet: not a Parquet file \(4 rows, at most 3 are read\)"):
+    with pytest.raises(ValueError, match=r"rows.parquet: expected a Parquet file of annotations, got 4 rows, at most 3 are read"):
         load_annotations(tmp_path / "rows.parquet")
