@@ -712,7 +712,9 @@ class Ross3DModel(Ross3DPreTrainedModel):
         extras = {}
         images = (mm_encoder_outputs or {}).get("image")
         has_views = pixel_values is not None or images is not None
-        if not has_views and num_cached == 0 and not isinstance(past_key_values, SharedPrefixCache):
+        if not has_views and past_key_values is None:
+            # With a cache, empty or not, `generate` and `encode_scene` have looked: an assistant model of `generate`
+            # is handed no views by the library.
             self.check_views_given(input_ids, inputs_embeds)
         if has_views:
             if images is not None and pixel_values is not None:
@@ -2040,6 +2042,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         batch = {"input_ids": input_ids, "segment_ids": segment_ids, **inputs, **proposals}
         check_inputs(batch, h=self.config.view_grid_size)
         self.check_prompts("encode_scene", input_ids, {"attention_mask": attention_mask})
+        if inputs.get("pixel_values") is None:
+            self.model.check_views_given(input_ids, None)
         if self.has_questions(input_ids, segment_ids):
             raise ValueError(
                 "encode_scene: expected rows without questions, got text; call the processor without text= and ask"
