@@ -111,7 +111,10 @@ def check_inputs(inputs: Mapping[str, Any], **sizes: int) -> None:
         if not fits:
             expected = ", ".join([*map(str, wanted), *(["..."] if further else [])])
             expected = f"({expected}{',' if len(wanted) == 1 else ''})"
-            raise ValueError(f"{name}: expected shape {expected}, got {shape}; {HINTS.get(name, HINT)}")
+            hint = HINTS.get(name, "build rows with this model's processor.")
+            raise ValueError(
+                f"{name}: expected shape {expected}, got {shape}; {hint} All tensors of one batch have to fit together."
+            )
 
 
 def check_mask(attention_mask: Any, num_rows: int, length: int, num_cached: int | None) -> None:

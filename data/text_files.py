@@ -56,7 +56,7 @@ def check_file(file: str | os.PathLike, meaning: str, max_bytes: int | None = No
     if max_bytes is not None and status.st_size > max_bytes:
         raise ValueError(
             f"{path}: expected {meaning}, of at most {describe_size(max_bytes)}, got {describe_size(status.st_size)};"
-            " check that it is the right file."
+            " check that no other file lies there."
         )
     return path
 
@@ -123,7 +123,9 @@ def _check_kind(
         raise ValueError(f"{where}: expected {meaning}, got {describe_kind(value)}; {remedy}.")
     missing = [key for key in keys if key not in value]
     if missing:
-        raise ValueError(f"{where}: expected {meaning}, got no {', '.join(missing)}; check that it is the right file.")
+        raise ValueError(
+            f"{where}: expected {meaning}, got no {', '.join(missing)}; check that nothing of it is missing."
+        )
     return value
 
 

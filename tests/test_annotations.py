@@ -150,9 +150,9 @@ def test_wrong_rows_are_refused_with_their_line(tmp_path, place, changes, messag
         ({"query_coords": [0, 0, 10**299]}, ".*none may lie beyond 500 metres"),
         (
             {"scene_id": "../../secret/scan"},
-            r"scene_id: expected a file inside \., got '../../secret/scan'",
+            r"scene_id: expected a scene id, .*, got '../../secret/scan'",
         ),
-        ({"scene_id": "/etc"}, r"scene_id: expected a file inside \., got '/etc', which leads"),
+        ({"scene_id": "/etc"}, r"scene_id: expected a scene id, .*, got '/etc', which leads"),
         ({"scene_id": "a\0b"}, r"scene_id: expected the name of a file"),
     ],
 )
@@ -307,5 +307,5 @@ def test_parquet_files_of_too_many_rows_are_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(annotations, "MAX_ROWS", 4)
     assert len(load_annotations(tmp_path / "rows.parquet")) == 4
     monkeypatch.setattr(annotations, "MAX_ROWS", 3)
-    with pytest.raises(ValueError, match=r"rows.parquet: expected a Parquet file of annotations, got 4 rows, at most 3 are read"):
+    with pytest.raises(ValueError, match="rows.parquet: expected a Parquet file .*got 4 rows, at most 3 are read"):
         load_annotations(tmp_path / "rows.parquet")

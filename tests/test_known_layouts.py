@@ -105,8 +105,8 @@ def test_paths_are_resolved_before_they_are_compared(folder, content):
         with pytest.raises(OutsideError, match="a path of another machine; copy it there and make") as caught:
             resolve_inside(folder, name, allow_outside=True)
         assert "--allow-outside" not in str(caught.value)
-    with pytest.raises(ValueError, match="got the address 'https://x.org/f.png'; download it, and name the copy"):
-        resolve_inside(folder, "https://x.org/f.png")
+    with pytest.raises(ValueError, match="got the address 'https://github.com/f.png'; download it, and name the copy"):
+        resolve_inside(folder, "https://github.com/f.png")
     with pytest.raises(OutsideError, match="row 3: expected a scene id, got '../sec', which leads out of it"):
         resolve_inside(".", "../sec", where="row 3", expected="a scene id")
 

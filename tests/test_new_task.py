@@ -100,7 +100,7 @@ def fail_with(error: Exception):
         (
             "prepare",
             FileNotFoundError(2, "No such file", "a.npy"),
-            "prepare(context, items) of scene 'val-000000': ",
+            "prepare(context, items) of scene 'val-000000', ended with an error: ",
         ),
         ("answer", IndexError("list index"), "answer(context, scenes) of 'val-000000': expected a result, but the"),
     ],

@@ -53,7 +53,7 @@ def read(words: str):
     ],
 )
 def test_wrong_values_of_the_model_are_named_by_their_key(words, message):
-    with pytest.raises(ValueError, match=rf"tiny.yaml with --.*: model\.{message}"):
+    with pytest.raises(ValueError, match=rf"tiny.yaml with --.*: (wrong setting in the run file: )?model\.{message}"):
         read(f"--model.{words}")
 
 
@@ -111,7 +111,7 @@ def test_processor_and_model_have_to_fit():
     processor.patch_size += 1
     with pytest.raises(ValueError, match="processor.patch_size: expected .*, as model.vision_config has it, got"):
         check_fit(processor, config)
-    with pytest.raises(ValueError, match="processor.bev_size: expected a whole number from 1 on"):
+    with pytest.raises(ValueError, match="settings of the run file: processor.bev_size: expected a whole number"):
         build_processor(read(f"--init_from {get_checkpoint()} {NEW} --processor null --processor.bev_size -1"))
 
 

@@ -190,7 +190,7 @@ def naming_processor() -> Iterator[None]:
         yield
     except ValueError as error:
         if re.match(rf"({'|'.join(PROCESSOR_SETTINGS)})\b[^:]*: ", str(error)):
-            raise ValueError(f"processor.{error}") from error
+            raise ValueError(f"processor settings of the run file: processor.{error}") from error
         raise
 
 

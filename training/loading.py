@@ -146,7 +146,7 @@ def check_stored_weights(model: Ross3DForConditionalGeneration, folder: str | os
     quantised = getattr(model.config, "quantization_config", None) is not None
     for file in [] if quantised else sorted(Path(folder).glob("*.safetensors")):
         with safe_open(file, "pt") as stored:
-            dtypes = {name: stored.get_slice(name).get_dtype() for name in stored.keys()}  # noqa: SIM118
+            dtypes = {name: stored.get_slice(name).get_dtype() for name in list(stored.keys())}
         whole = sorted(name for name, dtype in dtypes.items() if dtype.startswith(("I", "U", "BOOL")))
         if whole:
             raise ValueError(

@@ -115,6 +115,7 @@ def naming_keys(where: str, values: dict[str, Any]) -> Iterator[None]:
     """
     try:
         yield
+        return
     except StrictDataclassFieldValidationError as error:
         name = re.search(r"field '(\w+)'", str(error))[1]
         reason = str(error.__cause__).removeprefix(f"Field '{name}' ")
@@ -123,11 +124,12 @@ def naming_keys(where: str, values: dict[str, Any]) -> Iterator[None]:
         if not reason.startswith("expected "):
             kinds = re.sub(r"<class '([\w.]+)'>", r"\1", reason.partition(" in ")[2].partition(". Errors")[0])
             reason = f"expected one of the types {kinds}, got {values.get(name)!r}"
-        raise ValueError(f"{where}.{name}: {' '.join(reason.split())}; correct it.") from error
+        message, cause = f"{where}.{name}: {' '.join(reason.split())}; correct it.", error
     except StrictDataclassClassValidationError as error:
-        raise ValueError(name_key(where, error.__cause__)) from error
+        message, cause = name_key(where, error.__cause__), error
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
-        raise ValueError(name_key(where, error)) from error
+        message, cause = name_key(where, error), error
+    raise ValueError(f"wrong setting in the run file: {message}") from cause
 
 
 def name_key(where: str, error: BaseException) -> str:

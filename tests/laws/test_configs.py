@@ -87,7 +87,7 @@ model:
   denoiser_config: {hidden_size: 32, num_attention_heads: 4, num_pool_heads: 4}
   voxel_size: 0.1
 processor:
-  image_processor: {size: 64}
+  image_processor: {size: {height: 64, width: 64}}
 data: {root: scenes}
 parts:
   model.vision_tower: {learning_rate: 3.0e-4}
@@ -107,7 +107,7 @@ def test_known_keys_pass(tmp_path):
         ("{hidden_size: 32, num_attention_heads: 4}", "{hiden_size: 32}", "model.vision_config.hiden_size"),
         ("num_pool_heads", "num_pool_head", "model.denoiser_config.num_pool_head"),
         ("root: scenes", "rooot: scenes", "data.rooot"),
-        ("{size: 64}", "{sizes: 64}", "processor.image_processor.sizes"),
+        ("{size: {height", "{sizes: {height", "processor.image_processor.sizes"),
         ("{learning_rate: 3.0e-4}", "{lr: 3.0e-4}", "parts.*.lr"),
         ("output_dir: out", "output_folder: out", "trainer.output_folder"),
         ("data:", "dataset:", "dataset"),
