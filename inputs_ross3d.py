@@ -113,7 +113,7 @@ def check_inputs(inputs: Mapping[str, Any], **sizes: int) -> None:
             expected = f"({expected}{',' if len(wanted) == 1 else ''})"
             hint = HINTS.get(name, "build rows with this model's processor.")
             raise ValueError(
-                f"{name}: expected shape {expected}, got {shape}; {hint} All tensors of one batch have to fit together."
+                f"{name}: expected shape {expected}, got {shape}; {hint} Tensors of one batch have to fit together."
             )
 
 

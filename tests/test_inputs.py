@@ -96,4 +96,4 @@ def test_shapes_that_do_not_fit_are_refused(name, shape, expected):
     with pytest.raises(ValueError) as error:
         check_inputs(batch | {name: torch.zeros(shape, dtype=batch[name].dtype)}, h=6)
     assert str(error.value).startswith(f"{name}: expected shape {expected}")
-    assert str(error.value).endswith("All tensors of one batch have to fit together.")
+    assert str(error.value).endswith("Tensors of one batch have to fit together.")
