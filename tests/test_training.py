@@ -184,7 +184,7 @@ def test_settings_of_a_run_change_those_of_its_checkpoint(tmp_path):
         build_processor(RunArguments(init_from=str(published.folder)))
     wanted = RunArguments(init_from=str(get_checkpoint()), new_weights=NewWeightsArguments())
     with pytest.raises(ValueError, match="new_weights: expected none beside init_from, got NewWeights"):
-        build_model(wanted, saved)
+        build_processor(wanted)
 
 
 def test_proposals_are_the_objects_or_what_a_detector_would_find(tmp_path):
