@@ -44,7 +44,6 @@ from ross3d.training.arguments import (
 )
 from ross3d.training.build import (
     build_collator,
-    build_model,
     build_processor,
     build_rows,
     choose_optimizer,
