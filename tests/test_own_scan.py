@@ -1,6 +1,7 @@
 """A scan of one's own: what its alignment and its boxes come from, row by row of docs/CONVENTIONS.md."""
 
 import json
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -73,7 +74,12 @@ def test_what_was_made_in_an_unaligned_world_is_no_evidence(tmp_path):
     """Proposals and pictures from above that a command left there go when the world is turned."""
     folder = write_moved(tmp_path, make_turn(1, 15.0))
     (folder / "proposals.json").write_text(json.dumps([[0.0, 0.0, 0.5, 1.0, 1.0, 1.0]]))
-    prepare(["bev", "--data", str(folder), "--bev-size", "32", "--num-workers", "1"])
+    # The command refuses a tilted world: the picture was made before it was moved.
+    upright = write_moved(tmp_path / "upright", np.eye(4))
+    prepare(["bev", "--data", str(upright), "--bev-size", "32", "--num-workers", "1"])
+    for file in upright.glob("bev*"):
+        shutil.copy(file, folder)
+    assert (folder / "bev.png").is_file()
     scan = read_own_scan(folder)
     assert scan.estimate is not None and scan.scene.proposal_boxes is None and scan.scene.bev_image is None
     assert scan.proposals is not None and measure_tilt(scan.scene, make_room()) < 1.0

@@ -114,12 +114,14 @@ def test_our_rooms_are_read_as_ever():
 def test_folders_of_no_layout_are_refused(folders, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder, and no video; give the folder of one scan"):
         read_scene(tmp_path / "nowhere")
-    for folder in (tmp_path, folders["nerfstudio"].parent, folders["posed_images"].parent):
-        with pytest.raises(
-            ValueError, match="the layout of this folder is not known; a scan is one of these"
-        ) as caught:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("about the scan")
+    with pytest.raises(ValueError, match="the layout of this folder is not known; a scan is one of these") as caught:
+        read_scene(tmp_path / "other")
+    assert all(f"\n  {layout.name}: {layout.looks_like}" in str(caught.value) for layout in LAYOUTS)
+    for folder in (folders["nerfstudio"].parent, folders["posed_images"].parent):
+        with pytest.raises(ValueError, match="give that folder|scans"):
             read_scene(folder)
-        assert all(f"\n  {layout.name}: {layout.looks_like}" in str(caught.value) for layout in LAYOUTS)
 
 
 def test_a_scene_says_whether_an_alignment_is_in_it(raw, folders):

@@ -99,7 +99,7 @@ def test_settings_that_the_trainer_would_refuse_or_obey_in_silence(tmp_path):
     settings = {"output_dir": str(tmp_path)}
     with pytest.raises(ValueError, match="trainer: expected settings that .*Arguments takes.*foo is not a valid"):
         build_training_arguments(settings | {"lr_scheduler_type": "foo"}, 0)
-    with pytest.raises(ValueError, match="label_smoothing_factor: expected 0.0 or nothing, got 0.1; answers are"):
+    with pytest.raises(ValueError, match="label_smoothing_factor: expected 0.0 or nothing, got 0.1; targets carry"):
         build_training_arguments(settings | {"label_smoothing_factor": 0.1}, 0)
     assert build_training_arguments(settings | {"label_smoothing_factor": 0}, 0).label_smoothing_factor == 0
 

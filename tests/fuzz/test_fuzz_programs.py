@@ -91,7 +91,7 @@ def test_command_lines(program, data, tmp_path_factory, monkeypatch, capsys):
 
 COMMANDS_WITH_FAULTS = [
     ("view", ["no/such/folder"], "no/such/folder"),
-    ("ask", ["no/such/folder", "--model", "m", "What?"], "no/such/folder"),
+    ("ask", ["no/such/folder", "--model", "CHECKPOINT", "What?"], "no/such/folder"),
     ("eval", ["--model", "./absent", "--task", "rooms", "--data", "ROOMS", "--output", "OUT/e"], "absent"),
     ("train", ["absent.yaml"], "absent.yaml"),
     ("prepare", ["proposals", "--data", "absent"], "absent"),
@@ -105,7 +105,9 @@ COMMANDS_WITH_FAULTS = [
 def test_a_fault_is_one_line_that_names_it(program, words, named, tmp_path, monkeypatch, capsys):
     target = get_commands()[program][0]
     monkeypatch.chdir(tmp_path)
-    words = [word.replace("OUT", str(tmp_path)).replace("ROOMS", str(get_rooms())) for word in words]
+    places = {"OUT": str(tmp_path), "ROOMS": str(get_rooms()), "CHECKPOINT": str(get_checkpoint())}
+    for name, place in places.items():
+        words = [word.replace(name, place) for word in words]
     code, errors = run_command(target, words, monkeypatch, capsys)
     said = [line for line in errors.splitlines() if ": error: " in line]
     assert code == 1 and len(said) == 1 and named in said[0], errors
