@@ -712,10 +712,6 @@ class Ross3DModel(Ross3DPreTrainedModel):
         extras = {}
         images = (mm_encoder_outputs or {}).get("image")
         has_views = pixel_values is not None or images is not None
-        if not has_views and past_key_values is None:
-            # With a cache, empty or not, `generate` and `encode_scene` have looked: an assistant model of `generate`
-            # is handed no views by the library.
-            self.check_views_given(input_ids, inputs_embeds)
         if has_views:
             if images is not None and pixel_values is not None:
                 raise ValueError(

@@ -775,7 +775,7 @@ def choose(method: str, two: dict, prefixes: dict) -> dict:
     return dict(prefixes if method in ("encode_scene", "reconstruct") else two)
 
 
-@pytest.mark.parametrize("method", ["forward", "generate", "ground", "encode_scene"])
+@pytest.mark.parametrize("method", ["generate", "ground", "encode_scene"])
 def test_placeholders_without_views(model, two, prefixes, method):
     batch = choose(method, two, prefixes)
     counts = (batch["input_ids"] == IMAGE_TOKEN).sum(dim=1).tolist()
@@ -792,10 +792,7 @@ def test_placeholders_without_views_in_generation(model, two, cache):
         model.generate(**batch, max_new_tokens=2, cache_implementation=cache)
     with refuses("pixel_values: expected views for the image placeholders (id 90) of the rows, [24, 36] of them"):
         model.generate(batch["input_ids"], max_new_tokens=2)
-    embeds = model.get_input_embeddings()(batch["input_ids"])
-    with refuses("pixel_values: expected views for the image placeholders (id 90) of the rows, [24, 36] of them"):
-        forward(model, {}, inputs_embeds=embeds)
-    # Rows of text alone need none, and what goes on behind a cache has its views there.
+    # `forward` reads them as the library's models do; rows of text alone need no views.
     words = batch["input_ids"].masked_fill(batch["input_ids"] == IMAGE_TOKEN, 5)
     assert forward(model, {"input_ids": words}).logits.isfinite().all()
     seen = forward(model, select(two, "input_ids", "pixel_values", "view_mask"), use_cache=True).past_key_values
