@@ -2145,6 +2145,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                     " processor (K = 0 is legal)."
                 )
             self.check_has_scene("ground", given_segments, inputs, scene_index)
+            if inputs.get("pixel_values") is None:
+                self.model.check_views_given(input_ids, None)
             scene_inputs = {
                 key: inputs[key]
                 for key in ("pixel_values", "view_mask", "patch_coords", "patch_valid")
