@@ -111,9 +111,9 @@ def check_inputs(inputs: Mapping[str, Any], **sizes: int) -> None:
         if not fits:
             expected = ", ".join([*map(str, wanted), *(["..."] if further else [])])
             expected = f"({expected}{',' if len(wanted) == 1 else ''})"
-            hint = HINTS.get(name, "build rows with this model's processor.")
             raise ValueError(
-                f"{name}: expected shape {expected}, got {shape}; {hint} Tensors of one batch have to fit together."
+                f"{name}: expected shape {expected}, got {shape}; {HINTS.get(name, HINT)} Tensors of one batch have to"
+                " fit together."
             )
 
 

@@ -576,7 +576,6 @@ class Ross3DModel(Ross3DPreTrainedModel):
                 "query_coords: expected input_ids beside them, where <coord> can be found, got inputs_embeds only;"
                 " pass input_ids, or embeddings that hold the points already."
             )
-        check_shape("query_coords", query_coords, (len(input_ids), "Q", 3), "pass x, y, z of each question, metres.")
         query_coords = read_float32("query_coords", query_coords).to(input_ids.device)
         is_coord = input_ids == self.config.coord_token_id
         question = torch.zeros_like(input_ids) if segment_ids is None else (segment_ids - 1).clamp(min=0)
@@ -633,9 +632,9 @@ class Ross3DModel(Ross3DPreTrainedModel):
         pixel_values = torch.zeros(num_rows, 1, 3, size, size, dtype=self.vision_tower.dtype, device=device)
         return pixel_values, torch.zeros(num_rows, 1, dtype=torch.bool, device=device)
 
-    def check_views_given(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> None:
+    def check_views_given(self, input_ids: torch.Tensor) -> None:
         """Refuse placeholders that no view would fill: rows that are read without views, and no cache before them."""
-        count = self.find_placeholders(input_ids, inputs_embeds).sum(dim=1)
+        count = self.find_placeholders(input_ids, None).sum(dim=1)
         if bool(count.any()):
             raise ValueError(
                 f"pixel_values: expected views for the image placeholders (id {self.config.image_token_id}) of the"
@@ -1257,13 +1256,12 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         condition = self.reconstruction_head.get_condition(scene_states, "view", queries)
         return condition[scene, slot if queries is not None else torch.zeros_like(slot)]
 
-    def check_bev_bounds(self, bev_bounds: torch.Tensor, num_scenes: int) -> torch.Tensor:
+    def check_bev_bounds(self, bev_bounds: torch.Tensor) -> torch.Tensor:
         """The edges of B pictures (B, 4) in float32, NaN where a scene has none.
 
         Their order is read from the device, so not in training, whose edges come from a processor that has looked.
         """
         hint = "pass x_min, y_min, x_max, y_max of each picture, metres."
-        check_shape("bev_bounds", bev_bounds, (num_scenes, 4), hint)
         bev_bounds = read_float32("bev_bounds", bev_bounds)
         if not self.training:
             ordered = (bev_bounds[:, :2] < bev_bounds[:, 2:]).all(dim=1)
@@ -1285,7 +1283,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         queries = None
         # CODEPATH: "pooled" in published checkpoints, "per_view" in new ones.
         if self.config.denoiser_config.queries_have_positions and bev_bounds is not None:
-            bev_bounds = self.check_bev_bounds(bev_bounds, len(scene_states.states))
+            bev_bounds = self.check_bev_bounds(bev_bounds)
             size = self.config.denoiser_config.bev_grid_size
             share = (torch.arange(size, device=bev_bounds.device, dtype=torch.float32) + 0.5) / size
             x = bev_bounds[:, None, 0] + share * (bev_bounds[:, None, 2] - bev_bounds[:, None, 0])  # (B, size)
@@ -1950,7 +1948,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 " neither; pass scene=model.encode_scene(...), or images= to the processor."
             )
         if not has_views and inputs.get("past_key_values") is None and inputs.get("input_ids") is not None:
-            self.model.check_views_given(inputs["input_ids"], None)
+            self.model.check_views_given(inputs["input_ids"])
         if scene_index is not None:
             raise ValueError(f"scene_index: expected None without scene=, got {scene_index}; row i is scene i.")
 
@@ -2039,7 +2037,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         check_inputs(batch, h=self.config.view_grid_size)
         self.check_prompts("encode_scene", input_ids, {"attention_mask": attention_mask})
         if inputs.get("pixel_values") is None:
-            self.model.check_views_given(input_ids, None)
+            self.model.check_views_given(input_ids)
         if self.has_questions(input_ids, segment_ids):
             raise ValueError(
                 "encode_scene: expected rows without questions, got text; call the processor without text= and ask"
@@ -2146,7 +2144,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 )
             self.check_has_scene("ground", given_segments, inputs, scene_index)
             if inputs.get("pixel_values") is None:
-                self.model.check_views_given(input_ids, None)
+                self.model.check_views_given(input_ids)
             scene_inputs = {
                 key: inputs[key]
                 for key in ("pixel_values", "view_mask", "patch_coords", "patch_valid")
@@ -2250,7 +2248,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         unseen = self.get_unseen_views(bool_masked_views)
         if bev_bounds is not None:
             # Before the model runs, and whatever its denoiser reads of them.
-            self.check_bev_bounds(bev_bounds, len(view_mask))
+            self.check_bev_bounds(bev_bounds)
         names = ("input_ids", "attention_mask", "segment_ids", "patch_coords", "patch_valid", "query_coords")
         outputs = self.model(
             pixel_values=pixel_values,

@@ -12,7 +12,7 @@ A command that was cut off goes on when it is given again.
 import argparse
 import os
 
-from ross3d.command_line import DEBUG_HELP, parse_path, run_program
+from ross3d.command_line import COUNT, DEBUG_HELP, NUM_VIEWS, Number, parse_path, run_program
 from ross3d.data.bev import MAX_BEV_SIZE
 from ross3d.data.prepare.align import prepare_alignments
 from ross3d.data.prepare.finish import format_account
@@ -24,8 +24,7 @@ from ross3d.data.sources.options import add_scan_options, get_scan_options
 from ross3d.data.upright import LOW_CONFIDENCE
 
 
-# Of views and processes.
-MAX_COUNT = 10_000
+BEV_SIZE = Number(whole=True, least=1, most=MAX_BEV_SIZE)
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -58,7 +57,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     for command in (scannet, public):
         command.add_argument("--output", required=True, type=parse_path, help="data folder to write")
-        command.add_argument("--views", type=parse_count, default=32, help="views kept of a scan")
+        command.add_argument("--views", type=NUM_VIEWS, default=32, help="views kept of a scan")
         command.add_argument("--partial", action="store_true", help="leave out questions about scans that are absent")
     align = commands.add_parser("align", help="axis_align.txt for scans that came without an alignment")
     align.add_argument("--data", required=True, type=parse_path, help="a data folder, a split or a scan of it")
@@ -87,25 +86,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     for command in (align, bev, proposals):
         add_scan_options(command)
     for command in (scannet, public, bev):
-        command.add_argument("--bev-size", type=parse_bev_size, default=432, help="pixels of the picture from above")
+        command.add_argument("--bev-size", type=BEV_SIZE, default=432, help="pixels of the picture from above")
     for command in (scannet, public, align, bev, proposals):
         command.add_argument(
-            "--num-workers", type=parse_count, default=os.cpu_count() or 1, help="processes (default: one a core)"
+            "--num-workers", type=COUNT, default=os.cpu_count() or 1, help="processes (default: one a core)"
         )
         command.add_argument("--debug", action="store_true", help=DEBUG_HELP)
     return parser.parse_args(argv)
-
-
-def parse_count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= MAX_COUNT:
-        raise argparse.ArgumentTypeError(f"expected a whole number of 1 to {MAX_COUNT}, got {text!r}")
-    return int(text)
-
-
-def parse_bev_size(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= MAX_BEV_SIZE:
-        raise argparse.ArgumentTypeError(f"expected 1 to {MAX_BEV_SIZE} pixels, got {text!r}")
-    return int(text)
 
 
 def main(argv: list[str] | None = None) -> None:
