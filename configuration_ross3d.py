@@ -318,16 +318,6 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
     """
 
     model_type = "ross3d"
-    keys_to_ignore_at_inference = [
-        "past_key_values",
-        "lm_loss",
-        "view_loss",
-        "bev_loss",
-        "grounding_loss",
-        "loss_counts",
-        # Of as many questions and proposals as a batch has: batches cannot be joined. `model.ground` gives them.
-        "grounding_scores",
-    ]
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(
             config_class=AutoConfig,
@@ -415,7 +405,7 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
             f"less than scene_bounds_max on every axis {tuple(self.scene_bounds_max)}",
         )
         positive = ("voxel_size", "position_embedding_base", "grounding_temperature", "initializer_range")
-        weights = [f"{name}_loss_weight" for name in ("lm", "view", "bev", "grounding")]
+        weights = [f"{name}_weight" for name in self.loss_names]
         check_ranges(self, "", ("view_mask_period",), positive, weights)
         check_choice("view_mask_ratio", self.view_mask_ratio, 0 <= self.view_mask_ratio < 1, "a share in [0, 1)")
         tokens = [self.image_token_id, self.ground_token_id, self.coord_token_id]
@@ -430,6 +420,18 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
             check_choice(f"vision_config.{name}", value, isinstance(value, int), "one number (square pictures)")
         size, patch = self.vision_config.image_size, self.vision_config.patch_size
         check_choice("vision_config.patch_size", patch, 0 < patch <= size, f"1..{size} pixels (image_size)")
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """The named losses that have a weight."""
+        names = (field.name for field in fields(self))
+        return tuple(name.removesuffix("_weight") for name in names if name.endswith("_loss_weight"))
+
+    @property
+    def keys_to_ignore_at_inference(self) -> list[str]:
+        """What a stock Trainer leaves out of predictions: it cannot be joined over batches. `model.ground` gives the
+        scores, of as many questions and proposals as a batch has."""
+        return ["past_key_values", *self.loss_names, "loss_counts", "grounding_scores"]
 
     @property
     def patch_grid_size(self) -> int:

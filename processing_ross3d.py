@@ -72,6 +72,7 @@ from .image_processing_ross3d import (
     open_picture,
     shorten,
 )
+from .inputs_ross3d import list_float32, list_inputs, stack_rows
 
 
 IMAGE_TOKEN, GROUND_TOKEN, COORD_TOKEN = "<image>", "<ground>", "<coord>"
@@ -106,8 +107,6 @@ CHAT_TEMPLATE = (
 IGNORED_LABEL = -100
 PADDING_SEGMENT = -1
 MAX_ASPECT_DIFFERENCE = 0.05
-# Tensors that `Ross3DInputs.to(dtype)` leaves in float32: metres lose centimetres in half precision.
-FLOAT32_KEYS = frozenset({"patch_coords", "proposal_boxes", "query_coords", "bev_bounds", "loss_weights"})
 
 GeometryMode = Literal["published", "valid_depth"]
 LabelRule = Literal["published", "answer_only"]
@@ -124,7 +123,7 @@ class Ross3DInputs(BatchFeature):
     """The processor's output; a cast with `to(dtype)` leaves coordinates and loss weights in float32."""
 
     def to(self, *args, **kwargs) -> "Ross3DInputs":
-        kept = {key: value for key, value in self.items() if key in FLOAT32_KEYS}
+        kept = {key: value for key, value in self.items() if key in list_float32()}
         super().to(*args, **kwargs)
         for key, value in kept.items():
             self.data[key] = value.to(self.data[key].device)
@@ -1207,44 +1206,6 @@ def get_question_inputs(requests: list[SceneRequest]) -> dict[str, torch.Tensor]
     return data
 
 
-# Leading axes of a scene's tensors that other tensors of it have as well: a batch pads all of them to one length.
-SHARED_AXES = {
-    "pixel_values": "V", "view_mask": "V", "patch_coords": "V", "patch_valid": "V", "proposal_boxes": "K",
-    "proposal_mask": "K", "proposal_patches": "KV",
-}  # fmt: skip
-
-
-def stack_scenes(scenes: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Tensors of each scene -> (B, ...), padded with 0 or False (bounds: NaN); a key that no scene has is absent."""
-    longest: dict[str, int] = {}
-    for scene in scenes:
-        for key, tensor in scene.items():
-            for axis, size in zip(SHARED_AXES.get(key, ""), tensor.shape, strict=False):
-                longest[axis] = max(size, longest.get(axis, 0))
-    keys = dict.fromkeys(key for scene in scenes for key in scene)
-    return {
-        key: stack_padded(
-            [scene.get(key) for scene in scenes],
-            [longest[axis] for axis in SHARED_AXES.get(key, "")],
-            # A scene without a bird's-eye picture has no edges either; zeros would be a place.
-            torch.nan if key == "bev_bounds" else 0,
-        )
-        for key in keys
-    }
-
-
-def stack_padded(tensors: list[torch.Tensor | None], leading: list[int], value: float) -> torch.Tensor:
-    """Stack tensors of one kind, their leading axes padded to the given lengths; None becomes padding alone."""
-    given = [tensor for tensor in tensors if tensor is not None]
-    if len(tensors) == 1:
-        return given[0][None]
-    stacked = torch.full((len(tensors), *leading, *given[0].shape[len(leading) :]), value, dtype=given[0].dtype)
-    for row, tensor in zip(stacked, tensors, strict=True):
-        if tensor is not None:
-            row[tuple(slice(size) for size in tensor.shape)] = tensor
-    return stacked
-
-
 def select_proposals(
     scores: torch.Tensor, selection: Literal["best", "cumulative"], temperature: float, threshold: float
 ) -> torch.Tensor:
@@ -1373,10 +1334,7 @@ class Ross3DProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return [
-            "input_ids", "attention_mask", "segment_ids", "pixel_values", "view_mask", "patch_coords", "patch_valid",
-            "proposal_boxes", "proposal_mask", "proposal_patches", "query_coords",
-        ]  # fmt: skip
+        return [*list_inputs("text"), *list_inputs("scene", "proposals", "question")]
 
     def get_token_id(self, token: str) -> int:
         ids = self.tokenizer.encode(token, add_special_tokens=False)
@@ -1506,7 +1464,7 @@ class Ross3DProcessor(ProcessorMixin):
         data = self.pad_text(rows, "right" if right else "left", options)
         if options.padding_side is not None and not is_packed:
             del data["segment_ids"]
-        data |= stack_scenes([self.get_scene_inputs(request, options.image_processor) for request in requests])
+        data |= stack_rows([self.get_scene_inputs(request, options.image_processor) for request in requests])
         return data | get_question_inputs(requests)
 
     def get_questions_alone(
@@ -1543,7 +1501,7 @@ class Ross3DProcessor(ProcessorMixin):
             data["scene_index"] = check_scene_index(counted if scene_index is None else scene_index, len(flat))
         if boxes is not None:
             scenes = split_requests(names, [None] * num_scenes, [[]] * num_scenes, belongings)
-            data |= stack_scenes([self.get_proposal_inputs(request) for request in scenes])
+            data |= stack_rows([self.get_proposal_inputs(request) for request in scenes])
         one_a_row = [SceneRequest(question.name, None, [question]) for question in flat]
         return data | get_question_inputs(one_a_row)
 

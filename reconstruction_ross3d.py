@@ -12,25 +12,27 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The reconstruction head: pictures hidden from the model, rebuilt in a frozen VAE's latent space.
+"""Reconstruction: pictures hidden from the model, rebuilt in a frozen VAE's latent space.
 
-One denoiser, two branches: hidden views (cross-view) and the bird's-eye picture (global-view).
+One denoiser, two objectives: hidden views (cross-view) and the bird's-eye picture (global-view). Here are the head,
+the way of pictures into the teacher's latents and back, which pictures are asked for at which positions, and both
+losses.
 
-Shapes: B scenes, V views, N tokens of a view, D width of the language model, C width of the denoiser, n pictures to
-rebuild, M tokens of such a picture (grid g x g), Z channels of a folded latent token, S visible tokens of a scene.
+Shapes: B scenes, V views, N tokens of a view, D width of the language model, n pictures to rebuild, m pictures of a
+scene, M tokens of a picture (grid g x g), Z channels of a folded latent token, z channels of a teacher latent.
 """
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import maybe_autocast
 
-from .configuration_ross3d import Ross3DDenoiserConfig
+from .configuration_ross3d import Ross3DConfig, Ross3DDenoiserConfig
+from .denoiser_ross3d import Ross3DConditionPooler, Ross3DDenoiser, Ross3DPictureEmbedding
 from .diffusion_ross3d import (
     add_noise,
     get_alphas_cumprod,
@@ -39,27 +41,62 @@ from .diffusion_ross3d import (
     sample_latents,
     space_timesteps,
 )
+from .geometry_ross3d import MAX_COORDINATE
+from .inputs_ross3d import HINTS, read_float32
+from .objectives_ross3d import (
+    Batch,
+    Draws,
+    Objective,
+    SceneStates,
+    count_nothing,
+    draw_normal,
+    get_allowed_rows,
+    get_hidden_views,
+)
 
 
 # The release normalises the states with torch's default and its blocks with 1e-6.
 CONDITION_NORM_EPS = 1e-5
-BLOCK_NORM_EPS = 1e-6
+Branch = Literal["view", "bev"]
 
 
-@dataclass
-class SceneStates:
-    """What the language model made of the views of B scenes.
+# ---- pictures and the teacher's latents
 
-    Attributes:
-        states (`torch.Tensor` of shape `(B, V, N, D)`): output states at the visual tokens, newlines left out.
-        visible (`torch.BoolTensor` of shape `(B, V)`): real views that were not hidden.
-        positions (`torch.Tensor` of shape `(B, V, N, D)`, *optional*): 3D position embedding of each token, zero
-            where it has none.
-    """
 
-    states: torch.Tensor
-    visible: torch.Tensor
-    positions: torch.Tensor | None = None
+def get_view_pictures(pixel_values: torch.Tensor, config: Ross3DConfig) -> torch.Tensor:
+    """Normalised views (n, 3, H, W) as the teacher takes them: (n, 3, size, size) in [-1, 1], size of the config."""
+    mean, std = (
+        torch.tensor(values, device=pixel_values.device).view(1, 3, 1, 1)
+        for values in (config.image_mean, config.image_std)
+    )
+    pictures = (2 * (pixel_values.float() * std + mean) - 1).clamp(-1, 1)
+    return resize_bilinear(pictures, config.denoiser_config.view_image_size)
+
+
+def get_bev_pictures(bev_pixel_values: torch.Tensor) -> torch.Tensor:
+    """Bird's-eye pictures (n, 3, H, W) in [0, 1] as the teacher takes them: in [-1, 1]."""
+    return (2 * bev_pixel_values.float() - 1).clamp(-1, 1)
+
+
+def encode_pictures(teacher: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
+    """What the teacher makes of pictures (n, 3, H, W) in [-1, 1], on their device: (n, 2z, a, b), the mean of its
+    posterior and the log-variance, one behind the other."""
+    with torch.no_grad(), maybe_autocast(teacher.device.type, enabled=False):
+        posterior = teacher.encode(pictures.to(teacher.device, teacher.dtype).contiguous()).latent_dist
+    return torch.cat([posterior.mean, posterior.logvar], dim=1).to(pictures.device)
+
+
+def decode_latents(teacher: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    """Pictures (n, 3, H, W) in [0, 1] of teacher latents (n, z, a, b)."""
+    with torch.no_grad(), maybe_autocast(teacher.device.type, enabled=False):
+        pictures = teacher.decode(latents.to(teacher.device, teacher.dtype)).sample
+    return (pictures.float() / 2 + 0.5).clamp(0, 1)
+
+
+def sample_posterior(posterior: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Latents (n, z, a, b) of a posterior (n, 2z, a, b) and standard normal noise (n, z, a, b)."""
+    mean, logvar = posterior.chunk(2, dim=1)
+    return mean + torch.exp(0.5 * logvar) * noise.to(mean)
 
 
 def fold_latents(latents: torch.Tensor, patch_size: int) -> torch.Tensor:
@@ -72,13 +109,16 @@ def unfold_latents(tokens: torch.Tensor, patch_size: int) -> torch.Tensor:
     return F.pixel_shuffle(tokens, patch_size)
 
 
-def prepare_view_pictures(
-    pixel_values: torch.Tensor, image_mean: torch.Tensor, image_std: torch.Tensor, size: int
-) -> torch.Tensor:
-    """Undo the normalisation of views (n, 3, H, W) and resize them for the teacher: (n, 3, size, size) in [-1, 1]."""
-    pictures = pixel_values * image_std.view(1, 3, 1, 1) + image_mean.view(1, 3, 1, 1)
-    pictures = (2 * pictures - 1).clamp(-1, 1)
-    return resize_bilinear(pictures, size)
+def get_target_tokens(latents: torch.Tensor, config: Ross3DDenoiserConfig, grid_size: int) -> torch.Tensor:
+    """Teacher latents (n, z, a, b) -> what the denoiser rebuilds: scaled, resized and folded (n, Z, g, g), float32."""
+    latents = (latents - config.shift_factor) * config.scaling_factor
+    size = grid_size * config.latent_patch_size
+    return fold_latents(resize_bilinear(latents.float(), size), config.latent_patch_size)
+
+
+def get_latents(tokens: torch.Tensor, config: Ross3DDenoiserConfig) -> torch.Tensor:
+    """Teacher latents (n, z, g*p, g*p) of tokens (n, Z, g, g): unfolded, and the scaling undone."""
+    return unfold_latents(tokens, config.latent_patch_size) / config.scaling_factor + config.shift_factor
 
 
 def resize_bilinear(pictures: torch.Tensor, size: int) -> torch.Tensor:
@@ -118,24 +158,6 @@ def get_bev_cells(
     return F.adaptive_avg_pool2d(bev_valid.float()[:, None], grid_size)[:, 0] >= 0.5
 
 
-def draw_rows(row_seed: torch.Tensor | None, purpose: int, shapes: list[tuple[int, ...]], draw) -> list[torch.Tensor]:
-    """One draw a row, from a generator of its own seeded by (row_seed, purpose), or from torch's global one.
-
-    Draws are made on CPU, so they do not depend on device, batch composition or process count.
-    """
-    if row_seed is None:
-        return [draw(shape, None) for shape in shapes]
-    drawn = []
-    for seed, shape in zip(row_seed.tolist(), shapes, strict=True):
-        generator = torch.Generator().manual_seed((seed * 8 + purpose) % 2**63)
-        drawn.append(draw(shape, generator))
-    return drawn
-
-
-def draw_normal(shape: tuple[int, ...], generator: torch.Generator | None) -> torch.Tensor:
-    return torch.randn(shape, generator=generator)
-
-
 def get_timestep_draw(num_train_timesteps: int):
     """A draw of uniform timesteps in [0, T)."""
 
@@ -145,195 +167,14 @@ def get_timestep_draw(num_train_timesteps: int):
     return draw
 
 
-def get_sincos_table(grid_size: int, width: int) -> torch.Tensor:
-    """2D sinusoid of a grid (1, grid * grid, width): half the channels for the column, half for the row."""
-    omega = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64, device="cpu") / (width // 4))
-    angles = torch.arange(grid_size, dtype=torch.float64, device="cpu")[:, None] * omega
-    axis = torch.cat([angles.sin(), angles.cos()], dim=1)
-    columns = axis[None].expand(grid_size, -1, -1)
-    rows = axis[:, None].expand(-1, grid_size, -1)
-    return torch.cat([columns, rows], dim=-1).reshape(1, grid_size * grid_size, width).float()
-
-
-class Ross3DTimestepEmbedding(nn.Module):
-    """Sinusoid of the timestep (cosines first), then Linear, SiLU, Linear: (n,) -> (n, C)."""
-
-    def __init__(self, config: Ross3DDenoiserConfig):
-        super().__init__()
-        self.num_frequencies = config.frequency_embedding_size // 2
-        self.linear_1 = nn.Linear(config.frequency_embedding_size, config.hidden_size)
-        self.linear_2 = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def get_frequencies(self, timesteps: torch.Tensor) -> torch.Tensor:
-        steps = torch.arange(self.num_frequencies, dtype=torch.float32, device=timesteps.device)
-        angles = timesteps[:, None].float() * torch.exp(-math.log(10000) * steps / self.num_frequencies)
-        return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-    def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
-        frequencies = self.get_frequencies(timesteps).to(next(self.linear_1.parameters()).dtype)
-        return self.linear_2(F.silu(self.linear_1(frequencies)))
-
-
-class Ross3DConditionPooler(nn.Module):
-    """Learned queries attend the visible states of their own scene: (B, S, D) -> (B, M', C).
-
-    Unless `pooled`, the 3D position embedding of the queries' own patches joins queries and output, that of the
-    visible tokens joins the keys, so a query can find what was seen where it looks.
-    """
-
-    def __init__(self, config: Ross3DDenoiserConfig, state_size: int, num_queries: int):
-        super().__init__()
-        self.num_heads = config.num_pool_heads
-        self.queries = nn.Parameter(torch.zeros(1, num_queries, config.hidden_size))
-        self.state_proj = nn.Linear(state_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.has_positions = config.queries_have_positions
-        if self.has_positions:
-            self.query_position_proj = nn.Linear(state_size, config.hidden_size, bias=False)
-            self.key_position_proj = nn.Linear(state_size, config.hidden_size, bias=False)
-
-    def split_heads(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-    def add_positions(self, tensor: torch.Tensor, proj: nn.Linear, positions: torch.Tensor | None) -> torch.Tensor:
-        """Without positions the layer runs all the same, on nothing: processes that have positions and processes that
-        have none run the same modules in the same order, which sharded weights need."""
-        if positions is None:
-            positions = tensor.new_zeros(proj.in_features)
-        return tensor + proj(positions)
-
-    def forward(
-        self,
-        states: torch.Tensor,
-        state_mask: torch.Tensor,
-        state_positions: torch.Tensor | None = None,
-        query_positions: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """
-        Args:
-            states (B, S, D): normalised states.
-            state_mask (B, S) bool: which of them may be attended.
-            state_positions (B, S, D), query_positions (B, m, M, D): 3D position embeddings, not read with `pooled`;
-                m pictures of each scene are asked for.
-
-        Returns:
-            (B, m, M, C); m is 1 when the queries carry no positions.
-        """
-        hidden = self.state_proj(F.silu(states))
-        keys, values = self.k_proj(hidden), self.v_proj(hidden)
-        queries = self.queries[:, None].expand(states.shape[0], -1, -1, -1)
-        if self.has_positions:
-            queries = self.add_positions(queries, self.query_position_proj, query_positions)
-            keys = self.add_positions(keys, self.key_position_proj, state_positions)
-        num_pictures, num_queries = queries.shape[1:3]
-        pooled = F.scaled_dot_product_attention(
-            self.split_heads(queries.flatten(1, 2)),
-            self.split_heads(keys),
-            self.split_heads(values),
-            attn_mask=state_mask[:, None, None],
-        )
-        condition = self.out_proj(pooled.transpose(1, 2).flatten(2)).unflatten(1, (num_pictures, num_queries))
-        return condition + queries if self.has_positions else condition
-
-
-class Ross3DZeroLinear(nn.Linear):
-    """A linear layer that begins at zero: new weights of a class of their own, since the library draws them leaf by
-    leaf and never asks a module that holds only others."""
-
-
-class Ross3DDenoiserAttention(nn.Module):
-    def __init__(self, config: Ross3DDenoiserConfig):
-        super().__init__()
-        self.num_heads = config.num_attention_heads
-        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        # (n, M, 3C) -> 3 x (n, heads, M, C / heads)
-        query, key, value = self.qkv_proj(hidden_states).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(query, key, value)
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
-
-
-class Ross3DDenoiserMLP(nn.Module):
-    def __init__(self, config: Ross3DDenoiserConfig):
-        super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(F.gelu(self.fc1(hidden_states), approximate="tanh"))
-
-
-def modulate(hidden_states: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Adaptive LayerNorm: non-affine norm over C, then scale and shift given for every token."""
-    normed = F.layer_norm(hidden_states, hidden_states.shape[-1:], eps=BLOCK_NORM_EPS)
-    return normed * (1 + scale) + shift
-
-
-class Ross3DDenoiserBlock(GradientCheckpointingLayer):
-    """Transformer block whose norms and residual gates are set, token by token, by the condition."""
-
-    def __init__(self, config: Ross3DDenoiserConfig):
-        super().__init__()
-        self.attention = Ross3DDenoiserAttention(config)
-        self.mlp = Ross3DDenoiserMLP(config)
-        self.modulation = Ross3DZeroLinear(config.hidden_size, 6 * config.hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(F.silu(condition)).chunk(6, dim=-1)
-        hidden_states = hidden_states + gate_a * self.attention(modulate(hidden_states, shift_a, scale_a))
-        return hidden_states + gate_m * self.mlp(modulate(hidden_states, shift_m, scale_m))
-
-
-class Ross3DDenoiserFinalLayer(nn.Module):
-    def __init__(self, config: Ross3DDenoiserConfig):
-        super().__init__()
-        self.modulation = Ross3DZeroLinear(config.hidden_size, 2 * config.hidden_size)
-        self.linear = Ross3DZeroLinear(config.hidden_size, config.token_channels)
-
-    def forward(self, hidden_states: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        shift, scale = self.modulation(F.silu(condition)).chunk(2, dim=-1)
-        return self.linear(modulate(hidden_states, shift, scale))
-
-
-class Ross3DDenoiser(nn.Module):
-    """The trunk both branches share: tokens (n, M, C), timesteps (n,), condition (n, M, C) -> (n, M, Z)."""
-
-    def __init__(self, config: Ross3DDenoiserConfig):
-        super().__init__()
-        self.timestep_embedding = Ross3DTimestepEmbedding(config)
-        self.blocks = nn.ModuleList([Ross3DDenoiserBlock(config) for _ in range(config.num_hidden_layers)])
-        self.final_layer = Ross3DDenoiserFinalLayer(config)
-
-    def forward(self, tokens: torch.Tensor, timesteps: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        condition = condition + self.timestep_embedding(timesteps)[:, None]
-        for block in self.blocks:
-            tokens = block(tokens, condition)
-        return self.final_layer(tokens, condition)
-
-
-class Ross3DPictureEmbedding(nn.Module):
-    """Noisy latent tokens (n, Z, g, g) -> (n, M, C) with a learned position table."""
-
-    def __init__(self, config: Ross3DDenoiserConfig, grid_size: int):
-        super().__init__()
-        self.grid_size = grid_size
-        self.initial_table = config.position_embedding
-        self.proj = nn.Conv2d(config.token_channels, config.hidden_size, kernel_size=1)
-        self.position_embedding = nn.Parameter(torch.zeros(1, grid_size**2, config.hidden_size))
-
-    def forward(self, noisy_latents: torch.Tensor) -> torch.Tensor:
-        return self.proj(noisy_latents).flatten(2).transpose(1, 2) + self.position_embedding
+# ---- the head
 
 
 class Ross3DReconstructionHead(nn.Module):
     """Condition poolers, picture embeddings and the shared denoiser.
 
-    `forward` predicts the noise (or v) of noisy latents; the losses and the sampler around it are methods. All work is
-    done in the dtype of the head's weights (float32 as loaded), under autocast too.
+    `forward` is the one way in, for losses and for samples: what shards weights hooks into it. All work is done in the
+    dtype of the head's weights (float32 as loaded), under autocast too.
     """
 
     def __init__(self, config: Ross3DDenoiserConfig, state_size: int, view_grid_size: int):
@@ -351,16 +192,49 @@ class Ross3DReconstructionHead(nn.Module):
         # Not by the weight's name: that would gather it from all processes under ZeRO-3.
         return next(self.parameters()).dtype
 
-    def get_grid_size(self, branch: str) -> int:
+    def get_grid_size(self, branch: Branch) -> int:
         return self.view_grid_size if branch == "view" else self.config.bev_grid_size
 
     def forward(
-        self, noisy_latents: torch.Tensor, timesteps: torch.Tensor, condition: torch.Tensor, branch: str
+        self,
+        branch: Branch,
+        states: torch.Tensor,
+        visible: torch.Tensor,
+        state_positions: torch.Tensor | None,
+        query_positions: torch.Tensor | None,
+        places: tuple[torch.Tensor, torch.Tensor],
+        targets: torch.Tensor | None = None,
+        timesteps: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        items: Sequence[int] | None = None,
+        num_inference_steps: int | str = 50,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
     ) -> torch.Tensor:
-        """Prediction (n, Z, g, g) for noisy latents (n, Z, g, g), timesteps (n,) and condition (n, M, C).
+        """With targets: how far the denoiser is off. Without: samples.
 
-        `branch` is `"view"` or `"bev"`.
+        Args:
+            branch (`str`): `"view"` or `"bev"`.
+            states (B, V, N, D), visible (B, V), state_positions (B, V, N, D): see `SceneStates`.
+            query_positions (B, m, M, D): 3D position embedding of the patches to rebuild; not read with `pooled`.
+            places: scene (n,) and, among the m of that scene, number (n,) of each picture.
+            targets (k, Z, g, g), timesteps (k,), best on CPU as drawn, noise (k, Z, g, g): of each training item.
+            items (list of `int`): which of the n pictures each of the k items is of; n = k by default.
+            num_inference_steps, generator, temperature: of the sampler.
+
+        Returns:
+            squared errors (k, Z, g, g), or sampled tokens (n, Z, g, g).
         """
+        condition = self.get_conditions(branch, states, visible, state_positions, query_positions, places)
+        if targets is None:
+            return self.sample(condition, branch, num_inference_steps, generator, temperature)
+        condition = condition if items is None else condition[items]
+        return self.compute_errors(targets, timesteps, noise, condition, branch)
+
+    def predict(
+        self, noisy_latents: torch.Tensor, timesteps: torch.Tensor, condition: torch.Tensor, branch: Branch
+    ) -> torch.Tensor:
+        """Prediction (n, Z, g, g), noise or v, for noisy latents (n, Z, g, g), timesteps (n,), condition (n, M, C)."""
         embedding = self.view_embedding if branch == "view" else self.bev_embedding
         with maybe_autocast(noisy_latents.device.type, enabled=False):
             tokens = self.denoiser(embedding(noisy_latents.to(self.dtype)), timesteps, condition.to(self.dtype))
@@ -370,41 +244,37 @@ class Ross3DReconstructionHead(nn.Module):
         """Non-affine LayerNorm over D, in the head's own dtype."""
         return F.layer_norm(states.to(self.dtype), states.shape[-1:], eps=CONDITION_NORM_EPS)
 
-    def get_condition(
-        self, scene_states: SceneStates, branch: str, query_positions: torch.Tensor | None = None
+    def get_conditions(
+        self,
+        branch: Branch,
+        states: torch.Tensor,
+        visible: torch.Tensor,
+        state_positions: torch.Tensor | None,
+        query_positions: torch.Tensor | None,
+        places: tuple[torch.Tensor, torch.Tensor],
     ) -> torch.Tensor:
-        """Pool the visible states of each scene.
+        """Pool the visible states of each scene into the condition of each picture (n, M, C); see `forward`.
 
-        Args:
-            scene_states (`SceneStates`): of B scenes.
-            branch (`str`): `"view"` or `"bev"`.
-            query_positions (B, m, M, D): 3D position embedding of the patches to rebuild; not read with `pooled`.
-
-        Returns:
-            (B, m, M, C); with `pooled` m is 1: all pictures of a scene share one condition.
+        With `pooled` all pictures of a scene share one.
         """
-        states = self.normalize_states(scene_states.states).flatten(1, 2)  # (B, S, D)
+        num_tokens = states.shape[2]
+        states = self.normalize_states(states).flatten(1, 2)  # (B, S, D)
         # CODEPATH: "positions" is the control of "per_view", in no published checkpoint.
         if self.config.condition == "positions":
             states = torch.zeros_like(states)
-        num_tokens = scene_states.states.shape[2]
-        mask = scene_states.visible[:, :, None].expand(-1, -1, num_tokens).flatten(1)
+        mask = visible[:, :, None].expand(-1, -1, num_tokens).flatten(1)
         # What is padding alone attends padding, so that nothing is NaN.
         mask = mask | ~mask.any(dim=1, keepdim=True)
         positions = None
-        if scene_states.positions is not None:
-            positions = scene_states.positions.to(self.dtype).flatten(1, 2)
+        if state_positions is not None:
+            positions = state_positions.to(self.dtype).flatten(1, 2)
         pooler = self.view_pooler if branch == "view" else self.bev_pooler
         if query_positions is not None:
             query_positions = query_positions.to(self.dtype)
         with maybe_autocast(states.device.type, enabled=False):
-            return pooler(states, mask, positions, query_positions).to(states.device)
-
-    def get_targets(self, latents: torch.Tensor, branch: str) -> torch.Tensor:
-        """Teacher latents (n, z, a, b) -> scaled, resized to the grid and folded (n, Z, g, g)."""
-        latents = (latents - self.config.shift_factor) * self.config.scaling_factor
-        size = self.get_grid_size(branch) * self.config.latent_patch_size
-        return fold_latents(resize_bilinear(latents.float(), size), self.config.latent_patch_size).to(self.dtype)
+            conditions = pooler(states, mask, positions, query_positions).to(states.device)  # (B, m, M, C)
+        scene, number = places
+        return conditions[scene, number if conditions.shape[1] > 1 else torch.zeros_like(number)]
 
     def compute_errors(
         self,
@@ -412,24 +282,24 @@ class Ross3DReconstructionHead(nn.Module):
         timesteps: torch.Tensor,
         noise: torch.Tensor,
         condition: torch.Tensor,
-        branch: str,
+        branch: Branch,
     ) -> torch.Tensor:
         """Squared errors (n, Z, g, g) of the denoiser at the given timesteps, best on CPU as drawn, and noise."""
         schedule = get_alphas_cumprod(get_cosine_betas(self.config.num_train_timesteps))
         noisy_latents = add_noise(targets, noise, timesteps, schedule)
-        prediction = self(noisy_latents, timesteps.to(targets.device), condition, branch).to(targets.device)
+        prediction = self.predict(noisy_latents, timesteps.to(targets.device), condition, branch).to(targets.device)
         wanted = get_target(targets, noise, timesteps, schedule, self.config.prediction_type)
         return (wanted - prediction).square()
 
     def sample(
         self,
         condition: torch.Tensor,
-        branch: str,
+        branch: Branch,
         num_inference_steps: int | str,
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
     ) -> torch.Tensor:
-        """Sample teacher latents (n, z, g*p, g*p), unfolded and unscaled, for conditions (n, M, C)."""
+        """Sample tokens (n, Z, g, g) for conditions (n, M, C)."""
         grid = self.get_grid_size(branch)
         shape = (condition.shape[0], self.config.token_channels, grid, grid)
 
@@ -437,8 +307,8 @@ class Ross3DReconstructionHead(nn.Module):
             return torch.randn(shape, generator=generator).to(condition)
 
         published = self.config.sampler == "published"
-        tokens = sample_latents(
-            lambda sample, timesteps: self(sample, timesteps, condition, branch).to(sample.device),
+        return sample_latents(
+            lambda sample, timesteps: self.predict(sample, timesteps, condition, branch).to(sample.device),
             draw(len(space_timesteps(self.config.num_train_timesteps, num_inference_steps))),
             draw,
             num_train_timesteps=self.config.num_train_timesteps,
@@ -448,38 +318,312 @@ class Ross3DReconstructionHead(nn.Module):
             large_variance=published,
             temperature=temperature,
         )
-        latents = unfold_latents(tokens, self.config.latent_patch_size)
-        return latents / self.config.scaling_factor + self.config.shift_factor
 
 
-def init_reconstruction_weights(module: nn.Module, std: float) -> None:
-    """New weights of one module of the head: zero modulation and output, sin-cos tables, the rest drawn with `std`.
+# ---- which pictures are asked for
 
-    The release builds the same modules but never calls its initialiser (docs/DEVIATIONS.md).
+
+@dataclass
+class PictureQueries:
+    """Pictures to rebuild, and what they are rebuilt from.
+
+    Attributes:
+        branch (`str`): `"view"` or `"bev"`.
+        states (`SceneStates`): of the scenes.
+        positions (`torch.Tensor` of shape `(B, m, M, D)`, *optional*): 3D position embeddings of the patches of up to
+            m pictures of each scene.
+        scenes, numbers (`torch.LongTensor` of shape `(n,)`): the scene of each picture, and which of its m it is.
     """
-    if isinstance(module, nn.Linear | nn.Conv2d):
-        init.normal_(module.weight, mean=0.0, std=0.0 if isinstance(module, Ross3DZeroLinear) else std)
-        if module.bias is not None:
-            init.zeros_(module.bias)
-    elif isinstance(module, Ross3DConditionPooler):
-        init.normal_(module.queries, mean=0.0, std=std)
-    elif isinstance(module, Ross3DPictureEmbedding):
-        table = torch.zeros_like(module.position_embedding, device="cpu")
-        if module.initial_table == "sincos":
-            table = get_sincos_table(module.grid_size, table.shape[-1])
-        init.copy_(module.position_embedding, table)
+
+    branch: Branch
+    states: SceneStates
+    positions: torch.Tensor | None
+    scenes: torch.Tensor
+    numbers: torch.Tensor
+
+    def repeat(self, times: int) -> "PictureQueries":
+        """The same pictures over and over again, each time to be sampled anew."""
+        return PictureQueries(
+            self.branch, self.states, self.positions, self.scenes.repeat(times), self.numbers.repeat(times)
+        )
+
+    def list_arguments(self) -> tuple:
+        """What `Ross3DReconstructionHead.forward` is told of them."""
+        states, places = self.states, (self.scenes, self.numbers)
+        return (self.branch, states.states, states.visible, states.positions, self.positions, places)
+
+    def get_conditions(self, head: nn.Module) -> torch.Tensor:
+        """The condition (n, M, C) of each picture."""
+        return head.get_conditions(*self.list_arguments())
+
+
+def get_unseen_views(hidden: torch.Tensor | None, config: Ross3DConfig) -> torch.Tensor | None:
+    """Which of the views to rebuild (B, V) are hidden from the language model: all; none with `vanilla`."""
+    # CODEPATH: cross-view in published checkpoints; the vanilla objective is what the paper compares with.
+    return hidden if config.view_objective == "cross_view" else None
+
+
+def get_visible_views(view_mask: torch.Tensor, unseen: torch.Tensor | None) -> torch.Tensor:
+    """What conditions may attend (B, V): the views that are seen, or all of a scene that hides them all."""
+    if unseen is None:
+        return view_mask
+    seen = view_mask & ~unseen
+    return torch.where(seen.any(dim=1, keepdim=True), seen, view_mask)
+
+
+def get_view_queries(states: SceneStates, hidden: torch.Tensor, config: Ross3DConfig) -> PictureQueries:
+    """The views to rebuild, scene by scene.
+
+    That are the hidden views (B, V); with the vanilla objective `hidden` names visible ones, each of which becomes a
+    scene of its own.
+    """
+    scene, view = hidden.nonzero(as_tuple=True)
+    # CODEPATH: cross-view in published checkpoints; the vanilla objective is what the paper compares with.
+    if config.view_objective == "vanilla":
+        states = states.select(scene, view)
+        hidden = torch.ones_like(scene[:, None], dtype=torch.bool)
+        scene, view = torch.arange(len(scene), device=scene.device), torch.zeros_like(view)
+    number = hidden.cumsum(dim=1)[scene, view] - 1
+    queries = None
+    # CODEPATH: "pooled" in published checkpoints, "per_view" in new ones.
+    if config.denoiser_config.queries_have_positions and states.positions is not None:
+        positions = states.positions
+        queries = positions.new_zeros(len(hidden), int(hidden.sum(dim=1).max()), *positions.shape[2:])
+        queries[scene, number] = positions[scene, view]
+    return PictureQueries("view", states, queries, scene, number)
+
+
+def check_bev_bounds(bev_bounds: torch.Tensor) -> None:
+    """Refuse edges of pictures (B, 4) in another order, or that are no metres; NaN where a scene has no picture.
+
+    Raises:
+        ValueError: names the scene.
+    """
+    bev_bounds = read_float32("bev_bounds", bev_bounds)
+    ordered = (bev_bounds[:, :2] < bev_bounds[:, 2:]).all(dim=1)
+    ordered = ordered & (bev_bounds.abs() <= MAX_COORDINATE).all(dim=1)
+    wrong = (~ordered & ~bev_bounds.isnan().all(dim=1)).nonzero()[:, 0].tolist()
+    if wrong:
+        raise ValueError(
+            "bev_bounds: expected finite x_min < x_max and y_min < y_max, in the order x_min, y_min, x_max,"
+            f" y_max, metres up to {MAX_COORDINATE:.0f}, got {bev_bounds[wrong[0]].tolist()} for scene"
+            f" {wrong[0]}; {HINTS['bev_bounds']}"
+        )
+
+
+def get_bev_queries(model: nn.Module, states: SceneStates, bev_bounds: torch.Tensor | None) -> PictureQueries:
+    """The bird's-eye picture of every scene, whose edges in metres are `bev_bounds` (B, 4).
+
+    Their order is read from the device, so not in training, whose edges come from a processor that has looked.
+    """
+    queries, config = None, model.config.denoiser_config
+    # CODEPATH: "pooled" in published checkpoints, "per_view" in new ones.
+    if config.queries_have_positions and bev_bounds is not None:
+        if not model.training:
+            check_bev_bounds(bev_bounds)
+        cells = get_cell_centres(read_float32("bev_bounds", bev_bounds), config.bev_grid_size)
+        given = ~torch.isnan(cells).any(dim=-1)
+        queries = model.model.get_position_embedding(cells.nan_to_num(), given)[:, None]
+    rows = torch.arange(len(states.states), device=states.states.device)
+    return PictureQueries("bev", states, queries, rows, torch.zeros_like(rows))
+
+
+def get_cell_centres(bev_bounds: torch.Tensor, grid_size: int) -> torch.Tensor:
+    """Centres (B, grid * grid, 3) of the cells of bird's-eye pictures, row by row from the top (large y), on the
+    floor (z 0), in metres; `bev_bounds` (B, 4) are x_min, y_min, x_max, y_max."""
+    share = (torch.arange(grid_size, device=bev_bounds.device, dtype=torch.float32) + 0.5) / grid_size
+    x = bev_bounds[:, None, 0] + share * (bev_bounds[:, None, 2] - bev_bounds[:, None, 0])  # (B, grid)
+    y = bev_bounds[:, None, 3] - share * (bev_bounds[:, None, 3] - bev_bounds[:, None, 1])
+    x = x[:, None, :].expand(-1, grid_size, -1)
+    y = y[:, :, None].expand(-1, -1, grid_size)
+    return torch.stack([x, y, torch.zeros_like(x)], dim=-1).flatten(1, 2)
+
+
+# ---- the objectives
+
+
+def list_view_items(counts: list[int], repeats: list[int]) -> tuple[list[int], list[float]]:
+    """Which hidden view each denoising item rebuilds, and what it weighs.
+
+    The `counts[b]` hidden views of scene b come `repeats[b]` times in a row, each time for a noise and timestep of
+    their own; the weights of a scene sum to 1.
+    """
+    items, weights, first = [], [], 0
+    for count, repeat in zip(counts, repeats, strict=True):
+        items += list(range(first, first + count)) * repeat
+        if count:
+            weights += [1.0 / (count * repeat)] * (count * repeat)
+        first += count
+    return items, weights
+
+
+def get_view_repeats(view_mask: torch.Tensor, hidden: torch.Tensor) -> list[int]:
+    """Noise draws per hidden view of each scene: V // hidden, as published, so that a scene counts V pictures."""
+    views, counts = torch.stack([view_mask.sum(dim=1), hidden.sum(dim=1)]).tolist()
+    return [view // count if count else 0 for view, count in zip(views, counts, strict=True)]
+
+
+class ReconstructionObjective(Objective):
+    """What hidden views and bird's-eye pictures have in common: head, draws, and a step without any of them."""
+
+    head = "reconstruction_head"
+    branch: Branch
+
+    def is_on(self, config: Ross3DConfig) -> bool:
+        return config.denoiser_config is not None
+
+    def can_run(self, model: nn.Module, states: SceneStates) -> bool:
+        return super().can_run(model, states) and states.states is not None
+
+    def draw_latents(self, posterior: torch.Tensor, draws: Draws, counts: Sequence[int], rows=None) -> torch.Tensor:
+        """Latents of `counts[r]` pictures of each row from the teacher's posterior (n, 2z, a, b)."""
+        shape = (posterior.shape[1] // 2, *posterior.shape[2:])
+        shapes = [(count, *shape) for count in counts]
+        return sample_posterior(posterior, draws.take(f"{self.name}.posterior_noise", shapes, draw_normal, rows))
+
+    def draw_steps(
+        self, targets: torch.Tensor, config: Ross3DDenoiserConfig, draws: Draws, counts: Sequence[int], rows=None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Timesteps (k,) and noise (k, Z, g, g) of `counts[r]` items of each row."""
+        draw = get_timestep_draw(config.num_train_timesteps)
+        timesteps = draws.take(f"{self.name}.timesteps", [(count,) for count in counts], draw, rows)
+        shapes = [(count, *targets.shape[1:]) for count in counts]
+        return timesteps, draws.take(f"{self.name}.noise", shapes, draw_normal, rows).to(targets)
+
+    def check_timesteps(self, draws: Draws, config: Ross3DDenoiserConfig) -> None:
+        """Refuse timesteps from outside, which no step of train.py has, that the schedule has not."""
+        timesteps, last = draws.given.get(f"{self.name}.timesteps"), config.num_train_timesteps - 1
+        if timesteps is not None and not bool(((timesteps >= 0) & (timesteps <= last)).all()):
+            raise ValueError(
+                f"{self.name}_timesteps: expected 0..{last}, got {timesteps.tolist()}; draw them from the schedule."
+            )
+
+    def run_on_nothing(self, model: nn.Module, states: SceneStates) -> torch.Tensor:
+        """Zero, through every parameter of the branch."""
+        head, config = getattr(model, self.head), model.config.denoiser_config
+        one, grid, queries = states.select(slice(0, 1)), head.get_grid_size(self.branch), None
+        # CODEPATH: "pooled" in published checkpoints, "per_view" in new ones.
+        if config.queries_have_positions:
+            queries = one.states.new_zeros(1, 1, grid**2, one.states.shape[-1])
+            if one.positions is None:
+                one.positions = torch.zeros_like(one.states)
+        row = torch.zeros(1, dtype=torch.long, device=one.states.device)
+        latents = torch.zeros(1, config.token_channels, grid, grid, device=one.states.device, dtype=head.dtype)
+        asked = PictureQueries(self.branch, one, queries, row, row).list_arguments()
+        return head(*asked, targets=latents, timesteps=row, noise=latents).sum() * 0.0
+
+
+class ViewObjective(ReconstructionObjective):
+    """Mean over scenes with hidden views of the denoising error of these views."""
+
+    name = branch = "view"
+    reads = ("bool_masked_views",)
+
+    def has_target(self, states: SceneStates, batch: Batch, config: Ross3DConfig) -> bool:
+        hidden = get_hidden_views(batch, config)
+        return hidden is not None and bool(hidden.any())
+
+    def count(self, batch: Batch, config: Ross3DConfig) -> torch.Tensor:
+        hidden = get_hidden_views(batch, config)
+        return count_nothing(batch) if hidden is None else hidden.any(dim=1).long()
+
+    def compute(self, model: nn.Module, states: SceneStates, batch: Batch, draws: Draws) -> torch.Tensor:
+        head, config = getattr(model, self.head), model.config.denoiser_config
+        self.check_timesteps(draws, config)
+        hidden = get_hidden_views(batch, model.config)
+        places = () if hidden is None else hidden.nonzero(as_tuple=True)
+        if hidden is None or not len(places[0]):
+            return self.run_on_nothing(model, states)
+        if "view_latents" in batch:
+            posterior = batch["view_latents"][places]
+        elif "pixel_values" not in batch:
+            raise ValueError(
+                "bool_masked_views: expected pixel_values or view_latents of the views to rebuild, got neither; pass"
+                " the processor's whole output."
+            )
+        else:
+            pictures = get_view_pictures(batch["pixel_values"][places], model.config)
+            posterior = encode_pictures(model.get_teacher(), pictures)
+        counts = hidden.sum(dim=1).tolist()
+        latents = self.draw_latents(posterior, draws, counts)
+        targets = get_target_tokens(latents, config, head.get_grid_size("view")).to(head.dtype)
+        repeats = get_view_repeats(batch["view_mask"], hidden)
+        items, weights = list_view_items(counts, repeats)
+        per_scene = [count * repeat for count, repeat in zip(counts, repeats, strict=True)]
+        timesteps, noise = self.draw_steps(targets, config, draws, per_scene)
+        asked = get_view_queries(states, hidden, model.config).list_arguments()
+        errors = head(*asked, targets=targets[items], timesteps=timesteps, noise=noise, items=items)
+        return (errors.flatten(1).mean(dim=1) * torch.tensor(weights, device=errors.device)).sum()
+
+
+class BevObjective(ReconstructionObjective):
+    """Mean over scenes with a bird's-eye picture of the denoising error over the picture's counted cells."""
+
+    name = branch = "bev"
+    reads = ("bev_pixel_values",)
+
+    def has_target(self, states: SceneStates, batch: Batch, config: Ross3DConfig) -> bool:
+        return "bev_pixel_values" in batch or "bev_latents" in batch
+
+    def get_cells(self, batch: Batch, config: Ross3DConfig) -> torch.Tensor | None:
+        """Which cells (B, grid, grid) of each row's picture are counted; None where no row has a picture."""
+        if not self.is_on(config) or not ("bev_pixel_values" in batch or "bev_latents" in batch):
+            return None
+        head = config.denoiser_config
+        cells = get_bev_cells(
+            batch.get("bev_pixel_values"), batch.get("bev_valid"), head.bev_grid_size, head.bev_loss_mask
+        )
+        allowed = get_allowed_rows(batch, config)
+        return cells if allowed is None else cells & allowed[:, None, None]
+
+    def count(self, batch: Batch, config: Ross3DConfig) -> torch.Tensor:
+        cells = self.get_cells(batch, config)
+        return count_nothing(batch) if cells is None else cells.flatten(1).any(dim=1).long()
+
+    def compute(self, model: nn.Module, states: SceneStates, batch: Batch, draws: Draws) -> torch.Tensor:
+        head, config = getattr(model, self.head), model.config.denoiser_config
+        self.check_timesteps(draws, config)
+        cells = self.get_cells(batch, model.config)
+        rows = () if cells is None else cells.flatten(1).any(dim=1).nonzero()[:, 0]
+        if not len(rows):
+            return self.run_on_nothing(model, states)
+        if "bev_latents" in batch:
+            posterior = batch["bev_latents"][rows]
+        else:
+            posterior = encode_pictures(model.get_teacher(), get_bev_pictures(batch["bev_pixel_values"][rows]))
+        counts = [1] * len(rows)
+        latents = self.draw_latents(posterior, draws, counts, rows)
+        targets = get_target_tokens(latents, config, head.get_grid_size("bev")).to(head.dtype)
+        timesteps, noise = self.draw_steps(targets, config, draws, counts, rows)
+        bounds = batch["bev_bounds"][rows] if "bev_bounds" in batch else None
+        asked = get_bev_queries(model, states.select(rows), bounds).list_arguments()
+        errors = head(*asked, targets=targets, timesteps=timesteps, noise=noise)
+        counted = cells[rows][:, None].to(errors)  # (n, 1, g, g)
+        return ((errors * counted).flatten(1).sum(dim=1) / (counted.flatten(1).sum(dim=1) * errors.shape[1])).sum()
 
 
 __all__ = [
+    "BevObjective",
+    "PictureQueries",
     "Ross3DReconstructionHead",
-    "SceneStates",
-    "draw_normal",
-    "draw_rows",
+    "ViewObjective",
+    "check_bev_bounds",
+    "decode_latents",
+    "encode_pictures",
     "fold_latents",
     "get_bev_cells",
+    "get_bev_pictures",
+    "get_bev_queries",
+    "get_hidden_views",
+    "get_latents",
+    "get_target_tokens",
     "get_timestep_draw",
-    "init_reconstruction_weights",
-    "prepare_view_pictures",
+    "get_unseen_views",
+    "get_view_pictures",
+    "get_view_queries",
+    "get_view_repeats",
+    "get_visible_views",
     "resize_bilinear",
+    "sample_posterior",
     "unfold_latents",
 ]

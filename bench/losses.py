@@ -14,7 +14,16 @@ import torch
 
 from ross3d.bench.harness import compare, describe_run, get_peak_gb, print_line, time_rounds
 from ross3d.bench.train_step import Steps
-from ross3d.reconstruction_ross3d import SceneStates, prepare_view_pictures
+from ross3d.objectives_ross3d import Draws, SceneStates
+from ross3d.reconstruction_ross3d import (
+    BevObjective,
+    ViewObjective,
+    encode_pictures,
+    get_target_tokens,
+    get_view_pictures,
+    get_view_queries,
+    sample_posterior,
+)
 
 
 PUBLISHED_REPEATS = 4
@@ -53,33 +62,31 @@ class Losses:
         return loss.item()
 
     def compute_bev(self) -> torch.Tensor:
-        loss, _ = self.model.compute_bev_loss(
-            self.get_states(), self.bev, self.bev_valid, None, None, row_seed=self.row_seed
-        )
-        return loss
+        batch = {"bev_pixel_values": self.bev, "bev_valid": self.bev_valid}
+        return BevObjective().compute(self.model, self.get_states(), batch, Draws(self.row_seed))
 
     def run_ours(self) -> float:
-        loss, _ = self.model.compute_view_loss(
-            self.get_states(), self.views, self.hidden, self.pixel_values, timesteps=self.timesteps,
-            noise=self.noise, posterior_noise=self.posterior,
-        )  # fmt: skip
+        given = {"timesteps": self.timesteps, "noise": self.noise, "posterior_noise": self.posterior}
+        draws = Draws(given={f"view.{purpose}": numbers for purpose, numbers in given.items()})
+        batch = {"pixel_values": self.pixel_values, "view_mask": self.views, "bool_masked_views": self.hidden}
+        loss = ViewObjective().compute(self.model, self.get_states(), batch, draws)
         return self.finish(loss + self.compute_bev())
 
     def run_published(self) -> float:
         """View by view and draw by draw, with keys that are there four times."""
         config = self.model.config
-        mean, std = torch.tensor(config.image_mean), torch.tensor(config.image_std)
         visible = self.states[:, ~self.hidden[0]].repeat(1, PUBLISHED_REPEATS, 1, 1)
         repeated = SceneStates(visible, torch.ones(visible.shape[:2], dtype=torch.bool))
-        condition = self.head.get_condition(repeated, "view")[:, 0]
+        one = torch.zeros(1, 1, dtype=torch.bool).logical_not()
+        condition = get_view_queries(repeated, one, config).get_conditions(self.head)
         errors = []
         for repeat in range(self.repeats):
             for place, view in enumerate(self.hidden[0].nonzero()[:, 0].tolist()):
-                size = config.denoiser_config.view_image_size
-                picture = prepare_view_pictures(self.pixel_values[0, view : view + 1], mean, std, size)
-                latent_mean, logvar = self.model.encode_pictures(picture)
-                latents = latent_mean + torch.exp(0.5 * logvar) * self.posterior[place : place + 1]
-                target, item = self.head.get_targets(latents, "view"), repeat * self.count + place
+                picture = get_view_pictures(self.pixel_values[0, view : view + 1], config)
+                posterior = encode_pictures(self.model.get_teacher(), picture)
+                latents = sample_posterior(posterior, self.posterior[place : place + 1])
+                target = get_target_tokens(latents, config.denoiser_config, config.view_grid_size)
+                item = repeat * self.count + place
                 draw = slice(item, item + 1)
                 error = self.head.compute_errors(target, self.timesteps[draw], self.noise[draw], condition, "view")
                 errors.append(error.mean())

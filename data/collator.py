@@ -9,72 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from ross3d.geometry_ross3d import pack_patches
-
-
-@dataclass(frozen=True)
-class Padding:
-    """How a tensor of a row is padded: which leading axes are ragged, and what fills them.
-
-    The value also stands for the whole tensor where a row has none while another has.
-    """
-
-    axes: str
-    value: float | int | bool
-
-
-PADDING: dict[str, Padding] = {
-    "attention_mask": Padding("L", 0),
-    "segment_ids": Padding("L", -1),
-    "labels": Padding("L", -100),
-    "shift_labels": Padding("L", -100),
-    "loss_weights": Padding("L", 0.0),
-    "pixel_values": Padding("V", 0.0),
-    "view_mask": Padding("V", False),
-    "patch_coords": Padding("V", 0.0),
-    "patch_valid": Padding("V", False),
-    "proposal_boxes": Padding("K", 0.0),
-    "proposal_mask": Padding("K", False),
-    "proposal_patches": Padding("KV", False),
-    "query_coords": Padding("Q", float("nan")),
-    "grounding_labels": Padding("Q", 0),
-    "bev_pixel_values": Padding("", 0.0),
-    "bev_valid": Padding("", False),
-    "bev_bounds": Padding("", float("nan")),
-    "view_latents": Padding("V", 0.0),
-    "bev_latents": Padding("", 0.0),
-}
-
-
-def get_sizes(rows: list[dict[str, torch.Tensor]], padding: dict[str, Padding]) -> dict[str, int]:
-    """The largest L, V, K and Q of the rows."""
-    sizes: dict[str, int] = {}
-    for row in rows:
-        for key, tensor in row.items():
-            for axis, size in zip(padding[key].axes if key in padding else "", tensor.shape, strict=False):
-                sizes[axis] = max(sizes.get(axis, 0), size)
-    return sizes
-
-
-def stack_padded(tensors: list[torch.Tensor | None], padding: Padding, sizes: dict[str, int]) -> torch.Tensor:
-    """Stack tensors of one kind, padded at the end of their ragged axes; None becomes padding alone.
-
-    Raises:
-        ValueError: when the other axes differ, as those of pictures of two sizes would.
-    """
-    given = next(tensor for tensor in tensors if tensor is not None)
-    rest = given.shape[len(padding.axes) :]
-    shape = (*(sizes[axis] for axis in padding.axes), *rest)
-    stacked = torch.full((len(tensors), *shape), padding.value, dtype=given.dtype)
-    for place, tensor in enumerate(tensors):
-        if tensor is None:
-            continue
-        if tensor.shape[len(padding.axes) :] != rest:
-            raise ValueError(
-                f"rows: expected tensors of shape (..., {', '.join(map(str, rest))}) in every row of a batch, got"
-                f" {tuple(tensor.shape)} in row {place}; prepare all rows with one processor."
-            )
-        stacked[(place, *(slice(size) for size in tensor.shape[: len(padding.axes)]))] = tensor
-    return stacked
+from ross3d.inputs_ross3d import INPUTS, stack_rows
 
 
 def check_latents(rows: list[dict[str, torch.Tensor]]) -> None:
@@ -126,20 +61,17 @@ class Ross3DCollator:
     view_mask_ratio: float
 
     def __call__(self, rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        keys = sorted(set().union(*rows) - {"row_seed"})
-        unknown = set(keys) - set(PADDING) - {"input_ids"}
+        known = {name for name, row in INPUTS.items() if row.padding is not None}
+        unknown = set().union(*rows) - known - {"row_seed"}
         if unknown:
-            raise ValueError(f"rows: expected the processor's keys {sorted(PADDING)}, got {sorted(unknown)} as well.")
+            raise ValueError(f"rows: expected the processor's keys {sorted(known)}, got {sorted(unknown)} as well.")
         check_latents(rows)
-        padding = PADDING | {"input_ids": Padding("L", self.pad_token_id)}
-        sizes = get_sizes(rows, padding)
-        columns = {key: [row.get(key) for row in rows] for key in keys}
-        if "grounding_labels" in columns:
-            columns["grounding_labels"] = [
-                None if labels is None else widen_grounding_labels(labels, sizes.get("K", 0))
-                for labels in columns["grounding_labels"]
-            ]
-        batch = {key: stack_padded(column, padding[key], sizes) for key, column in columns.items()}
+        widest = max((len(row["proposal_boxes"]) for row in rows if "proposal_boxes" in row), default=0)
+        tensors = [{name: tensor for name, tensor in row.items() if name != "row_seed"} for row in rows]
+        for row in tensors:
+            if "grounding_labels" in row:
+                row["grounding_labels"] = widen_grounding_labels(row["grounding_labels"], widest)
+        batch = stack_rows(tensors, input_ids=self.pad_token_id)
         batch["row_seed"] = torch.stack([row["row_seed"] for row in rows])
         if "view_mask" in batch:
             batch["bool_masked_views"] = self.propose(batch)

@@ -21,7 +21,19 @@ from ross3d.data.scene import Scene
 from ross3d.data.sources import list_folders
 from ross3d.geometry_ross3d import project_bev, unproject
 from ross3d.metrics.bootstrap import compute_paired_interval
-from ross3d.reconstruction_ross3d import SceneStates, prepare_view_pictures, resize_bilinear, unfold_latents
+from ross3d.objectives_ross3d import SceneStates
+from ross3d.reconstruction_ross3d import (
+    PictureQueries,
+    decode_latents,
+    encode_pictures,
+    get_bev_pictures,
+    get_bev_queries,
+    get_latents,
+    get_target_tokens,
+    get_view_pictures,
+    get_view_queries,
+    resize_bilinear,
+)
 from ross3d.tasks.answering import get_scene_inputs
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 
@@ -137,19 +149,12 @@ def prepare_scene(context: EvalContext, scene: Scene, hidden_views: list[int]) -
 
 def get_view_targets(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
     """Normalised views (n, 3, H, W) as the teacher sees them, in [0, 1]."""
-    mean, std = (
-        torch.tensor(v, device=pixel_values.device) for v in (model.config.image_mean, model.config.image_std)
-    )
-    size = model.config.denoiser_config.view_image_size
-    return prepare_view_pictures(pixel_values.float(), mean, std, size) / 2 + 0.5
+    return get_view_pictures(pixel_values, model.config) / 2 + 0.5
 
 
 def get_scene_states(model: Any, inputs: dict[str, Any], hidden: torch.Tensor) -> SceneStates:
     """States of the views of one scene, `hidden` (1, V) of them replaced by the mask token."""
-    names = ("input_ids", "attention_mask", "segment_ids", "pixel_values", "view_mask", "patch_coords", "patch_valid")
-    given = {name: inputs[name] for name in names if inputs.get(name) is not None}
-    outputs = model.model(**given, bool_masked_views=hidden)
-    return SceneStates(outputs.visual_states, inputs["view_mask"] & ~hidden, outputs.visual_positions)
+    return model.get_scene_states(hidden, **inputs)
 
 
 def get_control_states(
@@ -170,24 +175,21 @@ def get_control_states(
     }
 
 
-def sample_pictures(context: EvalContext, condition: torch.Tensor, branch: str, seed: int, size: int) -> torch.Tensor:
-    """Sampled pictures (S, n, 3, size, size) in [0, 1] for conditions (n, M, C); the same seed, the same noise."""
-    settings, head = context.settings, context.model.reconstruction_head
-    generator = torch.Generator().manual_seed(seed)
-    repeated = condition.repeat(settings.num_samples, 1, 1)
-    latents = head.sample(repeated, branch, settings.num_inference_steps, generator)
-    pictures = resize_bilinear(context.model.decode_latents(latents), size)
-    return pictures.unflatten(0, (settings.num_samples, -1))
+def sample_pictures(context: EvalContext, queries: PictureQueries, seed: int, size: int) -> torch.Tensor:
+    """Sampled pictures (S, n, 3, size, size) in [0, 1] of n queries; the same seed, the same noise."""
+    settings, generator = context.settings, torch.Generator().manual_seed(seed)
+    repeated = queries.repeat(settings.num_samples)
+    pictures = context.model.sample_pictures(repeated, settings.num_inference_steps, generator)
+    return resize_bilinear(pictures, size).unflatten(0, (settings.num_samples, -1))
 
 
 def pass_through_teacher(model: Any, pictures: torch.Tensor, branch: str) -> torch.Tensor:
     """Pictures (n, 3, H, W) in [0, 1], encoded, resized to the denoiser's grid and decoded: the best it could do."""
-    head, config = model.reconstruction_head, model.config.denoiser_config
-    size = pictures.shape[-1]
-    latents, _ = model.encode_pictures(2 * pictures - 1)
-    folded = head.get_targets(latents, branch)
-    latents = unfold_latents(folded, config.latent_patch_size) / config.scaling_factor + config.shift_factor
-    return resize_bilinear(model.decode_latents(latents), size)
+    config, teacher = model.config.denoiser_config, model.get_teacher()
+    # Pictures in [0, 1] are taught alike, whatever they show.
+    mean, _ = encode_pictures(teacher, get_bev_pictures(pictures)).chunk(2, dim=1)
+    tokens = get_target_tokens(mean, config, model.reconstruction_head.get_grid_size(branch))
+    return resize_bilinear(decode_latents(teacher, get_latents(tokens, config)), pictures.shape[-1])
 
 
 def get_mean_pictures(context: EvalContext) -> dict[str, torch.Tensor]:
@@ -231,10 +233,10 @@ def rebuild(
     pictures["mean_picture"] = get_mean_pictures(context)[branch].expand_as(truth)
     for name, scene_states in states.items():
         if branch == "view":
-            condition = context.model.get_view_conditions(scene_states, targets.hidden)
+            queries = get_view_queries(scene_states, targets.hidden, context.model.config)
         else:
-            condition = context.model.get_bev_conditions(scene_states, bounds)
-        samples = sample_pictures(context, condition, branch, seed, truth.shape[-1])
+            queries = get_bev_queries(context.model, scene_states, bounds)
+        samples = sample_pictures(context, queries, seed, truth.shape[-1])
         pictures[name] = samples.mean(dim=0)
         if name == MAIN:
             pictures["one_sample"] = samples[0]

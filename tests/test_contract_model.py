@@ -20,8 +20,8 @@ from transformers.utils.generic import find_labels
 
 from ross3d.attention_ross3d import SHARED_PREFIX_ATTENTION
 from ross3d.configuration_ross3d import Ross3DConfig, Ross3DDenoiserConfig
+from ross3d.denoiser_ross3d import get_sincos_table
 from ross3d.modeling_ross3d import LOSS_NAMES, Ross3DForConditionalGeneration, Ross3DModel, Ross3DTargets
-from ross3d.reconstruction_ross3d import get_sincos_table
 from ross3d.tests.fabricate import (
     COORD_TOKEN,
     EOS_TOKEN,
@@ -146,7 +146,7 @@ def test_new_denoiser_begins_at_zero():
     ]
     assert torch.equal(head.view_embedding.position_embedding, get_sincos_table(GRID, 16))
     latents, condition = torch.randn(2, 12, GRID, GRID), torch.randn(2, GRID**2, 16)
-    assert not head(latents, torch.tensor([1, 500]), condition, "view").any()
+    assert not head.predict(latents, torch.tensor([1, 500]), condition, "view").any()
 
 
 def test_all_missing_weights_can_be_initialised(monkeypatch):

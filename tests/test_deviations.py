@@ -17,9 +17,11 @@ from ross3d.data.bev import render_bev
 from ross3d.data.dataset import SceneRows
 from ross3d.diffusion_ross3d import get_cosine_betas, space_timesteps
 from ross3d.geometry_ross3d import pool_patch_coords, quantize_coords, unproject
+from ross3d.grounding_ross3d import get_proposal_features
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
+from ross3d.objectives_ross3d import SceneStates
 from ross3d.processing_ross3d import SPATIAL_INSTRUCTION
-from ross3d.reconstruction_ross3d import SceneStates, get_bev_cells
+from ross3d.reconstruction_ross3d import encode_pictures, get_bev_cells, get_latents, get_view_queries
 from ross3d.tests.fabricate import (
     COORD_TOKEN,
     GROUND_TOKEN,
@@ -74,6 +76,10 @@ def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 # ---- the rows
 
 
+def get_view_conditions(model, states: SceneStates, hidden: torch.Tensor) -> torch.Tensor:
+    return get_view_queries(states, hidden, model.config).get_conditions(model.reconstruction_head)
+
+
 @pytest.mark.parametrize(("batch", "views"), [(2, 4), (3, 5)])
 def test_condition_of_hidden_views(batch, views):
     """1: `pooled` gives all hidden views of a scene its one published condition, `per_view` each one of its own."""
@@ -82,13 +88,13 @@ def test_condition_of_hidden_views(batch, views):
     for condition in ("pooled", "per_view"):
         model = make_model(denoiser={"condition": condition})
         pooler = randomize(model.reconstruction_head.view_pooler)
-        found = model.get_view_conditions(states, hidden).unflatten(0, (batch, 2))
+        found = get_view_conditions(model, states, hidden).unflatten(0, (batch, 2))
         published = torch.stack(
             [pool_as_published(pooler, states.states[i, :-2].flatten(0, 1), 1) for i in range(batch)]
         )
         moved = copy.deepcopy(states)
         moved.positions[:, -1] += 1.0
-        again = model.get_view_conditions(moved, hidden).unflatten(0, (batch, 2))
+        again = get_view_conditions(model, moved, hidden).unflatten(0, (batch, 2))
         assert torch.equal(found[:, 0], again[:, 0])
         if condition == "pooled":
             assert torch.allclose(found, published[:, None].expand_as(found), atol=1e-4)
@@ -96,13 +102,15 @@ def test_condition_of_hidden_views(batch, views):
         else:
             assert not torch.isclose(found[:, 0], found[:, 1]).all(dim=-1).any()
             assert not torch.isclose(found[:, 1], again[:, 1]).all(dim=-1).any()
-            lost = model.get_view_conditions(SceneStates(states.states, states.visible), hidden).unflatten(
+            lost = get_view_conditions(model, SceneStates(states.states, states.visible), hidden).unflatten(
                 0, (batch, 2)
             )
             assert torch.equal(lost[:, 0], lost[:, 1])
         for scene in range(batch):
             alone = SceneStates(*(t[scene : scene + 1] for t in (states.states, states.visible, states.positions)))
-            assert torch.allclose(model.get_view_conditions(alone, hidden[scene : scene + 1]), found[scene], atol=1e-5)
+            assert torch.allclose(
+                get_view_conditions(model, alone, hidden[scene : scene + 1]), found[scene], atol=1e-5
+            )
 
 
 @pytest.mark.parametrize(("views", "repeats"), [(6, 4), (5, 3)])
@@ -113,7 +121,7 @@ def test_repeated_keys(views, repeats):
     pooler = randomize(model.reconstruction_head.view_pooler)
     num_keys = []
     pooler.k_proj.register_forward_pre_hook(lambda module, inputs: num_keys.append(inputs[0].shape[1]))
-    found = model.get_view_conditions(states, ~states.visible)[::2]
+    found = get_view_conditions(model, states, ~states.visible)[::2]
     assert num_keys == [views * 9]
     for scene in range(2):
         published = pool_as_published(pooler, states.states[scene, :-2].flatten(0, 1), repeats)
@@ -151,10 +159,11 @@ def test_clipping_of_sampled_latents(branch, grid, steps):
         noises = [torch.randn(2, 12, grid, grid, generator=generator) for _ in range(steps + 1)]
 
         def predict(sample, timestep, head=head):
-            return head(sample, torch.full((2,), timestep), condition, branch)
+            return head.predict(sample, torch.full((2,), timestep), condition, branch)
 
         expected = F.pixel_shuffle(walk_by_hand(predict, noises, 25, sampler == "published"), 2)
-        found[sampler] = head.sample(condition, branch, steps, torch.Generator().manual_seed(1))
+        tokens = head.sample(condition, branch, steps, torch.Generator().manual_seed(1))
+        found[sampler] = get_latents(tokens, head.config)
         assert torch.allclose(found[sampler], expected, rtol=1e-3, atol=1e-3)
     assert found["published"].abs().max() <= 1 + 1e-6 < found["ancestral"].abs().max()
 
@@ -420,7 +429,7 @@ def test_proposals_without_patches(views, num_proposals):
     features = torch.randn(1, views, 25, 32, generator=generator)
     patches = torch.zeros(1, num_proposals, views, 5, 5, dtype=torch.bool)
     patches[0, 1, 0, 2, 3] = patches[0, 1, 1, 4, 0] = True
-    found, _ = model.get_proposal_features(features, boxes, None, patches)
+    found, _ = get_proposal_features(model, features, boxes, None, patches)
     centres = model.model.get_position_embedding(boxes[..., :3])
     assert torch.equal(found[0, 0], centres[0, 0]) and torch.equal(found[0, 2:], centres[0, 2:])
     inside = torch.stack([features[0, 0, 2 * 5 + 3], features[0, 1, 4 * 5]]).mean(dim=0)
@@ -487,7 +496,7 @@ def test_pictures_for_the_teacher_are_contiguous(size):
     teacher.encoder.register_forward_pre_hook(lambda module, inputs: received.append(inputs[0].is_contiguous()))
     picture = torch.rand(2, *size, 3, generator=torch.Generator().manual_seed(0)).permute(0, 3, 1, 2)
     assert not picture.is_contiguous()
-    strided, plain = (model.encode_pictures(p)[0] for p in (picture, picture.contiguous()))
+    strided, plain = (encode_pictures(model.get_teacher(), p) for p in (picture, picture.contiguous()))
     assert torch.equal(strided, plain) and received == [True, True]
 
 

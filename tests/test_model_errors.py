@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from ross3d.diffusion_ross3d import space_timesteps
-from ross3d.modeling_ross3d import Ross3DForConditionalGeneration, read_float32
+from ross3d.inputs_ross3d import read_float32
+from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.reconstruction_ross3d import get_bev_cells
 from ross3d.tests.fabricate import (
     COORD_TOKEN,

@@ -21,11 +21,14 @@ def make_batch(hidden: list[list[int]]) -> dict[str, torch.Tensor]:
 
 
 def get_view_conditions(model, batch) -> torch.Tensor:
-    """Conditions (n, M, C) with which the view loss of a training step calls the denoiser, each once."""
+    """Conditions (k, M, C) with which the view loss of a training step calls the denoiser, each once."""
     found = []
-    handle = model.reconstruction_head.register_forward_pre_hook(
-        lambda module, given: found.append(given[2]) if given[3] == "view" else None
-    )
+
+    def compute(module, given, work):
+        if given[0] == "view":
+            found.append(module.get_conditions(*given)[work["items"]])
+
+    handle = model.reconstruction_head.register_forward_pre_hook(compute, with_kwargs=True)
     model.train()(**batch)
     handle.remove()
     return found[0].detach()
@@ -52,12 +55,13 @@ def test_vanilla_hides_nothing_and_rebuilds_each_view_from_its_own_states(condit
         **{name: batch[name] for name in ("patch_coords", "patch_valid", "query_coords") if name in batch},
     )
     head = vanilla.reconstruction_head
-    for place, (row, view) in zip((0, 3, 4), ((0, 1), (1, 0), (1, 4)), strict=True):
+    for item, (row, view) in zip((0, 3, 4), ((0, 1), (1, 0), (1, 4)), strict=True):
         one = (states.visual_states[row, view], states.visual_positions[row, view])
         own, positions = (tensor[None, None] for tensor in one)
-        alone = reconstruction.SceneStates(own, torch.ones(1, 1, dtype=torch.bool), positions)
-        wanted = head.get_condition(alone, "view", positions if condition == "per_view" else None)[0, 0]
-        assert torch.allclose(conditions[place], wanted, atol=1e-6)
+        place, seen = torch.zeros(1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
+        asked = positions if condition == "per_view" else None
+        wanted = head.get_conditions("view", own, seen, positions, asked, (place, place))[0]
+        assert torch.allclose(conditions[item], wanted, atol=1e-6)
 
 
 def test_vanilla_counts_and_gradients_are_those_of_the_views_to_rebuild():

@@ -138,11 +138,11 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_finite_checkpoint(tmp_path
 
 
 def test_losses_and_weights_that_are_not_finite_are_named(tmp_path):
-    losses = torch.tensor([1.0, float("nan"), 0.0, float("inf")])
+    losses = dict(zip(LOSS_NAMES, (1.0, float("nan"), 0.0, float("inf")), strict=True))
     message = f"step 7: expected finite losses, got NaN or infinity in {LOSS_NAMES[1]}, {LOSS_NAMES[3]}; the run has"
     with pytest.raises(ValueError, match=message):
         check_finite_losses(losses, 7)
-    check_finite_losses(torch.zeros(len(LOSS_NAMES)), 7)
+    check_finite_losses(dict.fromkeys(LOSS_NAMES, 0.0), 7)
     model = torch.nn.Linear(3, 2)
     assert has_finite_weights(model, 1)
     model.bias.data[1] = torch.nan

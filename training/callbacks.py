@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import platform
 import re
 import shutil
@@ -16,7 +17,7 @@ from transformers import TrainerCallback
 
 from ross3d.data.atomic import write_text
 from ross3d.data.text_files import read_json
-from ross3d.modeling_ross3d import LOSS_NAMES
+from ross3d.modeling_ross3d import get_loss_names
 
 
 # Written last into a checkpoint folder; a folder without it is a torn one.
@@ -38,14 +39,15 @@ class NamedLosses(TrainerCallback):
     """
 
     def __init__(self, model: torch.nn.Module):
-        self.step = torch.zeros(2, len(LOSS_NAMES), dtype=torch.float64)
-        self.totals = torch.zeros(2, len(LOSS_NAMES), dtype=torch.float64)
+        self.names = get_loss_names(model.config)
+        self.step = torch.zeros(2, len(self.names), dtype=torch.float64)
+        self.totals = torch.zeros(2, len(self.names), dtype=torch.float64)
         model.register_forward_hook(self.collect)
 
     def collect(self, module, arguments, output) -> None:
         if not module.training or output.loss_counts is None:
             return
-        for place, name in enumerate(LOSS_NAMES):
+        for place, name in enumerate(self.names):
             loss = output[name] if name in output else None
             if loss is not None:
                 self.step[0, place] += loss.detach().double().cpu()
@@ -57,7 +59,7 @@ class NamedLosses(TrainerCallback):
             reduced = self.step.float().to(device)
             torch.distributed.all_reduce(reduced)
             self.step = reduced.double().cpu()
-        check_finite_losses(self.step[0], state.global_step)
+        check_finite_losses(dict(zip(self.names, self.step[0].tolist(), strict=True)), state.global_step)
         counted = (self.step[1] > 0).double()
         self.totals[0] += self.step[0] * counted
         self.totals[1] += counted
@@ -68,7 +70,7 @@ class NamedLosses(TrainerCallback):
             return
         means = {
             name: float(total / count)
-            for name, total, count in zip(LOSS_NAMES, *self.totals.tolist(), strict=True)
+            for name, total, count in zip(self.names, *self.totals.tolist(), strict=True)
             if count > 0
         }
         self.totals.zero_()
@@ -77,16 +79,16 @@ class NamedLosses(TrainerCallback):
             state.log_history[-1].update(means)
 
 
-def check_finite_losses(losses: torch.Tensor, step: int) -> None:
+def check_finite_losses(losses: dict[str, float], step: int) -> None:
     """Stop a run that has diverged; its last checkpoint is from before.
 
     Args:
-        losses: (L,) of a step, over all processes, in the order of `LOSS_NAMES`.
+        losses: by name, of a step, over all processes.
 
     Raises:
         ValueError: names step and losses.
     """
-    broken = [name for name, finite in zip(LOSS_NAMES, losses.isfinite().tolist(), strict=True) if not finite]
+    broken = [name for name, loss in losses.items() if not math.isfinite(loss)]
     if broken:
         raise ValueError(
             f"step {step}: expected finite losses, got NaN or infinity in {', '.join(broken)}; {DIVERGED}."

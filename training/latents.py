@@ -17,7 +17,7 @@ from ross3d.command_line import run_program
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.latents import SceneLatents
 from ross3d.data.sources import read_scene
-from ross3d.reconstruction_ross3d import prepare_view_pictures
+from ross3d.reconstruction_ross3d import encode_pictures, get_bev_pictures, get_view_pictures
 from ross3d.training.arguments import RunArguments, read_command_line
 from ross3d.training.build import (
     build_config,
@@ -33,23 +33,16 @@ from ross3d.training.build import (
 PICTURES_AT_ONCE = 16
 
 
-@torch.no_grad()
-def encode_pictures(teacher: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
-    """Posterior mean and log-variance, one behind the other, (n, 2z, a, a) of pictures (n, 3, H, W) in [-1, 1]."""
-    parts = [
-        teacher.encode(part.to(teacher.device, teacher.dtype).contiguous()).latent_dist
-        for part in pictures.split(PICTURES_AT_ONCE)
-    ]
-    return torch.cat([torch.cat([part.mean, part.logvar], dim=1).cpu() for part in parts])
+def encode_in_parts(teacher: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
+    """See `encode_pictures`; so many pictures at a time as fit the device."""
+    return torch.cat([encode_pictures(teacher, part) for part in pictures.split(PICTURES_AT_ONCE)])
 
 
 def encode_scene_pictures(teacher: AutoencoderKL, inputs: dict[str, Any], config: Ross3DConfig) -> dict[str, Any]:
     """Latents of what the processor made of one scene."""
-    mean, std = torch.tensor(config.image_mean), torch.tensor(config.image_std)
-    views = prepare_view_pictures(inputs["pixel_values"][0], mean, std, config.denoiser_config.view_image_size)
-    latents = {"view_latents": encode_pictures(teacher, views)}
+    latents = {"view_latents": encode_in_parts(teacher, get_view_pictures(inputs["pixel_values"][0], config))}
     if "bev_pixel_values" in inputs:
-        latents["bev_latents"] = encode_pictures(teacher, (2 * inputs["bev_pixel_values"] - 1).clamp(-1, 1))[0]
+        latents["bev_latents"] = encode_in_parts(teacher, get_bev_pictures(inputs["bev_pixel_values"]))[0]
     return latents
 
 

@@ -6,13 +6,8 @@ from itertools import islice
 import torch
 from transformers import Trainer
 
-from ross3d.configuration_ross3d import Ross3DConfig
-from ross3d.modeling_ross3d import LOSS_NAMES
-from ross3d.reconstruction_ross3d import get_bev_cells
-
-
-# What the model reads in float32 in every precision.
-FLOAT32_KEYS = {"patch_coords", "proposal_boxes", "query_coords", "loss_weights", "bev_bounds"}
+from ross3d.inputs_ross3d import list_float32
+from ross3d.modeling_ross3d import count_losses, get_loss_names
 
 
 def open_view_gate(batch: dict[str, torch.Tensor], global_step: int, period: int) -> None:
@@ -21,29 +16,9 @@ def open_view_gate(batch: dict[str, torch.Tensor], global_step: int, period: int
         batch["bool_masked_views"] = torch.zeros_like(batch["bool_masked_views"])
 
 
-def count_losses(batch: dict[str, torch.Tensor], config: Ross3DConfig) -> torch.Tensor:
-    """How many items (4,) each named loss of a batch averages over, in the order of `LOSS_NAMES`."""
-    nothing = torch.zeros_like(batch["input_ids"][:, 0], dtype=torch.bool)
-    grounding = batch.get("grounding_labels")
-    asked = nothing[:, None] if grounding is None else (grounding > 0).any(dim=-1)
-    allowed = ~nothing
-    if not config.reconstruct_on_grounding_rows:
-        allowed = ~asked.any(dim=1)
-    hidden = batch.get("bool_masked_views", nothing[:, None]).any(dim=1) & allowed
-    pictured = nothing
-    if "bev_pixel_values" in batch and config.denoiser_config is not None:
-        head = config.denoiser_config
-        cells = get_bev_cells(
-            batch["bev_pixel_values"], batch.get("bev_valid"), head.bev_grid_size, head.bev_loss_mask
-        )
-        pictured = cells.flatten(1).any(dim=1) & allowed
-    answers = batch["loss_weights"].sum().round() if "loss_weights" in batch else nothing.sum()
-    return torch.stack([answers.float(), hidden.sum().float(), pictured.sum().float(), asked.sum().float()])
-
-
 def keep_float32(batch: dict[str, torch.Tensor]) -> None:
     """Hand metres and weights on as the bits of float32: with DeepSpeed and FSDP every float of a batch is cast."""
-    for name in FLOAT32_KEYS & batch.keys():
+    for name in list_float32() & batch.keys():
         batch[name] = batch[name].view(torch.int32)
 
 
@@ -70,7 +45,8 @@ class Ross3DTrainer(Trainer):
         if self.args.label_names is None:
             # Rows without text have losses as well: no name in a batch says whether it has one.
             self.label_names, self.can_return_loss = [], True
-        self.evaluated = torch.zeros(2, len(LOSS_NAMES), dtype=torch.float64)
+        self.loss_names = get_loss_names(self.accelerator.unwrap_model(self.model).config)
+        self.evaluated = torch.zeros(2, len(self.loss_names), dtype=torch.float64)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """As the library's; metres stay in float32."""
@@ -94,7 +70,7 @@ class Ross3DTrainer(Trainer):
         loss = outputs["loss"] if "loss" in outputs else torch.zeros((), device=self.args.device)
         if outputs.get("loss_counts") is not None:
             counts = outputs["loss_counts"].double().cpu()
-            means = [float(outputs[name]) if outputs.get(name) is not None else 0.0 for name in LOSS_NAMES]
+            means = [float(outputs[name]) if outputs.get(name) is not None else 0.0 for name in self.loss_names]
             self.evaluated += torch.stack([torch.tensor(means, dtype=torch.float64) * counts, counts])
         return (loss, outputs) if return_outputs else loss
 
@@ -107,7 +83,7 @@ class Ross3DTrainer(Trainer):
             sums = self.accelerator.reduce(sums, reduction="sum")
         config = self.accelerator.unwrap_model(self.model).config
         loss = 0.0
-        for name, total, count in zip(LOSS_NAMES, *sums.tolist(), strict=True):
+        for name, total, count in zip(self.loss_names, *sums.tolist(), strict=True):
             if count:
                 output.metrics[f"{metric_key_prefix}_{name}"] = total / count
                 loss += getattr(config, f"{name}_weight") * total / count
@@ -118,11 +94,11 @@ class Ross3DTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
-        """The step's micro-batches, with the gate on hidden views applied, and their global counts (4,)."""
+        """The step's micro-batches, with the gate on hidden views applied, and their global counts (n,)."""
         # The library's own counting gathers over processes only where the first batch has labels: others would wait.
         batches = list(islice(epoch_iterator, num_batches))
         config = self.accelerator.unwrap_model(self.model).config
-        counts = torch.zeros(len(LOSS_NAMES), device=device)
+        counts = torch.zeros(len(self.loss_names), device=device)
         for batch in batches:
             open_view_gate(batch, self.state.global_step, config.view_mask_period)
             counts += count_losses(batch, config).to(device)

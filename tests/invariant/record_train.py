@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ross3d import modeling_ross3d, train
+from ross3d import objectives_ross3d, train
 from ross3d.tests.invariant.kill_inside import kill_inside_write
 from ross3d.training.arguments import read_run_arguments
 from ross3d.training.trainer import Ross3DTrainer
@@ -32,7 +32,7 @@ def hash_tensors(tensors: list[torch.Tensor]) -> str:
 def record_steps(file: Path) -> None:
     """From here on every training step of this process appends to `file`."""
     drawn: list[torch.Tensor] = []
-    draw_rows, training_step = modeling_ross3d.draw_rows, Ross3DTrainer.training_step
+    draw_rows, training_step = objectives_ross3d.draw_rows, Ross3DTrainer.training_step
 
     def draw_and_keep(*arguments):
         rows = draw_rows(*arguments)
@@ -53,7 +53,7 @@ def record_steps(file: Path) -> None:
             records.write(line + "\n")
         return loss
 
-    modeling_ross3d.draw_rows = draw_and_keep
+    objectives_ross3d.draw_rows = draw_and_keep
     Ross3DTrainer.training_step = step_and_write
 
 

@@ -13,7 +13,7 @@ import peft
 import pytest
 import torch
 
-from ross3d.modeling_ross3d import is_sharded
+from ross3d.objectives_ross3d import is_sharded
 from ross3d.tests.fabricate import EVERY_KIND, WORST_KINDS, RowKind, make_collator, make_model
 from ross3d.training.trainer import count_losses, open_view_gate
 

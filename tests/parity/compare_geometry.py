@@ -17,6 +17,7 @@ from ross3d.geometry_ross3d import (
     quantize_coords,
     unproject,
 )
+from ross3d.grounding_ross3d import get_proposal_features
 from ross3d.processing_ross3d import IMAGE_TOKEN, SPATIAL_INSTRUCTION, fit_picture, get_resized_size
 from ross3d.tests.parity.build import SLOT, Recorded, collapse_slot, enlarge_recorded, make_processor, to_pictures
 from ross3d.tests.parity.golden import GoldenCase, read_slices
@@ -75,7 +76,7 @@ def compare_objects(recorded: Recorded, case: GoldenCase) -> None:
     inputs = recorded.get_inputs("ground")
     with torch.no_grad():
         projected = model.get_image_features(inputs["pixel_values"]).patch_features[None]
-        features, _ = model.get_proposal_features(projected, boxes[None], None, patches[None])
+        features, _ = get_proposal_features(model, projected, boxes[None], None, patches[None])
     case.close("object_features", features[0], tolerance)
     case.close("pooled", features[0] - centres, ACTIVATIONS)
 

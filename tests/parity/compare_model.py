@@ -3,6 +3,7 @@
 import torch
 
 from ross3d.data.collator import choose_hidden_views
+from ross3d.grounding_ross3d import get_proposal_features
 from ross3d.tests.parity.build import Recorded
 from ross3d.tests.parity.golden import GoldenCase, read_slices
 from ross3d.tests.parity.gradients import check_gradients
@@ -182,8 +183,8 @@ def check_grounding_features(recorded: Recorded, case: GoldenCase, inputs: dict)
     with torch.no_grad():
         states = model(**inputs, output_hidden_states=True).hidden_states[-1][0, place]
         projected = model.get_image_features(inputs["pixel_values"]).patch_features[None]
-        features, _ = model.get_proposal_features(
-            projected, inputs["proposal_boxes"], inputs["proposal_mask"], inputs["proposal_patches"]
+        features, _ = get_proposal_features(
+            model, projected, inputs["proposal_boxes"], inputs["proposal_mask"], inputs["proposal_patches"]
         )
         candidates = torch.cat([features[0], head.no_target[None]])
         case.close("ground_hidden", states, ACTIVATIONS)

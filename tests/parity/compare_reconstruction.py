@@ -16,7 +16,19 @@ from ross3d.diffusion_ross3d import (
     sample_latents,
     space_timesteps,
 )
-from ross3d.reconstruction_ross3d import SceneStates, get_bev_cells, prepare_view_pictures
+from ross3d.objectives_ross3d import Draws, SceneStates
+from ross3d.reconstruction_ross3d import (
+    BevObjective,
+    ViewObjective,
+    decode_latents,
+    encode_pictures,
+    get_bev_cells,
+    get_bev_queries,
+    get_target_tokens,
+    get_view_pictures,
+    get_view_queries,
+    get_view_repeats,
+)
 from ross3d.tests.parity.build import Recorded, split_weights
 from ross3d.tests.parity.compare_model import check_image_block
 from ross3d.tests.parity.golden import GoldenCase, get_deviation, read_slices
@@ -60,13 +72,23 @@ def get_draws(view: GoldenCase | None, bev: GoldenCase) -> dict[str, torch.Tenso
     return draws
 
 
+def encode(recorded: Recorded, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Mean and log-variance of the teacher's posterior."""
+    return encode_pictures(recorded.model.get_teacher(), pictures).chunk(2, dim=1)
+
+
+def get_targets(recorded: Recorded, latents: torch.Tensor, branch: str) -> torch.Tensor:
+    head = recorded.model.reconstruction_head
+    return get_target_tokens(latents, head.config, head.get_grid_size(branch))
+
+
 def check_targets(recorded: Recorded, case: GoldenCase, pictures: torch.Tensor, branch: str) -> torch.Tensor:
     """Posterior of the teacher and the folded latents (n, Z, g, g)."""
-    mean, logvar = recorded.model.encode_pictures(pictures)
+    mean, logvar = encode(recorded, pictures)
     case.close("posterior_mean", mean, ACTIVATIONS)
     case.close("posterior_logvar", logvar, ACTIVATIONS)
     latents = mean + torch.exp(0.5 * logvar) * case.read("posterior_noise")
-    targets = recorded.model.reconstruction_head.get_targets(latents, branch)
+    targets = get_targets(recorded, latents, branch)
     case.close("z_q", targets, ACTIVATIONS)
     return targets
 
@@ -74,7 +96,7 @@ def check_targets(recorded: Recorded, case: GoldenCase, pictures: torch.Tensor, 
 def predict_noise(recorded: Recorded, targets, timesteps, noise, condition, branch: str) -> torch.Tensor:
     head = recorded.model.reconstruction_head
     schedule = get_alphas_cumprod(get_cosine_betas(head.config.num_train_timesteps))
-    return head(add_noise(targets, noise, timesteps, schedule), timesteps, condition, branch)
+    return head.predict(add_noise(targets, noise, timesteps, schedule), timesteps, condition, branch)
 
 
 @torch.no_grad()
@@ -92,17 +114,16 @@ def compare_recon_view(recorded: Recorded, case: GoldenCase) -> None:
     grid = config.view_grid_size
     case.close("context", visible.transpose(1, 2).unflatten(2, (grid, grid)), ACTIVATIONS)
 
-    mean, std = torch.tensor(config.image_mean), torch.tensor(config.image_std)
     size = config.denoiser_config.view_image_size
-    pictures = prepare_view_pictures(inputs["pixel_values"][hidden], mean, std, size)
+    pictures = get_view_pictures(inputs["pixel_values"][hidden], config)
     case.same("scalars|vae_input_shape", list(pictures.shape))
     rows, columns = read_slices(case.describe("vae_input_crop"))
     case.close("vae_input_crop", pictures[:, :, rows, columns], ACTIVATIONS)
     targets = check_targets(recorded, case, pictures, "view")
-    repeats = model.get_view_repeats(inputs["view_mask"], hidden)[0]
+    repeats = get_view_repeats(inputs["view_mask"], hidden)[0]
     case.same("scalars|repeat_factor", repeats)
 
-    condition = model.get_view_conditions(states, hidden)
+    condition = get_view_queries(states, hidden, config).get_conditions(head)
     case.close("pooled_condition", condition[:1], ACTIVATIONS)
     items = list(range(len(targets))) * repeats
     timesteps, noise = case.read("t"), case.read("noise")
@@ -111,11 +132,11 @@ def compare_recon_view(recorded: Recorded, case: GoldenCase) -> None:
     errors = head.compute_errors(targets[items], timesteps, noise, condition[items], "view")
     case.close("loss_elements", errors, ACTIVATIONS)
     case.close("scalars|loss_elements_sum", errors.double().sum(), LOSSES)
-    total, count = model.compute_view_loss(
-        states, inputs["view_mask"], hidden, inputs["pixel_values"], timesteps=timesteps, noise=noise,
-        posterior_noise=case.read("posterior_noise"),
-    )  # fmt: skip
-    assert count == 1
+    given = {"timesteps": timesteps, "noise": noise, "posterior_noise": case.read("posterior_noise")}
+    draws = Draws(given={f"view.{purpose}": numbers for purpose, numbers in given.items()})
+    batch = inputs | {"bool_masked_views": hidden}
+    total = ViewObjective().compute(model, states, batch, draws)
+    assert ViewObjective().count(batch, config).tolist() == [1]
     case.close("scalars|vm_loss", total, LOSSES)
     settings = {
         "decode_image_size": size,
@@ -137,7 +158,7 @@ def compare_recon_bev(recorded: Recorded, case: GoldenCase) -> None:
     states, _, inputs = get_scene_states(recorded, hidden)
     pictures = 2 * inputs["bev_pixel_values"] - 1
     targets = check_targets(recorded, case, pictures, "bev")
-    condition = model.get_bev_conditions(states, None)
+    condition = get_bev_queries(model, states, None).get_conditions(head)
     case.close("pooled_condition", condition, ACTIVATIONS)
     timesteps, noise = case.read("t"), case.read("noise")
     prediction = predict_noise(recorded, targets, timesteps, noise, condition, "bev")
@@ -148,11 +169,11 @@ def compare_recon_bev(recorded: Recorded, case: GoldenCase) -> None:
     cells = get_bev_cells(inputs["bev_pixel_values"], None, config.bev_grid_size, config.bev_loss_mask)
     case.same("loss_mask", cells[:, None])
     case.same("scalars|loss_mask_cells", cells.sum())
-    total, count = model.compute_bev_loss(
-        states, inputs["bev_pixel_values"], None, None, None, timesteps=timesteps, noise=noise,
-        posterior_noise=case.read("posterior_noise"),
-    )  # fmt: skip
-    assert count == 1
+    given = {"timesteps": timesteps, "noise": noise, "posterior_noise": case.read("posterior_noise")}
+    draws = Draws(given={f"bev.{purpose}": numbers for purpose, numbers in given.items()})
+    batch = {"bev_pixel_values": inputs["bev_pixel_values"]}
+    total = BevObjective().compute(model, states, batch, draws)
+    assert BevObjective().count(batch, model.config).tolist() == [1]
     case.close("scalars|bev_loss", total, LOSSES)
 
 
@@ -199,10 +220,11 @@ def compare_train_step_unmasked(recorded: Recorded, case: GoldenCase) -> None:
         grid = recorded.model.config.view_grid_size
         visible = states.states[states.visible].transpose(1, 2).unflatten(2, (grid, grid))
         case.same("scalars|context_frames", list(visible.shape))
-        mean, logvar = recorded.model.encode_pictures(2 * inputs["bev_pixel_values"] - 1)
+        mean, logvar = encode(recorded, 2 * inputs["bev_pixel_values"] - 1)
         latents = mean + torch.exp(0.5 * logvar) * case.read("posterior_noise")
-        targets = recorded.model.reconstruction_head.get_targets(latents, "bev")
-        condition = recorded.model.get_bev_conditions(states, None)
+        targets = get_targets(recorded, latents, "bev")
+        head = recorded.model.reconstruction_head
+        condition = get_bev_queries(recorded.model, states, None).get_conditions(head)
         case.close("pooled_condition", condition, ACTIVATIONS)
         prediction = predict_noise(recorded, targets, case.read("t"), case.read("noise"), condition, "bev")
         case.close("denoiser_out", prediction, ACTIVATIONS)
@@ -256,7 +278,7 @@ def check_direct(recorded: Recorded, case: GoldenCase) -> None:
     case.close("direct_t_freq", got, tolerance)
     case.close("direct_t_emb", embedding(timesteps), ACTIVATIONS)
     condition = get_recorded_condition(head, case, "view").expand(len(timesteps), -1, -1)
-    case.close("direct_out", head(case.read("direct_x"), timesteps, condition, "view"), ACTIVATIONS)
+    case.close("direct_out", head.predict(case.read("direct_x"), timesteps, condition, "view"), ACTIVATIONS)
 
 
 def check_chain(recorded: Recorded, case: GoldenCase, branch: str, alphas_cumprod: torch.Tensor) -> None:
@@ -273,7 +295,7 @@ def check_chain(recorded: Recorded, case: GoldenCase, branch: str, alphas_cumpro
     def walk(head: nn.Module, on_step) -> torch.Tensor:
         condition = get_recorded_condition(head, case, branch)
         return sample_latents(
-            lambda sample, t: head(sample, t, condition, branch),
+            lambda sample, t: head.predict(sample, t, condition, branch),
             case.read(f"{branch}_x_T").to(head.dtype),
             lambda index: noise[steps - 1 - index].to(head.dtype),
             num_train_timesteps=head.config.num_train_timesteps,
@@ -329,12 +351,12 @@ def check_ill_conditioned(case: GoldenCase, path: str, got: torch.Tensor, exact:
 @torch.no_grad()
 def compare_vae(recorded: Recorded, case: GoldenCase) -> None:
     model = recorded.model
-    mean, logvar = model.encode_pictures(case.read("x") / 127.5 - 1)
+    mean, logvar = encode(recorded, case.read("x") / 127.5 - 1)
     case.close("mean", mean, ACTIVATIONS)
     case.close("logvar", logvar, ACTIVATIONS)
     decoded = model.get_teacher().decode(case.read("z")).sample
     case.close("decoded", decoded, ACTIVATIONS)
-    assert torch.equal(model.decode_latents(case.read("z")), (decoded / 2 + 0.5).clamp(0, 1))
+    assert torch.equal(decode_latents(model.get_teacher(), case.read("z")), (decoded / 2 + 0.5).clamp(0, 1))
     case.same("scalars|latent_dim_property", model.config.denoiser_config.token_channels)
 
 

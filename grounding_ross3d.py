@@ -1,0 +1,288 @@
+# Copyright 2026 The ross3d authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Grounding: which of the proposed boxes a referring expression means, its head and its objective.
+
+Shapes: B rows, L positions, V views, P = p*p patches of a view, D width, K proposals, Q questions of a row.
+"""
+
+from collections import Counter
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .configuration_ross3d import Ross3DConfig
+from .geometry_ross3d import MAX_COORDINATE, check_shape, unpack_patches
+from .inputs_ross3d import HINT, check_numbers, read_float32
+from .objectives_ross3d import Batch, Draws, Objective, SceneStates, count_nothing, take_part
+
+
+class Ross3DGroundingMLP(nn.Module):
+    """Linear, ReLU, LayerNorm, Linear, then unit length."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(hidden_size, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size)
+        self.linear_2 = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        states = self.linear_2(self.norm(F.relu(self.linear_1(states))))
+        # In float32: in float16 the guard against a zero vector is zero itself.
+        return F.normalize(states.float(), dim=-1).to(states.dtype)
+
+
+class Ross3DGroundingHead(nn.Module):
+    """Cosine scores between the state at `<ground>` and each proposal, with a learned "no target" as the last one."""
+
+    def __init__(self, config: Ross3DConfig):
+        super().__init__()
+        hidden_size = config.text_config.hidden_size
+        self.no_target = nn.Parameter(torch.zeros(hidden_size))
+        self.proposal_mlp = Ross3DGroundingMLP(hidden_size)
+        self.query_mlp = Ross3DGroundingMLP(hidden_size)
+
+    def forward(
+        self, queries: torch.Tensor, proposal_features: torch.Tensor, proposal_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Scores (B, Q, K + 1) for queries (B, Q, D), proposals (B, K, D) and their mask (B, K), -inf at padding."""
+        # In float16 the library keeps this head in float32.
+        queries, proposal_features = queries.to(self.no_target.dtype), proposal_features.to(self.no_target.dtype)
+        no_target = self.no_target.expand(queries.shape[0], 1, -1)
+        candidates = self.proposal_mlp(torch.cat([proposal_features, no_target], dim=1))
+        scores = self.query_mlp(queries) @ candidates.transpose(1, 2)
+        padding = F.pad(~proposal_mask, (0, 1), value=False)
+        return scores.masked_fill(padding[:, None], float("-inf"))
+
+
+def compute_grounding_losses(scores: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
+    """InfoNCE (..., ) of scores (..., K + 1) against multi-hot labels (..., K + 1), float32."""
+    logits = scores.float() / temperature
+    positive = logits.masked_fill(labels <= 0, float("-inf"))
+    return torch.logsumexp(logits, dim=-1) - torch.logsumexp(positive, dim=-1)
+
+
+def get_proposal_features(
+    model: nn.Module,
+    patch_features: torch.Tensor | None,
+    proposal_boxes: torch.Tensor,
+    proposal_mask: torch.Tensor | None,
+    proposal_patches: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean of each proposal's patches plus the embedding of its centre.
+
+    Args:
+        model (`Ross3DForConditionalGeneration`): embeds the centres.
+        patch_features (B, V, P, D): projected patches, never hidden.
+        proposal_boxes (B, K, 6): centre and size, metres.
+        proposal_mask (B, K) bool: real proposals, all when absent.
+        proposal_patches (B, K, V, p, p) bool, or packed by `pack_patches`: patches inside each box; a proposal
+            without any is its centre alone.
+
+    Returns:
+        features (B, K, D) and mask (B, K).
+    """
+    sizes = check_shape("proposal_boxes", proposal_boxes, ("B", "K", 6), HINT)
+    if proposal_mask is None:
+        proposal_mask = torch.ones(proposal_boxes.shape[:2], dtype=torch.bool, device=proposal_boxes.device)
+    check_shape("proposal_mask", proposal_mask, (sizes["B"], sizes["K"]), HINT)
+    proposal_boxes = read_float32("proposal_boxes", proposal_boxes)
+    if not model.training:
+        # A read of the device: training has no time for it, and gets its boxes from a processor that has looked.
+        check_numbers("proposal_boxes", proposal_boxes, proposal_mask[..., None], MAX_COORDINATE)
+        negative = ((proposal_boxes[..., 3:] < 0).any(dim=-1) & proposal_mask).nonzero().tolist()
+        if negative:
+            row, place = negative[0]
+            raise ValueError(
+                f"proposal_boxes: expected sizes >= 0 (centre xyz, size xyz), got"
+                f" {proposal_boxes[row, place].tolist()} in row {row}; turn corners into centre and size."
+            )
+    centres = proposal_boxes[..., :3]
+    features = take_part(model.model.get_position_embedding(centres, proposal_mask), patch_features)
+    if proposal_patches is not None and patch_features is not None:
+        views, grid = patch_features.shape[1], model.config.patch_grid_size
+        if proposal_patches.dtype == torch.uint8:
+            num_bytes = -(-(grid**2) // 8)
+            check_shape("proposal_patches", proposal_patches, (sizes["B"], sizes["K"], views, num_bytes), HINT)
+            proposal_patches = unpack_patches(proposal_patches, grid)
+        check_shape("proposal_patches", proposal_patches, (sizes["B"], sizes["K"], views, grid, grid), HINT)
+        member = proposal_patches.flatten(2).to(patch_features)  # (B, K, V*P)
+        pooled = member @ patch_features.flatten(1, 2) / member.sum(dim=-1, keepdim=True).clamp(min=1)
+        features = features.to(pooled) + pooled
+    return features, proposal_mask
+
+
+def append_ground_slots(
+    input_ids: torch.Tensor, real: torch.Tensor, segment_ids: torch.Tensor, ground_token_id: int, pad_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Close every question that has no `<ground>` with one.
+
+    Args:
+        input_ids, segment_ids (B, L): rows; `real` (B, L) bool is False at padding, wherever it stands.
+
+    Returns:
+        new `input_ids` and `segment_ids` (B, L'), padded on the right with `pad_token_id` and -1.
+    """
+    new_rows = []
+    for ids, keep, segments in zip(input_ids.tolist(), real.tolist(), segment_ids.tolist(), strict=True):
+        questions: dict[int, list[int]] = {}
+        for token, is_real, segment in zip(ids, keep, segments, strict=True):
+            if is_real:
+                questions.setdefault(segment, []).append(token)
+        row: list[tuple[int, int]] = []
+        for segment, tokens in questions.items():
+            slot = [ground_token_id] if segment > 0 and ground_token_id not in tokens else []
+            row.extend((token, segment) for token in tokens + slot)
+        new_rows.append(row)
+    length = max(len(row) for row in new_rows)
+    padded = [row + [(pad_token_id, -1)] * (length - len(row)) for row in new_rows]
+    stacked = torch.tensor(padded, device=input_ids.device)
+    return stacked[..., 0], stacked[..., 1]
+
+
+def get_ground_queries(
+    hidden_states: torch.Tensor,
+    input_ids: torch.Tensor,
+    segment_ids: torch.Tensor | None,
+    ground_token_id: int,
+    num_questions: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """States at the `<ground>` tokens: queries (B, Q, D), zero where a question has none, and which have one (B, Q).
+
+    Raises:
+        ValueError: when a question holds more than one `<ground>`.
+    """
+    rows, positions = (input_ids == ground_token_id).nonzero(as_tuple=True)
+    questions = torch.zeros_like(rows) if segment_ids is None else (segment_ids[rows, positions] - 1).clamp(min=0)
+    places = Counter(zip(*torch.stack([rows, questions]).tolist(), strict=True))
+    for (row, question), count in sorted(places.items()):
+        if count > 1:
+            raise ValueError(
+                f"input_ids: expected at most one <ground> a question, got {count} in question {question} of row"
+                f" {row}; ask about one referring expression at a time."
+            )
+    num_questions = max([num_questions, *(question + 1 for _, question in places)])
+    device = hidden_states.device
+    found = hidden_states[rows.to(device), positions.to(device)].to(rows.device)
+    asked = torch.zeros(input_ids.shape[0], num_questions, dtype=torch.bool, device=input_ids.device)
+    asked[rows, questions] = True
+    queries = found.new_zeros(*asked.shape, found.shape[-1])
+    return queries.index_put((rows, questions), found), asked
+
+
+def score_proposals(
+    head: nn.Module,
+    hidden_states: torch.Tensor,
+    input_ids: torch.Tensor,
+    segment_ids: torch.Tensor | None,
+    proposals: tuple[torch.Tensor, torch.Tensor],
+    ground_token_id: int,
+    num_questions: int = 1,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores (B, Q, K + 1), and which questions (B, Q) have a `<ground>`; the scores of others mean nothing.
+
+    Args:
+        head (`Ross3DGroundingHead`): scores.
+        hidden_states (B, L, D): output states of rows with `input_ids` and `segment_ids` (B, L).
+        proposals: features (B, K, D) and mask (B, K) of `get_proposal_features`.
+        ground_token_id (`int`): of `<ground>`.
+        num_questions (`int`): Q at least.
+    """
+    queries, asked = get_ground_queries(hidden_states, input_ids, segment_ids, ground_token_id, num_questions)
+    return head(queries, *proposals).to(asked.device), asked
+
+
+class GroundingObjective(Objective):
+    """Mean over grounding questions of the InfoNCE loss against their multi-hot labels; an all-zero row is none."""
+
+    name = "grounding"
+    reads = ("grounding_labels", "input_ids", "proposal_boxes")
+    head = "grounding_head"
+
+    def check(self, model: nn.Module, batch: Batch) -> None:
+        """Refuse labels of proposals that nothing would be scored against; their numbers, outside training."""
+        labels = batch.get("grounding_labels")
+        if labels is None:
+            return
+        given = {name: name in batch for name in self.reads[1:]} | {self.head: self.is_on(model.config)}
+        for name, is_given in given.items():
+            if not is_given:
+                raise ValueError(
+                    f"grounding_labels: expected {name} beside them, got None; pass the processor's whole output to a"
+                    " model with config.grounding=True, or leave grounding questions out."
+                )
+        if not model.training:
+            check_label_numbers(labels, batch.get("proposal_mask"))
+
+    def is_on(self, config: Ross3DConfig) -> bool:
+        return config.grounding
+
+    def can_run(self, model: nn.Module, states: SceneStates) -> bool:
+        return states.grounding_scores is not None
+
+    def count(self, batch: Batch, config: Ross3DConfig) -> torch.Tensor:
+        labels = batch.get("grounding_labels")
+        return count_nothing(batch) if labels is None else (labels > 0).any(dim=-1).sum(dim=1)
+
+    def compute(self, model: nn.Module, states: SceneStates, batch: Batch, draws: Draws) -> torch.Tensor:
+        scores, has_ground, labels = states.grounding_scores, states.has_ground, batch.get("grounding_labels")
+        if labels is not None:
+            hint = "pass one row a question and one column a proposal, then one for no target."
+            check_shape("grounding_labels", labels, tuple(scores.shape), hint)
+        asked = torch.zeros_like(has_ground) if labels is None else (labels > 0).any(dim=-1)
+        places = asked.nonzero(as_tuple=True)
+        # One read of the device, whichever of the two it is about.
+        is_right = bool(has_ground[places].all() if labels is not None else ~has_ground.any())
+        if not is_right and labels is None and model.training:
+            raise ValueError(
+                "grounding_labels: expected them in training beside <ground>, got none; pass target_objects= to the"
+                " processor. A stock Trainer drops them unless remove_unused_columns=False."
+            )
+        if not is_right and labels is not None:
+            row, question = (asked & ~has_ground).nonzero()[0].tolist()
+            raise ValueError(
+                f"grounding_labels: expected a <ground> in question {question} of row {row}, which has labels, got"
+                " none; answer grounding questions with `<ground>`."
+            )
+        if not len(places[0]):
+            return scores[..., -1].sum() * 0.0
+        return compute_grounding_losses(scores[places], labels[places], model.config.grounding_temperature).sum()
+
+
+def check_label_numbers(labels: torch.Tensor, proposal_mask: torch.Tensor | None) -> None:
+    """Refuse labels that are none, and those of padding; a read of the device, so not in training."""
+    if not bool((labels >= 0).all()):
+        raise ValueError(
+            "grounding_labels: expected 0 and 1, got a negative number or NaN; pass target_objects= to the processor."
+        )
+    if proposal_mask is None or labels.shape[-1] != proposal_mask.shape[1] + 1:
+        return
+    padding = ((labels[..., :-1] > 0) & ~proposal_mask[:, None]).nonzero().tolist()
+    if padding:
+        row, question, place = padding[0]
+        raise ValueError(
+            f"grounding_labels: expected targets among the real proposals, got proposal {place} for question"
+            f" {question} of row {row}, where proposal_mask is False; leave it out or unmask it."
+        )
+
+
+__all__ = [
+    "GroundingObjective",
+    "Ross3DGroundingHead",
+    "append_ground_slots",
+    "compute_grounding_losses",
+    "get_ground_queries",
+    "get_proposal_features",
+    "score_proposals",
+]

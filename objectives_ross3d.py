@@ -1,0 +1,387 @@
+# Copyright 2026 The ross3d authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Supervision of the output: what an objective is, what all of them read, and the objective of text.
+
+Every loss of the model is an `Objective`: it says how many items each row of a batch adds and computes the sum over
+these items. The model loops over its objectives (`OBJECTIVES` in `modeling_ross3d.py`); the Trainer calls the same
+`count`. An objective holds no weights: it looks its head up on the model when it is called, since wrappers such as
+PEFT exchange modules, and enters it through `forward`, where shards of weights are gathered.
+
+Shapes: B rows, L positions, V views, N tokens of a view, P patches of a view, D width, K proposals, Q questions.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .configuration_ross3d import Ross3DConfig
+from .inputs_ross3d import HINT, read_float32
+
+
+Batch = Mapping[str, torch.Tensor]
+
+
+@dataclass
+class SceneStates:
+    """What the model made of a batch.
+
+    Attributes:
+        states (`torch.Tensor` of shape `(B, V, N, D)`, *optional*): output states at the visual tokens, newlines left
+            out; None for rows that are read without views.
+        visible (`torch.BoolTensor` of shape `(B, V)`, *optional*): real views that were not hidden, or all of a row
+            that hides them all.
+        positions (`torch.Tensor` of shape `(B, V, N, D)`, *optional*): 3D position embedding of each token, zero
+            where it has none.
+        last_hidden_state (`torch.Tensor` of shape `(B, L, D)`, *optional*): output states at all positions.
+        grounding_scores (`torch.Tensor` of shape `(B, Q, K + 1)`, *optional*): of the grounding head, those of
+            questions without `<ground>` included, which mean nothing.
+        has_ground (`torch.BoolTensor` of shape `(B, Q)`, *optional*): which questions have a `<ground>`.
+    """
+
+    states: torch.Tensor | None
+    visible: torch.Tensor | None
+    positions: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    grounding_scores: torch.Tensor | None = None
+    has_ground: torch.Tensor | None = None
+
+    def select(self, rows: torch.Tensor | slice, views: torch.Tensor | None = None) -> "SceneStates":
+        """Visual states of some rows or, with `views` (n,), of one view each, as scenes of that view alone."""
+
+        def choose(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            if tensor is None:
+                return None
+            return tensor[rows] if views is None else tensor[rows, views][:, None]
+
+        return SceneStates(choose(self.states), choose(self.visible), choose(self.positions))
+
+
+# Numbers of the purposes that rows have always been seeded with; others are hashed by their names.
+PURPOSES = {
+    "view.posterior_noise": 0,
+    "view.timesteps": 1,
+    "view.noise": 2,
+    "bev.posterior_noise": 3,
+    "bev.timesteps": 4,
+    "bev.noise": 5,
+}
+Draw = Callable[[tuple[int, ...], torch.Generator | None], torch.Tensor]
+
+
+def get_seed(row_seed: int, purpose: str) -> int:
+    """The seed of one row's draws for one purpose."""
+    if purpose in PURPOSES:
+        return (row_seed * 8 + PURPOSES[purpose]) % 2**63
+    digest = hashlib.sha256(f"{row_seed}/{purpose}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % 2**63
+
+
+def draw_rows(
+    row_seed: torch.Tensor | None, purpose: str, shapes: list[tuple[int, ...]], draw: Draw
+) -> list[torch.Tensor]:
+    """One draw a row, from a generator of its own seeded by (row_seed, purpose), or from torch's global one.
+
+    Draws are made on CPU, so they do not depend on device, batch composition or process count.
+    """
+    if row_seed is None:
+        return [draw(shape, None) for shape in shapes]
+    generators = [torch.Generator().manual_seed(get_seed(seed, purpose)) for seed in row_seed.tolist()]
+    return [draw(shape, generator) for shape, generator in zip(shapes, generators, strict=True)]
+
+
+def draw_normal(shape: tuple[int, ...], generator: torch.Generator | None) -> torch.Tensor:
+    return torch.randn(shape, generator=generator)
+
+
+class Draws:
+    """The random numbers of a step, by the names of their purposes, such as "view.noise".
+
+    Args:
+        row_seed (`torch.LongTensor` of shape `(B,)`, *optional*): absent, torch's global generator draws.
+        given (`dict`): purposes whose numbers come from outside.
+    """
+
+    def __init__(self, row_seed: torch.Tensor | None = None, given: Mapping[str, torch.Tensor] | None = None):
+        # The host draws: the seeds go there once.
+        self.row_seed = None if row_seed is None else row_seed.cpu()
+        self.given = {name: value for name, value in (given or {}).items() if value is not None}
+
+    def take(
+        self, purpose: str, shapes: list[tuple[int, ...]], draw: Draw, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The numbers of a purpose, joined along the first axis, on the host unless they are given.
+
+        Args:
+            purpose (`str`): the objective's name and what the numbers are for.
+            shapes (list of `tuple`): one a row.
+            draw (callable): (shape, generator) -> numbers.
+            rows (`torch.LongTensor`, *optional*): the rows that the shapes are of; all of the batch by default.
+        """
+        if purpose in self.given:
+            return self.given[purpose]
+        seeds = self.row_seed
+        if seeds is not None and rows is not None:
+            seeds = seeds[rows.to(seeds.device)]
+        return torch.cat(draw_rows(seeds, purpose, shapes, draw))
+
+
+class Objective:
+    """One loss of the model.
+
+    Attributes:
+        name (`str`): "view" is logged as `view_loss`, weighs `config.view_loss_weight` and has a column of its own in
+            `loss_counts` and `num_items_in_batch`.
+        reads (tuple of `str`): tensors of the batch that it needs (`inputs_ross3d.INPUTS`), the target first: rows
+            that have the target and lack another are refused by name.
+        head (`str`, *optional*): where the model keeps the weights of its head.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    head: str | None = None
+
+    @property
+    def loss_name(self) -> str:
+        return f"{self.name}_loss"
+
+    def is_on(self, config: Ross3DConfig) -> bool:
+        """Whether models of this config are trained with it."""
+        return True
+
+    def make_head(self, config: Ross3DConfig) -> nn.Module | None:
+        """New weights of its head, for objectives that bring one."""
+        return None
+
+    def check(self, model: nn.Module, batch: Batch) -> None:
+        """Refuse a batch that has the target and lacks what it is compared with.
+
+        Raises:
+            ValueError: names the tensor that is missing.
+        """
+        target, *others = self.reads
+        missing = [name for name in others if target in batch and name not in batch]
+        if missing:
+            raise ValueError(f"{target}: expected {missing[0]} with it, got none; {HINT}")
+
+    def has_target(self, states: SceneStates, batch: Batch, config: Ross3DConfig) -> bool:
+        """Whether any row has a target. Asked in evaluation alone: in training all objectives run in every step."""
+        return self.reads[0] in batch
+
+    def can_run(self, model: nn.Module, states: SceneStates) -> bool:
+        """Whether the model has what the objective is computed with."""
+        return self.head is None or getattr(model, self.head) is not None
+
+    def count(self, batch: Batch, config: Ross3DConfig) -> torch.Tensor:
+        """How many items each row adds to the mean (B,): whole numbers, on the batch's device, which is not read."""
+        raise NotImplementedError
+
+    def compute(self, model: nn.Module, states: SceneStates, batch: Batch, draws: Draws) -> torch.Tensor:
+        """The sum over all items that `count` counts, in float32.
+
+        Without items it is zero, and has passed the same modules: other processes, which have some, wait for their
+        weights and gradients.
+        """
+        raise NotImplementedError
+
+
+def get_allowed_rows(batch: Batch, config: Ross3DConfig) -> torch.Tensor | None:
+    """Which rows (B,) may carry reconstruction losses; None where all may."""
+    labels = batch.get("grounding_labels")
+    # CODEPATH: published checkpoints rebuild nothing on grounding rows; models trained on mixed rows do.
+    if labels is None or config.reconstruct_on_grounding_rows:
+        return None
+    return ~(labels > 0).flatten(1).any(dim=1)
+
+
+def get_hidden_views(batch: Batch, config: Ross3DConfig) -> torch.Tensor | None:
+    """Which views (B, V) are to be rebuilt: real ones, on rows that may carry the loss."""
+    hidden, view_mask = batch.get("bool_masked_views"), batch.get("view_mask")
+    if hidden is None:
+        return None
+    if view_mask is not None:
+        hidden = hidden & view_mask
+    allowed = get_allowed_rows(batch, config)
+    return hidden if allowed is None else hidden & allowed[:, None]
+
+
+def count_nothing(batch: Batch) -> torch.Tensor:
+    """Zeros (B,) on the batch's device."""
+    return torch.zeros(len(first := next(iter(batch.values()))), dtype=torch.long, device=first.device)
+
+
+def get_text_targets(batch: Batch) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """What each position predicts (B, L) and its weight (B, L) float32; the weights of an answer sum to 1."""
+    labels, targets, weights = (batch.get(name) for name in ("labels", "shift_labels", "loss_weights"))
+    if labels is None and targets is None:
+        return None
+    if targets is None:
+        targets = F.pad(labels[:, 1:], (0, 1), value=-100)
+    if weights is not None:
+        return targets, read_float32("loss_weights", weights)
+    supervised = targets != -100
+    if "grounding_labels" in batch:
+        supervised = supervised & ~(batch["grounding_labels"] > 0).flatten(1).any(dim=1)[:, None]
+    return targets, supervised / supervised.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+class TextObjective(Objective):
+    """Mean over answers of the mean cross entropy over an answer's tokens."""
+
+    name = "lm"
+    reads = ("labels",)
+
+    def check(self, model: nn.Module, batch: Batch) -> None:
+        """Refuse unshifted labels for rows with several questions; outside training, wrong numbers as well."""
+        labels, shift_labels, weights = (batch.get(name) for name in ("labels", "shift_labels", "loss_weights"))
+        if labels is None and shift_labels is not None and weights is not None:
+            raise ValueError(
+                "labels: expected them beside shift_labels and loss_weights, as the processor returns them, got none;"
+                " a Trainer with label_smoothing_factor takes them away, which this model cannot do with: set it to 0."
+            )
+        if not model.training:
+            check_text_numbers(labels if shift_labels is None else shift_labels, weights, model.config)
+        segment_ids = batch.get("segment_ids")
+        if labels is None or shift_labels is not None or segment_ids is None:
+            return
+        if int(segment_ids.max()) > 1:
+            raise ValueError(
+                "shift_labels: expected shift_labels and loss_weights beside labels, since a row holds several"
+                " questions and only its processor knows what each may predict, got None; pass answers= to the"
+                " processor and give the model all that it returns. A stock Trainer drops some of it unless"
+                " remove_unused_columns=False."
+            )
+
+    def has_target(self, states: SceneStates, batch: Batch, config: Ross3DConfig) -> bool:
+        return "labels" in batch or "shift_labels" in batch
+
+    def count(self, batch: Batch, config: Ross3DConfig) -> torch.Tensor:
+        targets = get_text_targets(batch)
+        return count_nothing(batch) if targets is None else targets[1].sum(dim=1).round().long()
+
+    def compute(self, model: nn.Module, states: SceneStates, batch: Batch, draws: Draws) -> torch.Tensor:
+        hidden_states, targets = states.last_hidden_state, get_text_targets(batch)
+        places = () if targets is None else (targets[1] > 0).nonzero(as_tuple=True)
+        if targets is None or not len(places[0]):
+            return model.lm_head(hidden_states[:, :1]).sum() * 0.0
+        labels, weights = targets
+        row, position = (index.to(hidden_states.device) for index in places)
+        # Only what is supervised passes the vocabulary.
+        logits = model.lm_head(hidden_states[row, position]).float().to(weights.device)
+        errors = F.cross_entropy(logits, labels[places], reduction="none")
+        return (errors * weights[places]).sum()
+
+
+def check_text_numbers(labels: torch.Tensor | None, loss_weights: torch.Tensor | None, config: Ross3DConfig) -> None:
+    """Refuse targets that are no tokens and weights that are none; a read of the device, so not in training."""
+    size = config.text_config.vocab_size
+    if labels is not None:
+        wrong = labels[((labels < 0) | (labels >= size)) & (labels != -100)]
+        if len(wrong):
+            raise ValueError(
+                f"labels: expected tokens in 0..{size - 1}, or -100 where nothing is learnt, got"
+                f" {wrong[:5].tolist()}; {HINT}"
+            )
+    if loss_weights is not None:
+        weights = read_float32("loss_weights", loss_weights)
+        wrong = weights[~(weights >= 0) | weights.isinf()]
+        if len(wrong):
+            raise ValueError(f"loss_weights: expected finite numbers from 0 on, got {wrong[:5].tolist()}; {HINT}")
+
+
+def combine_losses(
+    objectives: Sequence[Objective],
+    sums: Mapping[str, torch.Tensor],
+    counts: torch.Tensor,
+    num_items_in_batch: torch.Tensor | None,
+    config: Ross3DConfig,
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Named means, and their sum with the weights of the config.
+
+    Args:
+        objectives: all n of the model.
+        sums (`dict`): loss name -> sum over items, of those that were computed.
+        counts (`torch.Tensor` of shape `(n,)`): items of this batch, by which the means divide by default.
+        num_items_in_batch (`torch.Tensor` of shape `(n,)`, *optional*): items of the whole step instead.
+
+    Raises:
+        ValueError: for another number of counts.
+    """
+    names = tuple(objective.loss_name for objective in objectives)
+    shape = getattr(num_items_in_batch, "shape", type(num_items_in_batch).__name__)
+    got = shape if isinstance(shape, str) else tuple(shape)
+    if num_items_in_batch is not None and shape[-1:] != (len(names),):
+        raise ValueError(
+            f"num_items_in_batch: expected {len(names)} counts {names}, got shape {got}; a stock Trainer counts"
+            " tokens: use train.py's Ross3DTrainer, or leave the model's accepts_loss_kwargs at False."
+        )
+    divisors = counts
+    if num_items_in_batch is not None:
+        # DataParallel stacks the counts of its copies.
+        divisors = num_items_in_batch.reshape(-1)[: len(names)].to(counts.device)
+    losses, loss = {}, torch.zeros((), device=counts.device)
+    for name, divisor in zip(names, divisors, strict=True):
+        if name in sums:
+            losses[name] = sums[name].to(counts.device) / divisor.clamp(min=1)
+            loss = loss + getattr(config, f"{name}_weight") * losses[name]
+    return losses, loss
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether processes hold pieces of the weights (ZeRO-3, FSDP2), which all of them gather when a module runs."""
+    return hasattr(next(model.parameters()), "ds_id") or hasattr(model, "reshard")
+
+
+class TakePart(torch.autograd.Function):
+    """The first tensor, to the bit; the others get gradients of zero."""
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        ctx.others = [(other.shape, other.dtype, other.device) for other in others]
+        return tensor.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        zeros = [torch.zeros((), dtype=dtype, device=device).expand(shape) for shape, dtype, device in ctx.others]
+        return gradient, *zeros
+
+
+def take_part(tensor: torch.Tensor, *others: Any) -> torch.Tensor:
+    """`tensor` as it is, in whose gradient all others that have one take part, with nothing.
+
+    Weights in shards are fetched again for each output of a module that a gradient reaches. An output that is used on
+    one process and not on another would make them wait for each other for ever.
+    """
+    others = [other for other in others if isinstance(other, torch.Tensor) and other.requires_grad]
+    return TakePart.apply(tensor, *others) if others else tensor
+
+
+__all__ = [
+    "Draws",
+    "Objective",
+    "SceneStates",
+    "TextObjective",
+    "combine_losses",
+    "count_nothing",
+    "draw_normal",
+    "draw_rows",
+    "get_allowed_rows",
+    "get_hidden_views",
+    "is_sharded",
+    "take_part",
+]
