@@ -18,13 +18,14 @@
 question, C channels of a head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedConfig
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import create_causal_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
@@ -68,6 +69,57 @@ def get_packed_rows(segment_ids: torch.Tensor, prefix_length: int) -> PackedRows
     return PackedRows(prefix_length, (((keys == 0) | (keys == queries)) & before)[:, None])
 
 
+def get_segment_visibility(segment_ids: torch.Tensor) -> Callable:
+    """A mask function of the library: a token sees the prefix and its own segment (the causal rule comes on top)."""
+
+    def is_visible(batch_idx, head_idx, q_idx, kv_idx):
+        key_segment = segment_ids[batch_idx, kv_idx]
+        return (key_segment == 0) | (key_segment == segment_ids[batch_idx, q_idx])
+
+    return is_visible
+
+
+def prepare_packed_rows(
+    config: PreTrainedConfig,
+    inputs_embeds: torch.Tensor,
+    segment_ids: torch.Tensor,
+    visible: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    prefix_length: int,
+) -> tuple[Any, dict[str, Any]]:
+    """Attention mask and keyword arguments of the attention, for rows with several questions behind one scene.
+
+    Args:
+        config: of the language model.
+        inputs_embeds (B, L, D), segment_ids (B, L), attention_mask (B, L): the rows.
+        visible (B, L): `segment_ids`, -1 also where `attention_mask` hides a position.
+        prefix_length (`int`): see `count_segments`.
+
+    Raises:
+        ValueError: for an implementation that has no segment masks.
+    """
+    implementation = config._attn_implementation
+    # CODEPATH: shared for sdpa, the default; masks of the whole row for the other implementations of the library.
+    if shares_prefixes(config):
+        # The library makes a mask of its own where none is given; its name for the layers' mask says there is.
+        return {"full_attention": None}, {"packed_rows": get_packed_rows(visible, prefix_length)}
+    if implementation is not None and "flash" in implementation:
+        raise ValueError(
+            f"attn_implementation: expected 'sdpa', 'eager' or 'flex_attention' for rows with several questions,"
+            f" got {implementation!r}, which has no segment masks; set it on the text model or pass one question"
+            " a row."
+        )
+    mask = create_causal_mask(
+        config=config,
+        inputs_embeds=inputs_embeds,
+        attention_mask=attention_mask,
+        past_key_values=None,
+        position_ids=None,
+        and_mask_function=get_segment_visibility(segment_ids),
+    )
+    return mask, {}
+
+
 class SharedPrefixCache(DynamicCache):
     """Keys and values of questions behind scenes that are held once, however many questions there are.
 
@@ -78,6 +130,7 @@ class SharedPrefixCache(DynamicCache):
         prefixes: for each layer, keys and values of every scene, each (1, H / G, P, C).
         scene_index (`torch.LongTensor` of shape `(B,)`): the scene of each row.
         prefix_lengths (list of `int`): P of each scene.
+        next_positions (`torch.LongTensor` of shape `(number of scenes,)`): the position that follows each scene.
     """
 
     def __init__(
@@ -85,10 +138,11 @@ class SharedPrefixCache(DynamicCache):
         prefixes: Sequence[Sequence[tuple[torch.Tensor, torch.Tensor]]],
         scene_index: torch.Tensor,
         prefix_lengths: Sequence[int],
+        next_positions: torch.Tensor,
     ):
         super().__init__()
         self.prefixes = prefixes
-        self.prefix_lengths = torch.tensor(prefix_lengths, device=scene_index.device)
+        self.next_positions = next_positions.to(scene_index.device)
         # On the host: steps of an answer never wait for the device to tell it.
         self.longest_prefix = max(prefix_lengths)
         self.assign_rows(scene_index)
@@ -101,9 +155,9 @@ class SharedPrefixCache(DynamicCache):
         # A slice where all rows ask about one scene: nothing has to be gathered.
         self.groups = [(s, slice(None) if everyone else (scene_index == s).nonzero()[:, 0]) for s in asked]
 
-    def get_row_prefix_lengths(self) -> torch.Tensor:
-        """P of the scene of each row: (B, 1)."""
-        return self.prefix_lengths[self.row_scenes][:, None]
+    def get_row_starts(self) -> torch.Tensor:
+        """The position of each row's first token behind its scene: (B, 1), which joins (B, L) and (3, B, L)."""
+        return self.next_positions[self.row_scenes][:, None]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
@@ -313,6 +367,7 @@ __all__ = [
     "SharedPrefixCache",
     "count_segments",
     "get_packed_rows",
+    "prepare_packed_rows",
     "share_prefixes_of",
     "shares_prefixes",
 ]

@@ -289,6 +289,8 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
             published model keeps 26 of 27 and reads the state before the post-norm).
         text_config (`dict` or config): a Qwen2 language model.
         denoiser_config (`dict` or config, *optional*): the reconstruction head; `None` builds the model without one.
+        backbone (`str`, defaults to `"llava_video"`): how views become tokens and where these stand in a row
+            (`views_ross3d.BACKBONES`).
         image_token_id (`int`, defaults to 151646): id of `<image>`, the placeholder of every visual position.
         ground_token_id (`int`, defaults to 151647): id of `<ground>`; the state at it is the grounding query.
         coord_token_id (`int`, defaults to 151648): id of `<coord>`; a 3D position embedding is added to it.
@@ -352,6 +354,7 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     denoiser_config: dict | PreTrainedConfig | None = None
+    backbone: str = "llava_video"
     image_token_id: int = 151646
     ground_token_id: int = 151647
     coord_token_id: int = 151648
@@ -442,11 +445,6 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
     def view_grid_size(self) -> int:
         """h = w: tokens along a side of a view after pooling, `ceil(p / 2)` (14 in the published model)."""
         return (self.patch_grid_size + 1) // 2
-
-    @property
-    def tokens_per_view(self) -> int:
-        """Placeholders of one view: h rows of w tokens, each row closed by the newline vector (210 published)."""
-        return self.view_grid_size * (self.view_grid_size + 1)
 
     @property
     def context_length(self) -> int:

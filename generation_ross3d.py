@@ -50,10 +50,6 @@ from .reconstruction_ross3d import (
 from .scene_cache_ross3d import Ross3DSceneCache, check_scene
 
 
-# What a scene brings to the first forward of `generate`; later steps read the cache.
-FIRST_STEP_INPUTS = (*list_inputs("scene", "hiding", "question"), "segment_ids")
-# What the processor returns for grounding and training; `generate` has no use for it.
-NOT_FOR_GENERATION = list_inputs("proposals", "target")
 # New tokens of an answer where nobody says how many, as everywhere in the library.
 DEFAULT_NEW_TOKENS = 20
 
@@ -97,7 +93,8 @@ class Ross3DGenerationMixin(GenerationMixin):
         for name in ("tokenizer", "assistant_tokenizer"):
             model_inputs.pop(name, None)
         if not is_first_iteration and model_inputs.get("use_cache", True):
-            for key in FIRST_STEP_INPUTS:
+            # Later steps read the cache.
+            for key in (*list_inputs("scene", "hiding", "question"), "segment_ids"):
                 model_inputs.pop(key, None)
         segments = model_inputs.get("segment_ids")
         if segments is not None and model_inputs.get("input_ids") is not None:
@@ -135,7 +132,7 @@ class Ross3DGenerationMixin(GenerationMixin):
             return mm_encoder_output
         is_given = input_ids is not None and input_ids.numel() > 0
         placeholders = self.model.find_placeholders(input_ids if is_given else None, inputs_embeds)
-        counts = (placeholders.sum(dim=1) // self.config.tokens_per_view).tolist()
+        counts = (placeholders.sum(dim=1) // self.model.views.layout.num_positions).tolist()
         order = [rows.repeat(expand_size) for rows in torch.arange(sum(counts)).split(counts)]
         chosen = torch.cat(order)
         tensors = {name: value for name, value in images.items() if isinstance(value, torch.Tensor)}
@@ -168,7 +165,8 @@ class Ross3DGenerationMixin(GenerationMixin):
             ValueError: for rows with several questions, questions without a scene, `use_cache=False` beside `scene`,
                 a `scene_index` that is missing or wrong, or prompts that leave no room for an answer.
         """
-        for key in NOT_FOR_GENERATION:
+        # What the processor returns for grounding and training.
+        for key in list_inputs("proposals", "target"):
             kwargs.pop(key, None)
         check_generate_inputs(self, inputs, kwargs, scene, scene_index)
         if kwargs.get("mm_encoder_outputs") is not None:
@@ -207,6 +205,11 @@ class Ross3DGenerationMixin(GenerationMixin):
         # CODEPATH: shared for sdpa, the default; copied for the other implementations of the library.
         if shares_prefixes(self.config.text_config):
             return scene.share_prefixes(rows), question_mask
+        if not torch.equal(scene.next_positions, scene.prefix_mask.sum(dim=1)):
+            raise ValueError(
+                "scene: expected positions that are counted along the row, since this attn_implementation copies the"
+                " scene in front of each question, got others; load the model with attn_implementation='sdpa'."
+            )
         prefix_mask = scene.prefix_mask[scene_index].to(question_mask)
         return scene.copy_prefixes(rows), torch.cat([prefix_mask, question_mask], dim=1)
 
@@ -237,10 +240,14 @@ class Ross3DGenerationMixin(GenerationMixin):
         rows = {"input_ids": input_ids, "attention_mask": attention_mask, "segment_ids": segment_ids}
         check_scene_rows(self, rows | inputs | proposals)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        is_prefix = mask.bool()
+        placeholders = self.model.find_placeholders(input_ids, None)
+        positions = self.model.views.get_positions(placeholders, torch.where(is_prefix, 0, -1))
+        positions = torch.where(is_prefix, positions, 0)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=mask,
-            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+            position_ids=positions,
             # All of the prefix is kept, whatever a layer's window: questions slide over it.
             past_key_values=DynamicCache(),
             use_cache=True,
@@ -252,7 +259,8 @@ class Ross3DGenerationMixin(GenerationMixin):
             features, features_mask = get_proposal_features(self, outputs.patch_features, **proposals)
         return Ross3DSceneCache(
             past_key_values=outputs.past_key_values,
-            prefix_mask=mask.bool(),
+            prefix_mask=is_prefix,
+            next_positions=positions.reshape(-1, *is_prefix.shape).amax(dim=(0, 2)) + 1,
             proposal_features=features,
             proposal_mask=features_mask,
             patch_features=outputs.patch_features if keep_patch_features else None,
@@ -414,7 +422,7 @@ def check_generate_inputs(model: Any, inputs: torch.Tensor | None, kwargs: dict,
     """Refuse rows that `generate` cannot answer, and arguments that do not go with `scene`."""
     # An assistant model is asked again about longer rows with the first row's segments.
     batch = {"input_ids": kwargs.get("input_ids", inputs)}
-    check_inputs(kwargs | batch | {"segment_ids": None} if scene is None else batch, h=model.config.view_grid_size)
+    check_inputs(kwargs | batch | {"segment_ids": None} if scene is None else batch, **model.model.views.layout.sizes)
     check_prompts(model, "generate", batch["input_ids"], kwargs)
     segments = kwargs.get("segment_ids")
     if segments is not None and int(segments.max()) > 1:
@@ -460,7 +468,7 @@ def check_scene_rows(model: Any, batch: dict[str, Any]) -> None:
     """Refuse what is no scene alone, for `encode_scene`."""
     check_input_names("encode_scene", batch, unused=("bool_masked_views", "query_coords"))
     input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
-    check_inputs(batch, h=model.config.view_grid_size)
+    check_inputs(batch, **model.model.views.layout.sizes)
     check_prompts(model, "encode_scene", input_ids, {"attention_mask": attention_mask})
     if batch.get("pixel_values") is None:
         model.model.check_views_given(input_ids)
@@ -479,7 +487,7 @@ def check_ground_inputs(model: Any, batch: dict[str, Any], scene: Any, scene_ind
         check_questions_alone(model, "ground", scene, batch)
     # Proposals of cached scenes come one list a scene, not one a question.
     rows = batch if scene is None else choose_inputs(batch, "input_ids", "segment_ids", "query_coords")
-    check_inputs(rows, h=model.config.view_grid_size)
+    check_inputs(rows, **model.model.views.layout.sizes)
     input_ids, segment_ids = batch["input_ids"], batch["segment_ids"]
     check_prompts(model, "ground", input_ids, {"attention_mask": batch["attention_mask"]})
     if model.grounding_head is None:
@@ -504,7 +512,7 @@ def check_reconstruct_inputs(
 ) -> None:
     """Refuse, before anything is computed, what cannot be rebuilt."""
     check_input_names("reconstruct", batch)
-    check_inputs(batch, h=model.config.view_grid_size)
+    check_inputs(batch, **model.model.views.layout.sizes)
     if model.reconstruction_head is None:
         raise ValueError("reconstruct: expected a model with denoiser_config, got None; load another checkpoint.")
     model.get_teacher()
@@ -647,11 +655,11 @@ def limit_answers(model: Any, inputs: torch.Tensor | None, kwargs: dict[str, Any
     length = max(widths) if mask is None else max(*widths, mask.shape[-1])
     if isinstance(cache, SharedPrefixCache):
         length += cache.longest_prefix
-    limit = model.config.context_length
+    limit, per_view = model.config.context_length, model.model.views.layout.num_positions
     if length >= limit:
         raise ValueError(
             f"generate: expected fewer than {limit} positions (max_position_embeddings), so that an answer has"
-            f" room, got {length}; use fewer views ({model.config.tokens_per_view} positions each) or a shorter"
+            f" room, got {length}; use fewer views ({per_view} positions each) or a shorter"
             " question."
         )
     given = [settings for settings in (kwargs.get("generation_config"), model.generation_config) if settings]

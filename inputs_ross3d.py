@@ -46,7 +46,7 @@ class Input:
 
     Attributes:
         axes (tuple of `str` and `int`): a letter is one size wherever it stands: B rows, V views, L positions, K
-            proposals, Q questions, h token grid, S pixels of a view; "*" is any size, "..." any further axes.
+            proposals, Q questions, h and w token grid, S pixels of a view; "*" is any size, "..." any further axes.
         dtypes (tuple of `torch.dtype`): those that are taken.
         part (`str`): who reads it: "text" the language model, "scene" what a scene is encoded from, "hiding" which
             views are hidden, "question" the questions, "proposals" the grounding head, "target" the losses alone.
@@ -83,8 +83,8 @@ INPUTS: dict[str, Input] = {
     "loss_weights": Input(("B", "L"), METRES, "target", 0.0),
     "view_mask": Input(("B", "V"), TRUTH, "scene", False),
     "bool_masked_views": Input(("B", "V"), TRUTH, "hiding"),
-    "patch_coords": Input(("B", "V", "h", "h", 3), METRES, "scene", 0.0),
-    "patch_valid": Input(("B", "V", "h", "h"), TRUTH, "scene", False),
+    "patch_coords": Input(("B", "V", "h", "w", 3), METRES, "scene", 0.0),
+    "patch_valid": Input(("B", "V", "h", "w"), TRUTH, "scene", False),
     "proposal_boxes": Input(("B", "K", 6), METRES, "proposals", 0.0),
     "proposal_mask": Input(("B", "K"), TRUTH, "proposals", False),
     "proposal_patches": Input(("B", "K", "V", "..."), (*WHOLE, *TRUTH), "proposals", False),

@@ -18,20 +18,17 @@ Shapes: B scenes, V views (R real views of all scenes together), N = h*w tokens 
 L sequence, D width, K proposals, Q questions of a scene, H W pixels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
@@ -39,9 +36,8 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from .attention_ross3d import (
     SharedPrefixCache,
     count_segments,
-    get_packed_rows,
+    prepare_packed_rows,
     share_prefixes_of,
-    shares_prefixes,
 )
 from .configuration_ross3d import Ross3DConfig
 from .denoiser_ross3d import init_denoiser_weights
@@ -54,7 +50,7 @@ from .geometry_ross3d import (
     quantize_coords,
 )
 from .grounding_ross3d import GroundingObjective, Ross3DGroundingHead, get_proposal_features, score_proposals
-from .inputs_ross3d import INPUTS, check_inputs, check_mask, check_numbers, read_float32
+from .inputs_ross3d import INPUTS, check_inputs, check_mask, check_numbers, list_inputs, read_float32
 from .objectives_ross3d import (
     Draws,
     Objective,
@@ -67,12 +63,14 @@ from .objectives_ross3d import (
 from .reconstruction_ross3d import (
     BevObjective,
     Ross3DReconstructionHead,
+    Ross3DTeacherMixin,
     ViewObjective,
     get_hidden_views,
     get_unseen_views,
     get_visible_views,
 )
 from .scene_cache_ross3d import Ross3DSceneCache
+from .views_ross3d import ViewPlaces, get_views
 
 
 logger = logging.get_logger(__name__)
@@ -182,17 +180,6 @@ def name_auto_classes(config: Ross3DConfig) -> None:
     config.auto_map = {name: f"{repository}{place}" for name, place in AUTO_MAP.items()} | given
 
 
-def pad_views(flat: torch.Tensor, real: tuple[torch.Tensor, ...], view_mask: torch.Tensor) -> torch.Tensor:
-    """Real views (R, ...) -> (B, V, ...), zero for padding, on the device of the mask.
-
-    `real` are the places (scene, view) where `view_mask` (B, V) is True. Under a device map parts of the model lie on
-    several devices: what is indexed by inputs goes back to them.
-    """
-    padded = flat.new_zeros(*view_mask.shape, *flat.shape[1:], device=view_mask.device)
-    padded[real] = flat.to(view_mask.device)
-    return padded
-
-
 def count_cached(past_key_values: Cache | None) -> int | None:
     """How many positions of a row a cache holds; None where only the device knows.
 
@@ -200,26 +187,6 @@ def count_cached(past_key_values: Cache | None) -> int | None:
     """
     seen = 0 if past_key_values is None else past_key_values.get_seq_length()
     return seen if isinstance(seen, int) else None
-
-
-def get_segment_positions(segment_ids: torch.Tensor) -> torch.Tensor:
-    """Position ids (B, L) of packed rows: the prefix counts from 0, every segment goes on from its end."""
-    index = torch.arange(segment_ids.shape[1], device=segment_ids.device).expand_as(segment_ids)
-    starts = torch.ones_like(segment_ids, dtype=torch.bool)
-    starts[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
-    rank = index - torch.where(starts, index, 0).cummax(dim=1).values
-    prefix_length = (segment_ids == 0).sum(dim=1, keepdim=True)
-    return rank + torch.where(segment_ids > 0, prefix_length, 0)
-
-
-def get_segment_visibility(segment_ids: torch.Tensor) -> Callable:
-    """A mask function of the library: a token sees the prefix and its own segment (the causal rule comes on top)."""
-
-    def is_visible(batch_idx, head_idx, q_idx, kv_idx):
-        key_segment = segment_ids[batch_idx, kv_idx]
-        return (key_segment == 0) | (key_segment == segment_ids[batch_idx, q_idx])
-
-    return is_visible
 
 
 class Ross3DProjector(nn.Module):
@@ -281,6 +248,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
 
     def __init__(self, config: Ross3DConfig):
         super().__init__(config)
+        self.views = get_views(config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = Ross3DProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
@@ -335,36 +303,20 @@ class Ross3DModel(Ross3DPreTrainedModel):
             output_hidden_states = vision_config.output_hidden_states
         if output_attentions is None:
             output_attentions = vision_config.output_attentions
-        if output_hidden_states or output_attentions:
-            tower = self.vision_tower(
-                pixel_values, output_hidden_states=True, output_attentions=output_attentions, return_dict=True
-            )
-            patches, attentions = tower.hidden_states[-1], tower.get("attentions")
-            hidden_states = tower.hidden_states if output_hidden_states else None
-        else:
-            embedded = self.vision_tower.embeddings(pixel_values)
-            patches = self.vision_tower.encoder(inputs_embeds=embedded).last_hidden_state
-            hidden_states, attentions = None, None
-        states = self.vision_tower.post_layernorm(patches)
+        encoded = self.views.encode(self.vision_tower, pixel_values, output_hidden_states, output_attentions)
+        patches = encoded.patches
         if self.training:
-            # Nothing else reads the post-norm of published weights; with nothing it takes part, so that no parameter
-            # of a tower in training is without a gradient.
-            patches = patches + 0.0 * states[:1, :1].sum()
+            # Nothing else reads a post-norm that stands behind them. Added times zero, it has a gradient like all
+            # parameters of a tower that is trained, which DDP and ZeRO-3 wait for.
+            patches = patches + 0.0 * encoded.last_hidden_state[:1, :1].sum()
         projected = self.multi_modal_projector(patches)
         return Ross3DImageFeatures(
-            last_hidden_state=states,
-            pooler_output=self.pool_patches(projected),
+            last_hidden_state=encoded.last_hidden_state,
+            pooler_output=self.views.to_tokens(projected),
             patch_features=projected,
-            hidden_states=hidden_states,
-            attentions=attentions,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
         )
-
-    def pool_patches(self, projected: torch.Tensor) -> torch.Tensor:
-        """(R, P, D) on a p x p grid -> (R, N, D) on the h x w grid, bilinear, corners not aligned."""
-        grid, pooled = self.config.patch_grid_size, self.config.view_grid_size
-        features = projected.transpose(1, 2).unflatten(2, (grid, grid))
-        features = F.interpolate(features, size=(pooled, pooled), mode="bilinear", align_corners=False)
-        return features.flatten(2).transpose(1, 2)
 
     def get_position_embedding(self, coords: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
         """Discrete sinusoidal embedding (..., D), float32, of world coordinates (..., 3) in metres.
@@ -384,7 +336,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
     def get_visual_embeddings(
         self, pooled: torch.Tensor, positions: torch.Tensor | None, hidden: torch.Tensor | None
     ) -> torch.Tensor:
-        """What fills the placeholders of R views, newline after every grid row: (R, h * (w + 1), D).
+        """What fills the placeholders of R views, laid out by the backbone: (R, positions of a view, D).
 
         Args:
             pooled (R, N, D): tokens of the views.
@@ -397,10 +349,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         tokens = torch.where(hidden.to(pooled.device)[:, None, None], self.mask_token.to(pooled), pooled)
         if positions is not None:
             tokens = tokens + positions.to(tokens)
-        grid = self.config.view_grid_size
-        rows = tokens.unflatten(1, (grid, grid))
-        newline = self.image_newline.to(tokens).expand(rows.shape[0], grid, 1, -1)
-        return torch.cat([rows, newline], dim=2).flatten(1, 2)
+        return self.views.layout.lay_out(tokens, self.image_newline)
 
     def find_placeholders(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
         """Which positions (B, L) hold visual tokens."""
@@ -409,48 +358,82 @@ class Ross3DModel(Ross3DPreTrainedModel):
         image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
         return (inputs_embeds == self.get_input_embeddings()(image_token)).all(dim=-1)
 
-    def get_view_mask(
-        self,
-        input_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor,
-        pixel_values: torch.Tensor | None,
-        patch_coords: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Which views are real (B, V) where nobody says: all that have pixels, or as many as have placeholders."""
-        if pixel_values is not None:
-            return torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
-        counts = self.find_placeholders(input_ids, inputs_embeds).sum(dim=1) // self.config.tokens_per_view
-        num_views = int(counts.max()) if patch_coords is None else patch_coords.shape[1]
-        return torch.arange(num_views, device=counts.device) < counts[:, None]
+    def find_views(self, batch: dict[str, torch.Tensor | None], inputs_embeds: torch.Tensor) -> ViewPlaces:
+        """Where the views of a batch stand in its rows, which have to have placeholders for as many.
 
-    def get_placeholder_mask(
-        self,
-        input_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor,
-        view_mask: torch.Tensor,
-        numbers: Sequence[tuple[str, torch.Tensor, torch.Tensor, float]] = (),
-    ) -> torch.Tensor:
-        """Which positions (B, L) hold visual tokens; checked row by row against the number of real views.
-
-        `numbers` are tensors that have to be finite, and within a limit, where the mask behind them is True: name,
-        tensor, mask, limit. A GPU tells the host about all of this at once.
+        Before the tower runs, a GPU tells the host once where masks are True, whether numbers are finite and whether
+        rows fit their views (docs/CONTRACT_TESTS.md).
         """
-        mask = self.find_placeholders(input_ids, inputs_embeds)
-        wanted = view_mask.sum(dim=1) * self.config.tokens_per_view
-        found = mask.sum(dim=1).to(wanted.device)
+        input_ids, pixel_values, coords, valid, view_mask = (
+            batch[name] for name in ("input_ids", "pixel_values", "patch_coords", "patch_valid", "view_mask")
+        )
+        placeholders, num_positions = self.find_placeholders(input_ids, inputs_embeds), self.views.layout.num_positions
+        if view_mask is None and pixel_values is not None:
+            view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
+        elif view_mask is None:
+            counts = placeholders.sum(dim=1) // num_positions
+            num_views = int(counts.max()) if coords is None else coords.shape[1]
+            view_mask = torch.arange(num_views, device=counts.device) < counts[:, None]
+        # Tensors that have to be finite, and within a limit, where a mask is True.
+        numbers = []
+        if pixel_values is not None:
+            numbers.append(("pixel_values", pixel_values, view_mask[..., None, None, None], float("inf")))
+        if coords is not None:
+            used = view_mask[..., None, None] if valid is None else valid & view_mask[..., None, None]
+            numbers.append(("patch_coords", coords, used[..., None], MAX_COORDINATE))
+        wanted = view_mask.sum(dim=1) * num_positions
+        found = placeholders.sum(dim=1).to(wanted.device)
         finite = [
             ((tensor.isfinite() & (tensor.abs() <= limit)) | ~used).all().to(wanted.device)
             for _, tensor, used, limit in numbers
         ]
         if wanted.shape == found.shape and bool(torch.stack([(wanted == found).all(), *finite]).all()):
-            return mask
+            return ViewPlaces(view_mask, placeholders)
         for given in numbers:
             check_numbers(*given)
         raise ValueError(
             f"input_ids: expected {wanted.tolist()} image placeholders (id {self.config.image_token_id}) per row,"
-            f" {self.config.tokens_per_view} for each of {view_mask.sum(dim=1).tolist()} views, got"
-            f" {found.tolist()}; build rows with this model's processor."
+            f" {num_positions} for each of {view_mask.sum(dim=1).tolist()} views, got {found.tolist()}; build rows"
+            " with this model's processor."
         )
+
+    def embed_views(
+        self,
+        batch: dict[str, torch.Tensor | None],
+        inputs_embeds: torch.Tensor,
+        images: Ross3DImageFeatures | None,
+        places: ViewPlaces,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor | None]]:
+        """Fill the placeholders (B, L, D) with views, encoded here unless their features are given.
+
+        Returns:
+            the rows (B, L, D), and `patch_features` (B, V, P, D) and `visual_positions` (B, V, N, D).
+        """
+        pixel_values, coords, valid, hidden = (
+            batch[name] for name in ("pixel_values", "patch_coords", "patch_valid", "bool_masked_views")
+        )
+        if images is None:
+            views = pixel_values[places.real]
+            if not places.num_views:
+                # Text alone: the tower sees a blank view, of which nothing is kept, so that its weights take part.
+                views = pixel_values.new_zeros(1, *pixel_values.shape[2:])
+            images = self.get_image_features(views, return_dict=True)
+        else:
+            shape = (places.num_views, self.views.layout.num_cells, inputs_embeds.shape[-1])
+            check_shape("mm_encoder_outputs", images.pooler_output, shape, "pass what get_image_features returns.")
+        pooled, patches = images.pooler_output[: places.num_views], images.patch_features[: places.num_views]
+        positions = None
+        if coords is not None:
+            real_valid = None if valid is None else valid[places.real].flatten(1, 2)
+            positions = self.get_position_embedding(coords[places.real].flatten(1, 2), real_valid)
+        visual = self.get_visual_embeddings(pooled, positions, None if hidden is None else hidden[places.real])
+        visual = visual.to(inputs_embeds.device, inputs_embeds.dtype)
+        slots = places.placeholders[..., None].to(inputs_embeds.device)
+        extras = {
+            "patch_features": places.pad(patches),
+            "visual_positions": None if positions is None else places.pad(positions),
+        }
+        return inputs_embeds.masked_scatter(slots, visual), extras
 
     def add_query_positions(
         self,
@@ -481,40 +464,6 @@ class Ross3DModel(Ross3DPreTrainedModel):
         positions = self.get_position_embedding(points.nan_to_num(), is_coord & given)
         return inputs_embeds + positions.to(inputs_embeds)
 
-    def prepare_packed_rows(
-        self,
-        inputs_embeds: torch.Tensor,
-        segment_ids: torch.Tensor,
-        visible: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        prefix_length: int,
-    ):
-        """Attention mask, position ids and what attention is told of rows with several questions behind one scene.
-
-        `visible` (B, L): `segment_ids`, -1 also where `attention_mask` hides a position.
-        """
-        implementation = self.config.text_config._attn_implementation
-        positions = get_segment_positions(segment_ids)
-        # CODEPATH: shared for sdpa, the default; masks of the whole row for the other implementations of the library.
-        if shares_prefixes(self.config.text_config):
-            # The library makes a mask of its own where none is given; its name for the layers' mask says there is.
-            return {"full_attention": None}, positions, {"packed_rows": get_packed_rows(visible, prefix_length)}
-        if implementation is not None and "flash" in implementation:
-            raise ValueError(
-                f"attn_implementation: expected 'sdpa', 'eager' or 'flex_attention' for rows with several questions,"
-                f" got {implementation!r}, which has no segment masks; set it on the text model or pass one question"
-                " a row."
-            )
-        mask = create_causal_mask(
-            config=self.config.text_config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=None,
-            position_ids=None,
-            and_mask_function=get_segment_visibility(segment_ids),
-        )
-        return mask, positions, {}
-
     def get_blank_views(self, num_rows: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Padding (B, 1, 3, S, S) and its mask (B, 1), all False, for rows without views."""
         size = self.config.vision_config.image_size
@@ -539,7 +488,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         if length > limit:
             raise ValueError(
                 f"input_ids: expected at most {limit} positions (max_position_embeddings), got {length}; use fewer"
-                f" views ({self.config.tokens_per_view} positions each) or fewer questions a row."
+                f" views ({self.views.layout.num_positions} positions each) or fewer questions a row."
             )
 
     @can_return_tuple
@@ -566,7 +515,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
             "bool_masked_views": bool_masked_views, "patch_coords": patch_coords, "patch_valid": patch_valid,
             "query_coords": query_coords,
         }  # fmt: skip
-        check_inputs(batch, h=self.config.view_grid_size)
+        check_inputs(batch, **self.views.layout.sizes)
         unknown = sorted(kwargs.keys() - LIBRARY_KEYS)
         if unknown:
             raise TypeError(
@@ -597,51 +546,17 @@ class Ross3DModel(Ross3DPreTrainedModel):
         num_segments, prefix_length = (1, 0) if segment_ids is None else count_segments(visible)
         if query_coords is not None:
             inputs_embeds = self.add_query_positions(inputs_embeds, input_ids, segment_ids, query_coords)
-        extras = {}
+        extras, places = {}, None
         images = (mm_encoder_outputs or {}).get("image")
-        has_views = pixel_values is not None or images is not None
-        if has_views:
-            if images is not None and pixel_values is not None:
-                raise ValueError(
-                    "mm_encoder_outputs: expected no pixel_values beside the features of views, got both; leave one"
-                    " of them out."
-                )
-            if view_mask is None:
-                view_mask = self.get_view_mask(input_ids, inputs_embeds, pixel_values, patch_coords)
-            numbers = []
-            if pixel_values is not None:
-                numbers.append(("pixel_values", pixel_values, view_mask[..., None, None, None], float("inf")))
-            if patch_coords is not None:
-                patch_coords = read_float32("patch_coords", patch_coords)
-                used = view_mask[..., None, None] if patch_valid is None else patch_valid & view_mask[..., None, None]
-                numbers.append(("patch_coords", patch_coords, used[..., None], MAX_COORDINATE))
-            placeholders = self.get_placeholder_mask(input_ids, inputs_embeds, view_mask, numbers)
-            # Once, before the tower runs: a GPU has to tell the host where masks are True (docs/CONTRACT_TESTS.md).
-            real, slots = view_mask.nonzero(as_tuple=True), placeholders.nonzero(as_tuple=True)
-            num_views = len(real[0])
-            if images is None:
-                views = pixel_values[real]
-                if not num_views:
-                    # Text alone: the tower sees a blank view, of which nothing is kept, so that its weights take part.
-                    views = pixel_values.new_zeros(1, *pixel_values.shape[2:])
-                images = self.get_image_features(views, return_dict=True)
-            else:
-                shape = (num_views, self.config.view_grid_size**2, inputs_embeds.shape[-1])
-                check_shape("mm_encoder_outputs", images.pooler_output, shape, "pass what get_image_features returns.")
-            pooled, patches = images.pooler_output[:num_views], images.patch_features[:num_views]
-            positions, hidden = None, None
-            if patch_coords is not None:
-                coords, valid = patch_coords[real].flatten(1, 2), None
-                if patch_valid is not None:
-                    valid = patch_valid[real].flatten(1, 2)
-                positions = self.get_position_embedding(coords, valid)
-            if bool_masked_views is not None:
-                hidden = bool_masked_views[real]
-            visual = self.get_visual_embeddings(pooled, positions, hidden)
-            visual = visual.to(inputs_embeds.device, inputs_embeds.dtype)
-            inputs_embeds = inputs_embeds.masked_scatter(placeholders[..., None].to(inputs_embeds.device), visual)
-            extras["patch_features"] = pad_views(patches, real, view_mask)
-            extras["visual_positions"] = None if positions is None else pad_views(positions, real, view_mask)
+        if images is not None and pixel_values is not None:
+            raise ValueError(
+                "mm_encoder_outputs: expected no pixel_values beside the features of views, got both; leave one of"
+                " them out."
+            )
+        if pixel_values is not None or images is not None:
+            batch |= {"patch_coords": None if patch_coords is None else read_float32("patch_coords", patch_coords)}
+            places = self.find_views(batch, inputs_embeds)
+            inputs_embeds, extras = self.embed_views(batch, inputs_embeds, images, places)
         if num_segments > 1:
             if past_key_values is not None:
                 raise ValueError(
@@ -649,16 +564,18 @@ class Ross3DModel(Ross3DPreTrainedModel):
                     f" other, got a cache of {int(past_key_values.get_seq_length())} positions; pass one question a"
                     " row."
                 )
-            attention_mask, position_ids, packed = self.prepare_packed_rows(
-                inputs_embeds, segment_ids, visible, attention_mask, prefix_length
+            attention_mask, packed = prepare_packed_rows(
+                self.config.text_config, inputs_embeds, segment_ids, visible, attention_mask, prefix_length
             )
+            placeholders = torch.zeros_like(segment_ids, dtype=torch.bool) if places is None else places.placeholders
+            position_ids = self.views.get_positions(placeholders, segment_ids)
             kwargs |= packed
         if isinstance(past_key_values, SharedPrefixCache):
             # Questions count from 0; what they are asked about stands before them.
             if position_ids is None:
                 seen = past_key_values.get_seq_length()
                 position_ids = torch.arange(seen, seen + inputs_embeds.shape[1], device=inputs_embeds.device)[None]
-            position_ids = position_ids + past_key_values.get_row_prefix_lengths().to(position_ids.device)
+            position_ids = position_ids + past_key_values.get_row_starts().to(position_ids.device)
             kwargs["shared_prefix"] = past_key_values
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
@@ -668,8 +585,8 @@ class Ross3DModel(Ross3DPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        if has_views:
-            extras["visual_states"] = self.gather_visual_states(outputs.last_hidden_state, slots, real, view_mask)
+        if places is not None:
+            extras["visual_states"] = places.gather(outputs.last_hidden_state, self.views.layout)
         return Ross3DModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,
@@ -677,34 +594,6 @@ class Ross3DModel(Ross3DPreTrainedModel):
             attentions=outputs.attentions,
             **extras,
         )
-
-    def gather_visual_states(
-        self,
-        hidden_states: torch.Tensor,
-        slots: tuple[torch.Tensor, ...],
-        real: tuple[torch.Tensor, ...],
-        view_mask: torch.Tensor,
-    ) -> torch.Tensor:
-        """States at the placeholders (B, L, D) -> (B, V, N, D), without the newline that ends each grid row.
-
-        `slots` are the places (row, position) of the placeholders; `real` and `view_mask` as in `pad_views`.
-        """
-        grid = self.config.view_grid_size
-        row, position = (index.to(hidden_states.device) for index in slots)
-        rows = hidden_states[row, position].unflatten(0, (len(real[0]), grid, grid + 1))[:, :, :grid]
-        return pad_views(rows.flatten(1, 2), real, view_mask)
-
-
-# Those of our tensors that the base model reads as they are.
-MODEL_INPUTS = (
-    "input_ids",
-    "segment_ids",
-    "pixel_values",
-    "view_mask",
-    "patch_coords",
-    "patch_valid",
-    "query_coords",
-)
 
 
 class Ross3DTargets(TypedDict, total=False):
@@ -719,7 +608,9 @@ class Ross3DTargets(TypedDict, total=False):
 LIBRARY_KEYS = frozenset(TransformersKwargs.__annotations__) | {"use_cache", "cache_position", "return_dict"}
 
 
-class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, Ross3DGenerationMixin, GenerationMixin):
+class Ross3DForConditionalGeneration(
+    Ross3DPreTrainedModel, Ross3DTeacherMixin, Ross3DGenerationMixin, GenerationMixin
+):
     """Ross3D with its language, grounding and reconstruction heads."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
@@ -738,6 +629,12 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, Ross3DGenerationMixi
         # CODEPATH: published checkpoints ground; models of the systems without proposals do not.
         self.grounding_head = Ross3DGroundingHead(config) if config.grounding else None
         self.reconstruction_head = None
+        layout = self.model.views.layout
+        if config.denoiser_config is not None and layout.num_rows != layout.num_columns:
+            raise ValueError(
+                f"denoiser_config: expected None with backbone {config.backbone!r}, whose views have a grid of"
+                f" {layout.num_rows} x {layout.num_columns}: the denoiser rebuilds square ones; leave it out."
+            )
         # CODEPATH: published checkpoints carry the denoiser; exports for inference alone may leave it out.
         if config.denoiser_config is not None:
             self.reconstruction_head = Ross3DReconstructionHead(
@@ -749,8 +646,6 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, Ross3DGenerationMixi
         name_auto_classes(config)
         # Their vectors mean places of a scene: an answer never holds them.
         self.generation_config.suppress_tokens = [config.image_token_id, config.coord_token_id]
-        # Held in a tuple: the teacher is equipment, no sub-module, and never in a checkpoint of this model.
-        self._teacher = ()
         self.post_init()
         # The base model has used this old switch up before the denoiser was there.
         if checkpointing:
@@ -772,55 +667,6 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, Ross3DGenerationMixi
             used = used if view_mask is None else view_mask[..., None, None, None]
             check_numbers("pixel_values", pixel_values, used)
         return self.model.get_image_features(pixel_values, view_mask, **kwargs)
-
-    def attach_teacher(self, teacher) -> None:
-        """Give the model the frozen VAE whose latents it rebuilds.
-
-        Args:
-            teacher (`AutoencoderKL`, `str` or `Path`): a diffusers VAE or a folder that holds one (a checkpoint's
-                `teacher/`). It is used in its own dtype under `no_grad` and never saved with the model.
-
-        Raises:
-            ImportError: when a folder is given and diffusers is not installed.
-            ValueError: when its latent channels, scale or shift are not those of `denoiser_config`.
-        """
-        if isinstance(teacher, str | Path):
-            # Here, since it takes a fifth of a cold start, and answers need no teacher.
-            try:
-                from diffusers import AutoencoderKL
-            except ImportError as error:
-                raise ImportError(
-                    "attach_teacher: reading a VAE folder needs diffusers; run `pip install diffusers`."
-                ) from error
-            teacher = AutoencoderKL.from_pretrained(teacher)
-        if self.reconstruction_head is None:
-            raise ValueError(
-                "attach_teacher: expected a model with denoiser_config, got None; it has nothing to teach."
-            )
-        for name in ("latent_channels", "scaling_factor", "shift_factor"):
-            wanted, found = getattr(self.config.denoiser_config, name), getattr(teacher.config, name) or 0.0
-            if wanted != found:
-                raise ValueError(
-                    f"attach_teacher: expected a VAE with {name}={wanted} (denoiser_config), got {found}; attach the"
-                    " VAE that this checkpoint was trained with."
-                )
-        self._teacher = (teacher.requires_grad_(False).eval(),)
-
-    def get_teacher(self):
-        """The attached VAE, on this model's device.
-
-        Raises:
-            ValueError: when none is attached.
-        """
-        if not self._teacher:
-            raise ValueError(
-                "teacher: expected an attached VAE, since pictures are to be encoded or decoded, got none; call"
-                " model.attach_teacher(DIR/'teacher') or pass view_latents and bev_latents."
-            )
-        teacher = self._teacher[0]
-        # Not by the weight's name: that would gather it from all processes under ZeRO-3.
-        device = next(self.lm_head.parameters()).device
-        return teacher.to(device) if device.type != "meta" else teacher
 
     @can_return_tuple
     def forward(
@@ -898,7 +744,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, Ross3DGenerationMixi
         }  # fmt: skip
         batch |= {name: kwargs.pop(name) for name in INPUTS.keys() & kwargs.keys()}
         batch = {name: tensor for name, tensor in batch.items() if tensor is not None}
-        check_inputs(batch, h=self.config.view_grid_size)
+        check_inputs(batch, **self.model.views.layout.sizes)
         # Another process may have what is missing here, and waits for the same weights.
         runs_all = self.training or (past_key_values is None and is_sharded(self))
         given = inputs_embeds if input_ids is None else input_ids
@@ -912,7 +758,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, Ross3DGenerationMixi
             objective.check(self, batch)
         unseen = get_unseen_views(get_hidden_views(batch, self.config), self.config)
         outputs = self.model(
-            **{name: batch.get(name) for name in MODEL_INPUTS},
+            **{name: batch[name] for name in list_inputs("text", "scene", "question") if name in batch},
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
@@ -948,7 +794,8 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, Ross3DGenerationMixi
         scores = states.grounding_scores
         if scores is not None:
             scores = scores.masked_fill(~states.has_ground[..., None], float("-inf"))
-        output_class = Ross3DOutput if losses.keys() <= set(LOSS_NAMES) else make_output_class(tuple(losses))
+        names = get_loss_names(self.config)
+        output_class = Ross3DOutput if names == LOSS_NAMES else make_output_class(names)
         return output_class(
             loss=loss,
             **losses,

@@ -24,6 +24,7 @@ scene, M tokens of a picture (grid g x g), Z channels of a folded latent token, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -165,6 +166,62 @@ def get_timestep_draw(num_train_timesteps: int):
         return torch.randint(num_train_timesteps, shape, generator=generator)
 
     return draw
+
+
+class Ross3DTeacherMixin:
+    """The frozen VAE of a model. It is equipment, no part of the model: it is never in a checkpoint of its weights."""
+
+    # In a tuple, so that it is no sub-module.
+    _teacher = ()
+
+    def attach_teacher(self, teacher) -> None:
+        """Give the model the frozen VAE whose latents it rebuilds.
+
+        Args:
+            teacher (`AutoencoderKL`, `str` or `Path`): a diffusers VAE or a folder that holds one (a checkpoint's
+                `teacher/`). It is used in its own dtype under `no_grad` and never saved with the model.
+
+        Raises:
+            ImportError: when a folder is given and diffusers is not installed.
+            ValueError: when its latent channels, scale or shift are not those of `denoiser_config`.
+        """
+        if isinstance(teacher, str | Path):
+            # Here, since it takes a fifth of a cold start, and answers need no teacher.
+            try:
+                from diffusers import AutoencoderKL
+            except ImportError as error:
+                raise ImportError(
+                    "attach_teacher: reading a VAE folder needs diffusers; run `pip install diffusers`."
+                ) from error
+            teacher = AutoencoderKL.from_pretrained(teacher)
+        if self.reconstruction_head is None:
+            raise ValueError(
+                "attach_teacher: expected a model with denoiser_config, got None; it has nothing to teach."
+            )
+        for name in ("latent_channels", "scaling_factor", "shift_factor"):
+            wanted, found = getattr(self.config.denoiser_config, name), getattr(teacher.config, name) or 0.0
+            if wanted != found:
+                raise ValueError(
+                    f"attach_teacher: expected a VAE with {name}={wanted} (denoiser_config), got {found}; attach the"
+                    " VAE that this checkpoint was trained with."
+                )
+        self._teacher = (teacher.requires_grad_(False).eval(),)
+
+    def get_teacher(self):
+        """The attached VAE, on this model's device.
+
+        Raises:
+            ValueError: when none is attached.
+        """
+        if not self._teacher:
+            raise ValueError(
+                "teacher: expected an attached VAE, since pictures are to be encoded or decoded, got none; call"
+                " model.attach_teacher(DIR/'teacher') or pass view_latents and bev_latents."
+            )
+        teacher = self._teacher[0]
+        # Not by the weight's name: that would gather it from all processes under ZeRO-3.
+        device = next(self.lm_head.parameters()).device
+        return teacher.to(device) if device.type != "meta" else teacher
 
 
 # ---- the head
@@ -606,6 +663,7 @@ __all__ = [
     "BevObjective",
     "PictureQueries",
     "Ross3DReconstructionHead",
+    "Ross3DTeacherMixin",
     "ViewObjective",
     "check_bev_bounds",
     "decode_latents",

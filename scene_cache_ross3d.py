@@ -35,7 +35,7 @@ from .attention_ross3d import SharedPrefixCache
 
 
 # Changes whenever what a file holds, or what the numbers in it mean, changes.
-SCENE_CACHE_VERSION = 1
+SCENE_CACHE_VERSION = 2
 # Processor settings that decide what the model read of a scene.
 SCENE_SETTINGS = ("patch_size", "geometry_mode", "spatial_instruction", "object_patch_threshold")
 
@@ -47,6 +47,7 @@ class Ross3DSceneCache:
     Attributes:
         past_key_values (`DynamicCache`): keys and values of the B prefixes, aligned at their ends.
         prefix_mask (`torch.BoolTensor` of shape `(B, L)`): True for real prefix tokens.
+        next_positions (`torch.LongTensor` of shape `(B,)`): the position of the first token behind each prefix.
         proposal_features (`torch.FloatTensor` of shape `(B, K, D)`, *optional*): features of the proposals.
         proposal_mask (`torch.BoolTensor` of shape `(B, K)`, *optional*): True for real proposals.
         patch_features (`torch.FloatTensor` of shape `(B, V, P, D)`, *optional*): kept on request, so that other boxes
@@ -55,6 +56,7 @@ class Ross3DSceneCache:
 
     past_key_values: DynamicCache
     prefix_mask: torch.Tensor
+    next_positions: torch.Tensor
     proposal_features: torch.Tensor | None = None
     proposal_mask: torch.Tensor | None = None
     patch_features: torch.Tensor | None = None
@@ -94,7 +96,8 @@ class Ross3DSceneCache:
             else join_padded([getattr(scene, name) for scene in scenes], axis, at_start)
             for name, (axis, at_start) in padded_axes.items()
         }
-        return cls(past_key_values=cache, **tensors)
+        next_positions = torch.cat([scene.next_positions for scene in scenes])
+        return cls(past_key_values=cache, next_positions=next_positions, **tensors)
 
     def share_prefixes(self, scene_index: torch.Tensor) -> SharedPrefixCache:
         """A cache with one row a question about scene `scene_index[i]`, whose prefix stays where it is."""
@@ -104,7 +107,7 @@ class Ross3DSceneCache:
             [(layer.keys[s : s + 1, :, start:], layer.values[s : s + 1, :, start:]) for s, start in enumerate(starts)]
             for layer in self.past_key_values.layers
         ]
-        return SharedPrefixCache(prefixes, scene_index, lengths)
+        return SharedPrefixCache(prefixes, scene_index, lengths, self.next_positions)
 
     def copy_prefixes(self, scene_index: torch.Tensor) -> DynamicCache:
         """The same for attention implementations that know nothing of sharing: a copy of the prefix in every row."""
@@ -190,7 +193,7 @@ class Ross3DSceneCache:
         return cls(past_key_values=cache, **tensors)
 
 
-TENSORS = ("prefix_mask", "proposal_features", "proposal_mask", "patch_features")
+TENSORS = ("prefix_mask", "next_positions", "proposal_features", "proposal_mask", "patch_features")
 AGAIN = "these are no scenes of this model: encode them again."
 FIELDS = ("version", "model", "processor", "layers", "checksum")
 # Elements of each matrix that tell one model from another.
@@ -253,6 +256,9 @@ def check_tensors(file: str, state: dict[str, Any], config: Any) -> None:
     # A scene begins after its padding and ends at the end.
     if not length or not bool(mask[:, -1].all()) or bool((mask[:, :-1] & ~mask[:, 1:]).any()):
         raise ValueError(f"{file}: expected prefix_mask with padding at the start alone, got another; {AGAIN}")
+    positions = state["next_positions"]
+    if not bool(((positions > 0) & (positions <= mask.sum(dim=1))).all()):
+        raise ValueError(f"{file}: expected next_positions within the prefixes, got {positions.tolist()}; {AGAIN}")
     for name, tensor in floats.items():
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{file}: expected finite {name}, got NaN or infinity; {AGAIN}")
@@ -277,6 +283,11 @@ def check_shapes(file: str, state: dict[str, Any], config: Any, whole: bool = Tr
     text, mask, layers = config.text_config, state["prefix_mask"], state["layers"]
     check_tensor(file, "prefix_mask", mask, ("B", "L"), is_bool=True, whole=whole)
     num_scenes, length = mask.shape
+    positions = state["next_positions"]
+    is_whole = isinstance(positions, torch.Tensor) and positions.dtype == torch.int64
+    if not is_whole or positions.shape != (num_scenes,):
+        got = f"{positions.dtype} of {tuple(positions.shape)}" if isinstance(positions, torch.Tensor) else positions
+        raise ValueError(f"{file}: expected next_positions, int64, of shape ({num_scenes},), got {got}; {AGAIN}")
     is_list = isinstance(layers, list) and all(isinstance(layer, dict) for layer in layers)
     if not is_list or [layer.keys() for layer in layers] != [{"keys", "values"}] * text.num_hidden_layers:
         raise ValueError(f"{file}: expected keys and values of {text.num_hidden_layers} layers, got others; {AGAIN}")

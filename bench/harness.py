@@ -15,6 +15,7 @@ import torch
 
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
+from ross3d.views_ross3d import get_views
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,7 +62,7 @@ def make_scene(config: Ross3DConfig, num_views: int, generator: torch.Generator)
     """The tensors of one scene alone: 20 words, then its views, as the processor gives them."""
     grid, size = config.view_grid_size, config.vision_config.image_size
     words = torch.randint(0, 1000, (20,), generator=generator)
-    ids = torch.cat([words, torch.full((num_views * config.tokens_per_view,), IMAGE)])[None]
+    ids = torch.cat([words, torch.full((num_views * get_views(config).layout.num_positions,), IMAGE)])[None]
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),

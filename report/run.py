@@ -43,6 +43,7 @@ LOSS_COLORS = {
     "view_loss": "#d9730d",
     "bev_loss": "#8e44ad",
 }
+OTHER_COLOR = "#5c677d"
 PREDICTOR_NAMES = {
     "one_sample": "one sample",
     "mean_of_samples": "mean of samples",
@@ -160,10 +161,12 @@ def make_reconstruction_section(scores: dict[str, Any]) -> Markup:
 def make_loss_section(history: Sequence[dict[str, float]]) -> Markup:
     """One chart for each named loss of the Trainer's log."""
     charts = []
-    for name, color in LOSS_COLORS.items():
+    # The Trainer's own summary at the end of a run is no curve.
+    logged = {name for row in history for name in row if name.endswith("_loss") and name != "train_loss"}
+    for name in [*LOSS_COLORS, *sorted(logged - LOSS_COLORS.keys())]:
         rows = [(row["step"], row[name]) for row in history if name in row and "step" in row]
         if rows:
-            charts.append(make_line_chart(name, *zip(*rows, strict=True), color=color))
+            charts.append(make_line_chart(name, *zip(*rows, strict=True), color=LOSS_COLORS.get(name, OTHER_COLOR)))
     if not charts:
         note = "No trainer_state.json beside the weights, so there are no curves to show."
         return make_section("Losses", note=note)

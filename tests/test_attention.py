@@ -82,7 +82,7 @@ def test_merging_with_nothing_changes_nothing():
 def test_questions_see_their_scene_and_themselves(scenes, length):
     """Five questions about one or three scenes of 7, 4 and 11 positions, six heads on two key heads, left padding."""
     prefixes = [tuple(draw((1, 2, size, 8), (1, 2, size, 8), seed=size)) for size in (7, 4, 11)]
-    cache = SharedPrefixCache([prefixes], torch.tensor(scenes), [7, 4, 11])
+    cache = SharedPrefixCache([prefixes], torch.tensor(scenes), [7, 4, 11], torch.tensor([7, 4, 11]))
     query, key, value = draw((5, 6, length, 8), (5, 2, 4, 8), (5, 2, 4, 8), seed=9)
     mask = torch.arange(4)[None, :] <= torch.arange(4 - length, 4)[:, None]
     mask = mask.expand(5, 1, length, 4).clone()
@@ -96,13 +96,13 @@ def test_questions_see_their_scene_and_themselves(scenes, length):
         seen = F.pad(mask[row : row + 1], (prefixes[scene][0].shape[2], 0), value=True)
         wanted = F.scaled_dot_product_attention(query[row : row + 1], keys, values, attn_mask=seen)
         assert torch.allclose(found[row : row + 1], wanted, atol=ROUNDING)
-    assert cache.get_row_prefix_lengths().tolist() == [[[7, 4, 11][scene]] for scene in scenes]
+    assert cache.get_row_starts().tolist() == [[[7, 4, 11][scene]] for scene in scenes]
 
 
 def test_rows_are_repeated_and_chosen_with_their_scenes():
     """What beam search and the like do to a cache."""
     prefixes = [tuple(draw((1, 1, size, 4), (1, 1, size, 4), seed=size)) for size in (3, 5)]
-    cache = SharedPrefixCache([prefixes], torch.tensor([1, 0]), [3, 5])
+    cache = SharedPrefixCache([prefixes], torch.tensor([1, 0]), [3, 5], torch.tensor([3, 5]))
     cache.update(*draw((2, 1, 2, 4), (2, 1, 2, 4)), 0)
     cache.batch_repeat_interleave(2)
     assert cache.row_scenes.tolist() == [1, 1, 0, 0] and len(cache.layers[0].keys) == 4

@@ -35,6 +35,7 @@ from ross3d.tests.fabricate import (
     make_row,
     make_teacher,
 )
+from ross3d.views_ross3d import get_views
 
 
 NAMED_LOSSES = (*LOSS_NAMES, "loss")
@@ -428,7 +429,7 @@ def test_config_of_a_part_is_the_one_in_the_config(model):
 
 def test_config_defaults_build_and_are_typed():
     config = Ross3DConfig()
-    assert config.denoiser_config is None and config.tokens_per_view == 14 * 15
+    assert config.denoiser_config is None and get_views(config).layout.num_positions == 14 * 15
     assert isinstance(Ross3DConfig(denoiser_config={}).denoiser_config, Ross3DDenoiserConfig)
     assert config.get_text_config() is config.text_config
     with pytest.raises(Exception, match="voxel_size"):
@@ -937,7 +938,7 @@ def test_image_features_are_reachable(model, packed):
     # What the library promises: the tower's own output, and from it the tokens of the language model.
     tower = model.model.vision_tower(packed["pixel_values"][packed["view_mask"]])
     assert torch.equal(features.last_hidden_state, tower.last_hidden_state)
-    assert torch.equal(features.pooler_output, model.model.pool_patches(features.patch_features))
+    assert torch.equal(features.pooler_output, model.model.views.to_tokens(features.patch_features))
     base = model.model.get_image_features(packed["pixel_values"], packed["view_mask"])
     assert torch.equal(base.last_hidden_state, features.last_hidden_state)
     assert features.hidden_states is None and features.attentions is None

@@ -452,7 +452,7 @@ def test_layer_and_pooling_of_the_vision_tower(layers, side, pooled_side):
     assert torch.allclose(patches, model.model.multi_modal_projector(states[-1]), atol=1e-5)
     grid = patches.transpose(1, 2).unflatten(2, (side, side))
     expected = F.interpolate(grid, size=(pooled_side,) * 2, mode="bilinear", align_corners=False)
-    assert torch.allclose(model.model.pool_patches(patches), expected.flatten(2).transpose(1, 2), atol=1e-6)
+    assert torch.allclose(model.model.views.to_tokens(patches), expected.flatten(2).transpose(1, 2), atol=1e-6)
     assert Ross3DConfig().vision_config.num_hidden_layers == 26
     for name in ("mm_vision_select_layer", "mm_spatial_pool_mode"):
         with pytest.raises(ValueError, match=f"unknown key `{name}`"):

@@ -24,6 +24,7 @@ from ross3d.tests.fabricate import (
     make_row,
     make_teacher,
 )
+from ross3d.views_ross3d import get_views
 
 
 FROM_PROCESSOR = ("input_ids", "attention_mask", "segment_ids", "pixel_values", "view_mask", "patch_coords")
@@ -737,7 +738,7 @@ def test_more_than_one_ground_in_a_question_to_be_grounded(model, scenes):
 def test_grid_of_the_fabricated_rows():
     """The numbers in the messages above follow from these."""
     config = make_config()
-    assert (config.view_grid_size, config.tokens_per_view, config.patch_grid_size) == (GRID, 12, 5)
+    assert (config.view_grid_size, get_views(config).layout.num_positions, config.patch_grid_size) == (GRID, 12, 5)
 
 
 # Rows without the views they name, masks that do not fit, scenes of another model

@@ -11,6 +11,7 @@ from transformers.models.auto import modeling_auto
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration, Ross3DModel
 from ross3d.tests.fabricate import make_config
+from ross3d.views_ross3d import get_views
 
 
 # By name: `tests` is the library's folder here.
@@ -56,7 +57,7 @@ class Ross3DModelTester:
     def prepare_config_and_inputs_for_common(self):
         config = self.get_config()
         input_ids = common.ids_tensor([self.batch_size, self.seq_length], 80).clamp(min=COORD_TOKEN + 1)
-        input_ids[:, : NUM_VIEWS * config.tokens_per_view] = IMAGE_TOKEN
+        input_ids[:, : NUM_VIEWS * get_views(config).layout.num_positions] = IMAGE_TOKEN
         return config, {
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids),

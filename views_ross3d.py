@@ -1,0 +1,195 @@
+# Copyright 2026 The ross3d authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Backbones as values: how views become tokens, where these stand in a row, and how rows count their positions.
+
+`llava_video` is the backbone of the published model: a SigLIP tower read before its post-norm, patches pooled to half
+their grid, a newline behind every row of the grid, positions counted along the row. Another backbone is a class with
+the same methods in `BACKBONES`.
+
+Shapes: R views, P = p*p vision patches, Dv width of the tower, D width of the language model, N = h*w tokens of a
+view, B rows, L positions, V views of a row.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .configuration_ross3d import Ross3DConfig
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Which positions of a view's run of placeholders hold which cell of its grid.
+
+    Attributes:
+        num_rows, num_columns (`int`): h and w.
+        ends_rows (`bool`): whether one more position, the newline, closes every row of the grid.
+    """
+
+    num_rows: int
+    num_columns: int
+    ends_rows: bool
+
+    @property
+    def num_cells(self) -> int:
+        """N: tokens of a view that hold a cell."""
+        return self.num_rows * self.num_columns
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The letters of `inputs_ross3d.INPUTS` that it settles."""
+        return {"h": self.num_rows, "w": self.num_columns}
+
+    @property
+    def num_positions(self) -> int:
+        """Placeholders of a view, newlines included."""
+        return self.num_rows * (self.num_columns + self.ends_rows)
+
+    def lay_out(self, tokens: torch.Tensor, newline: torch.Tensor) -> torch.Tensor:
+        """Tokens of the cells (R, N, D) and the newline (D,) -> what fills the placeholders (R, num_positions, D)."""
+        if not self.ends_rows:
+            return tokens
+        rows = tokens.unflatten(1, (self.num_rows, self.num_columns))
+        ends = newline.to(tokens).expand(rows.shape[0], self.num_rows, 1, -1)
+        return torch.cat([rows, ends], dim=2).flatten(1, 2)
+
+    def pick_cells(self, states: torch.Tensor) -> torch.Tensor:
+        """States at the placeholders (R, num_positions, D) -> those of the cells (R, N, D)."""
+        if not self.ends_rows:
+            return states
+        rows = states.unflatten(1, (self.num_rows, self.num_columns + 1))
+        return rows[:, :, : self.num_columns].flatten(1, 2)
+
+
+class ViewPlaces:
+    """Where the views of a batch stand in its rows.
+
+    Args:
+        view_mask (B, V) bool: real views.
+        placeholders (B, L) bool: positions that hold visual tokens, as many in each row as its real views need.
+    """
+
+    def __init__(self, view_mask: torch.Tensor, placeholders: torch.Tensor):
+        self.view_mask = view_mask
+        self.placeholders = placeholders
+        # Once: a GPU has to tell the host where masks are True.
+        self.real, self.slots = view_mask.nonzero(as_tuple=True), placeholders.nonzero(as_tuple=True)
+
+    @property
+    def num_views(self) -> int:
+        """R: real views of all rows together."""
+        return len(self.real[0])
+
+    def pad(self, flat: torch.Tensor) -> torch.Tensor:
+        """Real views (R, ...) -> (B, V, ...), zero for padding, on the device of the mask.
+
+        Under a device map parts of the model lie on several devices: what is indexed by inputs goes back to them.
+        """
+        padded = flat.new_zeros(*self.view_mask.shape, *flat.shape[1:], device=self.view_mask.device)
+        padded[self.real] = flat.to(self.view_mask.device)
+        return padded
+
+    def gather(self, hidden_states: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+        """States (B, L, D) at the placeholders -> those of the cells (B, V, N, D)."""
+        row, position = (index.to(hidden_states.device) for index in self.slots)
+        states = hidden_states[row, position].unflatten(0, (self.num_views, layout.num_positions))
+        return self.pad(layout.pick_cells(states))
+
+
+@dataclass
+class EncodedViews:
+    """What a vision tower made of R views.
+
+    Attributes:
+        patches (`torch.Tensor` of shape `(R, P, Dv)`): what the projector reads.
+        last_hidden_state (`torch.Tensor` of shape `(R, P, Dv)`): what the library's tower returns.
+        hidden_states, attentions: of the tower's layers, where they were asked for.
+    """
+
+    patches: torch.Tensor
+    last_hidden_state: torch.Tensor
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class LlavaVideoViews:
+    """The published backbone.
+
+    Attributes:
+        layout (`TokenLayout`): of a view.
+    """
+
+    def __init__(self, config: Ross3DConfig):
+        self.patch_grid_size = config.patch_grid_size
+        self.layout = TokenLayout(config.view_grid_size, config.view_grid_size, ends_rows=True)
+
+    def encode(
+        self, tower: nn.Module, pixel_values: torch.Tensor, output_hidden_states: bool, output_attentions: bool
+    ) -> EncodedViews:
+        """Views (R, 3, S, S) -> patches before the tower's post-norm, and with it."""
+        hidden_states, attentions = None, None
+        if output_hidden_states or output_attentions:
+            outputs = tower(
+                pixel_values, output_hidden_states=True, output_attentions=output_attentions, return_dict=True
+            )
+            patches, attentions = outputs.hidden_states[-1], outputs.get("attentions")
+            hidden_states = outputs.hidden_states if output_hidden_states else None
+        else:
+            patches = tower.encoder(inputs_embeds=tower.embeddings(pixel_values)).last_hidden_state
+        return EncodedViews(patches, tower.post_layernorm(patches), hidden_states, attentions)
+
+    def to_tokens(self, projected: torch.Tensor) -> torch.Tensor:
+        """Projected patches (R, P, D) -> tokens of the cells (R, N, D): bilinear, corners not aligned."""
+        size = (self.layout.num_rows, self.layout.num_columns)
+        features = projected.transpose(1, 2).unflatten(2, (self.patch_grid_size, self.patch_grid_size))
+        features = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+        return features.flatten(2).transpose(1, 2)
+
+    def get_positions(self, placeholders: torch.Tensor, segment_ids: torch.Tensor) -> torch.Tensor:
+        """Position ids (B, L) of packed rows: the prefix counts from 0, every segment goes on from its end.
+
+        Args:
+            placeholders (B, L) bool: which positions hold views. A backbone with positions on several axes, such as
+                (3, B, L) of M-RoPE, needs them; here a view's tokens are counted like words.
+            segment_ids (B, L): 0 prefix, 1..Q segments, -1 padding.
+        """
+        index = torch.arange(segment_ids.shape[1], device=segment_ids.device).expand_as(segment_ids)
+        starts = torch.ones_like(segment_ids, dtype=torch.bool)
+        starts[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
+        rank = index - torch.where(starts, index, 0).cummax(dim=1).values
+        prefix_length = (segment_ids == 0).sum(dim=1, keepdim=True)
+        return rank + torch.where(segment_ids > 0, prefix_length, 0)
+
+
+BACKBONES: dict[str, Callable[[Ross3DConfig], LlavaVideoViews]] = {"llava_video": LlavaVideoViews}
+
+
+def get_views(config: Ross3DConfig) -> LlavaVideoViews:
+    """The backbone that a config names.
+
+    Raises:
+        ValueError: for a name that is none.
+    """
+    if config.backbone not in BACKBONES:
+        raise ValueError(
+            f"backbone: expected one of {sorted(BACKBONES)}, got {config.backbone!r}; correct config.backbone."
+        )
+    return BACKBONES[config.backbone](config)
+
+
+__all__ = ["BACKBONES", "EncodedViews", "LlavaVideoViews", "TokenLayout", "ViewPlaces", "get_views"]
