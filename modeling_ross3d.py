@@ -21,7 +21,7 @@ L sequence, D width, K proposals, Q questions of a scene, H W pixels.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
