@@ -391,7 +391,7 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
         # The tower's pooling head is never read, so it is never built.
         self.vision_config.vision_use_head = False
         # Only the outer flag ties weights; small Qwen2 checkpoints carry it in the text config.
-        if self.text_config.tie_word_embeddings:
+        if getattr(self.text_config, "tie_word_embeddings", False):
             self.tie_word_embeddings = True
 
     def validate_architecture(self):

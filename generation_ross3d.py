@@ -432,6 +432,12 @@ def check_generate_inputs(model: Any, inputs: torch.Tensor | None, kwargs: dict,
             " **processor(text=questions))."
         )
     check_left_padding(kwargs.get("attention_mask"))
+    has_views = any(kwargs.get(name) is not None for name in ("pixel_values", "mm_encoder_outputs"))
+    if has_views and not model.model.views.counts_along_row:
+        raise ValueError(
+            f"generate: expected scene= with backbone {model.config.backbone!r}, whose views are not counted like"
+            " words, got views; pass scene=model.encode_scene(...) and questions alone."
+        )
     if scene is None:
         prompts = {"input_ids": inputs} if inputs is not None else {}
         check_has_scene(model, "generate", segments, kwargs | prompts, scene_index)

@@ -349,6 +349,8 @@ class Ross3DModel(Ross3DPreTrainedModel):
         tokens = torch.where(hidden.to(pooled.device)[:, None, None], self.mask_token.to(pooled), pooled)
         if positions is not None:
             tokens = tokens + positions.to(tokens)
+        # A layout without newlines has no use for their vector, which takes part all the same.
+        tokens = tokens if self.views.layout.ends_rows else take_part(tokens, self.image_newline)
         return self.views.layout.lay_out(tokens, self.image_newline)
 
     def find_placeholders(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
@@ -567,9 +569,15 @@ class Ross3DModel(Ross3DPreTrainedModel):
             attention_mask, packed = prepare_packed_rows(
                 self.config.text_config, inputs_embeds, segment_ids, visible, attention_mask, prefix_length
             )
-            placeholders = torch.zeros_like(segment_ids, dtype=torch.bool) if places is None else places.placeholders
-            position_ids = self.views.get_positions(placeholders, segment_ids)
             kwargs |= packed
+        counts_otherwise = places is not None and not self.views.counts_along_row
+        if num_segments > 1 or (counts_otherwise and (position_ids is None or position_ids.dim() == 2)):
+            rows = segment_ids
+            if rows is None:
+                has_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2
+                rows = attention_mask.long() - 1 if has_mask else torch.zeros_like(places.placeholders).long()
+            placeholders = torch.zeros_like(rows, dtype=torch.bool) if places is None else places.placeholders
+            position_ids = self.views.get_positions(placeholders, rows)
         if isinstance(past_key_values, SharedPrefixCache):
             # Questions count from 0; what they are asked about stands before them.
             if position_ids is None:

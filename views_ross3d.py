@@ -132,7 +132,10 @@ class LlavaVideoViews:
 
     Attributes:
         layout (`TokenLayout`): of a view.
+        counts_along_row (`bool`): whether a view's tokens are counted like words, as the library does by itself.
     """
+
+    counts_along_row = True
 
     def __init__(self, config: Ross3DConfig):
         self.patch_grid_size = config.patch_grid_size
