@@ -253,7 +253,7 @@ MATRICES = [*TURNS, (-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0)]
 
 
 def write_cornered_video(file, matrix, count=4, height=48, width=64) -> None:
-    """Frames whose quarters have a colour each; a display matrix, if any, as phones write it into the track's header."""
+    """Frames whose quarters have a colour each; a matrix, if any, as phones write it into the header of the track."""
     frame = np.zeros((height, width, 3), np.uint8)
     for (x, y), color in CORNERS.items():
         rows = slice(height // 2, None) if y > 0 else slice(None, height // 2)
