@@ -36,7 +36,7 @@ KINDS = {
     (*WHOLE, *TRUTH, *FLOATS): "torch.int64",
 }
 # Name -> axes and dtypes. A letter is one size wherever it stands: B rows, V views, L positions, K proposals, Q
-# questions, h token grid, S pixels of a view; "*" is any size, "..." any further axes.
+# questions, h token grid, S pixels of a view, b of a picture from above; "*" is any size, "..." any further axes.
 INPUTS: dict[str, tuple[tuple[str | int, ...], tuple[torch.dtype, ...]]] = {
     "pixel_values": (("B", "V", 3, "S", "S"), FLOATS),
     "input_ids": (("B", "L"), WHOLE),
@@ -53,8 +53,8 @@ INPUTS: dict[str, tuple[tuple[str | int, ...], tuple[torch.dtype, ...]]] = {
     "proposal_patches": (("B", "K", "V", "..."), (*WHOLE, *TRUTH)),
     "query_coords": (("B", "Q", 3), METRES),
     "grounding_labels": (("B", "Q", "*"), (*WHOLE, *TRUTH, *FLOATS)),
-    "bev_pixel_values": (("B", 3, "*", "*"), FLOATS),
-    "bev_valid": (("B", "*", "*"), TRUTH),
+    "bev_pixel_values": (("B", 3, "b", "b"), FLOATS),
+    "bev_valid": (("B", "b", "b"), TRUTH),
     "bev_bounds": (("B", 4), METRES),
     "view_latents": (("B", "V", "..."), FLOATS),
     "bev_latents": (("B", "..."), FLOATS),
@@ -68,7 +68,10 @@ BELONG_TO = {
     "proposal_mask": "proposal_boxes",
     "proposal_patches": "proposal_boxes",
 }
+BEV_HINT = "build rows with a processor whose bev_size is this model's config.denoiser_config.bev_image_size."
 HINTS = {
+    "bev_pixel_values": BEV_HINT,
+    "bev_valid": BEV_HINT,
     "bool_masked_views": "pass one value a view, True = hidden.",
     "bev_bounds": "pass x_min, y_min, x_max, y_max of each picture, metres.",
     "query_coords": "pass x, y, z of each question, metres.",

@@ -1455,7 +1455,9 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             "bev_valid": bev_valid, "bev_bounds": bev_bounds, "view_latents": view_latents,
             "bev_latents": bev_latents, "row_seed": row_seed,
         }  # fmt: skip
-        check_inputs(batch, h=self.config.view_grid_size)
+        denoiser = self.config.denoiser_config
+        bev_size = {} if denoiser is None else {"b": denoiser.bev_image_size}
+        check_inputs(batch, h=self.config.view_grid_size, **bev_size)
         # Another process may have what is missing here, and waits for the same weights.
         runs_all = self.training or (past_key_values is None and is_sharded(self))
         given = inputs_embeds if input_ids is None else input_ids
