@@ -20,6 +20,7 @@ L sequence, D width, K proposals, Q questions of a scene, H W pixels.
 
 import os
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -1970,7 +1971,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
                 f"scene: expected a scene from model.encode_scene(...), got a {type(scene).__name__}"
                 f" {str(scene)[:80]!r}; read a saved one with model.load_scene(file)."
             )
-        check_scene(scene, self.config)
+        check_scene(scene, self)
         given = [key for key in ("pixel_values", "mm_encoder_outputs") if inputs.get(key) is not None]
         if given:
             raise ValueError(
@@ -2073,6 +2074,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
             proposal_features=features,
             proposal_mask=features_mask,
             patch_features=outputs.patch_features if keep_patch_features else None,
+            readers=frozenset({weakref.ref(self)}),
         )
 
     def load_scene(self, file: str | os.PathLike, processor: Any = None) -> Ross3DSceneCache:
