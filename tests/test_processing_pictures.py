@@ -298,7 +298,7 @@ class TestNames:
             ("{http}/endless", f"{DOWNLOAD}/endless', got an answer that goes on behind them; check the address"),
             ("{http}/short", f"{DOWNLOAD}/short', got peer closed connection .*; check the address"),
             ("http://127.0.0.1:9/room.png", f"{DOWNLOAD}/room.png', got .*refused.*; check the address"),
-            ("http://127.0.0.1:there/room.png", "expected a picture of .*there/room.png', got Invalid port: .*; check"),
+            ("http://127.0.0.1:there/room.png", "expected a picture of .*there/room.png', got Invalid port: .*;"),
             ("file:" + "//elsewhere/room.png", "expected file:///path/of/a/picture on this machine, got .*elsewhere"),
             ("file:///gone/room.png", "the file /gone/room.png does not exist"),
             ("data:image/png;base64,", r"expected a picture in a data URI .* got 22 letters that are none"),
