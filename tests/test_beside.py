@@ -230,7 +230,9 @@ def test_names_lead_to_files_inside(tmp_path):
     for name in outside:
         with pytest.raises(OutsideError, match="expected a file inside .*scan, got .*; copy it there and make its"):
             resolve_inside(root, name)
-    with pytest.raises(OutsideError, match="got 'link.png', a link to .*secret.png; copy it there"):
+    with pytest.raises(
+        OutsideError, match="got 'link.png', a link to .*secret.png, which lies outside; copy it there"
+    ):
         resolve_inside(root, "link.png")
     # What nobody can ask for is not offered; what a command spells otherwise is spelled so.
     for name in ("/etc/hosts", "link.png"):

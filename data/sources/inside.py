@@ -94,7 +94,9 @@ def resolve_inside(
         except (OSError, RuntimeError) as error:
             raise ValueError(f"{where}: {path} cannot be followed ({error}); remove the link.") from error
         if not target.is_relative_to(real_root):
-            raise OutsideError(f"{where}: expected {expected}, got {name[:200]!r}, a link to {target}; {remedy}.")
+            raise OutsideError(
+                f"{where}: expected {expected}, got {name[:200]!r}, a link to {target}, which lies outside; {remedy}."
+            )
     return path
 
 

@@ -40,7 +40,8 @@ def get_scan_options(options: Any) -> dict[str, Any]:
         return make_reading(options.rotate, options.max_excluded, options.allow_outside)
     except ValueError as error:
         name, told = str(error).split(" ", 1)
-        raise ValueError(f"{spell_option(name)} {told}") from error
+        error.args = (f"{spell_option(name)} {told}",)
+        raise
 
 
 __all__ = ["add_scan_options", "get_scan_options"]
