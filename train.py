@@ -128,7 +128,8 @@ def main(arguments: RunArguments) -> None:
     training = build_training_arguments(arguments.trainer, arguments.seed)
     output_dir = Path(training.output_dir)
     check_processes(arguments, training)
-    with hold_folder(output_dir, LOCK_PATIENCE) if training.process_index == 0 else nullcontext():
+    held = hold_folder(output_dir, LOCK_PATIENCE, "trainer.output_dir")
+    with held if training.process_index == 0 else nullcontext():
         run(arguments, training, output_dir)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

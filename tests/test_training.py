@@ -612,8 +612,12 @@ def test_the_first_process_says_where_a_run_begins(tmp_path, monkeypatch):
 def test_one_run_at_a_time_works_in_a_folder(tmp_path, monkeypatch):
     run = RunArguments(trainer={"output_dir": str(tmp_path), "use_cpu": True})
     monkeypatch.setattr(train, "LOCK_PATIENCE", 0.5)
-    with hold_folder(tmp_path), pytest.raises(BlockingIOError, match="another process is at work in this folder"):
+    message = "^trainer.output_dir: another process is at work in .*; wait for it, or choose another folder"
+    with hold_folder(tmp_path), pytest.raises(BlockingIOError, match=message):
         train.main(run)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="^trainer.output_dir: expected a folder to write into, got .*file.*; choose"):
+        train.main(RunArguments(trainer={"output_dir": str(tmp_path / "file"), "use_cpu": True}))
     # Somebody who lets go in time is waited for.
     holding = hold_folder(tmp_path)
     holding.__enter__()
