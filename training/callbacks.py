@@ -97,7 +97,8 @@ def has_finite_weights(model: torch.nn.Module, world_size: int) -> bool:
     held = [piece.to_local() if hasattr(piece, "to_local") else piece for piece in held]
     finite = all(bool(piece.isfinite().all()) for piece in held)
     if world_size > 1:
-        flag = torch.tensor(float(finite), device=held[0].device if held else "cpu")
+        # Not where the pieces are: those may be offloaded to memory from which no process sends.
+        flag = torch.tensor(float(finite), device=PartialState().device)
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
         finite = bool(flag)
     return finite
