@@ -43,13 +43,18 @@ def read_mark(folder: Path, remedy: str = DAMAGED) -> dict[str, int]:
     sizes = read_json(mark, meaning, kind=dict, remedy=remedy)
     wrong = [name for name, size in sizes.items() if not isinstance(size, int) or isinstance(size, bool)]
     if wrong or not sizes:
-        problem = f"{sizes[wrong[0]]!r} for {wrong[0]}" if wrong else "none"
-        raise ValueError(f"{mark}: expected {meaning}, got {problem}; {remedy}.")
+        raise ValueError(
+            f"{mark}: expected sizes of the files of a finished folder, got {sizes[wrong[0]] if wrong else 'none'!s}"
+            f"{f' for {wrong[0]}' if wrong else ''}; {remedy}."
+        )
     return sizes
 
 
-def find_changed_file(folder: Path, remedy: str = DAMAGED) -> str | None:
+def find_changed_file(folder: Path, remedy: str = DAMAGED) -> tuple[Path, int, str] | None:
     """Which file of a finished folder is gone, or has another size than the mark says; None where none is.
+
+    Returns:
+        the file, the bytes it should have, and what was found.
 
     Raises:
         FileNotFoundError, ValueError: as `read_mark`.
@@ -58,7 +63,7 @@ def find_changed_file(folder: Path, remedy: str = DAMAGED) -> str | None:
         file = folder / name
         found = f"{file.stat().st_size}" if file.is_file() else "no such file"
         if found != f"{size}":
-            return f"{file}: expected a file of {size} bytes, got {found}"
+            return file, size, found
     return None
 
 
@@ -73,7 +78,8 @@ def check_checkpoint_files(folder: Path, step: int) -> None:
     """
     changed = find_changed_file(folder, AGAIN)
     if changed is not None:
-        raise ValueError(f"{changed}.")
+        file, size, found = changed
+        raise ValueError(f"{file}: expected a file of {size} bytes, got {found}; {AGAIN}.")
     for name in read_mark(folder):
         # A file that nobody here may read is not damaged: that is an OSError.
         (folder / name).open("rb").close()
@@ -94,7 +100,7 @@ def check_state(file: Path, step: int) -> None:
     unknown = sorted(state.keys() - {field.name for field in fields(TrainerState)})
     if unknown or state["global_step"] != step:
         problem = f"the unknown {unknown[0]!r}" if unknown else f"global_step {state['global_step']!r}"
-        raise ValueError(f"{file}: expected {meaning}, got {problem}.")
+        raise ValueError(f"{file}: expected the Trainer's state after step {step}, got {problem}.")
     hints = get_type_hints(TrainerState)
     for name, value in state.items():
         check_value(f"{file}: {name}", value, hints[name])
