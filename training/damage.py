@@ -79,13 +79,13 @@ def check_checkpoint_files(folder: Path, step: int) -> None:
     changed = find_changed_file(folder, AGAIN)
     if changed is not None:
         file, size, found = changed
-        raise ValueError(f"{file}: expected a file of {size} bytes, got {found}; {AGAIN}.")
+        raise ValueError(f"{file}: expected a file of {size} bytes, got {found}; copy it again.")
     for name in read_mark(folder):
         # A file that nobody here may read is not damaged: that is an OSError.
         (folder / name).open("rb").close()
-        check = CHECKS.get(Path(name).suffix)
-        if check is not None:
-            check(folder / name)
+        look = CHECKS.get(Path(name).suffix)
+        if look is not None:
+            look(folder / name)
     check_state(folder / STATE, step)
 
 
