@@ -1781,6 +1781,7 @@ class Ross3DForConditionalGeneration(Ross3DPreTrainedModel, GenerationMixin):
         if hasattr(kwargs.get("tokenizer"), "tokenizer"):
             kwargs["tokenizer"] = kwargs["tokenizer"].tokenizer
         segments = kwargs.get("segment_ids")
+        check_inputs({"segment_ids": segments})
         if segments is not None and int(segments.max()) > 1:
             raise ValueError(
                 f"generate: expected one question a row, got rows with up to {int(segments.max())}; encode the scene"

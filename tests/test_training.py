@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import FSDPModule
-from transformers import TrainingArguments
+from transformers import TrainerState, TrainingArguments
 
 from ross3d import train
 from ross3d.data.annotations import group_by_scene, load_annotations
@@ -567,9 +567,10 @@ def test_patches_that_nothing_names_are_refused(rooms):
 def make_checkpoint(folder: Path, step: int, complete: bool) -> Path:
     checkpoint = folder / f"checkpoint-{step}"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "model.safetensors").write_bytes(b"12345678")
+    save_file({"weight": torch.ones(2, 3)}, checkpoint / "model.safetensors")
+    TrainerState(global_step=step).save_to_json(str(checkpoint / "trainer_state.json"))
     if complete:
-        (checkpoint / COMPLETE_MARK).write_text(json.dumps({"model.safetensors": 8}))
+        callbacks.mark_complete(checkpoint)
     return checkpoint
 
 
@@ -580,9 +581,7 @@ def test_a_torn_checkpoint_is_never_resumed_from(tmp_path):
     (shortened / "model.safetensors").write_bytes(b"1234")
     assert is_complete(whole) and not is_complete(unmarked) and not is_complete(shortened)
     copied = shutil.copytree(unmarked, tmp_path / "checkpoint-100-backup")
-    with pytest.warns(
-        UserWarning, match="checkpoint-40: files have changed since it was written; put aside as .*-40-"
-    ):
+    with pytest.warns(UserWarning, match=r"checkpoint-40/model.safetensors: .* got 4; checkpoint-40 is put aside as"):
         assert find_checkpoint(tmp_path) == whole
     # What was never whole goes, what somebody has changed or copied stays.
     assert not unmarked.exists() and not shortened.exists() and copied.exists()
