@@ -53,6 +53,7 @@ class Ross3DSceneCache:
         patch_features (`torch.FloatTensor` of shape `(B, V, P, D)`, *optional*): kept on request, so that other boxes
             can be grounded later.
         readers (set of `weakref.ref`): the models that have read the scenes; a copy and another process know of none.
+        is_checked (`bool`): whether shapes and numbers have been looked at, which is done before the first answer.
     """
 
     past_key_values: DynamicCache
@@ -61,10 +62,11 @@ class Ross3DSceneCache:
     proposal_mask: torch.Tensor | None = None
     patch_features: torch.Tensor | None = None
     readers: frozenset[weakref.ref] = field(default=frozenset(), repr=False, compare=False)
+    is_checked: bool = field(default=False, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         # References to models are not for files.
-        return self.__dict__ | {"readers": frozenset()}
+        return self.__dict__ | {"readers": frozenset(), "is_checked": False}
 
     @classmethod
     def join(cls, scenes: "Sequence[Ross3DSceneCache]") -> "Ross3DSceneCache":
@@ -279,7 +281,10 @@ def check_scene(scene: Ross3DSceneCache, model: nn.Module) -> None:
     state = {"layers": layers, **{name: getattr(scene, name) for name in TENSORS}}
     floats = check_shapes("scene", state, model.config, whole=False)
     check_readers(scene, model)
-    check_finite("scene", floats)
+    # Reading all numbers takes as long as a short answer: once a scene is enough.
+    if not scene.is_checked:
+        check_finite("scene", floats)
+        scene.is_checked = True
 
 
 def check_readers(scene: Ross3DSceneCache, model: nn.Module) -> None:
@@ -299,10 +304,11 @@ def check_readers(scene: Ross3DSceneCache, model: nn.Module) -> None:
 
 def check_finite(file: str, floats: dict[str, torch.Tensor]) -> None:
     """Refuse NaN and infinities in tensors of floating point numbers, given by name."""
-    # A sum is finite where all its numbers are, and is had sooner; all are asked for before one is waited for.
-    sums = {name: tensor.sum(dtype=torch.float32) for name, tensor in floats.items()}
-    for name, total in sums.items():
-        if not bool(total.isfinite()):
+    # A sum is finite where all its numbers are, and is had sooner; the device is asked once.
+    sums = [tensor.sum(dtype=torch.float32) for tensor in floats.values()]
+    finite = torch.stack([total.isfinite().to(sums[0].device) for total in sums]).tolist() if sums else []
+    for name, is_finite in zip(floats, finite, strict=True):
+        if not is_finite:
             raise ValueError(f"{file}: expected finite {name}, got NaN or infinity; {AGAIN}")
 
 
