@@ -180,12 +180,18 @@ class Number:
         return value
 
 
+def spell_option(name: str) -> str:
+    """The option of a setting, as commands' help spells it."""
+    return f"--{name.replace('_', '-')}"
+
+
 def check_fields(settings: Any, prefix: str, rules: dict[str, Number]) -> None:
     """Refuse a dataclass of settings whose values are not of the types that its fields state.
 
     Args:
         settings: the dataclass.
-        prefix (`str`): stands in front of a field's name in errors, such as `data.` or `--`.
+        prefix (`str`): stands in front of a field's name in errors, such as `data.`, or `--` of an option, which is
+            spelled with hyphens then.
         rules (`dict`): field -> which numbers it may be, where not every one of its type.
 
     Raises:
@@ -193,7 +199,8 @@ def check_fields(settings: Any, prefix: str, rules: dict[str, Number]) -> None:
     """
     hints = get_type_hints(type(settings))
     for field in fields(settings):
-        check_value(f"{prefix}{field.name}", getattr(settings, field.name), hints[field.name], rules.get(field.name))
+        name = spell_option(field.name) if prefix == "--" else f"{prefix}{field.name}"
+        check_value(name, getattr(settings, field.name), hints[field.name], rules.get(field.name))
 
 
 def check_value(name: str, value: Any, hint: Any, rule: Number | None = None) -> None:
@@ -263,4 +270,5 @@ __all__ = [
     "list_attributes",
     "parse_path",
     "run_program",
+    "spell_option",
 ]

@@ -68,7 +68,7 @@ class EvalArguments(EvalSettings):
         dtype (`str`): what the model is loaded in; `auto`: as it was saved.
         allow_missing_weights (`bool`): draw weights that the checkpoint lacks at random, where it is refused else.
         meteor (`bool`): score captions by METEOR as well, which needs Java and `pip install pycocoevalcap`.
-        report (`bool`): write the page `report.html`; `--no_report` leaves it out.
+        report (`bool`): write the page `report.html`; `--no-report` leaves it out.
     """
 
     model: str = field(kw_only=True)
@@ -175,16 +175,16 @@ def hash_scenes(context: EvalContext, items: list[Any]) -> str:
         frames = sorted({image for item in items for image in item.images})
         sources = [[frame, *describe_file(context.data_dir / frame)] for frame in frames]
     else:
-        for item in {item.scene_id: item for item in reversed(items)}.values():
-            folder = context.find_scene(item.scene_id)
-            if not folder.exists():
-                annotations = find_annotations(context.data_dir, context.settings.split)
-                raise FileNotFoundError(
-                    f"{annotations}: expected questions about scenes that are in --data, got {item.id!r} about scene"
-                    f" {item.scene_id!r}, but {folder} is not there; copy or prepare the scene, or leave the question"
-                    " out."
-                )
-        sources = [describe_source(context.find_scene(name)) for name in dict.fromkeys(i.scene_id for i in items)]
+        folders = {name: context.find_scene(name) for name in dict.fromkeys(item.scene_id for item in items)}
+        absent = [name for name, folder in folders.items() if not folder.exists()]
+        if absent:
+            asked = [item.id for item in items if item.scene_id in absent]
+            raise FileNotFoundError(
+                f"{find_annotations(context.data_dir, context.settings.split)}: expected questions about scenes that"
+                f" are in --data, got {len(asked)}, first {asked[0]!r}, about {len(absent)} that are not, such as"
+                f" {absent[:3]}: {folders[absent[0]]} is not there; copy or prepare them, or leave the questions out."
+            )
+        sources = [describe_source(folder) for folder in folders.values()]
     return hashlib.sha256(repr(sources).encode()).hexdigest()
 
 
@@ -208,7 +208,7 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
 
 def compute_baselines(arguments: EvalArguments, items: list[Any]) -> dict[str, Any]:
     """Scores of the rooms questions without any model: commonest answer, and a look-up on the question's words."""
-    train = load_annotations(find_annotations(arguments.data, "train"))
+    train = load_annotations(find_annotations(arguments.data, "train"), arguments.allow_outside)
     train = [annotation for annotation in train if annotation.task == rooms.NAME]
     looked_up = {name: row["lookup"] for name, row in lookup_baseline(train, items).items()}
     return {"majority": rooms.score_majority(train, items), "lookup": rooms.describe_lookup(looked_up)}
@@ -276,7 +276,8 @@ def main(arguments: EvalArguments) -> dict[str, Any]:
     state = start_processes()
     if state.is_main_process:
         check_output_folder(arguments.output, "--output")
-    with hold_folder(arguments.output) if state.is_main_process else contextlib.nullcontext():
+    held = hold_folder(arguments.output, option="--output")
+    with held if state.is_main_process else contextlib.nullcontext():
         metrics = evaluate(arguments, state)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -21,6 +21,7 @@ Shapes: B scenes, V views, L sequence, D width, K proposals, Q questions.
 
 import os
 import warnings
+import weakref
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
@@ -264,6 +265,7 @@ class Ross3DGenerationMixin(GenerationMixin):
             proposal_features=features,
             proposal_mask=features_mask,
             patch_features=outputs.patch_features if keep_patch_features else None,
+            readers=frozenset({weakref.ref(self)}),
         )
 
     def load_scene(self, file: str | os.PathLike, processor: Any = None) -> Ross3DSceneCache:
@@ -425,6 +427,7 @@ def check_generate_inputs(model: Any, inputs: torch.Tensor | None, kwargs: dict,
     check_inputs(kwargs | batch | {"segment_ids": None} if scene is None else batch, **model.model.views.layout.sizes)
     check_prompts(model, "generate", batch["input_ids"], kwargs)
     segments = kwargs.get("segment_ids")
+    check_inputs({"segment_ids": segments})
     if segments is not None and int(segments.max()) > 1:
         raise ValueError(
             f"generate: expected one question a row, got rows with up to {int(segments.max())}; encode the scene"
@@ -604,7 +607,7 @@ def check_questions_alone(model: Any, name: str, scene: Any, inputs: dict) -> No
             f"scene: expected a scene from model.encode_scene(...), got a {type(scene).__name__}"
             f" {str(scene)[:80]!r}; read a saved one with model.load_scene(file)."
         )
-    check_scene(scene, model.config)
+    check_scene(scene, model)
     given = [key for key in ("pixel_values", "mm_encoder_outputs") if inputs.get(key) is not None]
     if given:
         raise ValueError(

@@ -22,6 +22,7 @@ import base64
 import os
 import stat
 import struct
+import time
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -29,8 +30,8 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 import numpy as np
+from huggingface_hub.utils import httpx
 from PIL import Image, ImageOps
-from transformers.image_utils import load_image
 
 
 # A picture with more pixels (a phone's 50 megapixels pass), or one this many times longer than wide, is refused before
@@ -38,8 +39,10 @@ from transformers.image_utils import load_image
 MAX_PICTURE_PIXELS = 64_000_000
 MAX_PICTURE_ASPECT = 20.0
 ORIENTATION_TAG = 0x0112
-# Seconds that a server may take for each part of its answer.
-DOWNLOAD_TIMEOUT = 60.0
+# Bytes of a picture that is downloaded, one a pixel of the largest: more than its JPEG takes.
+MAX_DOWNLOAD_BYTES = MAX_PICTURE_PIXELS
+# Seconds that a server may take for each part of its answer, and for all of it.
+ANSWER_TIMEOUT, DOWNLOAD_TIMEOUT = 60.0, 600.0
 # What PIL raises for the damaged files of its many formats.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error)
 # Quarter turns, counter-clockwise, that bring stored pixels upright; the other orientations (2, 4, 5, 7) also mirror.
@@ -127,16 +130,17 @@ def open_picture(source: str | os.PathLike | BinaryIO | Image.Image, name: str) 
 def open_named_picture(text: str, name: str) -> Image.Image:
     """Open what a string names, as the library's `load_image` understands it.
 
-    `http://` and `https://` addresses are downloaded by `load_image` itself, which turns pictures upright and drops
-    their tag. `file://`, paths, data URIs (`data:image/jpeg;base64,...`) and bare base64 are opened here, within the
-    limits of `open_picture`.
+    `http://` and `https://` addresses, `file://`, paths, data URIs (`data:image/jpeg;base64,...`) and bare base64: all
+    are opened by `open_picture`, within its limits, and lie as they are stored. A download ends at
+    `MAX_DOWNLOAD_BYTES`.
 
     Raises:
-        FileNotFoundError: a path that leads nowhere. ValueError: whatever is no picture; never shows the data.
+        FileNotFoundError: a path that leads nowhere. ValueError: whatever is no picture, with its address; never shows
+            the data.
     """
     scheme = text[:8].lower()
     if scheme.startswith(("http://", "https://")):
-        return _download_picture(text, name)
+        return open_picture(_download(text, name), f"{name} at {shorten(text)!r}")
     if scheme.startswith("data:"):
         content = _decode_base64(text.partition(",")[2])
         if not content:
@@ -157,17 +161,42 @@ def open_named_picture(text: str, name: str) -> Image.Image:
     return open_picture(BytesIO(content) if content else text, name)
 
 
-def _download_picture(address: str, name: str) -> Image.Image:
+def _download(address: str, name: str) -> BytesIO:
+    """What a server answers, as it comes: it is asked to pack nothing, which could grow to any size here."""
     try:
-        picture = load_image(address, timeout=DOWNLOAD_TIMEOUT)
-    # Besides PIL's, all errors of the network; each is told with the name of what could not be had.
+        return _read_answer(address)
+    # All that the network and an address can be wrong in; each is told with the name of what could not be had.
     except Exception as error:
         raise ValueError(
-            f"{name}: expected a picture at {shorten(address)!r}, got {shorten(str(error))}; check the address, or"
-            " download the picture and pass its path."
+            f"{name}: expected a picture of at most {MAX_DOWNLOAD_BYTES / 1e6:g} MB at {shorten(address)!r}, got"
+            f" {shorten(str(error) or type(error).__name__)}; check the address, or download the picture and pass its"
+            " path."
         ) from error
-    check_picture_size(picture.size, name)
-    return picture
+
+
+def _read_answer(address: str) -> BytesIO:
+    """The bytes at an address.
+
+    Raises:
+        ValueError: for an error of the server, and an answer that is too long or too slow, with the reason alone.
+            Exception: whatever `httpx` raises where no whole answer comes.
+    """
+    end, content = time.monotonic() + DOWNLOAD_TIMEOUT, BytesIO()
+    headers = {"Accept-Encoding": "identity"}
+    with httpx.stream("GET", address, headers=headers, timeout=ANSWER_TIMEOUT, follow_redirects=True) as answer:
+        if not answer.is_success:
+            raise ValueError(f"an error of the server, status {answer.status_code}")
+        length = answer.headers.get("Content-Length", "")
+        if length.isdecimal() and int(length) > MAX_DOWNLOAD_BYTES:
+            raise ValueError(f"an answer of {int(length) / 1e6:.0f} MB")
+        for piece in answer.iter_raw():
+            content.write(piece)
+            if content.tell() > MAX_DOWNLOAD_BYTES:
+                raise ValueError("an answer that goes on behind them")
+            if time.monotonic() > end:
+                raise ValueError(f"{content.tell() / 1e6:.1f} MB of it within {DOWNLOAD_TIMEOUT:.0f} seconds")
+    content.seek(0)
+    return content
 
 
 def _decode_base64(text: str) -> bytes | None:

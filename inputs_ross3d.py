@@ -46,7 +46,8 @@ class Input:
 
     Attributes:
         axes (tuple of `str` and `int`): a letter is one size wherever it stands: B rows, V views, L positions, K
-            proposals, Q questions, h and w token grid, S pixels of a view; "*" is any size, "..." any further axes.
+            proposals, Q questions, h and w token grid, S pixels of a view, b of a
+            bird's-eye picture; "*" is any size, "..." any further axes.
         dtypes (tuple of `torch.dtype`): those that are taken.
         part (`str`): who reads it: "text" the language model, "scene" what a scene is encoded from, "hiding" which
             views are hidden, "question" the questions, "proposals" the grounding head, "target" the losses alone.
@@ -90,8 +91,8 @@ INPUTS: dict[str, Input] = {
     "proposal_patches": Input(("B", "K", "V", "..."), (*WHOLE, *TRUTH), "proposals", False),
     "query_coords": Input(("B", "Q", 3), METRES, "question", NAN),
     "grounding_labels": Input(("B", "Q", "*"), (*WHOLE, *TRUTH, *FLOATS), "target", 0),
-    "bev_pixel_values": Input(("B", 3, "*", "*"), FLOATS, "target", 0.0),
-    "bev_valid": Input(("B", "*", "*"), TRUTH, "target", False),
+    "bev_pixel_values": Input(("B", 3, "b", "b"), FLOATS, "target", 0.0),
+    "bev_valid": Input(("B", "b", "b"), TRUTH, "target", False),
     "bev_bounds": Input(("B", 4), METRES, "target", NAN),
     "view_latents": Input(("B", "V", "..."), FLOATS, "target", 0.0),
     "bev_latents": Input(("B", "..."), FLOATS, "target", 0.0),
@@ -159,7 +160,10 @@ BELONG_TO = {
     "proposal_mask": "proposal_boxes",
     "proposal_patches": "proposal_boxes",
 }
+BEV_HINT = "build rows with a processor whose bev_size is this model's config.denoiser_config.bev_image_size."
 HINTS = {
+    "bev_pixel_values": BEV_HINT,
+    "bev_valid": BEV_HINT,
     "bool_masked_views": "pass one value a view, True = hidden.",
     "bev_bounds": "pass x_min, y_min, x_max, y_max of each picture, metres.",
     "query_coords": "pass x, y, z of each question, metres.",

@@ -752,7 +752,9 @@ class Ross3DForConditionalGeneration(
         }  # fmt: skip
         batch |= {name: kwargs.pop(name) for name in INPUTS.keys() & kwargs.keys()}
         batch = {name: tensor for name, tensor in batch.items() if tensor is not None}
-        check_inputs(batch, **self.model.views.layout.sizes)
+        denoiser = self.config.denoiser_config
+        bev_size = {} if denoiser is None else {"b": denoiser.bev_image_size}
+        check_inputs(batch, **self.model.views.layout.sizes, **bev_size)
         # Another process may have what is missing here, and waits for the same weights.
         runs_all = self.training or (past_key_values is None and is_sharded(self))
         given = inputs_embeds if input_ids is None else input_ids

@@ -1394,8 +1394,8 @@ class Ross3DProcessor(ProcessorMixin):
             kwargs: the library's per-call arguments, flat or in `text_kwargs` and `images_kwargs`. Obeyed are
                 `return_tensors` (`"pt"`, the default, or `"np"`), `padding`, `padding_side`, `pad_to_multiple_of`,
                 `truncation`, `max_length`, `do_rescale`, `rescale_factor`, `do_normalize`, `image_mean` and
-                `image_std`; how to sample a video concerns none; others are refused unless they say what happens
-                anyway.
+                `image_std`; how to sample a video is ignored with a warning; others are refused unless they say what
+                happens anyway.
 
         Returns:
             `Ross3DInputs` with `input_ids`, `attention_mask`, `segment_ids` (B, L), and of the rest what was given.
@@ -1432,8 +1432,11 @@ class Ross3DProcessor(ProcessorMixin):
         legal = is_one_of(return_tensors, (None, "pt", "np"))
         check(legal, "return_tensors", "'pt' or 'np'", repr(return_tensors), "use 'pt'")
         options = CallOptions(read_pixel_arguments(given, self.image_processor), return_tensors, **read_layout(given))
-        for key in VIDEO_ARGUMENTS:
-            given.pop(key, None)
+        sampling = [key for key in VIDEO_ARGUMENTS if not is_one_of(given.pop(key, None), (None, False))]
+        if sampling:
+            # No error: the library's own suite samples the videos of chats that have pictures alone.
+            warnings.warn(f"{', '.join(sampling)}: ignored, since pictures are not sampled; pass the frames of a video"
+                          " that are meant as images=.", stacklevel=3)  # fmt: skip
         for key in ("videos", "audio"):
             check(key not in given, key, "None: this model sees pictures", type(given.get(key)).__name__,
                   "pass the frames of a video as images=")  # fmt: skip

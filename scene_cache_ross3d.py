@@ -19,10 +19,11 @@ import json
 import os
 import secrets
 import shutil
+import weakref
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ class Ross3DSceneCache:
         proposal_mask (`torch.BoolTensor` of shape `(B, K)`, *optional*): True for real proposals.
         patch_features (`torch.FloatTensor` of shape `(B, V, P, D)`, *optional*): kept on request, so that other boxes
             can be grounded later.
+        readers (set of `weakref.ref`): the models that have read the scenes; a copy and another process know of none.
+        is_checked (`bool`): whether shapes and numbers have been looked at, which is done before the first answer.
     """
 
     past_key_values: DynamicCache
@@ -60,6 +63,12 @@ class Ross3DSceneCache:
     proposal_features: torch.Tensor | None = None
     proposal_mask: torch.Tensor | None = None
     patch_features: torch.Tensor | None = None
+    readers: frozenset[weakref.ref] = field(default=frozenset(), repr=False, compare=False)
+    is_checked: bool = field(default=False, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # References to models are not for files.
+        return self.__dict__ | {"readers": frozenset(), "is_checked": False}
 
     @classmethod
     def join(cls, scenes: "Sequence[Ross3DSceneCache]") -> "Ross3DSceneCache":
@@ -97,7 +106,8 @@ class Ross3DSceneCache:
             for name, (axis, at_start) in padded_axes.items()
         }
         next_positions = torch.cat([scene.next_positions for scene in scenes])
-        return cls(past_key_values=cache, next_positions=next_positions, **tensors)
+        readers = frozenset().union(*(scene.readers for scene in scenes))
+        return cls(past_key_values=cache, next_positions=next_positions, readers=readers, **tensors)
 
     def share_prefixes(self, scene_index: torch.Tensor) -> SharedPrefixCache:
         """A cache with one row a question about scene `scene_index[i]`, whose prefix stays where it is."""
@@ -124,8 +134,13 @@ class Ross3DSceneCache:
             file: such as `kitchen.scene`.
             model: the one that read them; another cannot read the file back.
             processor (*optional*): the one that prepared them; given here and to `load`, its settings are compared.
+
+        Raises:
+            ValueError: for another model than the one that has read the scenes, and one whose weights are offloaded.
+            OSError: when the disk is full.
         """
         file = Path(file)
+        check_readers(self, model)
         state = {
             "version": SCENE_CACHE_VERSION,
             "model": get_model_fingerprint(model),
@@ -190,7 +205,7 @@ class Ross3DSceneCache:
             cache.update(saved["keys"].to(device, copy=True), saved["values"].to(device, copy=True), index)
         device = model.get_input_embeddings().weight.device
         tensors = {name: None if state[name] is None else state[name].to(device, copy=True) for name in TENSORS}
-        return cls(past_key_values=cache, **tensors)
+        return cls(past_key_values=cache, readers=frozenset({weakref.ref(model)}), **tensors)
 
 
 TENSORS = ("prefix_mask", "next_positions", "proposal_features", "proposal_mask", "patch_features")
@@ -259,19 +274,48 @@ def check_tensors(file: str, state: dict[str, Any], config: Any) -> None:
     positions = state["next_positions"]
     if not bool(((positions > 0) & (positions <= mask.sum(dim=1))).all()):
         raise ValueError(f"{file}: expected next_positions within the prefixes, got {positions.tolist()}; {AGAIN}")
-    for name, tensor in floats.items():
-        if not bool(tensor.isfinite().all()):
-            raise ValueError(f"{file}: expected finite {name}, got NaN or infinity; {AGAIN}")
+    check_finite(file, floats)
 
 
-def check_scene(scene: Ross3DSceneCache, config: Any) -> None:
-    """Refuse a scene in memory that another model has read, as far as shapes tell; no number is read.
+def check_scene(scene: Ross3DSceneCache, model: nn.Module) -> None:
+    """Refuse a scene in memory that another model has read, or that holds NaN.
 
     Raises:
         ValueError: names the tensor, what was expected and what came.
     """
     layers = [{"keys": layer.keys, "values": layer.values} for layer in scene.past_key_values.layers]
-    check_shapes("scene", {"layers": layers, **{name: getattr(scene, name) for name in TENSORS}}, config, whole=False)
+    state = {"layers": layers, **{name: getattr(scene, name) for name in TENSORS}}
+    floats = check_shapes("scene", state, model.config, whole=False)
+    check_readers(scene, model)
+    # Reading all numbers takes as long as a short answer: once a scene is enough.
+    if not scene.is_checked:
+        check_finite("scene", floats)
+        scene.is_checked = True
+
+
+def check_readers(scene: Ross3DSceneCache, model: nn.Module) -> None:
+    """Refuse scenes of another model than the one that has read them, or another of the same weights.
+
+    Weights that have changed since in the same model are not looked at: that would take as long as a short answer.
+    """
+    for reader in (reader() for reader in scene.readers):
+        if reader is model or (reader is not None and get_model_fingerprint(reader) == get_model_fingerprint(model)):
+            continue
+        found = "other weights or another config" if reader is not None else "a model that is no longer in memory"
+        raise ValueError(
+            f"scene: expected scenes that this model has read, got those of {found}; encode the scene again, or read"
+            " what scene.save() wrote with model.load_scene(file)."
+        )
+
+
+def check_finite(file: str, floats: dict[str, torch.Tensor]) -> None:
+    """Refuse NaN and infinities in tensors of floating point numbers, given by name."""
+    # A sum is finite where all its numbers are, and is had sooner; the device is asked once.
+    sums = [tensor.sum(dtype=torch.float32) for tensor in floats.values()]
+    finite = torch.stack([total.isfinite().to(sums[0].device) for total in sums]).tolist() if sums else []
+    for name, is_finite in zip(floats, finite, strict=True):
+        if not is_finite:
+            raise ValueError(f"{file}: expected finite {name}, got NaN or infinity; {AGAIN}")
 
 
 def check_shapes(file: str, state: dict[str, Any], config: Any, whole: bool = True) -> dict[str, torch.Tensor]:

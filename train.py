@@ -38,6 +38,7 @@ from ross3d.training.build import (
     widen_weights,
 )
 from ross3d.training.callbacks import MarkComplete, NamedLosses, check_shared, find_start, has_begun
+from ross3d.training.damage import check_weight_names
 from ross3d.training.lora import add_lora
 from ross3d.training.trainer import Ross3DTrainer
 from ross3d.training.vision_warmup import warm_up_vision
@@ -128,7 +129,8 @@ def main(arguments: RunArguments) -> None:
     training = build_training_arguments(arguments.trainer, arguments.seed)
     output_dir = Path(training.output_dir)
     check_processes(arguments, training)
-    with hold_folder(output_dir, LOCK_PATIENCE) if training.process_index == 0 else nullcontext():
+    held = hold_folder(output_dir, LOCK_PATIENCE, "trainer.output_dir")
+    with held if training.process_index == 0 else nullcontext():
         run(arguments, training, output_dir)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -167,6 +169,8 @@ def run(arguments: RunArguments, training: TrainingArguments, output_dir: Path) 
         model = add_lora(model, processor, arguments.lora, arguments.seed)
     else:
         dtypes = widen_weights(model, autocast=training.bf16 or training.fp16)
+    if checkpoint is not None:
+        check_weight_names(checkpoint, model)
     save_by_own_class(model)
     trainer = Ross3DTrainer(
         model=model,

@@ -87,12 +87,12 @@ SCHEMA = pa.schema(
 )
 
 
-def check_annotation(annotation: Annotation, where: str, allow_outside: bool = False) -> Annotation:
+def check_annotation(annotation: Annotation, where: str, allow_outside: bool | None = None) -> Annotation:
     """Refuse a row whose fields are of the wrong kind, contradict each other, or would be refused when it is asked.
 
     Args:
         where (`str`): file:line, for errors.
-        allow_outside (`bool`): let `scene_id` lead out of the data folder.
+        allow_outside (`bool`, *optional*): let `scene_id` lead out of the data folder; see `load_annotations`.
 
     Raises:
         ValueError: names file, line, field and question.
@@ -237,11 +237,12 @@ def find_annotations(data_dir: str | os.PathLike, split: str) -> Path:
     return (found or files)[0]
 
 
-def load_annotations(path: str | os.PathLike, allow_outside: bool = False) -> list[Annotation]:
+def load_annotations(path: str | os.PathLike, allow_outside: bool | None = None) -> list[Annotation]:
     """Read and check a file of JSON lines or, by its suffix, Parquet.
 
     Args:
-        allow_outside (`bool`): let scene ids lead out of the data folder.
+        allow_outside (`bool`, *optional*): let scene ids lead out of the data folder; None where nobody can ask for
+            it, so that errors do not offer it.
 
     Raises:
         FileNotFoundError, ValueError: name file and line.
@@ -286,7 +287,7 @@ def read_parquet_rows(path: Path, meaning: str) -> Iterator[tuple[int, dict[str,
         ) from error
 
 
-def _parse_row(row, where: str, allow_outside: bool) -> Annotation:
+def _parse_row(row, where: str, allow_outside: bool | None) -> Annotation:
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}.")
     unknown = sorted(set(row) - _NAMES)

@@ -147,21 +147,24 @@ def take_lock(path: Path) -> IO[str] | None:
 
 
 @contextmanager
-def hold_folder(folder: str | os.PathLike, patience: float = 1.0) -> Iterator[None]:
+def hold_folder(folder: str | os.PathLike, patience: float = 1.0, option: str = "output folder") -> Iterator[None]:
     """Nobody else holds the folder (made when it is not there) while the block runs; a kill lets go of it.
 
     Workers of a killed process hold on for some seconds more: `patience` says how many to wait for.
+
+    Args:
+        option (`str`): what the user set, for errors, such as `--output`.
 
     Raises:
         BlockingIOError: when another process holds it.
         ValueError: nothing can be written into it.
     """
     folder, begin = Path(folder), time.monotonic()
-    check_output_folder(folder, "output folder")
+    check_output_folder(folder, option)
     while (file := take_lock(folder / ".lock")) is None:
         if time.monotonic() - begin >= patience:
             raise BlockingIOError(
-                f"{folder}: another process is at work in this folder; wait for it, or choose another folder."
+                f"{option}: another process is at work in {folder}; wait for it, or choose another folder."
             )
         time.sleep(0.1)
     with file:

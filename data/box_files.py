@@ -2,13 +2,14 @@
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ross3d.data.prepare.boxes import MAX_PROPOSALS, make_mask_boxes
-from ross3d.data.sources.frames import read_boxes
+from ross3d.data.sources.frames import find_scene_key, parse_box_rows, read_box_rows, read_boxes
 from ross3d.data.sources.inside import resolve_inside
 from ross3d.data.text_files import check_file, read_text
 
@@ -43,6 +44,33 @@ def read_box_list(file: str | os.PathLike, scene_id: str) -> np.ndarray:
         FileNotFoundError, ValueError: no such file; no boxes; a file by scenes that lacks this one.
     """
     return read_boxes(file, scene_id, must_have=True)[0]
+
+
+def check_box_file(file: str | os.PathLike, scene_ids: Sequence[str]) -> None:
+    """Refuse a file of boxes that is none, or is about other scenes, before anything is made of it.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; no boxes; a plain list for several scenes, whose boxes differ; a
+            file by scenes that has none of these.
+    """
+    file = Path(file)
+    rows = read_box_rows(file)
+    if not isinstance(rows, dict):
+        parse_box_rows(rows, str(file))
+        if len(scene_ids) > 1:
+            raise ValueError(
+                f"{file}: expected boxes by scene for {len(scene_ids)} scenes, got one list, of one scene; write"
+                " {SCENE: [...], ...}, or give the scene that they are of."
+            )
+        return
+    keys = [key for scene_id in scene_ids if (key := find_scene_key(rows, scene_id)) is not None]
+    if not keys:
+        raise ValueError(
+            f"{file}: expected boxes of {len(scene_ids)} scenes, such as {scene_ids[0]!r}, got boxes of"
+            f" {len(rows)} others, such as {list(rows)[:3]}; give the file of these scenes."
+        )
+    for key in keys:
+        parse_box_rows(rows[key], f"{file}, {key}")
 
 
 def read_mask3d(
@@ -127,4 +155,4 @@ def _read_mask(file: Path, num_vertices: int) -> np.ndarray:
     return mask.astype(np.uint8)
 
 
-__all__ = ["MaskBoxes", "read_box_list", "read_mask3d"]
+__all__ = ["MaskBoxes", "check_box_file", "read_box_list", "read_mask3d"]

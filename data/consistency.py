@@ -160,12 +160,19 @@ class Disagreement:
 
 
 def get_cameras(scene: Scene) -> Cameras | None:
-    """What of a scene is compared, at most `MAX_VIEWS` views; None without posed depth, and for a single view."""
+    """What of a scene is compared, at most `MAX_VIEWS` views; None without posed depth, and for a single view.
+
+    Cameras are in the scan's own frame, as its files have them: poses that were inverted, say, are no inverses once
+    they are aligned.
+    """
     if scene.depth_maps is None or scene.intrinsics is None or scene.cam2world is None or scene.num_views < 2:
         return None
     chosen = choose_views(scene.num_views)
     intrinsics = np.broadcast_to(np.asarray(scene.intrinsics, np.float64), (scene.num_views, 3, 3))
-    return Cameras(scene.depth_maps[chosen], intrinsics[chosen], np.asarray(scene.cam2world, np.float64)[chosen])
+    cam2world = np.asarray(scene.cam2world, np.float64)[chosen]
+    if scene.axis_align_matrix is not None:
+        cam2world = np.linalg.inv(np.asarray(scene.axis_align_matrix, np.float64)) @ cam2world
+    return Cameras(scene.depth_maps[chosen], intrinsics[chosen], cam2world)
 
 
 def choose_views(num_views: int) -> np.ndarray:
@@ -635,8 +642,8 @@ def find_disagreement(cameras: Cameras, names: list[str]) -> Disagreement | None
 
 # Scenes whose cameras and depth were last seen to differ in unit, by folder and name: nobody knows how large they are.
 OF_UNKNOWN_SIZE: set[tuple[Path | None, str]] = set()
-# Fingerprints of the scenes that this process looked at, by what for: each is looked at, and warned of, once.
-LOOKED_AT: set[bytes] = set()
+# What was said of the scenes that this process looked at, by fingerprint: each is looked at, and warned of, once.
+LOOKED_AT: dict[bytes, list[str]] = {}
 
 
 def get_fingerprint(scene: Scene, purpose: str) -> bytes:
@@ -651,7 +658,8 @@ def sample_points(scene: Scene) -> np.ndarray:
     """World points (M, 3) of some hundred readings of each view, metres."""
     cameras = get_cameras(scene)
     points, depths = unproject_readings(cameras, *sample_readings(cameras.depth_maps, NUM_READINGS))
-    return points[depths > 0]
+    align = np.eye(4) if scene.axis_align_matrix is None else np.asarray(scene.axis_align_matrix, np.float64)
+    return points[depths > 0] @ align[:3, :3].T + align[:3, 3]
 
 
 def measure_scene_agreement(scene: Scene) -> float | None:
@@ -681,9 +689,10 @@ def check_consistency(scene: Scene) -> None:
         OF_UNKNOWN_SIZE.add((scene.path, scene.scene_id))
     if found is not None and found.certain:
         raise ValueError(f"scene {scene.scene_id!r}: the views do not agree with each other: {found.describe()}")
-    LOOKED_AT.add(fingerprint)
+    LOOKED_AT[fingerprint] = []
     if found is not None:
         message = f"scene {scene.scene_id!r}: the views do not agree with each other: {found.describe()}"
+        LOOKED_AT[fingerprint].append(message)
         warnings.warn(message, ConsistencyWarning, stacklevel=3)
 
 

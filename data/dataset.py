@@ -66,7 +66,7 @@ class SceneRows(Dataset):
         unlabelled_share (`float`): share of all rows that are theirs.
         seed (`int`): of order, choice of questions, proposals and diffusion draws.
         prepared (`PreparedScenes`, *optional*): reads scenes in place of `read_scene`, from the second time without
-            their pictures.
+            their pictures; what was said of them then is said again, in one warning.
         latents (`SceneLatents`, *optional*): what the teacher makes of the pictures; rows carry it.
         reconstruct (`bool`): whether rows carry the bird's-eye picture.
         blind (`bool`): leave out views, geometry and proposals: what a model knows from the words alone.
@@ -117,6 +117,8 @@ class SceneRows(Dataset):
         self.planned: tuple[int, list[PlannedRow]] | None = None
         self.reconstruct = reconstruct
         self.blind = blind
+        if prepared is not None and not blind:
+            prepared.warn_again(self.scenes)
 
     @cached_property
     def labelled_scenes(self) -> np.ndarray:

@@ -1,29 +1,39 @@
 """Scenes prepared once: decoded, resized and pooled, kept as tensors, so that later epochs read no pictures.
 
 A file a scene, in a folder that may be thrown away at any time; one that is damaged, was made of other files, or by a
-processor of other settings, is made anew.
+processor of other settings, is made anew. Beside a scene whose views or world were warned of lies what was said
+(`NAME.warnings.json`), so that later runs, which do not look at its views, say it again.
 """
 
+import hashlib
+import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ross3d.data.atomic import remove_leftovers_of_the_dead
+from ross3d.data.atomic import remove_leftovers_of_the_dead, write_text
 from ross3d.data.kept import describe_source, get_file_name, load_kept_or_none, make_kept, write_kept
 from ross3d.data.scene import Scene
+from ross3d.data.text_files import read_json
+from ross3d.data.world import recall_warnings
 
 
 # Changes whenever what a file holds, or what the numbers in it mean, changes.
 PREPARED_VERSION = 3
+WARNINGS_SUFFIX = ".warnings.json"
 
 
 def to_metres(millimetres: torch.Tensor) -> torch.Tensor:
     """uint16 -> float32, rounded once, as readers of depth maps divide."""
     return millimetres.float().div_(1000)
+
+
+def hash_identity(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(repr(identity).encode()).hexdigest()
 
 
 class PreparedScenes:
@@ -51,30 +61,62 @@ class PreparedScenes:
 
     def read(self, path: Path) -> tuple[Scene, Any]:
         """A scene without its pictures, and what the processor made of them (`FittedScene`)."""
-        file = self.folder / get_file_name(path, "prepared")
-        identity = {
+        file, identity = self.folder / get_file_name(path, "prepared"), self.get_identity(path)
+        kept = load_kept_or_none(file, identity)
+        if kept is None:
+            scene = self.read_scene(path, **self.reading)
+            kept = self.prepare(scene, identity)
+            self.keep(kept, file, recall_warnings(scene))
+        return self.build(kept, path)
+
+    def get_identity(self, path: Path) -> dict[str, Any]:
+        """What a prepared scene is made of, by which it is known to be still right."""
+        return {
             "version": PREPARED_VERSION,
             "settings": self.processor.get_fit_settings(),
             "reading": self.reading,
             "source": describe_source(path),
         }
-        kept = load_kept_or_none(file, identity)
-        if kept is None:
-            kept = self.prepare(path, identity)
-            self.keep(kept, file)
-        return self.build(kept, path)
 
-    def keep(self, kept: dict[str, Any], file: Path) -> None:
-        """Write a prepared scene; where there is no room for it, training goes on without."""
+    def keep(self, kept: dict[str, Any], file: Path, said: list[str]) -> None:
+        """Write a prepared scene and what was said of it; where there is no room for it, training goes on without."""
+        beside = file.with_suffix(WARNINGS_SUFFIX)
         try:
+            beside.unlink(missing_ok=True)
             write_kept(file, kept)
+            if said:
+                told = {"identity": hash_identity(kept["identity"]), "warnings": said}
+                write_text(beside, json.dumps(told, indent=1) + "\n")
         except (OSError, RuntimeError) as error:
             warnings.warn(f"{file}: the prepared scene could not be kept ({error}); it is made anew each time.",
                           stacklevel=2)  # fmt: skip
 
-    def prepare(self, path: Path, identity: dict[str, Any]) -> dict[str, Any]:
-        """Read a scene's own files and let the processor fit them."""
-        scene = self.read_scene(path, **self.reading)
+    def warn_again(self, paths: Sequence[Path]) -> None:
+        """Say in one warning how many of the scenes were warned of when they were prepared, where that still holds."""
+        said = {path.name: told for path in paths if (told := self.read_warnings(path))}
+        if said:
+            count = f"{len(said)} of {len(paths)} prepared scenes were" if len(said) > 1 else "a prepared scene was"
+            (first, *_), *_ = said.values()
+            more = f" (all of them: {self.folder}/*{WARNINGS_SUFFIX})" if sum(map(len, said.values())) > 1 else ""
+            warnings.warn(
+                f"data.prepared: {count} warned of when first read, and nothing has changed since: {first}{more}",
+                stacklevel=2,
+            )
+
+    def read_warnings(self, path: Path) -> list[str]:
+        """What was said of a scene when it was prepared; nothing where its files or settings have changed."""
+        beside = (self.folder / get_file_name(path, "prepared")).with_suffix(WARNINGS_SUFFIX)
+        if not beside.is_file():
+            return []
+        try:
+            told = read_json(beside, "warnings of a prepared scene", keys=("identity", "warnings"))
+        # A folder that may be thrown away: what is damaged there is no reason to stop.
+        except ValueError:
+            return []
+        return told["warnings"] if told["identity"] == hash_identity(self.get_identity(path)) else []
+
+    def prepare(self, scene: Scene, identity: dict[str, Any]) -> dict[str, Any]:
+        """Let the processor fit what was read of a scene's own files."""
         inputs = scene.get_inputs(bev=True)
         fitted = self.processor.fit_scene(**inputs | {"scene_id": inputs.pop("scene_ids")[0]})
         names = [field.name for field in fields(fitted) if field.name != "settings"]

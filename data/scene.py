@@ -25,9 +25,12 @@ from ross3d.geometry_ross3d import (
     MIN_MEDIAN_DEPTH,
     find_calibration_fault,
     get_median_depths,
+    is_centre_of_turned,
 )
 
 
+# What mends cameras of a picture with width and height exchanged. `rotate` does not: it turns cameras, too.
+TURN_BACK = "swap fx with fy and cx with cy, or turn pictures and depth by a quarter, whichever the poses belong to"
 # What a model that has to be blind sees instead of views.
 BLIND_PICTURE = np.full((8, 8, 3), 128, dtype=np.uint8)
 # Boxes in metres are not longer than twice the diagonal of what depth shows (8 m at least, since a view may show a
@@ -205,6 +208,7 @@ def _check_camera(matrix: np.ndarray, size: tuple[int, int] | None, where: str) 
     if size is None:
         return
     fault = find_calibration_fault(centre_x, centre_y, *size)
+    remedy = TURN_BACK if is_centre_of_turned(centre_x, centre_y, *size) else "scale them with its size"
     fits = all(
         MIN_FOCAL_SHARE * side < focal < MAX_FOCAL_SHARE * side
         for focal, side in zip((focal_x, focal_y), size[::-1], strict=True)
@@ -212,7 +216,7 @@ def _check_camera(matrix: np.ndarray, size: tuple[int, int] | None, where: str) 
     if fault is not None or not fits:
         raise ValueError(
             f"{where}: intrinsics must be pixels of the {size[1]}x{size[0]} depth map, got focal lengths {focal_x:g},"
-            f" {focal_y:g} and centre ({centre_x:g}, {centre_y:g}){fault or ''}; scale them with its size."
+            f" {focal_y:g} and centre ({centre_x:g}, {centre_y:g}){fault or ''}; {remedy}."
         )
 
 

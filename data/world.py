@@ -131,13 +131,25 @@ def check_world(scene: Scene) -> None:
     fingerprint = get_fingerprint(scene, "world")
     if fingerprint in LOOKED_AT:
         return
-    LOOKED_AT.add(fingerprint)
-    check_bounds(scene)
+    LOOKED_AT[fingerprint] = found = []
+    clamped = describe_clamped(scene)
+    if clamped is not None:
+        found.append(clamped)
     estimate, doubt = examine_world(scene)
     if doubt is not None:
-        warnings.warn(describe_world(scene, doubt), WorldWarning, stacklevel=3)
+        found.append(describe_world(scene, doubt))
     elif estimate is not None and estimate.confidence >= LOW_CONFIDENCE and estimate.picture_turns:
-        warnings.warn(f"scene {scene.scene_id!r}: {estimate.describe_pictures()}.", WorldWarning, stacklevel=3)
+        found.append(f"scene {scene.scene_id!r}: {estimate.describe_pictures()}.")
+    for message in found:
+        warnings.warn(message, WorldWarning, stacklevel=3)
+
+
+def recall_warnings(scene: Scene) -> list[str]:
+    """What `check_consistency` and `check_world` said of a scene when this process looked at it, if it did."""
+    if scene.depth_maps is None or scene.intrinsics is None or scene.cam2world is None:
+        return []
+    fingerprints = [get_fingerprint(scene, purpose) for purpose in ("consistency", "world")]
+    return [said for fingerprint in fingerprints for said in LOOKED_AT.get(fingerprint, [])]
 
 
 def examine_world(scene: Scene) -> tuple[UprightEstimate | None, str | None]:
@@ -187,18 +199,24 @@ def require_upright(scene: Scene) -> None:
 
 def check_bounds(scene: Scene) -> None:
     """Warn of positions that a model will clamp; not where another warning said that the unit is wrong."""
+    message = describe_clamped(scene)
+    if message is not None:
+        warnings.warn(message, WorldWarning, stacklevel=3)
+
+
+def describe_clamped(scene: Scene) -> str | None:
+    """What is said of positions that a model will clamp; None where few are, or the unit is known to be wrong."""
     if (scene.path, scene.scene_id) in OF_UNKNOWN_SIZE:
-        return
+        return None
     share = measure_clamped(scene)
-    if share > MAX_CLAMPED:
-        low, high = (", ".join(f"{value:g}" for value in bound) for bound in SCENE_BOUNDS)
-        warnings.warn(
-            f"scene {scene.scene_id!r}: {100 * share:.0f} % of its readings lie outside of scene_bounds (from {low} "
-            f"to {high} m), where positions are clamped and places cannot be told apart; give it an alignment that "
-            "brings its middle to the origin, or split it.",
-            WorldWarning,
-            stacklevel=4,
-        )
+    if share <= MAX_CLAMPED:
+        return None
+    low, high = (", ".join(f"{value:g}" for value in bound) for bound in SCENE_BOUNDS)
+    return (
+        f"scene {scene.scene_id!r}: {100 * share:.0f} % of its readings lie outside of scene_bounds (from {low} "
+        f"to {high} m), where positions are clamped and places cannot be told apart; give it an alignment that "
+        "brings its middle to the origin, or split it."
+    )
 
 
 __all__ = [
@@ -208,5 +226,6 @@ __all__ = [
     "check_bounds",
     "check_world",
     "measure_clamped",
+    "recall_warnings",
     "require_upright",
 ]

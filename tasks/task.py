@@ -13,8 +13,9 @@ import numpy as np
 
 from ross3d.command_line import COUNT, COUNT_OR_NONE, NUM_VIEWS, SEED, check_fields
 from ross3d.data.scene import Scene
-from ross3d.data.sources import DECODES, make_reading
+from ross3d.data.sources import DECODES
 from ross3d.data.sources.inside import resolve_inside
+from ross3d.data.sources.options import get_scan_options
 
 
 Record = dict[str, Any]
@@ -59,10 +60,12 @@ class EvalSettings:
             below 1; by default as each layout has it.
         allow_outside (`bool`): let annotations, files and links name scenes and pictures outside the data folder and
             the scan's; only for data that you trust.
-        proposals (`str`): what grounding chooses among, and captions are asked of: boxes that a detector `predicted`
-            (`proposals.json`), or the objects' own (`ground_truth`). Our own rooms come without a detector's boxes:
-            where none of them has any, `predicted` are drawn, which `simulated` does always: the objects' boxes,
-            shifted and resized, among boxes of nothing.
+        proposals (`str`): what grounding chooses among, and captions are asked of. `predicted`, boxes of a detector:
+            `proposals.json` in each scene's folder, a JSON list of boxes [cx, cy, cz, dx, dy, dz] or {"box": [...]},
+            metres, as python -m ross3d.data.prepare proposals writes it; where no scene of task rooms has one, as
+            `simulated`, and other tasks end. `ground_truth`, the objects' own: `boxes.json`, in the same form, or the
+            layout's own boxes. `simulated`, for task rooms alone: the objects' boxes, shifted and resized, among boxes
+            of nothing.
         seed (`int`): of proposals, hidden views, diffusion draws and blind choices.
         num_samples (`int`): sampled pictures whose mean is scored.
         num_inference_steps (`int`): sampler steps.
@@ -91,11 +94,7 @@ class EvalSettings:
         for name, known in (("proposals", PROPOSALS), ("decode", DECODES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"--{name}: expected one choice of {list(known)}, got {getattr(self, name)!r}.")
-        try:
-            make_reading(self.rotate, self.max_excluded, self.allow_outside)
-        except ValueError as error:
-            error.args = (f"--{error}",)
-            raise
+        get_scan_options(self)
 
 
 @dataclass

@@ -188,6 +188,11 @@ def test_a_scene_outside_is_read_where_it_is_allowed(tmp_path):
     rows[0] |= {"scene_id": "../elsewhere/s1"}
     write(tmp_path / "rows.jsonl", rows)
     assert load_annotations(tmp_path / "rows.jsonl", allow_outside=True)[0].scene_id == "../elsewhere/s1"
+    # eval.py has an option for it, train.py has none.
+    with pytest.raises(ValueError, match="rows.jsonl:1: scene_id: expected a scene id.*--allow-outside"):
+        load_annotations(tmp_path / "rows.jsonl", allow_outside=False)
+    with pytest.raises(ValueError, match=r"rows.jsonl:1: scene_id: .*make its path relative\. \(question"):
+        load_annotations(tmp_path / "rows.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -524,7 +524,7 @@ def test_a_limit_of_no_scenes_and_a_misspelt_option_are_refused(capsys):
         door.parse_arguments([*words, "--limit", "0"])
     with pytest.raises(ValueError, match="--rotate must be one of auto, 0, 90"):
         door.parse_arguments([*words, "--rotate", "45"])
-    with pytest.raises(ValueError, match="--max_excluded must be a share of the frames"):
+    with pytest.raises(ValueError, match="--max-excluded must be a share of the frames"):
         door.parse_arguments([*words, "--max_excluded", "1"])
     with pytest.raises(SystemExit):
         door.parse_arguments([*words, "--lmit", "1"])

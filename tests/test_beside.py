@@ -230,8 +230,18 @@ def test_names_lead_to_files_inside(tmp_path):
     for name in outside:
         with pytest.raises(OutsideError, match="expected a file inside .*scan, got .*; copy it there and make its"):
             resolve_inside(root, name)
-    with pytest.raises(OutsideError, match="got 'link.png', a link to .*secret.png; copy it there"):
+    with pytest.raises(
+        OutsideError, match="got 'link.png', a link to .*secret.png, which lies outside; copy it there"
+    ):
         resolve_inside(root, "link.png")
+    # What nobody can ask for is not offered; what a command spells otherwise is spelled so.
+    for name in ("/etc/hosts", "link.png"):
+        with pytest.raises(
+            OutsideError, match="--allow-outside .train.py: --data.allow_outside true, in Python allow"
+        ):
+            resolve_inside(root, name)
+        with pytest.raises(OutsideError, match=r"copy it there and make its path relative\.$"):
+            resolve_inside(root, name, allow_outside=None)
     assert resolve_inside(root, "link.png", check_links=False).is_file()
     assert resolve_inside(root, "../secret.png", allow_outside=True).is_file()
     for name in ("", ".", "/", "\\", 5, None, "a\0b", "a" * 5000, "a" * 300):
@@ -239,6 +249,20 @@ def test_names_lead_to_files_inside(tmp_path):
             resolve_inside(root, name)
     with pytest.raises(ValueError, match="loop.png cannot be followed .*; remove the link"):
         resolve_inside(root, "loop.png")
+
+
+@pytest.mark.parametrize("layout", ["rgbd_folder", "posed_images"])
+def test_a_scan_whose_pictures_are_all_gone_is_known(make_copy, layout):
+    """It is no folder of an unknown layout, nor one of pictures without cameras: depth maps are pictures, too."""
+    folder = make_copy(layout)
+    pictures = sorted({*folder.glob("*.color.*"), *folder.glob("*.jpg")})
+    for picture in pictures:
+        picture.unlink()
+    named = f"{pictures[0].name.partition('.')[0]}.*\\.(jpg|png)"
+    with pytest.raises(
+        (ValueError, FileNotFoundError), match=f"(pictures of all|picture is missing: ).*{named}.*copy"
+    ):
+        read_scene(folder)
 
 
 def plant_secret(tmp_path, size=(64, 48)):
@@ -371,9 +395,8 @@ def test_files_and_sequences_that_are_no_folder_of_a_scan(tmp_path, make_copy):
     (folder / "camera-intrinsics.txt").rename(folder / "_info.txt")
     with pytest.raises(FileNotFoundError, match="this is a sequence of 3RScan or of ScanNet's tools, whose cameras"):
         read_scene(folder)
-    with pytest.raises(ValueError, match="layout of this folder is not known") as caught:
+    with pytest.raises(ValueError, match=r"is no scan of a known layout, but room in it is one \(rgbd_folder\); give"):
         read_scene(folder.parent)
-    assert str(caught.value).endswith("\nroom in it is one of them: give that folder")
 
 
 # ---- limits and options

@@ -169,7 +169,7 @@ class Settings:
     ("given", "message"),
     [
         ({"count": 0}, "--count: expected a whole number from 1 on, got 0; correct it"),
-        ({"other_count": 2.0}, "--other_count: expected a whole number, got 2.0"),
+        ({"other_count": 2.0}, "--other-count: expected a whole number, got 2.0"),
         ({"name": " "}, "--name: expected a text that is not blank, got ' '; write it so"),
         ({"blind": "maybe"}, "--blind: expected true or false, got 'maybe'; write it so"),
         ({"output": 3}, "--output: expected a path, got 3; write it so"),

@@ -23,6 +23,7 @@ from ross3d.data.consistency import (
     measure_agreement,
     measure_scene_agreement,
     pair_views,
+    sample_points,
     sample_readings,
 )
 from ross3d.data.scene import Scene
@@ -342,6 +343,26 @@ def write(scene: Scene, folder: Path) -> Path:
     return write_rgbd_folder(scene, folder)
 
 
+@pytest.mark.parametrize("index", [0, 3])
+def test_inverted_poses_are_named_in_a_scan_that_is_aligned(tmp_path, index):
+    """Once they are aligned they are no inverses any more."""
+    scene = make_scan(index)
+    align = np.eye(4)
+    align[:3, :3] = Rotation.from_euler("zx", [40 + 60 * index, 90], degrees=True).as_matrix()
+    align[:3, 3] = 2.5, -1.25, 0.75 + index
+    folder = write(replace(scene, cam2world=np.linalg.inv(align) @ scene.cam2world), tmp_path / f"room-{index}")
+    np.savetxt(folder / "axis_align.txt", align)
+    assert measure_scene_agreement(read_scene(folder)) > 0.99
+    points = sample_points(read_scene(folder))
+    np.testing.assert_allclose(points, sample_points(scene), atol=2e-3)
+    write(replace(scene, cam2world=np.linalg.inv(np.linalg.inv(align) @ scene.cam2world)), folder)
+    np.savetxt(folder / "axis_align.txt", align)
+    with pytest.raises(
+        ValueError, match="the poses are world to camera where camera to world is expected; write the inv"
+    ):
+        read_scene(folder)
+
+
 def test_every_reading_of_a_scan_is_checked_and_told_once(tmp_path):
     """A warning once per process, an error each time, and again when the files changed."""
     scene = make_scan(0)
@@ -365,6 +386,8 @@ def test_a_real_scan_agrees_and_its_faults_are_named():
     scene = read_scene(KITCHEN, num_views=16)
     assert measure_scene_agreement(scene) > 0.96
     with pytest.raises(ValueError, match="the views do not agree with each other: .*world to camera"):
-        check_consistency(replace(scene, cam2world=np.linalg.inv(scene.cam2world)))
+        align = scene.axis_align_matrix
+        # As its files would have them: inverted in the scan's own frame, and aligned by the reader.
+        check_consistency(replace(scene, cam2world=align @ np.linalg.inv(np.linalg.inv(align) @ scene.cam2world)))
     with pytest.raises(ValueError, match=r"translations times 1\.[67]"):
         check_consistency(replace(scene, cam2world=with_translation(scene.cam2world, 0.6 * scene.cam2world[:, :3, 3])))

@@ -368,11 +368,11 @@ def test_arguments_have_one_place():
 
 
 def test_arguments_of_a_call_are_read_as_in_the_library(processor):
-    """What repeats itself, samples videos that are not there, or is ignored by the library changes nothing."""
+    """What repeats itself, or is ignored by the library, changes nothing."""
     call = {"images": make_pictures(), "text": QUESTION}
     plain = processor(**call)
     assert_equal(processor(**call, return_tensors="pt", common_kwargs={"return_tensors": "pt"}), plain)
-    assert_equal(processor(**call, num_frames=2, fps=None, do_sample_frames=False), plain)
+    assert_equal(processor(**call, num_frames=None, fps=None, do_sample_frames=False), plain)
     with pytest.warns(UserWarning, match="max_length: ignored, since padding=True"):
         assert_equal(processor(**call, padding="longest", max_length=3), plain)
     with pytest.raises(ValueError, match="common_kwargs: expected arguments that are not given outside of it as well"):

@@ -65,9 +65,10 @@ class Script(LogitsProcessor):
         return scores
 
 
+@pytest.mark.parametrize("reader", ["tokenizer", "processor"])
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 2}, {"do_sample": True}], ids=str)
-def test_stop_strings_end_an_answer(model, processor, inputs, settings):
-    """Each row ends with the piece that completes the string; the other goes on."""
+def test_stop_strings_end_an_answer(model, processor, inputs, settings, reader):
+    """Each row ends with the piece that completes the string; the other goes on. The processor has a tokenizer."""
     tokenizer = processor.tokenizer
     table, chair, lamp, end = (tokenizer.encode(word, add_special_tokens=False)[0] for word in "tcl.")
     rows = [[table, end, chair, lamp, lamp, lamp], [chair, table, table, end, lamp, lamp]]
@@ -76,11 +77,17 @@ def test_stop_strings_end_an_answer(model, processor, inputs, settings):
         ".": [[table, end], [chair, table, table, end]],
         "cl": [[table, end, chair, lamp], rows[1]],
     }.items():
-        found = answer(model, inputs, stop_strings=[string, "never"], tokenizer=tokenizer, **settings,
+        found = answer(model, inputs, stop_strings=[string, "never"], **settings,
+                       tokenizer=tokenizer if reader == "tokenizer" else processor,
                        logits_processor=LogitsProcessorList([script]))  # fmt: skip
         # Behind the string stands padding, for which beams take the end token.
         rest = {tokenizer.pad_token_id, tokenizer.eos_token_id}
         assert [[token for token in row if token not in rest] for row in found] == wanted
+
+
+def test_stop_strings_without_a_tokenizer_are_refused(model, inputs):
+    with pytest.raises(ValueError, match="pass the model's tokenizer to the `tokenizer` argument of `generate`"):
+        answer(model, inputs, stop_strings=["."])
 
 
 class Only(LogitsProcessor):

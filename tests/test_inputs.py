@@ -8,7 +8,7 @@ from ross3d.inputs_ross3d import INPUTS, check_inputs
 from ross3d.tests.posed_views import make_bev, make_test_processor, make_views
 
 
-SIZES = {"B": 2, "L": 7, "V": 3, "K": 4, "Q": 5, "h": 6, "w": 11, "S": 8, "*": 9}
+SIZES = {"B": 2, "L": 7, "V": 3, "K": 4, "Q": 5, "h": 6, "w": 11, "S": 8, "b": 10, "*": 9}
 # The attention mask takes other forms, which `check_mask` knows.
 CHECKED = {name: row for name, row in INPUTS.items() if row.dtypes}
 
@@ -88,6 +88,8 @@ def test_other_dtypes_are_refused(name, dtype, expected):
         ("patch_coords", (2, 3, 5, 5, 3), "(2, 3, 6, 11, 3), got (2, 3, 5, 5, 3)"),
         ("proposal_mask", (2, 5), "(2, 4), got (2, 5)"),
         ("proposal_patches", (2, 4, 4, 9), "(2, 4, 3, ...), got (2, 4, 4, 9)"),
+        ("bev_pixel_values", (2, 3, 10, 9), "(2, 3, b, b), got (2, 3, 10, 9); build rows with a processor whose bev"),
+        ("bev_valid", (2, 12, 12), "(2, 10, 10), got (2, 12, 12); build rows with a processor whose bev_size is this"),
         ("row_seed", (3,), "(2,), got (3,)"),
         ("bev_bounds", (2, 3), "(2, 4), got (2, 3); pass x_min, y_min, x_max, y_max of each picture, metres"),
         ("query_coords", (2, 3), "(2, Q, 3), got (2, 3); pass x, y, z of each question, metres"),

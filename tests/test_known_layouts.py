@@ -62,8 +62,19 @@ def test_folders_without_a_scan_say_where_one_is(raw, tmp_path):
         find_layout(tmp_path / "data" / "set")
     write_rgbd(raw, tmp_path / "data" / "set" / "room")
     (tmp_path / "data" / "overview.png").touch()
-    with pytest.raises(ValueError, match="set/room in it is one of them: give that folder"):
+    with pytest.raises(
+        ValueError, match=r"but set/room in it is one \(rgbd_folder\); give the folder of one scan: .*set/room\.$"
+    ):
         find_layout(tmp_path / "data")
+    # As ARKitScenes is downloaded: raw/Training/<video>.
+    video = tmp_path / "ARKitScenes" / "raw" / "Training" / "47333462"
+    for folder in ("lowres_wide", "lowres_depth"):
+        (video / folder).mkdir(parents=True)
+    (video / "lowres_wide.traj").touch()
+    for given in (video.parent, video.parents[1], video.parents[2]):
+        place = video.relative_to(given)
+        with pytest.raises(ValueError, match=rf"but {place} in it is one \(arkitscenes\); give .*: {video}\.$"):
+            find_layout(given)
     for name, words in (("walk.gif", "an animation: convert it to a video"), ("a.heic", "a single picture: give the")):
         (tmp_path / name).touch()
         with pytest.raises(ValueError, match=f"{name} is no folder of a scan, but {words}"):

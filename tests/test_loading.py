@@ -159,3 +159,20 @@ def test_a_broken_shard_is_named(tmp_path):
     shard.unlink()
     with pytest.raises(ValueError, match="expected all weights that config.json asks for"):
         load_model(tmp_path)
+
+
+def test_a_config_of_other_sizes_than_the_files_is_refused_before_anything_is_drawn(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    config["vision_config"]["num_hidden_layers"] = 4_000_000_000
+    file.write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match="expected vision_config with at most 10000 layers, got 4000000000; fetch the wh"
+    ):
+        load_model(tmp_path)
+    file.unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"config.json does not exist; expected settings of a checkpoint's mod"
+    ):
+        load_model(tmp_path)

@@ -1,5 +1,6 @@
 """What the model refuses: name, expected, got and remedy of each message, beside a near-miss that passes."""
 
+import copy
 import re
 from pathlib import Path
 
@@ -501,6 +502,20 @@ def test_cells_of_the_birds_eye_loss(rule, missing, message):
 
 
 # The teacher and reconstruction
+
+
+@pytest.mark.parametrize("size", [4, 16])
+def test_pictures_from_above_of_another_size(model, bare, row, size):
+    """Those of a processor with another `bev_size`; a model that rebuilds nothing does not look at them."""
+    picture = {"bev_pixel_values": torch.rand(1, 3, size, size), "bev_valid": torch.ones(1, size, size).bool()}
+    message = (
+        f"bev_pixel_values: expected shape (1, 3, 8, 8), got (1, 3, {size}, {size}); build rows with a processor whose"
+        " bev_size is this model's config.denoiser_config.bev_image_size."
+    )
+    for own in (model, copy.deepcopy(model).train()):
+        with refuses(message):
+            forward(own, row, **picture)
+    assert forward(bare, row, **picture).lm_loss.isfinite()
 
 
 def test_no_teacher(row):

@@ -253,17 +253,19 @@ MATRICES = [*TURNS, (-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0)]
 
 
 def write_cornered_video(file, matrix, count=4, height=48, width=64) -> None:
-    """Frames whose quarters have a colour each, and a display matrix as phones write it into the track's header."""
+    """Frames whose quarters have a colour each; a matrix, if any, as phones write it into the header of the track."""
     frame = np.zeros((height, width, 3), np.uint8)
     for (x, y), color in CORNERS.items():
         rows = slice(height // 2, None) if y > 0 else slice(None, height // 2)
         frame[rows, slice(width // 2, None) if x > 0 else slice(None, width // 2)] = color
     with av.open(str(file), "w") as container:
-        stream = container.add_stream("mpeg4", rate=8)
+        stream = container.add_stream("libvpx" if file.suffix == ".webm" else "mpeg4", rate=8)
         stream.height, stream.width, stream.pix_fmt, stream.bit_rate = height, width, "yuv420p", 4_000_000
         for _ in range(count):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
+    if matrix is None:
+        return
     content = bytearray(file.read_bytes())
     # Behind the type: version, times, track, duration, reserved, layer, group, volume, reserved.
     place = content.index(b"tkhd") + 44
@@ -283,6 +285,27 @@ def test_videos_are_shown_as_their_display_matrix_says(tmp_path, matrix):
         shown_x, shown_y = a * x + c * y, b * x + d * y
         pixel = scene.images[1, height * (2 + shown_y) // 4, width * (2 + shown_x) // 4]
         assert np.abs(pixel.astype(int) - color).max() < 30, (matrix, x, y)
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (64, 32)])
+@pytest.mark.parametrize("suffix", [".3gp", ".mov", ".m4v", ".MOV"])
+def test_videos_of_phones_are_read_upright(tmp_path, suffix, height, width):
+    write_cornered_video(tmp_path / "plain.mp4", None, 4, height, width)
+    plain = read_scene(tmp_path / "plain.mp4", num_views=2)
+    for turns, matrix in enumerate(TURNS):
+        write_cornered_video(tmp_path / f"walk{suffix}", matrix, 4, height, width)
+        scene = read_scene(tmp_path / f"walk{suffix}", num_views=2)
+        assert np.array_equal(scene.images, np.rot90(plain.images, -turns, axes=(1, 2))), matrix
+        assert scene.view_names == plain.view_names and scene.scene_id == "walk"
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".avi", ".webm"])
+def test_videos_of_other_containers_are_read(tmp_path, suffix):
+    write_cornered_video(tmp_path / f"walk{suffix}", None)
+    images = read_scene(tmp_path / f"walk{suffix}", num_views=2).images
+    assert images.shape == (2, 48, 64, 3)
+    for (x, y), color in CORNERS.items():
+        assert np.abs(images[1, 24 + 12 * y, 32 + 16 * x].astype(int) - color).max() < 30
 
 
 def test_turns_of_videos_agree_with_the_library(tmp_path):

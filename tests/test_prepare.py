@@ -32,8 +32,9 @@ from ross3d.data.sampling import (
     take_covering_frames,
 )
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.tests.given_scans import get_given
 from ross3d.tests.invariant.kill_inside import kill_inside_write
-from ross3d.tests.official_annotations import SPLIT_OF, write_given, write_raw_set
+from ross3d.tests.official_annotations import SPLIT_OF, write_raw_set
 from ross3d.tests.raw_scannet import RawScan, write_raw_scan
 
 
@@ -64,11 +65,9 @@ def list_states(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 @pytest.fixture(scope="module")
-def raw(tmp_path_factory) -> Path:
-    """Raw scans, official files and masks."""
-    folder = tmp_path_factory.mktemp("given")
-    write_given(folder)
-    return folder
+def raw() -> Path:
+    """Raw scans, official files and masks, which nothing may change."""
+    return get_given()
 
 
 @pytest.fixture(scope="module")
@@ -503,7 +502,7 @@ def test_a_published_picture_that_is_replaced_is_taken(raw, tmp_path):
 
 
 def test_two_preparations_of_one_folder_do_not_meet(raw, tmp_path):
-    with hold_folder(tmp_path), pytest.raises(BlockingIOError, match="another process is at work in this folder"):
+    with hold_folder(tmp_path), pytest.raises(BlockingIOError, match="another process is at work in .*; wait"):
         prepare(raw, tmp_path)
     prepare(raw, tmp_path)
     assert not (tmp_path / ".lock").exists()

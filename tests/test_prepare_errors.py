@@ -4,40 +4,28 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.sparse
 
-from ross3d.data.prepare.__main__ import main
 from ross3d.data.prepare.llava_style import make_annotations
 from ross3d.data.prepare.official_set import read_official
 from ross3d.data.prepare.parallel import run_jobs
 from ross3d.data.sources.ply import read_ply
 from ross3d.data.sources.sens import iterate_sens_frames
-from ross3d.tests.official_annotations import write_given
+from ross3d.tests.given_scans import copy_given, get_given, prepare_given
 from ross3d.tests.raw_scannet import write_ply, write_sens
 
 
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("given")
-    write_given(folder)
-    return folder
-
-
 @pytest.fixture
-def given(raw, tmp_path) -> Path:
-    """A copy to spoil."""
-    shutil.copytree(raw, tmp_path / "given")
-    return tmp_path / "given"
+def given(tmp_path) -> Path:
+    return copy_given(tmp_path / "given")
 
 
-def prepare(given: Path, *more) -> None:
-    arguments = ["scannet", "--scans", given / "raw", "--annotations", given / "official", "--output", given / "out"]
-    arguments += ["--proposals", given / "masks", "--views", 3, "--bev-size", 48, "--num-workers", 1, *more]
-    main([str(argument) for argument in arguments])
+prepare = partial(prepare_given, masks=True)
 
 
 def edit(name: str, change: Callable) -> Callable[[Path], None]:
@@ -295,7 +283,7 @@ def write_masks_of(given: Path, masks: np.ndarray) -> None:
         (lambda given: cut_recording(given, 0.001), "scene0003_00.sens"),
     ],
 )
-def test_a_damaged_scan(raw, given, spoil, message):
+def test_a_damaged_scan(given, spoil, message):
     """The others are prepared; once the scan is mended, the same command makes that one alone."""
     num_workers = 2 if message.endswith(".sens") else 1
     spoil(given)
@@ -305,7 +293,7 @@ def test_a_damaged_scan(raw, given, spoil, message):
     assert done == {"scene0001_00", "scene0002_00"} and not (given / "out" / "account.json").exists()
     times = [(given / "out" / "train" / name).stat().st_mtime_ns for name in sorted(done)]
     for part in ("raw", "masks"):
-        shutil.copytree(raw / part, given / part, dirs_exist_ok=True)
+        shutil.copytree(get_given() / part, given / part, dirs_exist_ok=True)
     prepare(given)
     assert times == [(given / "out" / "train" / name).stat().st_mtime_ns for name in sorted(done)]
     assert (given / "out" / "account.json").is_file()
@@ -313,8 +301,8 @@ def test_a_damaged_scan(raw, given, spoil, message):
 
 def test_other_settings_for_a_folder(given):
     prepare(given)
-    with pytest.raises(ValueError, match=r"--output: .*out was prepared with \{'num_views': 3\}, asked for \{'num_"):
-        prepare(given, "--views", 2)
+    with pytest.raises(ValueError, match=r"--output: .*out was prepared with \{'num_views': 2\}, asked for \{'num_"):
+        prepare(given, "--views", 3)
     shutil.rmtree(given / "raw" / "scans" / "scene0001_00")
     with pytest.raises(ValueError, match="--output: 1 scenes there belong to nothing that was given, such as .*train"):
         prepare(given, "--partial")

@@ -71,6 +71,44 @@ def test_lists_by_scene(rooms, tmp_path):
         assert json.loads((path / "proposals.json").read_text()) == rows[path.name]
 
 
+ROWS = [[0, 0, 1, 1, 1, 2], [0.5, 1, 0.4, 0.2, 0.3, 0.8]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "boxes.json does not exist; expected a JSON list of boxes"),
+        ("[[0, 0", "boxes.json: expected a JSON list of boxes"),
+        ('"none"', "boxes.json: expected .{.box.: .*, got TypeError"),
+        (json.dumps({"val-000000": ROWS[0][:5]}), "boxes.json, val-000000: expected .*, got TypeError"),
+        (json.dumps({"val-000000": [ROWS[0][:5]]}), r"boxes.json, val-000000: boxes must be \(K, 6\)"),
+        (json.dumps({"scannet/val-000000": [[1e7, *ROWS[0][1:]]]}), "scannet/val-000000: boxes must be metres"),
+        (json.dumps({"room-7": ROWS, "room-8": []}), "of 3 scenes, such as 'train-000001', got boxes of 2 others"),
+        (json.dumps(ROWS), "boxes.json: expected boxes by scene for 3 scenes, got one list, of one scene; write"),
+    ],
+)
+def test_a_list_is_read_where_every_scene_has_proposals_already(rooms, tmp_path, content, message):
+    """A file that is not there, none of boxes, of other scenes, or of one scene for three."""
+    for path in rooms.glob("*/*-0*"):
+        (path / "proposals.json").write_text("[]")
+    file = tmp_path / "boxes.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        run("--data", rooms, "--boxes", file)
+
+
+def test_a_list_of_one_scene_or_of_some_is_taken(rooms, tmp_path):
+    room, file = rooms / "val" / "val-000000", tmp_path / "boxes.json"
+    file.write_text(json.dumps(ROWS))
+    run("--data", room, "--boxes", file)
+    assert json.loads((room / "proposals.json").read_text())[0] == ROWS[0]
+    # Those that have theirs need not be in it.
+    file.write_text(json.dumps({"train-000001": ROWS[:1], "scannet/train-000004": [], "elsewhere": [[1]]}))
+    run("--data", rooms, "--boxes", file)
+    assert json.loads((rooms / "train" / "train-000001" / "proposals.json").read_text()) == ROWS[:1]
+
+
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory) -> RawScan:
     return write_raw_scan(tmp_path_factory.mktemp("raw"), "scene0004_00", 3, 31)

@@ -12,7 +12,8 @@ from ross3d.data.annotations import load_annotations
 from ross3d.data.prepare.__main__ import main
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.tasks.reconstruction import get_object_pixels
-from ross3d.tests.official_annotations import SPLIT_OF, write_given, write_raw_set
+from ross3d.tests.given_scans import get_given
+from ross3d.tests.official_annotations import SPLIT_OF, write_raw_set
 from ross3d.tests.posed_views import make_test_processor
 from ross3d.tests.public_files import write_public_root
 from ross3d.tests.test_prepare import hash_files, list_states
@@ -32,10 +33,9 @@ def scans(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def from_raw(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("given")
-    write_given(folder)
-    prepare_raw(folder, folder / "out", "--published")
-    return folder / "out"
+    output = tmp_path_factory.mktemp("given") / "out"
+    prepare_raw(get_given(), output, "--published")
+    return output
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["meta data", "EmbodiedScan"])

@@ -26,8 +26,9 @@ from ross3d.data.prepare.official_set import read_official
 from ross3d.data.prepare.posed_images import read_public, read_view
 from ross3d.data.sources import list_folders
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.tests.given_scans import copy_given, prepare_given
 from ross3d.tests.limited_memory import call_within
-from ross3d.tests.official_annotations import write, write_given
+from ross3d.tests.official_annotations import write
 from ross3d.tests.public_files import write_posed_images
 from ross3d.tests.raw_scannet import write_raw_scan
 from ross3d.tests.tiny import get_rooms
@@ -47,22 +48,9 @@ def test_plain_names_pass(name):
     assert check_name(name, "list.json") == name
 
 
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("given")
-    write_given(folder)
-    return folder
-
-
 @pytest.fixture
-def given(raw, tmp_path) -> Path:
-    shutil.copytree(raw, tmp_path / "given")
-    return tmp_path / "given"
-
-
-def prepare(given: Path, *more) -> None:
-    arguments = ["scannet", "--scans", given / "raw", "--annotations", given / "official", "--output", given / "out"]
-    main([str(argument) for argument in [*arguments, "--views", 2, "--bev-size", 24, "--num-workers", 1, *more]])
+def given(tmp_path) -> Path:
+    return copy_given(tmp_path / "given")
 
 
 # ---- names
@@ -115,7 +103,7 @@ def test_official_files_name_no_other_folder(given, name):
     rows = json.loads(file.read_text())
     write(file, [*rows[:-1], rows[-1] | {"scene_id": "../train"}])
     with pytest.raises(ValueError, match=f"{name}.json, entry {len(rows) - 1}, field 'scene_id': expected a name of"):
-        prepare(given)
+        prepare_given(given)
 
 
 def test_what_somebody_put_there_is_not_removed(given):
@@ -129,10 +117,10 @@ def test_what_somebody_put_there_is_not_removed(given):
         with pytest.raises(
             ValueError, match="--output: .*scene0001_00 is there and is no scene that was prepared; move"
         ):
-            prepare(given)
+            prepare_given(given)
         assert (place / "thesis.txt").read_text() == "mine" == (mine / "thesis.txt").read_text()
         place.unlink() if place.is_symlink() else shutil.rmtree(place)
-    prepare(given)
+    prepare_given(given)
     assert read_rgbd_folder(place).num_views == 2
 
 
@@ -381,10 +369,10 @@ def test_clouds_are_drawn_and_meshes_without_colours_are_refused(given):
     with pytest.raises(
         ValueError, match="clean_2.ply: expected vertices with red, green and blue, got none; take a mesh"
     ):
-        prepare(given, "--partial")
+        prepare_given(given, "--partial")
     colors = "property uchar red\nproperty uchar green\nproperty uchar blue\n"
     ply.write_text(head + colors + "end_header\n0 0 0 9 8 7\n1 1 1 9 8 7\n")
-    prepare(given, "--partial")
+    prepare_given(given, "--partial")
     assert read_rgbd_folder(given / "out" / "train" / "scene0001_00").bev_valid.any()
 
 
@@ -408,7 +396,7 @@ def test_files_that_are_not_read_are_listed_with_the_reason(given, capsys):
     for name in OTHERS:
         row = {"description": "it", **question} if "ScanRefer" in name else question
         write(folder / name, [row])
-    prepare(given)
+    prepare_given(given)
     told = capsys.readouterr().out.splitlines()
     account = json.loads((given / "out" / "account.json").read_text())
     assert sorted(name for names in account["files_not_read"].values() for name in names) == sorted(OTHERS)
@@ -420,7 +408,7 @@ def test_files_that_are_not_read_are_listed_with_the_reason(given, capsys):
     made = {file: file.stat().st_mtime_ns for file in (given / "out" / "train").rglob("*")}
     for number in range(25):
         (folder / f"note-{number:02}.txt").write_text("later")
-    prepare(given)
+    prepare_given(given)
     assert "note-19.txt and 7 more, in account.json: no official" in capsys.readouterr().out
     assert {file: file.stat().st_mtime_ns for file in (given / "out" / "train").rglob("*")} == made
 
@@ -435,7 +423,7 @@ def test_test_files_with_answers_are_read(given):
     write(folder / "ScanRefer_filtered_test.json", rows[:3])
     rows = json.loads(next(folder.rglob("multi3drefer_val.json")).read_text())
     write(folder / "multi3drefer_test.json", [row | {"object_ids": rows[2]["object_ids"]} for row in rows])
-    prepare(given)
+    prepare_given(given)
     found = load_annotations(given / "out" / "annotations" / "test.parquet")
     assert [row.answer for row in found if row.task == "scanqa"] == ["a bed 0", "a bed 1"]
     tasks = [row.task for row in found]
@@ -473,17 +461,17 @@ def test_hidden_folders_are_no_scenes(tmp_path):
 
 
 def test_a_damaged_scene_is_made_anew(given):
-    prepare(given)
+    prepare_given(given)
     file = given / "out" / "train" / "scene0001_00" / "scene.json"
     whole = file.read_bytes()
     file.write_bytes(whole[:-40])
     (given / "out" / "account.json").unlink()
     with pytest.warns(UserWarning, match="scene0001_00/scene.json: .* The scene is made anew"):
-        prepare(given)
+        prepare_given(given)
     assert file.read_bytes() == whole
     (given / "out" / "account.json").write_text('{"settings": ')
     with pytest.raises(ValueError, match="account.json: expected the settings that the folder was prepared with, but"):
-        prepare(given)
+        prepare_given(given)
 
 
 def test_the_command_ends_in_one_line(given, monkeypatch, capsys):

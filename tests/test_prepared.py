@@ -15,10 +15,12 @@ import torch
 
 from ross3d.data.annotations import group_by_scene, load_annotations
 from ross3d.data.atomic import replace_file
+from ross3d.data.consistency import ConsistencyWarning
 from ross3d.data.dataset import SceneRows
 from ross3d.data.kept import DamagedError, describe_source, load_kept, make_kept, write_kept
 from ross3d.data.latents import SceneLatents
 from ross3d.data.prepared import PreparedScenes
+from ross3d.data.sources import read_scene
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.scenes.questions import make_proposals
 from ross3d.tests.limited_memory import call_within
@@ -119,6 +121,51 @@ def test_a_changed_scene_is_prepared_anew(rooms, tmp_path):
     assert reader.count == 3
     store.read(path)
     assert reader.count == 4
+
+
+def shift_poses(folder: Path) -> None:
+    """Every frame gets the pose of another, by no rule."""
+    files = sorted(folder.glob("*.pose.txt"))
+    poses = [file.read_text() for file in files]
+    for file, place in zip(files, [2, 0, 4, 5, 1, 3], strict=True):
+        file.write_text(poses[place])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_was_said_of_a_scene_is_said_again_in_one_line(rooms, tmp_path, count):
+    """By later runs that read no views, until the scene's files change; nothing is said of the others."""
+    paths = sorted((rooms / "train").iterdir())[:4]
+    for path in paths[1 : 1 + count]:
+        shift_poses(path)
+    store = PreparedScenes(tmp_path / "prepared", make_tiny_processor(), read_scene)
+    with pytest.warns(ConsistencyWarning) as said:
+        for path in paths:
+            store.read(path)
+    first = f"scene '{paths[1].name}': the views do not agree with each other: "
+    assert len(said) == count and str(said[0].message).startswith(first)
+    assert len(list((tmp_path / "prepared").glob("*.warnings.json"))) == count
+    with pytest.warns(UserWarning) as again:
+        rows = make_rows(rooms, PreparedScenes(tmp_path / "prepared", make_tiny_processor(), read_scene))
+        for index in range(4):
+            rows[index]
+    (warning,) = again
+    number = "a prepared scene was" if count == 1 else "2 of 4 prepared scenes were"
+    assert str(warning.message).startswith(f"data.prepared: {number} warned of when first read")
+    assert str(said[0].message) in str(warning.message)
+    for path in paths[1 : 1 + count]:
+        (path / "boxes.json").touch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_rows(rooms, PreparedScenes(tmp_path / "prepared", make_tiny_processor(), read_scene))
+
+
+def test_a_damaged_file_of_warnings_stops_nothing(rooms, tmp_path):
+    path = sorted((rooms / "train").iterdir())[0]
+    store = PreparedScenes(tmp_path / "prepared", make_tiny_processor(), read_scene)
+    store.read(path)
+    (prepared,) = (tmp_path / "prepared").iterdir()
+    prepared.with_suffix(".warnings.json").write_text('{"identity": ')
+    assert store.read_warnings(path) == []
 
 
 def test_a_scene_read_otherwise_is_prepared_anew(rooms, tmp_path):

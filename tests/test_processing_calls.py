@@ -376,6 +376,25 @@ class TestArguments:
         assert_equal(processor(images=views["images"], text=QUESTION, **given), wanted)
 
     @pytest.mark.parametrize(
+        ("given", "named"),
+        [({"num_frames": 0}, "num_frames"), ({"fps": 2.5, "do_sample_frames": True}, "fps, do_sample_frames")],
+    )
+    def test_how_to_sample_videos_is_ignored_with_a_warning(self, processor, views, given, named):
+        """The library's suite asks for it in chats of pictures, and adds `do_sample_frames` itself."""
+        wanted = processor(images=views["images"], text=QUESTION)
+        blocks = [{"type": "image", "image": image} for image in views["images"]]
+        chat = [{"role": "user", "content": [*blocks, {"type": "text", "text": QUESTION}]}]
+        settings = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
+        for ask in (
+            lambda: processor(images=views["images"], text=QUESTION, **given),
+            lambda: processor(images=views["images"], text=QUESTION, images_kwargs=given),
+            lambda: processor.apply_chat_template(chat, **settings, **given),
+            lambda: processor.apply_chat_template(chat, **settings, processor_kwargs=given),
+        ):
+            with pytest.warns(UserWarning, match=f"{named}.*: ignored, since pictures are not sampled; pass the fr"):
+                assert_equal(ask(), wanted)
+
+    @pytest.mark.parametrize(
         ("given", "message"),
         [
             ({"padding": 1}, r"padding: expected one of \(True, 'longest', .*\), got 1; choose one of them"),

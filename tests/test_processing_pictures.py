@@ -1,6 +1,7 @@
 """Pictures given to the processor: the right way up, with depth and cameras that belong to them, one at a time."""
 
 import base64
+import contextlib
 import http.server
 import io
 import threading
@@ -14,7 +15,7 @@ from torch.testing import assert_close
 from transformers import pipeline
 from transformers.image_utils import load_image
 
-from ross3d.image_processing_ross3d import ORIENTATION_TAG
+from ross3d.image_processing_ross3d import ORIENTATION_TAG, open_named_picture
 from ross3d.processing_ross3d import Ross3DProcessor
 from ross3d.tests.posed_views import make_poses, make_test_processor
 from ross3d.tests.tiny import get_checkpoint
@@ -191,14 +192,29 @@ class TestOrientation:
 
 
 class PictureServer(http.server.BaseHTTPRequestHandler):
-    """Answers `/room.png` with a tagged picture, and anything else with words."""
+    """Answers each path of `pages`, `/long` with a length beyond all limits, `/endless` with bytes for ever, `/moved`
+    with another address, and anything else with words and an error."""
 
-    picture = b""
+    pages: dict[str, bytes] = {}
 
     def answer(self):
-        self.send_response(200 if self.path == "/room.png" else 404)
-        self.end_headers()
-        self.wfile.write(self.picture if self.path == "/room.png" else b"not here")
+        if self.path == "/endless":
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    self.wfile.write(bytes(10_000))
+        elif self.path == "/moved":
+            self.send_response(302)
+            self.send_header("Location", "/room.png")
+            self.end_headers()
+        else:
+            page = self.pages.get(self.path, b"secret words")
+            self.send_response(200 if self.path in {*self.pages, "/long", "/short"} else 404)
+            length = {"/long": 10**12, "/short": len(page) + 1}.get(self.path, len(page))
+            self.send_header("Content-Length", str(length))
+            self.end_headers()
+            self.wfile.write(page)
 
     def log_message(self, *args):
         pass
@@ -215,7 +231,10 @@ def png() -> bytes:
 
 @pytest.fixture(scope="module")
 def address(png):
-    handler = type("Handler", (PictureServer,), {"picture": png})
+    wide = io.BytesIO()
+    Image.fromarray(make_stored_scene(1, 44, 90)["images"][0]).save(wide, "PNG")
+    pages = {"/room.png": png, "/wide.png": wide.getvalue(), "/words": b"secret words", "/half.png": png[:300]}
+    handler = type("Handler", (PictureServer,), {"pages": pages})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -237,6 +256,9 @@ def sources(png, address, tmp_path) -> dict[str, str]:
 
 def make_chat(key: str, source: str) -> list[dict]:
     return [{"role": "user", "content": [{"type": "image", key: source}, {"type": "text", "text": QUESTION}]}]
+
+
+DOWNLOAD = r"expected a picture of at most 64 MB at 'http://127.0.0.1:\d+"
 
 
 class TestNames:
@@ -271,8 +293,12 @@ class TestNames:
     @pytest.mark.parametrize(
         ("source", "message"),
         [
-            ("{http}/gone.png", r"expected a picture at 'http://127.0.0.1:\d+/gone.png', got cannot identify"),
-            ("http://127.0.0.1:9/room.png", "expected a picture at .*, got .*refused.*; check the address, or"),
+            ("{http}/gone", f"{DOWNLOAD}/gone', got an error of the server, status 404; check the address, or d"),
+            ("{http}/long", f"{DOWNLOAD}/long', got an answer of 1000000 MB; check the address"),
+            ("{http}/endless", f"{DOWNLOAD}/endless', got an answer that goes on behind them; check the address"),
+            ("{http}/short", f"{DOWNLOAD}/short', got peer closed connection .*; check the address"),
+            ("http://127.0.0.1:9/room.png", f"{DOWNLOAD}/room.png', got .*refused.*; check the address"),
+            ("http://127.0.0.1:there/room.png", "expected a picture of .*there/room.png', got Invalid port: .*;"),
             ("file:" + "//elsewhere/room.png", "expected file:///path/of/a/picture on this machine, got .*elsewhere"),
             ("file:///gone/room.png", "the file /gone/room.png does not exist"),
             ("data:image/png;base64,", r"expected a picture in a data URI .* got 22 letters that are none"),
@@ -290,7 +316,50 @@ class TestNames:
         ):
             with pytest.raises((ValueError, FileNotFoundError), match=rf"images\[0\] of scene 0: {message}") as error:
                 ask()
-            assert len(str(error.value)) < 600
+            assert len(str(error.value)) < 600 and "secret" not in str(error.value)
+
+    def test_what_a_server_has_is_no_picture(self, processor, address):
+        where = rf"images\[1\] of scene 0 at '{address}/words': expected a readable picture, got cannot identify"
+        with pytest.raises(ValueError, match=where) as error:
+            processor(images=[f"{address}/wide.png", f"{address}/words"])
+        assert "secret" not in str(error.value)
+        with pytest.raises(ValueError, match=r"images\[0\] of scene 0: expected a readable picture, got .*truncated"):
+            processor(images=[f"{address}/half.png"])
+
+    def test_a_download_ends_at_the_limit(self, address, png, monkeypatch):
+        """No more comes than the limit and what is on its way; a picture that is just within it is read."""
+        monkeypatch.setattr("ross3d.image_processing_ross3d.MAX_DOWNLOAD_BYTES", len(png))
+        assert open_named_picture(f"{address}/room.png", "picture").size == (WIDTH, HEIGHT)
+        monkeypatch.setattr("ross3d.image_processing_ross3d.MAX_DOWNLOAD_BYTES", len(png) - 1)
+        tracemalloc.start()
+        for page in ("room.png", "endless"):
+            with pytest.raises(
+                ValueError, match=f"picture: expected a picture of at most .* MB at '{address}/{page}'"
+            ):
+                open_named_picture(f"{address}/{page}", "picture")
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+        tracemalloc.stop()
+
+    def test_a_download_ends_in_time(self, address, monkeypatch):
+        monkeypatch.setattr("ross3d.image_processing_ross3d.DOWNLOAD_TIMEOUT", 0.0)
+        with pytest.raises(ValueError, match=r"got 0\.\d MB of it within 0 seconds; check the address"):
+            open_named_picture(f"{address}/endless", "picture")
+
+    def test_pictures_of_several_sizes(self, processor, address):
+        """The second one lies on its side, the third is the second, told elsewhere."""
+        found = processor(images=[f"{address}/{page}" for page in ("wide.png", "room.png", "moved")])["pixel_values"]
+        pictures = [make_stored_scene(1, 44, 90)["images"][0], np.rot90(make_stored_scene(1)["images"][0], -1)]
+        wanted = processor(images=[np.ascontiguousarray(picture) for picture in pictures])["pixel_values"]
+        assert torch.equal(found[0, :2], wanted[0]) and torch.equal(found[0, 2], wanted[0, 1])
+
+    def test_depth_and_cameras_turn_along(self, processor, png, address, tmp_path):
+        """Those of a downloaded picture as those of the same file: they belong to the pixels as they are stored."""
+        file, scene = tmp_path / "room.png", make_stored_scene(1)
+        file.write_bytes(png)
+        found, wanted = (processor(**scene | {"images": [picture]}) for picture in (f"{address}/room.png", str(file)))
+        as_upright = processor(**scene | {"images": [load_image(str(file)).rotate(90, expand=True)]})
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+        assert not torch.equal(found["patch_coords"], as_upright["patch_coords"])
 
     def test_half_of_the_data(self, processor, sources):
         half = sources["data URI"][: len(sources["data URI"]) // 8 * 4 + 2]

@@ -120,7 +120,9 @@ def test_folders_of_no_layout_are_refused(folders, tmp_path):
         read_scene(tmp_path / "other")
     assert all(f"\n  {layout.name}: {layout.looks_like}" in str(caught.value) for layout in LAYOUTS)
     for folder in (folders["nerfstudio"].parent, folders["posed_images"].parent):
-        with pytest.raises(ValueError, match="in it is one of them: give that folder"):
+        with pytest.raises(
+            ValueError, match="is no scan of a known layout, but .* in it is one .*; give the folder of one scan: "
+        ):
             read_scene(folder)
 
 

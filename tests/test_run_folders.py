@@ -36,7 +36,7 @@ def test_two_evaluations_in_one_folder_are_refused(tmp_path):
     ]
     with (
         hold_folder(tmp_path),
-        pytest.raises(BlockingIOError, match="another process is at work in this folder; wait"),
+        pytest.raises(BlockingIOError, match="--output: another process is at work in .*; wait"),
     ):
         door.main(door.parse_arguments(words))
 
@@ -98,15 +98,18 @@ def test_a_damaged_record_is_named_with_its_line(tmp_path, line, message):
     assert str(found.value).endswith("remove the line: its scene is answered again.")
 
 
-def test_a_question_about_a_scene_that_is_not_there_is_named(tmp_path):
+def test_questions_about_scenes_that_are_not_there_are_named(tmp_path):
     data = Path(shutil.copytree(get_rooms(), tmp_path / "data"))
-    gone = sorted((data / "val").iterdir())[1]
-    first = next(row for row in load_annotations(data / "annotations" / "val.jsonl") if row.scene_id == gone.name)
-    shutil.rmtree(gone)
+    gone = sorted((data / "val").iterdir())[1:]
+    names = [path.name for path in gone]
+    asked = [row.id for row in load_annotations(data / "annotations" / "val.jsonl") if row.scene_id in names]
+    for path in gone:
+        shutil.rmtree(path)
     words = ["--model", str(get_checkpoint()), "--task", "rooms", "--data", str(data), "--output", str(tmp_path / "o")]
     with pytest.raises(
         FileNotFoundError,
-        match=rf"val.jsonl: expected questions about scenes that are in --data, got '{first.id}' about .*{gone.name}",
+        match=rf"val.jsonl: expected questions about scenes that are in --data, got {len(asked)}, first '{asked[0]}', "
+        rf"about 2 that are not, such as \['{names[0]}', '{names[1]}'\]: .*{names[0]} is not there; copy or prepare",
     ):
         door.main(door.parse_arguments(words))
 

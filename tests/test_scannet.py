@@ -161,7 +161,11 @@ def make_groups(**changes) -> str:
 def test_files_of_objects_that_are_wrong_are_refused(tmp_path):
     file = tmp_path / "file"
     cases = [
-        (read_axis_alignment, "axisAlignment = 1 0 0", r"file: axisAlignment must be 16 numbers, row by row \("),
+        (
+            read_axis_alignment,
+            "axisAlignment = 1 0 0",
+            r"file: axisAlignment: expected 16 numbers, row by row, got '1 0 0'",
+        ),
         (read_axis_alignment, "axisAlignment = " + "2 " * 16, r"file, axisAlignment: cam2world must be rigid"),
         (read_axis_alignment, "axisAlignment = " + "nan " * 16, r"file, axisAlignment: cam2world must be finite"),
         (read_axis_alignment, "axisAlignment = \udcff", r"file:1: expected the scan's meta data .*no UTF-8"),

@@ -1,7 +1,9 @@
 """Scenes that were read, on disk: the same answers tomorrow, and refusals where they would not be."""
 
 import copy
+import gc
 import os
+import pickle
 import resource
 import subprocess
 import sys
@@ -224,6 +226,68 @@ def test_tensors_that_no_scene_of_the_model_has_are_refused(model, file, name):
         model.load_scene(file)
     # Kilobytes: the expanded mask names 6 GB.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+
+
+def spoil(scene, part: str, value: float):
+    """A copy of a scene with a single number changed."""
+    spoilt = copy.deepcopy(scene)
+    layer = spoilt.past_key_values.layers[1]
+    tensor = getattr(layer, part) if part in ("keys", "values") else getattr(spoilt, part)
+    tensor.view(-1)[3] = value
+    return spoilt
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("part", ["keys", "values", "proposal_features", "patch_features"])
+def test_scenes_in_memory_that_are_not_finite_are_refused(scene, model, processor, part, value):
+    name = f"{part} of layer 1" if part in ("keys", "values") else part
+    asks = processor(text=QUESTIONS, scene_index=[1, 0, 1])
+    for method in (model.generate, model.ground):
+        with pytest.raises(ValueError, match=f"^scene: expected finite {name}, got NaN or infinity; these are no sc"):
+            method(scene=spoil(scene, part, value), **asks)
+    ask(model, processor, spoil(scene, part, 1e4))
+
+
+OTHERS = "^scene: expected scenes that this model has read, got those of other weights or another config; encode the"
+
+
+def test_scenes_in_memory_of_other_models_are_refused(scene, model, processor, file):
+    """A second model of the same weights may answer; also of scenes that were joined, or read from disk."""
+    twin, trained, widened = (copy.deepcopy(model) for _ in range(3))
+    with torch.no_grad():
+        trained.model.language_model.layers[0].mlp.up_proj.weight *= 1.01
+    widened.config.voxel_size = 0.3
+    views, kept = processor(**make_views()), {"keep_patch_features": True}
+    joined = type(scene).join([scene, twin.encode_scene(**views, **kept)])
+    for read in (scene, joined, model.load_scene(file)):
+        ask(twin, processor, read)
+        for other in (trained, widened):
+            asks = processor(text=QUESTIONS, scene_index=[1, 0, 1])
+            for method in (other.generate, other.ground):
+                with pytest.raises(ValueError, match=OTHERS):
+                    method(scene=read, **asks)
+    with pytest.raises(ValueError, match=OTHERS):
+        scene.save(file, trained)
+    with pytest.raises(ValueError, match=OTHERS):
+        ask(model, processor, type(scene).join([scene, trained.encode_scene(**views, **kept)]))
+
+
+def test_scenes_of_a_model_that_is_gone_are_refused(model, processor, tmp_path):
+    passing = copy.deepcopy(model)
+    read = passing.encode_scene(**processor(**make_views()))
+    read.save(tmp_path / "room.scene", passing)
+    del passing
+    gc.collect()
+    with pytest.raises(ValueError, match="got those of a model that is no longer in memory; encode the scene again"):
+        model.generate(scene=read, **processor(text=QUESTIONS))
+    assert len(model.ground(scene=model.load_scene(tmp_path / "room.scene"), **processor(text=QUESTIONS)))
+
+
+def test_scenes_are_pickled_without_their_models(scene, model, processor):
+    content = pickle.dumps(scene)
+    assert len(content) < sum(weight.nbytes for weight in model.parameters())
+    for first, second in zip(ask(model, processor, pickle.loads(content)), ask(model, processor, scene), strict=True):
+        assert torch.equal(first, second)
 
 
 def test_scenes_longer_than_the_model_reads_are_refused(scene, model, file):

@@ -69,6 +69,23 @@ def test_transposed_and_empty_matrices_are_named(tmp_path):
         check_cam2world(lost, 6, "scene 'x'")
 
 
+@pytest.mark.parametrize("height", [48, 40])
+def test_cameras_of_a_picture_turned_by_a_quarter_are_told_so(height):
+    """Scaling them would mend nothing; those of a picture of half the size are still to be scaled."""
+    room = make_room()
+    room = replace(room, images=room.images[:, :height], depth_maps=room.depth_maps[:, :height], boxes=None)
+    turned = np.array([[60.0, 0, height / 2 - 0.5], [0, 60, 31.5], [0, 0, 1]])
+    message = (
+        r"looks made for the picture turned by a quarter; swap fx with fy and cx with cy, or turn pictures and dep"
+    )
+    with pytest.raises(ValueError, match=rf"intrinsics must be pixels of the 64x{height} depth map.*{message}"):
+        check_scene(replace(room, intrinsics=turned))
+    half = np.array([[30.0, 0, 15.5], [0, 30, height / 4 - 0.5], [0, 0, 1]])
+    with pytest.raises(ValueError, match=r"pictures 0\.5 times as large; scale them with its size"):
+        check_scene(replace(room, intrinsics=half))
+    check_scene(replace(room, intrinsics=np.array([[60.0, 0, 31.5], [0, 60, height / 2 - 0.5], [0, 0, 1]])))
+
+
 def test_arrays_that_cannot_be_written_to_pass_in_silence():
     room = make_room()
     depth = room.depth_maps.copy()

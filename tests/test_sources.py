@@ -175,8 +175,12 @@ def truncate(name):
 
 FOLDER_FAULTS = {
     "no frames": (
-        lambda folder: [file.unlink() for file in folder.glob("*.color.png")],
+        lambda folder: [file.unlink() for file in folder.glob("frame-*")],
         r"room holds zero frames; expected files named frame-000000.color.jpg",
+    ),
+    "no pictures": (
+        lambda folder: [file.unlink() for file in folder.glob("*.color.png")],
+        r"room: the pictures of all \d+ frames are absent, from frame-000000.color.jpg \(or .png\) to frame-0000\d\d",
     ),
     "two pictures": (
         spoil_picture("frame-000000.color.jpg", np.zeros((12, 16, 3), np.uint8)),

@@ -278,10 +278,10 @@ def test_rooms_are_grounded_among_found_boxes_or_the_objects_own(context):
     [
         ({"proposals": "seen"}, r"--proposals: expected one choice of \['predicted', 'simulated', .*\], got 'seen'"),
         ({"decode": "half"}, r"--decode: expected one choice of \['exact', 'reduced'\], got 'half'"),
-        ({"num_views": 0}, "--num_views: expected a whole number from 1 to 10,000, got 0"),
+        ({"num_views": 0}, "--num-views: expected a whole number from 1 to 10,000, got 0"),
         ({"limit": -1}, "--limit: expected a whole number from 1 on, got -1"),
-        ({"scenes_at_once": 0}, "--scenes_at_once: expected a whole number from 1 on, got 0"),
-        ({"batch_size": 0}, "--batch_size: expected a whole number from 1 on, got 0"),
+        ({"scenes_at_once": 0}, "--scenes-at-once: expected a whole number from 1 on, got 0"),
+        ({"batch_size": 0}, "--batch-size: expected a whole number from 1 on, got 0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(values, message):

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import FSDPModule
-from transformers import TrainingArguments
+from transformers import TrainerState, TrainingArguments
 
 from ross3d import train
 from ross3d.data.annotations import group_by_scene, load_annotations
@@ -567,9 +567,10 @@ def test_patches_that_nothing_names_are_refused(rooms):
 def make_checkpoint(folder: Path, step: int, complete: bool) -> Path:
     checkpoint = folder / f"checkpoint-{step}"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "model.safetensors").write_bytes(b"12345678")
+    save_file({"weight": torch.ones(2, 3)}, checkpoint / "model.safetensors")
+    TrainerState(global_step=step).save_to_json(str(checkpoint / "trainer_state.json"))
     if complete:
-        (checkpoint / COMPLETE_MARK).write_text(json.dumps({"model.safetensors": 8}))
+        callbacks.mark_complete(checkpoint)
     return checkpoint
 
 
@@ -580,9 +581,7 @@ def test_a_torn_checkpoint_is_never_resumed_from(tmp_path):
     (shortened / "model.safetensors").write_bytes(b"1234")
     assert is_complete(whole) and not is_complete(unmarked) and not is_complete(shortened)
     copied = shutil.copytree(unmarked, tmp_path / "checkpoint-100-backup")
-    with pytest.warns(
-        UserWarning, match="checkpoint-40: files have changed since it was written; put aside as .*-40-"
-    ):
+    with pytest.warns(UserWarning, match=r"checkpoint-40/model.safetensors: .* got 4; checkpoint-40 is put aside as"):
         assert find_checkpoint(tmp_path) == whole
     # What was never whole goes, what somebody has changed or copied stays.
     assert not unmarked.exists() and not shortened.exists() and copied.exists()
@@ -612,8 +611,12 @@ def test_the_first_process_says_where_a_run_begins(tmp_path, monkeypatch):
 def test_one_run_at_a_time_works_in_a_folder(tmp_path, monkeypatch):
     run = RunArguments(trainer={"output_dir": str(tmp_path), "use_cpu": True})
     monkeypatch.setattr(train, "LOCK_PATIENCE", 0.5)
-    with hold_folder(tmp_path), pytest.raises(BlockingIOError, match="another process is at work in this folder"):
+    message = "^trainer.output_dir: another process is at work in .*; wait for it, or choose another folder"
+    with hold_folder(tmp_path), pytest.raises(BlockingIOError, match=message):
         train.main(run)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="^trainer.output_dir: expected a folder to write into, got .*file.*; choose"):
+        train.main(RunArguments(trainer={"output_dir": str(tmp_path / "file"), "use_cpu": True}))
     # Somebody who lets go in time is waited for.
     holding = hold_folder(tmp_path)
     holding.__enter__()

@@ -66,7 +66,8 @@ def get_run_reader(run_dir: Path) -> Callable[[Path], Scene]:
             root,
             os.path.relpath(folder, root),
             where=str(run_dir / "metrics.json"),
-            allow_outside=allow_outside,
+            # A run was allowed to, or was not: nothing that is given now changes it.
+            allow_outside=allow_outside or None,
             check_links=False,
         )
         return read_scene(folder, **reading)

@@ -16,17 +16,14 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from ross3d.data.atomic import write_text
-from ross3d.data.text_files import read_json
 from ross3d.modeling_ross3d import get_loss_names
+from ross3d.training.damage import COMPLETE_MARK, check_checkpoint_files, find_changed_file
 
 
-# Written last into a checkpoint folder; a folder without it is a torn one.
-COMPLETE_MARK = "complete.json"
 DIVERGED = (
     "the run has diverged and stops; its last checkpoint is from before. Begin another run with a lower"
     " trainer.learning_rate, or trainer.max_grad_norm"
 )
-DAMAGED = "remove the file: the folder then counts as unfinished"
 # Seconds that a shared disk may take to show another machine a new file.
 SHARED_PATIENCE = 120.0
 
@@ -102,7 +99,8 @@ def has_finite_weights(model: torch.nn.Module, world_size: int) -> bool:
     held = [piece.to_local() if hasattr(piece, "to_local") else piece for piece in held]
     finite = all(bool(piece.isfinite().all()) for piece in held)
     if world_size > 1:
-        flag = torch.tensor(float(finite), device=held[0].device if held else "cpu")
+        # Not where the pieces are: those may be offloaded to memory from which no process sends.
+        flag = torch.tensor(float(finite), device=PartialState().device)
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
         finite = bool(flag)
     return finite
@@ -150,7 +148,7 @@ class MarkComplete(TrainerCallback):
 
     def remove_old(self, output_dir: Path) -> None:
         """Removes all but the last `keep` checkpoints, those that an earlier removal left torn included."""
-        folders = list_checkpoints(output_dir)
+        folders = list(list_checkpoints(output_dir).values())
         for folder in folders[: -self.keep] if self.keep else []:
             shutil.rmtree(folder)
 
@@ -163,18 +161,18 @@ def mark_complete(folder: Path) -> None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder has its mark and every file that the mark lists, at its size."""
-    mark = folder / COMPLETE_MARK
-    if not mark.exists():
-        return False
-    sizes = read_json(mark, "sizes of the files of a finished folder", kind=dict, remedy=DAMAGED)
-    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
+    """Whether a folder has its mark and every file that the mark lists, at its size.
+
+    Raises:
+        ValueError: for a mark that is broken.
+    """
+    return (folder / COMPLETE_MARK).exists() and find_changed_file(folder) is None
 
 
-def list_checkpoints(output_dir: Path) -> list[Path]:
+def list_checkpoints(output_dir: Path) -> dict[int, Path]:
     """Checkpoint folders of a run, whole or torn, by step; folders of other names are somebody's own."""
     steps = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in output_dir.glob("checkpoint-*")}
-    return sorted((path for path, step in steps.items() if step), key=lambda path: int(steps[path][1]))
+    return dict(sorted((int(step[1]), path) for path, step in steps.items() if step))
 
 
 def has_begun(output_dir: Path) -> bool:
@@ -185,20 +183,27 @@ def has_begun(output_dir: Path) -> bool:
 def find_checkpoint(output_dir: Path) -> Path | None:
     """The last whole checkpoint of a run.
 
-    Torn ones behind it are removed; those that were whole once, and lack files now, are put aside under another name.
+    Torn ones behind it are removed; those that were whole once, and are damaged now, are put aside under another name.
 
     Returns:
         its folder, or None when the run has to begin anew.
     """
-    for folder in reversed(list_checkpoints(output_dir)):
-        if is_complete(folder):
-            return folder
-        if (folder / COMPLETE_MARK).exists():
+    for step, folder in reversed(list_checkpoints(output_dir).items()):
+        if not (folder / COMPLETE_MARK).exists():
+            shutil.rmtree(folder)
+            continue
+        try:
+            check_checkpoint_files(folder, step)
+        except (ValueError, FileNotFoundError) as error:
             names = (folder.with_name(f"{folder.name}-damaged-{number}") for number in itertools.count(1))
             aside = folder.rename(next(name for name in names if not name.exists()))
-            warnings.warn(f"{folder}: files have changed since it was written; put aside as {aside}.", stacklevel=2)
+            warnings.warn(
+                f"{str(error).rstrip('.')}; {folder.name} is put aside as {aside.name}, and the run goes on from the"
+                " last checkpoint that is whole, or begins anew.",
+                stacklevel=2,
+            )
         else:
-            shutil.rmtree(folder)
+            return folder
     return None
 
 

@@ -158,7 +158,8 @@ def check_model_files(folder: Path) -> None:
         FileNotFoundError, ValueError: names the file.
     """
     for name in ("config.json", "generation_config.json"):
-        if (folder / name).is_file():
+        # Without a config the library would draw the default one's billions of weights.
+        if name == "config.json" or (folder / name).exists():
             read_json(folder / name, "settings of a checkpoint's model", kind=dict, remedy=WAY_OUT)
     if (folder / WEIGHTS).is_file():
         return

@@ -2,12 +2,14 @@
 
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from transformers.modeling_utils import set_zero3_state
 
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
@@ -16,6 +18,8 @@ from ross3d.training.checkpoint import check_model_files
 
 # Names that an error lists; the rest is counted.
 NAMES_SHOWN = 3
+# Of one part of a model; to build many more would take for ever before anything is told.
+MAX_LAYERS = 10_000
 LIBRARY_LOGGER = logging.getLogger("transformers.modeling_utils")
 
 
@@ -47,6 +51,8 @@ def load_model(
     # Everything that the library's report would say is said by the errors below.
     LIBRARY_LOGGER.addFilter(is_no_report)
     try:
+        if Path(folder).is_dir():
+            check_stored_shapes(Path(folder))
         model, info = Ross3DForConditionalGeneration.from_pretrained(
             folder, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True, **settings
         )
@@ -78,18 +84,12 @@ def check_loading(folder: str | os.PathLike, info: dict[str, Any], allow_missing
     Raises:
         ValueError: names the weights.
     """
-    if info["mismatched_keys"]:
-        name, found, wanted = sorted(info["mismatched_keys"])[0]
-        raise ValueError(
-            f"{folder}: expected {name} of shape {tuple(wanted)}, as the config says, got {tuple(found)}"
-            f" ({len(info['mismatched_keys'])} such weights); the files belong to another config, or the settings of"
-            " this run change a size that trained weights have: leave those out."
-        )
+    refuse_other_shapes(folder, info["mismatched_keys"])
     missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
     if not missing and not unexpected:
         return
     # What the checkpoint's own config asks for is due; what settings add is new, what they take away is unused.
-    own = list_own_weights(folder)
+    own = list_own_weights(folder).keys()
     missing, unexpected = sorted(missing & own), sorted(unexpected - own)
     if missing and allow_missing:
         LIBRARY_LOGGER.warning("%s: %s drawn at random, since the files lack them.", folder, show_names(missing))
@@ -105,10 +105,55 @@ def check_loading(folder: str | os.PathLike, info: dict[str, Any], allow_missing
         )
 
 
-def list_own_weights(folder: str | os.PathLike) -> set[str]:
-    """Names of all weights that a checkpoint should hold by its own config; nothing is allocated."""
-    with torch.device("meta"):
-        return set(Ross3DForConditionalGeneration(Ross3DConfig.from_pretrained(folder)).state_dict())
+def refuse_other_shapes(folder: str | os.PathLike, mismatched: Iterable[tuple[str, Any, Any]]) -> None:
+    """Refuse weights (name, shape that was found, shape by the config) that do not fit, where there are any.
+
+    Raises:
+        ValueError: names the first.
+    """
+    mismatched = sorted(mismatched)
+    if mismatched:
+        name, found, wanted = mismatched[0]
+        raise ValueError(
+            f"{folder}: expected {name} of shape {tuple(wanted)}, as the config says, got {tuple(found)}"
+            f" ({len(mismatched)} such weights); the files belong to another config, or the settings of this run"
+            " change a size that trained weights have: leave those out."
+        )
+
+
+def check_stored_shapes(folder: Path) -> None:
+    """Refuse files whose weights have other shapes than their own config says, before any of those is allocated.
+
+    The library would draw weights of the config's shapes, of whatever size, before it told.
+
+    Raises:
+        ValueError: names the folder and the weights.
+    """
+    config = Ross3DConfig.from_pretrained(folder)
+    if getattr(config, "quantization_config", None) is not None:
+        return  # Packed numbers have shapes of their own.
+    for section in ("vision_config", "text_config", "denoiser_config"):
+        layers = getattr(getattr(config, section), "num_hidden_layers", 0)
+        if layers > MAX_LAYERS:
+            raise ValueError(
+                f"{folder / 'config.json'}: expected {section} with at most {MAX_LAYERS} layers, got {layers}; fetch"
+                " the whole checkpoint again."
+            )
+    own = list_own_weights(folder)
+    stored = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            stored |= {name: tuple(opened.get_slice(name).get_shape()) for name in list(opened.keys())}
+    both = own.keys() & stored.keys()
+    refuse_other_shapes(folder, ((name, stored[name], own[name]) for name in both if stored[name] != own[name]))
+
+
+def list_own_weights(folder: str | os.PathLike) -> dict[str, tuple[int, ...]]:
+    """Shapes of all weights that a checkpoint should hold by its own config; nothing is allocated."""
+    # ZeRO-3 would cut tower and language model to pieces.
+    with set_zero3_state(), torch.device("meta"):
+        model = Ross3DForConditionalGeneration(Ross3DConfig.from_pretrained(folder))
+    return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
 
 
 def show_names(names: list[str]) -> str:

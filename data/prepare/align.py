@@ -127,7 +127,7 @@ def prepare_alignments(
         )
     folders = list_scene_folders(data_dir)
     job = partial(_align_and_tell, force=force, min_confidence=min_confidence, reading=reading)
-    with hold_folder(data_dir):
+    with hold_folder(data_dir, option="--data"):
         done = run_jobs(job, folders, num_workers, "alignments", lambda path: path.name)
     return {outcome: sum(one.outcome == outcome for one in done) for outcome in OUTCOMES}
 

@@ -18,7 +18,7 @@ from ross3d.data.atomic import hold_folder, remove_leftovers, replace_file, writ
 from ross3d.data.bev import BEVPicture, render_bev, render_scene_bev
 from ross3d.data.prepare.parallel import run_jobs
 from ross3d.data.prepare.tables import refresh_scans_tables
-from ross3d.data.sources import LAYOUTS, read_scene
+from ross3d.data.sources import list_layouts, read_scene
 from ross3d.data.sources.frames import open_image
 from ross3d.data.sources.ply import Mesh, read_ply
 from ross3d.data.sources.posed_images import JPEG_RINGING, PUBLISHED_BEV_NAMES
@@ -182,14 +182,10 @@ def list_scene_folders(data_dir: Path) -> list[Path]:
         raise FileNotFoundError(f"--data: {data_dir} is not a folder; give the data set, a split or one scene of it.")
     for pattern in ("", "*", "*/*"):
         candidates = sorted(data_dir.glob(pattern)) if pattern else [data_dir]
-        found = [path for path in candidates if path.is_dir() and not path.name.startswith(".") and is_scan(path)]
+        found = [path for path in candidates if path.is_dir() and not path.name.startswith(".") and list_layouts(path)]
         if found:
             return found
     raise FileNotFoundError(f"--data: no folder of a scan in {data_dir}, two levels deep; prepare the scans first.")
-
-
-def is_scan(folder: Path) -> bool:
-    return any(next(folder.glob(layout.pattern), None) is not None for layout in LAYOUTS)
 
 
 def prepare_bev(
@@ -211,7 +207,7 @@ def prepare_bev(
     """
     folders = list_scene_folders(data_dir)
     job = partial(make_bev, source=source, size=size, scans=scans, reading=reading)
-    with hold_folder(data_dir):
+    with hold_folder(data_dir, option="--data"):
         made = run_jobs(job, folders, num_workers, "pictures from above", lambda path: path.name)
         refresh_scans_tables(data_dir)
     return {"made": sum(made), "there already": len(made) - sum(made)}

@@ -356,7 +356,7 @@ def prepare_posed_images(
         "scans": hash_text([[job.scene_id, job.split, describe_inputs_or_fault(job)] for job in jobs]),
         "not_read": hash_text(public.not_read),
     }
-    with hold_folder(output):
+    with hold_folder(output, option="--output"):
         finished = check_settings(output, settings, inputs)
         if finished is not None:
             return finished

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ross3d.data.atomic import hold_folder, remove_leftovers, write_text
-from ross3d.data.box_files import read_box_list, read_mask3d
+from ross3d.data.box_files import check_box_file, read_box_list, read_mask3d
 from ross3d.data.prepare.from_above import MAX_VIEWS, list_scene_folders
 from ross3d.data.prepare.mask_files import read_mask_boxes
 from ross3d.data.prepare.parallel import run_jobs
@@ -125,8 +125,10 @@ def prepare_proposals(data_dir: Path, source: ProposalSource, force: bool, num_w
             f"--masks: {source.masks} is the masks of one scene, --data has {len(folders)}; give the folder of the"
             " masks, or one scene as --data."
         )
+    if source.boxes is not None:
+        check_box_file(source.boxes, [folder.name for folder in folders])
     job = partial(make_proposals, source=source, force=force)
-    with hold_folder(data_dir):
+    with hold_folder(data_dir, option="--data"):
         made = run_jobs(job, folders, num_workers, "proposals", lambda path: path.name)
         refresh_scans_tables(data_dir)
     return {"made": sum(made), "there already": len(made) - sum(made)}

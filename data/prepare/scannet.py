@@ -310,7 +310,7 @@ def prepare_scannet(
         "published": published,
         "not_read": hash_text(official.not_read),
     }
-    with hold_folder(output):
+    with hold_folder(output, option="--output"):
         finished = check_settings(output, described, inputs)
         if finished is not None:
             return finished

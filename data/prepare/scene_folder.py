@@ -8,7 +8,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ross3d.data.bev import BEVPicture
+from ross3d.data.consistency import check_consistency
 from ross3d.data.names import check_name
 from ross3d.data.prepare.from_above import write_bev
 from ross3d.data.scene import Scene
@@ -49,7 +50,7 @@ def write_scene(
     render: Callable[[Scene], BEVPicture],
     bev_source: str,
 ) -> None:
-    """Write a scene's folder, read it back as a check, and add the picture from above.
+    """Write a scene's folder, read it back as a check, see whether its views agree, and add the picture from above.
 
     Args:
         path (`Path`): replaced if it is a scene's folder that was prepared before.
@@ -62,7 +63,8 @@ def write_scene(
         render: the scene -> its picture. bev_source (`str`): what that is made from.
 
     Raises:
-        ValueError: what is wrong with the scene; also where something else is at `path`.
+        ValueError: what is wrong with the scene, cameras that are certainly wrong among it (`check_consistency`, which
+            warns of those that may be); also where something else is at `path`.
     """
     check_name(path.name, f"{source}")
     if path.is_symlink() or (path.exists() and not (path / "scene.json").is_file()):
@@ -83,7 +85,10 @@ def write_scene(
             if rows is not None:
                 (part / name).write_text(format_rows(rows), encoding="utf-8")
         (part / "scene.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        write_bev(render(read_rgbd_folder(part)), part, bev_source)
+        # By the names that people know: the folder that it is read from will not be there.
+        scene = replace(read_rgbd_folder(part), scene_id=path.name, path=source)
+        check_consistency(scene)
+        write_bev(render(scene), part, bev_source)
         shutil.rmtree(path, ignore_errors=True)
         os.replace(part, path)
     except (ValueError, FileNotFoundError) as error:

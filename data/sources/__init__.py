@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ DECODES = ("exact", "reduced")
 VIDEO_OPTIONS = ("num_views", "reduce_to", "rotate")
 # Files that lie with a scan of any layout and are read (beside.py).
 BESIDE = ("axis_align.txt", "boxes.json", "proposals.json", "bev.png", "bev.json")
-# Entries of a folder of unknown layout that are looked at, so that a scan in it can be pointed out.
-MAX_LISTED = 200
+# Entries of a folder of unknown layout that are looked at, so that a scan in it can be pointed out; levels below it
+# (ARKitScenes/raw/Training/<video>), and folders of one level.
+MAX_LISTED, SEARCHED_LEVELS, MAX_SEARCHED = 200, 3, 1000
 # Why a file that lies with a scan is not read: the first pattern that its path, in small letters, fits.
 NOT_READ = (
     ("*confidence*", "confidence of depth: every reading counts, whatever its confidence"),
@@ -65,6 +67,8 @@ class Layout:
     files: tuple[str, ...]
     # A pattern of what the layout cannot be read without, where other layouts may have files of the first one too.
     needs: str | None = None
+    # A pattern of what a scan is known by whose pictures are all gone: its reader says which they were.
+    remains: str | None = None
     # Files of a scan that do not lie in its folder.
     list_elsewhere: Callable[[Path], list[Path]] = lambda path: []
 
@@ -90,6 +94,7 @@ LAYOUTS = (
             *(f"frame-{6 * '[0-9]'}.depth.{suffix}" for suffix in ("png", "pgm", "tif", "tiff", "npy")),
         ),
         needs="camera-intrinsics.txt",
+        remains="frame-*.pose.txt",
     ),
     Layout(
         "scannet",
@@ -129,6 +134,7 @@ LAYOUTS = (
         "NNNNN.jpg, .png, .txt and depth_intrinsic.txt (ScanNet's posed_images/<scene>)",
         ("[0-9]*.jpg", "[0-9]*.png", "[0-9]*.txt", "depth_intrinsic.txt", "intrinsic.txt"),
         needs="depth_intrinsic.txt",
+        remains="[0-9][0-9][0-9][0-9][0-9].txt",
         list_elsewhere=list_scan_files,
     ),
 )
@@ -146,19 +152,34 @@ def find_layout(path: str | os.PathLike) -> Layout:
         raise ValueError(f"{path} is no folder of a scan, but {FOREIGN_FILES[path.suffix.lower()]}.")
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not a folder, and no video; give the folder of one scan, or a video.")
-    found = [layout for layout in LAYOUTS if next(path.glob(layout.pattern), None) is not None]
+    found = list_layouts(path)
     if found:
         return next((layout for layout in found if _is_complete(path, layout)), found[0])
     if next(path.iterdir(), None) is None:
         raise ValueError(f"{path} is an empty folder; give the folder of one scan, or copy the scan there again.")
-    foreign = find_foreign_layout(path)
-    scan = _find_scan_below(path)
+    foreign, scan = find_foreign_layout(path), _find_scan_below(path)
     # Loose pictures do not say much of a folder of scans.
     if foreign is not None and (scan is None or foreign is not FOREIGN[-1]):
         raise ValueError(f"{path} is {foreign.name}, which is not read as it is; {foreign.way.format(path=path)}.")
-    hint = "" if scan is None else f"\n{scan.relative_to(path)} in it is one of them: give that folder"
+    if scan is not None:
+        raise ValueError(
+            f"{path} is no scan of a known layout, but {scan.relative_to(path)} in it is one"
+            f" ({list_layouts(scan)[0].name}); give the folder of one scan: {scan}."
+        )
     known = "\n".join(f"  {layout.name}: {layout.looks_like}" for layout in LAYOUTS)
-    raise ValueError(f"{path}: the layout of this folder is not known; a scan is one of these folders:\n{known}{hint}")
+    raise ValueError(f"{path}: the layout of this folder is not known; a scan is one of these folders:\n{known}")
+
+
+def list_layouts(path: Path) -> list[Layout]:
+    """The layouts that a folder has files of, pictures foremost; of those without pictures, only where there are no
+    others."""
+    found = [layout for layout in LAYOUTS if next(path.glob(layout.pattern), None) is not None]
+    without = [layout for layout in LAYOUTS if layout.remains is not None and _is_without_pictures(path, layout)]
+    return found or without
+
+
+def _is_without_pictures(path: Path, layout: Layout) -> bool:
+    return all(next(path.glob(pattern), None) is not None for pattern in (layout.remains, layout.needs))
 
 
 def _is_complete(path: Path, layout: Layout) -> bool:
@@ -168,10 +189,15 @@ def _is_complete(path: Path, layout: Layout) -> bool:
 
 
 def _find_scan_below(path: Path) -> Path | None:
-    """A scan in a folder, or in one of its folders."""
-    folders = [folder for folder in sorted(path.iterdir())[:MAX_LISTED] if folder.is_dir()]
-    deeper = (inner for folder in folders for inner in sorted(folder.iterdir())[:MAX_LISTED] if inner.is_dir())
-    return next((folder for folder in (*folders, *deeper) if _has_layout(folder)), None)
+    """A scan in a folder, in one of its folders, or in one of theirs, as downloads are laid out."""
+    level = [path]
+    for _ in range(SEARCHED_LEVELS):
+        below = (inner for folder in level for inner in sorted(folder.iterdir())[:MAX_LISTED] if inner.is_dir())
+        level = [folder for folder in islice(below, MAX_SEARCHED) if os.access(folder, os.R_OK | os.X_OK)]
+        found = next((folder for folder in level if list_layouts(folder)), None)
+        if found is not None:
+            return found
+    return None
 
 
 def _warn_of_other_layouts(path: Path, layout: Layout) -> None:
@@ -193,10 +219,6 @@ def list_folders(path: str | os.PathLike) -> list[Path]:
     path = Path(path)
     found = path.iterdir() if path.is_dir() else []
     return sorted(folder for folder in found if folder.is_dir() and not folder.name.startswith("."))
-
-
-def _has_layout(path: Path) -> bool:
-    return any(next(path.glob(layout.pattern), None) is not None for layout in LAYOUTS)
 
 
 def read_scene(path: str | os.PathLike, *, look_at_world: bool = True, **options) -> Scene:
@@ -345,6 +367,7 @@ __all__ = [
     "get_reading",
     "list_files",
     "list_folders",
+    "list_layouts",
     "list_not_read",
     "make_reading",
     "read_scene",

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from ross3d.data.sampling import sample_uniform
-from ross3d.data.scene import check_boxes, check_cam2world
+from ross3d.data.scene import TURN_BACK, check_boxes, check_cam2world
 from ross3d.data.sources.inside import OutsideError
 from ross3d.data.sources.pictures import (
     MILLIMETRES_PER_METRE,
@@ -479,8 +479,7 @@ def check_centre(intrinsics: np.ndarray, width: int, height: int, where: str) ->
         if is_centre_of_turned(matrix[0, 2], matrix[1, 2], height, width):
             raise ValueError(
                 f"{where}: intrinsics must be pixels of the {width}x{height} depth map, got centre"
-                f" ({matrix[0, 2]:g}, {matrix[1, 2]:g}), that of a {height}x{width} one; swap fx with fy and cx with"
-                " cy, or turn pictures and depth by a quarter, whichever the poses belong to."
+                f" ({matrix[0, 2]:g}, {matrix[1, 2]:g}), that of a {height}x{width} one; {TURN_BACK}."
             )
         if not (0 <= matrix[0, 2] < width and 0 <= matrix[1, 2] < height):
             raise ValueError(
@@ -560,32 +559,56 @@ def read_boxes(given, scene_id: str, must_have: bool = False) -> tuple[np.ndarra
         check_boxes(array, f"scene {scene_id!r}, boxes")
         return array, None
     file = Path(given)
-    rows = read_json(file, "a JSON list of boxes")
+    rows = read_box_rows(file)
     if isinstance(rows, dict):
-        keys = [key for key in (scene_id, f"scannet/{scene_id}") if key in rows]
-        if not all(isinstance(value, list) for value in rows.values()):
-            wrong = next(key for key, value in rows.items() if not isinstance(value, list))
-            raise ValueError(
-                f"{file}: {BOXES_FORM}, or a dictionary of such lists by scene, got a dictionary whose {wrong!r} is"
-                f" {str(rows[wrong])[:60]}."
-            )
-        if not keys and must_have:
+        key = find_scene_key(rows, scene_id)
+        if key is None and must_have:
             raise ValueError(
                 f"{file}: expected boxes of scene {scene_id!r}, the file has other scenes only; give the file of this"
                 " split, or a plain list."
             )
-        if not keys:
+        if key is None:
             warnings.warn(f"{file.name} has no boxes of scene {scene_id!r}; it is read without", stacklevel=2)
             return None, None
-        rows = rows[keys[0]]
+        rows = rows[key]
+    return parse_box_rows(rows, str(file))
+
+
+def read_box_rows(file: Path) -> list | dict[str, list]:
+    """What a JSON file of boxes holds: a list, or lists by scene, whose rows nobody has looked at yet.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; it holds something else.
+    """
+    rows = read_json(file, "a JSON list of boxes")
+    wrong = [key for key, value in rows.items() if not isinstance(value, list)] if isinstance(rows, dict) else []
+    if wrong:
+        raise ValueError(
+            f"{file}: {BOXES_FORM}, or a dictionary of such lists by scene, got a dictionary whose {wrong[0]!r} is"
+            f" {str(rows[wrong[0]])[:60]}."
+        )
+    return rows
+
+
+def find_scene_key(rows: Mapping[str, list], scene_id: str) -> str | None:
+    """The name that a scene has among boxes by scene; None where it has none."""
+    return next((key for key in (scene_id, f"scannet/{scene_id}") if key in rows), None)
+
+
+def parse_box_rows(rows: list, where: str) -> tuple[np.ndarray, list[dict]]:
+    """Boxes (K, 6), float32, and what is known of each, of a list as it stands in a file.
+
+    Raises:
+        ValueError: begins with `where`, names the row that is no box in metres.
+    """
     try:
         rows = [{"box": row} if isinstance(row, list) else row for row in rows]
         numbers = [[_get_coordinate(value) for value in row["box"]] for row in rows]
         array = np.array(numbers, dtype=np.float64).reshape(len(rows), -1 if rows else 6)
         labels = [{key: value for key, value in row.items() if key != "box"} for row in rows]
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{file}: {BOXES_FORM}, got {error!r}.") from error
-    check_boxes(array, str(file))
+        raise ValueError(f"{where}: {BOXES_FORM}, got {error!r}.") from error
+    check_boxes(array, where)
     return array.astype(np.float32), labels
 
 
@@ -611,9 +634,12 @@ __all__ = [
     "count_quarter_turns",
     "decode_color",
     "decode_views",
+    "find_scene_key",
     "merge_intrinsics",
     "open_image",
+    "parse_box_rows",
     "read_axis_align_matrix",
+    "read_box_rows",
     "read_boxes",
     "read_depth",
     "read_json",

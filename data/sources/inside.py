@@ -14,9 +14,10 @@ from typing import Any
 MAX_NAME_LENGTH, MAX_PART_LENGTH = 4096, 255
 WINDOWS_DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
 ADDRESS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
+COPY = "copy it there and make its path relative"
 WAY_OUT = (
-    "copy it there and make its path relative; or, where you trust whoever wrote this, add --allow-outside (in Python"
-    " allow_outside=True)"
+    f"{COPY}; or, where you trust whoever wrote this, add --allow-outside (train.py: --data.allow_outside true, in"
+    " Python allow_outside=True)"
 )
 
 
@@ -48,7 +49,7 @@ def resolve_inside(
     name: str,
     *,
     where: str | None = None,
-    allow_outside: bool = False,
+    allow_outside: bool | None = False,
     check_links: bool = True,
     expected: str | None = None,
 ) -> Path:
@@ -58,7 +59,8 @@ def resolve_inside(
         root: the folder that `name` belongs to; it may itself be a link to another place.
         name (`str`): a path below `root`, with slashes or backslashes; any path when `allow_outside`.
         where (`str`, *optional*): what gives the name, for errors; `root` by default.
-        allow_outside (`bool`): let the name lead anywhere.
+        allow_outside (`bool`, *optional*): let the name lead anywhere; None where nobody can ask for it, so that
+            errors do not offer it.
         check_links (`bool`): links on the way must stay inside too; False where folders below `root` may be links to
             other disks, as the scenes of a data folder.
         expected (`str`, *optional*): what the name has to be, for errors; by default a file inside `root`.
@@ -68,6 +70,7 @@ def resolve_inside(
         ValueError: it is no name of a file.
     """
     root, where = Path(root), where or str(root)
+    remedy = COPY if allow_outside is None else WAY_OUT
     parts = split_name(name, where)
     path = Path("/", *parts) if name.startswith("/") else root.joinpath(*parts)
     expected = expected or f"a file inside {root}"
@@ -75,13 +78,13 @@ def resolve_inside(
     if name.startswith("\\") or WINDOWS_DRIVE.match(name) is not None:
         raise OutsideError(
             f"{where}: expected {expected}, got {name[:200]!r}, which leads out of it, a path of another machine;"
-            " copy it there and make its path relative."
+            f" {COPY}."
         )
     if allow_outside:
         return path
     whole, real_root = Path(os.path.abspath(path)), Path(os.path.abspath(root))
     if not whole.is_relative_to(real_root):
-        raise OutsideError(f"{where}: expected {expected}, got {name[:200]!r}, which leads out of it; {WAY_OUT}.")
+        raise OutsideError(f"{where}: expected {expected}, got {name[:200]!r}, which leads out of it; {remedy}.")
     if ".." in parts:
         path = root / whole.relative_to(real_root)
     if check_links:
@@ -91,7 +94,9 @@ def resolve_inside(
         except (OSError, RuntimeError) as error:
             raise ValueError(f"{where}: {path} cannot be followed ({error}); remove the link.") from error
         if not target.is_relative_to(real_root):
-            raise OutsideError(f"{where}: expected {expected}, got {name[:200]!r}, a link to {target}; {WAY_OUT}.")
+            raise OutsideError(
+                f"{where}: expected {expected}, got {name[:200]!r}, a link to {target}, which lies outside; {remedy}."
+            )
     return path
 
 

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from ross3d.command_line import spell_option
 from ross3d.data.sources import make_reading
 from ross3d.data.sources.frames import MAX_ABSENT, MAX_EXCLUDED, ROTATIONS
 
@@ -29,13 +30,18 @@ def add_scan_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def get_scan_options(options: argparse.Namespace) -> dict[str, Any]:
+def get_scan_options(options: Any) -> dict[str, Any]:
     """Options of `read_scene` from what was parsed; those that were not given are left to the layout.
 
     Raises:
-        ValueError: `--max-excluded` is no share.
+        ValueError: `--max-excluded` is no share, or `--rotate` none of its choices.
     """
-    return make_reading(options.rotate, options.max_excluded, options.allow_outside)
+    try:
+        return make_reading(options.rotate, options.max_excluded, options.allow_outside)
+    except ValueError as error:
+        name, told = str(error).split(" ", 1)
+        error.args = (f"{spell_option(name)} {told}",)
+        raise
 
 
 __all__ = ["add_scan_options", "get_scan_options"]

@@ -84,6 +84,14 @@ def read_rgbd_folder(
         _find_frames(path, COLOR_PATTERN, "pictures"),
         _find_frames(path, DEPTH_PATTERN, "depth maps"),
     )
+    poses = _find_frames(path, POSE_PATTERN, "poses")
+    # A pose or a depth map without a picture is a frame whose picture is lost.
+    names = sorted({*color_files, *depth_files, *poses})
+    if names and not color_files:
+        raise FileNotFoundError(
+            f"{path}: the pictures of all {len(names)} frames are absent, from {names[0]}.color.jpg (or .png) to"
+            f" {names[-1]}, whose poses or depth maps are there; copy the pictures again."
+        )
     if not color_files:
         raise ValueError(
             f"{path} holds zero frames; expected files named frame-000000.color.jpg (or .png), frame-000000.depth.png "
@@ -91,8 +99,6 @@ def read_rgbd_folder(
         )
     intrinsics = _read_intrinsics(find("camera-intrinsics.txt"))
     exclusions = Exclusions(f"scene {scene_id!r}", max_excluded)
-    # A pose or a depth map without a picture is a frame whose picture is lost.
-    names = sorted({*color_files, *depth_files, *_find_frames(path, POSE_PATTERN, "poses")})
     present = exclusions.drop_absent({name: path / color_files.get(name, f"{name}.color.jpg") for name in names})
     cameras = exclusions.read_each(
         present, lambda name: read_matrix(find(f"{name}.pose.txt"), (4, 4), "camera to world, metres"), "pose"

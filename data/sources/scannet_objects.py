@@ -79,7 +79,9 @@ def read_axis_alignment(path: str | os.PathLike) -> np.ndarray | None:
             try:
                 matrix = np.array([float(word) for word in values.split()]).reshape(4, 4)
             except ValueError as error:
-                raise ValueError(f"{path}: axisAlignment must be 16 numbers, row by row ({error}).") from error
+                raise ValueError(
+                    f"{path}: axisAlignment: expected 16 numbers, row by row, got {values.strip()[:200]!r}."
+                ) from error
             check_cam2world(matrix[None], 1, str(path), ["axisAlignment"])
             return matrix
     return None

@@ -104,7 +104,8 @@ def spoiled_document(draw, value: Any, values: st.SearchStrategy | None = None) 
             holder = holder[key]
         kind = draw(st.sampled_from(["replaced", "replaced", "left out", "renamed"]))
         if kind == "replaced":
-            holder[last] = draw(values)
+            # A copy: the next change may fall into it.
+            holder[last] = copy.deepcopy(draw(values))
         elif kind == "left out":
             del holder[last]
         elif isinstance(holder, dict):

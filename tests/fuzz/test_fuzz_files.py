@@ -1,9 +1,13 @@
 """Malformed files: scans of every layout, annotations, boxes, run files. Each is read, or named in the error."""
 
+import io
 import json
+import math
 import os
+import re
 import shutil
 import stat
+import struct
 from functools import cache
 from pathlib import Path
 
@@ -12,8 +16,9 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from ross3d.data.annotations import load_annotations
+from ross3d.data.annotations import load_annotations, save_annotations
 from ross3d.data.scene import Scene, check_scene
 from ross3d.data.sources import read_scene
 from ross3d.tests.fuzz.junk import json_junk, spoiled_bytes, spoiled_document
@@ -56,12 +61,43 @@ def scans(tmp_path_factory) -> dict[str, Path]:
 LAYOUTS = ("rgbd_folder", "scannet", "nerfstudio", "arkitscenes", "posed_images")
 
 
+PICTURES = (".png", ".jpg")
+# Beyond what any memory holds; a disk keeps nothing of it.
+SPARSE_BYTES = 1 << 42
+
+
+@cache
+def make_huge_picture(suffix: str) -> bytes:
+    """A small file that says it is a picture of 1.6 billion pixels, which its format packs as well as nothing else."""
+    content = io.BytesIO()
+    if suffix == ".jpg":
+        Image.new("L", (16, 16)).save(content, "JPEG")
+        # Height and width stand behind the mark of a frame, its length and its precision.
+        start = content.getvalue().index(b"\xff\xc0") + 5
+        return content.getvalue()[:start] + struct.pack(">HH", 40_000, 40_000) + content.getvalue()[start + 4 :]
+    Image.new("1", (40_000, 40_000)).save(content, "PNG")
+    return content.getvalue()
+
+
 def spoil_file(data, file: Path) -> str:
     """Spoil one file of a scan; what was done to it."""
-    kind = data.draw(st.sampled_from(["bytes", "bytes", "document", "gone", "folder", "pipe", "loop"]))
+    kinds = ["bytes", "bytes", "document", "numbers", "sparse", "gone", "folder", "pipe", "loop"]
+    kind = data.draw(st.sampled_from([*kinds, *(["thin", "huge"] if file.suffix in PICTURES else [])]))
     content = file.read_bytes()
     file.unlink()
-    if kind == "document" and file.suffix == ".json":
+    if kind == "sparse":
+        file.write_bytes(content)
+        os.truncate(file, SPARSE_BYTES)
+    elif kind == "numbers":
+        # Sizes among them: a mesh of billions of points, a table of as many rows.
+        many = data.draw(st.sampled_from([b"4000000000", b"-1", b"9" * 400]))
+        file.write_bytes(re.sub(rb"(?<=[\s:])\d+(?=[\s,])", many, content, count=data.draw(st.integers(1, 9))))
+    elif kind == "thin":
+        mode = Image.open(io.BytesIO(content)).mode
+        Image.new(mode, data.draw(st.sampled_from([(1, 60_000), (60_000, 1)]))).save(file)
+    elif kind == "huge":
+        file.write_bytes(make_huge_picture(file.suffix))
+    elif kind == "document" and file.suffix == ".json":
         document = data.draw(spoiled_document(json.loads(content)))
         file.write_text(json.dumps(document))
     elif kind == "folder":
@@ -143,6 +179,17 @@ def test_annotations(data, tmp_path_factory):
         assert "<|im_" not in row.question + row.answer
 
 
+@run_seeded(80)
+@given(data=st.data())
+def test_annotations_in_a_table(data, tmp_path_factory):
+    file = tmp_path_factory.getbasetemp() / "spoiled.parquet"
+    right = file.with_name("right.jsonl")
+    right.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    save_annotations(load_annotations(right), file)
+    file.write_bytes(data.draw(spoiled_bytes(file.read_bytes())))
+    attempt(lambda: load_annotations(file), "a spoiled table", file.name)
+
+
 @cache
 def get_config() -> dict:
     return yaml.safe_load(CONFIG.read_text())
@@ -158,6 +205,8 @@ def test_run_files(settings, tmp_path_factory):
         data = arguments.data
         assert data.num_views >= 1 and data.epochs >= 1 and isinstance(data.blind, bool)
         assert data.limit is None or data.limit >= 1
+        rate = arguments.trainer.get("learning_rate", 0.0)
+        assert math.isfinite(rate) and rate >= 0
 
 
 @run_seeded(60)

@@ -20,10 +20,12 @@ METHODS = {
                 "bev_pixel_values", "bev_valid", "bev_bounds", "bool_masked_views", "row_seed"),
     "generate": SCENE,
     "encode_scene": (*SCENE, *PROPOSALS),
+    "answer": ("input_ids", "attention_mask"),
     "ground": (*SCENE, *PROPOSALS, "query_coords"),
     "reconstruct": (*SCENE, "bev_bounds"),
 }  # fmt: skip
 OWN = {
+    "answer": {"scene_index": torch.tensor([1, 0]), "max_new_tokens": 2},
     "generate": {"max_new_tokens": 2},
     "reconstruct": {"masked_views": [[1], [0]], "num_inference_steps": 1},
 }
@@ -49,6 +51,13 @@ def get_batch() -> dict[str, torch.Tensor]:
 
 
 @cache
+def get_read_scenes():
+    """The same two scenes, read."""
+    with torch.no_grad():
+        return get_model().encode_scene(**{name: get_scenes()[name] for name in SCENE if name in get_scenes()})
+
+
+@cache
 def get_scenes() -> dict[str, torch.Tensor]:
     """Two scenes of as many tokens, without questions or with one, as answers are asked of."""
     rows = [make_row(seed, 3, 4, []) for seed in (0, 1)]
@@ -56,6 +65,9 @@ def get_scenes() -> dict[str, torch.Tensor]:
 
 
 def make_inputs(method: str) -> dict:
+    if method == "answer":
+        ids = torch.tensor([[5, 7, 11], [13, 17, 19]])
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | OWN["answer"]
     batch = get_scenes() if method in ("encode_scene", "generate") else get_batch()
     return {name: batch[name] for name in METHODS[method] if name in batch} | OWN.get(method, {})
 
@@ -63,6 +75,8 @@ def make_inputs(method: str) -> dict:
 def run(method: str, inputs: dict):
     model = get_model()
     with torch.no_grad():
+        if method == "answer":
+            return model.generate(scene=get_read_scenes(), **inputs)
         return model(**inputs) if method == "forward" else getattr(model, method)(**inputs)
 
 
@@ -108,3 +122,15 @@ def test_inputs_of_the_model(drawn):
     result, _ = attempt(lambda: run(method, inputs), (method, shapes), NAMES)
     if isinstance(result, torch.Tensor) and result.is_floating_point():
         assert not bool(result.isnan().any()), (method, shapes)
+
+
+WRONG_INDICES = {
+    "floats": torch.tensor([1.0, 0.0]), "fractions": [0.5, 1.0], "negative": [-1, 0], "too large": [0, 2],
+    "true and false": torch.tensor([True, False]), "one for two": [0], "text": "01", "complex": torch.ones(2) * 1j,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", WRONG_INDICES)
+def test_a_scene_index_that_is_none_is_refused(fault):
+    inputs = make_inputs("answer") | {"scene_index": WRONG_INDICES[fault]}
+    assert attempt(lambda: run("answer", inputs), fault, "scene_index")[1] is not None

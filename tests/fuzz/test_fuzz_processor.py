@@ -95,6 +95,7 @@ def test_arguments_of_the_processor(call, mode):
         check_inputs(inputs, call)
 
 
+SKEW = np.array([[0, 9.0, 0], [0, 0, 0], [0, 0, 0]])
 # What the documents call wrong, and the argument that has to be named.
 WRONG = {
     "depth in millimetres": ("depth_maps", lambda call: call | {"depth_maps": 1000 * call["depth_maps"]}),
@@ -102,19 +103,27 @@ WRONG = {
     "depth with NaN": ("depth_maps", lambda call: call | {"depth_maps": call["depth_maps"] * np.nan}),
     "negative depth": ("depth_maps", lambda call: call | {"depth_maps": -call["depth_maps"]}),
     "transposed intrinsics": ("intrinsics", lambda call: call | {"intrinsics": call["intrinsics"].T}),
+    "skewed intrinsics": ("intrinsics", lambda call: call | {"intrinsics": call["intrinsics"] + SKEW}),
     "intrinsics of another size": ("intrinsics", lambda call: call | {"intrinsics": 4 * call["intrinsics"]}),
     "boxes in millimetres": ("proposal_boxes", lambda call: call | {"proposal_boxes": 1000 * call["proposal_boxes"]}),
     "boxes as dictionaries": ("proposal_boxes", lambda call: call | {"proposal_boxes": [{"center": [0, 0, 0]}] * 5}),
+    "boxes as text": ("proposal_boxes", lambda call: call | {"proposal_boxes": ["chair"] * 5}),
+    "boxes with NaN": ("proposal_boxes", lambda call: call | {"proposal_boxes": call["proposal_boxes"] * np.nan}),
     "infinite boxes": ("proposal_boxes", lambda call: call | {"proposal_boxes": call["proposal_boxes"] * np.inf}),
     "poses in millimetres": ("cam2world", lambda call: call | {"cam2world": scale_translations(call, 1e5)}),
     "mirrored poses": ("cam2world", lambda call: call | {"cam2world": call["cam2world"] * [[-1, 1, 1, 1]]}),
     "transposed poses": ("cam2world", lambda call: call | {"cam2world": call["cam2world"].transpose(0, 2, 1)}),
     "a point in millimetres": ("query_coords", lambda call: call | {"query_coords": [None, None, [500, -500, 1e5]]}),
+    "a point with NaN": ("query_coords", lambda call: call | {"query_coords": [None, None, [np.nan, 0.0, 1.0]]}),
+    "a point that is infinite": ("query_coords", lambda call: call | {"query_coords": [None, None, [np.inf, 0, 1]]}),
+    "a point as text": ("query_coords", lambda call: call | {"query_coords": [None, None, "0.5 -0.5 1.0"]}),
+    "a point as a dictionary": ("query_coords", lambda call: call | {"query_coords": [None, None, {"x": 1.0}]}),
     "a point without its mark": ("query_coords", lambda call: call | {"query_coords": [[1, 1, 1], None, [1, 1, 1]]}),
     "a target that is no proposal": ("target_objects", lambda call: call | {"target_objects": [None, [7], None]}),
     "a target that is true": ("target_objects", lambda call: call | {"target_objects": [None, [True], None]}),
     "reversed bounds": ("bev_bounds", lambda call: call | {"bev_bounds": call["bev_bounds"][::-1]}),
     "an empty question": ("text", lambda call: call | {"text": ["", *QUESTIONS[1:]]}),
+    "an empty answer": ("answers", lambda call: call | {"answers": ["", "<ground>", "a table"]}),
     "an answer that is a number": ("answers", lambda call: call | {"answers": [2, "<ground>", "a table"]}),
     "half of a character": ("text", lambda call: call | {"text": ["\ud800", *QUESTIONS[1:]]}),
     "a misspelt argument": ("depth_map", lambda call: call | {"depth_map": call["depth_maps"]}),

@@ -222,3 +222,24 @@ def test_fsdp2_in_half_precision(tmp_path, alone):
     off = sum((found[name].float() - value).square().sum() for name, value in wanted.items()).sqrt()
     moved = sum((start[name] - value).square().sum() for name, value in wanted.items()).sqrt()
     assert found.keys() == wanted.keys() and off < 0.6 * moved
+
+
+@pytest.mark.slow
+def test_all_processes_see_whether_weights_in_shards_are_finite(tmp_path):
+    run(["-m", *launch("fsdp2", 2), "-m", "ross3d.tests.invariant.finite_shards", str(tmp_path)], timeout=300)
+    ranks = read_ranks(tmp_path)
+    assert ranks[0]["told"] == ranks[1]["told"] and len(ranks[0]["told"]) > 6
+    fine = [place for place, is_finite in ranks[0]["told"].items() if is_finite]
+    assert fine == ["whole", "frozen"]
+    assert not ranks[0]["empty"] and ranks[1]["empty"], "the second process is to hold nothing of a weight"
+
+
+@pytest.mark.slow
+def test_a_stock_trainer_evaluates_rows_with_and_without_text_on_two_processes(tmp_path):
+    """With `label_names=["input_ids"]`, as docs/TRAINING.md says; of two processes one has labels, the other none."""
+    losses = []
+    for config, num_processes in (("single", 1), ("ddp", 2)):
+        output = tmp_path / config
+        run(["-m", *launch(config, num_processes), "-m", "ross3d.tests.invariant.evaluate_stock", str(output)], 300)
+        losses.append(json.loads((output / "evaluated.json").read_text())["eval_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and losses[0] > 0

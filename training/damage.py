@@ -1,0 +1,205 @@
+"""What can be told of a checkpoint's damage from its files: sizes, formats, check sums that a format has, numbers.
+
+A flipped bit inside of a weight that leaves it finite cannot be told: safetensors has no check sum.
+"""
+
+import re
+import zipfile
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import get_type_hints
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from torch import nn
+from transformers import TrainerState
+from transformers.trainer_pt_utils import safe_globals
+
+from ross3d.command_line import check_value
+from ross3d.data.text_files import AGAIN, read_json
+from ross3d.training.loading import is_finite, show_names
+
+
+# Written last into a folder of a run, with the sizes of its files; a folder without it is a torn one.
+COMPLETE_MARK = "complete.json"
+DAMAGED = "remove the file: the folder then counts as unfinished"
+STATE = "trainer_state.json"
+# What the Trainer loads with plain tensors and numbers in it; others, DeepSpeed's among them, may hold more.
+PLAIN_FILES = re.compile(r"optimizer\.pt|scheduler\.pt|rng_state(_\d+)?\.pth")
+
+# A mark in a zip archive's table.
+MSDOS_FOLDER = 0x10
+
+
+def read_mark(folder: Path, remedy: str = DAMAGED) -> dict[str, int]:
+    """Sizes of the files of a finished folder, by their paths in it; `remedy` ends the errors.
+
+    Raises:
+        FileNotFoundError, ValueError: no mark, or one that is broken. It names the file.
+    """
+    mark, meaning = folder / COMPLETE_MARK, "sizes of the files of a finished folder"
+    sizes = read_json(mark, meaning, kind=dict, remedy=remedy)
+    wrong = [name for name, size in sizes.items() if not isinstance(size, int) or isinstance(size, bool)]
+    if wrong or not sizes:
+        raise ValueError(
+            f"{mark}: expected sizes of the files of a finished folder, got {sizes[wrong[0]] if wrong else 'none'!s}"
+            f"{f' for {wrong[0]}' if wrong else ''}; {remedy}."
+        )
+    return sizes
+
+
+def find_changed_file(folder: Path, remedy: str = DAMAGED) -> tuple[Path, int, str] | None:
+    """Which file of a finished folder is gone, or has another size than the mark says; None where none is.
+
+    Returns:
+        the file, the bytes it should have, and what was found.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_mark`.
+    """
+    for name, size in read_mark(folder, remedy).items():
+        file = folder / name
+        found = f"{file.stat().st_size}" if file.is_file() else "no such file"
+        if found != f"{size}":
+            return file, size, found
+    return None
+
+
+def check_checkpoint_files(folder: Path, step: int) -> None:
+    """Refuse a checkpoint of the Trainer with damage that its files tell of.
+
+    Args:
+        step (`int`): after which it was written.
+
+    Raises:
+        ValueError: names the file and what is wrong with it.
+    """
+    changed = find_changed_file(folder, AGAIN)
+    if changed is not None:
+        file, size, found = changed
+        raise ValueError(f"{file}: expected a file of {size} bytes, got {found}; copy it again.")
+    for name in read_mark(folder):
+        # A file that nobody here may read is not damaged: that is an OSError.
+        (folder / name).open("rb").close()
+        look = CHECKS.get(Path(name).suffix)
+        if look is not None:
+            look(folder / name)
+    check_state(folder / STATE, step)
+
+
+def check_state(file: Path, step: int) -> None:
+    """Refuse a state of the Trainer that it could not go on from after this step.
+
+    Raises:
+        FileNotFoundError, ValueError: names the file.
+    """
+    meaning = f"the Trainer's state after step {step}"
+    state = read_json(file, meaning, keys=["global_step", "log_history"])
+    unknown = sorted(state.keys() - {field.name for field in fields(TrainerState)})
+    if unknown or state["global_step"] != step:
+        problem = f"the unknown {unknown[0]!r}" if unknown else f"global_step {state['global_step']!r}"
+        raise ValueError(f"{file}: expected the Trainer's state after step {step}, got {problem}.")
+    hints = get_type_hints(TrainerState)
+    for name, value in state.items():
+        check_value(f"{file}: {name}", value, hints[name])
+    log = state["log_history"]
+    if not isinstance(log, list) or not all(isinstance(record, dict) for record in log):
+        raise ValueError(f"{file}: expected log_history as a list of records, got {str(log)[:80]}.")
+
+
+def check_json(file: Path) -> None:
+    read_json(file, "what was saved in it")
+
+
+def check_weights(file: Path) -> None:
+    """Refuse a safetensors file that is broken, holds whole numbers, or numbers that are not finite.
+
+    Raises:
+        ValueError: names the file.
+    """
+    broken = []
+    try:
+        with safe_open(file, "pt") as stored:
+            for name in list(stored.keys()):
+                tensor = stored.get_tensor(name)
+                if not tensor.is_floating_point() or not is_finite(tensor):
+                    broken.append(name)
+    # What the library raises for a header that is broken is of many kinds.
+    except Exception as error:
+        raise ValueError(
+            f"{file}: expected weights in the safetensors format, got a damaged file ({describe(error)})."
+        ) from error
+    if broken:
+        raise ValueError(
+            f"{file}: expected finite weights of floating point, got others in {show_names(sorted(broken))}."
+        )
+
+
+def check_archive(file: Path) -> None:
+    """Refuse a file of torch.save, a zip archive, whose records do not have the check sums that stand in it.
+
+    Raises:
+        ValueError: names the file.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            # Of what is marked as a folder, torch would read nothing, and give whatever the memory held.
+            folders = [info.filename for info in archive.infolist() if info.external_attr & MSDOS_FOLDER]
+            record = archive.testzip() or next(iter(folders), None)
+        problem = None if record is None else f"other bytes than were written, in {record}"
+        if problem is None and PLAIN_FILES.fullmatch(file.name):
+            # Looks at the archive's own tables, which have no check sums.
+            with safe_globals():
+                torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    # What the two libraries raise for tables that are broken is of many kinds.
+    except Exception as error:
+        problem = f"a damaged file ({describe(error)})"
+    if problem is not None:
+        raise ValueError(f"{file}: expected what torch.save writes, got {problem}.")
+
+
+def describe(error: Exception) -> str:
+    """The first line of a library's error, some of which go on for a page."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+# Suffix -> what the content of such a file has to be.
+CHECKS: dict[str, Callable[[Path], None]] = {
+    ".json": check_json,
+    ".safetensors": check_weights,
+    ".pt": check_archive,
+    ".pth": check_archive,
+    ".bin": check_archive,
+}
+
+
+def check_weight_names(folder: Path, model: nn.Module) -> None:
+    """Refuse a checkpoint with other weights than the model has: the Trainer would leave those as they are.
+
+    Raises:
+        ValueError: names folder and weights.
+    """
+    is_lora = isinstance(model, PeftModel)
+    files = sorted(folder.glob("adapter_model*.safetensors" if is_lora else "model*.safetensors"))
+    if not files:
+        return  # FSDP has files of its own.
+    wanted = set(get_peft_model_state_dict(model) if is_lora else model.state_dict())
+    found = set()
+    for file in files:
+        with safe_open(file, "pt") as stored:
+            found.update(stored.keys())
+    # Of weights that are one tensor under two names, the files hold one.
+    shared = set() if is_lora else set(model.all_tied_weights_keys)
+    wrong = sorted((wanted - found - shared) | (found - wanted))
+    if wrong:
+        raise ValueError(
+            f"{files[0]}: expected the weights of this run's model and no others, got another set of names:"
+            f" {show_names(wrong)}; the file is damaged. Remove {folder.name}: the run then goes on from the"
+            " checkpoint before it, or begins anew."
+        )
+
+
+__all__ = ["COMPLETE_MARK", "check_checkpoint_files", "check_weight_names", "find_changed_file"]
