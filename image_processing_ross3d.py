@@ -33,6 +33,8 @@ import numpy as np
 from huggingface_hub.utils import httpx
 from PIL import Image, ImageOps
 
+from .inputs_ross3d import shorten
+
 
 # A picture with more pixels (a phone's 50 megapixels pass), or one this many times longer than wide, is refused before
 # memory is taken for it.
@@ -47,11 +49,6 @@ ANSWER_TIMEOUT, DOWNLOAD_TIMEOUT = 60.0, 600.0
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error)
 # Quarter turns, counter-clockwise, that bring stored pixels upright; the other orientations (2, 4, 5, 7) also mirror.
 STORED_TURNS = {1: 0, 3: 2, 6: 3, 8: 1}
-
-
-def shorten(text: str, limit: int = 200) -> str:
-    """A text for an error message: its beginning and its end, where it is longer than `limit` letters."""
-    return text if len(text) <= limit else f"{text[: limit - 40]} ... {text[-20:]}"
 
 
 def check_regular_file(file: str | os.PathLike, name: str) -> Path:
@@ -276,6 +273,5 @@ __all__ = [
     "get_upright_size",
     "open_named_picture",
     "open_picture",
-    "shorten",
     "turn_upright",
 ]

@@ -171,6 +171,18 @@ HINTS = {
 HINT = "build rows with this model's processor."
 
 
+def shorten(text: str, limit: int = 200) -> str:
+    """A text for an error message: its beginning and its end, where it is longer than `limit` letters."""
+    return text if len(text) <= limit else f"{text[: limit - 40]} ... {text[-20:]}"
+
+
+def check(rule: bool, name: str, expected: str, got: Any, remedy: str) -> None:
+    """Raise a `ValueError` that says what was expected, what came and what to do, unless `rule` holds."""
+    if not rule:
+        got = shorten(str(got))
+        raise ValueError(f"{name}: expected {expected}, got {got}; {remedy}.")
+
+
 def check_inputs(inputs: Mapping[str, Any], **sizes: int) -> None:
     """Refuse what is no tensor, has another dtype, or does not fit the other tensors of the batch.
 
@@ -324,6 +336,7 @@ def read_float32(name: str, tensor: torch.Tensor) -> torch.Tensor:
 __all__ = [
     "INPUTS",
     "Input",
+    "check",
     "check_inputs",
     "check_mask",
     "check_mask_values",
@@ -331,5 +344,6 @@ __all__ = [
     "list_float32",
     "list_inputs",
     "read_float32",
+    "shorten",
     "stack_rows",
 ]

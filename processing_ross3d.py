@@ -26,7 +26,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from numbers import Real
 from typing import Any, Literal
@@ -34,8 +34,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import PilBackend
@@ -70,53 +68,25 @@ from .image_processing_ross3d import (
     get_upright_size,
     open_named_picture,
     open_picture,
-    shorten,
 )
-from .inputs_ross3d import list_float32, list_inputs, stack_rows
+from .inputs_ross3d import check, list_float32, list_inputs, shorten, stack_rows
+from .rows_ross3d import (
+    COORD_TOKEN,
+    GROUND_TOKEN,
+    IMAGE_TOKEN,
+    LLAVA_VIDEO,
+    SPATIAL_INSTRUCTION,
+    LabelRule,
+    Question,
+    RowBuilder,
+    RowOptions,
+    SceneWords,
+)
 
 
-IMAGE_TOKEN, GROUND_TOKEN, COORD_TOKEN = "<image>", "<ground>", "<coord>"
-TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
-SYSTEM_PROMPT = "You are a helpful assistant."
-# The published training prompts carry this sentence, the published evaluation prompts do not.
-SPATIAL_INSTRUCTION = (
-    "The video captures 3D spatial information of a scene. Please focus on the spatial relationships in the video and"
-    " answer the following questions."
-)
-ANSWER_HEADER = f"{TURN_START}assistant\n"
-SCENE_PREFIX = f"{TURN_START}system\n{SYSTEM_PROMPT}{TURN_END}\n{TURN_START}user\n{IMAGE_TOKEN}"
-# One `<image>` stands for all consecutive pictures of a message; the scene's words follow on a new line.
-CHAT_TEMPLATE = (
-    "{%- if messages[0]['role'] != 'system' -%}"
-    "{{ '<|im_start|>system\\n" + SYSTEM_PROMPT + "<|im_end|>\\n' }}"
-    "{%- endif -%}"
-    "{%- for message in messages -%}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' }}"
-    "{%- if message['content'] is string -%}{{ message['content'] }}"
-    "{%- else -%}"
-    "{%- set pictures = message['content'] | selectattr('type', 'equalto', 'image') | list -%}"
-    "{%- if pictures -%}"
-    "{{ '<image>\\n' }}{%- if spatial_instruction -%}{{ spatial_instruction + '\\n' }}{%- endif -%}"
-    "{%- endif -%}"
-    "{%- for block in message['content'] if block['type'] == 'text' -%}{{ block['text'] }}{%- endfor -%}"
-    "{%- endif -%}"
-    "{{ '<|im_end|>\\n' }}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
-)
-IGNORED_LABEL = -100
-PADDING_SEGMENT = -1
 MAX_ASPECT_DIFFERENCE = 0.05
 
 GeometryMode = Literal["published", "valid_depth"]
-LabelRule = Literal["published", "answer_only"]
-
-
-def check(rule: bool, name: str, expected: str, got: Any, remedy: str) -> None:
-    """Raise a `ValueError` that says what was expected, what came and what to do, unless `rule` holds."""
-    if not rule:
-        got = shorten(str(got))
-        raise ValueError(f"{name}: expected {expected}, got {got}; {remedy}.")
 
 
 class Ross3DInputs(BatchFeature):
@@ -523,90 +493,6 @@ class FittedScene:
 # Words
 
 
-@dataclass
-class Question:
-    """A question of a scene and, in training, what is wanted of it."""
-
-    text: str
-    name: str
-    answer: str | None = None
-    targets: list[int] | None = None
-    coords: list[float] | None = None
-
-
-def check_question(question: Question) -> None:
-    """Refuse marks that contradict each other or what came beside the question."""
-    text, answer, name = question.text, question.answer, question.name
-    check(isinstance(text, str), f"text of {name}", "a string", type(text).__name__, "pass words, or no text at all")
-    check_words(text, f"text of {name}", "leave text out to have the scene alone")
-    if answer is not None:
-        check_answer(answer, f"answers of {name}")
-    grounds, coords = text.count(GROUND_TOKEN) + (answer == GROUND_TOKEN), text.count(COORD_TOKEN)
-    check(grounds <= 1, f"text of {name}", "at most one <ground>, the answer's included", f"{grounds} of them",
-          "ask about one referring expression at a time")  # fmt: skip
-    check(coords <= 1, f"text of {name}", "at most one <coord>", f"{coords} of them", "ask about one place at a time")
-    check(coords == 0 or question.coords is not None, f"query_coords of {name}",
-          "a point (x, y, z) in metres for its <coord>", "none", "pass query_coords=")  # fmt: skip
-    check(coords == 1 or question.coords is None, f"query_coords of {name}", "none, since it has no <coord>",
-          question.coords, "write <coord> where the point is meant, or leave the point out")  # fmt: skip
-    check(question.targets is None or grounds == 1, f"target_objects of {name}",
-          "None for a question that is not answered by <ground>", question.targets,
-          "pass '<ground>' as its answer, or None as its targets")  # fmt: skip
-    check(answer != GROUND_TOKEN or question.targets is not None, f"target_objects of {name}",
-          "a list of proposal indices ([] = no target) for the answer <ground>", "None",
-          "pass target_objects=")  # fmt: skip
-
-
-def check_words(text: str, name: str, remedy: str) -> None:
-    """Refuse blank text, and halves of surrogate pairs, which JSON can hold and no tokenizer reads."""
-    check(text.strip() != "", name, "words, not blank text", repr(text[:20]), remedy)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{name}: expected text that UTF-8 can hold, got {text[error.start]!r} at letter {error.start}, half of a"
-            " surrogate pair; write the text anew from its source."
-        ) from None
-
-
-def check_answer(answer: Any, name: str) -> None:
-    check(isinstance(answer, str), name, "a string", type(answer).__name__, "convert numbers with str()")
-    check_words(answer, name, "leave the question out")
-    marks = [mark for mark in (TURN_START, TURN_END, IMAGE_TOKEN, COORD_TOKEN) if mark in answer]
-    if GROUND_TOKEN in answer and answer != GROUND_TOKEN:
-        marks.append(GROUND_TOKEN)
-    check(not marks, name, "plain words, or <ground> alone", f"{marks} in {answer!r}", "remove these marks")
-    check(not answer.startswith(("\n", "\r")), name, "no line break at the beginning", repr(answer[:20]),
-          "strip the answer first")  # fmt: skip
-
-
-def is_whole_prompt(text: str) -> bool:
-    """Whether a text has chat marks: it is tokenised as it stands, without a template."""
-    return any(mark in text for mark in (TURN_START, TURN_END))
-
-
-def remove_slots(text: str, num_views: int, name: str) -> str:
-    """A plain question without the `<image>` marks at its beginning or end, which stand for its views.
-
-    One mark stands for all views, as in the records of LLaVA, or there is one a view. The template puts the views in
-    front of the words, so marks between words, which would tell where a picture belongs, are refused.
-    """
-    if IMAGE_TOKEN not in text:
-        return text
-    count, question = text.count(IMAGE_TOKEN), text.strip()
-    while question.startswith(IMAGE_TOKEN):
-        question = question.removeprefix(IMAGE_TOKEN).lstrip()
-    while question.endswith(IMAGE_TOKEN):
-        question = question.removesuffix(IMAGE_TOKEN).rstrip()
-    check(IMAGE_TOKEN not in question, name, "<image> at the beginning or at the end of a plain question",
-          f"one among its words: {shorten(text, 100)!r}",
-          "leave <image> out, or write the whole prompt with chat marks")  # fmt: skip
-    check(count in (1, num_views), name, f"one <image> for all {num_views} views, or one a view", f"{count} of them",
-          "leave <image> out: the views stand before the question")  # fmt: skip
-    check_words(question, name, "leave text out to have the scene alone")
-    return question
-
-
 # Chats
 
 PICTURE_KEYS = ("image", "url", "path", "base64")
@@ -691,146 +577,15 @@ def check_pictures_of_chat(messages: list[dict[str, Any]], name: str) -> None:
           "no <image> in its words, since the blocks of pictures stand for it", "one", "leave it out")  # fmt: skip
 
 
-@dataclass
-class Prompt:
-    """The texts of a question: their token ids, one after the other, are those of the joined text."""
-
-    prefix: str
-    question: str
-    answer: str = ""
-
-
-def get_scene_prefix(spatial_instruction: bool) -> str:
-    """All that stands before a question, shared by the questions of a scene."""
-    return SCENE_PREFIX + (f"\n{SPATIAL_INSTRUCTION}\n" if spatial_instruction else "")
-
-
-def split_prompt(question: Question, num_views: int, spatial_instruction: bool, with_answer: bool) -> Prompt:
-    """Prefix (up to the scene slot and the instruction behind it), question and, in training, the assistant's turn.
-
-    A plain question is put into the chat template; a whole prompt is split behind its one slot.
-    """
-    name = f"text of {question.name}"
-    if is_whole_prompt(question.text):
-        prefix, segment = split_whole_prompt(question.text, spatial_instruction, name)
-    else:
-        prefix, text = get_scene_prefix(spatial_instruction), remove_slots(question.text, num_views, name)
-        check(not (spatial_instruction and text.startswith(("\n", "\r"))), name,
-              "no line break at the beginning, which would merge with that of the instruction",
-              repr(text[:20]), "strip it")  # fmt: skip
-        line_break = "" if spatial_instruction else "\n"
-        segment = f"{line_break}{text}{TURN_END}\n{ANSWER_HEADER}"
-    if not with_answer:
-        return Prompt(prefix, segment)
-    check(segment.endswith(ANSWER_HEADER), name, f"a whole prompt that ends with {ANSWER_HEADER!r} for its answer",
-          repr(segment[-30:]), "add the assistant's header, or pass the plain question")  # fmt: skip
-    answer = f"{ANSWER_HEADER}{question.answer}{TURN_END}\n"
-    return Prompt(prefix, segment.removesuffix(ANSWER_HEADER), answer)
-
-
-def split_whole_prompt(text: str, spatial_instruction: bool, name: str) -> tuple[str, str]:
-    slots = text.count(IMAGE_TOKEN)
-    check(slots == 1, name, "exactly one <image> in a whole prompt (it stands for all views)", f"{slots} of them",
-          "write one <image> where the views belong, or pass the plain question without chat marks")  # fmt: skip
-    head, tail = text.split(IMAGE_TOKEN)
-    instruction = f"\n{SPATIAL_INSTRUCTION}\n" if spatial_instruction else ""
-    rest = tail.removeprefix(instruction)
-    if rest.startswith(("\n", "\r")):
-        return head + IMAGE_TOKEN, tail
-    return text.removesuffix(rest), rest
-
-
-@dataclass
-class Segment:
-    """Token ids (n,) of a part of a row, and the labels (n,) of those to be learnt."""
-
-    ids: np.ndarray
-    labels: np.ndarray
-    has_text_answer: bool = False
-
-
-@dataclass
-class Row:
-    """One packed row, arrays (L,); `targets` is empty without answers."""
-
-    input_ids: np.ndarray
-    segment_ids: np.ndarray
-    targets: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-def get_segment_targets(segment: Segment, num_prefix_targets: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """What each position of a segment predicts, with which weight, and the weight of one of its targets."""
-    targets = np.append(segment.labels[1:], IGNORED_LABEL)
-    if not segment.has_text_answer:
-        return np.full_like(targets, IGNORED_LABEL), np.zeros(len(targets)), 0.0
-    num_targets = num_prefix_targets + int((segment.labels != IGNORED_LABEL).sum())
-    share = 1.0 / max(num_targets, 1)
-    return targets, share * (targets != IGNORED_LABEL), share
-
-
-def shift_targets(prefix: Segment, segments: list[Segment], name: str) -> dict[str, np.ndarray]:
-    """Next-token targets and their weights, as if each question stood behind the prefix in a row of its own.
-
-    Position t of `shift_labels` holds what is predicted at t: the last position of the prefix predicts the first
-    token of every segment, the last of a segment predicts nothing. An answer's n targets weigh 1 / n each, those in
-    the prefix included, so a prefix target of Q answers weighs their sum. Grounding answers have no text targets.
-    """
-    inside = np.append(prefix.labels[1:], IGNORED_LABEL)
-    is_inside = inside != IGNORED_LABEL
-    parts = [get_segment_targets(segment, int(is_inside.sum())) for segment in segments]
-    prefix_weights = is_inside * sum(share for _, _, share in parts)
-    first = sorted({int(segment.labels[0]) for segment in segments if segment.has_text_answer} - {IGNORED_LABEL})
-    check(len(first) <= 1, f"text of {name}",
-          "segments whose first supervised token is the same, since the last prefix position predicts it",
-          f"token ids {first}", "pass one question a row, or use label_rule='answer_only'")  # fmt: skip
-    if first:
-        inside[-1] = first[0]
-        prefix_weights[-1] = sum(
-            share for segment, (_, _, share) in zip(segments, parts, strict=True) if segment.labels[0] == first[0]
-        )
-    inside[prefix_weights == 0] = IGNORED_LABEL
-    return {
-        "shift_labels": np.concatenate([inside, *(targets for targets, _, _ in parts)]),
-        "loss_weights": np.concatenate([prefix_weights, *(weights for _, weights, _ in parts)]),
-    }
-
-
-def build_row(prefix: Segment | None, segments: list[Segment], with_targets: bool, name: str) -> Row:
-    """`[prefix | segment 1 | ...]`; without a prefix the one segment alone, numbered 1."""
-    parts = segments if prefix is None else [prefix, *segments]
-    numbers = range(1 if prefix is None else 0, len(segments) + 1)
-    row = Row(
-        input_ids=np.concatenate([part.ids for part in parts]),
-        segment_ids=np.concatenate([np.full(len(part.ids), n) for n, part in zip(numbers, parts, strict=True)]),
-    )
-    if with_targets:
-        row.targets = {"labels": np.concatenate([part.labels for part in parts])}
-        row.targets |= shift_targets(prefix, segments, name)
-    return row
-
-
-def pad_rows(rows: list[np.ndarray], value: float, side: Literal["left", "right"], length: int) -> torch.Tensor:
-    """Arrays (L,) -> (B, length), which is at least the longest L; float64 becomes float32."""
-    tensors = [torch.from_numpy(row if row.dtype == np.int64 else row.astype(np.float32)) for row in rows]
-    padded = pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
-    missing = length - padded.shape[1]
-    return F.pad(padded, (missing, 0) if side == "left" else (0, missing), value=value)
-
-
 # What a call may set, as the library's processors understand it
 
 
 @dataclass
-class CallOptions:
+class CallOptions(RowOptions):
     """How a call lays out rows and scales pictures."""
 
-    image_processor: Ross3DImageProcessor
+    image_processor: Ross3DImageProcessor | None = None
     return_tensors: str | None = "pt"
-    padding: bool | str = True
-    padding_side: Literal["left", "right"] | None = None
-    pad_to_multiple_of: int | None = None
-    truncation: bool = False
-    max_length: int | None = None
 
 
 # Arguments of the library that have one meaning here, with the values that say so; None, the default, always does.
@@ -1141,7 +896,6 @@ def split_scene_questions(words: dict[str, Any], scene_name: str) -> list[Questi
             question.targets = (
                 to_tensor(targets, f"target_objects of {question.name}").tolist() if is_array else list(targets)
             )
-        check_question(question)
         questions.append(question)
     return questions
 
@@ -1258,6 +1012,9 @@ class Ross3DProcessor(ProcessorMixin):
         max_position_embeddings (`int`, *optional*): longest row the model reads; longer ones are refused.
     """
 
+    # What stands around a question: a value of the backbone.
+    template = LLAVA_VIDEO
+
     def __init__(
         self,
         image_processor=None,
@@ -1271,7 +1028,7 @@ class Ross3DProcessor(ProcessorMixin):
         bev_size: int = 432,
         max_position_embeddings: int | None = None,
     ):
-        super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or self.template.chat_template)
         self.patch_size = patch_size
         self.geometry_mode = geometry_mode
         self.label_rule = label_rule
@@ -1283,8 +1040,10 @@ class Ross3DProcessor(ProcessorMixin):
         self.image_token_id = self.get_token_id(IMAGE_TOKEN)
         self.ground_token_id = self.get_token_id(GROUND_TOKEN)
         self.coord_token_id = self.get_token_id(COORD_TOKEN)
-        self.structure_ids = [self.get_token_id(token) for token in ("\n", TURN_START, TURN_END)]
-        self.answer_header_length = len(self.tokenizer.encode(ANSWER_HEADER, add_special_tokens=False))
+        marks = ("\n", self.template.turn_start, self.template.turn_end)
+        self.structure_ids = [self.get_token_id(token) for token in marks]
+        header = self.tokenizer.encode(self.template.answer_header, add_special_tokens=False)
+        self.answer_header_length = len(header)
         side = self.image_processor.size
         check(
             side.height is not None and side.height == side.width and side.height >= patch_size,
@@ -1320,6 +1079,14 @@ class Ross3DProcessor(ProcessorMixin):
             is_share = is_number and 0 < value <= 1
             check(is_share, name, "a share above 0, at most 1", repr(value), "correct it")
         super().__setattr__(name, value)
+
+    @property
+    def row_builder(self) -> RowBuilder:
+        """What lays out rows with today's settings."""
+        return RowBuilder(
+            self.tokenizer, self.template, self.label_rule, self.spatial_instruction, self.tokens_per_view,
+            self.max_position_embeddings, self.image_token_id, self.structure_ids, self.answer_header_length,
+        )  # fmt: skip
 
     @property
     def view_size(self) -> int:
@@ -1431,7 +1198,8 @@ class Ross3DProcessor(ProcessorMixin):
         return_tensors = given.pop("return_tensors", "pt")
         legal = is_one_of(return_tensors, (None, "pt", "np"))
         check(legal, "return_tensors", "'pt' or 'np'", repr(return_tensors), "use 'pt'")
-        options = CallOptions(read_pixel_arguments(given, self.image_processor), return_tensors, **read_layout(given))
+        pixels = read_pixel_arguments(given, self.image_processor)
+        options = CallOptions(image_processor=pixels, return_tensors=return_tensors, **read_layout(given))
         sampling = [key for key in VIDEO_ARGUMENTS if not is_one_of(given.pop(key, None), (None, False))]
         if sampling:
             # No error: the library's own suite samples the videos of chats that have pictures alone.
@@ -1460,11 +1228,12 @@ class Ross3DProcessor(ProcessorMixin):
                   "pass the scene's pictures, and texts without pictures in a call of their own")  # fmt: skip
         questions = split_questions(words, names, bare=not is_batch or isinstance(words["text"], str))
         requests = split_requests(names, views, questions, belongings)
-        rows = self.build_scene_rows(requests, words["answers"] is not None, options)
+        scenes = [SceneWords(request.name, len(request.views), request.questions) for request in requests]
+        rows = self.row_builder.build_scene_rows(scenes, words["answers"] is not None, options)
         # Generation continues a row at its end, so rows of one question, or of none, are padded in front.
         is_packed = any(len(request.questions) > 1 for request in requests)
         right = words["answers"] is not None or is_packed
-        data = self.pad_text(rows, "right" if right else "left", options)
+        data = self.row_builder.pad_text(rows, "right" if right else "left", options)
         if options.padding_side is not None and not is_packed:
             del data["segment_ids"]
         data |= stack_rows([self.get_scene_inputs(request, options.image_processor) for request in requests])
@@ -1491,9 +1260,9 @@ class Ross3DProcessor(ProcessorMixin):
         questions = split_questions(words, names if is_batch else names[:1], bare=not is_batch)
         flat = [question for scene in questions for question in scene]
         check(len(flat) > 0, "text", "at least one question", "none", remedy)
-        rows = self.build_question_rows(flat, options)
-        data = self.pad_text(rows, "left", options)
-        are_whole = all(is_whole_prompt(question.text) for question in flat)
+        rows = self.row_builder.build_question_rows(flat, options)
+        data = self.row_builder.pad_text(rows, "left", options)
+        are_whole = all(self.template.is_whole_prompt(question.text) for question in flat)
         if options.padding_side is not None and are_whole:
             del data["segment_ids"]
         check(are_whole or options.padding_side != "right", "padding_side",
@@ -1507,139 +1276,6 @@ class Ross3DProcessor(ProcessorMixin):
             data |= stack_rows([self.get_proposal_inputs(request) for request in scenes])
         one_a_row = [SceneRequest(question.name, None, [question]) for question in flat]
         return data | get_question_inputs(one_a_row)
-
-    # Rows of tokens
-
-    def tokenize(self, texts: list[str]) -> dict[str, np.ndarray]:
-        """Token ids of every different text, in one call of the tokenizer."""
-        different = list(dict.fromkeys(texts))
-        ids = self.tokenizer(different, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        return {text: np.asarray(numbers, dtype=np.int64) for text, numbers in zip(different, ids, strict=True)}
-
-    def get_prompt_labels(self, ids: np.ndarray) -> np.ndarray:
-        """Labels of what is not an answer: the published rule supervises chat marks and lone line breaks anywhere."""
-        if self.label_rule == "answer_only":
-            return np.full_like(ids, IGNORED_LABEL)
-        return np.where(np.isin(ids, self.structure_ids), ids, IGNORED_LABEL)
-
-    def get_answer_labels(self, ids: np.ndarray) -> np.ndarray:
-        """Labels of `header answer <|im_end|> \\n`."""
-        if self.label_rule == "published":
-            return ids
-        labels = np.full_like(ids, IGNORED_LABEL)
-        labels[self.answer_header_length : -1] = ids[self.answer_header_length : -1]
-        return labels
-
-    def build_scene_rows(self, requests: list[SceneRequest], with_targets: bool, options: CallOptions) -> list[Row]:
-        """Tokenise the words of all scenes at once and lay out one row a scene."""
-        prompts = [
-            [
-                split_prompt(question, len(request.views), self.spatial_instruction, with_targets)
-                for question in request.questions
-            ]
-            or [Prompt(get_scene_prefix(self.spatial_instruction), "")]
-            for request in requests
-        ]
-        tokens = self.tokenize([text for scene in prompts for prompt in scene for text in vars(prompt).values()])
-        rows = []
-        for request, scene in zip(requests, prompts, strict=True):
-            prefixes = sorted({prompt.prefix for prompt in scene})
-            check(len(prefixes) == 1, f"text of {request.name}", "questions that share all that stands before <image>",
-                  f"{len(prefixes)} different beginnings", "pass such prompts as scenes of their own")  # fmt: skip
-            prefix = self.expand_slot(tokens[prefixes[0]], len(request.views))
-            segments = [
-                self.get_segment(prompt, tokens, q) for prompt, q in zip(scene, request.questions, strict=False)
-            ]
-            row = build_row(Segment(prefix, self.get_prompt_labels(prefix)), segments, with_targets, request.name)
-            row = self.cut_row(row, options, request.name)
-            self.check_length(row, len(request.views), request.name)
-            rows.append(row)
-        return rows
-
-    def build_question_rows(self, questions: list[Question], options: CallOptions) -> list[Row]:
-        """One row a question, without a scene: plain questions are segments (1), whole prompts stand alone (0)."""
-        texts = []
-        for question in questions:
-            check(IMAGE_TOKEN not in question.text, f"text of {question.name}", "no <image>, since there are no views",
-                  "one", "pass images= as well, or leave <image> out")  # fmt: skip
-            is_whole = is_whole_prompt(question.text)
-            texts.append(
-                question.text if is_whole else split_prompt(question, 0, self.spatial_instruction, False).question
-            )
-        tokens = self.tokenize(texts)
-        rows = []
-        for text, question in zip(texts, questions, strict=True):
-            segment = Segment(tokens[text], self.get_prompt_labels(tokens[text]))
-            parts = (segment, []) if is_whole_prompt(question.text) else (None, [segment])
-            row = self.cut_row(build_row(*parts, False, question.name), options, question.name)
-            self.check_length(row, 0, question.name)
-            rows.append(row)
-        return rows
-
-    def cut_row(self, row: Row, options: CallOptions, name: str) -> Row:
-        """The row, cut at its end to `max_length` where the call asks for truncation; views are never cut."""
-        limit = options.max_length or self.max_position_embeddings
-        if not options.truncation or limit is None or len(row.input_ids) <= limit:
-            return row
-        visual = np.flatnonzero(row.input_ids == self.image_token_id)
-        needed = int(visual[-1]) + 1 if len(visual) else 0
-        check(needed < limit and row.segment_ids.max() <= 1 and not row.targets, f"max_length of {name}",
-              f"room for the views ({needed} positions) and one question without answers=, to cut its words", limit,
-              "raise max_length, use fewer views or questions, or leave truncation out")  # fmt: skip
-        return Row(row.input_ids[:limit], row.segment_ids[:limit])
-
-    def expand_slot(self, ids: np.ndarray, num_views: int) -> np.ndarray:
-        """Replace the one scene slot by the placeholders of all views."""
-        slot = int(np.flatnonzero(ids == self.image_token_id)[0])
-        placeholders = np.full(num_views * self.tokens_per_view, self.image_token_id)
-        return np.concatenate([ids[:slot], placeholders, ids[slot + 1 :]])
-
-    def get_segment(self, prompt: Prompt, tokens: dict[str, np.ndarray], question: Question) -> Segment:
-        ids = tokens[prompt.question]
-        labels = self.get_prompt_labels(ids)
-        if not prompt.answer:
-            return Segment(ids, labels)
-        answer = tokens[prompt.answer]
-        return Segment(
-            ids=np.concatenate([ids, answer]),
-            labels=np.concatenate([labels, self.get_answer_labels(answer)]),
-            has_text_answer=question.answer != GROUND_TOKEN,
-        )
-
-    def check_length(self, row: Row, num_views: int, name: str) -> None:
-        limit, length = self.max_position_embeddings, len(row.input_ids)
-        visual = num_views * self.tokens_per_view
-        check(limit is None or length <= limit, f"input_ids of {name}",
-              f"at most {limit} positions (max_position_embeddings)",
-              f"{length}: {num_views} views of {self.tokens_per_view} and {length - visual} of text",
-              "use fewer views, or fewer or shorter questions a row")  # fmt: skip
-
-    def pad_text(
-        self, rows: list[Row], side: Literal["left", "right"], options: CallOptions
-    ) -> dict[str, torch.Tensor]:
-        """Rows -> (B, L) tensors, padded on `side` unless the call names another."""
-        pad, side = self.tokenizer.pad_token_id, options.padding_side or side
-        lengths = {len(row.input_ids) for row in rows}
-        length, multiple = max(lengths), options.pad_to_multiple_of or 1
-        if options.padding == "max_length":
-            limit = options.max_length or self.max_position_embeddings
-            check(limit is not None, "max_length", "the length to pad to", "None", "pass max_length=")
-            length = max(length, limit)
-        check(options.padding is not False or len(lengths) == 1, "padding", "True for rows of different lengths",
-              f"{options.padding} for lengths {sorted(lengths)}", "leave it out, or make one call a row")  # fmt: skip
-        if options.padding is not False:
-            length = math.ceil(length / multiple) * multiple
-        check(pad is not None or lengths == {length}, "tokenizer.pad_token",
-              "a padding token for rows of different lengths", "None", "set tokenizer.pad_token")  # fmt: skip
-        data = {
-            "input_ids": pad_rows([row.input_ids for row in rows], pad or 0, side, length),
-            "attention_mask": pad_rows([np.ones_like(row.input_ids) for row in rows], 0, side, length),
-            "segment_ids": pad_rows([row.segment_ids for row in rows], PADDING_SEGMENT, side, length),
-        }
-        for key, value in (("labels", IGNORED_LABEL), ("shift_labels", IGNORED_LABEL), ("loss_weights", 0.0)):
-            if key in rows[0].targets:
-                data[key] = pad_rows([row.targets[key] for row in rows], value, side, length)
-        return data
 
     # Tensors of a scene
 

@@ -14,7 +14,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, pipeline
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, ProcessorMixin
 
-from ross3d.processing_ross3d import CHAT_TEMPLATE, Ross3DImageProcessor, Ross3DProcessor
+from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
+from ross3d.rows_ross3d import LLAVA_VIDEO
 from ross3d.tests.posed_views import VIEW_SIZE, make_test_processor, make_views
 from ross3d.tools.make_tiny import make_tiny_model, make_tiny_processor
 
@@ -199,7 +200,7 @@ def test_special_tokens_have_ids(processor):
 
 
 def test_chat_template_is_saved_beside_the_processor(processor, saved, tmp_path):
-    assert (saved / "chat_template.jinja").read_text() == CHAT_TEMPLATE == processor.chat_template
+    assert (saved / "chat_template.jinja").read_text() == LLAVA_VIDEO.chat_template == processor.chat_template
     assert "chat_template" not in json.loads((saved / "processor_config.json").read_text())
     changed = Ross3DProcessor.from_pretrained(saved, chat_template="{{ messages[0]['role'] }}")
     changed.save_pretrained(tmp_path)

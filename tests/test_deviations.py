@@ -20,8 +20,8 @@ from ross3d.geometry_ross3d import pool_patch_coords, quantize_coords, unproject
 from ross3d.grounding_ross3d import get_proposal_features
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.objectives_ross3d import SceneStates
-from ross3d.processing_ross3d import SPATIAL_INSTRUCTION
 from ross3d.reconstruction_ross3d import encode_pictures, get_bev_cells, get_latents, get_view_queries
+from ross3d.rows_ross3d import SPATIAL_INSTRUCTION
 from ross3d.tests.fabricate import (
     COORD_TOKEN,
     GROUND_TOKEN,

@@ -19,16 +19,8 @@ from ross3d.geometry_ross3d import (
     unproject,
 )
 from ross3d.metrics.grounding import select_proposals
-from ross3d.processing_ross3d import (
-    ANSWER_HEADER,
-    COORD_TOKEN,
-    GROUND_TOKEN,
-    SCENE_PREFIX,
-    SPATIAL_INSTRUCTION,
-    TURN_END,
-    Ross3DImageProcessor,
-    Ross3DProcessor,
-)
+from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
+from ross3d.rows_ross3d import COORD_TOKEN, GROUND_TOKEN, LLAVA_VIDEO, SPATIAL_INSTRUCTION
 from ross3d.tests.posed_views import (
     BEV_SIZE,
     HEIGHT,
@@ -41,6 +33,11 @@ from ross3d.tests.posed_views import (
     make_test_processor,
     make_views,
 )
+
+
+ANSWER_HEADER = LLAVA_VIDEO.answer_header
+SCENE_PREFIX = LLAVA_VIDEO.scene_prefix
+TURN_END = LLAVA_VIDEO.turn_end
 
 
 GRID, PATCHES, PER_VIEW = 3, 5, 3 * 4

@@ -8,16 +8,15 @@ import torch
 from PIL import Image
 from transformers.utils import PaddingStrategy, TensorType
 
-from ross3d.processing_ross3d import (
-    ANSWER_HEADER,
-    COORD_TOKEN,
-    GROUND_TOKEN,
-    SCENE_PREFIX,
-    TURN_END,
-    Ross3DProcessor,
-)
+from ross3d.processing_ross3d import Ross3DProcessor
+from ross3d.rows_ross3d import COORD_TOKEN, GROUND_TOKEN, LLAVA_VIDEO
 from ross3d.tests.posed_views import NUM_VIEWS, VIEW_SIZE, make_test_processor, make_views
 from ross3d.tools.make_tiny import make_tiny_model, make_tiny_processor
+
+
+ANSWER_HEADER = LLAVA_VIDEO.answer_header
+SCENE_PREFIX = LLAVA_VIDEO.scene_prefix
+TURN_END = LLAVA_VIDEO.turn_end
 
 
 QUESTION = "How many chairs are there?"

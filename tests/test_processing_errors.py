@@ -11,15 +11,8 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 
-from ross3d.processing_ross3d import (
-    ANSWER_HEADER,
-    COORD_TOKEN,
-    GROUND_TOKEN,
-    SCENE_PREFIX,
-    TURN_END,
-    Ross3DImageProcessor,
-    Ross3DProcessor,
-)
+from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
+from ross3d.rows_ross3d import COORD_TOKEN, GROUND_TOKEN, LLAVA_VIDEO
 from ross3d.scenes.tokenizer import make_tokenizer
 from ross3d.tests.posed_views import (
     HEIGHT,
@@ -30,6 +23,11 @@ from ross3d.tests.posed_views import (
     make_test_processor,
     make_views,
 )
+
+
+ANSWER_HEADER = LLAVA_VIDEO.answer_header
+SCENE_PREFIX = LLAVA_VIDEO.scene_prefix
+TURN_END = LLAVA_VIDEO.turn_end
 
 
 SCENE = "kitchen-7"

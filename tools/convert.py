@@ -32,7 +32,6 @@ from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.atomic import check_output_folder, write_text
 from ross3d.data.names import check_links, check_name
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
-from ross3d.processing_ross3d import TURN_END, TURN_START
 from ross3d.report.card import (
     CARD_NAME,
     INGREDIENTS,
@@ -46,6 +45,7 @@ from ross3d.report.card import (
     make_unknown,
     read_origin,
 )
+from ross3d.rows_ross3d import LLAVA_VIDEO
 from ross3d.tools import checkpoints
 from ross3d.tools.checkpoints.files import (
     check_new_folder,
@@ -306,7 +306,10 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, came_from:
     for key in ("auto_map", "backend", "extra_special_tokens", "is_local", "local_files_only", "processor_class"):
         settings.pop(key, None)
     # The published code unpacks exactly these two.
-    marks = {"tokenizer_class": "Qwen2Tokenizer", "additional_special_tokens": [TURN_START, TURN_END]}
+    marks = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "additional_special_tokens": [LLAVA_VIDEO.turn_start, LLAVA_VIDEO.turn_end],
+    }
     write_json(folder / "tokenizer_config.json", settings | marks)
 
 

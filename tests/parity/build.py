@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.geometry_ross3d import assign_patches, pool_patch_coords
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
-from ross3d.processing_ross3d import IMAGE_TOKEN, Ross3DImageProcessor, Ross3DProcessor
+from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
+from ross3d.rows_ross3d import IMAGE_TOKEN
 from ross3d.tests.parity.golden import GoldenCase, GoldenSet, read_factor
 from ross3d.tools.checkpoints.ingredients import VISION_KEYS
 from ross3d.tools.checkpoints.keys import to_ours

@@ -18,7 +18,8 @@ from ross3d.geometry_ross3d import (
     unproject,
 )
 from ross3d.grounding_ross3d import get_proposal_features
-from ross3d.processing_ross3d import IMAGE_TOKEN, SPATIAL_INSTRUCTION, fit_picture, get_resized_size
+from ross3d.processing_ross3d import fit_picture, get_resized_size
+from ross3d.rows_ross3d import IMAGE_TOKEN, SPATIAL_INSTRUCTION
 from ross3d.tests.parity.build import SLOT, Recorded, collapse_slot, enlarge_recorded, make_processor, to_pictures
 from ross3d.tests.parity.golden import GoldenCase, read_slices
 from ross3d.tests.parity.tables import ACTIVATIONS, EXACT_ARITHMETIC, get_angle_tolerance

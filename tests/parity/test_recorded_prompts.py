@@ -12,7 +12,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ross3d.metrics.prompts import make_blink_prompt, make_cvbench_prompt, make_prompt
-from ross3d.processing_ross3d import SPATIAL_INSTRUCTION, Ross3DProcessor
+from ross3d.processing_ross3d import Ross3DProcessor
+from ross3d.rows_ross3d import SPATIAL_INSTRUCTION
 from ross3d.tests.parity.golden import get_goldens_folder
 from ross3d.tests.posed_views import make_test_processor, make_views
 

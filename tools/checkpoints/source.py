@@ -13,8 +13,9 @@ from transformers.utils import logging
 
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
-from ross3d.processing_ross3d import COORD_TOKEN, GROUND_TOKEN, IMAGE_TOKEN, Ross3DImageProcessor, Ross3DProcessor
+from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
 from ross3d.report.card import INGREDIENTS, Ingredient, make_unknown
+from ross3d.rows_ross3d import COORD_TOKEN, GROUND_TOKEN, IMAGE_TOKEN
 from ross3d.tools.checkpoints.files import Readable, find_checkpoint, list_tensors, read_json
 from ross3d.tools.checkpoints.ingredients import (
     DEFAULT_TEACHER,
