@@ -132,7 +132,7 @@ class Ross3DGenerationMixin(GenerationMixin):
         if images is None:
             return mm_encoder_output
         is_given = input_ids is not None and input_ids.numel() > 0
-        placeholders = self.model.find_placeholders(input_ids if is_given else None, inputs_embeds)
+        placeholders = self.model.get_placeholder_mask(input_ids if is_given else None, inputs_embeds)
         counts = (placeholders.sum(dim=1) // self.model.views.layout.num_positions).tolist()
         order = [rows.repeat(expand_size) for rows in torch.arange(sum(counts)).split(counts)]
         chosen = torch.cat(order)
@@ -242,7 +242,7 @@ class Ross3DGenerationMixin(GenerationMixin):
         check_scene_rows(self, rows | inputs | proposals)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         is_prefix = mask.bool()
-        placeholders = self.model.find_placeholders(input_ids, None)
+        placeholders = self.model.get_placeholder_mask(input_ids, None)
         positions = self.model.views.get_positions(placeholders, torch.where(is_prefix, 0, -1))
         positions = torch.where(is_prefix, positions, 0)
         outputs = self.model(
@@ -571,7 +571,7 @@ def has_questions(model: Any, input_ids: torch.Tensor, segment_ids: torch.Tensor
     if ends is None:
         return False
     ends = torch.as_tensor(ends, device=input_ids.device).flatten()
-    behind = model.model.find_placeholders(input_ids, None).cumsum(dim=1)
+    behind = model.model.get_placeholder_mask(input_ids, None).cumsum(dim=1)
     return bool((torch.isin(input_ids, ends) & (behind > 0)).any())
 
 

@@ -353,7 +353,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         tokens = tokens if self.views.layout.ends_rows else take_part(tokens, self.image_newline)
         return self.views.layout.lay_out(tokens, self.image_newline)
 
-    def find_placeholders(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+    def get_placeholder_mask(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
         """Which positions (B, L) hold visual tokens."""
         if input_ids is not None:
             return input_ids == self.config.image_token_id
@@ -369,7 +369,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         input_ids, pixel_values, coords, valid, view_mask = (
             batch[name] for name in ("input_ids", "pixel_values", "patch_coords", "patch_valid", "view_mask")
         )
-        placeholders, num_positions = self.find_placeholders(input_ids, inputs_embeds), self.views.layout.num_positions
+        placeholders, num_positions = self.get_placeholder_mask(input_ids, inputs_embeds), self.views.layout.num_positions
         if view_mask is None and pixel_values is not None:
             view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
         elif view_mask is None:
@@ -474,7 +474,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
 
     def check_views_given(self, input_ids: torch.Tensor) -> None:
         """Refuse placeholders that no view would fill: rows that are read without views, and no cache before them."""
-        count = self.find_placeholders(input_ids, None).sum(dim=1)
+        count = self.get_placeholder_mask(input_ids, None).sum(dim=1)
         if bool(count.any()):
             raise ValueError(
                 f"pixel_values: expected views for the image placeholders (id {self.config.image_token_id}) of the"

@@ -11,6 +11,7 @@ from transformers import CompileConfig, StaticCache
 from transformers.exporters import DynamoConfig, DynamoExporter
 from transformers.exporters.utils import decompose_for_generation, get_leaf_tensors
 
+from ross3d.views_ross3d import get_views
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.tests.fabricate import IMAGE_TOKEN, make_config, make_model
 
@@ -28,7 +29,7 @@ def model():
 def rows():
     """Two rows, the first of which has one view, its first, and padding on the left."""
     generator = torch.Generator().manual_seed(0)
-    num_tokens = make_config().tokens_per_view
+    num_tokens = get_views(make_config()).layout.num_positions
     ids = torch.randint(1, 80, (2, NUM_VIEWS * num_tokens + 6), generator=generator)
     ids[1, 1 : 1 + NUM_VIEWS * num_tokens] = IMAGE_TOKEN
     ids[0, 1 + num_tokens : 1 + 2 * num_tokens] = IMAGE_TOKEN

@@ -38,7 +38,7 @@ def check_image_block(recorded: Recorded, case: GoldenCase, inputs: dict) -> tor
     """Where views and their newlines stand in the row; returns the positions (V, h, w + 1)."""
     model = recorded.model
     embeds = model.get_input_embeddings()(inputs["input_ids"])
-    placeholders = model.model.get_placeholder_mask(inputs["input_ids"], embeds, inputs["view_mask"])[0]
+    placeholders = model.model.get_placeholder_mask(inputs["input_ids"], embeds)[0]
     grid = model.config.view_grid_size
     positions = placeholders.nonzero()[:, 0].view(-1, grid, grid + 1)
     case.same("scalars|boi", positions[:, 0, 0])
