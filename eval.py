@@ -220,8 +220,7 @@ def compute_baselines(arguments: EvalArguments, items: list[Any]) -> dict[str, A
     train = [annotation for annotation in train if annotation.task == rooms.NAME]
     if not train:
         warnings.warn(
-            f"--task rooms: {file}: no training questions there, so scores stand without the answers of no model"
-            " (look-up and majority)",
+            f"--task rooms: {file}: no training questions there, so the baselines look-up and majority are left out",
             stacklevel=2,
         )
         return {}

@@ -242,7 +242,7 @@ def test_without_training_questions_there_are_scores_and_no_baselines(tmp_path, 
     else:
         rows = [row | {"task": "other"} for row in read_lines(file)]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.warns(UserWarning, match="--task rooms: .*train.jsonl: no training questions there, so scores stand"):
+    with pytest.warns(UserWarning, match="--task rooms: .*train.jsonl: no training questions there, so the baselines"):
         metrics = evaluate(tmp_path / "out", "--data", str(rooms), "--blind", "true", task="rooms")
     assert metrics["scores"]["rooms"]["num_questions"] > 0 and metrics["baselines"] == {"rooms": {}}
     table = capsys.readouterr().out
