@@ -11,13 +11,16 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from ross3d.command_line import is_finite
 from ross3d.data.atomic import replace_file
 from ross3d.data.sources.inside import resolve_inside
 from ross3d.data.text_files import MAX_TEXT_BYTES, check_file, read_json, read_json_lines
+from ross3d.geometry_ross3d import MAX_OUTSIDE_DISTANCE
 
 
 @dataclass
@@ -68,6 +71,8 @@ MAX_LETTERS = 20_000
 MAX_ROWS = 10_000_000
 ROWS_AT_ONCE = 4096
 _RESERVED_MARKS = ("<|im_start|>", "<|im_end|>", "<image>")
+# What a text that people write may hold and is no word: the processor reads each as something else.
+MARKS = (*_RESERVED_MARKS, "<coord>", "<ground>")
 _NAMES = {f.name for f in fields(Annotation)}
 _TEXT_NAMES = ("id", "scene_id", "task", "question_type", "question", "answer")
 _BENCHMARK_NAMES = ("ann_id", "target_ids", "target_boxes", "query_box", "query_iou")
@@ -181,7 +186,7 @@ def _check_words(annotation: Annotation, where: str) -> None:
         raise ValueError(
             f"{where}: question must hold one <coord> at most, got {question.count('<coord>')}; ask about one place."
         )
-    marks = [mark for mark in (*_RESERVED_MARKS, "<coord>", "<ground>") if mark in answer and answer != "<ground>"]
+    marks = [mark for mark in MARKS if mark in answer and answer != "<ground>"]
     if marks:
         raise ValueError(f"{where}: answer must be plain words, or '<ground>' alone, got the marks {marks} in it.")
     if answer.startswith(("\n", "\r")):
@@ -367,6 +372,40 @@ def check_all_object_ids(annotations: Iterable[Annotation], find_scene: Callable
                 check_object_ids(annotation, counts[name], str(find_scene(name)))
 
 
+def check_query_coords(
+    annotation: Annotation,
+    cam2world: np.ndarray | torch.Tensor | None,
+    get_readings: Callable[[], torch.Tensor],
+    where: str,
+) -> None:
+    """Refuse a question about a place farther from all cameras and readings of its scene than any room.
+
+    Args:
+        cam2world (V, 4, 4), *optional*: cameras of the scene, metres; nothing is checked without them.
+        get_readings: () -> points (N, 3) that depth shows, metres; only called where the cameras are far away.
+        where (`str`): the file of annotations, for errors.
+
+    Raises:
+        ValueError: names file, question and scene.
+    """
+    if annotation.query_coords is None or cam2world is None:
+        return
+    point, seen = torch.tensor(annotation.query_coords, dtype=torch.float64), torch.as_tensor(cam2world)[:, :3, 3]
+    if _is_near(point, seen) or _is_near(point, torch.cat([seen, get_readings().to(seen)])):
+        return
+    raise ValueError(
+        f"{where}: query_coords of question {annotation.id!r}: expected a point in metres, within"
+        f" {MAX_OUTSIDE_DISTANCE:.0f} of what the views of scene {annotation.scene_id!r} show, got"
+        f" {list(annotation.query_coords)}; divide millimetres by 1000, and give it in the world of the cameras."
+    )
+
+
+def _is_near(point: torch.Tensor, seen: torch.Tensor) -> bool:
+    """Whether a point (3,) lies around the box of points (N, 3), as the processor wants it."""
+    low, high = seen.amin(dim=0) - MAX_OUTSIDE_DISTANCE, seen.amax(dim=0) + MAX_OUTSIDE_DISTANCE
+    return bool(((point >= low) & (point <= high)).all())
+
+
 def group_by_scene(annotations: list[Annotation]) -> dict[str, list[Annotation]]:
     """Annotations of each scene, scenes in order of first appearance."""
     groups: dict[str, list[Annotation]] = {}
@@ -376,10 +415,12 @@ def group_by_scene(annotations: list[Annotation]) -> dict[str, list[Annotation]]
 
 
 __all__ = [
+    "MARKS",
     "Annotation",
     "check_all_object_ids",
     "check_annotation",
     "check_object_ids",
+    "check_query_coords",
     "find_annotations",
     "group_by_scene",
     "load_annotations",

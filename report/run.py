@@ -334,7 +334,7 @@ def make_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir:
         scores, baselines = metrics["scores"]["rooms"], get_baselines(metrics, blind)
         note = (
             "Gain is over the best baseline. Blind: the same model trained and asked without pictures, coordinates and"
-            " proposals. Look-up and majority know the training answers only."
+            " proposals. Look-up and majority know the training answers only, and are left out where there are none."
         )
         sections.append(
             make_section("Scores", make_score_table(scores, baselines), make_other_scores(scores), note=note)
