@@ -167,6 +167,11 @@ def get_cameras(scene: Scene) -> Cameras | None:
     """
     if scene.depth_maps is None or scene.intrinsics is None or scene.cam2world is None or scene.num_views < 2:
         return None
+    return take_cameras(scene)
+
+
+def take_cameras(scene: Scene) -> Cameras:
+    """The same of a scene with posed depth, a single view among them."""
     chosen = choose_views(scene.num_views)
     intrinsics = np.broadcast_to(np.asarray(scene.intrinsics, np.float64), (scene.num_views, 3, 3))
     cam2world = np.asarray(scene.cam2world, np.float64)[chosen]
@@ -655,8 +660,8 @@ def get_fingerprint(scene: Scene, purpose: str) -> bytes:
 
 
 def sample_points(scene: Scene) -> np.ndarray:
-    """World points (M, 3) of some hundred readings of each view, metres."""
-    cameras = get_cameras(scene)
+    """World points (M, 3) of some hundred readings of each view of a scene with posed depth, metres."""
+    cameras = take_cameras(scene)
     points, depths = unproject_readings(cameras, *sample_readings(cameras.depth_maps, NUM_READINGS))
     align = np.eye(4) if scene.axis_align_matrix is None else np.asarray(scene.axis_align_matrix, np.float64)
     return points[depths > 0] @ align[:3, :3].T + align[:3, 3]
