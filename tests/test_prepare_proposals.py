@@ -104,7 +104,9 @@ def test_a_list_in_another_unit_is_refused_before_it_is_written(rooms, tmp_path,
     scene = read_rgbd_folder(room)
     rows = (100 * np.concatenate([scene.cam2world[0, :3, 3], [0.5, 0.6, 0.7]])).tolist()
     file.write_text(json.dumps([rows]))
-    with pytest.raises(ValueError, match=rf"boxes\.json: scene '{room.name}', proposal_boxes: .*like centimetres"):
+    with pytest.raises(
+        ValueError, match=rf"boxes\.json: no reader would .*: scene '{room.name}', proposal_boxes: .*like centimetres"
+    ):
         run("--data", room, "--boxes", file)
     assert not (room / "proposals.json").exists()
     # Such a file of before is named, since its error is about it and not about what is given.

@@ -91,7 +91,7 @@ def make_boxes(folder: Path, source: ProposalSource) -> list[list[float]]:
         try:
             check_scene(replace(scene, proposal_boxes=boxes))
         except ValueError as error:
-            raise ValueError(f"{source.boxes}: {error}") from error
+            raise ValueError(f"{source.boxes}: no reader would take these boxes: {error}") from error
         return boxes.tolist()
     if source.masks is None:
         scene = read_scene(folder, num_views=MAX_VIEWS, **({"look_at_world": False} | source.reading))
