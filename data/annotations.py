@@ -6,6 +6,8 @@ folder has one of them for a split.
 
 import json
 import os
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -70,6 +72,8 @@ MAX_LETTERS = 20_000
 # The largest mixture of the published training data has a fifth of a million questions.
 MAX_ROWS = 10_000_000
 ROWS_AT_ONCE = 4096
+# No text has these; tabs and ends of lines are no others' business.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _RESERVED_MARKS = ("<|im_start|>", "<|im_end|>", "<image>")
 # What a text that people write may hold and is no word: the processor reads each as something else.
 MARKS = (*_RESERVED_MARKS, "<coord>", "<ground>")
@@ -104,8 +108,8 @@ def check_annotation(annotation: Annotation, where: str, allow_outside: bool | N
     """
     for name in _TEXT_NAMES:
         value = getattr(annotation, name)
-        if not isinstance(value, str) or not value.strip():
-            raise ValueError(f"{where}: {name} must be a non-empty string, got {value!r}.")
+        if not isinstance(value, str) or not _has_words(value):
+            raise ValueError(f"{where}: {name} must be a non-empty string, got {value!a}.")
     source = f"{where}: scene_id"
     try:
         resolve_inside(
@@ -126,12 +130,17 @@ def check_annotation(annotation: Annotation, where: str, allow_outside: bool | N
     return annotation
 
 
+def _has_words(text: str) -> bool:
+    """Whether anything of a text is seen: blanks are not, nor are marks of no width (U+200B and others)."""
+    return any(not letter.isspace() and unicodedata.category(letter) != "Cf" for letter in text)
+
+
 def _check_fields(annotation: Annotation, where: str) -> None:
     references = annotation.references
     if not isinstance(references, list) or not all(isinstance(r, str) for r in references):
         raise ValueError(f"{where}: references must be a list of strings, got {references!r}; wrap one answer in [].")
-    if not all(reference.strip() for reference in references):
-        raise ValueError(f"{where}: references must not be blank, got {references!r}; leave out what is no answer.")
+    if not all(_has_words(reference) for reference in references):
+        raise ValueError(f"{where}: references must not be blank, got {references!a}; leave out what is no answer.")
     coords = annotation.query_coords
     if coords is not None and not _is_point(coords):
         raise ValueError(
@@ -170,6 +179,12 @@ def _check_words(annotation: Annotation, where: str) -> None:
             raise ValueError(
                 f"{where}: {name} holds half of a character (a lone surrogate); write whole ones."
             ) from error
+        found = _CONTROL.search(text)
+        if found is not None:
+            raise ValueError(
+                f"{where}: {name} holds the control character {found[0]!a} at letter {found.start()}; write the text"
+                " anew from its source."
+            )
         if len(text) > MAX_LETTERS:
             raise ValueError(
                 f"{where}: {name} must have at most {MAX_LETTERS} letters, got {len(text)}, which fit into no model's"

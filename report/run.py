@@ -222,7 +222,9 @@ def make_grounding_figure(record: dict[str, Any], scene: Scene) -> Markup:
             element("span", f" ({said}, {len(record['target_boxes'])} to find)", class_="soft"),
         ]
     )
-    return make_plan(scene.bev_image, scene.bev_bounds, boxes, caption=caption, width=250)
+    return make_plan(
+        scene.bev_image, scene.bev_bounds, boxes, caption=caption, width=250, has_metres=scene.depth_maps is not None
+    )
 
 
 def choose_groundings(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -259,6 +261,7 @@ def make_scene_section(
     if scene.bev_bounds is not None:
         drawn = make_plan(
             scene.bev_image, scene.bev_bounds, cam2world=scene.cam2world, hidden=hidden, width=300,
+            has_metres=scene.depth_maps is not None,
             caption="from above, with the cameras; hidden ones in orange",
         )  # fmt: skip
         parts += [element("h3", "From above"), make_row(drawn)]

@@ -156,6 +156,12 @@ def test_wrong_rows_are_refused_with_their_line(tmp_path, place, changes, messag
             r"scene_id: expected a scene id, .*, got '../../secret/scan'",
         ),
         ({"scene_id": "/etc"}, r"scene_id: expected a scene id, .*, got '/etc', which leads"),
+        ({"question": "\u200b\u200b"}, r"question must be a non-empty string, got '\\u200b\\u200b'"),
+        ({"question": "\ufeff \u2060"}, r"question must be a non-empty string, got '\\ufeff \\u2060'"),
+        ({"references": ["red", "\u200b"]}, r"references must not be blank, got \['red', '\\u200b'\]"),
+        ({"question": "a\0b?"}, r"question holds the control character '\\x00' at letter 1; write the text anew"),
+        ({"answer": "red\x1b[0m"}, r"answer holds the control character '\\x1b' at letter 3"),
+        ({"references": ["red", "\0"]}, r"references holds the control character '\\x00'"),
         ({"scene_id": "a\0b"}, r"scene_id: expected the name of a file"),
     ],
 )
