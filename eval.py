@@ -15,6 +15,7 @@ import hashlib
 import os
 import sys
 import time
+import warnings
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from functools import partial
@@ -32,7 +33,7 @@ from ross3d.data.annotations import Annotation, find_annotations, load_annotatio
 from ross3d.data.atomic import check_output_folder, hold_folder
 from ross3d.data.dataset import get_row_seed
 from ross3d.data.kept import describe_file, describe_source
-from ross3d.data.sources import get_reading, read_scene
+from ross3d.data.sources import find_video, get_reading, read_scene
 from ross3d.data.text_files import read_json
 from ross3d.metrics.meteor import Meteor, check_meteor
 from ross3d.processing_ross3d import GeometryMode
@@ -176,13 +177,16 @@ def hash_scenes(context: EvalContext, items: list[Any]) -> str:
         sources = [[frame, *describe_file(context.data_dir / frame)] for frame in frames]
     else:
         folders = {name: context.find_scene(name) for name in dict.fromkeys(item.scene_id for item in items)}
-        absent = [name for name, folder in folders.items() if not folder.exists()]
+        # A video's name is asked for without its suffix.
+        absent = [name for name, path in folders.items() if not path.exists() and find_video(path) is None]
         if absent:
-            asked = [item.id for item in items if item.scene_id in absent]
+            known = set(absent)
+            asked = [item.id for item in items if item.scene_id in known]
             raise FileNotFoundError(
-                f"{find_annotations(context.data_dir, context.settings.split)}: expected questions about scenes that"
-                f" are in --data, got {len(asked)}, first {asked[0]!r}, about {len(absent)} that are not, such as"
-                f" {absent[:3]}: {folders[absent[0]]} is not there; copy or prepare them, or leave the questions out."
+                f"--data {context.data_dir}, split {context.settings.split}: expected questions about scenes that are"
+                f" there, got {len(asked)}, first {asked[0]!r}, about {len(absent)} that are not, such as"
+                f" {absent[:3]}: there is no folder {folders[absent[0]]}, and no video of that name; copy or prepare"
+                " them, or leave the questions out."
             )
         sources = [describe_source(folder) for folder in folders.values()]
     return hashlib.sha256(repr(sources).encode()).hexdigest()
@@ -207,9 +211,19 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
 
 
 def compute_baselines(arguments: EvalArguments, items: list[Any]) -> dict[str, Any]:
-    """Scores of the rooms questions without any model: commonest answer, and a look-up on the question's words."""
-    train = load_annotations(find_annotations(arguments.data, "train"), arguments.allow_outside)
+    """Scores of the rooms questions without any model: commonest answer, and a look-up on the question's words.
+
+    Both know the training questions alone; without any there are none, which is said in a warning.
+    """
+    file = find_annotations(arguments.data, "train")
+    train = load_annotations(file, arguments.allow_outside) if file.is_file() else []
     train = [annotation for annotation in train if annotation.task == rooms.NAME]
+    if not train:
+        warnings.warn(
+            f"--task rooms: {file}: no training questions there, so the baselines look-up and majority are left out",
+            stacklevel=2,
+        )
+        return {}
     looked_up = {name: row["lookup"] for name, row in lookup_baseline(train, items).items()}
     return {"majority": rooms.score_majority(train, items), "lookup": rooms.describe_lookup(looked_up)}
 
@@ -293,6 +307,10 @@ def evaluate(arguments: EvalArguments, state: PartialState) -> dict[str, Any]:
         check_meteor()
     settings = EvalSettings(**{f.name: getattr(arguments, f.name) for f in fields(EvalSettings)})
     items = {task.name: load_items(task, arguments.data, task.fill_settings(settings)) for task in tasks}
+    baselines = {}
+    # Before anything is answered, so that training questions that cannot be read end nothing later.
+    if state.is_main_process and items.get(rooms.NAME):
+        baselines[rooms.NAME] = compute_baselines(arguments, items[rooms.NAME])
     model, processor = load_model(arguments, tasks, state.device)
     for task in tasks:
         asked = [item for item in items[task.name] if isinstance(item, Annotation)]
@@ -332,7 +350,7 @@ def evaluate(arguments: EvalArguments, state: PartialState) -> dict[str, Any]:
     metrics = {}
     if state.is_main_process:
         store.read_again()
-        metrics = write_results(arguments, tasks, items, store, described, model)
+        metrics = write_results(arguments, tasks, items, baselines, store, described, model)
         write_json(arguments.output / "timing.json", {"started": started, "seconds": time.time() - started})
         if arguments.report:
             write_run_page(arguments.output, read_views)
@@ -367,6 +385,7 @@ def write_results(
     arguments: EvalArguments,
     tasks: list[Task],
     items: dict[str, list[Any]],
+    baselines: dict[str, Any],
     store: RecordStore,
     described: dict[str, Any],
     model: Any,
@@ -379,9 +398,6 @@ def write_results(
         by_file.setdefault(task.records_file, []).extend(records)
     for name, records in by_file.items():
         store.write_final(name, records)
-    baselines = {}
-    if items.get(rooms.NAME):
-        baselines[rooms.NAME] = compute_baselines(arguments, items[rooms.NAME])
     metrics = {
         "scores": scores,
         "intervals": intervals,

@@ -42,6 +42,8 @@ MAX_COORDINATE = 2 * MAX_CAMERA_DISTANCE
 MAX_OUTSIDE_DISTANCE = 50.0
 # Focal lengths, as shares of the depth map's side: from 168 degrees of view to 3.
 MIN_FOCAL_SHARE, MAX_FOCAL_SHARE = 0.05, 20.0
+# What mends cameras of a picture with width and height exchanged. To rotate a scan does not: that turns cameras, too.
+TURN_BACK = "swap fx with fy and cx with cy, or turn pictures and depth by a quarter, whichever the poses belong to"
 # Skew, as a share of the focal length; and how far off the middle the principal point may be, as a share of the side.
 MAX_SKEW, MAX_CENTRE_SHIFT = 1e-3, 0.3
 

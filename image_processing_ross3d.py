@@ -16,6 +16,11 @@
 A camera that was held on its side may write its pixels as the sensor lies and a tag (EXIF orientation) that says how
 to turn them. `turn_upright` does so; where cameras or depth maps belong to the pixels as they are stored,
 `get_stored_turns` says by how much those have to be turned along (`geometry_ross3d.turn_cameras`).
+
+Pillow turns TIFF by itself when it decodes it, and states the turned size from the beginning; JPEG, PNG and WebP it
+leaves as they are stored. The orientation, the stored turns and the upright size told here are those of the file for
+all of them, except for a TIFF that was decoded elsewhere first (`picture.load()`): Pillow took its tag out, nothing
+tells how it was stored, and it counts as stored upright, as what `ImageOps.exif_transpose` returns does.
 """
 
 import base64
@@ -236,10 +241,37 @@ def _looks_like_heic(source: Path | BinaryIO) -> bool:
     return head[4:8] == b"ftyp" and any(brand in head for brand in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"))
 
 
-def get_orientation(picture: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 (as it is stored) where the picture has none or a wrong one."""
+def has_upright_tag(picture: Image.Image) -> bool:
+    """Whether a picture has its orientation in the tags of TIFF, so that its size is the upright one.
+
+    Once it was looked up there, `picture.tag` keeps it, even where Pillow has turned the pixels since.
+    """
+    return picture.format == "TIFF" and ORIENTATION_TAG in picture.tag
+
+
+def load_picture(picture: Image.Image) -> None:
+    """Decode a picture in place.
+
+    Pillow maps files of gray, RGBA and 16-bit TIFF into memory, and does so by the turned size, which scrambles those
+    that lie on their side; without a file name it reads them instead.
+    """
+    if not has_upright_tag(picture):
+        picture.load()
+        return
+    file, picture.filename = picture.filename, ""
     try:
-        orientation = picture.getexif().get(ORIENTATION_TAG, 1)
+        picture.load()
+    finally:
+        picture.filename = file
+
+
+def get_orientation(picture: Image.Image) -> int:
+    """EXIF orientation, 1 to 8, of the file; 1 (as it is stored) where the picture has none or a wrong one."""
+    try:
+        if has_upright_tag(picture):
+            orientation = picture.tag[ORIENTATION_TAG][0]
+        else:
+            orientation = picture.getexif().get(ORIENTATION_TAG, 1)
     # A damaged tag block says nothing about how the camera was held.
     except (OSError, SyntaxError, ValueError, KeyError, TypeError, EOFError):
         return 1
@@ -254,12 +286,15 @@ def get_stored_turns(picture: Image.Image) -> int | None:
 def get_upright_size(picture: Image.Image) -> tuple[int, int]:
     """Height and width of a picture once it is turned upright; nothing is decoded."""
     width, height = picture.size
-    return (width, height) if get_orientation(picture) >= 5 else (height, width)
+    return (width, height) if get_orientation(picture) >= 5 and not has_upright_tag(picture) else (height, width)
 
 
 def turn_upright(picture: Image.Image) -> Image.Image:
     """The picture as its EXIF orientation says it is to be seen; the tag is gone then."""
-    return picture if get_orientation(picture) == 1 else ImageOps.exif_transpose(picture)
+    if get_orientation(picture) == 1:
+        return picture
+    load_picture(picture)
+    return ImageOps.exif_transpose(picture)
 
 
 __all__ = [
@@ -271,6 +306,7 @@ __all__ = [
     "get_orientation",
     "get_stored_turns",
     "get_upright_size",
+    "load_picture",
     "open_named_picture",
     "open_picture",
     "turn_upright",

@@ -49,6 +49,7 @@ from .geometry_ross3d import (
     MAX_SKEW,
     MIN_FOCAL_SHARE,
     MIN_MEDIAN_DEPTH,
+    TURN_BACK,
     assign_patches,
     check_shape,
     find_calibration_fault,
@@ -56,6 +57,7 @@ from .geometry_ross3d import (
     get_median_depths,
     get_nearest_indices,
     get_token_grid_size,
+    is_centre_of_turned,
     pool_patch_coords,
     resize_nearest,
     turn_cameras,
@@ -349,12 +351,13 @@ def check_camera(camera: torch.Tensor, height: int, width: int, name: str) -> No
         for focal, side in ((focal_x, width), (focal_y, height))
     )
     reason = find_calibration_fault(centre_x, centre_y, height, width)
+    is_turned = is_centre_of_turned(centre_x, centre_y, height, width)
     check(
         fits and reason is None,
         name,
         f"focal lengths and a principal point in pixels of the {height} x {width} depth map",
         f"focal [{focal_x:g}, {focal_y:g}], centre [{centre_x:g}, {centre_y:g}]{reason or ''}",
-        "scale the calibration from the size it was made for to that of the depth map",
+        TURN_BACK if is_turned else "scale the calibration from the size it was made for to that of the depth map",
     )
 
 

@@ -21,6 +21,7 @@ from ross3d.data.sources import read_scene
 from ross3d.training.arguments import RunArguments, check_same_run, describe_run, read_command_line
 from ross3d.training.build import (
     build_collator,
+    build_config,
     build_model,
     build_processor,
     build_rows,
@@ -153,6 +154,8 @@ def run(arguments: RunArguments, training: TrainingArguments, output_dir: Path) 
     published = find_published(arguments)
     find_teacher(arguments)
     processor = build_processor(arguments)
+    # Questions and scenes that do not fit are refused before the model is built and warmed up.
+    rows = build_rows(arguments, processor, count_rows_per_step(training), build_config(arguments, processor))
     model = build_model(arguments, processor)
     if training.process_index == 0:
         write_text(output_dir / "run.yaml", describe_run(arguments))
@@ -175,7 +178,7 @@ def run(arguments: RunArguments, training: TrainingArguments, output_dir: Path) 
     trainer = Ross3DTrainer(
         model=model,
         args=training,
-        train_dataset=build_rows(arguments, processor, count_rows_per_step(training), model.config),
+        train_dataset=rows,
         data_collator=build_collator(processor, model.config),
         processing_class=processor,
         callbacks=[MarkComplete(keep=arguments.trainer.get("save_total_limit"))],

@@ -6,18 +6,23 @@ folder has one of them for a split.
 
 import json
 import os
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from ross3d.command_line import is_finite
 from ross3d.data.atomic import replace_file
 from ross3d.data.sources.inside import resolve_inside
 from ross3d.data.text_files import MAX_TEXT_BYTES, check_file, read_json, read_json_lines
+from ross3d.geometry_ross3d import MAX_OUTSIDE_DISTANCE
 
 
 @dataclass
@@ -67,7 +72,11 @@ MAX_LETTERS = 20_000
 # The largest mixture of the published training data has a fifth of a million questions.
 MAX_ROWS = 10_000_000
 ROWS_AT_ONCE = 4096
+# No text has these; tabs and ends of lines are no others' business.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _RESERVED_MARKS = ("<|im_start|>", "<|im_end|>", "<image>")
+# What a text that people write may hold and is no word: the processor reads each as something else.
+MARKS = (*_RESERVED_MARKS, "<coord>", "<ground>")
 _NAMES = {f.name for f in fields(Annotation)}
 _TEXT_NAMES = ("id", "scene_id", "task", "question_type", "question", "answer")
 _BENCHMARK_NAMES = ("ann_id", "target_ids", "target_boxes", "query_box", "query_iou")
@@ -99,8 +108,8 @@ def check_annotation(annotation: Annotation, where: str, allow_outside: bool | N
     """
     for name in _TEXT_NAMES:
         value = getattr(annotation, name)
-        if not isinstance(value, str) or not value.strip():
-            raise ValueError(f"{where}: {name} must be a non-empty string, got {value!r}.")
+        if not isinstance(value, str) or not _has_words(value):
+            raise ValueError(f"{where}: {name} must be a non-empty string, got {value!a}.")
     source = f"{where}: scene_id"
     try:
         resolve_inside(
@@ -121,12 +130,17 @@ def check_annotation(annotation: Annotation, where: str, allow_outside: bool | N
     return annotation
 
 
+def _has_words(text: str) -> bool:
+    """Whether anything of a text is seen: blanks are not, nor are marks of no width (U+200B and others)."""
+    return any(not letter.isspace() and unicodedata.category(letter) != "Cf" for letter in text)
+
+
 def _check_fields(annotation: Annotation, where: str) -> None:
     references = annotation.references
     if not isinstance(references, list) or not all(isinstance(r, str) for r in references):
         raise ValueError(f"{where}: references must be a list of strings, got {references!r}; wrap one answer in [].")
-    if not all(reference.strip() for reference in references):
-        raise ValueError(f"{where}: references must not be blank, got {references!r}; leave out what is no answer.")
+    if not all(_has_words(reference) for reference in references):
+        raise ValueError(f"{where}: references must not be blank, got {references!a}; leave out what is no answer.")
     coords = annotation.query_coords
     if coords is not None and not _is_point(coords):
         raise ValueError(
@@ -165,6 +179,12 @@ def _check_words(annotation: Annotation, where: str) -> None:
             raise ValueError(
                 f"{where}: {name} holds half of a character (a lone surrogate); write whole ones."
             ) from error
+        found = _CONTROL.search(text)
+        if found is not None:
+            raise ValueError(
+                f"{where}: {name} holds the control character {found[0]!a} at letter {found.start()}; write the text"
+                " anew from its source."
+            )
         if len(text) > MAX_LETTERS:
             raise ValueError(
                 f"{where}: {name} must have at most {MAX_LETTERS} letters, got {len(text)}, which fit into no model's"
@@ -181,7 +201,7 @@ def _check_words(annotation: Annotation, where: str) -> None:
         raise ValueError(
             f"{where}: question must hold one <coord> at most, got {question.count('<coord>')}; ask about one place."
         )
-    marks = [mark for mark in (*_RESERVED_MARKS, "<coord>", "<ground>") if mark in answer and answer != "<ground>"]
+    marks = [mark for mark in MARKS if mark in answer and answer != "<ground>"]
     if marks:
         raise ValueError(f"{where}: answer must be plain words, or '<ground>' alone, got the marks {marks} in it.")
     if answer.startswith(("\n", "\r")):
@@ -367,6 +387,40 @@ def check_all_object_ids(annotations: Iterable[Annotation], find_scene: Callable
                 check_object_ids(annotation, counts[name], str(find_scene(name)))
 
 
+def check_query_coords(
+    annotation: Annotation,
+    cam2world: np.ndarray | torch.Tensor | None,
+    get_readings: Callable[[], torch.Tensor],
+    where: str,
+) -> None:
+    """Refuse a question about a place farther from all cameras and readings of its scene than any room.
+
+    Args:
+        cam2world (V, 4, 4), *optional*: cameras of the scene, metres; nothing is checked without them.
+        get_readings: () -> points (N, 3) that depth shows, metres; only called where the cameras are far away.
+        where (`str`): the file of annotations, for errors.
+
+    Raises:
+        ValueError: names file, question and scene.
+    """
+    if annotation.query_coords is None or cam2world is None:
+        return
+    point, seen = torch.tensor(annotation.query_coords, dtype=torch.float64), torch.as_tensor(cam2world)[:, :3, 3]
+    if _is_near(point, seen) or _is_near(point, torch.cat([seen, get_readings().to(seen)])):
+        return
+    raise ValueError(
+        f"{where}: query_coords of question {annotation.id!r}: expected a point in metres, within"
+        f" {MAX_OUTSIDE_DISTANCE:.0f} of what the views of scene {annotation.scene_id!r} show, got"
+        f" {list(annotation.query_coords)}; divide millimetres by 1000, and give it in the world of the cameras."
+    )
+
+
+def _is_near(point: torch.Tensor, seen: torch.Tensor) -> bool:
+    """Whether a point (3,) lies around the box of points (N, 3), as the processor wants it."""
+    low, high = seen.amin(dim=0) - MAX_OUTSIDE_DISTANCE, seen.amax(dim=0) + MAX_OUTSIDE_DISTANCE
+    return bool(((point >= low) & (point <= high)).all())
+
+
 def group_by_scene(annotations: list[Annotation]) -> dict[str, list[Annotation]]:
     """Annotations of each scene, scenes in order of first appearance."""
     groups: dict[str, list[Annotation]] = {}
@@ -376,10 +430,12 @@ def group_by_scene(annotations: list[Annotation]) -> dict[str, list[Annotation]]
 
 
 __all__ = [
+    "MARKS",
     "Annotation",
     "check_all_object_ids",
     "check_annotation",
     "check_object_ids",
+    "check_query_coords",
     "find_annotations",
     "group_by_scene",
     "load_annotations",

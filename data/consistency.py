@@ -15,7 +15,7 @@ P ordered pairs of views.
 import hashlib
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import permutations, product
 from pathlib import Path
 
@@ -108,11 +108,24 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Cameras:
-    """What is compared: depth maps (V, H, W), intrinsics (V, 3, 3) and cam2world (V, 4, 4), float64."""
+    """What is compared: depth maps (V, H, W), intrinsics (V, 3, 3) and cam2world (V, 4, 4), float64.
+
+    `kept` are readings that were sampled, by their number, with the maps that they are of: most mistakes are undone
+    with the same maps, and looking for readings takes longer the larger and emptier these are.
+    """
 
     depth_maps: np.ndarray
     intrinsics: np.ndarray
     cam2world: np.ndarray
+    kept: dict = field(default_factory=dict, repr=False, compare=False)
+
+    def get_readings(self, num_readings: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`sample_readings` of the depth maps."""
+        maps, readings = self.kept.get(num_readings, (None, None))
+        if maps is not self.depth_maps:
+            readings = sample_readings(self.depth_maps, num_readings)
+            self.kept[num_readings] = self.depth_maps, readings
+        return readings
 
 
 @dataclass(frozen=True)
@@ -167,6 +180,11 @@ def get_cameras(scene: Scene) -> Cameras | None:
     """
     if scene.depth_maps is None or scene.intrinsics is None or scene.cam2world is None or scene.num_views < 2:
         return None
+    return take_cameras(scene)
+
+
+def take_cameras(scene: Scene) -> Cameras:
+    """The same of a scene with posed depth, a single view among them."""
     chosen = choose_views(scene.num_views)
     intrinsics = np.broadcast_to(np.asarray(scene.intrinsics, np.float64), (scene.num_views, 3, 3))
     cam2world = np.asarray(scene.cam2world, np.float64)[chosen]
@@ -226,7 +244,7 @@ def measure_agreement(cameras: Cameras, num_readings: int = NUM_READINGS) -> Agr
     """Look `num_readings` of every view up in others and count those that agree and those that contradict."""
     depth_maps, intrinsics, cam2world = cameras.depth_maps, cameras.intrinsics, cameras.cam2world
     num_views, height, width = depth_maps.shape
-    points, depths = unproject_readings(cameras, *sample_readings(depth_maps, num_readings))
+    points, depths = unproject_readings(cameras, *cameras.get_readings(num_readings))
     pairs = pair_views(num_views)
     source, target = pairs
     points = (points[source] - cam2world[target, None, :3, 3]) @ cam2world[target, :3, :3]  # (P, N, 3)
@@ -288,11 +306,14 @@ def swap_intrinsics(cameras: Cameras) -> Cameras:
 
 def make_planar(cameras: Cameras) -> Cameras:
     """Depth along the ray (V, H, W) turned into depth along the camera's z axis."""
-    v, u = np.indices(cameras.depth_maps.shape[1:])
-    focal, centre = cameras.intrinsics[:, [0, 1], [0, 1]], cameras.intrinsics[:, :2, 2]
-    x = (u - centre[:, 0, None, None]) / focal[:, 0, None, None]
-    y = (v - centre[:, 1, None, None]) / focal[:, 1, None, None]
-    return replace(cameras, depth_maps=cameras.depth_maps / np.sqrt(1 + x**2 + y**2))
+    _, height, width = cameras.depth_maps.shape
+    focal, centre = cameras.intrinsics[:, [0, 1], [0, 1], None], cameras.intrinsics[:, :2, 2, None]
+    x = (np.arange(width) - centre[:, 0]) / focal[:, 0]
+    y = (np.arange(height) - centre[:, 1]) / focal[:, 1]
+    lengths = (1 + x**2).astype(np.float32)[:, None] + (y**2).astype(np.float32)[:, :, None]
+    # In place: maps of a sensor are large.
+    np.sqrt(lengths, out=lengths)
+    return replace(cameras, depth_maps=np.divide(cameras.depth_maps, lengths, out=lengths))
 
 
 def reorder_quaternions(cameras: Cameras, shift: int) -> Cameras:
@@ -595,7 +616,7 @@ def describe_stray_views(given: Agreement, names: list[str]) -> Disagreement | N
 
 def measure_spread(cameras: Cameras) -> float:
     """The cameras' median distance from their middle, as a share of the median depth."""
-    readings = sample_readings(cameras.depth_maps, SEARCHED_READINGS)[2]
+    readings = cameras.get_readings(SEARCHED_READINGS)[2]
     eyes = cameras.cam2world[:, :3, 3]
     distances = np.linalg.norm(eyes - eyes.mean(axis=0), axis=1)
     return float(np.median(distances) / np.median(readings[readings > 0]))
@@ -655,9 +676,9 @@ def get_fingerprint(scene: Scene, purpose: str) -> bytes:
 
 
 def sample_points(scene: Scene) -> np.ndarray:
-    """World points (M, 3) of some hundred readings of each view, metres."""
-    cameras = get_cameras(scene)
-    points, depths = unproject_readings(cameras, *sample_readings(cameras.depth_maps, NUM_READINGS))
+    """World points (M, 3) of some hundred readings of each view of a scene with posed depth, metres."""
+    cameras = take_cameras(scene)
+    points, depths = unproject_readings(cameras, *cameras.get_readings(NUM_READINGS))
     align = np.eye(4) if scene.axis_align_matrix is None else np.asarray(scene.axis_align_matrix, np.float64)
     return points[depths > 0] @ align[:3, :3].T + align[:3, 3]
 

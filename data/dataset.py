@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ross3d.data.annotations import Annotation, check_object_ids
+from ross3d.data.annotations import Annotation, check_object_ids, check_query_coords
 from ross3d.data.latents import SceneLatents
 from ross3d.data.prepared import PreparedScenes
 from ross3d.data.rows import (
@@ -28,6 +28,7 @@ from ross3d.data.rows import (
     take_turns,
 )
 from ross3d.data.scene import BLIND_PICTURE, Scene
+from ross3d.geometry_ross3d import unproject
 
 
 def get_row_seed(seed: int, epoch: int, row_id: str) -> int:
@@ -39,6 +40,20 @@ def get_row_seed(seed: int, epoch: int, row_id: str) -> int:
 def take_boxes(scene: Scene, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The objects' own boxes as proposals, in their order (published for training)."""
     return scene.boxes, np.arange(len(scene.boxes))
+
+
+def get_seen(scene: Scene, fitted: Any = None) -> tuple[Any, Callable[[], torch.Tensor]]:
+    """Cameras (V, 4, 4) of a scene with depth, else None, and what gives the points (N, 3) that its depth shows.
+
+    Args:
+        fitted (`FittedScene`, *optional*): what the processor keeps of the scene, where it was prepared.
+    """
+    if fitted is not None:
+        return fitted.cam2world, lambda: fitted.patch_coords[fitted.patch_valid]
+    if scene.depth_maps is None:
+        return None, lambda: torch.zeros(0, 3)
+    depth = torch.as_tensor(scene.depth_maps)
+    return scene.cam2world, lambda: unproject(depth, scene.intrinsics, scene.cam2world)[depth > 0]
 
 
 class SceneRows(Dataset):
@@ -65,6 +80,7 @@ class SceneRows(Dataset):
         unlabelled (sequence of `Path`): folders of scans without questions, in turns.
         unlabelled_share (`float`): share of all rows that are theirs.
         seed (`int`): of order, choice of questions, proposals and diffusion draws.
+        file (`str`): where the annotations are, for errors.
         prepared (`PreparedScenes`, *optional*): reads scenes in place of `read_scene`, from the second time without
             their pictures; what was said of them then is said again, in one warning.
         latents (`SceneLatents`, *optional*): what the teacher makes of the pictures; rows carry it.
@@ -83,6 +99,7 @@ class SceneRows(Dataset):
         epochs: int,
         questions_per_row: int,
         seed: int,
+        file: str = "annotations",
         tokens_per_row: int | None = None,
         visit: Literal["scenes", "questions"] = "scenes",
         rows_per_step: int = 1,
@@ -101,6 +118,7 @@ class SceneRows(Dataset):
         self.labelled_share = labelled_share
         self.unlabelled_share = unlabelled_share
         self.annotations = annotations
+        self.file = file
         self.processor = processor
         self.read_scene = read_scene
         self.make_proposals = make_proposals
@@ -253,7 +271,7 @@ class SceneRows(Dataset):
         """What the processor gets for a scene and its questions.
 
         Raises:
-            ValueError: for a question about objects that the scene does not have.
+            ValueError: for a question about objects that the scene does not have, or about a place far outside of it.
         """
         fitted = None
         if self.prepared is None:
@@ -265,6 +283,7 @@ class SceneRows(Dataset):
             boxes, proposal_of = self.make_proposals(scene, row_seed)
         for question in questions:
             check_object_ids(question, None if scene.boxes is None else len(scene.boxes), str(path))
+            check_query_coords(question, *get_seen(scene, fitted), self.file)
         if questions and boxes is not None:
             inputs["target_objects"] = [
                 None if question.object_ids is None else [int(proposal_of[i]) for i in question.object_ids]

@@ -23,14 +23,13 @@ from ross3d.geometry_ross3d import (
     MAX_SKEW,
     MIN_FOCAL_SHARE,
     MIN_MEDIAN_DEPTH,
+    TURN_BACK,
     find_calibration_fault,
     get_median_depths,
     is_centre_of_turned,
 )
 
 
-# What mends cameras of a picture with width and height exchanged. `rotate` does not: it turns cameras, too.
-TURN_BACK = "swap fx with fy and cx with cy, or turn pictures and depth by a quarter, whichever the poses belong to"
 # What a model that has to be blind sees instead of views.
 BLIND_PICTURE = np.full((8, 8, 3), 128, dtype=np.uint8)
 # Boxes in metres are not longer than twice the diagonal of what depth shows (8 m at least, since a view may show a
@@ -39,6 +38,10 @@ MIN_EXTENT, NEIGHBOURHOOD = 8.0, 5.0
 # Other units, how many make a metre; metres of the shortest and of the usual object, by its longest side.
 BOX_UNITS = {"millimetres": 1000.0, "centimetres": 100.0, "inches": 39.37}
 SHORTEST_BOX, USUAL_BOX = 0.05, 0.7
+
+
+# Cameras that stand so many times further apart than they see are likely in another unit than depth.
+FAR_APART = 10.0
 
 
 @dataclass
@@ -247,8 +250,22 @@ def _check_boxes_near_views(scene: Scene, boxes: np.ndarray, where: str) -> None
         index = int(np.flatnonzero(far)[0])
         raise ValueError(
             f"{where}: boxes must be metres, in the world of the cameras, got box {index} = {boxes[index].tolist()},"
-            f" more than {reach:.0f} m from every camera or as long; divide millimetres by 1000."
+            f" more than {reach:.0f} m from every camera or as long; {_advise_on_far_boxes(scene)}."
         )
+
+
+def _advise_on_far_boxes(scene: Scene) -> str:
+    """What to do about boxes far from all cameras: either may be in another unit, the cameras where they stand much
+    further apart than they see."""
+    if scene.depth_maps is not None:
+        apart, seen = float(np.ptp(scene.cam2world[:, :3, 3], axis=0).max()), float(scene.depth_maps.max())
+        if apart > FAR_APART * seen:
+            return (
+                f"the cameras stand {apart:.0f} apart and see {seen:.1f} m far, so the poses are likely in another"
+                " unit than depth (divide translations of centimetres by 100); else the boxes are (divide millimetres"
+                " by 1000)"
+            )
+    return "divide boxes of millimetres by 1000, or, where the poses are no metres, their translations"
 
 
 def _check_unit_of_boxes(scene: Scene, boxes: np.ndarray, where: str) -> None:
@@ -301,12 +318,18 @@ def _get_extent(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_cam2world(
-    cam2world: np.ndarray, num_views: int, where: str, view_names=(), meaning: str = "cam2world"
+    cam2world: np.ndarray,
+    num_views: int,
+    where: str,
+    view_names=(),
+    meaning: str = "cam2world",
+    when_lost: str = "tracking was lost there: leave the frame out",
 ) -> None:
     """Refuse camera poses that are not finite rigid transforms; the error names the first wrong view.
 
     Args:
         meaning (`str`): what the error calls the matrices.
+        when_lost (`str`): what to do about a matrix that holds no transform at all.
     """
     if cam2world.shape != (num_views, 4, 4):
         raise ValueError(f"{where}: {meaning} must be ({num_views}, 4, 4), one a view, got {cam2world.shape}.")
@@ -314,15 +337,11 @@ def check_cam2world(
         name = view_names[index] if len(view_names) else f"view {index}"
         if not np.isfinite(matrix).all():
             raise ValueError(
-                f"{where}, {name}: {meaning} must be finite, got {matrix[~np.isfinite(matrix)][0]}; tracking was lost "
-                "there: leave the frame out."
+                f"{where}, {name}: {meaning} must be finite, got {matrix[~np.isfinite(matrix)][0]}; {when_lost}."
             )
         rotation = matrix[:3, :3]
         if not rotation.any():
-            raise ValueError(
-                f"{where}, {name}: {meaning} must be rigid, got a rotation of zeros; tracking was lost there: leave "
-                "the frame out."
-            )
+            raise ValueError(f"{where}, {name}: {meaning} must be rigid, got a rotation of zeros; {when_lost}.")
         if not matrix[:3, 3].any() and matrix[3, 3] == 1 and np.abs(matrix[3, :3]).max() > 1e-4:
             raise ValueError(
                 f"{where}, {name}: {meaning} must have its translation in the last column and the last row 0 0 0 1, "

@@ -55,7 +55,7 @@ class Plan:
     boxes: Sequence[Sequence[float]] = field(default_factory=list)
 
 
-def make_answers_section(answers: Sequence[Answer], plan: Plan | None) -> Markup:
+def make_answers_section(answers: Sequence[Answer], plan: Plan | None, has_metres: bool = True) -> Markup:
     table = make_table(["question", "answer"], [[answer.question, answer.text] for answer in answers])
     grounded = [answer for answer in answers if answer.boxes is not None]
     figures = []
@@ -65,17 +65,20 @@ def make_answers_section(answers: Sequence[Answer], plan: Plan | None) -> Markup
             found = zip(answer.boxes, answer.numbers, strict=True)
             boxes += [DrawnBox(box, FOUND_COLOR, str(number), width=3.0) for box, number in found]
             caption = join([answer.question, element("span", f" ({answer.text})", class_="soft")])
-            figures.append(make_plan(plan.image, plan.bounds, boxes, caption=caption, width=330))
+            figures.append(
+                make_plan(plan.image, plan.bounds, boxes, caption=caption, width=330, has_metres=has_metres)
+            )
     extra = [element("h3", "Found boxes, among those to choose from"), make_row(*figures)] if figures else []
     return make_section("Answers", table, *extra)
 
 
 def make_plan_section(scene: Scene, plan: Plan, hidden: Sequence[int]) -> Markup:
+    has_metres = scene.depth_maps is not None
     drawn = make_plan(
-        plan.image, plan.bounds, cam2world=scene.cam2world, hidden=hidden, width=560,
+        plan.image, plan.bounds, cam2world=scene.cam2world, hidden=hidden, width=560, has_metres=has_metres,
         caption="Chosen views: the tip of a wedge is where a camera stands, it opens to where it looks.",
     )  # fmt: skip
-    bare = make_plan(plan.image, plan.bounds, width=420, caption="The same without drawings.")
+    bare = make_plan(plan.image, plan.bounds, width=420, caption="The same without drawings.", has_metres=has_metres)
     note = "From above, ceiling removed; x to the right, y up. Void is black."
     return make_section("Where the views look", make_row(drawn, bare), note=note)
 
@@ -112,7 +115,7 @@ def make_ask_page(
         floor_height (`float`, *optional*): see `describe_scene`.
     """
     hidden = [] if rebuilt is None else [rebuilt.hidden_view]
-    sections = [make_answers_section(answers, plan)]
+    sections = [make_answers_section(answers, plan, scene.depth_maps is not None)]
     if boxes is not None:
         sections.append(boxes)
     if plan is not None:

@@ -115,12 +115,17 @@ def make_plan(
     hidden: Sequence[int] = (),
     caption="",
     width: int = 400,
+    has_metres: bool = True,
 ) -> Markup:
-    """The bird's-eye picture (H, W, 3) of `bounds` (xmin, ymin, xmax, ymax) with drawings on it."""
+    """The bird's-eye picture (H, W, 3) of `bounds` (xmin, ymin, xmax, ymax) with drawings on it.
+
+    Args:
+        has_metres (`bool`): whether bounds are known to be metres, so that a bar of one metre can be drawn.
+    """
     href = encode_data_uri(encode_png(shrink(image, 2 * SIDE)))
     backdrop = element("rect", width=SIDE, height=SIDE, fill="#0d1117")
     picture = element("image", href=href, width=SIDE, height=SIDE, style="image-rendering:pixelated")
-    marks = draw_scale(bounds)
+    marks = draw_scale(bounds) if has_metres else []
     for drawn in boxes:
         marks += draw_box(drawn, bounds)
     if cam2world is not None:

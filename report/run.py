@@ -225,7 +225,9 @@ def make_grounding_figure(record: dict[str, Any], scene: Scene) -> Markup:
             element("span", f" ({said}, {len(record['target_boxes'])} to find)", class_="soft"),
         ]
     )
-    return make_plan(scene.bev_image, scene.bev_bounds, boxes, caption=caption, width=250)
+    return make_plan(
+        scene.bev_image, scene.bev_bounds, boxes, caption=caption, width=250, has_metres=scene.depth_maps is not None
+    )
 
 
 def choose_groundings(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -262,6 +264,7 @@ def make_scene_section(
     if scene.bev_bounds is not None:
         drawn = make_plan(
             scene.bev_image, scene.bev_bounds, cam2world=scene.cam2world, hidden=hidden, width=300,
+            has_metres=scene.depth_maps is not None,
             caption="from above, with the cameras; hidden ones in orange",
         )  # fmt: skip
         parts += [element("h3", "From above"), make_row(drawn)]
@@ -337,7 +340,7 @@ def make_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir:
         scores, baselines = metrics["scores"]["rooms"], get_baselines(metrics, blind)
         note = (
             "Gain is over the best baseline. Blind: the same model trained and asked without pictures, coordinates and"
-            " proposals. Look-up and majority know the training answers only."
+            " proposals. Look-up and majority know the training answers only, and are left out where there are none."
         )
         sections.append(
             make_section("Scores", make_score_table(scores, baselines), make_other_scores(scores), note=note)

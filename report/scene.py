@@ -123,8 +123,10 @@ def make_scene_page(
     sections = []
     if bev is not None:
         image, bounds = bev
+        # Without depth nobody knows the unit of the world.
+        has_metres = scene.depth_maps is not None
         plan = make_plan(
-            image, bounds, cam2world=scene.cam2world, width=480,
+            image, bounds, cam2world=scene.cam2world, width=480, has_metres=has_metres,
             caption="Cameras: the tip of a wedge is where a camera stands, it opens to where it looks.",
         )  # fmt: skip
         drawings = [plan]
@@ -133,7 +135,9 @@ def make_scene_page(
                 DrawnBox(box, FALLBACK_COLOR, name.split(" ")[0])
                 for box, name in zip(scene.boxes, get_box_names(scene), strict=True)
             ]
-            drawings.append(make_plan(image, bounds, drawn, width=480, caption="Boxes, by number."))
+            drawings.append(
+                make_plan(image, bounds, drawn, width=480, caption="Boxes, by number.", has_metres=has_metres)
+            )
         note = "Seen from above, ceiling removed; x to the right, y up. Void is black."
         sections.append(make_section("From above", make_row(*drawings), note=note))
     if sanity is not None:

@@ -25,7 +25,8 @@ def get_baselines(metrics: dict[str, Any], blind: dict[str, Any] | None) -> dict
     """Scores of the rooms questions to stand beside the model's, by name."""
     known = metrics["baselines"].get("rooms", {})
     seen = {"blind": blind["scores"].get("rooms")} if blind else {}
-    return seen | {"look-up": known.get("lookup"), "majority": known.get("majority")}
+    titles = {"lookup": "look-up", "majority": "majority"}
+    return seen | {title: known[name] for name, title in titles.items() if name in known}
 
 
 def format_value(value: float | None) -> str:

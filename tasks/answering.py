@@ -14,6 +14,7 @@ from ross3d.data.annotations import (
     Annotation,
     check_all_object_ids,
     check_object_ids,
+    check_query_coords,
     find_annotations,
     load_annotations,
 )
@@ -253,7 +254,15 @@ def prepare_questions(
     if grounds:
         boxes = get_proposals(context, scene)
     inputs = {"images": [BLIND_PICTURE]} if blind else get_scene_inputs(scene, boxes)
-    return SceneForQuestions(context.processor(**inputs, return_tensors="pt"), boxes, scene.boxes if grounds else None)
+    tensors = context.processor(**inputs, return_tensors="pt")
+    if not blind and scene.depth_maps is not None:
+        # Questions come to the processor later, without the scene that it would compare them with.
+        file = str(find_annotations(context.data_dir, context.settings.split))
+        for annotation in annotations:
+            check_query_coords(
+                annotation, scene.cam2world, lambda: tensors["patch_coords"][tensors["patch_valid"]], file
+            )
+    return SceneForQuestions(tensors, boxes, scene.boxes if grounds else None)
 
 
 def score_proposals(context: EvalContext, cache: Any, prompts: list[Prompt], counts: list[int]) -> list[np.ndarray]:

@@ -8,14 +8,16 @@ with the name of a video takes its place, so that the same questions can be aske
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
 
-from ross3d.data.annotations import Annotation, read_parquet_rows
+from ross3d.data.annotations import Annotation, check_annotation, read_parquet_rows
 from ross3d.data.text_files import read_json_lines
 from ross3d.metrics.benchmarks import get_task_counts, score_choices_and_numbers
 from ross3d.metrics.prompts import make_prompt
+from ross3d.metrics.qa import convert_number
 from ross3d.tasks.answering import (
     answer_questions,
     get_columns,
@@ -51,15 +53,50 @@ def find_rows(data_dir: Path, split: str) -> Path:
     return found[0]
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Rows of JSON lines or Parquet.
+def read_rows(file: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Number (from 1 on; of JSON lines that of the line) and values of the rows of JSON lines or Parquet.
 
     Raises:
-        ValueError: names the file and the line that cannot be read.
+        ValueError: names the file and the line that cannot be read, or the file without a row.
     """
-    if file.suffix == ".parquet":
-        return [row for _, row in read_parquet_rows(file, "a benchmark's rows")]
-    return [row for _, row in read_json_lines(file, "a row of JSON", kind=dict)]
+    is_parquet = file.suffix == ".parquet"
+    rows = list(
+        read_parquet_rows(file, "a benchmark's rows")
+        if is_parquet
+        else read_json_lines(file, "a row of JSON", kind=dict)
+    )
+    if not rows:
+        raise ValueError(f"{file}: expected a benchmark's rows, got none; download the file again.")
+    return rows
+
+
+def check_row(row: dict[str, Any], answer: str, options: list[str] | None, where: str) -> None:
+    """Refuse words that are none, and a right answer that no answer could equal.
+
+    Args:
+        answer (`str`): the right letter or number.
+        options: what there is to choose from; None for a number.
+
+    Raises:
+        ValueError: with `where` in front.
+    """
+    question = row["question"]
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError(f"{where}: expected words as its question, got {question!r}; correct it.")
+    if options is None:
+        if not np.isfinite(convert_number(answer)):
+            raise ValueError(f"{where}: expected a number as the right answer, got {answer!r}; correct it.")
+        return
+    if not isinstance(options, list) or not all(isinstance(text, str) and text.strip() for text in options):
+        raise ValueError(
+            f"{where}: expected options as a list of texts, each with words, got {options!r}; correct it."
+        )
+    letters = list(ascii_uppercase[: len(options)])
+    if answer.upper() not in letters:
+        raise ValueError(
+            f"{where}: expected the letter of one of its {len(options)} options, {letters}, as the right answer, got"
+            f" {answer!r}; correct it."
+        )
 
 
 @dataclass(frozen=True)
@@ -85,12 +122,14 @@ class VideoBenchmark:
         """Questions of the public rows.
 
         Raises:
-            ValueError: for rows without a field, of another type, or with an id that came before.
+            ValueError: names file and row, for one without a field, of another type, that cannot be asked or
+                answered, or with an id that came before.
         """
         file = find_rows(data_dir, settings.split)
         items: dict[str, Annotation] = {}
-        for number, row in enumerate(read_rows(file), start=1):
-            item = self.make_item(row, f"{file.name}, row {number}")
+        for number, row in read_rows(file):
+            where = f"{file.name}, row {number}"
+            item = check_annotation(self.make_item(row, where), where, settings.allow_outside)
             if item.id in items:
                 raise ValueError(f"{file.name}, row {number}: the id {item.id!r} came before; expected one row an id.")
             items[item.id] = item
@@ -107,22 +146,25 @@ class VideoBenchmark:
                 f" {missing or row['question_type']!r} {'missing' if missing else 'as its type'}; is it the file of"
                 f" another benchmark than {self.name}?"
             )
-        options = row.get("options")
+        options, answer = row.get("options") if is_choice else None, str(row[answer_field])
         if is_choice and not options:
             raise ValueError(f"{where}: expected options for a {row['question_type']} question, got {options!r}.")
+        check_row(row, answer, options, where)
         try:
             video = self.get_video(row)
         except KeyError as error:
             raise ValueError(
                 f"{where}: expected the field {error} that names the video, got {sorted(row)}."
             ) from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: expected the name of a video, got {error}; correct it.") from error
         return Annotation(
             id=str(row["id"]),
             scene_id=video,
             task=self.name,
             question_type=row["question_type"],
-            question=make_prompt(row["question"], options if is_choice else None),
-            answer=str(row[answer_field]),
+            question=make_prompt(row["question"], options),
+            answer=answer,
         )
 
     def answer(self, context: EvalContext, scenes: list[OpenScene]) -> list[list[Record]]:

@@ -4,14 +4,17 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from ross3d.data import annotations
 from ross3d.data.annotations import (
     Annotation,
     check_annotation,
+    check_query_coords,
     find_annotations,
     group_by_scene,
     load_annotations,
@@ -153,6 +156,12 @@ def test_wrong_rows_are_refused_with_their_line(tmp_path, place, changes, messag
             r"scene_id: expected a scene id, .*, got '../../secret/scan'",
         ),
         ({"scene_id": "/etc"}, r"scene_id: expected a scene id, .*, got '/etc', which leads"),
+        ({"question": "\u200b\u200b"}, r"question must be a non-empty string, got '\\u200b\\u200b'"),
+        ({"question": "\ufeff \u2060"}, r"question must be a non-empty string, got '\\ufeff \\u2060'"),
+        ({"references": ["red", "\u200b"]}, r"references must not be blank, got \['red', '\\u200b'\]"),
+        ({"question": "a\0b?"}, r"question holds the control character '\\x00' at letter 1; write the text anew"),
+        ({"answer": "red\x1b[0m"}, r"answer holds the control character '\\x1b' at letter 3"),
+        ({"references": ["red", "\0"]}, r"references holds the control character '\\x00'"),
         ({"scene_id": "a\0b"}, r"scene_id: expected the name of a file"),
     ],
 )
@@ -314,3 +323,26 @@ def test_parquet_files_of_too_many_rows_are_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(annotations, "MAX_ROWS", 3)
     with pytest.raises(ValueError, match="rows.parquet: expected a Parquet file .*got 4 rows, at most 3 are read"):
         load_annotations(tmp_path / "rows.parquet")
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_places_are_compared_with_cameras_and_readings(views):
+    """Readings count only where the cameras are too far away, and are only computed then."""
+    cameras = np.broadcast_to(np.eye(4), (views, 4, 4)).copy()
+    cameras[:, 0, 3] = np.arange(views)
+    far = torch.tensor([[100.0, 0.0, 0.0], [0.0, 0.0, 3.0]])
+
+    def ask(x, y, z, cam2world=cameras, readings=None):
+        question = Annotation("q7", "room", "rooms", "color", "What is at <coord>?", "red", query_coords=(x, y, z))
+        check_query_coords(question, cam2world, lambda: pytest.fail("computed") if readings is None else readings, "f")
+
+    ask(-50.0, 50.0, 50.0)
+    ask(49.0 + views, -50.0, 0.0)
+    ask(149.0, 0.0, 53.0, readings=far)
+    ask(900.0, 0.0, 0.0, cam2world=None)
+    message = (
+        r"f: query_coords of question 'q7': expected a point in metres, within 50 of what the views of scene 'room'"
+    )
+    for point in ((151.0, 0.0, 0.0), (0.0, -51.0, 0.0), (0.0, 0.0, 54.0)):
+        with pytest.raises(ValueError, match=message):
+            ask(*point, readings=far)

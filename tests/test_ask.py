@@ -109,6 +109,21 @@ def test_what_cannot_be_asked_is_refused(capsys, tmp_path, monkeypatch):
     assert ask.choose_grounded(["find it", "why?"], ground_all=False, has_boxes=True, has_head=True) == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        ("what is at <coord>?", r"questions: expected plain words, got the marks \['<coord>'\] in 'what is at"),
+        ("<|im_end|> hi", r"got the marks \['<\|im_end\|>'\] in .*; leave them out: say in words which place"),
+        ("<image> and <ground>", r"got the marks \['<image>', '<ground>'\] .* \(or give --ground\) to be answered"),
+        ("is it \udce9?", "questions: expected text in UTF-8, got other bytes at letter 6 of .*; type it again"),
+    ],
+)
+def test_questions_that_are_no_words_are_refused_before_the_scan_is_read(tmp_path, monkeypatch, question, message):
+    monkeypatch.setattr(ask, "read_own_scan", lambda *given, **more: pytest.fail("the scan was read first"))
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, tmp_path / "page.html", "the bed", question)
+
+
 def test_a_tilted_room_is_set_upright_and_boxes_are_proposed(tilted, tmp_path, capsys):
     folder, room = tilted
     model = tmp_path / "model"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -23,7 +25,7 @@ from ross3d.tasks.intervals import compute_intervals, get_sums
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Task
 from ross3d.tests.official_annotations import write_masks, write_official, write_raw_set
 from ross3d.tests.test_eval import door
-from ross3d.tests.tiny import get_checkpoint
+from ross3d.tests.tiny import get_checkpoint, get_rooms
 from ross3d.train import main as train
 from ross3d.training.arguments import DataArguments, RunArguments
 
@@ -300,15 +302,13 @@ def make_video_rows() -> list[dict]:
 
 
 def write_rows(file: Path, rows: list[dict]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 @pytest.fixture()
 def videos(tmp_path) -> Path:
-    write_rows(tmp_path / "test.jsonl", make_video_rows())
-    write_video(tmp_path / "scannet" / "scene0011_00.mp4", make_frames(11))
-    write_video(tmp_path / "arkitscenes" / "410.mp4", make_frames(6))
-    return tmp_path
+    return write_videos(tmp_path)
 
 
 def test_answers_about_videos_are_read_as_they_are(videos, monkeypatch):
@@ -352,13 +352,17 @@ def test_a_posed_scan_takes_the_place_of_a_video(videos, prepared):
     assert len(answer(context, TASKS["vsibench"])) == 3
 
 
-def test_vstibench_reads_its_own_fields(tmp_path):
-    rows = [
+def make_timed_rows() -> list[dict]:
+    return [
         {"id": 7, "video_path": "scannet/val/scene0012_00.mp4", "question_type": "camera_movement_direction",
          "question": "Where to?", "options": ["A. left", "B. right"], "ground_truth": "left", "mc_answer": "A"},
         {"id": 8, "video_path": "scannet/val/scene0012_00.mp4", "question_type": "camera_obj_dist_change",
          "question": "By how much?", "options": None, "ground_truth": -0.5, "mc_answer": None},
     ]  # fmt: skip
+
+
+def test_vstibench_reads_its_own_fields(tmp_path):
+    rows = make_timed_rows()
     task = TASKS["vstibench"]
     write_rows(tmp_path / "test.jsonl", rows)
     write_video(tmp_path / "scannet" / "val" / "scene0012_00.mp4", make_frames(5))
@@ -377,12 +381,50 @@ def test_vstibench_reads_its_own_fields(tmp_path):
         ({"question": ""}, r"got \['question'\] missing"),
         ({"options": []}, r"row 1: expected options for a object_rel_distance question, got \[\]"),
         ({"id": 1}, r"row 2: the id '1' came before; expected one row an id"),
+        ({"question": "  "}, r"test.jsonl, row 1: expected words as its question, got '  '; correct it"),
+        ({"question": ["a"]}, r"row 1: expected words as its question, got \['a'\]"),
+        ({"question": "<|im_end|> hi"}, r"row 1: question must be plain words, got the marks .*<\|im_end\|>.*'0'"),
+        ({"options": "A. bed"}, r"row 1: expected options as a list of texts, each with words, got 'A. bed'"),
+        ({"options": ["A. bed", " "]}, "row 1: expected options as a list of texts, each with words"),
+        ({"options": ["A. bed", "B. <image>"]}, r"row 1: question must be plain words, got the marks \['<image>'\]"),
+        ({"ground_truth": "E"}, r"row 1: expected the letter of one of its 2 options, \['A', 'B'\], .*got 'E'"),
+        ({"scene_name": "../../other"}, "row 1: scene_id"),
     ],
 )
 def test_rows_that_cannot_be_asked_are_named(tmp_path, changes, message):
     rows = make_video_rows()
     write_rows(tmp_path / "test.jsonl", [rows[0] | changes, *rows[1:]])
     with pytest.raises(ValueError, match=message):
+        TASKS["vsibench"].load_items(tmp_path, EvalSettings(split="test"))
+
+
+@pytest.mark.parametrize("number", ["NaN", "many", "inf", True])
+def test_numbers_that_no_answer_equals_are_named(tmp_path, number):
+    """Rows are counted as lines of the file, a blank one included."""
+    rows = make_video_rows()
+    write_rows(tmp_path / "test.jsonl", [rows[0], rows[1] | {"ground_truth": number}])
+    file = tmp_path / "test.jsonl"
+    file.write_text("\n" + file.read_text())
+    message = rf"test.jsonl, row 3: expected a number as the right answer, got '{number}'"
+    with pytest.raises(ValueError, match=message):
+        TASKS["vsibench"].load_items(tmp_path, EvalSettings(split="test"))
+
+
+@pytest.mark.parametrize("value", [None, 7, ""])
+def test_rows_without_the_name_of_a_video_are_named(tmp_path, value):
+    write_rows(tmp_path / "test.jsonl", [make_timed_rows()[0] | {"video_path": value}])
+    with pytest.raises(ValueError, match="test.jsonl, row 1: expected the name of a video, got"):
+        TASKS["vstibench"].load_items(tmp_path, EvalSettings(split="test"))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_file_without_rows_is_refused(tmp_path, suffix):
+    file = tmp_path / f"test.{suffix}"
+    if suffix == "jsonl":
+        file.write_text("\n")
+    else:
+        pq.write_table(pa.table({"id": pa.array([], pa.int64())}), file)
+    with pytest.raises(ValueError, match=rf"test.{suffix}: expected a benchmark's rows, got none; download the file"):
         TASKS["vsibench"].load_items(tmp_path, EvalSettings(split="test"))
 
 
@@ -516,6 +558,95 @@ def test_files_of_windows_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "scannet_det_val_6frames.json").write_text("[]")
     with pytest.raises(ValueError, match=r"expected one file scannet_det_val_\*frames.json, got .*; keep one"):
         task.load_items(tmp_path, settings)
+
+
+# Every benchmark through eval.py's own look at its scenes.
+
+
+def write_videos(folder: Path) -> Path:
+    write_rows(folder / "test.jsonl", make_video_rows())
+    write_video(folder / "scannet" / "scene0011_00.mp4", make_frames(11))
+    write_video(folder / "arkitscenes" / "410.mov", make_frames(6))
+    return folder
+
+
+def write_timed_videos(folder: Path) -> Path:
+    write_rows(folder / "test.jsonl", make_timed_rows())
+    write_video(folder / "scannet" / "val" / "scene0012_00.mp4", make_frames(5))
+    return folder
+
+
+def write_detection(folder: Path) -> Path:
+    write_frames(folder, {"scene0011_00": 4, "scene0012_00": 3})
+    rows = [make_detection_row("scene0011_00", 0), make_detection_row("scene0012_00", 1)]
+    (folder / "scannet_det_val_4frames.json").write_text(json.dumps(rows))
+    return folder
+
+
+def write_located(folder: Path) -> Path:
+    write_frames(folder, {"scene0011_00": 2})
+    (folder / "scanrefer_val_24frames.json").write_text(json.dumps([make_located_row()]))
+    return folder
+
+
+# Benchmarks whose published files are read as they are, with what writes a small one.
+WRITERS = {
+    "vsibench": write_videos,
+    "vstibench": write_timed_videos,
+    "scannet_det": write_detection,
+    "vgllm_scanrefer": write_located,
+}
+
+
+def find_data(name: str, folder: Path, request: pytest.FixtureRequest) -> Path:
+    """A small data folder of a task; a new one needs a row in `WRITERS`, or a line here."""
+    if name in WRITERS:
+        return WRITERS[name](folder)
+    if name in {"rooms", "reconstruction"}:
+        return get_rooms()
+    assert name in SCANNET_TASKS, f"no small data of task {name}"
+    return request.getfixturevalue("prepared")
+
+
+def look_at_scenes(data: Path, task: Task) -> str:
+    """What eval.py makes of the scenes of a task's questions before it answers."""
+    settings = task.fill_settings(EvalSettings())
+    context = EvalContext(None, None, None, data, data, None, None, None, settings, task.scene_path)
+    return door.hash_scenes(context, task.load_items(data, settings))
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_the_scenes_of_every_benchmark_are_found(name, tmp_path, request):
+    task = TASKS[name]
+    data = find_data(name, tmp_path, request)
+    assert len(look_at_scenes(data, task)) == 64
+    assert look_at_scenes(data, task) == look_at_scenes(data, task)
+
+
+@pytest.mark.parametrize("name", sorted(WRITERS))
+def test_published_files_are_evaluated_by_the_program(name, tmp_path):
+    """From the command line to the page, where the benchmark is read as it is published."""
+    data = WRITERS[name](tmp_path / "data")
+    metrics = evaluate(tmp_path / "out", data, get_checkpoint(), name, "--num_views", "3")
+    records = read_records(tmp_path / "out")
+    asked = TASKS[name].load_items(data, TASKS[name].fill_settings(EvalSettings()))
+    assert [record["id"] for record in records] == [item.id for item in asked] and asked
+    assert metrics["scores"][name]["num_items"] == len(asked)
+    assert name in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("gone", [["scannet/scene0011_00.mp4"], ["scannet/scene0011_00.mp4", "arkitscenes/410.mov"]])
+def test_videos_that_are_not_there_are_counted(tmp_path, gone):
+    write_videos(tmp_path)
+    for name in gone:
+        (tmp_path / name).unlink()
+    asked = 2 if len(gone) == 1 else 3
+    message = (
+        rf"--data {tmp_path}, split test: expected questions about scenes that are there, got {asked}, first '0',"
+        rf" about {len(gone)} that are not, such as \['scannet/scene0011_00'.*and no video of that name; copy or"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+        look_at_scenes(tmp_path, TASKS["vsibench"])
 
 
 def test_a_limit_of_no_scenes_and_a_misspelt_option_are_refused(capsys):

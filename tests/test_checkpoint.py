@@ -191,6 +191,18 @@ def test_a_broken_file_of_a_checkpoint_is_named(tmp_path, name, text, message):
         ask.load_model(str(folder), "cpu")
 
 
+@pytest.mark.parametrize(("settings", "got"), [(None, "no such file"), ("{}", "none in it")])
+def test_a_tokenizer_without_its_settings_is_named_when_it_is_loaded(tmp_path, settings, got):
+    folder = Path(shutil.copytree(get_checkpoint(), tmp_path / "checkpoint"))
+    file = folder / "tokenizer_config.json"
+    file.unlink()
+    if settings is not None:
+        file.write_text(settings)
+    message = rf"{file}: expected the tokenizer's settings, a pad_token among them, got {got}; fetch the whole"
+    with pytest.raises(ValueError, match=message):
+        load_processor(folder)
+
+
 def test_an_index_without_shards_is_named(tmp_path):
     folder = Path(shutil.copytree(get_checkpoint(), tmp_path / "checkpoint"))
     (folder / "model.safetensors").rename(folder / "model-00001.safetensors")

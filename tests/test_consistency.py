@@ -20,6 +20,7 @@ from ross3d.data.consistency import (
     check_consistency,
     find_disagreement,
     get_cameras,
+    make_planar,
     measure_agreement,
     measure_scene_agreement,
     pair_views,
@@ -244,6 +245,36 @@ def test_translations_off_by_any_factor_are_told(factor):
     told = float(re.search(r"multiply the translations by ([\d.e-]+)", found.remedy)[1])
     assert told == pytest.approx(1 / factor, rel=0.05) and found.is_unit
     assert found.certain or factor < 1
+
+
+@pytest.mark.parametrize(("num_views", "factor"), [(12, 8), (18, 5)])
+def test_large_maps_take_no_longer_where_no_mistake_is_found(monkeypatch, num_views, factor):
+    """All poses exchanged: every mistake is tried, and readings are looked for in few maps, once each."""
+    scene, looked_at = make_scan(3, num_views), []
+    depth_maps = scene.depth_maps.repeat(factor, axis=1).repeat(factor, axis=2)
+    depth_maps[np.random.default_rng(1).random(depth_maps.shape) < 0.7] = 0
+    intrinsics = scale_intrinsics(scene.intrinsics, factor, factor)
+    order = np.random.default_rng(2).permutation(num_views)
+    wrong = replace(scene, depth_maps=depth_maps, intrinsics=intrinsics, cam2world=scene.cam2world[order])
+
+    def sample(depth_maps, num_readings):
+        looked_at.append(num_readings)
+        return sample_readings(depth_maps, num_readings)
+
+    monkeypatch.setattr("ross3d.data.consistency.sample_readings", sample)
+    found = find_disagreement(get_cameras(wrong), scene.view_names)
+    assert found.reason.startswith("no usual mistake explains it") and len(looked_at) < 24
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (30, 20)])
+def test_distances_along_rays_become_depth(shape):
+    rng = np.random.default_rng(0)
+    points = np.stack([*np.indices(shape)[::-1], np.ones(shape)]).reshape(3, -1)
+    intrinsics = np.array([[[20.0, 0, 3], [0, 25, 2], [0, 0, 1]], [[30.0, 0, 2], [0, 28, 4], [0, 0, 1]]])
+    depth = rng.uniform(0.5, 3, (2, *shape))
+    lengths = np.linalg.norm(np.linalg.inv(intrinsics) @ points, axis=1).reshape(2, *shape)
+    cameras = Cameras((depth * lengths).astype(np.float32), intrinsics, np.stack([np.eye(4)] * 2))
+    assert np.allclose(make_planar(cameras).depth_maps, depth, atol=1e-5)
 
 
 def test_no_factor_is_told_where_any_would_do():

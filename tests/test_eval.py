@@ -232,6 +232,51 @@ def test_the_spatial_instruction_is_a_setting_that_is_reported(tmp_path):
     assert metrics["settings"]["spatial_instruction"] is True and not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.parametrize("left", ["nothing", "other tasks"])
+def test_without_training_questions_there_are_scores_and_no_baselines(tmp_path, left, capsys):
+    """Said before the first answer; the table has no columns for them."""
+    rooms = Path(shutil.copytree(get_rooms(), tmp_path / "rooms"))
+    file = rooms / "annotations" / "train.jsonl"
+    if left == "nothing":
+        file.unlink()
+    else:
+        rows = [row | {"task": "other"} for row in read_lines(file)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.warns(UserWarning, match="--task rooms: .*train.jsonl: no training questions there, so the baselines"):
+        metrics = evaluate(tmp_path / "out", "--data", str(rooms), "--blind", "true", task="rooms")
+    assert metrics["scores"]["rooms"]["num_questions"] > 0 and metrics["baselines"] == {"rooms": {}}
+    table = capsys.readouterr().out
+    assert "mean of exact-match types" in table and "majority" not in table and "look-up" not in table
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "majority, %" not in page and "look-up, %" not in page
+
+
+def test_broken_training_questions_are_told_before_the_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(door, "load_model", lambda *given: pytest.fail("the model was loaded first"))
+    rooms = Path(shutil.copytree(get_rooms(), tmp_path / "rooms"))
+    (rooms / "annotations" / "train.jsonl").write_text("{cut\n")
+    with pytest.raises(ValueError, match="train.jsonl:1: expected an annotation a line"):
+        evaluate(tmp_path / "out", "--data", str(rooms), task="rooms")
+
+
+@pytest.mark.parametrize("point", [[150.0, -20.0, 40.0], [0.0, 0.0, -400.0]])
+def test_a_place_far_outside_of_the_scene_is_not_asked_about(tmp_path, point):
+    rooms = Path(shutil.copytree(get_rooms(), tmp_path / "rooms"))
+    file = rooms / "annotations" / "val.jsonl"
+    rows = read_lines(file)
+    place = next(n for n, row in enumerate(rows) if row["query_coords"])
+    rows[place]["query_coords"] = point
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    message = (
+        rf"val.jsonl: query_coords of question '{rows[place]['id']}': expected a point in metres, within 50 of what"
+        rf" the views of scene '{rows[place]['scene_id']}' show, got \[{point[0]}, {point[1]}, {point[2]}\]; divide"
+    )
+    with pytest.raises(ValueError, match=message):
+        evaluate(tmp_path / "out", "--data", str(rooms), "--no_report", task="rooms")
+    # A blind model is told no places.
+    evaluate(tmp_path / "blind", "--data", str(rooms), "--no_report", "--blind", "true", task="rooms")
+
+
 def test_what_cannot_be_evaluated_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"--task: expected names of \[.*'rooms'.*\], each once, got 'roms'"):
         evaluate(tmp_path, task="roms")

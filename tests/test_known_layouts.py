@@ -41,6 +41,8 @@ FOREIGN = {
     "Hypersim": ["images/scene_cam_00_final_hdf5/frame.0000.color.hdf5"],
     "KITTI": ["image_02/data/0000000000.png", "oxts/data/0000000000.txt"],
     "full resolution": ["vga_wide/4733_1.0.png"],
+    "3D Scanner App": ["frame_00000.jpg", "frame_00000.json", "info.json", "depth_00000.png", "textured.jpg"],
+    "workspace of COLMAP": ["distorted/sparse/0/cameras.bin", "input/a.jpg", "images/a.jpg"],
     "numbered pictures": ["000000.jpg", "000000.png", "000000.txt"],
     "pictures without cameras": ["IMG_0001.HEIC"],
 }

@@ -225,6 +225,16 @@ FAULTS = {
         {},
         "scene 'capture', images/frame_00000: camera_model must be one of .*'OPENCV_FISHEYE'; undistort the pictures",
     ),
+    "fisheye, as instant-ngp says it": (
+        {"is_fisheye": True, "camera_model": None},
+        {},
+        "scene 'capture', images/frame_00000: camera_model must be one of .*, got is_fisheye = True; undistort the",
+    ),
+    "fisheye, of one frame": (
+        {},
+        {"is_fisheye": True},
+        "camera_model must be one of .*, got is_fisheye = True; undistort the pictures",
+    ),
     "no focal length": (
         {"fl_x": None, "fl_y": None},
         {},

@@ -16,6 +16,7 @@ from ross3d.data.scene import Scene
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder, write_rgbd_folder
 from ross3d.data.upright import align_scene, estimate_upright
 from ross3d.scenes.build import make_scene
+from ross3d.tools.view import main as view_main
 
 
 def make_turn(axis: int, degrees: float) -> np.ndarray:
@@ -162,3 +163,19 @@ def test_alignments_are_put_one_behind_the_other(tmp_path):
     np.testing.assert_allclose(second.cam2world, second.axis_align_matrix @ room.cam2world, atol=1e-9)
     with pytest.raises(ValueError, match="expected a scan without proposal_boxes to align by estimate"):
         align_scene(replace(room, proposal_boxes=np.zeros((1, 6), np.float32)), estimate_upright(room))
+
+
+@pytest.mark.parametrize(("image_size", "view"), [((96, 72), 0), ((64, 80), 3)])
+@pytest.mark.parametrize("degrees", [0.0, 90.0])
+def test_a_scan_of_one_frame_has_its_page(tmp_path, image_size, view, degrees):
+    room = make_scene(seed=5, split="val", index=0, num_views=10, image_size=image_size, bev_size=48)[0]
+    one = replace(
+        room, images=room.images[[view]], depth_maps=room.depth_maps[[view]], cam2world=room.cam2world[[view]],
+        view_names=[], boxes=None, box_labels=None,
+    )  # fmt: skip
+    folder = write_moved(tmp_path, make_turn(0, degrees), one)
+    np.savetxt(folder / "axis_align.txt", make_turn(0, -degrees))
+    scan = read_own_scan(folder)
+    assert scan.scene.num_views == 1 and np.allclose(scan.scene.cam2world, one.cam2world, atol=1e-6)
+    page = view_main([str(folder), "--output", str(tmp_path / "page.html")])
+    assert "Posed views with depth in metres" in page.read_text()

@@ -98,6 +98,24 @@ def test_a_list_is_read_where_every_scene_has_proposals_already(rooms, tmp_path,
         run("--data", rooms, "--boxes", file)
 
 
+@pytest.mark.parametrize("name", ["val/val-000000", "train/train-000004"])
+def test_a_list_in_another_unit_is_refused_before_it_is_written(rooms, tmp_path, name):
+    room, file = rooms / name, tmp_path / "boxes.json"
+    scene = read_rgbd_folder(room)
+    rows = (100 * np.concatenate([scene.cam2world[0, :3, 3], [0.5, 0.6, 0.7]])).tolist()
+    file.write_text(json.dumps([rows]))
+    with pytest.raises(
+        ValueError, match=rf"boxes\.json: no reader would .*: scene '{room.name}', proposal_boxes: .*like centimetres"
+    ):
+        run("--data", room, "--boxes", file)
+    assert not (room / "proposals.json").exists()
+    # Such a file of before is named, since its error is about it and not about what is given.
+    (room / "proposals.json").write_text(json.dumps([rows]))
+    file.write_text(json.dumps(ROWS))
+    with pytest.raises(ValueError, match=r"This is of .*proposals\.json: move it away and give this command again"):
+        run("--data", room, "--boxes", file, "--force")
+
+
 def test_a_list_of_one_scene_or_of_some_is_taken(rooms, tmp_path):
     room, file = rooms / "val" / "val-000000", tmp_path / "boxes.json"
     file.write_text(json.dumps(ROWS))

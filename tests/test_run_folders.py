@@ -108,8 +108,8 @@ def test_questions_about_scenes_that_are_not_there_are_named(tmp_path):
     words = ["--model", str(get_checkpoint()), "--task", "rooms", "--data", str(data), "--output", str(tmp_path / "o")]
     with pytest.raises(
         FileNotFoundError,
-        match=rf"val.jsonl: expected questions about scenes that are in --data, got {len(asked)}, first '{asked[0]}', "
-        rf"about 2 that are not, such as \['{names[0]}', '{names[1]}'\]: .*{names[0]} is not there; copy or prepare",
+        match=rf"split val: expected questions about scenes that are there, got {len(asked)}, first '{asked[0]}',"
+        rf" about 2 that are not, such as \['{names[0]}', '{names[1]}'\]: there is no folder .*{names[0]}, and no",
     ):
         door.main(door.parse_arguments(words))
 

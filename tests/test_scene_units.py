@@ -93,3 +93,35 @@ def test_arrays_that_cannot_be_written_to_pass_in_silence():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_scene(replace(room, depth_maps=depth))
+
+
+@pytest.mark.parametrize("shift", [200.0, -350.0])
+@pytest.mark.parametrize("name", ["boxes", "proposal_boxes"])
+def test_far_boxes_blame_poses_that_stand_far_apart(shift, name):
+    room = make_room()
+    boxes = {"boxes": None, name: room.boxes}
+    centimetres = room.cam2world.copy()
+    centimetres[:, :3, 3] = 100 * centimetres[:, :3, 3] / np.ptp(centimetres[:, :3, 3], axis=0).max()
+    centimetres[:, 0, 3] += shift
+    with pytest.raises(ValueError, match="cameras stand 100 apart and see .* m far, so the poses are likely in anoth"):
+        check_scene(replace(room, cam2world=centimetres, **boxes))
+    moved = room.cam2world.copy()
+    moved[:, 0, 3] += shift
+    with pytest.raises(ValueError, match="divide boxes of millimetres by 1000, or, where the poses are no metres"):
+        check_scene(replace(room, cam2world=moved, **boxes))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_wrong_alignment_is_told_of_its_file(tmp_path, value):
+    matrix = np.eye(4)
+    matrix[1, 3] = value
+    np.savetxt(tmp_path / "axis_align.txt", matrix)
+    for given, name in ((tmp_path / "axis_align.txt", "axis_align.txt"), (matrix, "axis_align_matrix")):
+        with pytest.raises(
+            ValueError, match=rf"{name}: the axis alignment must be finite.*write the right 4x4"
+        ) as caught:
+            read_axis_align_matrix(given, "x")
+        assert "tracking" not in str(caught.value)
+    for matrices in (matrix[None], np.zeros((2, 4, 4))):
+        with pytest.raises(ValueError, match="tracking was lost there: leave the frame out"):
+            check_cam2world(matrices, len(matrices), "scene 'x'")

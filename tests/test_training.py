@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerState, TrainingArguments
 
 from ross3d import train
-from ross3d.data.annotations import group_by_scene, load_annotations
+from ross3d.data.annotations import group_by_scene, load_annotations, save_annotations
 from ross3d.data.atomic import hold_folder
 from ross3d.data.collator import propose_hidden_views, widen_grounding_labels
 from ross3d.data.dataset import SceneRows, get_row_seed
@@ -222,14 +222,51 @@ def test_rows_are_of_pictures_as_they_are_to_be_decoded(tmp_path):
         DataArguments(decode="fast")
 
 
-def test_annotations_of_unknown_scenes_are_refused(tmp_path):
-    shutil.copytree(get_rooms(), tmp_path / "rooms")
-    arguments = RunArguments(data=DataArguments(root=str(tmp_path / "rooms"), limit=2))
-    processor = make_tiny_processor()
-    assert len(build_rows(arguments, processor, 1, None)) == 2
-    shutil.rmtree(tmp_path / "rooms" / "train" / "train-000004")
-    with pytest.raises(ValueError, match=r"train.jsonl: expected scene_ids that are folders of .*000004'\] and 1 un"):
-        build_rows(arguments, processor, 1, None)
+@pytest.mark.parametrize("gone", [[4], [1, 7]])
+def test_annotations_of_unknown_scenes_are_refused_before_the_model_is_built(tmp_path, monkeypatch, gone):
+    """With how many questions are about how many scenes; nothing is left behind that would hold the data as it was."""
+    rooms = Path(shutil.copytree(get_rooms(), tmp_path / "rooms"))
+    trainer = {"output_dir": str(tmp_path / "run"), "use_cpu": True, "report_to": "none"}
+    arguments = RunArguments(
+        init_from=str(get_checkpoint()), data=DataArguments(root=str(rooms), limit=2), trainer=trainer
+    )
+    assert len(build_rows(arguments, make_tiny_processor(), 1, make_model().config)) == 2
+    for number in gone:
+        shutil.rmtree(rooms / "train" / f"train-{number:06d}")
+    monkeypatch.setattr(train, "build_model", lambda *given: pytest.fail("the model was built first"))
+    names = {f"train-{number:06d}" for number in gone}
+    asked = [row for row in load_annotations(rooms / "annotations" / "train.jsonl") if row.scene_id in names]
+    message = (
+        rf"train.jsonl: expected scene_ids that are folders of .*train, got {len(asked)} questions, first"
+        rf" '{asked[0].id}', about {len(gone)} scenes that are not, such as \['{min(names)}'"
+    )
+    with pytest.raises(ValueError, match=message):
+        train.main(arguments)
+    assert not (tmp_path / "run" / "run.yaml").exists()
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("point", [(150.0, -20.0, 40.0), (3.0, -77.0, 1.0)])
+def test_a_place_far_outside_of_its_scene_names_file_and_question(tmp_path, point, kept):
+    rooms = Path(shutil.copytree(get_rooms(), tmp_path / "rooms"))
+    file = rooms / "annotations" / "train.jsonl"
+    questions = load_annotations(file)
+    wrong = next(question for question in questions if question.query_coords is not None)
+    wrong.query_coords = point
+    save_annotations([wrong], file)
+    data = DataArguments(root=str(rooms), prepared=str(tmp_path / "kept") if kept else None)
+    rows = build_rows(RunArguments(data=data), make_tiny_processor(), 1, None)
+    order = [rows.scenes[row.scene].name for row in rows.plan_epoch(0)]
+    message = (
+        rf"train.jsonl: query_coords of question '{wrong.id}': expected a point in metres, within 50 of what the views"
+        rf" of scene '{wrong.scene_id}' show"
+    )
+    with pytest.raises(ValueError, match=message):
+        rows[order.index(wrong.scene_id)]
+    wrong.query_coords = (1.0, 1.0, 0.5)
+    save_annotations([wrong], file)
+    rows = build_rows(RunArguments(data=data), make_tiny_processor(), 1, None)
+    assert "query_coords" in rows[order.index(wrong.scene_id)]
 
 
 def test_scans_without_questions_are_checked(tmp_path):

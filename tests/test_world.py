@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.own_scan import get_box_corners, read_own_scan
@@ -212,6 +213,17 @@ def test_what_lies_in_the_old_world_keeps_a_scan_from_being_turned(tmp_path):
     assert align_folder(folder, force=False, min_confidence=0.5).outcome == "aligned"
 
 
+@pytest.mark.parametrize("degrees", [15.0, 40.0])
+def test_an_alignment_that_others_lie_in_is_kept_without_force(tmp_path, degrees):
+    """The identity would change that world as well: it is no way to keep it."""
+    folder = write(tmp_path / "tilted", make_turn(1, degrees))
+    np.savetxt(folder / "axis_align.txt", make_turn(1, 5.0))
+    (folder / "proposals.json").write_text(json.dumps([[0.0, 0.0, 0.5, 1.0, 1.0, 1.0]]))
+    with pytest.raises(ValueError, match=r"or leave out --force to keep the world of axis_align\.txt\.") as caught:
+        align_folder(folder, force=True, min_confidence=0.0)
+    assert "identity" not in str(caught.value)
+
+
 def test_what_cannot_be_aligned_is_refused_and_the_others_are_done(tmp_path):
     write(tmp_path / "good", Y_UP)
     bare = write(tmp_path / "bare", Y_UP, 1)
@@ -299,6 +311,19 @@ def test_a_page_says_of_a_world_what_is_known(tmp_path):
     np.savetxt(bare / "axis_align.txt", np.eye(4))
     page = view.main([str(bare), "--output", str(tmp_path / "d.html")]).read_text(encoding="utf-8")
     assert "not known, the upright axis rests on the alignment" in page
+
+
+@pytest.mark.parametrize(("index", "has_depth"), [(0, False), (1, False), (1, True)])
+def test_a_bar_of_one_metre_stands_where_the_unit_is_known(tmp_path, index, has_depth):
+    folder = write(tmp_path / "room", np.eye(4), index=index)
+    pixels = np.full((40, 40, 4), 255, np.uint8)
+    Image.fromarray(pixels).save(folder / "bev.png")
+    (folder / "bev.json").write_text('{"bounds": [-3, -3, 3, 3]}')
+    np.savetxt(folder / "axis_align.txt", np.eye(4))
+    for file in [] if has_depth else folder.glob("*.depth.png"):
+        file.unlink()
+    page = view.main([str(folder), "--output", str(tmp_path / "a.html")]).read_text(encoding="utf-8")
+    assert "From above" in page and ("1 m<" in page) == has_depth
 
 
 def test_a_video_has_no_world(tmp_path):

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from ross3d.command_line import COUNT, COUNT_OR_NONE, NUM_VIEWS, add_debug, parse_path, run_program
+from ross3d.data.annotations import MARKS
 from ross3d.data.atomic import check_output_file, write_text
 from ross3d.data.bev import BEVPicture, render_scene_bev
 from ross3d.data.consistency import measure_scene_agreement
@@ -52,6 +53,30 @@ def load_model(
     if has_teacher:
         model.attach_teacher(folder / "teacher")
     return model, processor, has_teacher
+
+
+def check_questions(questions: Sequence[str]) -> None:
+    """Refuse questions that no model can be asked here, before the scan is read.
+
+    Raises:
+        ValueError: names the first, and what to write in its place.
+    """
+    for question in questions:
+        if not question.strip():
+            raise ValueError(f"questions: expected words in each, got {list(questions)}; ask something.")
+        marks = [mark for mark in MARKS if mark in question]
+        if marks:
+            raise ValueError(
+                f"questions: expected plain words, got the marks {marks} in {question[:100]!r}; leave them out: say in"
+                ' words which place is meant, and begin with "find " (or give --ground) to be answered by boxes.'
+            )
+        try:
+            question.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"questions: expected text in UTF-8, got other bytes at letter {error.start} of {question[:100]!r};"
+                " type it again."
+            ) from error
 
 
 def choose_grounded(questions: list[str], ground_all: bool, has_boxes: bool, has_head: bool) -> list[bool]:
@@ -245,8 +270,7 @@ def main(args: list[str] | None = None) -> list[Answer]:
     """Read, answer, rebuild, write; returns the answers in the order of the questions."""
     options = parse_arguments(args)
     check_output_file(options.output, "--output")
-    if not all(question.strip() for question in options.questions):
-        raise ValueError(f"questions: expected words in each, got {options.questions}; ask something.")
+    check_questions(options.questions)
     if options.hide is not None and options.hide >= options.views:
         raise ValueError(
             f"--hide: expected a view from 0 to {options.views - 1} (--views {options.views}), got {options.hide};"

@@ -460,11 +460,14 @@ def build_rows(
     data = arguments.data
     file = find_annotations(data.root, data.split)
     annotations = load_annotations(file)
-    unknown = sorted({annotation.scene_id for annotation in annotations} - {path.name for path in list_split(data)})
-    if unknown:
+    known = {path.name for path in list_split(data)}
+    lost = [annotation for annotation in annotations if annotation.scene_id not in known]
+    if lost:
+        unknown = sorted({annotation.scene_id for annotation in lost})
         raise ValueError(
-            f"{file}: expected scene_ids that are folders of {Path(data.root) / data.split}, got {unknown[:3]} and"
-            f" {len(unknown)} unknown in all; scene_id is the folder's name."
+            f"{file}: expected scene_ids that are folders of {Path(data.root) / data.split}, got {len(lost)}"
+            f" questions, first {lost[0].id!r}, about {len(unknown)} scenes that are not, such as {unknown[:3]};"
+            " scene_id is the folder's name: copy or prepare these scenes, or leave the questions out."
         )
     check_all_object_ids(annotations, lambda name: Path(data.root) / data.split / name)
     check_lengths(annotations, processor, str(file))
@@ -491,6 +494,7 @@ def build_rows(
         prepared=prepared,
         latents=latents,
         seed=arguments.seed,
+        file=str(file),
         blind=data.blind,
     )
 

@@ -106,7 +106,8 @@ def load_processor(folder: Path, geometry_mode: str | None = None) -> Ross3DProc
         geometry_mode (`str`, *optional*): in place of the one it was saved with.
 
     Raises:
-        ValueError: names the folder when its files are broken, or ask for code of their own.
+        ValueError: names the folder when its files are broken, lack the tokenizer's settings, or ask for code of their
+            own.
     """
     check_processor_files(folder)
     try:
@@ -120,6 +121,10 @@ def load_processor(folder: Path, geometry_mode: str | None = None) -> Ross3DProc
             f"{folder}: expected the processor of a checkpoint (processor_config.json, tokenizer.json and"
             f" tokenizer_config.json), got files that cannot be read: {message}; fetch them again."
         ) from error
+    if processor.tokenizer.pad_token is None:
+        file = folder / "tokenizer_config.json"
+        got = "none in it" if file.is_file() else "no such file"
+        raise ValueError(f"{file}: expected the tokenizer's settings, a pad_token among them, got {got}; {WAY_OUT}.")
     if geometry_mode is not None:
         processor.geometry_mode = geometry_mode
     return processor

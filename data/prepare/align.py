@@ -68,11 +68,13 @@ def align_folder(folder: Path, force: bool, min_confidence: float, reading: dict
     before = read_matrix(file, (4, 4), "scan to upright world") if file.is_file() else np.eye(4)
     present = [name for name in IN_ITS_WORLD if (folder / name).is_file()]
     if present and not np.allclose(matrix, before, atol=1e-6):
+        keep = f"write the identity as {ALIGNMENT} to keep the world"
+        if file.is_file():
+            keep = f"leave out --force to keep the world of {ALIGNMENT}"
         raise ValueError(
             f"scene {scene.scene_id!r}: {' and '.join(present)} lie in the world as it is, which the alignment would "
             f"change ({describe_change(estimate)}); move them away, give this command again, and make them anew "
-            "(python -m ross3d.data.prepare proposals and bev), or write the identity as axis_align.txt to keep the "
-            "world."
+            f"(python -m ross3d.data.prepare proposals and bev), or {keep}."
         )
     remove_leftovers(folder)
     write_text(file, "\n".join(" ".join(f"{value:.9g}" for value in row) for row in matrix) + "\n")

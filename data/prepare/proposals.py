@@ -4,7 +4,7 @@ A scene's `proposals.json` is made from its depth, from a detector's masks over 
 list of boxes. One that is there is kept, since benchmarks are scored on it, unless --force is given.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ross3d.data.prepare.parallel import run_jobs
 from ross3d.data.prepare.scene_folder import format_rows
 from ross3d.data.prepare.tables import refresh_scans_tables
 from ross3d.data.proposals import propose_boxes
+from ross3d.data.scene import check_scene
 from ross3d.data.sources import read_scene
 from ross3d.data.sources.ply import read_ply
 from ross3d.data.sources.scannet_objects import align_vertices
@@ -84,7 +85,14 @@ def get_alignment(folder: Path, reading: dict[str, Any]) -> np.ndarray:
 def make_boxes(folder: Path, source: ProposalSource) -> list[list[float]]:
     """The proposals of a scene, best first: lists of centre and size, metres, in its upright world."""
     if source.boxes is not None:
-        return read_box_list(source.boxes, folder.name).tolist()
+        boxes = read_box_list(source.boxes, folder.name)
+        # What is written is refused here already where readers would refuse it.
+        scene = read_scene(folder, num_views=MAX_VIEWS, **({"look_at_world": False} | source.reading))
+        try:
+            check_scene(replace(scene, proposal_boxes=boxes))
+        except ValueError as error:
+            raise ValueError(f"{source.boxes}: no reader would take these boxes: {error}") from error
+        return boxes.tolist()
     if source.masks is None:
         scene = read_scene(folder, num_views=MAX_VIEWS, **({"look_at_world": False} | source.reading))
         require_upright(scene)
@@ -104,7 +112,12 @@ def make_proposals(folder: Path, source: ProposalSource, force: bool) -> bool:
     file = folder / "proposals.json"
     if file.is_file() and not force:
         return False
-    boxes = make_boxes(folder, source)
+    try:
+        boxes = make_boxes(folder, source)
+    except ValueError as error:
+        if file.is_file() and str(error).startswith(f"scene {folder.name!r}, proposal_boxes"):
+            raise ValueError(f"{error} This is of {file}: move it away and give this command again.") from error
+        raise
     remove_leftovers(folder)
     write_text(file, format_rows(boxes))
     return True

@@ -107,6 +107,14 @@ FOREIGN = (
         f"depth is 4000 units a metre (divide by 4 to get millimetres): {AS_FOLDER}, a folder for each room",
     ),
     ForeignLayout(
+        "3D Scanner App's export of all data",
+        (("frame_[0-9]*.jpg", "frame_[0-9]*.json"),),
+        "frame_NNNNN.json holds cameraPoseARFrame (4x4 camera to world by rows, metres, y up, OpenGL axes: turn the y"
+        " and z axes around) and intrinsics (3x3 by rows, pixels of frame_NNNNN.jpg), depth_NNNNN.png is millimetres:"
+        " write transforms.json, with cameraPoseARFrame as each frame's transform_matrix as it is, fl_x, fl_y, cx, cy,"
+        f" w and h, and depth_file_path; or {AS_FOLDER}",
+    ),
+    ForeignLayout(
         "a COLMAP model",
         (
             ("sparse/*/cameras.*",),
@@ -116,6 +124,14 @@ FOREIGN = (
             ("cameras.txt", "images.txt"),
         ),
         "convert it with nerfstudio: ns-process-data images --skip-colmap --colmap-model-path MODEL --data PICTURES"
+        " --output-dir NEW_FOLDER; its world has no metres",
+    ),
+    ForeignLayout(
+        "a workspace of COLMAP whose pictures are distorted",
+        (("distorted/sparse/*/cameras.*",), ("distorted/sparse/cameras.*",), ("distorted/database.db",)),
+        "undistort it (colmap image_undistorter --image_path {path}/input --input_path {path}/distorted/sparse/0"
+        " --output_path UNDISTORTED --output_type COLMAP) and convert what that makes with nerfstudio:"
+        " ns-process-data images --skip-colmap --colmap-model-path UNDISTORTED/sparse --data UNDISTORTED/images"
         " --output-dir NEW_FOLDER; its world has no metres",
     ),
     ForeignLayout(

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from ross3d.data.sampling import sample_uniform
-from ross3d.data.scene import TURN_BACK, check_boxes, check_cam2world
+from ross3d.data.scene import check_boxes, check_cam2world
 from ross3d.data.sources.inside import OutsideError
 from ross3d.data.sources.pictures import (
     MILLIMETRES_PER_METRE,
@@ -34,7 +34,7 @@ from ross3d.data.sources.pictures import (
     scale_depth,
 )
 from ross3d.data.text_files import read_json, read_text
-from ross3d.geometry_ross3d import is_centre_of_turned, turn_cameras
+from ross3d.geometry_ross3d import TURN_BACK, is_centre_of_turned, turn_cameras
 
 
 # Share of a scan's frames that may be lost, missing or damaged before the whole scan is refused; and of pictures that
@@ -540,7 +540,8 @@ def read_axis_align_matrix(
         return None
     if matrix.shape != (4, 4):
         raise ValueError(f"axis_align_matrix must be (4, 4), got {matrix.shape}.")
-    check_cam2world(matrix[None], 1, f"scene {scene_id!r}", [name], "the axis alignment")
+    remedy = "write the right 4x4 matrix, scan to upright world, in its place, or take it away to have it estimated"
+    check_cam2world(matrix[None], 1, f"scene {scene_id!r}", [name], "the axis alignment", remedy)
     return matrix
 
 

@@ -282,9 +282,12 @@ def _get_intrinsics(
     `stored_size` is that of the picture on disk, for files that do not say it.
     """
     model = str(frame.get("camera_model", "OPENCV"))
-    if model not in CAMERA_MODELS:
+    # instant-ngp says it so, and names no model.
+    is_fisheye = bool(frame.get("is_fisheye"))
+    if is_fisheye or model not in CAMERA_MODELS:
+        got = f"is_fisheye = {frame['is_fisheye']!r}" if is_fisheye else repr(model)
         raise ValueError(
-            f"{where}: camera_model must be one of {sorted(CAMERA_MODELS)}, got {model!r}; undistort the pictures to a"
+            f"{where}: camera_model must be one of {sorted(CAMERA_MODELS)}, got {got}; undistort the pictures to a"
             " pinhole camera first."
         )
     width, height = (_get_number(frame, key, side, where) for key, side in zip("wh", stored_size, strict=True))

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ross3d.data.text_files import check_file
-from ross3d.image_processing_ross3d import check_picture_size, get_orientation, open_picture
+from ross3d.image_processing_ross3d import check_picture_size, get_orientation, load_picture, open_picture
 
 
 MILLIMETRES_PER_METRE = 1000.0
@@ -34,6 +34,16 @@ UPRIGHT = {
     6: (False, 3),
     7: (True, 3),
     8: (False, 1),
+}
+# What undoes each orientation.
+LAY_BACK = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
 }
 # Width, height and largest value, between blanks and comments, at the beginning of a binary PGM.
 _GAP = rb"(?:\s|#[^\n]*\n)+"
@@ -83,8 +93,13 @@ def open_image(file: Path) -> Image.Image:
     """
     image = _open(file, file)
     with _name_broken_picture(file):
-        image.load()
-    return image
+        return load_stored(image, get_orientation(image))
+
+
+def load_stored(image: Image.Image, orientation: int) -> Image.Image:
+    """A picture, decoded, as it is stored: TIFF, which Pillow turns upright while it decodes it, is turned back."""
+    load_picture(image)
+    return image.transpose(LAY_BACK[orientation]) if image.format == "TIFF" and orientation > 1 else image
 
 
 @dataclass(frozen=True)
@@ -139,7 +154,10 @@ def decode_stored(source: Path | BinaryIO, where: Path | str, reduce_to: int | N
         orientation = get_orientation(image)
         if reduce_to is not None:
             image.draft(None, (reduce_to, reduce_to))
-        return StoredPicture(np.asarray(image.convert("RGB")), size, orientation)
+        stored = load_stored(image, orientation)
+        # A reduced JPEG is smaller than the one on disk; TIFF states another size than it is stored with.
+        size = stored.size if image.format == "TIFF" else size
+        return StoredPicture(np.asarray(stored.convert("RGB")), size, orientation)
 
 
 def decode_color(
