@@ -369,7 +369,10 @@ class Ross3DModel(Ross3DPreTrainedModel):
         input_ids, pixel_values, coords, valid, view_mask = (
             batch[name] for name in ("input_ids", "pixel_values", "patch_coords", "patch_valid", "view_mask")
         )
-        placeholders, num_positions = self.get_placeholder_mask(input_ids, inputs_embeds), self.views.layout.num_positions
+        placeholders, num_positions = (
+            self.get_placeholder_mask(input_ids, inputs_embeds),
+            self.views.layout.num_positions,
+        )
         if view_mask is None and pixel_values is not None:
             view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
         elif view_mask is None:

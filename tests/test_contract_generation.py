@@ -11,9 +11,9 @@ from transformers import CompileConfig, StaticCache
 from transformers.exporters import DynamoConfig, DynamoExporter
 from transformers.exporters.utils import decompose_for_generation, get_leaf_tensors
 
-from ross3d.views_ross3d import get_views
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.tests.fabricate import IMAGE_TOKEN, make_config, make_model
+from ross3d.views_ross3d import get_views
 
 
 NUM_VIEWS = 2
