@@ -1320,6 +1320,27 @@ class Ross3DProcessor(ProcessorMixin):
             "resample": int(self.image_processor.resample),
         }
 
+    def get_pixel_settings(self) -> dict[str, Any]:
+        """Settings that decide which numbers `pixel_values` makes of cropped pictures."""
+        pictures = self.image_processor
+        return {
+            "do_rescale": pictures.do_rescale,
+            "rescale_factor": pictures.rescale_factor,
+            "do_normalize": pictures.do_normalize,
+            "image_mean": list(pictures.image_mean),
+            "image_std": list(pictures.image_std),
+        }
+
+    def get_scene_settings(self) -> dict[str, Any]:
+        """All settings that decide what the model reads of a scene; bird's-eye pictures are targets alone."""
+        fitted = {name: value for name, value in self.get_fit_settings().items() if name != "bev_size"}
+        return {
+            **fitted,
+            **self.get_pixel_settings(),
+            "spatial_instruction": self.spatial_instruction,
+            "object_patch_threshold": self.object_patch_threshold,
+        }
+
     def fit_request(self, request: SceneRequest) -> FittedScene:
         """Decode, resize and crop pictures; crop, unproject and pool depth; fit the bird's-eye picture.
 

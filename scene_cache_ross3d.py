@@ -37,8 +37,6 @@ from .attention_ross3d import SharedPrefixCache
 
 # Changes whenever what a file holds, or what the numbers in it mean, changes.
 SCENE_CACHE_VERSION = 2
-# Processor settings that decide what the model read of a scene.
-SCENE_SETTINGS = ("patch_size", "geometry_mode", "spatial_instruction", "object_patch_threshold")
 
 
 @dataclass
@@ -144,7 +142,7 @@ class Ross3DSceneCache:
         state = {
             "version": SCENE_CACHE_VERSION,
             "model": get_model_fingerprint(model),
-            "processor": None if processor is None else get_processor_settings(processor),
+            "processor": None if processor is None else processor.get_scene_settings(),
             "layers": [
                 # Copies of their own size: a slice would be written with all that it was cut from.
                 {"keys": layer.keys.contiguous().clone(), "values": layer.values.contiguous().clone()}
@@ -188,9 +186,9 @@ class Ross3DSceneCache:
                 f"{file}: expected scenes that this model has read, got those of other weights or another config;"
                 " encode the scene again."
             )
-        if processor is not None and state["processor"] != get_processor_settings(processor):
+        if processor is not None and state["processor"] != processor.get_scene_settings():
             raise ValueError(
-                f"{file}: expected scenes prepared with {get_processor_settings(processor)}, got"
+                f"{file}: expected scenes prepared with {processor.get_scene_settings()}, got"
                 f" {state['processor']}; encode the scene again, or load the processor that prepared it."
             )
         check_tensors(f"{file}", state, model.config)
@@ -433,17 +431,6 @@ def list_known_settings(config: PreTrainedConfig) -> dict[str, Any]:
         if isinstance(section, PreTrainedConfig):
             settings[name] = list_known_settings(section)
     return settings
-
-
-def get_processor_settings(processor: Any) -> dict[str, Any]:
-    """Settings of a processor that decide what the model read of a scene."""
-    settings = {name: getattr(processor, name) for name in SCENE_SETTINGS}
-    pictures = processor.image_processor
-    return settings | {
-        "view_size": processor.view_size,
-        "image_mean": list(pictures.image_mean),
-        "image_std": list(pictures.image_std),
-    }
 
 
 __all__ = ["SCENE_CACHE_VERSION", "Ross3DSceneCache"]

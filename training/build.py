@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -432,10 +432,8 @@ def build_latents(arguments: RunArguments, processor: Ross3DProcessor, config: R
             f" denoiser_config {config.denoiser_config}; leave data.latents out."
         )
     check_normalization(processor, config)
-    pixels = processor.image_processor
     settings = {
-        "processor": processor.get_fit_settings(),
-        "pixels": [pixels.do_rescale, pixels.rescale_factor, pixels.do_normalize],
+        "processor": processor.get_fit_settings() | processor.get_pixel_settings(),
         "reading": get_run_reading(arguments, processor),
         "image_mean": list(config.image_mean),
         "image_std": list(config.image_std),
@@ -689,9 +687,3 @@ def save_teacher(teacher: nn.Module, folder: Path) -> None:
     config = read_json(file, "the config of the teacher", kind=dict)
     config.pop("_name_or_path", None)
     write_text(file, json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def sample_paths(paths: Sequence[Path], count: int) -> list[Path]:
-    """`count` paths spread evenly over all of them."""
-    stride = max(len(paths) // max(count, 1), 1)
-    return list(paths[::stride][:count])
