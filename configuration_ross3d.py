@@ -279,6 +279,12 @@ class Ross3DDenoiserConfig(SavedKeysMixin, PreTrainedConfig):
         return self.latent_channels * self.latent_patch_size**2
 
 
+def ignore_losses(config_class: type) -> None:
+    """Have a stock Trainer leave out the named losses whose weights a class of configs adds."""
+    own = [name.removesuffix("_weight") for name in config_class.__annotations__ if name.endswith("_loss_weight")]
+    config_class.keys_to_ignore_at_inference = [*config_class.keys_to_ignore_at_inference, *own]
+
+
 @strict
 class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
     r"""
@@ -320,6 +326,9 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
     """
 
     model_type = "ross3d"
+    # What a stock Trainer leaves out of predictions, since it cannot be joined over batches: the named losses
+    # (`ignore_losses` adds them) and scores, of as many questions and proposals as a batch has (`model.ground`).
+    keys_to_ignore_at_inference = ["past_key_values", "loss_counts", "grounding_scores"]
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(
             config_class=AutoConfig,
@@ -380,6 +389,10 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        ignore_losses(cls)
+
     def __post_init__(self, **kwargs):
         check_config_keys(type(self), kwargs, "Ross3DConfig")
         for name, spec in self.sub_configs_defaults.items():
@@ -431,12 +444,6 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
         return tuple(name.removesuffix("_weight") for name in names if name.endswith("_loss_weight"))
 
     @property
-    def keys_to_ignore_at_inference(self) -> list[str]:
-        """What a stock Trainer leaves out of predictions: it cannot be joined over batches. `model.ground` gives the
-        scores, of as many questions and proposals as a batch has."""
-        return ["past_key_values", *self.loss_names, "loss_counts", "grounding_scores"]
-
-    @property
     def patch_grid_size(self) -> int:
         """p: vision patches along a side of a view (27 in the published model)."""
         return self.vision_config.image_size // self.vision_config.patch_size
@@ -461,6 +468,7 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
         return min(limits) if limits else get_scaled_length(rope, longest)
 
 
+ignore_losses(Ross3DConfig)
 Ross3DConfig.register_for_auto_class()
 
 __all__ = ["Ross3DConfig", "Ross3DDenoiserConfig"]

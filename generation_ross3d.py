@@ -55,6 +55,9 @@ from .scene_cache_ross3d import Ross3DSceneCache, check_scene
 DEFAULT_NEW_TOKENS = 20
 
 
+LATENTS = ("view_latents", "bev_latents")
+
+
 class PlaceholderSuppression(LogitsProcessor):
     """Keeps `<image>` and `<coord>` out of answers, whatever a generation config says: they stand for places."""
 
@@ -166,8 +169,8 @@ class Ross3DGenerationMixin(GenerationMixin):
             ValueError: for rows with several questions, questions without a scene, `use_cache=False` beside `scene`,
                 a `scene_index` that is missing or wrong, or prompts that leave no room for an answer.
         """
-        # What the processor returns for grounding and training.
-        for key in list_inputs("proposals", "target"):
+        # What the processor returns for grounding and training. Latents stay: hidden views are compared with them.
+        for key in set(list_inputs("proposals", "target")) - set(LATENTS):
             kwargs.pop(key, None)
         check_generate_inputs(self, inputs, kwargs, scene, scene_index)
         if kwargs.get("mm_encoder_outputs") is not None:
@@ -475,7 +478,7 @@ def check_generate_inputs(model: Any, inputs: torch.Tensor | None, kwargs: dict,
 
 def check_scene_rows(model: Any, batch: dict[str, Any]) -> None:
     """Refuse what is no scene alone, for `encode_scene`."""
-    check_input_names("encode_scene", batch, unused=("bool_masked_views", "query_coords"))
+    check_input_names("encode_scene", batch, unused=("bool_masked_views", "query_coords", *LATENTS))
     input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
     check_inputs(batch, **model.model.views.layout.sizes)
     check_prompts(model, "encode_scene", input_ids, {"attention_mask": attention_mask})
@@ -491,7 +494,7 @@ def check_scene_rows(model: Any, batch: dict[str, Any]) -> None:
 
 def check_ground_inputs(model: Any, batch: dict[str, Any], scene: Any, scene_index: Any) -> None:
     """Refuse what holds no expression to ground, or nothing to ground it in."""
-    check_input_names("ground", batch, unused=("bool_masked_views",))
+    check_input_names("ground", batch, unused=("bool_masked_views", *LATENTS))
     if scene is not None:
         check_questions_alone(model, "ground", scene, batch)
     # Proposals of cached scenes come one list a scene, not one a question.
@@ -520,7 +523,7 @@ def check_reconstruct_inputs(
     model: Any, batch: dict[str, Any], num_inference_steps: int | str, generator: torch.Generator | None
 ) -> None:
     """Refuse, before anything is computed, what cannot be rebuilt."""
-    check_input_names("reconstruct", batch)
+    check_input_names("reconstruct", batch, unused=LATENTS)
     check_inputs(batch, **model.model.views.layout.sizes)
     if model.reconstruction_head is None:
         raise ValueError("reconstruct: expected a model with denoiser_config, got None; load another checkpoint.")

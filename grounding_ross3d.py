@@ -210,12 +210,13 @@ class GroundingObjective(Objective):
     reads = ("grounding_labels", "input_ids", "proposal_boxes")
     head = "grounding_head"
 
-    def check(self, model: nn.Module, batch: Batch) -> None:
+    def check_batch(self, model: nn.Module, batch: Batch) -> None:
         """Refuse labels of proposals that nothing would be scored against; their numbers, outside training."""
         labels = batch.get("grounding_labels")
         if labels is None:
             return
-        given = {name: name in batch for name in self.reads[1:]} | {self.head: self.is_on(model.config)}
+        given = {name: name in batch for name in self.reads[1:]}
+        given[self.head] = getattr(model, self.head) is not None
         for name, is_given in given.items():
             if not is_given:
                 raise ValueError(

@@ -38,8 +38,6 @@ import numpy as np
 from huggingface_hub.utils import httpx
 from PIL import Image, ImageOps
 
-from .inputs_ross3d import shorten
-
 
 # A picture with more pixels (a phone's 50 megapixels pass), or one this many times longer than wide, is refused before
 # memory is taken for it.
@@ -54,6 +52,11 @@ ANSWER_TIMEOUT, DOWNLOAD_TIMEOUT = 60.0, 600.0
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error)
 # Quarter turns, counter-clockwise, that bring stored pixels upright; the other orientations (2, 4, 5, 7) also mirror.
 STORED_TURNS = {1: 0, 3: 2, 6: 3, 8: 1}
+
+
+def shorten(text: str, limit: int = 200) -> str:
+    """A text for an error message: its beginning and its end, where it is longer than `limit` letters."""
+    return text if len(text) <= limit else f"{text[: limit - 40]} ... {text[-20:]}"
 
 
 def check_regular_file(file: str | os.PathLike, name: str) -> Path:
@@ -298,6 +301,7 @@ def turn_upright(picture: Image.Image) -> Image.Image:
 
 
 __all__ = [
+    "shorten",
     "MAX_PICTURE_ASPECT",
     "MAX_PICTURE_PIXELS",
     "check_picture_size",

@@ -13,8 +13,8 @@
 # limitations under the License.
 """The tensors of a batch: one table of what each is, and the checks where a call enters the model.
 
-Processor, collator, model, generation and trainer take their lists from the table. The checks of a step of training
-look at shapes and dtypes alone: reading values would make a GPU wait.
+Processor, collator, model, generation and trainer take their lists from the table. `check_inputs` looks
+at shapes and dtypes alone: reading values would make a GPU wait.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+
+from .image_processing_ross3d import shorten
 
 
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -169,11 +171,6 @@ HINTS = {
     "query_coords": "pass x, y, z of each question, metres.",
 }
 HINT = "build rows with this model's processor."
-
-
-def shorten(text: str, limit: int = 200) -> str:
-    """A text for an error message: its beginning and its end, where it is longer than `limit` letters."""
-    return text if len(text) <= limit else f"{text[: limit - 40]} ... {text[-20:]}"
 
 
 def check(rule: bool, name: str, expected: str, got: Any, remedy: str) -> None:
@@ -344,6 +341,5 @@ __all__ = [
     "list_float32",
     "list_inputs",
     "read_float32",
-    "shorten",
     "stack_rows",
 ]

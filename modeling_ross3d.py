@@ -31,7 +31,7 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .attention_ross3d import (
     SharedPrefixCache,
@@ -57,6 +57,7 @@ from .objectives_ross3d import (
     SceneStates,
     TextObjective,
     combine_losses,
+    count_items,
     is_sharded,
     take_part,
 )
@@ -65,6 +66,7 @@ from .reconstruction_ross3d import (
     Ross3DReconstructionHead,
     Ross3DTeacherMixin,
     ViewObjective,
+    check_timesteps,
     get_hidden_views,
     get_unseen_views,
     get_visible_views,
@@ -72,8 +74,6 @@ from .reconstruction_ross3d import (
 from .scene_cache_ross3d import Ross3DSceneCache
 from .views_ross3d import ViewPlaces, get_views
 
-
-logger = logging.get_logger(__name__)
 
 # Which class each Auto class of the library finds in a saved checkpoint; one name a class is all it registers itself.
 AUTO_MAP = {
@@ -101,8 +101,7 @@ def get_loss_names(config: Ross3DConfig) -> tuple[str, ...]:
 
 def count_losses(batch: dict[str, torch.Tensor], config: Ross3DConfig) -> torch.Tensor:
     """How many items (n,), float32, each named loss of a batch averages over, in the order of `get_objectives`."""
-    counts = [objective.count(batch, config) for objective in get_objectives(config)]
-    return torch.stack([count.sum().float() for count in counts])
+    return torch.stack([count_items(objective, batch, config) for objective in get_objectives(config)])
 
 
 @dataclass
@@ -741,7 +740,7 @@ class Ross3DForConditionalGeneration(
             mm_encoder_outputs (`dict`): `{"image": features}` of `get_image_features`, in place of `pixel_values`, of
                 the views that are real, row by row.
             logits_to_keep (`int` or `torch.Tensor`): positions whose logits are wanted; 0 = all.
-            num_items_in_batch (`torch.Tensor` of shape `(4,)`): over how many answers, scenes with hidden views,
+            num_items_in_batch (`torch.Tensor` of shape `(n,)`): over how many answers, scenes with hidden views,
                 scenes with a bird's-eye picture and grounding questions the losses are averaged; by default those
                 of this batch.
         """
@@ -768,7 +767,18 @@ class Ross3DForConditionalGeneration(
             batch["view_mask"] = torch.ones(shape, dtype=torch.bool, device=device)
         objectives = get_objectives(self.config)
         for objective in objectives:
-            objective.check(self, batch)
+            objective.check_batch(self, batch)
+        # Read once: bits of float32 cost a look at the device.
+        if "loss_weights" in batch and ("labels" in batch or "shift_labels" in batch):
+            batch["loss_weights"] = read_float32("loss_weights", batch["loss_weights"])
+        given_draws = {
+            "view.timesteps": view_timesteps, "view.noise": view_noise,
+            "view.posterior_noise": view_posterior_noise, "bev.timesteps": bev_timesteps, "bev.noise": bev_noise,
+            "bev.posterior_noise": bev_posterior_noise,
+        }  # fmt: skip
+        draws = Draws(row_seed, given_draws)
+        if denoiser is not None:
+            check_timesteps(draws, denoiser)
         unseen = get_unseen_views(get_hidden_views(batch, self.config), self.config)
         outputs = self.model(
             **{name: batch[name] for name in list_inputs("text", "scene", "question") if name in batch},
@@ -790,18 +800,12 @@ class Ross3DForConditionalGeneration(
             # A stock Trainer's process whose rows have no text calls it for logits and once more for the loss.
             self.lm_head(hidden_states[:, :1])
         states = SceneStates(None, None, None, hidden_states)
-        if outputs.visual_states is not None and "view_mask" in batch:
+        # Features that were given in place of pixels have nothing to be rebuilt.
+        if "pixel_values" in batch and outputs.visual_states is not None:
             visible = get_visible_views(batch["view_mask"], unseen)
             states = SceneStates(outputs.visual_states, visible, outputs.visual_positions, hidden_states)
         states.grounding_scores, states.has_ground = self.get_grounding_scores(outputs, batch, runs_all)
-        given_draws = {
-            "view.timesteps": view_timesteps, "view.noise": view_noise,
-            "view.posterior_noise": view_posterior_noise, "bev.timesteps": bev_timesteps, "bev.noise": bev_noise,
-            "bev.posterior_noise": bev_posterior_noise,
-        }  # fmt: skip
-        losses, loss, counts = self.compute_losses(
-            objectives, states, batch, Draws(row_seed, given_draws), runs_all, num_items_in_batch
-        )
+        losses, loss, counts = self.compute_losses(objectives, states, batch, draws, runs_all, num_items_in_batch)
         if self.training and loss is not None:
             loss = take_part(loss, *outputs.values())
         scores = states.grounding_scores
@@ -859,18 +863,22 @@ class Ross3DForConditionalGeneration(
 
         With `runs_all` every objective runs, as zero with a graph where a batch has nothing for it.
         """
-        sums, counts = {}, []
-        device = states.last_hidden_state.device
+        sums = {}
         for objective in objectives:
             runs = objective.is_on(self.config) and objective.can_run(self, states)
             if runs and (runs_all or objective.has_target(states, batch, self.config)):
                 sums[objective.loss_name] = objective.compute(self, states, batch, draws)
-                counts.append(objective.count(batch, self.config).sum().to(device).float())
-            else:
-                counts.append(torch.zeros((), device=device))
         if not sums:
             return {}, None, None
-        counts = torch.stack(counts)
+        device = states.last_hidden_state.device
+        counts = torch.stack(
+            [
+                count_items(objective, batch, self.config).to(device)
+                if objective.loss_name in sums
+                else torch.zeros((), device=device)
+                for objective in objectives
+            ]
+        )
         losses, loss = combine_losses(objectives, sums, counts, num_items_in_batch, self.config)
         return losses, loss, counts
 

@@ -147,8 +147,8 @@ class Objective:
     Attributes:
         name (`str`): "view" is logged as `view_loss`, weighs `config.view_loss_weight` and has a column of its own in
             `loss_counts` and `num_items_in_batch`.
-        reads (tuple of `str`): tensors of the batch that it needs (`inputs_ross3d.INPUTS`), the target first: rows
-            that have the target and lack another are refused by name.
+        reads (tuple of `str`): tensors of a batch (`inputs_ross3d.INPUTS`): the target, and those that it is compared
+            with, without which a batch that has the target is refused by name.
         head (`str`, *optional*): where the model keeps the weights of its head.
     """
 
@@ -168,7 +168,7 @@ class Objective:
         """New weights of its head, for objectives that bring one."""
         return None
 
-    def check(self, model: nn.Module, batch: Batch) -> None:
+    def check_batch(self, model: nn.Module, batch: Batch) -> None:
         """Refuse a batch that has the target and lacks what it is compared with.
 
         Raises:
@@ -177,7 +177,9 @@ class Objective:
         target, *others = self.reads
         missing = [name for name in others if target in batch and name not in batch]
         if missing:
-            raise ValueError(f"{target}: expected {missing[0]} with it, got none; {HINT}")
+            raise ValueError(
+                f"{target}: expected {missing[0]} with this target, which is compared with it, got none; {HINT}"
+            )
 
     def has_target(self, states: SceneStates, batch: Batch, config: Ross3DConfig) -> bool:
         """Whether any row has a target. Asked in evaluation alone: in training all objectives run in every step."""
@@ -188,7 +190,10 @@ class Objective:
         return self.head is None or getattr(model, self.head) is not None
 
     def count(self, batch: Batch, config: Ross3DConfig) -> torch.Tensor:
-        """How many items each row adds to the mean (B,): whole numbers, on the batch's device, which is not read."""
+        """How many items each row adds to the mean (B,), on the batch's device, which is not read.
+
+        Whole numbers, but for the rounding of weights that sum to them.
+        """
         raise NotImplementedError
 
     def compute(self, model: nn.Module, states: SceneStates, batch: Batch, draws: Draws) -> torch.Tensor:
@@ -221,8 +226,14 @@ def get_hidden_views(batch: Batch, config: Ross3DConfig) -> torch.Tensor | None:
 
 
 def count_nothing(batch: Batch) -> torch.Tensor:
-    """Zeros (B,) on the batch's device."""
-    return torch.zeros(len(first := next(iter(batch.values()))), dtype=torch.long, device=first.device)
+    """Zeros (B,) on the batch's device; none for a batch without any tensor of ours."""
+    first = next(iter(batch.values()), torch.zeros(0))
+    return torch.zeros(len(first), dtype=torch.long, device=first.device)
+
+
+def count_items(objective: Objective, batch: Batch, config: Ross3DConfig) -> torch.Tensor:
+    """How many items all rows of a batch add to a mean (), float32, whole."""
+    return objective.count(batch, config).sum().float().round()
 
 
 def get_text_targets(batch: Batch) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -246,10 +257,12 @@ class TextObjective(Objective):
     name = "lm"
     reads = ("labels",)
 
-    def check(self, model: nn.Module, batch: Batch) -> None:
+    def check_batch(self, model: nn.Module, batch: Batch) -> None:
         """Refuse unshifted labels for rows with several questions; outside training, wrong numbers as well."""
         labels, shift_labels, weights = (batch.get(name) for name in ("labels", "shift_labels", "loss_weights"))
-        if labels is None and shift_labels is not None and weights is not None:
+        if labels is None and shift_labels is None:
+            return
+        if labels is None and weights is not None:
             raise ValueError(
                 "labels: expected them beside shift_labels and loss_weights, as the processor returns them, got none;"
                 " a Trainer with label_smoothing_factor takes them away, which this model cannot do with: set it to 0."
@@ -272,7 +285,7 @@ class TextObjective(Objective):
 
     def count(self, batch: Batch, config: Ross3DConfig) -> torch.Tensor:
         targets = get_text_targets(batch)
-        return count_nothing(batch) if targets is None else targets[1].sum(dim=1).round().long()
+        return count_nothing(batch) if targets is None else targets[1].sum(dim=1)
 
     def compute(self, model: nn.Module, states: SceneStates, batch: Batch, draws: Draws) -> torch.Tensor:
         hidden_states, targets = states.last_hidden_state, get_text_targets(batch)
@@ -377,6 +390,7 @@ __all__ = [
     "SceneStates",
     "TextObjective",
     "combine_losses",
+    "count_items",
     "count_nothing",
     "draw_normal",
     "draw_rows",

@@ -70,8 +70,9 @@ from .image_processing_ross3d import (
     get_upright_size,
     open_named_picture,
     open_picture,
+    shorten,
 )
-from .inputs_ross3d import check, list_float32, list_inputs, shorten, stack_rows
+from .inputs_ross3d import check, list_float32, list_inputs, stack_rows
 from .rows_ross3d import (
     COORD_TOKEN,
     GROUND_TOKEN,
@@ -584,11 +585,12 @@ def check_pictures_of_chat(messages: list[dict[str, Any]], name: str) -> None:
 
 
 @dataclass
-class CallOptions(RowOptions):
+class CallOptions:
     """How a call lays out rows and scales pictures."""
 
-    image_processor: Ross3DImageProcessor | None = None
-    return_tensors: str | None = "pt"
+    image_processor: Ross3DImageProcessor
+    rows: RowOptions
+    return_tensors: str | None
 
 
 # Arguments of the library that have one meaning here, with the values that say so; None, the default, always does.
@@ -646,7 +648,7 @@ def is_one_of(value: Any, legal: tuple) -> bool:
     return any(type(value) is type(item) and value == item for item in legal)
 
 
-def read_layout(given: dict[str, Any]) -> dict[str, Any]:
+def read_layout(given: dict[str, Any]) -> RowOptions:
     """Padding and truncation, taken out of `given`."""
     chooses_padding = "padding" in given
     padding, truncation = given.pop("padding", True), given.pop("truncation", False)
@@ -670,8 +672,7 @@ def read_layout(given: dict[str, Any]) -> dict[str, Any]:
         is_read, max_length = True, None
     check(is_read, "max_length", "truncation=True or padding='max_length' with it", f"{max_length} alone",
           "say which of both it is for")  # fmt: skip
-    return {"padding": padding, "truncation": truncation, "padding_side": side, "pad_to_multiple_of": multiple,
-            "max_length": max_length}  # fmt: skip
+    return RowOptions(padding, truncation, side, multiple, max_length)
 
 
 def read_pixel_arguments(given: dict[str, Any], image_processor: Ross3DImageProcessor) -> Ross3DImageProcessor:
@@ -1202,7 +1203,7 @@ class Ross3DProcessor(ProcessorMixin):
         legal = is_one_of(return_tensors, (None, "pt", "np"))
         check(legal, "return_tensors", "'pt' or 'np'", repr(return_tensors), "use 'pt'")
         pixels = read_pixel_arguments(given, self.image_processor)
-        options = CallOptions(image_processor=pixels, return_tensors=return_tensors, **read_layout(given))
+        options = CallOptions(pixels, read_layout(given), return_tensors)
         sampling = [key for key in VIDEO_ARGUMENTS if not is_one_of(given.pop(key, None), (None, False))]
         if sampling:
             # No error: the library's own suite samples the videos of chats that have pictures alone.
@@ -1232,12 +1233,12 @@ class Ross3DProcessor(ProcessorMixin):
         questions = split_questions(words, names, bare=not is_batch or isinstance(words["text"], str))
         requests = split_requests(names, views, questions, belongings)
         scenes = [SceneWords(request.name, len(request.views), request.questions) for request in requests]
-        rows = self.row_builder.build_scene_rows(scenes, words["answers"] is not None, options)
+        rows = self.row_builder.build_scene_rows(scenes, words["answers"] is not None, options.rows)
         # Generation continues a row at its end, so rows of one question, or of none, are padded in front.
         is_packed = any(len(request.questions) > 1 for request in requests)
         right = words["answers"] is not None or is_packed
-        data = self.row_builder.pad_text(rows, "right" if right else "left", options)
-        if options.padding_side is not None and not is_packed:
+        data = self.row_builder.pad_text(rows, "right" if right else "left", options.rows)
+        if options.rows.padding_side is not None and not is_packed:
             del data["segment_ids"]
         data |= stack_rows([self.get_scene_inputs(request, options.image_processor) for request in requests])
         return data | get_question_inputs(requests)
@@ -1263,12 +1264,12 @@ class Ross3DProcessor(ProcessorMixin):
         questions = split_questions(words, names if is_batch else names[:1], bare=not is_batch)
         flat = [question for scene in questions for question in scene]
         check(len(flat) > 0, "text", "at least one question", "none", remedy)
-        rows = self.row_builder.build_question_rows(flat, options)
-        data = self.row_builder.pad_text(rows, "left", options)
+        rows = self.row_builder.build_question_rows(flat, options.rows)
+        data = self.row_builder.pad_text(rows, "left", options.rows)
         are_whole = all(self.template.is_whole_prompt(question.text) for question in flat)
-        if options.padding_side is not None and are_whole:
+        if options.rows.padding_side is not None and are_whole:
             del data["segment_ids"]
-        check(are_whole or options.padding_side != "right", "padding_side",
+        check(are_whole or options.rows.padding_side != "right", "padding_side",
               "'left' for questions, whose answers go on at the ends of rows", "'right'",
               "leave it out; the answers of a chat have chat marks (pass TRL's collator messages)")  # fmt: skip
         if scene_index is not None or (is_batch and not are_whole):

@@ -520,6 +520,17 @@ def get_view_repeats(view_mask: torch.Tensor, hidden: torch.Tensor) -> list[int]
     return [view // count if count else 0 for view, count in zip(views, counts, strict=True)]
 
 
+def check_timesteps(draws: Draws, config: Ross3DDenoiserConfig) -> None:
+    """Refuse timesteps from outside, which no step of train.py has, that the schedule has not."""
+    last = config.num_train_timesteps - 1
+    for branch in ("view", "bev"):
+        timesteps = draws.given.get(f"{branch}.timesteps")
+        if timesteps is not None and not bool(((timesteps >= 0) & (timesteps <= last)).all()):
+            raise ValueError(
+                f"{branch}_timesteps: expected 0..{last}, got {timesteps.tolist()}; draw them from the schedule."
+            )
+
+
 class ReconstructionObjective(Objective):
     """What hidden views and bird's-eye pictures have in common: head, draws, and a step without any of them."""
 
@@ -547,14 +558,6 @@ class ReconstructionObjective(Objective):
         shapes = [(count, *targets.shape[1:]) for count in counts]
         return timesteps, draws.take(f"{self.name}.noise", shapes, draw_normal, rows).to(targets)
 
-    def check_timesteps(self, draws: Draws, config: Ross3DDenoiserConfig) -> None:
-        """Refuse timesteps from outside, which no step of train.py has, that the schedule has not."""
-        timesteps, last = draws.given.get(f"{self.name}.timesteps"), config.num_train_timesteps - 1
-        if timesteps is not None and not bool(((timesteps >= 0) & (timesteps <= last)).all()):
-            raise ValueError(
-                f"{self.name}_timesteps: expected 0..{last}, got {timesteps.tolist()}; draw them from the schedule."
-            )
-
     def run_on_nothing(self, model: nn.Module, states: SceneStates) -> torch.Tensor:
         """Zero, through every parameter of the branch."""
         head, config = getattr(model, self.head), model.config.denoiser_config
@@ -567,7 +570,8 @@ class ReconstructionObjective(Objective):
         row = torch.zeros(1, dtype=torch.long, device=one.states.device)
         latents = torch.zeros(1, config.token_channels, grid, grid, device=one.states.device, dtype=head.dtype)
         asked = PictureQueries(self.branch, one, queries, row, row).list_arguments()
-        return head(*asked, targets=latents, timesteps=row, noise=latents).sum() * 0.0
+        # Timesteps on the host, as drawn ones are. The sum of nothing, which no error, however large, makes NaN.
+        return head(*asked, targets=latents, timesteps=torch.zeros(1, dtype=torch.long), noise=latents)[:0].sum()
 
 
 class ViewObjective(ReconstructionObjective):
@@ -586,7 +590,6 @@ class ViewObjective(ReconstructionObjective):
 
     def compute(self, model: nn.Module, states: SceneStates, batch: Batch, draws: Draws) -> torch.Tensor:
         head, config = getattr(model, self.head), model.config.denoiser_config
-        self.check_timesteps(draws, config)
         hidden = get_hidden_views(batch, model.config)
         places = () if hidden is None else hidden.nonzero(as_tuple=True)
         if hidden is None or not len(places[0]):
@@ -639,7 +642,6 @@ class BevObjective(ReconstructionObjective):
 
     def compute(self, model: nn.Module, states: SceneStates, batch: Batch, draws: Draws) -> torch.Tensor:
         head, config = getattr(model, self.head), model.config.denoiser_config
-        self.check_timesteps(draws, config)
         cells = self.get_cells(batch, model.config)
         rows = () if cells is None else cells.flatten(1).any(dim=1).nonzero()[:, 0]
         if not len(rows):
@@ -666,6 +668,7 @@ __all__ = [
     "Ross3DTeacherMixin",
     "ViewObjective",
     "check_bev_bounds",
+    "check_timesteps",
     "decode_latents",
     "encode_pictures",
     "fold_latents",

@@ -28,7 +28,8 @@ import torch
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from .inputs_ross3d import INPUTS, check, shorten
+from .image_processing_ross3d import shorten
+from .inputs_ross3d import INPUTS, check
 
 
 IMAGE_TOKEN, GROUND_TOKEN, COORD_TOKEN = "<image>", "<ground>", "<coord>"
@@ -308,10 +309,10 @@ def pad_rows(rows: list[np.ndarray], value: float, side: Literal["left", "right"
 class RowOptions:
     """How a call pads and cuts rows, as the library's processors understand it."""
 
-    padding: bool | str = True
+    padding: bool | str
+    truncation: bool
     padding_side: Literal["left", "right"] | None = None
     pad_to_multiple_of: int | None = None
-    truncation: bool = False
     max_length: int | None = None
 
 

@@ -68,6 +68,15 @@ class Ross3DSceneCache:
         # References to models are not for files.
         return self.__dict__ | {"readers": frozenset(), "is_checked": False}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Scenes that an earlier version pickled counted their positions along the row.
+        state = {
+            "next_positions": state["prefix_mask"].sum(dim=1),
+            "readers": frozenset(),
+            "is_checked": False,
+        } | state
+        self.__dict__.update(state)
+
     @classmethod
     def join(cls, scenes: "Sequence[Ross3DSceneCache]") -> "Ross3DSceneCache":
         """Scenes that one model read apart, to be asked about together; scene i keeps its place in the sequence.

@@ -72,6 +72,9 @@ class Ross3DCollator:
             if "grounding_labels" in row:
                 row["grounding_labels"] = widen_grounding_labels(row["grounding_labels"], widest)
         batch = stack_rows(tensors, input_ids=self.pad_token_id)
+        if len(rows) == 1:
+            # Stacked without a copy: a change of the batch must not reach rows that are kept.
+            batch = {name: tensor.clone() for name, tensor in batch.items()}
         batch["row_seed"] = torch.stack([row["row_seed"] for row in rows])
         if "view_mask" in batch:
             batch["bool_masked_views"] = self.propose(batch)

@@ -255,3 +255,13 @@ def test_checkpoints_of_before_learn_the_new_auto_class(tmp_path):
 def test_a_published_config_is_sent_to_the_converter():
     with pytest.raises(ValueError, match=r"got those of a published checkpoint \(mm_vision_tower\); convert it with"):
         Ross3DConfig(hidden_size=64, mm_vision_tower="google/siglip-so400m-patch14-384")
+
+
+def test_a_trainer_leaves_the_named_losses_out_of_predictions():
+    """The list is one of the class, which users change, as in the library; subclasses add their losses."""
+    names = {"past_key_values", "loss_counts", "grounding_scores", *Ross3DConfig().loss_names}
+    assert set(Ross3DConfig.keys_to_ignore_at_inference) == names and "lm_loss" in names
+    config = Ross3DConfig()
+    config.keys_to_ignore_at_inference = ["past_key_values"]
+    assert config.keys_to_ignore_at_inference == ["past_key_values"]
+    assert set(Ross3DConfig.keys_to_ignore_at_inference) == names

@@ -116,3 +116,38 @@ def test_hidden_views_are_not_scored_of_a_model_that_never_hid_any():
     context = SimpleNamespace(model=make_model(view_objective="vanilla"))
     with pytest.raises(ValueError, match=r"expected a model with view_objective 'cross_view', got 'vanilla'"):
         reconstruction.prepare(context, [])
+
+
+def test_nothing_to_rebuild_is_zero_however_large_the_errors():
+    """A step without hidden views and pictures runs the head on nothing: infinite errors of it are not NaN."""
+    model = make_model().train()
+    with torch.no_grad():
+        model.reconstruction_head.denoiser.final_layer.linear.bias.fill_(1e30)
+    for row in (make_row(0, 3, 2, ["text"], bev=False), make_row(1, 2, 1, ["text", "text"], bev=False)):
+        batch = make_collator()([row])
+        batch["bool_masked_views"] = torch.zeros_like(batch["bool_masked_views"])
+        outputs = model(**batch)
+        assert outputs.view_loss == outputs.bev_loss == 0 and outputs.loss.isfinite()
+
+
+@pytest.mark.parametrize("views", [2, 3])
+def test_features_in_place_of_pixels_have_nothing_to_rebuild(views):
+    model = make_model().eval()
+    batch = make_collator()([make_row(0, views, 2, ["text"])])
+    names = ("input_ids", "attention_mask", "view_mask", "bev_pixel_values", "bev_valid")
+    given = {name: batch[name] for name in names}
+    features = model.get_image_features(batch["pixel_values"], batch["view_mask"])
+    hidden = torch.zeros_like(batch["view_mask"])
+    hidden[0, 0] = True
+    outputs = model(**given, mm_encoder_outputs={"image": features}, bool_masked_views=hidden)
+    assert outputs.view_loss is None and outputs.bev_loss is None and outputs.loss is None
+    plain = model(**given, pixel_values=batch["pixel_values"], bool_masked_views=hidden)
+    assert torch.equal(outputs.logits, plain.logits) and plain.view_loss > 0
+
+
+def test_answers_are_counted_over_all_rows_before_they_are_rounded():
+    """Weights of one's own may be shares of an answer."""
+    model = make_model()
+    batch = make_collator()([make_row(0, 3, 2, ["text"]), make_row(1, 5, 4, ["text"])])
+    batch["loss_weights"] = batch["loss_weights"] / 2
+    assert count_losses(batch, model.config)[0] == 1 and model.train()(**batch).loss_counts[0] == 1

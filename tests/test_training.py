@@ -451,7 +451,10 @@ def test_no_target_stays_the_last_column():
 def test_rows_of_two_processors_are_refused():
     rows = [make_row(1, 2, 1, ["text"]), make_row(2, 3, 1, ["text"])]
     rows[1]["pixel_values"] = torch.zeros(3, 3, 24, 24)
-    with pytest.raises(ValueError, match=r"rows: expected tensors of shape \(..., 3, 20, 20\).*in row 1; prepare all"):
+    message = (
+        r"rows: expected pixel_values of shape \(..., 3, 20, 20\) in every row of a batch, .* in row 1; prepare all"
+    )
+    with pytest.raises(ValueError, match=message):
         make_collator()(rows)
     rows = [make_row(1, 2, 1, ["text"]) | {"pixels": torch.zeros(1)}]
     with pytest.raises(ValueError, match=r"rows: expected the processor's keys .*got \['pixels'\] as well"):
@@ -618,7 +621,9 @@ def test_a_torn_checkpoint_is_never_resumed_from(tmp_path):
     (shortened / "model.safetensors").write_bytes(b"1234")
     assert is_complete(whole) and not is_complete(unmarked) and not is_complete(shortened)
     copied = shutil.copytree(unmarked, tmp_path / "checkpoint-100-backup")
-    with pytest.warns(UserWarning, match=r"checkpoint-40/model.safetensors: .* got 4; checkpoint-40 is put aside as"):
+    with pytest.warns(
+        UserWarning, match=r"checkpoint-40/model.safetensors: .* got 4; copy it again; checkpoint-40 is put aside as"
+    ):
         assert find_checkpoint(tmp_path) == whole
     # What was never whole goes, what somebody has changed or copied stays.
     assert not unmarked.exists() and not shortened.exists() and copied.exists()

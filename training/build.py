@@ -432,8 +432,10 @@ def build_latents(arguments: RunArguments, processor: Ross3DProcessor, config: R
             f" denoiser_config {config.denoiser_config}; leave data.latents out."
         )
     check_normalization(processor, config)
+    pixels = processor.image_processor
     settings = {
-        "processor": processor.get_fit_settings() | processor.get_pixel_settings(),
+        "processor": processor.get_fit_settings(),
+        "pixels": [pixels.do_rescale, pixels.rescale_factor, pixels.do_normalize],
         "reading": get_run_reading(arguments, processor),
         "image_mean": list(config.image_mean),
         "image_std": list(config.image_std),

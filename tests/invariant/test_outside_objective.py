@@ -120,7 +120,10 @@ def test_it_is_refused_by_name_without_what_it_reads(bright):
     batch = make_bright_batch(0, 1)
     del batch["pixel_values"]
     batch["view_mask"] = None
-    with pytest.raises(ValueError, match=r"view_brightness: expected pixel_values with it, got none"):
+    with pytest.raises(
+        ValueError,
+        match=r"view_brightness: expected pixel_values with this target, which is compared with it, got none",
+    ):
         bright.eval()(input_ids=torch.tensor([[1, 2], [1, 2]]), view_brightness=batch["view_brightness"])
 
 
