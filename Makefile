@@ -2,7 +2,7 @@
 # make test       the tests a change has to pass
 # make test-slow  the tests that take minutes each, and the long fuzzer
 # make test-library  Transformers' own test suites on our classes (downloads its source archive; part of test-slow)
-# make check      lint, format and the house laws
+# make check      lint, format and the rules of CONTRIBUTING.md
 # make fix        what lint and format can repair by themselves
 
 PYTHON ?= python3
