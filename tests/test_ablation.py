@@ -148,7 +148,7 @@ def test_the_log_has_the_tables_of_the_measured_lines():
 @pytest.mark.slow
 def test_a_series_runs_goes_on_and_ends_in_tables(tmp_path, capsys):
     """Two arms, one with a denoiser of other weights than its start, in four steps."""
-    sizes = {"steps": 4, "rows": 2, "warmup": 3, "train": 20, "val": 12, "rebuilt": 1, "seeds": 1}
+    sizes = {"steps": 4, "rows": 2, "warmup": 20, "train": 20, "val": 12, "rebuilt": 1, "seeds": 1}
     command = ["run", "--output", str(tmp_path / "out"), "--results", str(tmp_path / "lines.jsonl")]
     command += [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
     ablation.main([*command, "--arms", "text,both_10"])
