@@ -35,7 +35,7 @@ from transformers.utils import ModelOutput
 
 from .attention_ross3d import SharedPrefixCache, shares_prefixes
 from .diffusion_ross3d import space_timesteps
-from .grounding_ross3d import append_ground_slots, get_proposal_features, score_proposals
+from .grounding_ross3d import append_ground_slots, compute_grounding_scores, get_proposal_features
 from .inputs_ross3d import INPUTS, check_inputs, check_mask, check_mask_values, list_inputs
 from .objectives_ross3d import SceneStates
 from .reconstruction_ross3d import (
@@ -53,8 +53,7 @@ from .scene_cache_ross3d import Ross3DSceneCache, check_scene
 
 # New tokens of an answer where nobody says how many, as everywhere in the library.
 DEFAULT_NEW_TOKENS = 20
-
-
+# The teacher's latents of pictures, in place of the teacher.
 LATENTS = ("view_latents", "bev_latents")
 
 
@@ -332,7 +331,7 @@ class Ross3DGenerationMixin(GenerationMixin):
             cache, mask_with_scene = self.get_questions_cache(scene, index, mask)
             positions = (mask_with_scene.cumsum(dim=1) - 1).clamp(min=0)[:, -mask.shape[1] :]
             outputs = self.model(**rows, attention_mask=mask_with_scene, position_ids=positions, past_key_values=cache)
-        scores, asked = score_proposals(
+        scores, asked = compute_grounding_scores(
             self.grounding_head,
             outputs.last_hidden_state,
             input_ids,
@@ -400,8 +399,8 @@ class Ross3DGenerationMixin(GenerationMixin):
             inputs: the processor's output, `view_mask` and `pixel_values` included.
         """
         unseen = get_unseen_views(hidden, self.config)
-        names = (*list_inputs("text", "scene", "question"),)
-        outputs = self.model(**choose_inputs(inputs, *names), bool_masked_views=unseen, return_dict=True)
+        given = choose_inputs(inputs, *list_inputs("text", "scene", "question"))
+        outputs = self.model(**given, bool_masked_views=unseen, return_dict=True)
         visible = get_visible_views(inputs["view_mask"], unseen)
         return SceneStates(outputs.visual_states, visible, outputs.visual_positions)
 

@@ -181,7 +181,7 @@ def get_ground_queries(
     return queries.index_put((rows, questions), found), asked
 
 
-def score_proposals(
+def compute_grounding_scores(
     head: nn.Module,
     hidden_states: torch.Tensor,
     input_ids: torch.Tensor,
@@ -285,5 +285,5 @@ __all__ = [
     "compute_grounding_losses",
     "get_ground_queries",
     "get_proposal_features",
-    "score_proposals",
+    "compute_grounding_scores",
 ]

@@ -49,7 +49,7 @@ from .geometry_ross3d import (
     get_sin3d_embedding,
     quantize_coords,
 )
-from .grounding_ross3d import GroundingObjective, Ross3DGroundingHead, get_proposal_features, score_proposals
+from .grounding_ross3d import GroundingObjective, Ross3DGroundingHead, compute_grounding_scores, get_proposal_features
 from .inputs_ross3d import INPUTS, check_inputs, check_mask, check_numbers, list_inputs, read_float32
 from .objectives_ross3d import (
     Draws,
@@ -840,7 +840,7 @@ class Ross3DForConditionalGeneration(
         if not runs_all and not bool((input_ids == token).any()):
             return None, None
         num_questions = batch["grounding_labels"].shape[1] if "grounding_labels" in batch else 1
-        return score_proposals(
+        return compute_grounding_scores(
             self.grounding_head,
             outputs.last_hidden_state,
             input_ids,

@@ -22,6 +22,7 @@ Shapes: B rows, L positions, V views, N tokens of a view, P patches of a view, D
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -141,7 +142,7 @@ class Draws:
         return torch.cat(draw_rows(seeds, purpose, shapes, draw))
 
 
-class Objective:
+class Objective(ABC):
     """One loss of the model.
 
     Attributes:
@@ -189,20 +190,20 @@ class Objective:
         """Whether the model has what the objective is computed with."""
         return self.head is None or getattr(model, self.head) is not None
 
+    @abstractmethod
     def count(self, batch: Batch, config: Ross3DConfig) -> torch.Tensor:
         """How many items each row adds to the mean (B,), on the batch's device, which is not read.
 
         Whole numbers, but for the rounding of weights that sum to them.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def compute(self, model: nn.Module, states: SceneStates, batch: Batch, draws: Draws) -> torch.Tensor:
         """The sum over all items that `count` counts, in float32.
 
         Without items it is zero, and has passed the same modules: other processes, which have some, wait for their
         weights and gradients.
         """
-        raise NotImplementedError
 
 
 def get_allowed_rows(batch: Batch, config: Ross3DConfig) -> torch.Tensor | None:
