@@ -3,7 +3,7 @@
 # make test-slow  the tests that take minutes each, and the long fuzzer
 # make test-library  Transformers' own test suites on our classes (downloads its source archive; part of test-slow)
 # make check      lint, format and the rules of CONTRIBUTING.md
-# make fix        what lint and format can repair by themselves
+# make fix        what lint and format can repair by themselves, and the listing of the contract tests
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -34,6 +34,7 @@ check: .venv/installed
 fix: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python -m ross3d.tests.suites.contract_listing
 
 # Rebuilt when the pinned set changes; a broken installation leaves no stamp and is tried again.
 .venv/installed: requirements.txt requirements-dev.txt pyproject.toml

@@ -363,7 +363,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         """Where the views of a batch stand in its rows, which have to have placeholders for as many.
 
         Before the tower runs, a GPU tells the host once where masks are True, whether numbers are finite and whether
-        rows fit their views (docs/CONTRACT_TESTS.md).
+        rows fit their views (docs/CONVENTIONS.md).
         """
         input_ids, pixel_values, coords, valid, view_mask = (
             batch[name] for name in ("input_ids", "pixel_values", "patch_coords", "patch_valid", "view_mask")

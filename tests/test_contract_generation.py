@@ -1,6 +1,6 @@
 """Checks of generation and export that the library makes and its source archive does not hold.
 
-`docs/CONTRACT_TESTS.md` lists them; others of them are in `test_contract_model.py`.
+`docs/CONTRACT_TESTS.md` is written from the docstrings of all contract tests; more are in `test_contract_model.py`.
 """
 
 import copy
@@ -48,11 +48,15 @@ def answer(model, inputs, **settings) -> torch.Tensor:
     return model.generate(**inputs, max_new_tokens=5, min_new_tokens=5, **settings)
 
 
-# Features of views made before
+# Features instead of pixels
 
 
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 2}, {"do_sample": True, "num_return_sequences": 3}])
 def test_features_stand_for_pixels(model, rows, settings):
+    """Answers from features of `get_image_features` equal answers from pixels, in every mode of search.
+
+    Library: test_generate_from_multimodal_encoder_outputs
+    """
     torch.manual_seed(0)
     wanted = answer(model, rows, **settings)
     torch.manual_seed(0)
@@ -63,7 +67,10 @@ def test_features_stand_for_pixels(model, rows, settings):
 
 
 def test_features_are_prepared_as_the_library_does(model, rows):
-    """Which views are real stays among the arguments: here the second one, of which nobody could guess."""
+    """Features that the library prepares for generation keep `view_mask`, so the same views count.
+
+    Library: test_generate_from_multimodal_encoder_outputs
+    """
     rows["view_mask"][0] = torch.tensor([False, True])
     wanted = answer(model, rows)
     prepared = model._prepare_multimodal_encoder_kwargs_for_generation(rows)
@@ -72,6 +79,7 @@ def test_features_are_prepared_as_the_library_does(model, rows):
 
 
 def test_features_change_nothing_that_forward_returns(model, rows):
+    """Every output of the base model is bit-equal from features and from pixels."""
     features = model.get_image_features(rows["pixel_values"], rows["view_mask"])
     with torch.no_grad():
         wanted = model.model(**rows)
@@ -81,6 +89,10 @@ def test_features_change_nothing_that_forward_returns(model, rows):
 
 
 def test_features_beside_pixels_are_refused(model, rows):
+    """Features together with pixels are refused by `forward` and by `generate`.
+
+    Library: test_generate_from_multimodal_encoder_outputs_and_raw_data
+    """
     features = {"image": model.get_image_features(rows["pixel_values"], rows["view_mask"])}
     with pytest.raises(ValueError, match="mm_encoder_outputs: expected no pixel_values beside the features of views"):
         model(**rows, mm_encoder_outputs=features)
@@ -89,6 +101,7 @@ def test_features_beside_pixels_are_refused(model, rows):
 
 
 def test_features_of_other_views_are_refused(model, rows):
+    """Features of more views than `view_mask` has are refused, with both shapes in the message."""
     features = {"image": model.get_image_features(rows["pixel_values"])}
     with pytest.raises(
         ValueError, match=r"mm_encoder_outputs: expected shape \(3, 9, 32\), got \(4, 9, 32\); pass what"
@@ -97,6 +110,7 @@ def test_features_of_other_views_are_refused(model, rows):
 
 
 def test_features_beside_a_scene_are_refused(model, rows):
+    """Features together with an encoded scene are refused."""
     scene = model.encode_scene(
         input_ids=rows["input_ids"][1:, : 1 + NUM_VIEWS * 12],
         **{name: rows[name][1:] for name in ("pixel_values", "view_mask", "patch_coords")},
@@ -107,6 +121,7 @@ def test_features_beside_a_scene_are_refused(model, rows):
 
 
 def test_an_assistant_of_another_width_makes_its_own_features(model, rows):
+    """Assisted generation with an assistant of another hidden size gives the same answer."""
     single = {name: value[1:] for name, value in rows.items()}
     text = make_config().text_config.to_dict() | {"hidden_size": 16, "num_attention_heads": 2}
     torch.manual_seed(1)
@@ -118,6 +133,10 @@ def test_an_assistant_of_another_width_makes_its_own_features(model, rows):
 
 
 def test_arguments_of_generation_are_forwarded(model):
+    """`prepare_inputs_for_generation` forwards unknown arguments, and `forward` refuses them by name.
+
+    Library: test_prepare_inputs_for_generation_kwargs_forwards
+    """
     ids, more = torch.tensor([[1, 2, 3]]), {"output_attentions": True, "custom_arg": "value", "numeric_arg": 42}
     prepared = model.prepare_inputs_for_generation(ids, **more, tokenizer=object())
     assert prepared.items() >= more.items() and "tokenizer" not in prepared
@@ -126,6 +145,10 @@ def test_arguments_of_generation_are_forwarded(model):
 
 
 def test_answers_with_and_without_a_cache_have_the_same_logits(model, rows):
+    """Generation with and without a cache gives the same ids and the same logits.
+
+    Library: test_cached_decode_matches_cacheless
+    """
     keep = {"output_logits": True, "return_dict_in_generate": True}
     one, other = (answer(model, rows, use_cache=use_cache, **keep) for use_cache in (True, False))
     assert torch.equal(one.sequences, other.sequences)
@@ -133,7 +156,10 @@ def test_answers_with_and_without_a_cache_have_the_same_logits(model, rows):
 
 
 def test_a_mask_of_every_pair_of_positions_is_obeyed(model):
-    """Three endings behind a shared beginning in one row, as three rows."""
+    """A 4D mask lets one row hold three endings of one beginning, with the logits of three rows.
+
+    Library: test_custom_4d_attention_mask
+    """
     ids = torch.tensor([[10, 11, 12, 13], [10, 11, 12, 14], [10, 11, 12, 15]])
     mask = torch.ones(6, 6, dtype=torch.bool).tril()
     mask[4, 3] = mask[5, 3] = mask[5, 4] = False
@@ -147,7 +173,10 @@ def test_a_mask_of_every_pair_of_positions_is_obeyed(model):
 
 @pytest.mark.slow
 def test_compiled_generation_is_one_graph_and_gives_the_same_answers(model, rows):
-    """Two answers, and a shorter one, from one compiled step: no break, no second compilation."""
+    """Compiled generation has no graph break, is not compiled again for a shorter answer, and gives the same ids.
+
+    Library: test_generate_compile_model_forward_fullgraph, test_static_cache_no_recompile_with_smaller_length
+    """
     assert model._can_compile_fullgraph
     other = rows | {"pixel_values": rows["pixel_values"].flip(0)}
     wanted = [answer(model, inputs) for inputs in (rows, other)]
@@ -173,7 +202,10 @@ def test_compiled_generation_is_one_graph_and_gives_the_same_answers(model, rows
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.filterwarnings("ignore")
 def test_parts_of_generation_are_exported(model, rows, dynamic):
-    """Projector, language model, head and a step of an answer, each as a graph with the outputs of the module."""
+    """Projector, language model, head and decoding step export to graphs with the outputs of the modules.
+
+    Library: test_torch_export, test_torch_export_generate
+    """
     components = decompose_for_generation(model, copy.deepcopy(rows))
     assert components.keys() >= {"multi_modal_projector", "language_model", "lm_head", "decode"}
     for name, (module, inputs) in components.items():

@@ -113,7 +113,7 @@ def load(path, **kwargs) -> Ross3DForConditionalGeneration:
 
 
 def test_initialization_follows_the_config():
-    """With a spread of nothing, every weight outside SigLIP (whose rule has no spread) is exactly 0 or 1."""
+    """With `initializer_range` 1e-9, every weight outside SigLIP (which has no such setting) rounds to 0 or 1."""
     text = make_config().text_config.to_dict() | {"initializer_range": 1e-9}
     config = make_config(
         denoiser={"initializer_range": 1e-9, "position_embedding": "zeros"},
@@ -127,6 +127,7 @@ def test_initialization_follows_the_config():
 
 
 def test_initialization_spread_is_that_of_each_part():
+    """Denoiser, heads and language model are drawn with the `initializer_range` of their own config."""
     changed = Ross3DForConditionalGeneration(make_config(denoiser={"initializer_range": 0.5}, initializer_range=0.01))
     spread = {name: float(weight.detach().std()) for name, weight in changed.named_parameters() if weight.dim() > 1}
     assert spread["reconstruction_head.view_pooler.k_proj.weight"] == pytest.approx(0.5, rel=0.2)
@@ -137,7 +138,7 @@ def test_initialization_spread_is_that_of_each_part():
 
 
 def test_new_denoiser_begins_at_zero():
-    """Modulations and output are zero, position tables are sinusoids, so a new head predicts exactly nothing."""
+    """A new denoiser predicts zero: its modulations and output are zero, its position tables sinusoids."""
     head = Ross3DForConditionalGeneration(make_config()).reconstruction_head
     zeros = [name for name, weight in head.named_parameters() if not weight.any() and "bias" not in name]
     assert zeros == [
@@ -151,7 +152,7 @@ def test_new_denoiser_begins_at_zero():
 
 
 def test_all_missing_weights_can_be_initialised(monkeypatch):
-    """From an empty file, with every module drawn from one seed: the very weights and buffers of a new model."""
+    """Loading an empty state dict draws the same weights and buffers as building a new model from the same seed."""
     draw = PreTrainedModel._initialize_weights
 
     def draw_seeded(self, module, *args, **kwargs):
@@ -170,7 +171,7 @@ def test_all_missing_weights_can_be_initialised(monkeypatch):
 
 
 def test_every_tensor_is_a_parameter_or_a_buffer(model, packed):
-    """Built on the meta device, given memory, then initialised: nothing is left behind, buffers are as they were."""
+    """A model built on the meta device computes the same outputs once its parameters are filled in."""
     with torch.device("meta"):
         built = Ross3DForConditionalGeneration(make_config()).eval()
     built.to_empty(device="cpu")
@@ -182,6 +183,7 @@ def test_every_tensor_is_a_parameter_or_a_buffer(model, packed):
 
 
 def test_a_weight_missing_from_the_file_is_drawn_and_reported(saved, tmp_path, model):
+    """Weights that a file lacks are drawn as in a new model and reported as missing; all others are loaded."""
     weights = load_file(saved / "model.safetensors")
     dropped = [
         "grounding_head.no_target",
@@ -201,6 +203,7 @@ def test_a_weight_missing_from_the_file_is_drawn_and_reported(saved, tmp_path, m
 
 
 def test_mismatched_shapes_are_refused_unless_asked_for(saved):
+    """Weights of other shapes are refused; with `ignore_mismatched_sizes` they are drawn and all others loaded."""
     other = make_config(denoiser={"hidden_size": 32})
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         Ross3DForConditionalGeneration.from_pretrained(saved, config=other)
@@ -213,18 +216,21 @@ def test_mismatched_shapes_are_refused_unless_asked_for(saved):
 
 
 def test_model_can_be_built_on_the_meta_device():
+    """Under `torch.device("meta")` every parameter is made on the meta device."""
     with torch.device("meta"):
         built = Ross3DForConditionalGeneration(make_config())
     assert all(weight.device.type == "meta" for weight in built.parameters())
 
 
 def test_loading_on_the_meta_device_is_refused(saved):
+    """`from_pretrained` under a meta device context is refused."""
     with torch.device("meta"), pytest.raises(RuntimeError, match="with a meta device context manager"):
         Ross3DForConditionalGeneration.from_pretrained(saved)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_from_config_takes_a_dtype(dtype):
+    """`_from_config(dtype=)` draws the weights of a float32 model, rounded to that type."""
     built = Ross3DForConditionalGeneration._from_config(make_config(), dtype=dtype)
     assert built.lm_head.weight.dtype == dtype
     assert all(weight.isfinite().all() for weight in built.parameters())
@@ -234,6 +240,7 @@ def test_from_config_takes_a_dtype(dtype):
 
 
 def test_save_load_is_bit_equal(model, saved, packed):
+    """A saved and loaded model has bit-equal weights and outputs."""
     loaded = load(saved)
     assert loaded.state_dict().keys() == model.state_dict().keys()
     for name, weight in model.state_dict().items():
@@ -243,6 +250,7 @@ def test_save_load_is_bit_equal(model, saved, packed):
 
 
 def test_weights_can_be_given_without_a_file(model, packed):
+    """A model from a config and a state dict has the outputs of the original."""
     loaded = Ross3DForConditionalGeneration.from_pretrained(
         None, config=copy.deepcopy(model.config), state_dict=model.state_dict()
     ).eval()
@@ -252,7 +260,7 @@ def test_weights_can_be_given_without_a_file(model, packed):
 
 @pytest.mark.parametrize("original", [True, False])
 def test_saving_again_writes_the_same_files(saved, tmp_path, original):
-    """Under the names of this model, whatever the library renames for SigLIP alone; parts learn their dtype."""
+    """Saving a loaded model writes the same bytes; the config only gains the parts' dtype."""
     load(saved).save_pretrained(tmp_path, save_original_format=original)
     for name in ("model.safetensors", "generation_config.json"):
         assert (tmp_path / name).read_bytes() == (saved / name).read_bytes(), name
@@ -263,11 +271,13 @@ def test_saving_again_writes_the_same_files(saved, tmp_path, original):
 
 
 def test_load_reports_no_missing_and_no_unexpected_keys(saved):
+    """Loading a complete checkpoint reports no missing, unexpected or mismatched keys."""
     _, info = Ross3DForConditionalGeneration.from_pretrained(saved, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
 
 
 def test_a_file_without_any_weight_is_reported_whole(saved, model, tmp_path):
+    """A file without a single known weight is reported with all names, missing and unexpected."""
     for file in saved.glob("*.json"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     save_file({"other": torch.zeros(2)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
@@ -277,6 +287,7 @@ def test_a_file_without_any_weight_is_reported_whole(saved, model, tmp_path):
 
 
 def test_only_safetensors_are_written_and_no_teacher_is_in_them(model, saved):
+    """Saving writes only safetensors, without the weights of the attached VAE."""
     files = {file.name for file in saved.iterdir()}
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pth"))]
     with safe_open(saved / "model.safetensors", "pt") as file:
@@ -287,12 +298,14 @@ def test_only_safetensors_are_written_and_no_teacher_is_in_them(model, saved):
 
 
 def test_sharded_files_load(model, packed, tmp_path):
+    """A checkpoint in several files loads with bit-equal outputs."""
     model.save_pretrained(tmp_path, max_shard_size="60KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     assert_same(run(load(tmp_path), packed), run(model, packed))
 
 
 def test_base_model_loads_from_the_whole_and_the_whole_from_the_base(model, saved, plain, tmp_path):
+    """`Ross3DModel` loads from a full checkpoint, and the full model from the base's, with only its heads missing."""
     base, info = Ross3DModel.from_pretrained(saved, output_loading_info=True)
     assert not info["missing_keys"]
     wanted = run(model.model, plain).last_hidden_state
@@ -309,6 +322,7 @@ def test_base_model_loads_from_the_whole_and_the_whole_from_the_base(model, save
 
 @pytest.mark.parametrize("where", ["text_config", "config"])
 def test_tied_weights_share_memory_and_are_saved_once(where, plain, tmp_path):
+    """Tied embeddings share memory before and after loading and resizing, and are in the file once."""
     changes = {"tie_word_embeddings": True}
     if where == "text_config":
         changes = {"text_config": make_config().text_config.to_dict() | {"tie_word_embeddings": True}}
@@ -332,12 +346,14 @@ def test_tied_weights_share_memory_and_are_saved_once(where, plain, tmp_path):
 
 
 def test_untied_weights_stay_apart(model, saved):
+    """Without tying, the loaded output embeddings equal the saved ones and differ from the input embeddings."""
     loaded = load(saved)
     assert not torch.equal(loaded.lm_head.weight, loaded.model.language_model.embed_tokens.weight)
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
 
 
 def test_loading_under_a_device_as_context_or_default(saved, model):
+    """Loading under a device context or a default device gives the same weights."""
     with torch.device("cpu"):
         loaded = Ross3DForConditionalGeneration.from_pretrained(saved)
     torch.set_default_device("cpu")
@@ -350,6 +366,7 @@ def test_loading_under_a_device_as_context_or_default(saved, model):
 
 
 def test_non_persistent_buffers_are_filled_after_loading(model, saved):
+    """Buffers that are not saved have the same values after loading."""
     persistent = set(model.state_dict())
     names = [name for name, _ in model.named_buffers() if name not in persistent]
     assert [name.split(".")[-1] for name in names] == ["position_ids", "inv_freq", "original_inv_freq"]
@@ -359,12 +376,14 @@ def test_non_persistent_buffers_are_filled_after_loading(model, saved):
 
 
 def test_deepcopy_and_pickle_are_bit_equal(model, plain):
+    """A deep copy and an unpickled model give bit-equal logits."""
     wanted = run(model, plain).logits
     assert torch.equal(run(copy.deepcopy(model), plain).logits, wanted)
     assert torch.equal(run(pickle.loads(pickle.dumps(model)), plain).logits, wanted)
 
 
 def test_generation_config_is_saved(model, tmp_path):
+    """The generation config is saved and loaded, with the ids of the end and padding tokens."""
     changed = copy.deepcopy(model)
     changed.generation_config.max_new_tokens = 7
     changed.save_pretrained(tmp_path)
@@ -377,6 +396,7 @@ def test_generation_config_is_saved(model, tmp_path):
 
 
 def test_config_round_trip(saved, tmp_path):
+    """A saved config, its parts included, equals the loaded one, a copy, and one built from its dictionary."""
     config = make_config(denoiser={"condition": "pooled"}, grounding_temperature=0.5, id2label={0: "a"})
     config.save_pretrained(tmp_path)
     again = Ross3DConfig.from_pretrained(tmp_path)
@@ -388,6 +408,7 @@ def test_config_round_trip(saved, tmp_path):
 
 
 def test_config_lies_in_a_subfolder_and_its_parts_are_found(tmp_path):
+    """A config loads from a subfolder, and the denoiser's config from the same file."""
     config = make_config()
     config.save_pretrained(tmp_path / "a/b")
     again = Ross3DConfig.from_pretrained(tmp_path, subfolder="a/b")
@@ -397,6 +418,7 @@ def test_config_lies_in_a_subfolder_and_its_parts_are_found(tmp_path):
 
 
 def test_config_takes_the_common_arguments():
+    """Arguments that all configs of the library take, such as `id2label`, are kept."""
     common = {
         "return_dict": False, "output_hidden_states": True, "output_attentions": True, "chunk_size_feed_forward": 5,
         "architectures": ["X"], "id2label": {0: "a"}, "label2id": {"a": 0}, "problem_type": "regression",
@@ -407,12 +429,13 @@ def test_config_takes_the_common_arguments():
 
 
 def test_config_has_the_common_properties_in_its_text_config():
+    """`get_text_config()` has the hidden size, heads, layers and vocabulary that the library reads."""
     text = make_config().get_text_config()
     assert [text.hidden_size, text.num_attention_heads, text.num_hidden_layers, text.vocab_size] == [32, 4, 2, 99]
 
 
 def test_forward_without_the_common_tokens_in_the_config(plain):
-    """Configs of old files lack them; a default has to do."""
+    """A config without token ids, as in old files, gives the logits of one that has them."""
     settings = make_config().to_diff_dict()
     for part in (settings, settings["text_config"], settings["vision_config"]):
         for name in ("pad_token_id", "eos_token_id", "bos_token_id", "tie_word_embeddings"):
@@ -422,12 +445,14 @@ def test_forward_without_the_common_tokens_in_the_config(plain):
 
 
 def test_config_of_a_part_is_the_one_in_the_config(model):
+    """Each part of the model holds the same config object as the model's config, so a change reaches both."""
     assert model.model.language_model.config is model.config.text_config
     assert model.model.vision_tower.config is model.config.vision_config
     assert model.reconstruction_head.config is model.config.denoiser_config
 
 
 def test_config_defaults_build_and_are_typed():
+    """The default config builds the published geometry without a denoiser and refuses values of a wrong type."""
     config = Ross3DConfig()
     assert config.denoiser_config is None and get_views(config).layout.num_positions == 14 * 15
     assert isinstance(Ross3DConfig(denoiser_config={}).denoiser_config, Ross3DDenoiserConfig)
@@ -437,6 +462,7 @@ def test_config_defaults_build_and_are_typed():
 
 
 def test_config_without_heads_builds_without_them(plain, tmp_path):
+    """Without `denoiser_config` and `grounding` the model has no heads, also after saving and loading."""
     bare = Ross3DForConditionalGeneration(make_config(denoiser_config=None, grounding=False)).eval()
     assert bare.reconstruction_head is None and bare.grounding_head is None
     bare.save_pretrained(tmp_path)
@@ -455,6 +481,7 @@ def test_config_without_heads_builds_without_them(plain, tmp_path):
     ],
 )
 def test_unknown_config_keys_are_refused(where, key, near, tmp_path):
+    """A misspelled config key is refused with the nearest name; in a file it is kept, with a warning."""
     settings = make_config().to_dict()
     (settings if where == "Ross3DConfig" else settings[where])[key] = 1
     message = rf"{where}: expected keys of \w+, got unknown key `{key}`; did you mean `{near}`\?"
@@ -468,6 +495,7 @@ def test_unknown_config_keys_are_refused(where, key, near, tmp_path):
 
 
 def test_config_keys_of_the_library_pass():
+    """Keys that only the library knows are accepted."""
     config = Ross3DConfig(
         **make_config().to_dict()
         | {"output_attentions": True, "id2label": {"0": "x"}, "architectures": ["X"], "attn_implementation": "eager"}
@@ -479,6 +507,7 @@ def test_config_keys_of_the_library_pass():
 
 
 def test_forward_begins_with_input_ids_and_names_every_processor_key(model):
+    """`forward` takes `input_ids` first, every key of the processor, and `labels` as its only label for a Trainer."""
     import inspect
 
     from ross3d.processing_ross3d import Ross3DProcessor
@@ -494,6 +523,7 @@ def test_forward_begins_with_input_ids_and_names_every_processor_key(model):
 
 
 def test_embeddings_can_be_read_and_replaced():
+    """`set_input_embeddings` and `set_output_embeddings` install the very modules that they are given."""
     changed = make_model()
     table, head = torch.nn.Embedding(99, 32), torch.nn.Linear(32, 99, bias=False)
     changed.set_input_embeddings(table)
@@ -503,7 +533,7 @@ def test_embeddings_can_be_read_and_replaced():
 
 
 def test_class_says_what_the_library_asks_of_it(model):
-    """It generates by a direct parent, holds a base model, is small enough for tests, and its plan names its parts."""
+    """The class inherits GenerationMixin, has a base model, and every pattern of its `tp_plan` names a module."""
     assert GenerationMixin in Ross3DForConditionalGeneration.__bases__ and model.can_generate()
     assert model.base_model is model.model and model.num_parameters() < 1_000_000
     names = [name for name, _ in model.named_modules()]
@@ -514,6 +544,7 @@ def test_class_says_what_the_library_asks_of_it(model):
 
 
 def test_no_split_modules_are_modules_of_this_model(model):
+    """Every class in `_no_split_modules` is in the model, with the layers of both towers among them."""
     classes = {type(module).__name__ for module in model.modules()}
     own = set(type(model)._no_split_modules)
     assert own <= classes
@@ -521,7 +552,7 @@ def test_no_split_modules_are_modules_of_this_model(model):
 
 
 def test_outputs_before_logits_are_ignored_at_inference(model, packed, tmp_path):
-    """A stock Trainer's predictions begin with the logits, whatever losses there are."""
+    """Predictions of a stock Trainer begin with the logits; the losses before them are ignored."""
     names = [name for name in run(model, packed).keys() if name != "loss"]
     ignored = set(model.config.keys_to_ignore_at_inference)
     assert next(name for name in names if name not in ignored) == "logits"
@@ -538,7 +569,7 @@ def test_outputs_before_logits_are_ignored_at_inference(model, packed, tmp_path)
 
 @pytest.mark.parametrize("size", [112, 95])
 def test_resize_token_embeddings(size, plain, tmp_path):
-    """Larger and smaller; tokens that remain keep their logits, and the size is saved."""
+    """After resizing, larger or smaller, tokens that remain keep their logits, and the size is saved."""
     changed = make_model().eval()
     wanted = run(changed, plain).logits
     changed.resize_token_embeddings(size)
@@ -554,6 +585,7 @@ def test_resize_token_embeddings(size, plain, tmp_path):
 
 
 def test_resized_head_is_not_drawn_anew():
+    """`post_init` after resizing leaves the output embeddings as they are."""
     changed = make_model()
     changed.resize_token_embeddings(109)
     before = changed.lm_head.weight.detach().clone()
@@ -562,6 +594,7 @@ def test_resized_head_is_not_drawn_anew():
 
 
 def test_resize_token_embeddings_to_a_multiple(plain):
+    """`pad_to_multiple_of` rounds the vocabulary up, and a new token has logits and a gradient."""
     changed = make_model().eval()
     changed.resize_token_embeddings(pad_to_multiple_of=16)
     assert changed.lm_head.weight.shape[0] == 112
@@ -576,7 +609,7 @@ def test_resize_token_embeddings_to_a_multiple(plain):
 
 
 def test_shift_labels_replace_labels(model, plain):
-    """The loss reads `shift_labels` alone where both are given, as sequence parallel training needs."""
+    """The loss reads only `shift_labels` if both are given, as sequence parallel training needs."""
     ids = plain["input_ids"]
     logits = run(model, plain).logits
     likely, unlikely = logits.argmax(dim=-1), logits.argmin(dim=-1)
@@ -588,7 +621,7 @@ def test_shift_labels_replace_labels(model, plain):
 
 
 def test_training_fits_one_batch(packed):
-    """Forty steps on the same three rows: answers and objects are learnt by heart, noise is not made worse."""
+    """Forty steps on three rows: text and grounding losses fall below a tenth, the others fall."""
     trained = make_model().train()
     optimizer = torch.optim.Adam(trained.parameters(), lr=5e-3)
     history = []
@@ -622,7 +655,10 @@ class HostReads(TorchFunctionMode):
 
 
 def test_training_reads_few_values_back():
-    """Checks and masks together; six of the lists are seeds, read from one copy. More rows do not add to it."""
+    """A training forward reads values from the GPU a fixed number of times, for any number of rows.
+
+    25 are counted: the 17 of docs/CONVENTIONS.md, six lists of seeds and two of timesteps that are on the host already.
+    """
     trained = make_model().train()
     counts = []
     for rows in (3, 8):
@@ -630,11 +666,11 @@ def test_training_reads_few_values_back():
         with HostReads() as reads:
             trained(**batch)
         counts.append(reads.count)
-    assert counts[0] == counts[1] <= 25, counts
+    assert counts == [25, 25]
 
 
 def test_step_of_an_answer_is_one_graph(model, plain):
-    """No check and no mask of a scene breaks the step that is repeated, on a cache of fixed length."""
+    """A generation step on a static cache compiles without a graph break and gives the same logits."""
     length = plain["input_ids"].shape[1]
     cache = StaticCache(config=model.config.text_config, max_cache_len=length + 1)
     run(model, plain, past_key_values=cache, use_cache=True)
@@ -649,7 +685,7 @@ def test_step_of_an_answer_is_one_graph(model, plain):
 
 @pytest.mark.slow
 def test_compiled_training_has_the_same_gradients(packed):
-    """Graphs break where the data says how many views and questions there are; what they compute does not change."""
+    """Compiled training breaks graphs where shapes depend on data, and has the same gradients."""
     found, wanted = make_model().train(), make_model().train()
     torch.compile(found, backend="eager")(**packed).loss.backward()
     wanted(**packed).loss.backward()
@@ -658,13 +694,14 @@ def test_compiled_training_has_the_same_gradients(packed):
 
 
 def test_training_gives_every_trainable_weight_a_gradient(packed):
+    """A training step on packed rows gives every trainable weight a gradient."""
     trained = make_model().train()
     trained(**packed).loss.backward()
     assert all(weight.requires_grad and weight.grad is not None for weight in trained.parameters())
 
 
 def test_training_names_every_loss(packed):
-    """Also on a row that none of the visual losses applies to: a zero with a graph, never None."""
+    """Every loss is in the output with a graph, as zero if nothing applies to it, and they add up to `loss`."""
     trained = make_model().train()
     row = make_collator(0.0)([make_row(1, 2, 1, ["text"], depth=False, bev=False)])
     for batch in (packed, row):
@@ -678,6 +715,7 @@ def test_training_names_every_loss(packed):
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_activation_checkpointing_gives_the_same_gradients(packed, use_reentrant):
+    """Activation checkpointing, reentrant or not, gives the same gradients and can be disabled."""
     grads = []
     for checkpointing in (False, True):
         trained = make_model().train()
@@ -697,6 +735,7 @@ def test_activation_checkpointing_gives_the_same_gradients(packed, use_reentrant
 
 @pytest.mark.parametrize("way", ["method", "adapters", "config"])
 def test_activation_checkpointing_reaches_every_part(way):
+    """Activation checkpointing reaches the tower, the language model and the denoiser, however it is enabled."""
     config = make_config()
     if way == "config":
         config.gradient_checkpointing = True
@@ -713,8 +752,11 @@ def test_activation_checkpointing_reaches_every_part(way):
 
 
 def test_post_norm_of_the_tower_takes_part_with_nothing(packed, saved):
-    """The one weight the method never reads (docs/DEVIATIONS.md) gets a gradient of zeros, so that no rank waits for
-    it; the library switches on the gradients of all that it loads, so freezing it where it is made would not last."""
+    """The tower's post-norm, which the method never reads (docs/DEVIATIONS.md), gets a gradient of zeros.
+
+    So no rank waits for it. The library enables the gradients of all that it loads: freezing it where it is made
+    would not last.
+    """
     for trained in (make_model().train(), load(saved).train()):
         trained(**packed).loss.backward()
         zero = [
@@ -725,6 +767,7 @@ def test_post_norm_of_the_tower_takes_part_with_nothing(packed, saved):
 
 
 def test_evaluation_ignores_activation_checkpointing(model, plain):
+    """In evaluation mode activation checkpointing changes neither logits nor answers."""
     trained = make_model().eval()
     trained.activation_checkpointing_enable()
     assert torch.equal(run(trained, plain).logits, run(model, plain).logits)
@@ -732,10 +775,12 @@ def test_evaluation_ignores_activation_checkpointing(model, plain):
 
 
 def test_forward_is_deterministic(model, packed):
+    """Two passes over the same batch give bit-equal outputs and losses."""
     assert_same(run(model, packed), run(model, packed))
 
 
 def test_lora_attaches_trains_and_loads_again(plain, tmp_path):
+    """LoRA adapters get gradients, are saved and loaded bit-equal, and merge into the weights."""
     peft = pytest.importorskip("peft")
     targets = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
     settings = peft.LoraConfig(r=2, target_modules=targets, modules_to_save=["multi_modal_projector"])
@@ -762,7 +807,7 @@ def test_lora_attaches_trains_and_loads_again(plain, tmp_path):
 @pytest.mark.parametrize("implementation", ["sdpa", "flex_attention"])
 @pytest.mark.parametrize("rows", ["plain", "packed"])
 def test_attention_implementations_agree(implementation, rows, request):
-    """Eager, sdpa and flex: a row with one question and packed rows with padding."""
+    """`eager`, `sdpa` and `flex_attention` agree on a row with one question and on padded packed rows."""
     batch = request.getfixturevalue(rows)
     model = make_model().eval()
     model.set_attn_implementation("eager")
@@ -778,6 +823,7 @@ def test_attention_implementations_agree(implementation, rows, request):
 
 
 def test_attention_implementation_can_differ_between_parts(saved, packed, model):
+    """Text and vision config may have different attention implementations, with the same outputs."""
     mixed = load(saved, attn_implementation={"text_config": "eager", "vision_config": "sdpa"})
     assert mixed.config.text_config._attn_implementation == "eager"
     assert mixed.config.vision_config._attn_implementation == "sdpa"
@@ -785,6 +831,8 @@ def test_attention_implementation_can_differ_between_parts(saved, packed, model)
 
 
 def test_attention_implementation_is_set_by_config_and_by_method():
+    """The attention implementation is set by argument, attribute, dictionary or method; unknown names are refused."""
+
     def read(config):
         parts = (config, config.text_config, config.vision_config, config.denoiser_config)
         return {part._attn_implementation for part in parts}
@@ -808,6 +856,7 @@ def test_attention_implementation_is_set_by_config_and_by_method():
 
 
 def test_attention_implementation_by_default_is_sdpa_and_is_not_saved(saved):
+    """The default is `sdpa_shared_prefix` for text and `sdpa` for the tower, and the config file names neither."""
     loaded = load(saved)
     assert loaded.model.language_model.config._attn_implementation == SHARED_PREFIX_ATTENTION
     assert loaded.model.vision_tower.config._attn_implementation == "sdpa"
@@ -815,6 +864,7 @@ def test_attention_implementation_by_default_is_sdpa_and_is_not_saved(saved):
 
 
 def test_attentions_are_returned(packed):
+    """Returned attentions sum to 1 and are zero from a question to another question or to later tokens."""
     model = make_model().eval()
     model.set_attn_implementation("eager")
     outputs = run(model, packed, output_attentions=True)
@@ -836,6 +886,7 @@ def test_attentions_are_returned(packed):
 
 
 def test_hidden_states_are_returned(model, packed):
+    """Hidden states are returned by argument or config; the last ones give the logits."""
     outputs = run(model, packed, output_hidden_states=True)
     length = packed["input_ids"].shape[1]
     assert [tuple(state.shape) for state in outputs.hidden_states] == [(3, length, 32)] * 3
@@ -848,6 +899,7 @@ def test_hidden_states_are_returned(model, packed):
 
 
 def test_hidden_states_of_some_layers(model, packed):
+    """`output_hidden_states` takes a list of layers and returns only theirs."""
     every = run(model, packed, output_hidden_states=True).hidden_states
     some = run(model, packed, output_hidden_states=[0, -1]).hidden_states
     assert torch.equal(some[0], every[0]) and torch.equal(some[2], every[2]) and some[1] is None
@@ -855,7 +907,7 @@ def test_hidden_states_of_some_layers(model, packed):
 
 @pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn"])
 def test_rope_scaling_reaches_the_language_model(kind, plain):
-    """Rows longer than the original context: `linear` and `yarn` turn every position, `dynamic` longer rows alone."""
+    """RoPE scaling of the text config changes logits: `linear` and `yarn` always, `dynamic` only on longer rows."""
     text = make_config().text_config.to_dict()
     original = plain["input_ids"].shape[1] // 2
     parameters = {"rope_type": kind, "rope_theta": 10000.0, "factor": 10.0}
@@ -868,6 +920,7 @@ def test_rope_scaling_reaches_the_language_model(kind, plain):
 
 
 def test_hidden_states_and_attentions_keep_gradients(packed):
+    """Gradients of the loss reach the returned hidden states and attentions."""
     trained = make_model().train()
     trained.set_attn_implementation("eager")
     outputs = trained(**packed, output_hidden_states=True, output_attentions=True)
@@ -894,6 +947,10 @@ def pad_left(batch: dict, count: int) -> dict:
 
 @pytest.mark.parametrize("rows", ["plain", "packed"])
 def test_left_padding_changes_nothing(model, rows, request):
+    """Padding on the left leaves the logits of real tokens unchanged, up to rounding.
+
+    Library: test_left_padding_compatibility
+    """
     batch = select(request.getfixturevalue(rows), *ROW_NAMES)
     wanted = run(model, batch).logits
     found = run(model, pad_left(batch, 5)).logits[:, 5:]
@@ -902,7 +959,7 @@ def test_left_padding_changes_nothing(model, rows, request):
 
 
 def test_padding_content_changes_nothing(model, packed):
-    """What stands in padding tokens, padding views and padding proposals is never read."""
+    """Values in padding tokens, padding views and padding proposals are never read."""
     batch = {name: value.clone() for name, value in packed.items()}
     batch["input_ids"][~batch["attention_mask"].bool()] = 7
     batch["pixel_values"][~batch["view_mask"]] = 9.0
@@ -915,6 +972,7 @@ def test_padding_content_changes_nothing(model, packed):
 
 
 def test_inputs_embeds_stand_for_input_ids(model, plain):
+    """`inputs_embeds` give the same logits and loss as `input_ids`."""
     batch = {name: value for name, value in plain.items() if name not in ("input_ids", "query_coords")}
     wanted = run(model, batch | {"input_ids": plain["input_ids"]}, labels=plain["input_ids"])
     embeds = model.get_input_embeddings()(plain["input_ids"])
@@ -923,6 +981,7 @@ def test_inputs_embeds_stand_for_input_ids(model, plain):
 
 
 def test_text_alone_is_a_row_as_well(model):
+    """Rows without views give the logits of the language model alone."""
     ids = torch.randint(1, 80, (2, 6))
     assert run(model, {"input_ids": ids}).logits.shape == (2, 6, 99)
     base = run(model.model.language_model, {"input_ids": ids}).last_hidden_state
@@ -930,6 +989,7 @@ def test_text_alone_is_a_row_as_well(model):
 
 
 def test_image_features_are_reachable(model, packed):
+    """`get_image_features` returns the tower's output and the tokens made from it, for real views only."""
     features = model.get_image_features(packed["pixel_values"], packed["view_mask"])
     views = int(packed["view_mask"].sum())
     assert features.last_hidden_state.shape == (views, 25, 24) and features.pooler_output.shape == (views, GRID**2, 32)
@@ -946,6 +1006,7 @@ def test_image_features_are_reachable(model, packed):
 
 @pytest.mark.parametrize("way", ["argument", "config"])
 def test_image_features_bring_states_and_attentions_of_the_tower(packed, way):
+    """`get_image_features` returns hidden states and attentions of the tower, by argument or config."""
     built = make_model().eval()
     built.set_attn_implementation("eager")
     wanted = built.get_image_features(packed["pixel_values"], packed["view_mask"])
@@ -965,6 +1026,7 @@ def test_image_features_bring_states_and_attentions_of_the_tower(packed, way):
 
 
 def test_image_features_without_return_dict_are_a_tuple(packed):
+    """With `return_dict=False`, `get_image_features` returns its values as a tuple."""
     built = make_model().eval()
     wanted = built.get_image_features(packed["pixel_values"], packed["view_mask"])
     assert isinstance(built.get_image_features(packed["pixel_values"], packed["view_mask"], return_dict=False), tuple)
@@ -975,7 +1037,10 @@ def test_image_features_without_return_dict_are_a_tuple(packed):
 
 
 def test_number_of_placeholders_must_be_that_of_the_views(model, plain, packed):
-    """One scene's pictures for two prompts, or a scene's pictures without one of its views."""
+    """Pictures for fewer or more placeholders are refused; a scene given twice has the same logits twice.
+
+    Library: test_mismatching_num_image_tokens
+    """
     assert run(model, plain).logits.isfinite().all()
     views = select(plain, "pixel_values", "view_mask", "patch_coords", "patch_valid")
     with pytest.raises(ValueError, match="image placeholders"):
@@ -988,6 +1053,7 @@ def test_number_of_placeholders_must_be_that_of_the_views(model, plain, packed):
 
 
 def test_return_dict_false_gives_the_same_tuple(model, packed):
+    """With `return_dict=False`, `forward` returns the same values as a tuple."""
     wanted = run(model, packed)
     found = run(model, packed, return_dict=False)
     assert isinstance(found, tuple) and len(found) == len(wanted.to_tuple())
@@ -1007,6 +1073,10 @@ def test_return_dict_false_gives_the_same_tuple(model, packed):
 
 
 def test_logits_to_keep(model, plain):
+    """`logits_to_keep` returns the logits of the last positions, or of the ones that are named.
+
+    Library: test_forward_with_logits_to_keep
+    """
     wanted = run(model, plain).logits
     assert get_error(run(model, plain, logits_to_keep=1).logits, wanted[:, -1:]) <= ROUNDING
     places = torch.tensor([0, 3, 5])
@@ -1014,14 +1084,16 @@ def test_logits_to_keep(model, plain):
 
 
 def test_loss_does_not_depend_on_logits_to_keep(model, packed):
+    """`logits_to_keep` does not change the losses."""
     assert_same(run(model, packed, logits_to_keep=1), run(model, packed), names=NAMED_LOSSES)
 
 
-# Number formats and places
+# Precision and devices
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_dtype_loading_keeps_the_reconstruction_head_in_float32(saved, packed, dtype, model):
+    """Loading in half precision keeps the reconstruction head in float32, with the same losses up to rounding."""
     loaded = load(saved, dtype=dtype)
     parts = {name.split(".")[1] for name, _ in loaded.reconstruction_head.named_parameters(prefix="head")}
     assert parts == loaded._keep_in_fp32_modules_strict
@@ -1041,6 +1113,7 @@ def test_dtype_loading_keeps_the_reconstruction_head_in_float32(saved, packed, d
 
 
 def test_dtype_auto_is_that_of_the_file(model, packed, tmp_path):
+    """`dtype="auto"`, also the default, loads the type of the file; other types round those weights."""
     half = copy.deepcopy(model).to(torch.bfloat16)
     half.save_pretrained(tmp_path)
     assert load(tmp_path, dtype="auto").lm_head.weight.dtype == torch.bfloat16
@@ -1051,6 +1124,7 @@ def test_dtype_auto_is_that_of_the_file(model, packed, tmp_path):
 
 @pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
 def test_casting_a_built_model_runs(cast, packed, plain):
+    """`half()`, `bfloat16()` and `double()` of a built model give its losses and logits, up to rounding."""
     changed = getattr(make_model().eval(), cast)()
     outputs = run(changed, packed)
     assert outputs.loss.isfinite() and outputs.view_loss.isfinite() and outputs.bev_loss.isfinite()
@@ -1060,6 +1134,7 @@ def test_casting_a_built_model_runs(cast, packed, plain):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_runs_every_method(saved, dtype):
+    """Every public method gives the float32 results in half precision, up to rounding."""
     loaded = load(saved, dtype=dtype)
     row = select(make_collator(0.0)([make_row(4, 2, 3, ["text"])]), *ROW_NAMES, "proposal_boxes", "proposal_patches")
     assert loaded.ground(**row).isfinite().all()
@@ -1075,7 +1150,7 @@ def test_half_precision_runs_every_method(saved, dtype):
 
 
 def test_autocast_runs(packed):
-    """The language model works in bfloat16, the reconstruction head and the teacher in their own float32."""
+    """Under bfloat16 autocast the reconstruction head and the VAE compute in float32; losses agree up to rounding."""
     trained = make_model().train()
     dtypes = {}
     teacher = trained.get_teacher().encoder.conv_in
@@ -1102,6 +1177,7 @@ def call_everything(model, packed):
 
 @pytest.mark.parametrize("offload", ["cpu", "disk"])
 def test_offloaded_weights_give_the_same_outputs(offload, packed, model, tmp_path):
+    """Weights offloaded to CPU or disk give bit-equal outputs of all methods."""
     moved = copy.deepcopy(model)
     if offload == "cpu":
         cpu_offload(moved, execution_device=torch.device("cpu"), offload_buffers=True)
@@ -1113,7 +1189,7 @@ def test_offloaded_weights_give_the_same_outputs(offload, packed, model, tmp_pat
 
 
 def test_device_map_with_disk_loads(saved, model, packed, tmp_path):
-    """`from_pretrained(device_map=...)` with parts on disk, as `device_map="auto"` gives on a small machine."""
+    """`from_pretrained(device_map=)` with parts on disk gives the same outputs, as `"auto"` on a small machine."""
     device_map = {
         "model.vision_tower": "cpu", "model.multi_modal_projector": "cpu", "model.language_model": "disk",
         "model.image_newline": "cpu", "model.mask_token": "cpu", "lm_head": "cpu", "grounding_head": "disk",
@@ -1127,6 +1203,7 @@ def test_device_map_with_disk_loads(saved, model, packed, tmp_path):
 
 
 def test_automatic_device_map_keeps_whole_modules_together(model, packed, tmp_path):
+    """An automatic device map splits no module of `_no_split_modules` and gives bit-equal outputs."""
     moved = copy.deepcopy(model)
     device_map = infer_auto_device_map(
         moved, max_memory={"cpu": 100_000, "disk": 10**9}, no_split_module_classes=list(moved._no_split_modules)
@@ -1163,6 +1240,12 @@ UNCHANGING = {"use_cache", "cache_implementation", "prompt_lookup_num_tokens", "
     ids=lambda settings: "-".join(map(str, settings)) or "greedy",
 )
 def test_generation_runs_in_every_mode(model, plain, settings):
+    """Every mode of search repeats the prompt; modes that only change how ids are found give the greedy ids.
+
+    Library: test_greedy_generate, test_sample_generate, test_beam_search_generate, test_beam_sample_generate,
+    test_generate_with_static_cache, test_prompt_lookup_decoding_matches_greedy_search,
+    test_generate_methods_with_logits_to_keep
+    """
     outputs = model.generate(
         **plain, **settings, max_new_tokens=4, min_new_tokens=4, return_dict_in_generate=True, output_logits=True
     )
@@ -1175,6 +1258,7 @@ def test_generation_runs_in_every_mode(model, plain, settings):
 
 
 def test_generation_scores_are_those_of_forward(model, plain):
+    """The logits of each generated token equal those of one forward pass over the whole row."""
     outputs = model.generate(**plain, max_new_tokens=3, min_new_tokens=3, return_dict_in_generate=True,
                              output_logits=True)  # fmt: skip
     length = plain["input_ids"].shape[1]
@@ -1185,6 +1269,10 @@ def test_generation_scores_are_those_of_forward(model, plain):
 
 
 def test_generation_goes_on_from_past_key_values(model, plain):
+    """Generation that continues from a returned cache gives the ids of one uninterrupted run.
+
+    Library: test_generate_continue_from_past_key_values
+    """
     wanted = model.generate(**plain, max_new_tokens=5, min_new_tokens=5)
     first = model.generate(**plain, max_new_tokens=2, min_new_tokens=2, return_dict_in_generate=True)
     second = model.generate(
@@ -1195,6 +1283,10 @@ def test_generation_goes_on_from_past_key_values(model, plain):
 
 
 def test_generation_from_inputs_embeds(model, plain):
+    """Generation from `inputs_embeds` gives the ids that `input_ids` give, greedily and with beams.
+
+    Library: test_generate_from_inputs_embeds, test_generate_from_random_inputs_embeds
+    """
     batch = {name: value for name, value in plain.items() if name not in ("input_ids", "query_coords")}
     wanted = model.generate(**batch, input_ids=plain["input_ids"], max_new_tokens=4, min_new_tokens=4)
     embeds = model.get_input_embeddings()(plain["input_ids"])
@@ -1210,6 +1302,10 @@ def test_generation_from_inputs_embeds(model, plain):
 
 
 def test_generation_goes_on_from_inputs_embeds(model, plain):
+    """Generation from `inputs_embeds` continues from a returned cache with the same ids.
+
+    Library: test_generate_continue_from_inputs_embeds
+    """
     batch = {name: value for name, value in plain.items() if name not in ("input_ids", "query_coords")}
     embed = model.get_input_embeddings()
     embeds = embed(plain["input_ids"])
@@ -1227,6 +1323,10 @@ def test_generation_goes_on_from_inputs_embeds(model, plain):
 
 @pytest.mark.parametrize("given", ["input_ids", "inputs_embeds"])
 def test_generation_with_a_static_cache_has_its_shape(model, plain, given):
+    """A static cache has the documented shape, one position less than the row, and the greedy ids.
+
+    Library: test_generate_from_inputs_embeds_with_static_cache
+    """
     batch = {name: value for name, value in plain.items() if name not in ("input_ids", "query_coords")}
     embeds = model.get_input_embeddings()(plain["input_ids"])
     start = {"input_ids": plain["input_ids"]} if given == "input_ids" else {"inputs_embeds": embeds}
@@ -1239,6 +1339,12 @@ def test_generation_with_a_static_cache_has_its_shape(model, plain, given):
 
 @pytest.mark.parametrize("settings", [{}, {"do_sample": True}, {"num_beams": 2}, {"use_cache": False}])
 def test_generation_returns_states_attentions_and_scores(plain, settings):
+    """Generation returns scores, logits, hidden states and attentions of each step, in the library's shapes.
+
+    Library: test_greedy_generate_dict_outputs, test_sample_generate_dict_output,
+    test_beam_search_generate_dict_output, test_beam_sample_generate_dict_output,
+    test_greedy_generate_dict_outputs_use_cache, test_beam_search_generate_dict_outputs_use_cache
+    """
     built = make_model().eval()
     built.set_attn_implementation("eager")
     outputs = built.generate(
@@ -1258,6 +1364,10 @@ def test_generation_returns_states_attentions_and_scores(plain, settings):
 
 
 def test_cache_has_the_format_of_the_library(model, packed, plain):
+    """The cache holds, for each layer, keys and values (rows, key heads, positions, head size) that continue the row.
+
+    Library: test_past_key_values_format
+    """
     cache = run(model, plain, use_cache=True).past_key_values
     assert len(cache) == 2 and cache.get_seq_length() == plain["input_ids"].shape[1]
     for layer in cache.layers:
@@ -1265,6 +1375,10 @@ def test_cache_has_the_format_of_the_library(model, packed, plain):
 
 
 def test_generation_by_an_assistant_gives_the_same_answer(model, plain):
+    """Assisted generation gives the greedy ids, and samples rows of the same length.
+
+    Library: test_assisted_decoding_matches_greedy_search, test_assisted_decoding_sample
+    """
     wanted = model.generate(**plain, max_new_tokens=4, min_new_tokens=4)
     settings = {"assistant_model": model, "max_new_tokens": 4, "min_new_tokens": 4}
     assert torch.equal(model.generate(**plain, **settings), wanted)
@@ -1273,12 +1387,20 @@ def test_generation_by_an_assistant_gives_the_same_answer(model, plain):
 
 
 def test_generation_takes_position_ids(model, plain):
+    """Generation with explicit `position_ids` gives the same ids.
+
+    Library: test_generate_with_and_without_position_ids
+    """
     positions = torch.arange(plain["input_ids"].shape[1])[None]
     wanted = model.generate(**plain, max_new_tokens=3, min_new_tokens=3)
     assert torch.equal(model.generate(**plain, position_ids=positions, max_new_tokens=3, min_new_tokens=3), wanted)
 
 
 def test_generation_from_nothing_begins_with_the_first_token(plain):
+    """Without `input_ids`, generation continues a row that holds only the beginning-of-text token.
+
+    Library: test_generate_without_input_ids
+    """
     built = make_model().eval()
     built.generation_config.bos_token_id = 1
     ids = built.generate(max_new_tokens=3, min_new_tokens=3)
@@ -1286,6 +1408,10 @@ def test_generation_from_nothing_begins_with_the_first_token(plain):
 
 
 def test_generation_by_eager_and_sdpa_agrees(plain):
+    """Generation with `eager` and with `sdpa` attention gives the same logits, up to rounding.
+
+    Library: test_eager_matches_sdpa_generate
+    """
     built = make_model().eval()
     logits = []
     for implementation in ("eager", "sdpa"):
@@ -1297,7 +1423,10 @@ def test_generation_by_eager_and_sdpa_agrees(plain):
 
 
 def test_generation_stops_at_the_end_token_when_it_looks_words_up(plain):
-    """Prompt look-up proposes several tokens at once: none may follow the end."""
+    """Prompt lookup, which proposes several tokens at once, keeps none behind the end token.
+
+    Library: test_prompt_lookup_decoding_stops_at_eos
+    """
     built = make_model().eval()
     wanted = built.generate(**plain, max_new_tokens=6, min_new_tokens=6)
     end = int(wanted[0, plain["input_ids"].shape[1] + 2])
@@ -1307,6 +1436,7 @@ def test_generation_stops_at_the_end_token_when_it_looks_words_up(plain):
 
 
 def test_generation_drops_the_scene_after_the_first_step(model, plain, monkeypatch):
+    """The vision tower runs once per answer, on the views of the scene."""
     calls = []
     forward = model.model.get_image_features
     monkeypatch.setattr(model.model, "get_image_features", lambda *a, **k: calls.append(1) or forward(*a, **k))
@@ -1315,7 +1445,7 @@ def test_generation_drops_the_scene_after_the_first_step(model, plain, monkeypat
 
 
 def test_generation_never_writes_a_placeholder(plain):
-    """A model that would say `<image>` or `<coord>` next: their vectors mean places of a scene, not words."""
+    """A model whose most likely token is `<image>` or `<coord>` never writes it: both stand for places in a scene."""
     biased = make_model().eval()
     with torch.no_grad():
         state = run(biased, plain, output_hidden_states=True).hidden_states[-1][0, -1]

@@ -60,6 +60,7 @@ def image_processor(processor):
 
 
 def test_processor_to_json_string(processor):
+    """The JSON text of a processor holds every setting and its class."""
     written = json.loads(processor.to_json_string())
     for name in list(inspect.signature(Ross3DProcessor.__init__).parameters)[4:]:
         if getattr(processor, name) is not None:
@@ -68,6 +69,7 @@ def test_processor_to_json_string(processor):
 
 
 def test_processor_from_and_save_pretrained(processor, saved, tmp_path):
+    """A saved processor loads with equal settings and parts, and saves to the same file."""
     again = Ross3DProcessor.from_pretrained(saved)
     assert again.to_dict() == {key: value for key, value in processor.to_dict().items() if key != "auto_map"}
     again.save_pretrained(tmp_path)
@@ -83,6 +85,7 @@ def test_processor_from_and_save_pretrained(processor, saved, tmp_path):
 
 
 def test_processor_from_pretrained_equals_processor_from_parts(saved):
+    """A loaded processor gives the tensors of one that is assembled from its loaded parts."""
     whole = AutoProcessor.from_pretrained(saved, trust_remote_code=True)
     parts = Ross3DProcessor(
         image_processor=AutoImageProcessor.from_pretrained(saved, trust_remote_code=True),
@@ -93,28 +96,32 @@ def test_processor_from_pretrained_equals_processor_from_parts(saved):
 
 
 def test_processor_from_pretrained_takes_other_settings(saved):
+    """Arguments of `from_pretrained` replace saved settings."""
     changed = Ross3DProcessor.from_pretrained(saved, label_rule="answer_only", bev_size=32)
     assert changed.label_rule == "answer_only" and changed.bev_size == 32
 
 
 def test_processor_is_a_processor_with_two_parts(processor):
+    """The class is a ProcessorMixin with an image processor and a tokenizer."""
     assert isinstance(processor, ProcessorMixin)
     assert Ross3DProcessor.get_attributes() == ["image_processor", "tokenizer"]
 
 
 def test_wrong_parts_are_refused(processor):
+    """An image processor in place of the tokenizer is refused."""
     with pytest.raises(TypeError, match="tokenizer"):
         Ross3DProcessor(processor.image_processor, processor.image_processor)
 
 
 def test_model_input_names(processor):
+    """`model_input_names` lists exactly the keys of a call with every input, `input_ids` first."""
     given = processor(**make_views(), text="What is at <coord>?", query_coords=[0.0, 1.0, 0.5])
     assert set(given) == set(processor.model_input_names)
     assert processor.model_input_names[0] == "input_ids"
 
 
 def test_tokenizer_defaults_are_kept(saved):
-    """A tokenizer that pads right and cuts by itself leaves our rows as they are."""
+    """Padding side, truncation and length of the tokenizer are left alone and do not change rows."""
     tokenizer = AutoTokenizer.from_pretrained(saved, padding_side="right", truncation_side="left", model_max_length=8)
     changed = make_test_processor(tokenizer)
     scenes = [make_views(2, 1, seed)["images"] for seed in (0, 1)]
@@ -124,6 +131,7 @@ def test_tokenizer_defaults_are_kept(saved):
 
 
 def test_image_processor_defaults_are_kept(processor):
+    """Settings of the image processor, such as `do_rescale`, apply within the processor."""
     changed = copy.deepcopy(processor)
     changed.image_processor = Ross3DImageProcessor(
         size={"height": VIEW_SIZE, "width": VIEW_SIZE}, do_rescale=False, image_mean=[0.0] * 3, image_std=[1.0] * 3
@@ -133,7 +141,7 @@ def test_image_processor_defaults_are_kept(processor):
 
 
 def test_unknown_keyword_arguments_are_refused(processor):
-    """The library warns and drops them; a misspelt `depth_map` would be a scene without depth."""
+    """Unknown arguments, which the library drops with a warning, are refused: `depth_map` would lose all depth."""
     with pytest.raises(ValueError, match=r"Ross3DProcessor: expected the arguments of its __call__, got \['depth_map"):
         processor(images=make_pictures(), depth_map=None)
     assert "pixel_values" in processor(images=make_pictures(), depth_maps=None)
@@ -141,24 +149,28 @@ def test_unknown_keyword_arguments_are_refused(processor):
 
 @pytest.mark.parametrize("return_tensors", ["pt", "np", None])
 def test_return_tensors(processor, return_tensors):
+    """`return_tensors` chooses torch or NumPy, with the same values."""
     given = processor(images=make_pictures(), text=QUESTION, return_tensors=return_tensors)
     kind = np.ndarray if return_tensors == "np" else torch.Tensor
     assert all(isinstance(value, kind) for value in given.values())
 
 
 def test_text_without_pictures_has_no_visual_tensors(processor):
+    """Text alone gives only ids and masks, without image placeholders."""
     given = processor(text=QUESTION)
     assert set(given) == {"input_ids", "attention_mask", "segment_ids"}
     assert processor.image_token_id not in given["input_ids"]
 
 
 def test_pictures_without_text_have_placeholders_alone(processor):
+    """Pictures alone give the placeholders of every view and no question."""
     given = processor(images=make_pictures())
     assert int((given["input_ids"] == processor.image_token_id).sum()) == 2 * processor.tokens_per_view
     assert not given["segment_ids"].any()
 
 
 def test_batches_of_one_equal_bare_input(processor):
+    """A scene gives the same tensors bare, as a batch of one, or stacked in one array."""
     pictures = make_pictures()
     wanted = processor(images=pictures, text=QUESTION)
     assert_equal(processor(images=[pictures], text=[QUESTION]), wanted)
@@ -166,12 +178,14 @@ def test_batches_of_one_equal_bare_input(processor):
 
 
 def test_batch_feature_moves_and_casts(processor):
+    """`to(dtype)` of the output casts pixels and leaves ids, and coordinates in float32, unchanged."""
     given = processor(**make_views(), text=QUESTION).to("cpu", torch.bfloat16)
     assert given["pixel_values"].dtype == torch.bfloat16 and given["input_ids"].dtype == torch.int64
     assert given["patch_coords"].dtype == torch.float32 and given.input_ids is given["input_ids"]
 
 
 def test_decode_and_batch_decode_are_those_of_the_tokenizer(processor):
+    """`decode`, `batch_decode` and `post_process_image_text_to_text` give the tokenizer's texts."""
     ids = processor(text=[QUESTION, "Why?"])["input_ids"]
     kwargs = {"skip_special_tokens": True}
     assert processor.batch_decode(ids, **kwargs) == processor.tokenizer.batch_decode(ids, **kwargs)
@@ -182,6 +196,7 @@ def test_decode_and_batch_decode_are_those_of_the_tokenizer(processor):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_number_of_image_tokens_is_that_of_a_call(processor, count):
+    """`_get_num_multimodal_tokens` predicts the number of placeholders of a call."""
     sizes = [(30, 42)] * count
     told = processor._get_num_multimodal_tokens(image_sizes=sizes)
     row = processor(images=make_pictures(count), text=QUESTION)["input_ids"]
@@ -191,6 +206,7 @@ def test_number_of_image_tokens_is_that_of_a_call(processor, count):
 
 
 def test_special_tokens_have_ids(processor):
+    """The ids of `<image>`, `<ground>` and `<coord>` are those of the tokenizer."""
     for name in ("image", "ground", "coord"):
         token = getattr(processor, f"{name}_token")
         assert processor.tokenizer.convert_tokens_to_ids(token) == getattr(processor, f"{name}_token_id")
@@ -200,6 +216,7 @@ def test_special_tokens_have_ids(processor):
 
 
 def test_chat_template_is_saved_beside_the_processor(processor, saved, tmp_path):
+    """The chat template is saved in its own file and can be replaced when loading."""
     assert (saved / "chat_template.jinja").read_text() == LLAVA_VIDEO.chat_template == processor.chat_template
     assert "chat_template" not in json.loads((saved / "processor_config.json").read_text())
     changed = Ross3DProcessor.from_pretrained(saved, chat_template="{{ messages[0]['role'] }}")
@@ -209,6 +226,7 @@ def test_chat_template_is_saved_beside_the_processor(processor, saved, tmp_path)
 
 
 def test_chat_template_gives_the_ids_of_text(processor):
+    """A chat of one question gives the tensors of `text=`."""
     pictures = make_pictures()
     found = processor.apply_chat_template(
         make_chat(pictures), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
@@ -218,6 +236,7 @@ def test_chat_template_gives_the_ids_of_text(processor):
 
 @pytest.mark.parametrize("kind", ["array", "PIL", "path", "file URL"])
 def test_chat_template_takes_every_kind_of_picture(processor, kind, tmp_path):
+    """A chat takes pictures as arrays, PIL images, paths or files, with the same tensors."""
     pictures = make_pictures()
     chat = make_chat(pictures)
     for block, picture in zip(chat[0]["content"], pictures, strict=False):
@@ -236,6 +255,7 @@ def test_chat_template_takes_every_kind_of_picture(processor, kind, tmp_path):
 
 
 def test_chat_template_batches(processor):
+    """A list of chats gives the tensors of a batch of scenes."""
     scenes = [make_pictures(2), make_pictures(1)]
     chats = [make_chat(scenes[0]), make_chat(scenes[1], "Why?")]
     found = processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=True)
@@ -243,12 +263,14 @@ def test_chat_template_batches(processor):
 
 
 def test_chat_template_without_tokenizing_is_text(processor):
+    """Without tokenizing, a chat becomes a prompt with one `<image>` that gives the same tensors."""
     text = processor.apply_chat_template(make_chat(make_pictures()), add_generation_prompt=True)
     assert text.count("<image>") == 1 and text.endswith("<|im_start|>assistant\n")
     assert_equal(processor(images=make_pictures(), text=text), processor(images=make_pictures(), text=QUESTION))
 
 
 def test_chat_template_passes_processor_arguments(processor):
+    """`processor_kwargs` of a chat reach the processor."""
     boxes = make_views()["proposal_boxes"]
     found = processor.apply_chat_template(
         make_chat(make_pictures()), add_generation_prompt=True, tokenize=True, return_dict=True,
@@ -259,7 +281,10 @@ def test_chat_template_passes_processor_arguments(processor):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_pipeline_answers(dtype):
-    """`pipeline("image-text-to-text")` needs no code of its own."""
+    """`pipeline("image-text-to-text")` gives the answer of `generate`.
+
+    The library's suite of pipelines loads models from the Hub.
+    """
     processor = make_tiny_processor()
     model = make_tiny_model(processor.tokenizer).to(dtype)
     ask = pipeline("image-text-to-text", model=model, processor=processor)
@@ -274,18 +299,21 @@ def test_pipeline_answers(dtype):
 
 
 def test_image_processor_to_json_string(image_processor):
+    """The JSON text of an image processor holds its size and mean."""
     written = json.loads(image_processor.to_json_string())
     assert written["size"] == {"height": VIEW_SIZE, "width": VIEW_SIZE}
     assert written["image_mean"] == list(image_processor.image_mean)
 
 
 def test_image_processor_to_json_file(image_processor, tmp_path):
+    """An image processor loads from its JSON file with equal settings."""
     image_processor.to_json_file(tmp_path / "image_processor.json")
     again = Ross3DImageProcessor.from_json_file(tmp_path / "image_processor.json")
     assert again.to_dict() == image_processor.to_dict()
 
 
 def test_image_processor_from_and_save_pretrained(image_processor, tmp_path):
+    """A saved image processor loads with equal settings, also by AutoImageProcessor, on the PIL backend."""
     image_processor.save_pretrained(tmp_path)
     again = Ross3DImageProcessor.from_pretrained(tmp_path)
     assert again.to_dict() == image_processor.to_dict()
@@ -294,12 +322,14 @@ def test_image_processor_from_and_save_pretrained(image_processor, tmp_path):
 
 
 def test_image_processor_builds_without_arguments():
+    """The default image processor normalises pictures of 384 x 384 pixels."""
     default = Ross3DImageProcessor()
     assert default.valid_kwargs is ImagesKwargs
     assert dict(default.size) == {"height": 384, "width": 384} and default.do_normalize
 
 
 def test_image_processor_takes_keyword_arguments(image_processor):
+    """Settings can be replaced when an image processor is built and in a call."""
     other = Ross3DImageProcessor.from_dict(image_processor.to_dict(), size={"height": 8, "width": 8})
     assert other.size.height == 8
     pixels = image_processor(make_pictures(), size={"height": 12, "width": 12}, return_tensors="pt")["pixel_values"]
@@ -307,6 +337,7 @@ def test_image_processor_takes_keyword_arguments(image_processor):
 
 
 def test_image_processor_takes_pil_numpy_and_torch(image_processor):
+    """PIL, NumPy, torch, channels first, stacked or single pictures give the same pixels."""
     pictures = make_pictures()
     wanted = image_processor(pictures, return_tensors="pt")["pixel_values"]
     assert wanted.shape == (2, 3, VIEW_SIZE, VIEW_SIZE) and wanted.dtype == torch.float32
@@ -323,6 +354,7 @@ def test_image_processor_takes_pil_numpy_and_torch(image_processor):
 
 
 def test_image_processor_drops_transparency(image_processor):
+    """An opaque alpha channel does not change the pixels."""
     picture = make_pictures(1)[0]
     rgba = Image.fromarray(np.dstack([picture, np.full(picture.shape[:2], 255, np.uint8)]), "RGBA")
     pixels = image_processor([rgba], return_tensors="pt")["pixel_values"]
@@ -330,6 +362,7 @@ def test_image_processor_drops_transparency(image_processor):
 
 
 def test_image_processor_is_deterministic_and_leaves_its_input(image_processor):
+    """Two calls give the same pixels and leave the given arrays unchanged."""
     pictures = make_pictures()
     before = [picture.copy() for picture in pictures]
     first, second = (image_processor(pictures, return_tensors="pt")["pixel_values"] for _ in range(2))
@@ -338,6 +371,7 @@ def test_image_processor_is_deterministic_and_leaves_its_input(image_processor):
 
 
 def test_processor_leaves_its_input(processor):
+    """A call leaves all given arrays and lists unchanged."""
     scene = make_views()
     before = copy.deepcopy(scene)
     processor(**scene, text=QUESTION)
@@ -352,7 +386,7 @@ def get_arguments(method) -> set[str]:
 
 
 def test_arguments_have_one_place():
-    """No argument of the constructor or of a call is also a class attribute, an option of the library or a setting."""
+    """No argument of the constructor or of a call is also a class attribute, a library option or a setting."""
     options = Ross3DProcessor.valid_processor_kwargs
     assert options is ProcessingKwargs
     names = set(options.__annotations__)
@@ -369,7 +403,7 @@ def test_arguments_have_one_place():
 
 
 def test_arguments_of_a_call_are_read_as_in_the_library(processor):
-    """What repeats itself, or is ignored by the library, changes nothing."""
+    """Repeated arguments, and ones the library ignores, change nothing; contradictory ones are refused."""
     call = {"images": make_pictures(), "text": QUESTION}
     plain = processor(**call)
     assert_equal(processor(**call, return_tensors="pt", common_kwargs={"return_tensors": "pt"}), plain)
@@ -381,28 +415,33 @@ def test_arguments_of_a_call_are_read_as_in_the_library(processor):
 
 
 def test_arguments_of_from_pretrained_reach_the_parts(saved):
+    """Arguments of `from_pretrained` reach the tokenizer and the image processor."""
     changed = Ross3DProcessor.from_pretrained(saved, cls_token="(CLS)", sep_token="(SEP)", do_normalize=False)
     assert changed.tokenizer.cls_token == "(CLS)" and changed.tokenizer.sep_token == "(SEP)"
     assert changed.image_processor.do_normalize is False
 
 
 def test_part_given_to_from_pretrained_is_taken(saved, image_processor):
+    """A part given to `from_pretrained` is used as it is, the very object."""
     own = copy.deepcopy(image_processor)
     assert Ross3DProcessor.from_pretrained(saved, image_processor=own).image_processor is own
 
 
 def test_pictures_are_prepared_as_by_the_image_processor(processor, image_processor):
+    """The processor's pixels are those of its image processor."""
     pictures = make_pictures(2, VIEW_SIZE, VIEW_SIZE)
     wanted = image_processor(pictures, return_tensors="pt")["pixel_values"]
     assert torch.equal(processor(images=pictures)["pixel_values"][0], wanted)
 
 
 def test_call_without_input_is_refused(processor):
+    """A call without any input is refused."""
     with pytest.raises((TypeError, ValueError)):
         processor()
 
 
 def test_number_of_texts_must_be_that_of_the_scenes(processor):
+    """More or fewer texts than scenes, and several `<image>` for one scene, are refused."""
     scenes = [make_pictures(1)] * 3
     with pytest.raises(ValueError, match="text: expected 3 items, one a scene, got 2"):
         processor(images=scenes, text=[QUESTION] * 2)
@@ -411,6 +450,7 @@ def test_number_of_texts_must_be_that_of_the_scenes(processor):
 
 
 def test_named_chat_templates_are_saved(saved, tmp_path):
+    """Several named chat templates are saved and loaded; a name that leaves the folder is refused."""
     changed = Ross3DProcessor.from_pretrained(saved)
     changed.chat_template = {"default": "a", "secondary": "b"}
     changed.save_pretrained(tmp_path)
@@ -424,13 +464,14 @@ def test_named_chat_templates_are_saved(saved, tmp_path):
 
 
 def test_chat_template_takes_arguments_of_its_own(processor):
+    """Extra arguments of `apply_chat_template` reach the template."""
     template = "{% if loud %}{{ 'Hey! ' }}{% endif %}{{ messages[0]['content'][0]['text'] }}"
     text = processor.apply_chat_template(make_chat([]), chat_template=template, loud=True)
     assert text == f"Hey! {QUESTION}"
 
 
 def test_chat_template_does_not_mark_what_the_assistant_said(processor):
-    """Targets come from `answers=`: placeholders stand for many tokens, which would shift the library's marks."""
+    """The mask of assistant tokens is refused: placeholders become many tokens, which would shift it."""
     with pytest.raises(ValueError, match="return_offsets_mapping"):
         processor.apply_chat_template(
             make_chat(make_pictures()), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
@@ -438,6 +479,7 @@ def test_chat_template_does_not_mark_what_the_assistant_said(processor):
 
 
 def test_image_processor_output_moves_and_casts(image_processor):
+    """`to(device, dtype)` of the output casts pixels and keeps ids; a wrong order of arguments is refused."""
     given = image_processor(make_pictures(), return_tensors="pt")
     given["input_ids"] = torch.ones(1, 2, dtype=torch.long)
     cast = given.to("cpu", torch.bfloat16)
@@ -448,6 +490,7 @@ def test_image_processor_output_moves_and_casts(image_processor):
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_image_processor_makes_every_kind_rgb(image_processor, channels):
+    """Grey, RGB and RGBA pictures give three channels, the same from every kind of input."""
     picture = np.random.default_rng(0).integers(0, 256, (30, 42, channels), dtype=np.uint8)
     image = Image.fromarray(picture[..., 0] if channels == 1 else picture)
     first = picture.transpose(2, 0, 1).copy()
@@ -459,6 +502,7 @@ def test_image_processor_makes_every_kind_rgb(image_processor, channels):
 
 
 def test_image_processors_share_no_settings():
+    """Changing the settings of one image processor leaves others unchanged."""
     one, other = Ross3DImageProcessor(), Ross3DImageProcessor()
     one.size["height"] = 7
     assert other.size["height"] == Ross3DImageProcessor().size["height"] == 384

@@ -17,7 +17,6 @@ import transformers
 
 
 ROOT = Path(__file__).resolve().parents[2]
-TABLE = ROOT / "docs" / "CONTRACT_TESTS.md"
 SUITES = (Path(__file__).with_name("model_suite.py"), Path(__file__).with_name("processor_suite.py"))
 # A folder with the library's source (an unpacked archive, or a clone, which has all suites), or the archive itself.
 SOURCE_VARIABLE = "ROSS3D_LIBRARY_SOURCE"
@@ -141,13 +140,3 @@ def run_suites(prepared: Path) -> dict[str, tuple[str, str]]:
     )
     assert outcomes.exists(), done.stdout[-4000:] + done.stderr[-4000:]
     return {check: tuple(found) for check, found in json.loads(outcomes.read_text(encoding="utf-8")).items()}
-
-
-def read_expected_failures(text: str) -> dict[str, str]:
-    """The rows ``| `Class::check`, ... | reason |`` of the document: check -> reason."""
-    expected: dict[str, str] = {}
-    for names, reason in re.findall(r"^\| (`\w+::.+?) \| (.+?) \|$", text, flags=re.MULTILINE):
-        for check in re.findall(r"`(\w+::\w+)`", names):
-            assert check not in expected, f"{check} has two rows in {TABLE.name}"
-            expected[check] = reason
-    return expected

@@ -1,4 +1,4 @@
-"""Transformers' own suites on our classes: what fails is listed with its reason in `docs/CONTRACT_TESTS.md`."""
+"""Transformers' own suites on our classes, the failures that are expected, and the document that lists both."""
 
 import re
 import tempfile
@@ -7,16 +7,9 @@ from pathlib import Path
 import pytest
 import transformers
 
-from ross3d.tests.suites.library import (
-    ROOT,
-    TABLE,
-    NoTests,
-    check_version,
-    download_archive,
-    prepare_tests,
-    read_expected_failures,
-    run_suites,
-)
+from ross3d.tests.suites.contract_listing import COMMAND, DOCUMENT, format_document, format_tests, read_tests
+from ross3d.tests.suites.expected_failures import EXPECTED_FAILURES
+from ross3d.tests.suites.library import NoTests, check_version, download_archive, prepare_tests, run_suites
 from ross3d.tests.suites.outcomes import judge
 
 
@@ -35,11 +28,6 @@ def outcomes():
         return run_suites(prepared)
 
 
-@pytest.fixture(scope="module")
-def expected():
-    return read_expected_failures(TABLE.read_text(encoding="utf-8"))
-
-
 def count(outcomes, suite: str, outcome: str) -> int:
     return sum(check.startswith(f"{suite}::") and found == outcome for check, (found, _) in outcomes.items())
 
@@ -52,16 +40,16 @@ def test_suite_runs(outcomes, suite):
 
 
 @pytest.mark.slow
-def test_every_failure_is_expected(outcomes, expected):
+def test_every_failure_is_expected(outcomes):
     failures = {check: reason for check, (found, reason) in outcomes.items() if found == "failed"}
-    surprises = {check: reason for check, reason in failures.items() if check not in expected}
+    surprises = {check: reason for check, reason in failures.items() if check not in EXPECTED_FAILURES}
     assert not surprises, "\n".join(f"{check}: {reason}" for check, reason in surprises.items())
 
 
 @pytest.mark.slow
-def test_every_expected_failure_fails(outcomes, expected):
-    """A row that no longer tells the truth goes; checks that this machine skips, or does not have, keep theirs."""
-    assert [check for check in expected if outcomes.get(check, ("failed",))[0] == "passed"] == []
+def test_every_expected_failure_fails(outcomes):
+    """Checks that this machine skips, or does not have, may stay in the table; one that passes may not."""
+    assert [check for check in EXPECTED_FAILURES if outcomes.get(check, ("failed",))[0] == "passed"] == []
 
 
 @pytest.mark.slow
@@ -79,13 +67,76 @@ def test_check_fails_with_any_of_its_parts():
     assert judge([(False, "passed", "")]) == ("passed", "")
 
 
-def test_tests_that_the_document_names_exist():
-    """Those that stand for checks of the library, in the last column of its tables."""
-    rows = re.findall(r"^\| .+ \| (.*`test_\w+`.*) \|$", TABLE.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    named = {name for row in rows for name in re.findall(r"`(test_\w+)`", row)}
-    files = [file.read_text(encoding="utf-8") for file in (ROOT / "tests").glob("test_contract_*.py")]
-    written = {name for text in files for name in re.findall(r"^def (test_\w+)", text, flags=re.MULTILINE)}
-    assert len(named) > 20 and named <= written, named - written
+def test_document_is_the_listing_of_the_tests():
+    assert DOCUMENT.read_text(encoding="utf-8") == format_document(), f"the tests have changed: run `{COMMAND}`"
+
+
+def test_our_tests_in_the_reasons_exist():
+    written = set(re.findall(r"^- `(test_\w+)`", DOCUMENT.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    named = set(re.findall(r"`(test_\w+)`", " ".join(EXPECTED_FAILURES.values())))
+    assert named and named <= written, named - written
+
+
+CONTRACT_FILE = '''"""A file."""
+
+
+# Loading
+
+
+def test_one():
+    """One loads.
+
+    More about it.
+
+    Library: test_a,
+    test_b.
+    """
+
+
+# A comment on the next line is no section.
+NUMBER = 3
+
+
+@mark
+def test_two():
+    """Two loads."""
+
+
+def help_tests():
+    pass
+
+
+# Saving
+
+
+def test_three():
+    """Three is saved.
+
+    Library: test_c
+    """
+'''
+LISTING = """
+### `tests/test_contract_x.py`
+
+#### Loading
+
+- `test_one`: One loads. *Library:* `test_a`, `test_b`.
+- `test_two`: Two loads.
+
+#### Saving
+
+- `test_three`: Three is saved. *Library:* `test_c`.
+"""
+
+
+def test_listing_of_a_file():
+    assert format_tests("tests/test_contract_x.py", read_tests(CONTRACT_FILE)) == LISTING
+
+
+@pytest.mark.parametrize("lost", ['    """Two loads."""\n', "# Loading\n"])
+def test_tests_without_a_docstring_or_a_section_are_not_listed(lost):
+    with pytest.raises(ValueError, match="test_(one|two): expected a docstring and a section above it"):
+        read_tests(CONTRACT_FILE.replace(lost, "    pass\n" if lost.startswith(" ") else ""))
 
 
 def test_another_version_of_the_library_is_refused(tmp_path):
@@ -103,10 +154,3 @@ def test_archive_that_pip_cannot_find_is_a_reason_to_skip(tmp_path, monkeypatch)
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(NoTests, match="pip could not download the source archive of transformers=="):
         download_archive(tmp_path)
-
-
-def test_rows_of_the_table_are_read():
-    text = "| check | reason |\n|---|---|\n| `Suite::test_a`, `Suite::test_b` | both for one |\n| `test_c` | ours |\n"
-    assert read_expected_failures(text) == {"Suite::test_a": "both for one", "Suite::test_b": "both for one"}
-    with pytest.raises(AssertionError, match="two rows"):
-        read_expected_failures(text + "| `Suite::test_a` | again |\n")
