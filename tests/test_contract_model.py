@@ -657,7 +657,7 @@ class HostReads(TorchFunctionMode):
 def test_training_reads_few_values_back():
     """A training forward reads values from the GPU a fixed number of times, for any number of rows.
 
-    25 are counted: the 17 of docs/CONVENTIONS.md, six lists of seeds and two of timesteps that are on the host already.
+    25 are counted: the 17 of docs/CONVENTIONS.md, and eight of seeds and timesteps that are on the host already.
     """
     trained = make_model().train()
     counts = []
