@@ -41,7 +41,12 @@ def test_a_weight_that_is_absent_is_refused_unless_asked_for(folder, name, caplo
     # The error says it all; the library's table is not printed on top.
     assert not caplog.records
     with caplog.at_level(logging.WARNING, logger="transformers.modeling_utils"):
-        assert load_model(folder, allow_missing=True).get_parameter(name).isfinite().all()
+        loaded = load_model(folder, allow_missing=True)
+    # Drawn as in a new model: the norm is 1, the others have the spread of their config.
+    drawn = loaded.get_parameter(name).detach()
+    assert (drawn == 1).all() if name.endswith("norm.weight") else 0.05 < float(drawn.std()) < 0.3
+    wanted = make_model().state_dict()
+    assert all(torch.equal(weight, wanted[key]) for key, weight in loaded.state_dict().items() if key != name)
 
 
 def test_absent_weights_are_counted(folder):
@@ -64,9 +69,43 @@ def test_weights_of_another_shape_are_refused(folder):
         load_model(folder)
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value", "message"),
+    [
+        ("denoiser_config", "bev_image_size", -1, "denoiser_config.bev_image_size: expected a number >= 1, got -1"),
+        ("vision_config", "patch_size", 21, r"vision_config.patch_size: expected 1..20 pixels .*, got 21"),
+        (None, "voxel_size", "wide", "'voxel_size' with value 'wide'"),
+    ],
+)
+def test_values_that_the_config_refuses_name_the_file_and_the_key(folder, part, key, value, message):
+    file = folder / "config.json"
+    settings = json.loads(file.read_text())
+    (settings[part] if part else settings)[key] = value
+    file.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=rf"{file}: .*{message}.*; fetch the checkpoint again"):
+        load_model(folder)
+
+
+def test_settings_of_generation_that_cannot_be_read_name_their_file(folder):
+    file = folder / "generation_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps(settings | {"suppress_tokens": [3, [[]]]}))
+    with pytest.raises(
+        ValueError, match=f"{file}: expected settings of generation, got .*unhashable.*remove the file"
+    ):
+        load_model(folder)
+    file.write_text(json.dumps(settings | {"suppress_tokens": [3, 4]}))
+    assert load_model(folder).generation_config.suppress_tokens == [3, 4]
+    file.unlink()
+    assert load_model(folder).generation_config.suppress_tokens is None
+
+
 def test_settings_may_add_a_head_and_take_one_away(tmp_path):
     make_model(grounding=False).save_pretrained(tmp_path)
-    assert load_model(tmp_path, grounding=True, denoiser_config=None).grounding_head.no_target.isfinite().all()
+    saved = load_file(tmp_path / "model.safetensors")["lm_head.weight"]
+    loaded = load_model(tmp_path, grounding=True, denoiser_config=None)
+    assert float(loaded.grounding_head.query_mlp.linear_1.weight.std()) == pytest.approx(0.15, rel=0.2)
+    assert loaded.reconstruction_head is None and torch.equal(loaded.lm_head.weight, saved)
     # What the checkpoint's own config asks for stays due.
     change_weights(tmp_path, lambda weights: weights.pop("lm_head.weight"))
     with pytest.raises(ValueError, match="got none of lm_head.weight; fetch"):
@@ -105,7 +144,8 @@ def test_numbers_that_half_precision_cannot_hold_are_refused(folder):
     change_weights(folder, change)
     with pytest.raises(ValueError, match="infinity in lm_head.weight; .* or load it as bfloat16"):
         load_model(folder, dtype=torch.float16)
-    assert load_model(folder, dtype=torch.bfloat16).lm_head.weight.isfinite().all()
+    loaded = load_model(folder, dtype=torch.bfloat16).lm_head.weight
+    assert torch.equal(loaded, load_file(folder / "model.safetensors")["lm_head.weight"].bfloat16())
 
 
 def test_eight_bit_and_offloaded_weights_are_passed_over():

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from transformers import GenerationConfig
 from transformers.modeling_utils import set_zero3_state
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
@@ -52,6 +55,7 @@ def load_model(
     LIBRARY_LOGGER.addFilter(is_no_report)
     try:
         if Path(folder).is_dir():
+            check_generation_config(Path(folder))
             check_stored_shapes(Path(folder))
         model, info = Ross3DForConditionalGeneration.from_pretrained(
             folder, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True, **settings
@@ -129,7 +133,7 @@ def check_stored_shapes(folder: Path) -> None:
     Raises:
         ValueError: names the folder and the weights.
     """
-    config = Ross3DConfig.from_pretrained(folder)
+    config = read_config(folder)
     if getattr(config, "quantization_config", None) is not None:
         return  # Packed numbers have shapes of their own.
     for section in ("vision_config", "text_config", "denoiser_config"):
@@ -148,11 +152,44 @@ def check_stored_shapes(folder: Path) -> None:
     refuse_other_shapes(folder, ((name, stored[name], own[name]) for name in both if stored[name] != own[name]))
 
 
+def read_config(folder: str | os.PathLike) -> Ross3DConfig:
+    """The config of a checkpoint.
+
+    Raises:
+        ValueError: for values that its classes refuse; it names the file and the key.
+    """
+    try:
+        return Ross3DConfig.from_pretrained(folder)
+    except StrictDataclassError as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(
+            f"{Path(folder) / 'config.json'}: {reason.rstrip('.')}; fetch the checkpoint again."
+        ) from error
+
+
+def check_generation_config(folder: Path) -> None:
+    """Refuse a checkpoint whose settings of generation, if it has any, the library cannot read.
+
+    Raises:
+        ValueError: names the file.
+    """
+    file = folder / GENERATION_CONFIG_NAME
+    try:
+        if file.exists():
+            GenerationConfig.from_pretrained(folder)
+    # Whatever a value of a wrong kind leads to in the library, which checks few of them.
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(
+            f"{file}: expected settings of generation, got values that cannot be read: {' '.join(str(error).split())};"
+            " fetch the checkpoint again, or remove the file."
+        ) from error
+
+
 def list_own_weights(folder: str | os.PathLike) -> dict[str, tuple[int, ...]]:
     """Shapes of all weights that a checkpoint should hold by its own config; nothing is allocated."""
     # ZeRO-3 would cut tower and language model to pieces.
     with set_zero3_state(), torch.device("meta"):
-        model = Ross3DForConditionalGeneration(Ross3DConfig.from_pretrained(folder))
+        model = Ross3DForConditionalGeneration(read_config(folder))
     return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
 
 
