@@ -263,7 +263,7 @@ def test_large_maps_take_no_longer_where_no_mistake_is_found(monkeypatch, num_vi
 
     monkeypatch.setattr("ross3d.data.consistency.sample_readings", sample)
     found = find_disagreement(get_cameras(wrong), scene.view_names)
-    assert found.reason.startswith("no usual mistake explains it") and len(looked_at) < 24
+    assert found.reason.startswith("no usual mistake explains it") and 0 < len(looked_at) <= 12  # measured: 8
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (30, 20)])

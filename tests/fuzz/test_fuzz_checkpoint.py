@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
-from ross3d.scene_cache_ross3d import Ross3DSceneCache
 from ross3d.tests.fabricate import make_collator, make_model, make_row
 from ross3d.tests.fuzz.junk import spoiled_bytes
 from ross3d.tests.fuzz.limits import attempt, limit_memory, run_seeded
@@ -20,7 +19,7 @@ from ross3d.tests.fuzz.test_fuzz_files import spoil_file
 from ross3d.tests.test_damage import make_checkpoint
 from ross3d.tests.tiny import get_checkpoint
 from ross3d.training.checkpoint import load_processor
-from ross3d.training.damage import check_checkpoint_files
+from ross3d.training.damage import COMPLETE_MARK, check_checkpoint_files
 from ross3d.training.loading import load_model
 
 
@@ -49,17 +48,24 @@ def load(folder: Path) -> Ross3DForConditionalGeneration:
 
 
 def test_a_right_checkpoint_loads(tmp_path):
-    assert attempt(lambda: load(copy_checkpoint(tmp_path / "right")), "a right checkpoint")[1] is None
+    model, refusal = attempt(lambda: load(copy_checkpoint(tmp_path / "right")), "a right checkpoint")
+    assert refusal is None
+    assert all(torch.equal(model.get_parameter(name), weight) for name, weight in get_weights().items())
 
 
 @run_seeded(40)
 @given(data=st.data())
 def test_files_of_a_checkpoint(data, tmp_path_factory):
+    """What is accepted has finite weights, those of the file where another file was spoiled."""
     folder = copy_checkpoint(tmp_path_factory.getbasetemp() / "spoiled-checkpoint")
     done = spoil_file(data, folder / data.draw(st.sampled_from(READ)))
     model, _ = attempt(lambda: load(folder), done, f"{folder.name}|{done.partition(':')[0]}")
     if model is not None:
         assert all(bool(weight.isfinite().all()) for weight in model.parameters())
+        is_spoiled = done.startswith("model.safetensors")
+        assert is_spoiled or all(
+            torch.equal(model.get_parameter(name), weight) for name, weight in get_weights().items()
+        )
 
 
 TENSOR_FAULTS = {
@@ -96,9 +102,14 @@ def test_checkpoints_of_a_run(data, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "spoiled-run"
     shutil.rmtree(path, ignore_errors=True)
     folder = make_checkpoint(path, data.draw(st.integers(1, 3)))
-    done = spoil_file(data, data.draw(st.sampled_from(sorted(folder.iterdir()))))
+    file = data.draw(st.sampled_from(sorted(folder.iterdir())))
+    size = file.stat().st_size
+    done = spoil_file(data, file)
     step = int(folder.name.rpartition("-")[2])
-    attempt(lambda: check_checkpoint_files(folder, step), done, done.partition(":")[0])
+    # A mark of wrong sizes blames the files that it is about.
+    named = folder.name if file.name == COMPLETE_MARK else file.name
+    _, refusal = attempt(lambda: check_checkpoint_files(folder, step), done, named)
+    assert refusal is not None or file.name == COMPLETE_MARK or file.stat().st_size == size, done
 
 
 @cache
@@ -118,9 +129,15 @@ def save_scene(file: Path, views: int = 3) -> Path:
 @given(data=st.data())
 def test_bytes_of_saved_scenes(data, tmp_path_factory):
     file = save_scene(tmp_path_factory.getbasetemp() / "spoiled.scene")
+    right = torch.load(file)
     content = data.draw(spoiled_bytes(file.read_bytes()))
     file.write_bytes(content)
-    attempt(lambda: get_reader().load_scene(file), content[:100], file.name)
+    scene, _ = attempt(lambda: get_reader().load_scene(file), content[:100], file.name)
+    # Bytes that no tensor is read from may differ.
+    if scene is not None:
+        assert torch.equal(scene.prefix_mask, right["prefix_mask"])
+        for layer, wanted in zip(scene.past_key_values.layers, right["layers"], strict=True):
+            assert torch.equal(layer.keys, wanted["keys"]) and torch.equal(layer.values, wanted["values"])
 
 
 def change_shapes(state: dict) -> dict[str, dict]:
@@ -139,7 +156,8 @@ def change_shapes(state: dict) -> dict[str, dict]:
 @pytest.mark.parametrize("views", [2, 3])
 def test_saved_scenes_of_other_shapes_are_refused(tmp_path, views):
     file = save_scene(tmp_path / "right.scene", views)
-    assert isinstance(get_reader().load_scene(file), Ross3DSceneCache)
+    found = get_reader().load_scene(file)
+    assert torch.equal(found.past_key_values.layers[0].keys, torch.load(file)["layers"][0]["keys"])
     spoiled = tmp_path / "spoiled.scene"
     for fault, state in change_shapes(torch.load(file)).items():
         torch.save(state, spoiled)
