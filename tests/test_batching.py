@@ -409,4 +409,7 @@ def test_packed_rows_are_not_for_generation(model, processor):
     message = r"generate: expected one question a row, got rows with up to 3; .*encode_scene"
     with pytest.raises(ValueError, match=message):
         model.generate(**packed, max_new_tokens=2)
-    assert model.generate(**processor(**make_scene(0), text=QUESTIONS[:1]), max_new_tokens=2).shape[0] == 1
+    found = model.generate(**processor(**make_scene(0), text=QUESTIONS[:1]), max_new_tokens=2)
+    scene = model.encode_scene(**processor(**make_scene(0)))
+    wanted = model.generate(scene=scene, **processor(text=QUESTIONS[:1]), max_new_tokens=2)
+    assert torch.equal(found[:, -2:], wanted[:, -2:])

@@ -221,4 +221,5 @@ def test_a_cloud_of_millimetres_is_drawn_within_memory():
     """Depth in a wrong unit leaves a scan of a millimetre, in which every gap would be closed over many pictures."""
     points = np.random.default_rng(0).uniform(0, 0.001, (50, 3))
     picture = call_within(256, render_bev, points, np.full((50, 3), 9, np.uint8), size=64)
-    assert picture.image.shape == (64, 64, 3)
+    assert picture.image.shape == (64, 64, 3) and picture.valid.any()
+    assert (picture.image[picture.valid] == 9).all() and not picture.image[~picture.valid].any()

@@ -125,12 +125,23 @@ def make(vision: dict | None = None, **changes) -> Ross3DConfig:
     return make_config(**changes)
 
 
+def check_values(config: Ross3DConfig, changes: dict) -> None:
+    """The config, and its parts, hold the values that they were made with."""
+    parts = {"vision": config.vision_config, "denoiser": config.denoiser_config}
+    for name, value in changes.items():
+        if name in parts:
+            assert {key: getattr(parts[name], key) for key in value} == value
+        else:
+            found = getattr(config, name)
+            assert value.items() <= found.to_dict().items() if isinstance(value, dict) else found == value
+
+
 @pytest.mark.parametrize(("wrong", "right", "message"), REFUSED)
 def test_wrong_numbers_are_refused(wrong, right, message):
     pattern = ".*".join(re.escape(part) for part in message.split(".*"))
     with pytest.raises(StrictDataclassClassValidationError, match=pattern):
         make(**wrong)
-    assert isinstance(make(**right), Ross3DConfig)
+    check_values(make(**right), right)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +161,7 @@ def test_wrong_numbers_are_refused(wrong, right, message):
 def test_wrong_kinds_are_refused_by_the_library(wrong, right, message):
     with pytest.raises(StrictDataclassFieldValidationError, match=message):
         make(**wrong)
-    assert isinstance(make(**right), Ross3DConfig)
+    check_values(make(**right), right)
 
 
 def test_wrong_numbers_are_refused_when_set_later():

@@ -165,7 +165,10 @@ class TestVoxelsAndSinusoids:
         assert (embedding[..., 3 * width :] == 0).all()
 
     def test_dtype_is_that_of_the_coordinates(self):
-        assert get_sin3d_embedding(torch.rand(4, 3).bfloat16(), 12).dtype == torch.bfloat16
+        coords = torch.tensor([[0.5, -1.0, 2.0], [0.0, 3.0, -0.25]])
+        found = get_sin3d_embedding(coords.bfloat16(), 12)
+        assert found.dtype == torch.bfloat16
+        assert_close(found.float(), get_sin3d_embedding(coords, 12), rtol=0.01, atol=0.01)
 
 
 def count_points_inside(world, boxes, patch_size, grid):
@@ -228,6 +231,7 @@ class TestAssignPatches:
         assert not assign_patches(world, box, 4, depth_valid=torch.zeros_like(valid)).any()
 
     def test_no_boxes(self):
+        """Documented shape: no rows, and the views and patches of the others."""
         assert assign_patches(self.make_world(), torch.zeros(0, 6), 4).shape == (0, 2, 6, 6)
 
 

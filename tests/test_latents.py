@@ -77,7 +77,9 @@ def test_missing_and_foreign_latents_are_refused(arguments, tmp_path):
         build_rows(arguments, processor, 1, config)
     door.main(arguments)
     rows = build_rows(arguments, processor, 1, config)
+    written = [rows.latents.read(path)["view_latents"] for path in rows.scenes]
     assert rows[0]["view_latents"].shape[0] == 6
+    assert sum(torch.equal(rows[0]["view_latents"], latents) for latents in written) == 1
     changed = Path(arguments.data.root) / "train" / "train-000000" / "boxes.json"
     changed.write_text(changed.read_text() + "\n")
     with pytest.raises(ValueError, match="got those of other files or settings"):

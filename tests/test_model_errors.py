@@ -309,7 +309,7 @@ def test_every_kind_of_row_trains_in_half_precision(index, proposals, saved, tmp
     output.loss.backward()
     wanted = exact.train()(**batch | {"pixel_values": batch["pixel_values"].float()})
     wanted.loss.backward()
-    # Measured: losses at most 0.9 % apart; cosines of gradients from 0.9999, but 0.91 where rounding moves a unit of the
+    # Measured: losses at most 0.9 % apart; cosines of gradients 0.9999, but 0.91 where rounding moves a unit of the
     # grounding head across the kink of its ReLU (row 6).
     assert output.loss.item() == pytest.approx(wanted.loss.item(), rel=0.02)
     grads, exact_grads = (

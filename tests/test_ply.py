@@ -151,8 +151,8 @@ def test_files_of_holes_and_pipes_are_refused(tmp_path):
     file.write_bytes(b"ply\nelement vertex 0\n" + "\n".join(XYZ).encode() + b"\nend_header\n")
     with pytest.raises(ValueError, match="mesh.ply: the header has no 'format' line, such as"):
         read_ply(file)
-    file.write_bytes(make_header("element vertex 0", *XYZ))
-    assert read_ply(file).vertices.shape == (0, 3)
+    file.write_bytes(make_header("element vertex 1", *XYZ) + np.array([1, 2, -3], "<f4").tobytes())
+    assert read_ply(file).vertices.tolist() == [[1, 2, -3]]
 
 
 @pytest.mark.parametrize("order", ["<", ">", ""])

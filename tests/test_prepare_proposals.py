@@ -59,7 +59,8 @@ def test_a_scene_without_depth_is_named_and_the_others_are_made(rooms):
         file.unlink()
     with pytest.raises(ValueError, match=r"(?s)proposals: 1 of 3 failed.*train-000004: .*proposing boxes expected"):
         run("--data", rooms)
-    assert read_rgbd_folder(rooms / "val" / "val-000000").proposal_boxes is not None
+    scene = read_rgbd_folder(rooms / "val" / "val-000000")
+    np.testing.assert_allclose(scene.proposal_boxes, propose_boxes(scene).boxes, atol=6e-5)
 
 
 def test_lists_by_scene(rooms, tmp_path):

@@ -359,11 +359,13 @@ class TestArguments:
         assert torch.equal(processor(images=views["images"])["pixel_values"], wanted)
 
     def test_return_tensors(self, processor):
+        wanted = processor(text=QUESTION)["input_ids"]
         for kind in ("np", TensorType.NUMPY):
-            assert isinstance(processor(text=QUESTION, return_tensors=kind)["input_ids"], np.ndarray)
-            nested = processor(text=QUESTION, text_kwargs={"return_tensors": kind})
-            assert isinstance(nested["input_ids"], np.ndarray)
-        assert isinstance(processor(text=QUESTION, return_tensors=TensorType.PYTORCH)["input_ids"], torch.Tensor)
+            for given in ({"return_tensors": kind}, {"text_kwargs": {"return_tensors": kind}}):
+                found = processor(text=QUESTION, **given)["input_ids"]
+                assert isinstance(found, np.ndarray) and np.array_equal(found, wanted.numpy())
+        found = processor(text=QUESTION, return_tensors=TensorType.PYTORCH)["input_ids"]
+        assert isinstance(found, torch.Tensor) and torch.equal(found, wanted)
 
     def test_what_says_what_happens_anyway(self, processor, views):
         wanted = processor(images=views["images"], text=QUESTION)

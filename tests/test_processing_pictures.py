@@ -181,7 +181,9 @@ class TestOrientation:
         )
         with pytest.raises(ValueError, match=message):
             processor(**scene | {"images": mixed})
-        assert processor(images=mixed)["pixel_values"].shape[1] == NUM_VIEWS
+        found = processor(images=mixed)["pixel_values"]
+        upright = [np.rot90(scene["images"][0], -1), *scene["images"][1:]]
+        assert found.shape[1] == NUM_VIEWS and torch.equal(found, processor(images=upright)["pixel_values"])
 
     def test_published_mode_says_what_it_stretches(self, processor):
         own, scene = make_test_processor(processor.tokenizer), make_stored_scene()

@@ -10,7 +10,6 @@ from tqdm import tqdm
 from ross3d.command_line import run_program
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.text_files import read_json
-from ross3d.processing_ross3d import Ross3DProcessor
 from ross3d.tests.tiny import get_checkpoint
 from ross3d.training.arguments import DataArguments, check_same_run, read_command_line, read_run_arguments
 from ross3d.training.build import (
@@ -99,12 +98,13 @@ def test_a_checkpoint_with_a_run_file_of_another_model_names_every_way_out():
 def test_processor_and_model_have_to_fit():
     processor, config = load_processor(get_checkpoint()), Ross3DConfig.from_pretrained(get_checkpoint())
     check_fit(processor, config)
+    settings = processor.to_dict()
     for name, value in (("patch_size", -1), ("bev_size", float("nan")), ("max_position_embeddings", 0)):
         with pytest.raises(ValueError, match=f"{name}: expected a whole number from 1 on, got"):
             setattr(processor, name, value)
     with pytest.raises(ValueError, match="object_patch_threshold: expected a share above 0, at most 1, got nan"):
         processor.object_patch_threshold = float("nan")
-    assert isinstance(processor, Ross3DProcessor)
+    assert processor.to_dict() == settings
     processor.max_position_embeddings = 10**6
     with pytest.raises(ValueError, match="max_position_embeddings: expected at most the .* positions of model.text"):
         check_fit(processor, config)

@@ -326,6 +326,7 @@ def test_proposals_are_jittered_objects_among_distractors(index, num_distractors
 
 
 def test_proposals_need_boxes():
+    """Documented shape: a scene with an empty list of boxes has an empty list of proposals."""
     scene, _, _ = make_scene(0, "train", 0, num_views=1, image_size=(8, 6), bev_size=8)
     scene.boxes = scene.boxes[:0]
     assert make_proposals(scene, 0)[0].shape == (0, 6)
