@@ -29,6 +29,7 @@ def test_lists_of_boxes(tmp_path, content):
 
 
 def test_an_empty_list_is_no_boxes(tmp_path):
+    """Documented shape: a list without boxes is (0, 6)."""
     (tmp_path / "boxes.json").write_text("[]")
     assert read_box_list(tmp_path / "boxes.json", "room").shape == (0, 6)
 
