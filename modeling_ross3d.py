@@ -342,10 +342,12 @@ class Ross3DModel(Ross3DPreTrainedModel):
             positions (R, N, D): 3D position embeddings; a hidden view keeps its own.
             hidden (R,) bool: views to replace by the mask token.
         """
-        if hidden is None:
-            hidden = torch.zeros(len(pooled), dtype=torch.bool, device=pooled.device)
         # Under a device map the views, their positions and these two vectors may lie on different devices.
-        tokens = torch.where(hidden.to(pooled.device)[:, None, None], self.mask_token.to(pooled), pooled)
+        mask_token = self.mask_token.to(pooled)
+        if hidden is None:
+            tokens = take_part(pooled, mask_token)
+        else:
+            tokens = torch.where(hidden.to(pooled.device)[:, None, None], mask_token, pooled)
         if positions is not None:
             tokens = tokens + positions.to(tokens)
         # A layout without newlines has no use for their vector, which takes part all the same.
@@ -378,23 +380,25 @@ class Ross3DModel(Ross3DPreTrainedModel):
             counts = placeholders.sum(dim=1) // num_positions
             num_views = int(counts.max()) if coords is None else coords.shape[1]
             view_mask = torch.arange(num_views, device=counts.device) < counts[:, None]
-        # Tensors that have to be finite, and within a limit, where a mask is True.
-        numbers = []
-        if pixel_values is not None:
-            numbers.append(("pixel_values", pixel_values, view_mask[..., None, None, None], float("inf")))
-        if coords is not None:
-            used = view_mask[..., None, None] if valid is None else valid & view_mask[..., None, None]
-            numbers.append(("patch_coords", coords, used[..., None], MAX_COORDINATE))
         wanted = view_mask.sum(dim=1) * num_positions
         found = placeholders.sum(dim=1).to(wanted.device)
-        finite = [
-            ((tensor.isfinite() & (tensor.abs() <= limit)) | ~used).all().to(wanted.device)
-            for _, tensor, used, limit in numbers
-        ]
-        if wanted.shape == found.shape and bool(torch.stack([(wanted == found).all(), *finite]).all()):
+        fits, tests = wanted.shape == found.shape, []
+        if pixel_values is not None:
+            # A sum is finite where all its numbers are, and is had in one pass over the pictures.
+            sums = pixel_values.sum(dim=(2, 3, 4), dtype=torch.float32).to(wanted.device)
+            tests.append((sums.isfinite() | ~view_mask).all())
+        if coords is not None:
+            used = view_mask[..., None, None] if valid is None else valid & view_mask[..., None, None]
+            tests.append(((coords.abs() <= MAX_COORDINATE) | ~used[..., None]).all().to(wanted.device))
+        if fits and bool(torch.stack([(wanted == found).all(), *tests]).all()):
             return ViewPlaces(view_mask, placeholders)
-        for given in numbers:
-            check_numbers(*given)
+        # One of them does not hold: say which.
+        if pixel_values is not None:
+            check_numbers("pixel_values", pixel_values, view_mask[..., None, None, None])
+        if coords is not None:
+            check_numbers("patch_coords", coords, used[..., None], MAX_COORDINATE)
+        if fits and torch.equal(wanted, found):
+            return ViewPlaces(view_mask, placeholders)
         raise ValueError(
             f"input_ids: expected {wanted.tolist()} image placeholders (id {self.config.image_token_id}) per row,"
             f" {num_positions} for each of {view_mask.sum(dim=1).tolist()} views, got {found.tolist()}; build rows"
@@ -416,21 +420,22 @@ class Ross3DModel(Ross3DPreTrainedModel):
         pixel_values, coords, valid, hidden = (
             batch[name] for name in ("pixel_values", "patch_coords", "patch_valid", "bool_masked_views")
         )
-        if images is None:
-            views = pixel_values[places.real]
-            if not places.num_views:
-                # Text alone: the tower sees a blank view, of which nothing is kept, so that its weights take part.
-                views = pixel_values.new_zeros(1, *pixel_values.shape[2:])
-            images = self.get_image_features(views, return_dict=True)
+        if images is None and places.num_views:
+            images = self.get_image_features(places.choose(pixel_values), return_dict=True)
+        elif images is None:
+            # Text alone: the tower sees a blank view, of which nothing is kept, so that its weights take part.
+            images = self.get_image_features(pixel_values.new_zeros(1, *pixel_values.shape[2:]), return_dict=True)
         else:
             shape = (places.num_views, self.views.layout.num_cells, inputs_embeds.shape[-1])
             check_shape("mm_encoder_outputs", images.pooler_output, shape, "pass what get_image_features returns.")
-        pooled, patches = images.pooler_output[: places.num_views], images.patch_features[: places.num_views]
+        pooled, patches = images.pooler_output, images.patch_features
+        if not places.num_views:
+            pooled, patches = pooled[:0], patches[:0]
         positions = None
         if coords is not None:
-            real_valid = None if valid is None else valid[places.real].flatten(1, 2)
-            positions = self.get_position_embedding(coords[places.real].flatten(1, 2), real_valid)
-        visual = self.get_visual_embeddings(pooled, positions, None if hidden is None else hidden[places.real])
+            real_valid = None if valid is None else places.choose(valid).flatten(1, 2)
+            positions = self.get_position_embedding(places.choose(coords).flatten(1, 2), real_valid)
+        visual = self.get_visual_embeddings(pooled, positions, None if hidden is None else places.choose(hidden))
         visual = visual.to(inputs_embeds.device, inputs_embeds.dtype)
         slots = places.placeholders[..., None].to(inputs_embeds.device)
         extras = {

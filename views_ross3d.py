@@ -95,11 +95,22 @@ class ViewPlaces:
         """R: real views of all rows together."""
         return len(self.real[0])
 
+    @property
+    def is_full(self) -> bool:
+        """Whether every view is real: then choosing them and padding them are views of the same memory."""
+        return self.num_views == self.view_mask.numel() > 0
+
+    def choose(self, padded: torch.Tensor) -> torch.Tensor:
+        """(B, V, ...) -> real views (R, ...)."""
+        return padded.flatten(0, 1) if self.is_full else padded[self.real]
+
     def pad(self, flat: torch.Tensor) -> torch.Tensor:
         """Real views (R, ...) -> (B, V, ...), zero for padding, on the device of the mask.
 
         Under a device map parts of the model lie on several devices: what is indexed by inputs goes back to them.
         """
+        if self.is_full:
+            return flat.unflatten(0, self.view_mask.shape).to(self.view_mask.device)
         padded = flat.new_zeros(*self.view_mask.shape, *flat.shape[1:], device=self.view_mask.device)
         padded[self.real] = flat.to(self.view_mask.device)
         return padded
@@ -107,7 +118,9 @@ class ViewPlaces:
     def gather(self, hidden_states: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         """States (B, L, D) at the placeholders -> those of the cells (B, V, N, D)."""
         row, position = (index.to(hidden_states.device) for index in self.slots)
-        states = hidden_states[row, position].unflatten(0, (self.num_views, layout.num_positions))
+        # One index: its gradient is added row by row, which is faster on a CPU than with two.
+        states = hidden_states.flatten(0, 1).index_select(0, row * hidden_states.shape[1] + position)
+        states = states.unflatten(0, (self.num_views, layout.num_positions))
         return self.pad(layout.pick_cells(states))
 
 
