@@ -18,7 +18,6 @@ Shapes: B scenes, V views (R real views of all scenes together), N = h*w tokens 
 L sequence, D width, K proposals, Q questions of a scene, H W pixels.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
 from typing import Any, TypedDict
@@ -44,19 +43,18 @@ from .denoiser_ross3d import init_denoiser_weights
 from .generation_ross3d import Ross3DGenerationMixin
 from .geometry_ross3d import (
     MAX_CAMERA_DISTANCE,
-    MAX_COORDINATE,
     check_shape,
     get_sin3d_embedding,
     quantize_coords,
 )
-from .grounding_ross3d import GroundingObjective, Ross3DGroundingHead, compute_grounding_scores, get_proposal_features
+from .grounding_ross3d import GroundingObjective, Ross3DGroundingHead, score_questions
 from .inputs_ross3d import INPUTS, check_inputs, check_mask, check_numbers, list_inputs, read_float32
 from .objectives_ross3d import (
     Draws,
     Objective,
     SceneStates,
     TextObjective,
-    combine_losses,
+    compute_losses,
     count_items,
     is_sharded,
     take_part,
@@ -72,7 +70,7 @@ from .reconstruction_ross3d import (
     get_visible_views,
 )
 from .scene_cache_ross3d import Ross3DSceneCache
-from .views_ross3d import ViewPlaces, get_views
+from .views_ross3d import ViewPlaces, find_views, get_views
 
 
 # Which class each Auto class of the library finds in a saved checkpoint; one name a class is all it registers itself.
@@ -361,50 +359,6 @@ class Ross3DModel(Ross3DPreTrainedModel):
         image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
         return (inputs_embeds == self.get_input_embeddings()(image_token)).all(dim=-1)
 
-    def find_views(self, batch: dict[str, torch.Tensor | None], inputs_embeds: torch.Tensor) -> ViewPlaces:
-        """Where the views of a batch stand in its rows, which have to have placeholders for as many.
-
-        Before the tower runs, a GPU tells the host once where masks are True, whether numbers are finite and whether
-        rows fit their views (docs/CONTRACT_TESTS.md).
-        """
-        input_ids, pixel_values, coords, valid, view_mask = (
-            batch[name] for name in ("input_ids", "pixel_values", "patch_coords", "patch_valid", "view_mask")
-        )
-        placeholders, num_positions = (
-            self.get_placeholder_mask(input_ids, inputs_embeds),
-            self.views.layout.num_positions,
-        )
-        if view_mask is None and pixel_values is not None:
-            view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
-        elif view_mask is None:
-            counts = placeholders.sum(dim=1) // num_positions
-            num_views = int(counts.max()) if coords is None else coords.shape[1]
-            view_mask = torch.arange(num_views, device=counts.device) < counts[:, None]
-        wanted = view_mask.sum(dim=1) * num_positions
-        found = placeholders.sum(dim=1).to(wanted.device)
-        fits, tests = wanted.shape == found.shape, []
-        if pixel_values is not None:
-            # A sum is finite where all its numbers are, and is had in one pass over the pictures.
-            sums = pixel_values.sum(dim=(2, 3, 4), dtype=torch.float32).to(wanted.device)
-            tests.append((sums.isfinite() | ~view_mask).all())
-        if coords is not None:
-            used = view_mask[..., None, None] if valid is None else valid & view_mask[..., None, None]
-            tests.append(((coords.abs() <= MAX_COORDINATE) | ~used[..., None]).all().to(wanted.device))
-        if fits and bool(torch.stack([(wanted == found).all(), *tests]).all()):
-            return ViewPlaces(view_mask, placeholders)
-        # One of them does not hold: say which.
-        if pixel_values is not None:
-            check_numbers("pixel_values", pixel_values, view_mask[..., None, None, None])
-        if coords is not None:
-            check_numbers("patch_coords", coords, used[..., None], MAX_COORDINATE)
-        if fits and torch.equal(wanted, found):
-            return ViewPlaces(view_mask, placeholders)
-        raise ValueError(
-            f"input_ids: expected {wanted.tolist()} image placeholders (id {self.config.image_token_id}) per row,"
-            f" {num_positions} for each of {view_mask.sum(dim=1).tolist()} views, got {found.tolist()}; build rows"
-            " with this model's processor."
-        )
-
     def embed_views(
         self,
         batch: dict[str, torch.Tensor | None],
@@ -564,7 +518,8 @@ class Ross3DModel(Ross3DPreTrainedModel):
             )
         if pixel_values is not None or images is not None:
             batch |= {"patch_coords": None if patch_coords is None else read_float32("patch_coords", patch_coords)}
-            places = self.find_views(batch, inputs_embeds)
+            placeholders = self.get_placeholder_mask(input_ids, inputs_embeds)
+            places = find_views(batch, placeholders, self.views.layout.num_positions, self.config.image_token_id)
             inputs_embeds, extras = self.embed_views(batch, inputs_embeds, images, places)
         if num_segments > 1:
             if past_key_values is not None:
@@ -809,8 +764,10 @@ class Ross3DForConditionalGeneration(
         if "pixel_values" in batch and outputs.visual_states is not None:
             visible = get_visible_views(batch["view_mask"], unseen)
             states = SceneStates(outputs.visual_states, visible, outputs.visual_positions, hidden_states)
-        states.grounding_scores, states.has_ground = self.get_grounding_scores(outputs, batch, runs_all)
-        losses, loss, counts = self.compute_losses(objectives, states, batch, draws, runs_all, num_items_in_batch)
+        states.grounding_scores, states.has_ground = score_questions(
+            self, outputs.last_hidden_state, outputs.patch_features, batch, runs_all
+        )
+        losses, loss, counts = compute_losses(self, objectives, states, batch, draws, runs_all, num_items_in_batch)
         if self.training and loss is not None:
             loss = take_part(loss, *outputs.values())
         scores = states.grounding_scores
@@ -828,64 +785,6 @@ class Ross3DForConditionalGeneration(
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-    def get_grounding_scores(
-        self, outputs: Ross3DModelOutput, batch: dict[str, torch.Tensor], runs_all: bool
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Scores (B, Q, K + 1) and which questions (B, Q) have a `<ground>`; None, None where nobody asks."""
-        input_ids, boxes = batch.get("input_ids"), batch.get("proposal_boxes")
-        if self.grounding_head is None or input_ids is None or (boxes is None and not runs_all):
-            return None, None
-        if boxes is None:
-            boxes = outputs.last_hidden_state.new_zeros(len(input_ids), 0, 6, dtype=torch.float32)
-        proposals = get_proposal_features(
-            self, outputs.patch_features, boxes, batch.get("proposal_mask"), batch.get("proposal_patches")
-        )
-        token = self.config.ground_token_id
-        if not runs_all and not bool((input_ids == token).any()):
-            return None, None
-        num_questions = batch["grounding_labels"].shape[1] if "grounding_labels" in batch else 1
-        return compute_grounding_scores(
-            self.grounding_head,
-            outputs.last_hidden_state,
-            input_ids,
-            batch.get("segment_ids"),
-            proposals,
-            token,
-            num_questions,
-        )
-
-    def compute_losses(
-        self,
-        objectives: Sequence[Objective],
-        states: SceneStates,
-        batch: dict[str, torch.Tensor],
-        draws: Draws,
-        runs_all: bool,
-        num_items_in_batch: torch.Tensor | None,
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None, torch.Tensor | None]:
-        """Named means, their weighted sum, and over how many items (n,) of this batch they were taken.
-
-        With `runs_all` every objective runs, as zero with a graph where a batch has nothing for it.
-        """
-        sums = {}
-        for objective in objectives:
-            runs = objective.is_on(self.config) and objective.can_run(self, states)
-            if runs and (runs_all or objective.has_target(states, batch, self.config)):
-                sums[objective.loss_name] = objective.compute(self, states, batch, draws)
-        if not sums:
-            return {}, None, None
-        device = states.last_hidden_state.device
-        counts = torch.stack(
-            [
-                count_items(objective, batch, self.config).to(device)
-                if objective.loss_name in sums
-                else torch.zeros((), device=device)
-                for objective in objectives
-            ]
-        )
-        losses, loss = combine_losses(objectives, sums, counts, num_items_in_batch, self.config)
-        return losses, loss, counts
 
 
 Ross3DForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
