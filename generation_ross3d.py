@@ -657,22 +657,6 @@ def limit_answers(model: Any, inputs: torch.Tensor | None, kwargs: dict[str, Any
     Raises:
         ValueError: for prompts that leave no room for an answer.
     """
-    prompts = next((given for given in (inputs, kwargs.get("input_ids")) if given is not None), None)
-    embeds, mask, cache = (kwargs.get(name) for name in ("inputs_embeds", "attention_mask", "past_key_values"))
-    widths = [given.shape[1] for given in (prompts, embeds) if given is not None]
-    if not widths:
-        return
-    # A mask is longer than the prompt where a cache stands before it.
-    length = max(widths) if mask is None else max(*widths, mask.shape[-1])
-    if isinstance(cache, SharedPrefixCache):
-        length += cache.longest_prefix
-    limit, per_view = model.config.context_length, model.model.views.layout.num_positions
-    if length >= limit:
-        raise ValueError(
-            f"generate: expected fewer than {limit} positions (max_position_embeddings), so that an answer has"
-            f" room, got {length}; use fewer views ({per_view} positions each) or a shorter"
-            " question."
-        )
     given = [settings for settings in (kwargs.get("generation_config"), model.generation_config) if settings]
 
     def get_setting(name: str):
@@ -695,6 +679,22 @@ def limit_answers(model: Any, inputs: torch.Tensor | None, kwargs: dict[str, Any
         is_whole = isinstance(value, Integral) and not isinstance(value, bool)
         if value is not None and (not is_whole or value < 1):
             raise ValueError(f"generate: {name}: expected a whole number from 1 on, got {value!r}; correct it.")
+    prompts = next((given for given in (inputs, kwargs.get("input_ids")) if given is not None), None)
+    embeds, mask, cache = (kwargs.get(name) for name in ("inputs_embeds", "attention_mask", "past_key_values"))
+    widths = [given.shape[1] for given in (prompts, embeds) if given is not None]
+    if not widths:
+        return
+    # A mask is longer than the prompt where a cache stands before it.
+    length = max(widths) if mask is None else max(*widths, mask.shape[-1])
+    if isinstance(cache, SharedPrefixCache):
+        length += cache.longest_prefix
+    limit, per_view = model.config.context_length, model.model.views.layout.num_positions
+    if length >= limit:
+        raise ValueError(
+            f"generate: expected fewer than {limit} positions (max_position_embeddings), so that an answer has"
+            f" room, got {length}; use fewer views ({per_view} positions each) or a shorter"
+            " question."
+        )
     if wanted is None:
         wanted = DEFAULT_NEW_TOKENS if total is None else total - max(widths)
     if wanted <= limit - length:

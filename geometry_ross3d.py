@@ -178,9 +178,12 @@ def unproject(
     x = ((u - camera[:, 0, 2, None]) / camera[:, 0, 0, None]).float()[:, None, :]  # (V, 1, W) at depth 1
     y = ((v - camera[:, 1, 2, None]) / camera[:, 1, 1, None]).float()[:, :, None]  # (V, H, 1)
     world = depth.new_empty(*depth.shape, 3)
-    for axis in range(3):
-        to_x, to_y, to_z, centre = (pose[:, axis, column, None, None] for column in range(4))
-        world[..., axis] = (x * to_x + (y * to_y + to_z)) * depth + centre
+    # View by view: what is in between stays in the processor's cache.
+    for view in range(sizes["V"]):
+        for axis in range(3):
+            to_x, to_y, to_z, centre = pose[view, axis]
+            planes = x[view] * to_x + (y[view] * to_y + to_z)
+            world[view, ..., axis] = planes.mul_(depth[view]).add_(centre)
     return world
 
 
@@ -191,6 +194,13 @@ def get_nearest_indices(in_size: int, out_size: int) -> torch.Tensor:
     """
     factor = 1.0 / (out_size / in_size)
     return (torch.arange(out_size, dtype=torch.float64) * factor).floor().long().clamp(max=in_size - 1)
+
+
+def select_pixels(maps: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Some rows (h,) and columns (w,) of maps (V, H, W): (V, h, w)."""
+    # By places in the flat map: choosing columns alone is many times slower on a CPU.
+    places = (rows[:, None] * maps.shape[2] + columns).flatten()
+    return maps.flatten(1).gather(1, places.expand(len(maps), -1)).unflatten(1, (len(rows), len(columns)))
 
 
 def resize_nearest(x: torch.Tensor, size: tuple[int, int], dim: int = -2) -> torch.Tensor:
@@ -313,7 +323,7 @@ def assign_patches(
     needed = torch.full((num_patches,), int(patch_size**2 * threshold), device=points.device)
     if depth_valid is not None:
         valid = split_patches(depth_valid[..., None], patch_size)[0]
-        points = torch.where(valid, points, torch.inf)
+        points = points.masked_fill(~valid, torch.inf)
         needed = (valid.sum(dim=1) * threshold).long().clamp(min=1)
     low, high = (limit.T for limit in get_box_limits(boxes.float()))  # (3, K)
     patch_low, patch_high = points.amin(dim=2), points.amax(dim=2)  # (3, P)
@@ -419,6 +429,7 @@ __all__ = [
     "project_bev",
     "quantize_coords",
     "resize_nearest",
+    "select_pixels",
     "turn_cameras",
     "unpack_patches",
     "unproject",

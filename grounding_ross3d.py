@@ -203,6 +203,43 @@ def compute_grounding_scores(
     return head(queries, *proposals).to(asked.device), asked
 
 
+def score_questions(
+    model: nn.Module,
+    hidden_states: torch.Tensor,
+    patch_features: torch.Tensor | None,
+    batch: Batch,
+    runs_all: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Scores of the proposals of a batch for its questions.
+
+    Args:
+        model: with a `grounding_head`, or None in its place.
+        hidden_states (B, L, D): output states of the rows.
+        patch_features (B, V, P, D), *optional*: projected vision patches.
+        batch: the rows and their proposals.
+        runs_all (`bool`): score without proposals and without `<ground>` too, as other processes wait for.
+
+    Returns:
+        scores (B, Q, K + 1) and which questions (B, Q) have a `<ground>`; None, None where nobody asks.
+    """
+    input_ids, boxes = batch.get("input_ids"), batch.get("proposal_boxes")
+    if model.grounding_head is None or input_ids is None or (boxes is None and not runs_all):
+        return None, None
+    if boxes is None:
+        boxes = hidden_states.new_zeros(len(input_ids), 0, 6, dtype=torch.float32)
+    proposals = get_proposal_features(
+        model, patch_features, boxes, batch.get("proposal_mask"), batch.get("proposal_patches")
+    )
+    token = model.config.ground_token_id
+    if not runs_all and not bool((input_ids == token).any()):
+        return None, None
+    count = batch["grounding_labels"].shape[1] if "grounding_labels" in batch else 1
+    segment_ids = batch.get("segment_ids")
+    return compute_grounding_scores(
+        model.grounding_head, hidden_states, input_ids, segment_ids, proposals, token, count
+    )
+
+
 class GroundingObjective(Objective):
     """Mean over grounding questions of the InfoNCE loss against their multi-hot labels; an all-zero row is none."""
 
@@ -286,4 +323,5 @@ __all__ = [
     "get_ground_queries",
     "get_proposal_features",
     "compute_grounding_scores",
+    "score_questions",
 ]

@@ -34,7 +34,6 @@ from typing import BinaryIO
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-import numpy as np
 from huggingface_hub.utils import httpx
 from PIL import Image, ImageOps
 
@@ -212,8 +211,8 @@ def _decode_base64(text: str) -> bytes | None:
         return None
 
 
-def decode_upright(picture: Image.Image, name: str) -> np.ndarray:
-    """Pixels, uint8 (H, W, 3), of a picture as its orientation tag says it is to be seen.
+def decode_upright(picture: Image.Image, name: str) -> Image.Image:
+    """A picture in RGB as its orientation tag says it is to be seen.
 
     The largest picture within the limits takes 0.9 GB while it is decoded and turned.
 
@@ -227,7 +226,8 @@ def decode_upright(picture: Image.Image, name: str) -> np.ndarray:
         )
     try:
         upright = turn_upright(picture)
-        return np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"))
+        upright.load()
+        return upright if upright.mode == "RGB" else upright.convert("RGB")
     except DAMAGED as error:
         file = getattr(picture, "filename", "") or "the picture"
         raise ValueError(f"{name}: expected a readable picture, got {file}: {error}; restore the file.") from error

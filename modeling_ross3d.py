@@ -18,7 +18,6 @@ Shapes: B scenes, V views (R real views of all scenes together), N = h*w tokens 
 L sequence, D width, K proposals, Q questions of a scene, H W pixels.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
 from typing import Any, TypedDict
@@ -44,19 +43,18 @@ from .denoiser_ross3d import init_denoiser_weights
 from .generation_ross3d import Ross3DGenerationMixin
 from .geometry_ross3d import (
     MAX_CAMERA_DISTANCE,
-    MAX_COORDINATE,
     check_shape,
     get_sin3d_embedding,
     quantize_coords,
 )
-from .grounding_ross3d import GroundingObjective, Ross3DGroundingHead, compute_grounding_scores, get_proposal_features
+from .grounding_ross3d import GroundingObjective, Ross3DGroundingHead, score_questions
 from .inputs_ross3d import INPUTS, check_inputs, check_mask, check_numbers, list_inputs, read_float32
 from .objectives_ross3d import (
     Draws,
     Objective,
     SceneStates,
     TextObjective,
-    combine_losses,
+    compute_losses,
     count_items,
     is_sharded,
     take_part,
@@ -72,7 +70,7 @@ from .reconstruction_ross3d import (
     get_visible_views,
 )
 from .scene_cache_ross3d import Ross3DSceneCache
-from .views_ross3d import ViewPlaces, get_views
+from .views_ross3d import ViewPlaces, find_views, get_views
 
 
 # Which class each Auto class of the library finds in a saved checkpoint; one name a class is all it registers itself.
@@ -342,10 +340,12 @@ class Ross3DModel(Ross3DPreTrainedModel):
             positions (R, N, D): 3D position embeddings; a hidden view keeps its own.
             hidden (R,) bool: views to replace by the mask token.
         """
-        if hidden is None:
-            hidden = torch.zeros(len(pooled), dtype=torch.bool, device=pooled.device)
         # Under a device map the views, their positions and these two vectors may lie on different devices.
-        tokens = torch.where(hidden.to(pooled.device)[:, None, None], self.mask_token.to(pooled), pooled)
+        mask_token = self.mask_token.to(pooled)
+        if hidden is None:
+            tokens = take_part(pooled, mask_token)
+        else:
+            tokens = torch.where(hidden.to(pooled.device)[:, None, None], mask_token, pooled)
         if positions is not None:
             tokens = tokens + positions.to(tokens)
         # A layout without newlines has no use for their vector, which takes part all the same.
@@ -358,48 +358,6 @@ class Ross3DModel(Ross3DPreTrainedModel):
             return input_ids == self.config.image_token_id
         image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
         return (inputs_embeds == self.get_input_embeddings()(image_token)).all(dim=-1)
-
-    def find_views(self, batch: dict[str, torch.Tensor | None], inputs_embeds: torch.Tensor) -> ViewPlaces:
-        """Where the views of a batch stand in its rows, which have to have placeholders for as many.
-
-        Before the tower runs, a GPU tells the host once where masks are True, whether numbers are finite and whether
-        rows fit their views (docs/CONVENTIONS.md).
-        """
-        input_ids, pixel_values, coords, valid, view_mask = (
-            batch[name] for name in ("input_ids", "pixel_values", "patch_coords", "patch_valid", "view_mask")
-        )
-        placeholders, num_positions = (
-            self.get_placeholder_mask(input_ids, inputs_embeds),
-            self.views.layout.num_positions,
-        )
-        if view_mask is None and pixel_values is not None:
-            view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
-        elif view_mask is None:
-            counts = placeholders.sum(dim=1) // num_positions
-            num_views = int(counts.max()) if coords is None else coords.shape[1]
-            view_mask = torch.arange(num_views, device=counts.device) < counts[:, None]
-        # Tensors that have to be finite, and within a limit, where a mask is True.
-        numbers = []
-        if pixel_values is not None:
-            numbers.append(("pixel_values", pixel_values, view_mask[..., None, None, None], float("inf")))
-        if coords is not None:
-            used = view_mask[..., None, None] if valid is None else valid & view_mask[..., None, None]
-            numbers.append(("patch_coords", coords, used[..., None], MAX_COORDINATE))
-        wanted = view_mask.sum(dim=1) * num_positions
-        found = placeholders.sum(dim=1).to(wanted.device)
-        finite = [
-            ((tensor.isfinite() & (tensor.abs() <= limit)) | ~used).all().to(wanted.device)
-            for _, tensor, used, limit in numbers
-        ]
-        if wanted.shape == found.shape and bool(torch.stack([(wanted == found).all(), *finite]).all()):
-            return ViewPlaces(view_mask, placeholders)
-        for given in numbers:
-            check_numbers(*given)
-        raise ValueError(
-            f"input_ids: expected {wanted.tolist()} image placeholders (id {self.config.image_token_id}) per row,"
-            f" {num_positions} for each of {view_mask.sum(dim=1).tolist()} views, got {found.tolist()}; build rows"
-            " with this model's processor."
-        )
 
     def embed_views(
         self,
@@ -416,21 +374,22 @@ class Ross3DModel(Ross3DPreTrainedModel):
         pixel_values, coords, valid, hidden = (
             batch[name] for name in ("pixel_values", "patch_coords", "patch_valid", "bool_masked_views")
         )
-        if images is None:
-            views = pixel_values[places.real]
-            if not places.num_views:
-                # Text alone: the tower sees a blank view, of which nothing is kept, so that its weights take part.
-                views = pixel_values.new_zeros(1, *pixel_values.shape[2:])
-            images = self.get_image_features(views, return_dict=True)
+        if images is None and places.num_views:
+            images = self.get_image_features(places.choose(pixel_values), return_dict=True)
+        elif images is None:
+            # Text alone: the tower sees a blank view, of which nothing is kept, so that its weights take part.
+            images = self.get_image_features(pixel_values.new_zeros(1, *pixel_values.shape[2:]), return_dict=True)
         else:
             shape = (places.num_views, self.views.layout.num_cells, inputs_embeds.shape[-1])
             check_shape("mm_encoder_outputs", images.pooler_output, shape, "pass what get_image_features returns.")
-        pooled, patches = images.pooler_output[: places.num_views], images.patch_features[: places.num_views]
+        pooled, patches = images.pooler_output, images.patch_features
+        if not places.num_views:
+            pooled, patches = pooled[:0], patches[:0]
         positions = None
         if coords is not None:
-            real_valid = None if valid is None else valid[places.real].flatten(1, 2)
-            positions = self.get_position_embedding(coords[places.real].flatten(1, 2), real_valid)
-        visual = self.get_visual_embeddings(pooled, positions, None if hidden is None else hidden[places.real])
+            real_valid = None if valid is None else places.choose(valid).flatten(1, 2)
+            positions = self.get_position_embedding(places.choose(coords).flatten(1, 2), real_valid)
+        visual = self.get_visual_embeddings(pooled, positions, None if hidden is None else places.choose(hidden))
         visual = visual.to(inputs_embeds.device, inputs_embeds.dtype)
         slots = places.placeholders[..., None].to(inputs_embeds.device)
         extras = {
@@ -559,7 +518,8 @@ class Ross3DModel(Ross3DPreTrainedModel):
             )
         if pixel_values is not None or images is not None:
             batch |= {"patch_coords": None if patch_coords is None else read_float32("patch_coords", patch_coords)}
-            places = self.find_views(batch, inputs_embeds)
+            placeholders = self.get_placeholder_mask(input_ids, inputs_embeds)
+            places = find_views(batch, placeholders, self.views.layout.num_positions, self.config.image_token_id)
             inputs_embeds, extras = self.embed_views(batch, inputs_embeds, images, places)
         if num_segments > 1:
             if past_key_values is not None:
@@ -804,8 +764,10 @@ class Ross3DForConditionalGeneration(
         if "pixel_values" in batch and outputs.visual_states is not None:
             visible = get_visible_views(batch["view_mask"], unseen)
             states = SceneStates(outputs.visual_states, visible, outputs.visual_positions, hidden_states)
-        states.grounding_scores, states.has_ground = self.get_grounding_scores(outputs, batch, runs_all)
-        losses, loss, counts = self.compute_losses(objectives, states, batch, draws, runs_all, num_items_in_batch)
+        states.grounding_scores, states.has_ground = score_questions(
+            self, outputs.last_hidden_state, outputs.patch_features, batch, runs_all
+        )
+        losses, loss, counts = compute_losses(self, objectives, states, batch, draws, runs_all, num_items_in_batch)
         if self.training and loss is not None:
             loss = take_part(loss, *outputs.values())
         scores = states.grounding_scores
@@ -823,64 +785,6 @@ class Ross3DForConditionalGeneration(
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-    def get_grounding_scores(
-        self, outputs: Ross3DModelOutput, batch: dict[str, torch.Tensor], runs_all: bool
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Scores (B, Q, K + 1) and which questions (B, Q) have a `<ground>`; None, None where nobody asks."""
-        input_ids, boxes = batch.get("input_ids"), batch.get("proposal_boxes")
-        if self.grounding_head is None or input_ids is None or (boxes is None and not runs_all):
-            return None, None
-        if boxes is None:
-            boxes = outputs.last_hidden_state.new_zeros(len(input_ids), 0, 6, dtype=torch.float32)
-        proposals = get_proposal_features(
-            self, outputs.patch_features, boxes, batch.get("proposal_mask"), batch.get("proposal_patches")
-        )
-        token = self.config.ground_token_id
-        if not runs_all and not bool((input_ids == token).any()):
-            return None, None
-        num_questions = batch["grounding_labels"].shape[1] if "grounding_labels" in batch else 1
-        return compute_grounding_scores(
-            self.grounding_head,
-            outputs.last_hidden_state,
-            input_ids,
-            batch.get("segment_ids"),
-            proposals,
-            token,
-            num_questions,
-        )
-
-    def compute_losses(
-        self,
-        objectives: Sequence[Objective],
-        states: SceneStates,
-        batch: dict[str, torch.Tensor],
-        draws: Draws,
-        runs_all: bool,
-        num_items_in_batch: torch.Tensor | None,
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None, torch.Tensor | None]:
-        """Named means, their weighted sum, and over how many items (n,) of this batch they were taken.
-
-        With `runs_all` every objective runs, as zero with a graph where a batch has nothing for it.
-        """
-        sums = {}
-        for objective in objectives:
-            runs = objective.is_on(self.config) and objective.can_run(self, states)
-            if runs and (runs_all or objective.has_target(states, batch, self.config)):
-                sums[objective.loss_name] = objective.compute(self, states, batch, draws)
-        if not sums:
-            return {}, None, None
-        device = states.last_hidden_state.device
-        counts = torch.stack(
-            [
-                count_items(objective, batch, self.config).to(device)
-                if objective.loss_name in sums
-                else torch.zeros((), device=device)
-                for objective in objectives
-            ]
-        )
-        losses, loss = combine_losses(objectives, sums, counts, num_items_in_batch, self.config)
-        return losses, loss, counts
 
 
 Ross3DForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")

@@ -356,6 +356,39 @@ def combine_losses(
     return losses, loss
 
 
+def compute_losses(
+    model: nn.Module,
+    objectives: Sequence[Objective],
+    states: SceneStates,
+    batch: Batch,
+    draws: Draws,
+    runs_all: bool,
+    num_items_in_batch: torch.Tensor | None,
+) -> tuple[dict[str, torch.Tensor], torch.Tensor | None, torch.Tensor | None]:
+    """Named means, their weighted sum, and over how many items (n,) of this batch they were taken.
+
+    With `runs_all` every objective runs, as zero with a graph where a batch has nothing for it.
+    """
+    sums = {}
+    for objective in objectives:
+        runs = objective.is_on(model.config) and objective.can_run(model, states)
+        if runs and (runs_all or objective.has_target(states, batch, model.config)):
+            sums[objective.loss_name] = objective.compute(model, states, batch, draws)
+    if not sums:
+        return {}, None, None
+    device = states.last_hidden_state.device
+    counts = torch.stack(
+        [
+            count_items(objective, batch, model.config).to(device)
+            if objective.loss_name in sums
+            else torch.zeros((), device=device)
+            for objective in objectives
+        ]
+    )
+    losses, loss = combine_losses(objectives, sums, counts, num_items_in_batch, model.config)
+    return losses, loss, counts
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether processes hold pieces of the weights (ZeRO-3, FSDP2), which all of them gather when a module runs."""
     return hasattr(next(model.parameters()), "ds_id") or hasattr(model, "reshard")
@@ -391,6 +424,7 @@ __all__ = [
     "SceneStates",
     "TextObjective",
     "combine_losses",
+    "compute_losses",
     "count_items",
     "count_nothing",
     "draw_normal",

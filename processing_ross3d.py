@@ -28,6 +28,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from numbers import Real
 from typing import Any, Literal
 
@@ -60,6 +61,7 @@ from .geometry_ross3d import (
     is_centre_of_turned,
     pool_patch_coords,
     resize_nearest,
+    select_pixels,
     turn_cameras,
     unproject,
 )
@@ -125,13 +127,15 @@ class Ross3DImageProcessor(PilBackend):
 
     def normalize_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
         """uint8 (V, S, S, 3) -> float32 (V, 3, S, S), contiguous."""
-        values = pictures.permute(0, 3, 1, 2).contiguous().float()
-        # In place: these are the largest tensors that a scene brings.
-        if self.do_rescale:
-            values = values.div_(255) if self.rescale_factor == 1 / 255 else values.mul_(self.rescale_factor)
-        if self.do_normalize:
-            mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (self.image_mean, self.image_std))
-            values = values.sub_(mean).div_(std)
+        mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (self.image_mean, self.image_std))
+        values = torch.empty(len(pictures), 3, *pictures.shape[1:3])
+        # One view after the other, in place: these are the largest tensors that a scene brings.
+        for view, picture in zip(values, pictures, strict=True):
+            view.copy_(picture.permute(2, 0, 1))
+            if self.do_rescale:
+                view = view.div_(255) if self.rescale_factor == 1 / 255 else view.mul_(self.rescale_factor)
+            if self.do_normalize:
+                view.sub_(mean).div_(std)
         return values
 
 
@@ -163,9 +167,9 @@ def get_view_size(view: Image.Image | np.ndarray) -> tuple[int, int]:
     return view.shape[:2] if isinstance(view, np.ndarray) else get_upright_size(view)
 
 
-def decode_view(view: Image.Image | np.ndarray, name: str) -> np.ndarray:
-    """Pixels, uint8 (H, W, 3), of what `open_view` opened, the right way up."""
-    return view if isinstance(view, np.ndarray) else decode_upright(view, name)
+def decode_view(view: Image.Image | np.ndarray, name: str) -> Image.Image:
+    """What `open_view` opened in RGB, the right way up."""
+    return Image.fromarray(view) if isinstance(view, np.ndarray) else decode_upright(view, name)
 
 
 def get_depth_turns(view: Image.Image | np.ndarray, depth_size: tuple[int, int], name: str) -> int:
@@ -210,12 +214,12 @@ def get_resized_size(height: int, width: int, size: int, mode: GeometryMode, nam
     return int(height * size / width), size
 
 
-def fit_picture(picture: np.ndarray, resized: tuple[int, int], size: int, resample: int) -> np.ndarray:
-    """Resize uint8 (H, W, 3) to `resized` (height, width) and crop its centre to `size`."""
-    if picture.shape[:2] != resized:
-        picture = np.asarray(Image.fromarray(picture).resize((resized[1], resized[0]), resample))
+def fit_picture(picture: Image.Image, resized: tuple[int, int], size: int, resample: int) -> np.ndarray:
+    """Resize a picture to `resized` (height, width) and crop its centre to `size`: uint8 (size, size, 3)."""
     top, left = ((side - size) // 2 for side in resized)
-    return picture[top : top + size, left : left + size]
+    if picture.size != resized[::-1]:
+        picture = picture.resize(resized[::-1], resample)
+    return np.asarray(picture.crop((left, top, left + size, top + size)))
 
 
 # Cameras, depth and boxes
@@ -489,7 +493,8 @@ class FittedScene:
         """V."""
         return len(self.pictures)
 
-    def unproject(self) -> torch.Tensor:
+    @cached_property
+    def world_coords(self) -> torch.Tensor:
         """World points (V, S, S, 3) of the kept pixels, metres."""
         return unproject(self.depth, self.intrinsics, self.cam2world, self.rows, self.columns)
 
@@ -1406,7 +1411,7 @@ class Ross3DProcessor(ProcessorMixin):
         if fitted.depth is not None:
             readings = fitted.depth > 0 if self.geometry_mode == "valid_depth" else None
             inputs["proposal_patches"] = assign_patches(
-                fitted.unproject(), boxes, self.patch_size, self.object_patch_threshold, readings
+                fitted.world_coords, boxes, self.patch_size, self.object_patch_threshold, readings
             )
         return inputs
 
@@ -1454,10 +1459,10 @@ class Ross3DProcessor(ProcessorMixin):
         top, left = ((side - self.view_size) // 2 for side in resized)
         fitted.rows = get_nearest_indices(height, resized[0])[top : top + self.view_size]
         fitted.columns = get_nearest_indices(width, resized[1])[left : left + self.view_size]
-        fitted.depth = depth.index_select(1, fitted.rows).index_select(2, fitted.columns)
+        fitted.depth = select_pixels(depth, fitted.rows, fitted.columns)
         valid = fitted.depth > 0
         fitted.patch_coords, fitted.patch_valid = pool_patch_coords(
-            fitted.unproject(), valid, self.patch_size, self.geometry_mode
+            fitted.world_coords, valid, self.patch_size, self.geometry_mode
         )
         blank = (~valid.flatten(1).any(dim=1)).nonzero()[:, 0].tolist()
         self.check_blank_views(blank, num_views, name)
@@ -1493,23 +1498,23 @@ class Ross3DProcessor(ProcessorMixin):
         picture = decode_view(open_view(request.bev_image, name), name)
         valid = None if request.bev_valid is None else to_tensor(request.bev_valid, f"bev_valid of {request.name}")
         if valid is not None:
-            check_shape(f"bev_valid of {request.name}", valid, picture.shape[:2], "pass one value a pixel.")
+            check_shape(f"bev_valid of {request.name}", valid, picture.size[::-1], "pass one value a pixel.")
             check(not valid.is_floating_point(), f"bev_valid of {request.name}", "truth values", f"{valid.dtype}",
                   "compare it: True where the picture shows something")  # fmt: skip
         if self.geometry_mode == "published":
             resized = get_resized_size(*reference, size, "published", name)
         else:
-            height, width = picture.shape[:2]
+            width, height = picture.size
             check(height == width, name, "a square picture", f"{height} x {width}", "render it with square bounds")
             resized = (size, size)
-        picture = fit_picture(picture, resized, size, self.image_processor.resample)
+        pixels = fit_picture(picture, resized, size, self.image_processor.resample)
         if valid is not None:
             top, left = ((side - size) // 2 for side in resized)
             valid = resize_nearest(valid.bool(), resized)[top : top + size, left : left + size].contiguous()
             fitted.bev_valid = valid
             if self.geometry_mode == "valid_depth":
-                picture = np.where(valid.numpy()[..., None], picture, np.uint8(0))
-        fitted.bev_pixels = torch.from_numpy(picture.copy())
+                pixels = np.where(valid.numpy()[..., None], pixels, np.uint8(0))
+        fitted.bev_pixels = torch.from_numpy(pixels.copy())
         if request.bev_bounds is not None:
             fitted.bev_bounds = check_bev_bounds(request.bev_bounds, f"bev_bounds of {request.name}")
 

@@ -22,7 +22,7 @@ Shapes: R views, P = p*p vision patches, Dv width of the tower, D width of the l
 view, B rows, L positions, V views of a row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from .configuration_ross3d import Ross3DConfig
+from .geometry_ross3d import MAX_COORDINATE
+from .inputs_ross3d import check_numbers
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,22 @@ class ViewPlaces:
         """R: real views of all rows together."""
         return len(self.real[0])
 
+    @property
+    def is_full(self) -> bool:
+        """Whether every view is real: then choosing them and padding them are views of the same memory."""
+        return self.num_views == self.view_mask.numel() > 0
+
+    def choose(self, padded: torch.Tensor) -> torch.Tensor:
+        """(B, V, ...) -> real views (R, ...)."""
+        return padded.flatten(0, 1) if self.is_full else padded[self.real]
+
     def pad(self, flat: torch.Tensor) -> torch.Tensor:
         """Real views (R, ...) -> (B, V, ...), zero for padding, on the device of the mask.
 
         Under a device map parts of the model lie on several devices: what is indexed by inputs goes back to them.
         """
+        if self.is_full:
+            return flat.unflatten(0, self.view_mask.shape).to(self.view_mask.device)
         padded = flat.new_zeros(*self.view_mask.shape, *flat.shape[1:], device=self.view_mask.device)
         padded[self.real] = flat.to(self.view_mask.device)
         return padded
@@ -107,8 +120,62 @@ class ViewPlaces:
     def gather(self, hidden_states: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         """States (B, L, D) at the placeholders -> those of the cells (B, V, N, D)."""
         row, position = (index.to(hidden_states.device) for index in self.slots)
-        states = hidden_states[row, position].unflatten(0, (self.num_views, layout.num_positions))
+        # One index: its gradient is added row by row, which is faster on a CPU than with two.
+        states = hidden_states.flatten(0, 1).index_select(0, row * hidden_states.shape[1] + position)
+        states = states.unflatten(0, (self.num_views, layout.num_positions))
         return self.pad(layout.pick_cells(states))
+
+
+def find_views(
+    batch: Mapping[str, torch.Tensor | None], placeholders: torch.Tensor, num_positions: int, image_token_id: int
+) -> ViewPlaces:
+    """Where the views of a batch stand in its rows, which have to have placeholders for as many.
+
+    Before the tower runs, a GPU tells the host once where masks are True, whether numbers are finite and whether rows
+    fit their views (docs/CONVENTIONS.md).
+
+    Args:
+        batch: `pixel_values`, `patch_coords`, `patch_valid` and `view_mask`, where there are any.
+        placeholders (B, L) bool: positions that hold visual tokens.
+        num_positions (`int`): placeholders of a view.
+        image_token_id (`int`): the placeholder, which the error names.
+
+    Raises:
+        ValueError: for NaN, infinities and coordinates that are no metres, and rows that do not fit their views.
+    """
+    pixel_values, coords, valid, view_mask = (
+        batch.get(name) for name in ("pixel_values", "patch_coords", "patch_valid", "view_mask")
+    )
+    if view_mask is None and pixel_values is not None:
+        view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
+    elif view_mask is None:
+        counts = placeholders.sum(dim=1) // num_positions
+        num_views = int(counts.max()) if coords is None else coords.shape[1]
+        view_mask = torch.arange(num_views, device=counts.device) < counts[:, None]
+    wanted = view_mask.sum(dim=1) * num_positions
+    found = placeholders.sum(dim=1).to(wanted.device)
+    fits, tests = wanted.shape == found.shape, []
+    if pixel_values is not None:
+        # A sum is finite where all its numbers are, and is had in one pass over the pictures.
+        sums = pixel_values.sum(dim=(2, 3, 4), dtype=torch.float32).to(wanted.device)
+        tests.append((sums.isfinite() | ~view_mask).all())
+    if coords is not None:
+        used = view_mask[..., None, None] if valid is None else valid & view_mask[..., None, None]
+        tests.append(((coords.abs() <= MAX_COORDINATE) | ~used[..., None]).all().to(wanted.device))
+    if fits and bool(torch.stack([(wanted == found).all(), *tests]).all()):
+        return ViewPlaces(view_mask, placeholders)
+    # One of them does not hold, or a sum of large numbers was no number: say which, or go on.
+    if pixel_values is not None:
+        check_numbers("pixel_values", pixel_values, view_mask[..., None, None, None])
+    if coords is not None:
+        check_numbers("patch_coords", coords, used[..., None], MAX_COORDINATE)
+    if not fits or not torch.equal(wanted, found):
+        raise ValueError(
+            f"input_ids: expected {wanted.tolist()} image placeholders (id {image_token_id}) per row,"
+            f" {num_positions} for each of {view_mask.sum(dim=1).tolist()} views, got {found.tolist()}; build rows"
+            " with this model's processor."
+        )
+    return ViewPlaces(view_mask, placeholders)
 
 
 @dataclass
@@ -195,4 +262,4 @@ def get_views(config: Ross3DConfig) -> LlavaVideoViews:
     return BACKBONES[config.backbone](config)
 
 
-__all__ = ["BACKBONES", "EncodedViews", "LlavaVideoViews", "TokenLayout", "ViewPlaces", "get_views"]
+__all__ = ["BACKBONES", "EncodedViews", "LlavaVideoViews", "TokenLayout", "ViewPlaces", "find_views", "get_views"]

@@ -73,15 +73,21 @@ class Steps:
         """The scene with these questions behind it; the last `ANSWER_LENGTH` tokens of each are its answer."""
         prefix = self.scene["input_ids"][0]
         ids, segments = [prefix], [torch.zeros_like(prefix)]
-        targets, weights = [torch.full_like(prefix, -100)], [torch.zeros(len(prefix))]
+        labels, targets = [torch.full_like(prefix, -100)], [torch.full_like(prefix, -100)]
+        weights = [torch.zeros(len(prefix))]
         for number, question in enumerate(questions, start=1):
-            shifted = torch.full_like(question, -100)
+            answer, shifted = torch.full_like(question, -100), torch.full_like(question, -100)
+            answer[-ANSWER_LENGTH:] = question[-ANSWER_LENGTH:]
             shifted[-ANSWER_LENGTH - 1 : -1] = question[-ANSWER_LENGTH:]
             ids.append(question)
             segments.append(torch.full_like(question, number))
+            labels.append(answer)
             targets.append(shifted)
             weights.append((shifted != -100) / ANSWER_LENGTH)
-        rows = {"input_ids": ids, "segment_ids": segments, "shift_labels": targets, "loss_weights": weights}
+        rows = {
+            "input_ids": ids, "segment_ids": segments, "labels": labels, "shift_labels": targets,
+            "loss_weights": weights,
+        }  # fmt: skip
         row = {name: torch.cat(parts)[None] for name, parts in rows.items()}
         return self.scene | row | {"attention_mask": torch.ones_like(row["input_ids"])}
 

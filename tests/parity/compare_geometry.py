@@ -150,7 +150,7 @@ def check_frames(case: GoldenCase, processor, pictures, depth: torch.Tensor, pix
     """The cropped uint8 pictures (V, S, S, 3), and the processor's normalised values of them."""
     size, resample = processor.view_size, processor.image_processor.resample
     resized = get_resized_size(*depth.shape[1:], size, "published", "views")
-    crops = [fit_picture(np.asarray(picture), resized, size, resample) for picture in pictures]
+    crops = [fit_picture(picture, resized, size, resample) for picture in pictures]
     expected = {"new_width": resized[1], "new_height": resized[0], "left": (resized[1] - size) // 2, "top": 0}
     for key, value in expected.items():
         case.same(f"scalars|resize_then_crop|{key}", value)
@@ -197,7 +197,7 @@ def check_bev(case: GoldenCase, processor, bev: Image.Image, depth: torch.Tensor
     height, width = get_resized_size(*depth.shape[1:], size, "published", "bev_image")
     for key, value in {"new_width": width, "new_height": height, "left": (width - size) // 2}.items():
         case.same(f"scalars|bev_resize_then_crop|{key}", value)
-    crop = fit_picture(np.asarray(bev), (height, width), size, processor.image_processor.resample)
+    crop = fit_picture(bev, (height, width), size, processor.image_processor.resample)
     picture = torch.from_numpy(crop.copy()).permute(2, 0, 1)
     assert torch.equal(pixels[0], picture / 255), "preprocess: the processor makes another bird's-eye picture"
     case.same("scalars|bev_sha256_chw_uint8", hashlib.sha256(picture.numpy().tobytes()).hexdigest())
