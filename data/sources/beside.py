@@ -48,12 +48,17 @@ class Beside:
     """The folders of a scan in which files of this module are looked for.
 
     Attributes:
-        places (`tuple[Path, ...]`): the first that has a file counts.
+        places (`tuple[Path, ...]`): the scan's folder first; the first that has a file counts.
         allow_outside (`bool`): whether a link may lead out of them.
     """
 
     places: tuple[Path, ...]
     allow_outside: bool = False
+
+    @property
+    def scene_id(self) -> str:
+        """The scan's name: that of its folder."""
+        return self.places[0].resolve().name
 
     def find(self, name: str) -> Path | None:
         """The file of a name; None where no place has it.
@@ -81,9 +86,7 @@ class Alignment:
     is_own: bool = True
 
 
-def read_alignment(
-    given, beside: Beside, scene_id: str, get_own: Callable[[], np.ndarray | None] = lambda: None
-) -> Alignment:
+def read_alignment(given, beside: Beside, get_own: Callable[[], np.ndarray | None] = lambda: None) -> Alignment:
     """The alignment of a scan: what is `given` (a matrix or its file), else `axis_align.txt`, else the layout's own.
 
     Args:
@@ -92,6 +95,7 @@ def read_alignment(
     Raises:
         FileNotFoundError, ValueError: names the file or argument that is no rigid 4x4 matrix.
     """
+    scene_id = beside.scene_id
     own, file = read_axis_align_matrix(None, scene_id, get_own), beside.find(ALIGNMENT_FILE)
     default = own if file is None else read_axis_align_matrix(file, scene_id)
     if given is not None:
@@ -115,8 +119,6 @@ def _is_same(one: np.ndarray | None, other: np.ndarray | None) -> bool:
 
 
 def make_scene(
-    path: Path,
-    scene_id: str,
     views: Views,
     intrinsics: np.ndarray,
     cam2world: np.ndarray,
@@ -140,6 +142,7 @@ def make_scene(
         rotate (*optional*): degrees by which upright pictures are turned, counter-clockwise, with their depth and
             cameras; `"auto"` until the world's z points up in most of them.
     """
+    scene_id = beside.scene_id
     check_cam2world(cam2world, len(views.names), exclusions.where, views.names)
     if views.depth_maps is not None:
         check_centre(intrinsics, *views.depth_size, exclusions.where)
@@ -173,7 +176,7 @@ def make_scene(
         bev_valid=bev_valid,
         bev_bounds=bev_bounds,
         axis_align_matrix=alignment.matrix,
-        path=path,
+        path=beside.places[0],
         exclusions=exclusions.reasons,
     )
     return check_scene(scene)

@@ -117,7 +117,7 @@ def read_nerfstudio(
         return read_depth(find(frames[name][depth_keys[name]]), units_per_metre[name])
 
     beside = Beside((path,), allow_outside)
-    alignment = read_alignment(axis_align_matrix, beside, scene_id)
+    alignment = read_alignment(axis_align_matrix, beside)
 
     views = decode_views(
         chosen,
@@ -135,8 +135,6 @@ def read_nerfstudio(
         ]
     )
     return make_scene(
-        path=path,
-        scene_id=scene_id,
         views=views,
         intrinsics=merge_intrinsics(intrinsics),
         cam2world=np.stack([cameras[name] for name in views.names]),
