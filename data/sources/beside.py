@@ -19,11 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ross3d.data.scene import Scene, check_cam2world, check_scene
+from ross3d.data.scene import Scene, check_scene
 from ross3d.data.sources.frames import (
     Exclusions,
     Views,
-    check_centre,
     check_rotation,
     count_quarter_turns,
     open_image,
@@ -34,6 +33,7 @@ from ross3d.data.sources.frames import (
     turn_views,
 )
 from ross3d.data.sources.inside import resolve_inside
+from ross3d.inputs_ross3d import check_cam2world, check_intrinsics
 
 
 ALIGNMENT_FILE = "axis_align.txt"
@@ -143,9 +143,11 @@ def make_scene(
             cameras; `"auto"` until the world's z points up in most of them.
     """
     scene_id = beside.scene_id
-    check_cam2world(cam2world, len(views.names), exclusions.where, views.names)
+    # Before anything is turned, so that errors tell of the files as they are; the turned scene is checked again.
+    check_cam2world(cam2world, len(views.names), f"cam2world of {exclusions.where}", views.names)
     if views.depth_maps is not None:
-        check_centre(intrinsics, *views.depth_size, exclusions.where)
+        size = views.depth_maps.shape[1:]
+        check_intrinsics(intrinsics, len(views.names), size, f"intrinsics of {exclusions.where}")
     exclusions.warn()
     views, intrinsics, cam2world = turn_stored_views(views, intrinsics, cam2world)
     cam2world = cam2world if alignment.matrix is None else alignment.matrix @ cam2world
