@@ -49,6 +49,7 @@ from .geometry_ross3d import (
     get_token_grid_size,
     pool_patch_coords,
     resize_nearest,
+    select_by_scores,
     turn_cameras,
     unproject,
 )
@@ -750,22 +751,14 @@ def get_question_inputs(requests: list[SceneRequest]) -> dict[str, torch.Tensor]
     return data
 
 
-def select_proposals(
+def choose_proposals(
     scores: torch.Tensor, selection: Literal["best", "cumulative"], temperature: float, threshold: float
-) -> torch.Tensor:
+) -> list[int]:
     """Indices of the chosen proposals from one question's scores (K + 1,), highest first."""
-    best = int(scores.argmax())
-    real = scores[:-1]
-    if len(real) == 0 or bool(torch.isinf(real).all()):
-        return torch.zeros(0, dtype=torch.long)
-    if selection == "best":
-        return real.argmax()[None]
-    if best == len(scores) - 1:
-        return torch.zeros(0, dtype=torch.long)
-    probabilities = (scores / temperature).softmax(dim=0)[:-1]
-    ordered, indices = probabilities.sort(descending=True, stable=True)
-    reached = int((ordered.cumsum(dim=0) < threshold).sum()) + 1
-    return indices[: min(reached, int((ordered > 0).sum()))]
+    proposals = scores[:-1]
+    if selection == "cumulative":
+        return select_by_scores(scores.double().numpy(), temperature, threshold)
+    return [int(proposals.argmax())] if bool((proposals > -math.inf).any()) else []
 
 
 # Settings of the processor that are a choice.
@@ -1377,10 +1370,10 @@ class Ross3DProcessor(ProcessorMixin):
         check(not bool(broken.any()), "scores", "numbers, -inf at padded proposals alone",
               f"NaN or infinity in questions {broken.nonzero()[:, 0].tolist()}",
               "look for NaN in the model's weights and inputs")  # fmt: skip
-        chosen = [select_proposals(row, selection, temperature, threshold) for row in scores]
+        chosen = [choose_proposals(row, selection, temperature, threshold) for row in scores]
         return [
             {
-                "proposals": indices.tolist(),
+                "proposals": indices,
                 "boxes": boxes[scene][indices],
                 "scores": row[indices],
                 "no_target": bool(row.argmax() == len(row) - 1),

@@ -125,7 +125,7 @@ def score_sqa3d(predictions: list[str], references: list[str], question_types: l
 
     Args:
         predictions, references (list of `str`): as they are; both are cleaned here.
-        question_types (list of `str`): what, is, how, can, which or others; see `get_sqa3d_question_type`.
+        question_types (list of `str`): what, is, how, can, which or others: what the question begins with.
     """
     num_items = check_columns(predictions=predictions, references=references, question_types=question_types)
     check_known("question_types", question_types, SQA3D_QUESTION_TYPES)
