@@ -569,9 +569,9 @@ def check_cam2world(
     return poses
 
 
-def check_camera_positions(poses: torch.Tensor, name: str, views: Sequence[str] = ()) -> None:
-    """Refuse poses (V, 4, 4) beyond `MAX_CAMERA_DISTANCE`, which are no metres; see `check_cam2world`."""
-    distances = poses[:, :3, 3].abs().amax(dim=1)
+def check_camera_positions(cam2world: torch.Tensor, name: str, views: Sequence[str] = ()) -> None:
+    """Refuse cameras (V, 4, 4) beyond `MAX_CAMERA_DISTANCE`, which are no metres; see `check_cam2world`."""
+    distances = cam2world[:, :3, 3].abs().amax(dim=1)
     far = distances > MAX_CAMERA_DISTANCE
     check(
         not bool(far.any()),

@@ -109,7 +109,7 @@ def test_a_list_in_another_unit_is_refused_before_it_is_written(rooms, tmp_path,
     file.write_text(json.dumps([rows]))
     with pytest.raises(
         ValueError,
-        match=rf"boxes\.json: no reader .*: proposal_boxes of scene '{room.name}': .*like centimetres",
+        match=rf"no reader would take these boxes: proposal_boxes of scene '{room.name}': .*centimetres",
     ):
         run("--data", room, "--boxes", file)
     assert not (room / "proposals.json").exists()
