@@ -592,8 +592,12 @@ def check_has_scene(model: Any, name: str, segment_ids: torch.Tensor | None, inp
         raise ValueError(f"scene_index: expected None without scene=, got {scene_index}; row i is scene i.")
 
 
-def check_left_padding(attention_mask: torch.Tensor | None) -> None:
-    if attention_mask is not None and attention_mask.dim() == 2 and not bool(attention_mask[:, -1].all()):
+def check_left_padding(attention_mask: Any) -> None:
+    if (
+        isinstance(attention_mask, torch.Tensor)
+        and attention_mask.dim() == 2
+        and not bool(attention_mask[:, -1].all())
+    ):
         raise ValueError(
             "attention_mask: expected rows padded on the left, since answers go on at their ends, got padding at"
             f" the end of row {int((attention_mask[:, -1] == 0).nonzero()[0])}; leave answers= out of the"

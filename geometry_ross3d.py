@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Pure geometry: pixels to world points, points to patches, voxels, boxes and the bird's-eye plane.
+"""Pure geometry: pixels to world points, points to patches, voxels, boxes (and which scores choose), bird's-eye plane.
 
 Frames and units: world in metres, z up; cameras in OpenCV axes (x right, y down, z forward); pixel coordinates are
 those of pixel centres, the top-left pixel at (0, 0). A box is centre xyz and size xyz, axis aligned.
@@ -23,6 +23,7 @@ after pooling, K boxes, N points.
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -108,15 +109,6 @@ def get_median_depths(depth_maps: torch.Tensor) -> torch.Tensor:
         readings = readings[readings > 0]
         medians.append((readings if len(readings) else depth[depth > 0]).nanmedian())
     return torch.stack(medians)
-
-
-def compose_cam2world(axis_align_matrix: torch.Tensor, cam2world: torch.Tensor) -> torch.Tensor:
-    """`axis_align_matrix` (4, 4) @ `cam2world` (V, 4, 4), multiplied in float64, returned in float32."""
-    align = torch.as_tensor(axis_align_matrix, dtype=torch.float64)
-    cameras = torch.as_tensor(cam2world, dtype=torch.float64)
-    check_shape("axis_align_matrix", align, (4, 4))
-    check_shape("cam2world", cameras, ("V", 4, 4))
-    return (align @ cameras).float()
 
 
 def turn_cameras(
@@ -412,10 +404,31 @@ def project_bev(points: torch.Tensor, bounds: torch.Tensor, size: int) -> tuple[
     return pixels, ((pixels >= -0.5) & (pixels < size - 0.5)).all(dim=-1)
 
 
+def select_by_scores(scores: np.ndarray, temperature: float, threshold: float) -> list[int]:
+    """The boxes that an expression with no, one or several targets means (published rule).
+
+    None when "no target" has the highest score. Else softmax of all scores at `temperature`, and boxes in falling
+    order until their probabilities sum to `threshold`.
+
+    Args:
+        scores (`np.ndarray` of shape `(K + 1,)`, float64): boxes, then "no target"; -inf at padding.
+
+    Returns:
+        indices, best first.
+    """
+    if scores.argmax() == len(scores) - 1:
+        return []
+    weights = np.exp((scores - scores.max()) / temperature)
+    probabilities = weights[:-1] / weights.sum()
+    order = np.argsort(-probabilities, kind="stable")
+    order = order[probabilities[order] > 0]
+    taken = int(np.searchsorted(np.cumsum(probabilities[order]), threshold)) + 1
+    return order[:taken].tolist()
+
+
 __all__ = [
     "assign_patches",
     "check_shape",
-    "compose_cam2world",
     "compute_box_iou",
     "find_calibration_fault",
     "get_bev_bounds",
@@ -429,6 +442,7 @@ __all__ = [
     "project_bev",
     "quantize_coords",
     "resize_nearest",
+    "select_by_scores",
     "select_pixels",
     "turn_cameras",
     "unpack_patches",

@@ -11,20 +11,44 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The tensors of a batch: one table of what each is, and the checks where a call enters the model.
+"""What goes in: one table of a batch's tensors, the checks where a call enters the model, and those of raw scenes.
 
-Processor, collator, model, generation and trainer take their lists from the table. `check_inputs` looks
-at shapes and dtypes alone: reading values would make a GPU wait.
+Processor, collator, model, generation and trainer take their lists from the table. `check_inputs` looks at shapes and
+dtypes alone: reading values would make a GPU wait. Depth, cameras and boxes are checked by the functions at the end,
+by readers of scans (`data/scene.py`) and by the processor alike.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
-from .image_processing_ross3d import shorten
+from .geometry_ross3d import (
+    MAX_CAMERA_DISTANCE,
+    MAX_FOCAL_SHARE,
+    MAX_MEDIAN_DEPTH,
+    MAX_ROTATION_ERROR,
+    MAX_SKEW,
+    MIN_FOCAL_SHARE,
+    MIN_MEDIAN_DEPTH,
+    TURN_BACK,
+    check_shape,
+    find_calibration_fault,
+    get_median_depths,
+    is_centre_of_turned,
+)
+from .image_processing_ross3d import check_picture_size, shorten
 
+
+# How much the aspects of a picture and of its depth map may differ where both show the same field of view. Sizes of
+# registered sensors are rounded: ScanNet's 1296x968 and 640x480 differ by 0.4 %, RealSense's 1920x1080 and 848x480 by
+# 0.6 %; ARKit's 1920x1440 and 256x192 not at all. Sensors that do not show the same differ by more: 4:3 pictures and
+# 224x172 depth by 2.4 %, Kinect's 1280x1024 and 640x480 by 6 %.
+MAX_ASPECT_DIFFERENCE = 0.01
+RIGID = "rigid transforms (a rotation, a translation, last row 0 0 0 1)"
+LOST = "drop the views whose tracking was lost"
 
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -330,7 +354,297 @@ def read_float32(name: str, tensor: torch.Tensor) -> torch.Tensor:
     )
 
 
+# Depth, cameras and boxes: `data.scene` and the processor look at what they get by these
+
+
+def to_array(value: Any, name: str) -> np.ndarray:
+    """Numbers in an array, a tensor or nested lists -> an array in this machine's byte order."""
+    if isinstance(value, torch.Tensor):
+        value = to_tensor(value, name)
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    kind = f"an array of dtype {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+    try:
+        array = np.asarray(value)
+        if array.dtype == object:
+            array = np.asarray(array.tolist())
+    except (ValueError, TypeError, OverflowError) as error:
+        kind, array = f"{kind} ({shorten(str(error))})", np.asarray("")
+    check(
+        array.dtype.kind in "biuf", name, "an array of numbers", kind, "pass numbers alone, in arrays or nested lists"
+    )
+    check(not np.ma.is_masked(value), name, "an array without a mask", "masked values", "fill them: 0 = no depth")
+    if not array.dtype.isnative or array.dtype.itemsize > 8:
+        array = array.astype(array.dtype.newbyteorder("=") if array.dtype.itemsize <= 8 else np.float64)
+    return array
+
+
+def to_tensor(value: Any, name: str) -> torch.Tensor:
+    """An array, a tensor or a list of equal ones -> one tensor on the CPU."""
+    if isinstance(value, torch.Tensor):
+        holds_numbers = value.layout == torch.strided and not value.is_meta
+        check(holds_numbers, name, "a dense tensor that holds numbers", f"{value.layout} on {value.device}",
+              "call to_dense(), or load the tensor first")  # fmt: skip
+        return value.detach().cpu()
+    if isinstance(value, (list, tuple)):
+        arrays = [to_array(item, name) for item in value]
+        shapes = sorted({array.shape for array in arrays})
+        check(len(shapes) <= 1, name, "arrays of one shape", shapes, "resize them to a common size")
+        array = np.stack(arrays) if arrays else np.zeros(0)
+    else:
+        array = to_array(value, name)
+    if not array.flags.writeable or any(step < 0 for step in array.strides):
+        array = array.copy()
+    return torch.as_tensor(array)
+
+
+def to_coords(value: Any, name: str) -> torch.Tensor:
+    """Real numbers -> float64; truth values and complex numbers are no coordinates."""
+    tensor = to_tensor(value, name)
+    is_real = tensor.dtype != torch.bool and not tensor.is_complex()
+    check(is_real, name, "real numbers", f"dtype {tensor.dtype}", "pass floating point numbers")
+    return tensor.double()
+
+
+def locate(wrong: torch.Tensor, views: Sequence[str] = ()) -> str:
+    """Where something is wrong, for an error: the first names of `views`, or their numbers where they have none.
+
+    Args:
+        wrong (V,): truth values.
+    """
+    places = wrong.nonzero()[:, 0].tolist()
+    if not len(views):
+        return f" in views {places}"
+    more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+    return f" in {', '.join(str(views[place]) for place in places[:3])}{more}"
+
+
+def has_same_aspect(size: tuple[int, int], depth_size: tuple[int, int]) -> bool:
+    """Whether a picture and a depth map (height and width of each) may show the same field of view: their aspects
+    differ by `MAX_ASPECT_DIFFERENCE` or by the rounding of one side to a pixel."""
+    (height, width), (depth_height, depth_width) = size, depth_size
+    difference = abs(depth_width * height - depth_height * width)
+    rounding = max(height, width, depth_height, depth_width)
+    return difference <= max(rounding, MAX_ASPECT_DIFFERENCE * depth_width * height)
+
+
+def check_has_cameras(scene_name: str, **cameras: Any) -> None:
+    """Refuse depth without cameras, here by name: readings without a camera are nowhere."""
+    for key, value in cameras.items():
+        check(value is not None, f"{key} of {scene_name}", "cameras beside depth_maps", "None",
+              "give intrinsics and cam2world, or leave depth_maps out")  # fmt: skip
+
+
+def check_depth_maps(depth_maps: Any, num_views: int | None, name: str, views: Sequence[str] = ()) -> torch.Tensor:
+    """Depth in metres, float32 (V, H, W); whatever looks like another unit or holds no reading is refused.
+
+    Args:
+        num_views (`int` or None): V, where it is known.
+        name (`str`): what errors call the maps.
+        views (sequence of `str`): what errors call the views; their numbers by default.
+
+    Raises:
+        ValueError: names the maps, and the views where only some are wrong.
+    """
+    depth = to_tensor(depth_maps, name)
+    one_each = "give one depth map a view, all zeros where a view has none."
+    sizes = check_shape(name, depth, (num_views or "V", "H", "W"), one_each)
+    check(depth.numel() > 0, name, "maps that hold pixels", f"shape {tuple(depth.shape)}",
+          "leave depth_maps out to use the pictures alone")  # fmt: skip
+    check_picture_size((sizes["W"], sizes["H"]), name)
+    metres = "divide millimetres by 1000 and pass float32"
+    check(depth.is_floating_point(), name, "metres as floating point", f"dtype {depth.dtype}", metres)
+    depth = depth.float()
+    lowest = depth.min()
+    is_depth = bool(torch.isfinite(lowest)) and bool(torch.isfinite(depth.max())) and bool(lowest >= 0)
+    check(is_depth, name, "finite metres >= 0", "negative, infinite or NaN depth",
+          "write 0 where the sensor has no reading")  # fmt: skip
+    medians = get_median_depths(depth)
+    check(not bool(medians.isnan().all()), name, "a reading in at least one view", "no depth above 0 in any view",
+          "look at the depth files, or leave depth_maps out to use the pictures alone")  # fmt: skip
+    far = medians > MAX_MEDIAN_DEPTH
+    check(not bool(far.any()), name, "metres",
+          f"a median depth of {medians[far][:1].sum():.0f}{locate(far, views)}, which looks like millimetres",
+          metres)  # fmt: skip
+    median = medians.nanmedian().item()
+    check(median >= MIN_MEDIAN_DEPTH, name, "metres",
+          f"a median depth of {median:.5f}, which looks divided by 1000 twice", "pass metres")  # fmt: skip
+    highest = depth.max().item()
+    check(highest <= MAX_CAMERA_DISTANCE, name, f"readings up to {MAX_CAMERA_DISTANCE:.0f} metres",
+          f"one of {highest:g}", "write 0 where the sensor has no reading")  # fmt: skip
+    return depth
+
+
+def check_intrinsics(intrinsics: Any, num_views: int, size: tuple[int, int] | None, name: str) -> torch.Tensor:
+    """Camera matrices (V, 3, 3), float64, of pinhole cameras.
+
+    Args:
+        size (`(height, width)`, *optional*): of the depth maps whose pixels they count; None without depth.
+        name (`str`): what errors call them.
+
+    Raises:
+        ValueError: names them, and what they look like.
+    """
+    cameras = to_coords(intrinsics, name)
+    if cameras.dim() == 2:
+        check_shape(name, cameras, (3, 3), "of a 4 x 4 matrix pass [:3, :3].")
+        cameras = cameras.expand(num_views, 3, 3)
+    check_shape(name, cameras, (num_views, 3, 3), "pass one matrix, or one a view; of a 4 x 4 matrix pass [:3, :3].")
+    check(bool(torch.isfinite(cameras).all()), name, "finite numbers", "NaN or infinity", "repair the calibration")
+    for camera in cameras.unique(dim=0):
+        check_camera(camera, size, name)
+    return cameras
+
+
+def check_camera(camera: torch.Tensor, size: tuple[int, int] | None, name: str) -> None:
+    """Refuse a matrix (3, 3) of no pinhole camera, or of another picture than a depth map of `size` (height, width),
+    with the likely reason."""
+    (focal_x, skew, centre_x), (below, focal_y, centre_y), last = camera.tolist()
+    is_transposed = last[:2] != [0, 0] and last[2] == 1 and centre_x == centre_y == 0
+    is_pinhole = max(abs(last[0]), abs(last[1]), abs(last[2] - 1)) < 1e-4
+    check(
+        is_pinhole and max(abs(skew), abs(below)) <= MAX_SKEW * abs(focal_x),
+        name,
+        "a pinhole camera fx 0 cx, 0 fy cy, 0 0 1",
+        f"{camera.tolist()}{', which looks transposed' if is_transposed else ''}",
+        "transpose matrices that are stored by columns, divide by the last entry, and rectify pictures with skew",
+    )
+    focal = f"focal [{focal_x:g}, {focal_y:g}]"
+    check(min(focal_x, focal_y) > 1, name, "focal lengths in pixels, above 1", focal,
+          "multiply normalised values by the size of the depth map, and look for a mirrored axis")  # fmt: skip
+    if size is None:
+        return
+    height, width = size
+    fits = all(
+        MIN_FOCAL_SHARE * side < focal < MAX_FOCAL_SHARE * side
+        for focal, side in ((focal_x, width), (focal_y, height))
+    )
+    reason = find_calibration_fault(centre_x, centre_y, height, width)
+    is_turned = is_centre_of_turned(centre_x, centre_y, height, width)
+    check(
+        fits and reason is None,
+        name,
+        f"focal lengths and a principal point in pixels of the {height} x {width} depth map",
+        f"{focal}, centre [{centre_x:g}, {centre_y:g}]{reason or ''}",
+        TURN_BACK if is_turned else "scale the calibration from the size it was made for to that of the depth map",
+    )
+
+
+def check_cam2world(
+    cam2world: Any, num_views: int, name: str, views: Sequence[str] = (), when_lost: str = LOST
+) -> torch.Tensor:
+    """Rigid camera poses (V, 4, 4), float64.
+
+    Args:
+        name (`str`): what errors call the matrices.
+        views (sequence of `str`): what errors call the views; their numbers by default.
+        when_lost (`str`): what to do about a matrix that holds no transform at all.
+
+    Raises:
+        ValueError: names the matrices and the views.
+    """
+    poses = to_coords(cam2world, name)
+    check_shape(name, poses, (num_views, 4, 4), "pass one camera-to-world matrix a view.")
+    broken = ~torch.isfinite(poses).flatten(1).all(dim=1)
+    check(not bool(broken.any()), name, "finite numbers", f"NaN or infinity{locate(broken, views)}", when_lost)
+    rotation, bottom = poses[:, :3, :3], poses[:, 3]
+    empty = ~rotation.flatten(1).any(dim=1)
+    check(not bool(empty.any()), name, RIGID, f"a rotation of zeros{locate(empty, views)}", when_lost)
+    by_columns = ~poses[:, :3, 3].any(dim=1) & (bottom[:, 3] == 1) & (bottom[:, :3].abs().amax(dim=1) > 1e-4)
+    check(not bool(by_columns.any()), name, RIGID,
+          f"the last row {bottom[by_columns][:1].flatten().tolist()}{locate(by_columns, views)}",
+          "transpose matrices that are stored by columns")  # fmt: skip
+    error = (rotation.transpose(1, 2) @ rotation - torch.eye(3, dtype=poses.dtype)).abs().flatten(1).amax(dim=1)
+    determinant = torch.linalg.det(rotation)
+    rigid = (error < MAX_ROTATION_ERROR) & (determinant > 0)
+    rigid = rigid & ((bottom - torch.tensor([0.0, 0.0, 0.0, 1.0]).double()).abs().amax(dim=1) < 1e-4)
+    first = int(rigid.to(torch.uint8).argmin())
+    check(
+        bool(rigid.all()),
+        name,
+        RIGID,
+        f"deviation {error[first]:.3g} from a rotation, determinant {determinant[first]:.3g}, last row"
+        f" {bottom[first].tolist()}{locate(~rigid, views)}",
+        "remove scale or a mirrored axis (OpenCV axes: x right, y down, z forward)",
+    )
+    return poses
+
+
+def check_camera_positions(cam2world: torch.Tensor, name: str, views: Sequence[str] = ()) -> None:
+    """Refuse cameras (V, 4, 4) beyond `MAX_CAMERA_DISTANCE`, which are no metres; see `check_cam2world`."""
+    distances = cam2world[:, :3, 3].abs().amax(dim=1)
+    far = distances > MAX_CAMERA_DISTANCE
+    check(
+        not bool(far.any()),
+        name,
+        "translations in metres",
+        f"a camera {distances.max():.0f} from the origin{locate(far, views)}, which looks like millimetres",
+        "divide the translations by 1000, or move the world's origin to the scan",
+    )
+
+
+def check_boxes(boxes: Any, name: str) -> torch.Tensor:
+    """Boxes (K, 6), centre and size in metres, float32; K = 0 is legal.
+
+    Raises:
+        ValueError: names the boxes, and the first that are wrong.
+    """
+    boxes = to_coords(boxes, name).float()
+    if tuple(boxes.shape) == (0,):
+        return boxes.reshape(0, 6)
+    check_shape(name, boxes, ("K", 6), "pass centre xyz and size xyz in metres.")
+    broken = ~torch.isfinite(boxes).all(dim=1)
+    check(not bool(broken.any()), name, "finite metres", f"NaN or infinity in boxes {list_first(broken)}",
+          "drop the broken boxes")  # fmt: skip
+    negative = (boxes[:, 3:] < 0).any(dim=1)
+    check(not bool(negative.any()), name, "sizes >= 0 (centre xyz, size xyz)",
+          f"a negative size in boxes {list_first(negative)}", "turn corners into centre and size")  # fmt: skip
+    check_distance(boxes, name)
+    return boxes
+
+
+def list_first(wrong: torch.Tensor) -> list[int]:
+    """Numbers of the first entries (N,) that are wrong."""
+    return wrong.nonzero()[:5, 0].tolist()
+
+
+def check_distance(coords: torch.Tensor, name: str) -> None:
+    """Refuse boxes or points (N, ...) that reach beyond `MAX_CAMERA_DISTANCE`: those are no metres."""
+    distances = coords.abs().flatten(1).amax(dim=1)
+    far = distances > MAX_CAMERA_DISTANCE
+    check(
+        not bool(far.any()),
+        name,
+        f"coordinates in metres, within {MAX_CAMERA_DISTANCE:.0f} of the origin",
+        f"{distances[far][:5].tolist()} in entries {list_first(far)}, which looks like millimetres",
+        "divide millimetres by 1000",
+    )
+
+
+def check_edges(bounds: Any, name: str) -> torch.Tensor:
+    """Edges (4,) of a bird's-eye picture, metres, float32."""
+    bounds = to_coords(bounds, name).float()
+    check_shape(name, bounds, (4,), "pass xmin, ymin, xmax, ymax in metres.")
+    ordered = bool(torch.isfinite(bounds).all()) and bool((bounds[:2] < bounds[2:]).all())
+    check(ordered, name, "xmin < xmax and ymin < ymax, finite", bounds.tolist(), "pass xmin, ymin, xmax, ymax")
+    check_distance(bounds[None], name)
+    return bounds
+
+
 __all__ = [
+    "LOST",
+    "MAX_ASPECT_DIFFERENCE",
+    "check_boxes",
+    "check_cam2world",
+    "check_camera_positions",
+    "check_depth_maps",
+    "check_distance",
+    "check_edges",
+    "check_has_cameras",
+    "check_intrinsics",
+    "has_same_aspect",
+    "to_array",
+    "to_coords",
+    "to_tensor",
     "INPUTS",
     "Input",
     "check",

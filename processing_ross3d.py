@@ -42,25 +42,15 @@ from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .geometry_ross3d import (
-    MAX_CAMERA_DISTANCE,
-    MAX_FOCAL_SHARE,
-    MAX_MEDIAN_DEPTH,
     MAX_OUTSIDE_DISTANCE,
-    MAX_ROTATION_ERROR,
-    MAX_SKEW,
-    MIN_FOCAL_SHARE,
-    MIN_MEDIAN_DEPTH,
-    TURN_BACK,
     assign_patches,
     check_shape,
-    find_calibration_fault,
     get_box_limits,
-    get_median_depths,
     get_nearest_indices,
     get_token_grid_size,
-    is_centre_of_turned,
     pool_patch_coords,
     resize_nearest,
+    select_by_scores,
     select_pixels,
     turn_cameras,
     unproject,
@@ -74,7 +64,24 @@ from .image_processing_ross3d import (
     open_picture,
     shorten,
 )
-from .inputs_ross3d import check, list_float32, list_inputs, stack_rows
+from .inputs_ross3d import (
+    check,
+    check_boxes,
+    check_cam2world,
+    check_camera_positions,
+    check_depth_maps,
+    check_distance,
+    check_edges,
+    check_has_cameras,
+    check_intrinsics,
+    has_same_aspect,
+    list_float32,
+    list_inputs,
+    stack_rows,
+    to_array,
+    to_coords,
+    to_tensor,
+)
 from .rows_ross3d import (
     COORD_TOKEN,
     GROUND_TOKEN,
@@ -88,8 +95,6 @@ from .rows_ross3d import (
     SceneWords,
 )
 
-
-MAX_ASPECT_DIFFERENCE = 0.05
 
 GeometryMode = Literal["published", "valid_depth"]
 
@@ -222,225 +227,7 @@ def fit_picture(picture: Image.Image, resized: tuple[int, int], size: int, resam
     return np.asarray(picture.crop((left, top, left + size, top + size)))
 
 
-# Cameras, depth and boxes
-
-
-def to_array(value: Any, name: str) -> np.ndarray:
-    """Numbers in an array, a tensor or nested lists -> an array in this machine's byte order."""
-    if isinstance(value, torch.Tensor):
-        value = to_tensor(value, name)
-        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-    kind = f"an array of dtype {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
-    try:
-        array = np.asarray(value)
-        if array.dtype == object:
-            array = np.asarray(array.tolist())
-    except (ValueError, TypeError, OverflowError) as error:
-        kind, array = f"{kind} ({shorten(str(error))})", np.asarray("")
-    check(
-        array.dtype.kind in "biuf", name, "an array of numbers", kind, "pass numbers alone, in arrays or nested lists"
-    )
-    check(not np.ma.is_masked(value), name, "an array without a mask", "masked values", "fill them: 0 = no depth")
-    if not array.dtype.isnative or array.dtype.itemsize > 8:
-        array = array.astype(array.dtype.newbyteorder("=") if array.dtype.itemsize <= 8 else np.float64)
-    return array
-
-
-def to_tensor(value: Any, name: str) -> torch.Tensor:
-    """An array, a tensor or a list of equal ones -> one tensor on the CPU."""
-    if isinstance(value, torch.Tensor):
-        holds_numbers = value.layout == torch.strided and not value.is_meta
-        check(holds_numbers, name, "a dense tensor that holds numbers", f"{value.layout} on {value.device}",
-              "call to_dense(), or load the tensor first")  # fmt: skip
-        return value.detach().cpu()
-    if isinstance(value, (list, tuple)):
-        arrays = [to_array(item, name) for item in value]
-        shapes = sorted({array.shape for array in arrays})
-        check(len(shapes) <= 1, name, "arrays of one shape", shapes, "resize them to a common size")
-        array = np.stack(arrays) if arrays else np.zeros(0)
-    else:
-        array = to_array(value, name)
-    if not array.flags.writeable or any(step < 0 for step in array.strides):
-        array = array.copy()
-    return torch.as_tensor(array)
-
-
-def to_coords(value: Any, name: str) -> torch.Tensor:
-    """Real numbers -> float64; truth values and complex numbers are no coordinates."""
-    tensor = to_tensor(value, name)
-    is_real = tensor.dtype != torch.bool and not tensor.is_complex()
-    check(is_real, name, "real numbers", f"dtype {tensor.dtype}", "pass floating point numbers")
-    return tensor.double()
-
-
-def check_depth_maps(depth_maps: Any, num_views: int | None, name: str) -> torch.Tensor:
-    """Depth in metres, float32 (V, H, W); whatever looks like another unit or holds no reading is refused."""
-    depth = to_tensor(depth_maps, name)
-    sizes = check_shape(name, depth, (num_views or "V", "H", "W"), "pass one depth map a view.")
-    check(depth.numel() > 0, name, "maps that hold pixels", f"shape {tuple(depth.shape)}",
-          "leave depth_maps out to use the pictures alone")  # fmt: skip
-    check_picture_size((sizes["W"], sizes["H"]), name)
-    metres = "divide millimetres by 1000 and pass float32"
-    check(depth.is_floating_point(), name, "metres as floating point", f"dtype {depth.dtype}", metres)
-    depth = depth.float()
-    lowest = depth.min()
-    check(
-        bool(torch.isfinite(lowest)) and bool(torch.isfinite(depth.max())) and bool(lowest >= 0),
-        name,
-        "finite metres >= 0",
-        "negative, infinite or NaN depth",
-        "write 0 where the sensor has no reading",
-    )
-    medians = get_median_depths(depth)
-    check(
-        not bool(medians.isnan().all()),
-        name,
-        "a reading in at least one view",
-        "no depth above 0 in any view",
-        "leave depth_maps out to use the pictures alone, or pass the views that have readings",
-    )
-    far = (medians > MAX_MEDIAN_DEPTH).nonzero()[:, 0].tolist()
-    check(
-        not far,
-        name,
-        "metres",
-        f"a median depth of {medians[far[:1]].sum():.0f} in views {far}, which looks like millimetres",
-        metres,
-    )
-    median = medians.nanmedian().item()
-    check(
-        median >= MIN_MEDIAN_DEPTH,
-        name,
-        "metres",
-        f"a median depth of {median:.5f}, which looks divided by 1000 twice",
-        "pass metres",
-    )
-    highest = depth.max().item()
-    check(
-        highest <= MAX_CAMERA_DISTANCE,
-        name,
-        f"readings up to {MAX_CAMERA_DISTANCE:.0f} metres",
-        f"one of {highest:g}",
-        "write 0 where the sensor has no reading",
-    )
-    return depth
-
-
-def check_intrinsics(intrinsics: Any, num_views: int, height: int, width: int, name: str) -> torch.Tensor:
-    """Camera matrices (V, 3, 3) in pixels of the depth map, float64."""
-    cameras = to_coords(intrinsics, name)
-    if cameras.dim() == 2:
-        check_shape(name, cameras, (3, 3), "of a 4 x 4 matrix pass [:3, :3].")
-        cameras = cameras.expand(num_views, 3, 3)
-    check_shape(name, cameras, (num_views, 3, 3), "pass one matrix, or one a view; of a 4 x 4 matrix pass [:3, :3].")
-    check(bool(torch.isfinite(cameras).all()), name, "finite numbers", "NaN or infinity", "repair the calibration")
-    for view in cameras.unique(dim=0):
-        check_camera(view, height, width, name)
-    return cameras
-
-
-def check_camera(camera: torch.Tensor, height: int, width: int, name: str) -> None:
-    """Refuse a camera matrix (3, 3) that cannot be that of a height x width depth map, with the likely reason."""
-    (focal_x, skew, centre_x), (below, focal_y, centre_y), last = camera.tolist()
-    is_transposed = last[:2] != [0, 0] and last[2] == 1 and centre_x == centre_y == 0
-    is_pinhole = max(abs(last[0]), abs(last[1]), abs(last[2] - 1)) < 1e-4
-    check(
-        is_pinhole and max(abs(skew), abs(below)) <= MAX_SKEW * abs(focal_x),
-        name,
-        "a pinhole camera fx 0 cx, 0 fy cy, 0 0 1",
-        f"{camera.tolist()}{', which looks transposed' if is_transposed else ''}",
-        "transpose matrices that are stored by columns, divide by the last entry, and rectify pictures with skew",
-    )
-    fits = all(
-        MIN_FOCAL_SHARE * side < focal < MAX_FOCAL_SHARE * side
-        for focal, side in ((focal_x, width), (focal_y, height))
-    )
-    reason = find_calibration_fault(centre_x, centre_y, height, width)
-    is_turned = is_centre_of_turned(centre_x, centre_y, height, width)
-    check(
-        fits and reason is None,
-        name,
-        f"focal lengths and a principal point in pixels of the {height} x {width} depth map",
-        f"focal [{focal_x:g}, {focal_y:g}], centre [{centre_x:g}, {centre_y:g}]{reason or ''}",
-        TURN_BACK if is_turned else "scale the calibration from the size it was made for to that of the depth map",
-    )
-
-
-def check_cam2world(cam2world: Any, num_views: int, name: str) -> torch.Tensor:
-    """Rigid camera poses (V, 4, 4), metres, float64."""
-    poses = to_coords(cam2world, name)
-    check_shape(name, poses, (num_views, 4, 4), "pass one camera-to-world matrix a view.")
-    finite = torch.isfinite(poses).flatten(1).all(dim=1)
-    check(
-        bool(finite.all()),
-        name,
-        "finite numbers",
-        f"NaN or infinity in views {(~finite).nonzero()[:, 0].tolist()}",
-        "drop the views whose tracking was lost",
-    )
-    rotation = poses[:, :3, :3]
-    error = (rotation.transpose(1, 2) @ rotation - torch.eye(3, dtype=poses.dtype)).abs().flatten(1).amax(dim=1)
-    last = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=poses.dtype)
-    rigid = (error < MAX_ROTATION_ERROR) & (torch.linalg.det(rotation) > 0)
-    rigid = rigid & ((poses[:, 3] - last).abs().amax(dim=1) < 1e-4)
-    check(
-        bool(rigid.all()),
-        name,
-        "rigid camera-to-world matrices (a rotation, a translation, last row 0 0 0 1)",
-        f"others in views {(~rigid).nonzero()[:, 0].tolist()}",
-        "remove scale or mirroring, and transpose matrices that are stored by columns",
-    )
-    distance = poses[:, :3, 3].abs().amax().item()
-    check(
-        distance <= MAX_CAMERA_DISTANCE,
-        name,
-        "translations in metres",
-        f"a camera {distance:.0f} away, which looks like millimetres",
-        "divide the translations by 1000",
-    )
-    return poses
-
-
-def check_proposal_boxes(boxes: Any, name: str) -> torch.Tensor:
-    """Boxes (K, 6), centre and size in metres, float32; K = 0 is legal."""
-    boxes = to_coords(boxes, name).float()
-    if tuple(boxes.shape) == (0,):
-        return boxes.reshape(0, 6)
-    check_shape(name, boxes, ("K", 6), "pass centre xyz and size xyz.")
-    check(bool(torch.isfinite(boxes).all()), name, "finite metres", "NaN or infinity", "drop the broken proposals")
-    negative = (boxes[:, 3:] < 0).any(dim=1)
-    check(
-        not bool(negative.any()),
-        name,
-        "sizes >= 0 (centre xyz, size xyz)",
-        f"a negative size in proposals {negative.nonzero()[:, 0].tolist()}",
-        "turn corners into centre and size",
-    )
-    check_distance(boxes, name)
-    return boxes
-
-
-def check_distance(coords: torch.Tensor, name: str) -> None:
-    """Refuse boxes or points (N, ...) that reach beyond `MAX_CAMERA_DISTANCE`: those are no metres."""
-    distances = coords.abs().flatten(1).amax(dim=1)
-    far = distances > MAX_CAMERA_DISTANCE
-    check(
-        not bool(far.any()),
-        name,
-        f"coordinates in metres, within {MAX_CAMERA_DISTANCE:.0f} of the origin",
-        f"{distances[far].tolist()} in entries {far.nonzero()[:, 0].tolist()}, which looks like millimetres",
-        "divide millimetres by 1000",
-    )
-
-
-def check_bev_bounds(bounds: Any, name: str) -> torch.Tensor:
-    """Edges (4,) of a bird's-eye picture, metres, float32."""
-    bounds = to_coords(bounds, name).float()
-    check_shape(name, bounds, (4,), "pass xmin, ymin, xmax, ymax in metres.")
-    ordered = bool(torch.isfinite(bounds).all()) and bool((bounds[:2] < bounds[2:]).all())
-    check(ordered, name, "xmin < xmax and ymin < ymax, finite", bounds.tolist(), "pass xmin, ymin, xmax, ymax")
-    check_distance(bounds[None], name)
-    return bounds
+# Depth
 
 
 def turn_views(
@@ -810,7 +597,7 @@ def split_requests(
     for index, name in enumerate(names):
         items = {key: values[index] for key, values in sorted_by_scene.items()}
         if items["proposal_boxes"] is not None:
-            items["proposal_boxes"] = check_proposal_boxes(items["proposal_boxes"], f"proposal_boxes of {name}")
+            items["proposal_boxes"] = check_boxes(items["proposal_boxes"], f"proposal_boxes of {name}")
         for key in ("bev_valid", "bev_bounds"):
             check(items[key] is None or items["bev_image"] is not None, f"{key} of {name}", "bev_image beside it",
                   "None", "pass bev_image=")  # fmt: skip
@@ -969,22 +756,14 @@ def get_question_inputs(requests: list[SceneRequest]) -> dict[str, torch.Tensor]
     return data
 
 
-def select_proposals(
+def choose_proposals(
     scores: torch.Tensor, selection: Literal["best", "cumulative"], temperature: float, threshold: float
-) -> torch.Tensor:
+) -> list[int]:
     """Indices of the chosen proposals from one question's scores (K + 1,), highest first."""
-    best = int(scores.argmax())
-    real = scores[:-1]
-    if len(real) == 0 or bool(torch.isinf(real).all()):
-        return torch.zeros(0, dtype=torch.long)
-    if selection == "best":
-        return real.argmax()[None]
-    if best == len(scores) - 1:
-        return torch.zeros(0, dtype=torch.long)
-    probabilities = (scores / temperature).softmax(dim=0)[:-1]
-    ordered, indices = probabilities.sort(descending=True, stable=True)
-    reached = int((ordered.cumsum(dim=0) < threshold).sum()) + 1
-    return indices[: min(reached, int((ordered > 0).sum()))]
+    proposals = scores[:-1]
+    if selection == "cumulative":
+        return select_by_scores(scores.double().numpy(), temperature, threshold)
+    return [int(proposals.argmax())] if bool((proposals > -math.inf).any()) else []
 
 
 # Settings of the processor that are a choice.
@@ -1417,8 +1196,7 @@ class Ross3DProcessor(ProcessorMixin):
 
     def check_aspect(self, size: tuple[int, int], depth_size: tuple[int, int], name: str) -> None:
         """A picture must show what its depth map shows; published mode stretches it, which is said."""
-        stretch = size[1] / size[0] * depth_size[0] / depth_size[1]
-        if abs(stretch - 1) < MAX_ASPECT_DIFFERENCE:
+        if has_same_aspect(size, depth_size):
             return
         sizes = f"{size[0]} x {size[1]}", f"{depth_size[0]} x {depth_size[1]}"
         check(self.geometry_mode == "published", name, f"the aspect of its {sizes[1]} depth map",
@@ -1445,11 +1223,10 @@ class Ross3DProcessor(ProcessorMixin):
                 )
             return
         num_views, height, width = depth.shape
-        for key, value in (("intrinsics", request.intrinsics), ("cam2world", request.cam2world)):
-            check(value is not None, f"{key} of {name}", "cameras beside depth_maps", "None",
-                  "pass intrinsics= and cam2world=, or leave depth_maps out")  # fmt: skip
-        fitted.intrinsics = check_intrinsics(request.intrinsics, num_views, height, width, f"intrinsics of {name}")
+        check_has_cameras(name, intrinsics=request.intrinsics, cam2world=request.cam2world)
+        fitted.intrinsics = check_intrinsics(request.intrinsics, num_views, (height, width), f"intrinsics of {name}")
         fitted.cam2world = check_cam2world(request.cam2world, num_views, f"cam2world of {name}")
+        check_camera_positions(fitted.cam2world, f"cam2world of {name}")
         if any(turns):
             depth, fitted.intrinsics, fitted.cam2world = turn_views(
                 depth, fitted.intrinsics, fitted.cam2world, turns, f"images of {name}"
@@ -1516,7 +1293,7 @@ class Ross3DProcessor(ProcessorMixin):
                 pixels = np.where(valid.numpy()[..., None], pixels, np.uint8(0))
         fitted.bev_pixels = torch.from_numpy(pixels.copy())
         if request.bev_bounds is not None:
-            fitted.bev_bounds = check_bev_bounds(request.bev_bounds, f"bev_bounds of {request.name}")
+            fitted.bev_bounds = check_edges(request.bev_bounds, f"bev_bounds of {request.name}")
 
     # The library's interface
 
@@ -1598,10 +1375,10 @@ class Ross3DProcessor(ProcessorMixin):
         check(not bool(broken.any()), "scores", "numbers, -inf at padded proposals alone",
               f"NaN or infinity in questions {broken.nonzero()[:, 0].tolist()}",
               "look for NaN in the model's weights and inputs")  # fmt: skip
-        chosen = [select_proposals(row, selection, temperature, threshold) for row in scores]
+        chosen = [choose_proposals(row, selection, temperature, threshold) for row in scores]
         return [
             {
-                "proposals": indices.tolist(),
+                "proposals": indices,
                 "boxes": boxes[scene][indices],
                 "scores": row[indices],
                 "no_target": bool(row.argmax() == len(row) - 1),

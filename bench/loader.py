@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from ross3d.bench.harness import compare, describe_run, print_line, time_rounds
+from ross3d.data.arguments import DataArguments
 from ross3d.data.dataset import SceneRows
-from ross3d.data.prepared import PreparedScenes
+from ross3d.data.prepared import PreparedScenes, SceneReader
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder, write_rgbd_folder
 from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
 from ross3d.scenes.build import make_scene
@@ -38,9 +39,10 @@ def run(num_scenes: int, num_views: int, rounds: int) -> dict[str, Any]:
         paths = write_scenes(folder / "scenes", num_scenes, num_views)
         processor = Ross3DProcessor(image_processor=Ross3DImageProcessor(), tokenizer=make_base_tokenizer())
         prepared = PreparedScenes(folder / "prepared", processor, read_rgbd_folder)
-        settings = {"epochs": 1, "questions_per_row": 1, "seed": 0}
-        plain = SceneRows(paths, {}, processor, read_rgbd_folder, make_proposals, **settings)
-        later = SceneRows(paths, {}, processor, read_rgbd_folder, make_proposals, prepared=prepared, **settings)
+        plain, later = (
+            SceneRows(DataArguments(), paths, {}, processor, reader, make_proposals, seed=0)
+            for reader in (SceneReader(read_rgbd_folder), prepared)
+        )
         for place in range(num_scenes):
             first, second = plain[place], later[place]
             wrong = [key for key in first if not torch.equal(first[key].nan_to_num(7), second[key].nan_to_num(7))]

@@ -8,15 +8,16 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ross3d.data.annotations import Annotation, check_object_ids, check_query_coords
+from ross3d.data.annotations import Annotation, check_object_ids, check_query_coords, find_annotations
+from ross3d.data.arguments import DataArguments
 from ross3d.data.latents import SceneLatents
-from ross3d.data.prepared import PreparedScenes
+from ross3d.data.prepared import SceneReader
 from ross3d.data.rows import (
     PlannedRow,
     choose_labelled,
@@ -63,103 +64,72 @@ class SceneRows(Dataset):
     sampling over one pass.
 
     Args:
+        data (`DataArguments`): how questions are dealt to rows, how many passes there are, and what rows leave out.
         scenes (sequence of `Path`): scene folders.
         annotations (`dict`): scene id -> its annotations; a scene without any trains reconstruction only.
         processor (`Ross3DProcessor`): makes the tensors.
-        read_scene: folder -> `Scene`.
+        reader (`SceneReader`): reads a scene's folder; `PreparedScenes` without its pictures, from the second time on.
         make_proposals: (scene, seed) -> proposal boxes (K, 6) and object index -> proposal index.
-        epochs (`int`): passes over the scenes, or over the questions.
-        questions_per_row (`int`): at most so many questions of a scene in a row.
-        tokens_per_row (`int`, *optional*): about so many tokens of questions and answers in a row, at most.
-        visit (`str`): what an epoch visits once: `"scenes"`, each with as many of its questions as fit into a row,
-            drawn anew every epoch; or `"questions"`, in as many rows of their scenes as they need.
-        rows_per_step (`int`): rows of one optimizer step; with `visit="questions"` those are of similar length.
-        one_task_per_step (`bool`): with `visit="questions"`, no step mixes grounding rows with others.
-        labelled_share (`float`): share of the scenes, or of the questions, that keep their text; rows of the others
-            train reconstruction only.
-        unlabelled (sequence of `Path`): folders of scans without questions, in turns.
-        unlabelled_share (`float`): share of all rows that are theirs.
         seed (`int`): of order, choice of questions, proposals and diffusion draws.
-        file (`str`): where the annotations are, for errors.
-        prepared (`PreparedScenes`, *optional*): reads scenes in place of `read_scene`, from the second time without
-            their pictures; what was said of them then is said again, in one warning.
+        rows_per_step (`int`): rows of one optimizer step; where a pass visits questions, those are of similar length.
+        unlabelled (sequence of `Path`): folders of scans without questions, in turns.
         latents (`SceneLatents`, *optional*): what the teacher makes of the pictures; rows carry it.
-        reconstruct (`bool`): whether rows carry the bird's-eye picture.
-        blind (`bool`): leave out views, geometry and proposals: what a model knows from the words alone.
     """
 
     def __init__(
         self,
+        data: DataArguments,
         scenes: Sequence[Path],
         annotations: dict[str, list[Annotation]],
         processor: Any,
-        read_scene: Callable[[Path], Scene],
+        reader: SceneReader,
         make_proposals: Callable[[Scene, int], tuple[np.ndarray, list[int]]],
         *,
-        epochs: int,
-        questions_per_row: int,
         seed: int,
-        file: str = "annotations",
-        tokens_per_row: int | None = None,
-        visit: Literal["scenes", "questions"] = "scenes",
         rows_per_step: int = 1,
-        one_task_per_step: bool = False,
-        labelled_share: float = 1.0,
         unlabelled: Sequence[Path] = (),
-        unlabelled_share: float = 0.0,
-        prepared: PreparedScenes | None = None,
         latents: SceneLatents | None = None,
-        reconstruct: bool = True,
-        blind: bool = False,
     ):
         # Behind the scenes with questions stand the scans without.
         self.num_scenes = len(scenes)
         self.scenes = [*scenes, *unlabelled]
-        self.labelled_share = labelled_share
-        self.unlabelled_share = unlabelled_share
+        self.data = data
+        # Named in errors.
+        self.file = str(find_annotations(data.root, data.split))
         self.annotations = annotations
-        self.file = file
         self.processor = processor
-        self.read_scene = read_scene
+        self.reader = reader
         self.make_proposals = make_proposals
-        self.epochs = epochs
-        self.questions_per_row = questions_per_row
         self.seed = seed
-        self.tokens_per_row = tokens_per_row
-        self.visit = visit
         self.rows_per_step = rows_per_step
-        self.one_task_per_step = one_task_per_step
-        self.prepared = prepared
         self.latents = latents
         self.lengths: dict[str, list[int]] = {}
         self.planned: tuple[int, list[PlannedRow]] | None = None
-        self.reconstruct = reconstruct
-        self.blind = blind
-        if prepared is not None and not blind:
-            prepared.warn_again(self.scenes)
+        if not data.blind:
+            reader.warn_again(self.scenes)
 
     @cached_property
     def labelled_scenes(self) -> np.ndarray:
         """Which scenes keep their text, where a pass visits scenes."""
-        return choose_labelled(self.num_scenes, self.labelled_share, self.seed)
+        return choose_labelled(self.num_scenes, self.data.labelled_share, self.seed)
 
     @cached_property
     def labelled_questions(self) -> list[tuple[list[int], list[int]]]:
         """For each scene the places of the questions that keep their text and of those that do not."""
         counts = [len(self.annotations.get(path.name, [])) for path in self.scenes[: self.num_scenes]]
-        kept = choose_labelled(sum(counts), self.labelled_share, self.seed)
+        kept = choose_labelled(sum(counts), self.data.labelled_share, self.seed)
         parts = np.split(kept, np.cumsum(counts)[:-1])
         return [(np.flatnonzero(part).tolist(), np.flatnonzero(~part).tolist()) for part in parts]
 
     @cached_property
     def rows_per_epoch(self) -> int:
         """The same in every epoch, however its questions are dealt."""
-        return self.num_labelled_rows + count_unlabelled_rows(self.num_labelled_rows, self.unlabelled_share)
+        return self.num_labelled_rows + count_unlabelled_rows(self.num_labelled_rows, self.data.unlabelled_share)
 
     @cached_property
     def num_labelled_rows(self) -> int:
         """Rows of an epoch without those of the scans that never had a question."""
-        if self.visit == "scenes":
+        if self.data.visit == "scenes":
             return self.num_scenes
         parts = [(scene, places) for scene in range(self.num_scenes) for places, _ in self.split_questions(scene)]
         return sum(self.count_rows(scene, places) for scene, places in parts)
@@ -172,10 +142,10 @@ class SceneRows(Dataset):
 
     def count_rows(self, scene: int, places: list[int]) -> int:
         lengths = self.get_lengths(self.scenes[scene].name) if places else []
-        return count_rows([lengths[place] for place in places], self.questions_per_row, self.tokens_per_row)
+        return count_rows([lengths[place] for place in places], self.data.questions_per_row, self.data.tokens_per_row)
 
     def __len__(self) -> int:
-        return self.epochs * self.rows_per_epoch
+        return self.data.epochs * self.rows_per_epoch
 
     def get_lengths(self, scene_id: str) -> list[int]:
         """Tokens of each of a scene's questions and its answer."""
@@ -189,7 +159,7 @@ class SceneRows(Dataset):
         """The rows of an epoch in their order; the last plan is kept."""
         if self.planned is None or self.planned[0] != epoch:
             rng = np.random.default_rng([self.seed, epoch])
-            if self.visit == "scenes":
+            if self.data.visit == "scenes":
                 rows = [PlannedRow(scene, 0, ()) for scene in range(self.num_scenes)]
                 rows += self.plan_unlabelled(epoch, [0], rng)
                 rows = [rows[place] for place in rng.permutation(len(rows))]
@@ -197,7 +167,7 @@ class SceneRows(Dataset):
                 begun = epoch * self.rows_per_epoch % self.rows_per_step
                 rows = self.deal_epoch(rng)
                 rows += self.plan_unlabelled(epoch, [row.num_tokens for row in rows], rng)
-                rows = order_rows(rows, self.rows_per_step, self.one_task_per_step, rng, begun)
+                rows = order_rows(rows, self.rows_per_step, self.data.one_task_per_step, rng, begun)
             self.planned = (epoch, rows)
         return self.planned[1]
 
@@ -222,7 +192,7 @@ class SceneRows(Dataset):
             lengths, questions = self.get_lengths(path.name), self.annotations.get(path.name, [])
             for places, labelled in self.split_questions(scene):
                 num_rows = self.count_rows(scene, places)
-                for dealt in deal_questions([lengths[i] for i in places], num_rows, self.questions_per_row, rng):
+                for dealt in deal_questions([lengths[i] for i in places], num_rows, self.data.questions_per_row, rng):
                     asked = tuple(places[i] for i in dealt) if labelled else ()
                     num_tokens = sum(lengths[places[i]] for i in dealt)
                     grounds = any(questions[place].object_ids is not None for place in asked)
@@ -238,23 +208,23 @@ class SceneRows(Dataset):
         row_seed = get_row_seed(self.seed, epoch, name)
         if row.scene >= self.num_scenes:
             questions = []
-        elif self.visit == "scenes":
+        elif self.data.visit == "scenes":
             labelled = self.labelled_scenes[row.scene]
             questions = self.choose_questions(path.name, row_seed) if labelled else []
         else:
             questions = [self.annotations[path.name][place] for place in row.questions]
-        inputs = self.get_blind_inputs(questions) if self.blind else self.get_inputs(path, questions, row_seed)
+        inputs = self.get_blind_inputs(questions) if self.data.blind else self.get_inputs(path, questions, row_seed)
         row = {key: value[0] for key, value in self.processor(**inputs, return_tensors="pt").items()}
-        if self.latents is not None and not self.blind:
+        if self.latents is not None and not self.data.blind:
             row |= self.latents.read(path)
         return row | {"row_seed": torch.tensor(row_seed)}
 
     def choose_questions(self, scene_id: str, row_seed: int) -> list[Annotation]:
         """The questions of a row: `questions_per_row` of the scene's, in drawn order, as far as their tokens fit."""
         questions = self.annotations.get(scene_id, [])
-        order = np.random.default_rng(row_seed).permutation(len(questions))[: self.questions_per_row]
-        if self.tokens_per_row is not None and len(order):
-            order = cut_questions(order, self.get_lengths(scene_id), self.tokens_per_row)
+        order = np.random.default_rng(row_seed).permutation(len(questions))[: self.data.questions_per_row]
+        if self.data.tokens_per_row is not None and len(order):
+            order = cut_questions(order, self.get_lengths(scene_id), self.data.tokens_per_row)
         return [questions[i] for i in order]
 
     def get_text(self, questions: list[Annotation]) -> dict[str, Any]:
@@ -273,11 +243,7 @@ class SceneRows(Dataset):
         Raises:
             ValueError: for a question about objects that the scene does not have, or about a place far outside of it.
         """
-        fitted = None
-        if self.prepared is None:
-            scene = self.read_scene(path)
-        else:
-            scene, fitted = self.prepared.read(path)
+        scene, fitted = self.reader.read(path)
         inputs, boxes = self.get_text(questions), None
         if scene.boxes is not None:
             boxes, proposal_of = self.make_proposals(scene, row_seed)
@@ -290,10 +256,8 @@ class SceneRows(Dataset):
                 for question in questions
             ]
         if fitted is not None:
-            if not self.reconstruct:
-                fitted.bev_pixels = fitted.bev_valid = fitted.bev_bounds = None
             return inputs | {"images": fitted, "proposal_boxes": boxes, "scene_ids": [scene.scene_id]}
-        return inputs | scene.get_inputs(bev=self.reconstruct) | {"proposal_boxes": boxes}
+        return inputs | scene.get_inputs(bev=True) | {"proposal_boxes": boxes}
 
     def get_blind_inputs(self, questions: list[Annotation]) -> dict[str, Any]:
         """The same words behind one grey picture: no pixels, no geometry, no proposals, every `<coord>` at 0."""

@@ -36,14 +36,33 @@ def hash_identity(identity: dict[str, Any]) -> str:
     return hashlib.sha256(repr(identity).encode()).hexdigest()
 
 
-class PreparedScenes:
+class SceneReader:
+    """Reads scenes for training rows, from their pictures every time.
+
+    Args:
+        read_scene: folder and `reading` -> `Scene`.
+        reading (`dict`, *optional*): options of `read_scene`, plain values.
+    """
+
+    def __init__(self, read_scene: Callable[..., Scene], reading: dict[str, Any] | None = None):
+        self.read_scene = read_scene
+        self.reading = dict(reading or {})
+
+    def read(self, path: Path) -> tuple[Scene, Any]:
+        """A scene, and what the processor made of it (`FittedScene`) where it was prepared, else None."""
+        return self.read_scene(path, **self.reading), None
+
+    def warn_again(self, paths: Sequence[Path]) -> None:
+        """Nothing: whenever a scene is read, it is warned of."""
+
+
+class PreparedScenes(SceneReader):
     """Reads scenes for training rows, each from its pictures the first time and from its prepared tensors later.
 
     Args:
         folder (`Path`): where prepared scenes are kept; made when it is not there.
         processor (`Ross3DProcessor`): prepares them; a file of another one's settings is made anew.
-        read_scene: folder and `reading` -> `Scene`.
-        reading (`dict`, *optional*): options of `read_scene`, plain values; scenes read with others are made anew.
+        read_scene, reading: as of `SceneReader`; scenes read with other options are made anew.
     """
 
     def __init__(
@@ -53,10 +72,9 @@ class PreparedScenes:
         read_scene: Callable[..., Scene],
         reading: dict[str, Any] | None = None,
     ):
+        super().__init__(read_scene, reading)
         self.folder = Path(folder)
         self.processor = processor
-        self.read_scene = read_scene
-        self.reading = dict(reading or {})
         remove_leftovers_of_the_dead(self.folder)
 
     def read(self, path: Path) -> tuple[Scene, Any]:

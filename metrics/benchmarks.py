@@ -17,6 +17,7 @@ from ross3d.metrics.columns import check_boxes, check_columns, check_known, chec
 from ross3d.metrics.detection import (
     CATEGORIES,
     PUBLISHED_CATEGORIES,
+    Counts,
     compute_category_scores,
     count_detections,
     sum_counts,
@@ -51,6 +52,19 @@ VSTIBENCH_CHOICES = (
 VSTIBENCH_NUMBERS = ("camera_obj_abs_dist", "camera_displacement", "camera_obj_dist_change")
 CVBENCH_SOURCES = {"ADE20K": "2d", "COCO": "2d", "Omni3D": "3d"}
 Scores = dict[str, float]
+# A score of each item, (N,) float64, by name; a benchmark's score of that name is its mean.
+Values = dict[str, np.ndarray]
+
+
+def score_values(values: Values, groups: Sequence[str] | None = None) -> Scores:
+    """The mean of each score over all items and, as `NAME/GROUP`, over those of each group."""
+    scores = {}
+    for name, scores_of_items in values.items():
+        scores[name] = float(scores_of_items.mean())
+        if groups is not None:
+            means = compute_group_means(scores_of_items, groups)
+            scores |= {f"{name}/{group}": mean for group, mean in means.items()}
+    return scores
 
 
 def score_captions(hypotheses: list[str], references: list[list[str]], meteor: Meteor | None) -> Scores:
@@ -59,6 +73,20 @@ def score_captions(hypotheses: list[str], references: list[list[str]], meteor: M
     if meteor is not None:
         scores["METEOR"] = meteor.score(hypotheses, references)[0]
     return scores
+
+
+def get_scanqa_captions(predictions: list[str], references: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Answers and references as they are scored as captions."""
+    check_texts("predictions", predictions)
+    return [text.rstrip(".") for text in predictions], references
+
+
+def compute_scanqa_values(predictions: list[str], references: list[list[str]]) -> Values:
+    """`exact_match` and `exact_match_published` of each answer; see `score_scanqa`."""
+    return {
+        "exact_match": compute_exact_match(predictions, references).astype(np.float64),
+        "exact_match_published": compute_verbatim_match(predictions, references).astype(np.float64),
+    }
 
 
 def score_scanqa(predictions: list[str], references: list[list[str]], meteor: Meteor | None = None) -> Scores:
@@ -73,11 +101,21 @@ def score_scanqa(predictions: list[str], references: list[list[str]], meteor: Me
         meteor (`Meteor`, *optional*): the running program.
     """
     num_items = check_columns(predictions=predictions, references=references)
+    scores = score_captions(*get_scanqa_captions(predictions, references), meteor)
+    return scores | score_values(compute_scanqa_values(predictions, references)) | {"num_items": num_items}
+
+
+def compute_sqa3d_values(predictions: list[str], references: list[str]) -> Values:
+    """`exact_match`, `refined_exact_match` and `refined_exact_match_published` of each answer; see `score_sqa3d`."""
     check_texts("predictions", predictions)
-    scores = score_captions([text.rstrip(".") for text in predictions], references, meteor)
-    scores["exact_match"] = float(compute_exact_match(predictions, references).mean())
-    scores["exact_match_published"] = float(compute_verbatim_match(predictions, references).mean())
-    return scores | {"num_items": num_items}
+    check_texts("references", references)
+    cleaned = [[clean_sqa3d_answer(text) for text in column] for column in (predictions, references)]
+    matches = {
+        "exact_match": np.array([prediction == answer for prediction, answer in zip(*cleaned, strict=True)]),
+        "refined_exact_match": compute_refined_match(*cleaned),
+        "refined_exact_match_published": compute_refined_match(*cleaned, rule="substring"),
+    }
+    return {name: values.astype(np.float64) for name, values in matches.items()}
 
 
 def score_sqa3d(predictions: list[str], references: list[str], question_types: list[str]) -> Scores:
@@ -87,21 +125,21 @@ def score_sqa3d(predictions: list[str], references: list[str], question_types: l
 
     Args:
         predictions, references (list of `str`): as they are; both are cleaned here.
-        question_types (list of `str`): what, is, how, can, which or others; see `get_sqa3d_question_type`.
+        question_types (list of `str`): what, is, how, can, which or others: what the question begins with.
     """
     num_items = check_columns(predictions=predictions, references=references, question_types=question_types)
     check_known("question_types", question_types, SQA3D_QUESTION_TYPES)
+    values = compute_sqa3d_values(predictions, references)
+    by_type = score_values({"exact_match": values["exact_match"]}, question_types)
+    return score_values(values) | by_type | {"num_items": num_items}
+
+
+def get_scan2cap_captions(predictions: list[str], references: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Captions and references as they are scored."""
     check_texts("predictions", predictions)
-    check_texts("references", references)
-    cleaned = [[clean_sqa3d_answer(text) for text in column] for column in (predictions, references)]
-    matches = np.array([prediction == answer for prediction, answer in zip(*cleaned, strict=True)])
-    return {
-        "exact_match": float(matches.mean()),
-        "refined_exact_match": float(compute_refined_match(*cleaned).mean()),
-        "refined_exact_match_published": float(compute_refined_match(*cleaned, rule="substring").mean()),
-        **{f"exact_match/{name}": mean for name, mean in compute_group_means(matches, question_types).items()},
-        "num_items": num_items,
-    }
+    return [wrap_caption(text) for text in predictions], [
+        [wrap_caption(text) for text in texts] for texts in references
+    ]
 
 
 def score_scan2cap(predictions: list[str], references: list[list[str]], meteor: Meteor | None = None) -> Scores:
@@ -116,21 +154,19 @@ def score_scan2cap(predictions: list[str], references: list[list[str]], meteor: 
         meteor (`Meteor`, *optional*): the running program.
     """
     num_items = check_columns(predictions=predictions, references=references)
-    check_texts("predictions", predictions)
-    wrapped = [[wrap_caption(text) for text in texts] for texts in references]
-    scores = score_captions([wrap_caption(text) for text in predictions], wrapped, meteor)
+    scores = score_captions(*get_scan2cap_captions(predictions, references), meteor)
     return scores | {"num_items": num_items, "num_empty": sum(not text for text in predictions)}
 
 
-def score_at_thresholds(overlaps: np.ndarray, suffix: str = "", groups: Sequence[str] | None = None) -> Scores:
-    """`accuracy@0.25` and `@0.5`: the share of overlaps (N,) that reach the threshold, of all and of each group."""
-    scores = {}
-    for threshold in IOU_THRESHOLDS:
-        hits, name = overlaps >= threshold, f"accuracy@{threshold}{suffix}"
-        scores[name] = float(hits.mean())
-        if groups is not None:
-            scores |= {f"{name}/{group}": mean for group, mean in compute_group_means(hits, groups).items()}
-    return scores
+def find_hits(overlaps: np.ndarray, suffix: str = "") -> Values:
+    """`accuracy@0.25` and `@0.5` of each item: 1 where its overlap (N,) reaches the threshold, else 0."""
+    return {f"accuracy@{t}{suffix}": (overlaps >= t).astype(np.float64) for t in IOU_THRESHOLDS}
+
+
+def compute_scanrefer_values(predictions: list[Sequence[float] | None], references: list[Sequence[float]]) -> Values:
+    """`accuracy@0.25`, `accuracy@0.5` and both as published, of each expression; see `score_scanrefer`."""
+    exact = compute_paired_iou(predictions, references, union_eps=0.0).astype(np.float32)
+    return find_hits(exact) | find_hits(compute_paired_iou(predictions, references), "_published")
 
 
 def score_scanrefer(
@@ -151,13 +187,24 @@ def score_scanrefer(
     """
     num_items = check_columns(predictions=predictions, references=references, question_types=question_types)
     check_known("question_types", question_types, SCANREFER_TYPES)
-    exact = compute_paired_iou(predictions, references, union_eps=0.0).astype(np.float32)
-    published = compute_paired_iou(predictions, references)
-    scores = score_at_thresholds(exact, groups=question_types)
-    scores |= score_at_thresholds(published, "_published", question_types)
+    scores = score_values(compute_scanrefer_values(predictions, references), question_types)
     boxes = np.array([np.ravel(box) for box in predictions if box is not None]).reshape(-1, 6)
     counts = {"num_missing": num_items - len(boxes), "num_degenerate": int(find_degenerate(boxes).sum())}
     return scores | {"num_items": num_items} | counts
+
+
+def compute_multi3drefer_values(
+    predictions: list[Sequence[Sequence[float]]], references: list[Sequence[Sequence[float]]]
+) -> Values:
+    """`f1@0.25` and `f1@0.5` of each expression; see `score_multi3drefer`."""
+    columns = (("predictions", predictions), ("references", references))
+    checked = [[check_boxes(f"{name}[{item}]", boxes, 6) for item, boxes in enumerate(rows)] for name, rows in columns]
+    pairs = list(zip(*checked, strict=True))
+    matched = [match_boxes(*pair) for pair in pairs]
+    return {
+        f"f1@{t}": np.array([get_f1(iou, *map(len, pair), t) for iou, pair in zip(matched, pairs, strict=True)])
+        for t in IOU_THRESHOLDS
+    }
 
 
 def score_multi3drefer(
@@ -174,17 +221,9 @@ def score_multi3drefer(
     """
     num_items = check_columns(predictions=predictions, references=references, question_types=question_types)
     check_known("question_types", question_types, MULTI3DREFER_TYPES)
-    columns = (("predictions", predictions), ("references", references))
-    checked = [[check_boxes(f"{name}[{item}]", boxes, 6) for item, boxes in enumerate(rows)] for name, rows in columns]
-    pairs = list(zip(*checked, strict=True))
-    matched = [match_boxes(*pair) for pair in pairs]
-    scores: Scores = {}
-    for threshold in IOU_THRESHOLDS:
-        f1 = [get_f1(iou, *map(len, pair), threshold) for iou, pair in zip(matched, pairs, strict=True)]
-        scores[f"f1@{threshold}"] = float(np.mean(f1))
-        means = compute_group_means(np.array(f1), question_types)
-        scores |= {f"f1@{threshold}/{group}": mean for group, mean in means.items()}
-    return scores | {"num_items": num_items, "num_degenerate": int(find_degenerate(np.concatenate(checked[0])).sum())}
+    scores = score_values(compute_multi3drefer_values(predictions, references), question_types)
+    boxes = np.concatenate([check_boxes("predictions", boxes, 6) for boxes in predictions])
+    return scores | {"num_items": num_items, "num_degenerate": int(find_degenerate(boxes).sum())}
 
 
 def score_choices_and_numbers(
@@ -355,6 +394,22 @@ def score_blink(predictions: list[str], references: list[str], question_types: l
     return scores | {"num_items": num_items}
 
 
+def count_scannet_det(
+    predictions: list[str],
+    references: list[list[dict[str, Any]]],
+    text_rule: Literal["whole_text", "lines"] = "whole_text",
+    box_rule: Literal["no_volume", "small_faces"] = "no_volume",
+) -> tuple[list[Counts], int]:
+    """Hits and misses of each item, and how many boxes were predicted; see `score_scannet_det`."""
+    check_texts("predictions", predictions)
+    targets = [
+        [LabelledBox(box["label"], check_boxes(f"references[{item}]", [box["bbox_3d"]], 9)[0]) for box in boxes]
+        for item, boxes in enumerate(references)
+    ]
+    boxes = [parse_labelled_boxes(text, text_rule) for text in predictions]
+    return count_detections(boxes, targets, box_rule), sum(map(len, boxes))
+
+
 def score_scannet_det(predictions: list[str], references: list[list[dict[str, Any]]]) -> Scores:
     """Detection in windows of ScanNet views: precision, recall and F1, means over 8, 20 and 31 categories.
 
@@ -368,23 +423,18 @@ def score_scannet_det(predictions: list[str], references: list[list[dict[str, An
             first view.
     """
     num_items = check_columns(predictions=predictions, references=references)
-    check_texts("predictions", predictions)
-    targets = [
-        [LabelledBox(box["label"], check_boxes(f"references[{item}]", [box["bbox_3d"]], 9)[0]) for box in boxes]
-        for item, boxes in enumerate(references)
-    ]
     rules = (
         ("", "whole_text", "no_volume", CATEGORIES),
         ("_published", "lines", "small_faces", PUBLISHED_CATEGORIES),
     )
     scores: Scores = {}
     for suffix, text_rule, box_rule, categories in rules:
-        boxes = [parse_labelled_boxes(text, text_rule) for text in predictions]
-        totals = sum_counts(count_detections(boxes, targets, box_rule))
+        counts, num_boxes = count_scannet_det(predictions, references, text_rule, box_rule)
+        totals = sum_counts(counts)
         for group, names in categories.items():
             means = compute_category_scores(totals, names)
             scores |= {f"{name}_{group}{suffix}": mean for name, mean in means.items()}
-        scores[f"num_boxes{suffix}"] = sum(map(len, boxes))
+        scores[f"num_boxes{suffix}"] = num_boxes
     return scores | {"num_items": num_items}
 
 
@@ -447,7 +497,7 @@ def score_vgllm_scanrefer(
     scores: Scores = {}
     for suffix, settings in variants.items():
         overlaps, boxes = compute_located_overlaps(predictions, targets, cam2world, **settings)
-        scores |= score_at_thresholds(overlaps.astype(np.float32), suffix)
+        scores |= score_values(find_hits(overlaps.astype(np.float32), suffix))
         boxes = boxes[~np.isnan(boxes).any(axis=1)]
         scores[f"num_unread{suffix}"] = num_items - len(boxes)
         rule = settings.get("box_rule", "no_volume")
@@ -456,6 +506,14 @@ def score_vgllm_scanrefer(
 
 
 __all__ = [
+    "compute_multi3drefer_values",
+    "compute_scanqa_values",
+    "compute_scanrefer_values",
+    "compute_sqa3d_values",
+    "count_scannet_det",
+    "find_hits",
+    "get_scan2cap_captions",
+    "get_scanqa_captions",
     "compute_located_overlaps",
     "get_task_counts",
     "score_blink",

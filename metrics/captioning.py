@@ -197,19 +197,25 @@ def compute_rouge_l(hypotheses: list[str], references: list[list[str]]) -> np.nd
     return scores
 
 
+def compute_caption_values(hypotheses: list[str], references: list[list[str]]) -> dict[str, np.ndarray]:
+    """The caption scores that are means over items: of each item (number of items,), by name."""
+    return {"CIDEr": compute_cider(hypotheses, references), "ROUGE-L": compute_rouge_l(hypotheses, references)}
+
+
 def compute_caption_scores(hypotheses: list[str], references: list[list[str]]) -> dict[str, float]:
     """All caption scores of a corpus by name: BLEU-1..4 and ROUGE-L in [0, 1], CIDEr in [0, 10]."""
     bleu = compute_bleu(hypotheses, references)
     scores = {f"BLEU-{order}": float(bleu[order - 1]) for order in range(1, MAX_ORDER + 1)}
-    scores["CIDEr"] = float(compute_cider(hypotheses, references).mean())
-    scores["ROUGE-L"] = float(compute_rouge_l(hypotheses, references).mean())
-    return scores
+    return scores | {
+        name: float(values.mean()) for name, values in compute_caption_values(hypotheses, references).items()
+    }
 
 
 __all__ = [
     "compute_bleu",
     "compute_bleu_of_counts",
     "compute_caption_scores",
+    "compute_caption_values",
     "compute_cider",
     "compute_rouge_l",
     "get_bleu_counts",

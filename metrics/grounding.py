@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from ross3d.geometry_ross3d import compute_box_iou
+from ross3d.geometry_ross3d import compute_box_iou, select_by_scores
 from ross3d.metrics.columns import check_boxes, check_columns
 
 
@@ -60,10 +60,7 @@ def choose_proposal(scores: np.ndarray) -> int | None:
 
 
 def select_proposals(scores: np.ndarray, threshold: float = SELECTION_THRESHOLD) -> list[int]:
-    """The proposals an expression with no, one or several targets means (published rule).
-
-    None when "no target" has the highest score. Else softmax of all scores at temperature 0.07, and proposals in
-    descending order until their probabilities sum to `threshold`.
+    """The proposals an expression with no, one or several targets means: `select_by_scores` at temperature 0.07.
 
     Args:
         scores (`np.ndarray` of shape `(K + 1,)`): proposals, then "no target"; -inf at padding.
@@ -71,15 +68,7 @@ def select_proposals(scores: np.ndarray, threshold: float = SELECTION_THRESHOLD)
     Returns:
         indices, best first.
     """
-    scores = check_scores(scores)
-    if scores.argmax() == len(scores) - 1:
-        return []
-    weights = np.exp((scores - scores.max()) / SELECTION_TEMPERATURE)
-    probabilities = weights[:-1] / weights.sum()
-    order = np.argsort(-probabilities, kind="stable")
-    order = order[probabilities[order] > 0]
-    taken = int(np.searchsorted(np.cumsum(probabilities[order]), threshold)) + 1
-    return order[:taken].tolist()
+    return select_by_scores(check_scores(scores), SELECTION_TEMPERATURE, threshold)
 
 
 def select_above_no_target(scores: np.ndarray) -> list[int]:

@@ -105,12 +105,6 @@ def clean_sqa3d_answer(text: str) -> str:
     return text
 
 
-def get_sqa3d_question_type(question: str) -> str:
-    """What a question begins with, of what, is, how, can and which; else "others". "Isn't" and "Island" are "is"."""
-    start = question.lstrip().lower()
-    return next((name for name in SQA3D_QUESTION_TYPES[:-1] if start.startswith(name)), SQA3D_QUESTION_TYPES[-1])
-
-
 def contains_words(text: str, part: str) -> bool:
     """Whether the words of `part`, at least one, stand in `text` in a row; punctuation at words' ends is no part."""
     words, wanted = ([word.strip(",:-'") for word in side.split()] for side in (text, part))
@@ -232,7 +226,6 @@ __all__ = [
     "compute_verbatim_match",
     "convert_number",
     "extract_letter",
-    "get_sqa3d_question_type",
     "normalize_answer",
     "parse_first_word",
     "parse_number",

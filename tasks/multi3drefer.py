@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from ross3d.data.annotations import Annotation
-from ross3d.metrics.benchmarks import IOU_THRESHOLDS, MULTI3DREFER_TYPES, score_multi3drefer
-from ross3d.metrics.grounding import compute_f1
+from ross3d.metrics.benchmarks import MULTI3DREFER_TYPES, compute_multi3drefer_values, score_multi3drefer
 from ross3d.tasks.answering import (
     answer_questions,
     check_detected,
@@ -49,21 +48,20 @@ def answer(context: EvalContext, scenes: list[OpenScene]) -> list[list[Record]]:
 
 def add_answer(record: Record) -> Record:
     record = record | {"answer_boxes": record["predicted_boxes"]}
-    return record | {"right": compute_record_f1(record, 0.5) == 1.0}
+    return record | {"right": bool(compute_multi3drefer_values(*get_boxes([record]))["f1@0.5"][0] == 1.0)}
 
 
-def compute_record_f1(record: Record, threshold: float) -> float:
-    boxes = [np.array(record[name], np.float64).reshape(-1, 6) for name in ("answer_boxes", "target_boxes")]
-    return compute_f1(*boxes, threshold)
+def get_boxes(records: list[Record]) -> tuple[list[list[list[float]]], list[list[list[float]]]]:
+    """The boxes chosen for each, and those meant."""
+    return get_columns(records, "answer_boxes", "target_boxes")
 
 
 def score(records: list[Record]) -> dict[str, Any]:
-    return score_multi3drefer(*get_columns(records, "answer_boxes", "target_boxes", "question_type"))
+    return score_multi3drefer(*get_boxes(records), *get_columns(records, "question_type"))
 
 
 def get_values(records: list[Record]) -> dict[str, np.ndarray]:
-    values = {f"f1@{t}": np.array([compute_record_f1(record, t) for record in records]) for t in IOU_THRESHOLDS}
-    return split_by_type(values, *get_columns(records, "question_type"))
+    return split_by_type(compute_multi3drefer_values(*get_boxes(records)), *get_columns(records, "question_type"))
 
 
 TASK = Task(NAME, "predictions.jsonl", load_items, prepare_questions_about_boxes, answer, score, get_values)

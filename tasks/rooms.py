@@ -19,6 +19,7 @@ from ross3d.metrics.qa import compute_exact_match, compute_relative_accuracy, pa
 from ross3d.tasks.answering import (
     SceneForQuestions,
     answer_questions,
+    get_columns,
     get_detected_boxes,
     get_question,
     load_questions,
@@ -107,76 +108,80 @@ def get_attributes(caption: str) -> set[str]:
     return set(words) - FUNCTION_WORDS
 
 
-def compute_attribute_accuracy(predictions: list[str], references: list[list[str]]) -> float:
-    """Share of the first reference's telling words that a caption says, mean over captions."""
-    shares = []
-    for prediction, texts in zip(predictions, references, strict=True):
-        wanted = get_attributes(texts[0])
-        shares.append(len(wanted & get_attributes(prediction)) / max(len(wanted), 1))
-    return float(np.mean(shares))
+def compute_attribute_accuracy(prediction: str, reference: str) -> float:
+    """Share of the reference's telling words that a caption says."""
+    wanted = get_attributes(reference)
+    return len(wanted & get_attributes(prediction)) / max(len(wanted), 1)
 
 
-def score_texts(question_type: str, records: list[Record]) -> dict[str, float]:
-    predictions = [record["prediction"] for record in records]
-    references = [record["references"] for record in records]
+def compute_text_values(question_type: str, records: list[Record]) -> dict[str, np.ndarray]:
+    predictions, references = get_columns(records, "prediction", "references")
     if question_type in NUMBER_TYPES:
         numbers, targets = map(parse_number, predictions), [parse_number(texts[0]) for texts in references]
-        return {"relative_accuracy": float(compute_relative_accuracy(list(numbers), targets).mean())}
-    exact = {"exact_match": float(compute_exact_match(predictions, references).mean())}
+        return {"relative_accuracy": compute_relative_accuracy(list(numbers), targets)}
+    exact = {"exact_match": compute_exact_match(predictions, references).astype(np.float64)}
     if question_type in CAPTION_TYPES:
-        attributes = {"attribute_accuracy": compute_attribute_accuracy(predictions, references)}
-        return attributes | exact | compute_caption_scores(predictions, references)
+        pairs = zip(predictions, references, strict=True)
+        attributes = [compute_attribute_accuracy(prediction, texts[0]) for prediction, texts in pairs]
+        return {"attribute_accuracy": np.array(attributes)} | exact
     return exact
 
 
-def score_grounding(question_type: str, records: list[Record]) -> dict[str, float]:
+def compute_grounding_values(question_type: str, records: list[Record]) -> dict[str, np.ndarray]:
     """Unique: the best box, and "no target" is a miss. Several: F1 of the selected boxes. None: "no target" wins.
 
     `best_box` looks away from "no target"; `f1_above_no_target` takes every box above it, not the published rule.
     """
     targets = [np.array(record["target_boxes"]).reshape(-1, 6) for record in records]
     if question_type == "grounding_none":
-        return {"accuracy": float(np.mean([record["no_target_wins"] for record in records]))}
+        return {"accuracy": np.array([record["no_target_wins"] for record in records], np.float64)}
     if question_type == "grounding_unique":
         best = [None if record["best_box"] is None else np.array(record["best_box"]) for record in records]
         strict = [None if r["no_target_wins"] else box for r, box in zip(records, best, strict=True)]
-        scores = {f"accuracy@{t}": compute_accuracy_at_iou(strict, targets, t).mean() for t in IOU_THRESHOLDS}
-        scores |= {f"best_box@{t}": compute_accuracy_at_iou(best, targets, t).mean() for t in IOU_THRESHOLDS}
-        return {name: float(value) for name, value in scores.items()}
-    scores = {}
+        columns = (("accuracy", strict), ("best_box", best))
+        return {
+            f"{name}@{t}": compute_accuracy_at_iou(boxes, targets, t).astype(np.float64)
+            for name, boxes in columns
+            for t in IOU_THRESHOLDS
+        }
+    values = {}
     for prefix, field in (("f1", "predicted_boxes"), ("f1_above_no_target", "boxes_above_no_target")):
         pairs = [(np.array(r[field]).reshape(-1, 6), boxes) for r, boxes in zip(records, targets, strict=True)]
-        scores |= {f"{prefix}@{t}": float(np.mean([compute_f1(*pair, t) for pair in pairs])) for t in IOU_THRESHOLDS}
-    return scores
+        values |= {f"{prefix}@{t}": np.array([compute_f1(*pair, t) for pair in pairs]) for t in IOU_THRESHOLDS}
+    return values
+
+
+def compute_type_values(question_type: str, records: list[Record]) -> dict[str, np.ndarray]:
+    """The scores of each question of one type, (N,) float64, by name; a score of the type is their mean."""
+    compute = compute_grounding_values if question_type in GROUNDING_TYPES else compute_text_values
+    return compute(question_type, records)
 
 
 def get_values(records: list[Record]) -> dict[str, np.ndarray]:
     """The main score of each question, under the name of its type."""
     values = {}
     for name in QUESTION_TYPES:
-        chosen = np.array([record["question_type"] == name for record in records], dtype=bool)
-        if chosen.any():
-            scorer = score_grounding if name in GROUNDING_TYPES else score_texts
-            scores = [
-                scorer(name, [record])[MAIN_SCORES[name]]
-                for record, is_chosen in zip(records, chosen, strict=True)
-                if is_chosen
-            ]
+        places = [place for place, record in enumerate(records) if record["question_type"] == name]
+        if places:
             values[name] = np.full(len(records), np.nan)
-            values[name][chosen] = scores
+            values[name][places] = compute_type_values(name, [records[place] for place in places])[MAIN_SCORES[name]]
     return values
 
 
 def is_right(record: Record) -> bool:
     """Whether a report calls a record right: exact match, number within a tenth, all attributes, boxes at IoU 0.5."""
     question_type = record["question_type"]
-    if question_type in GROUNDING_TYPES:
-        return score_grounding(question_type, [record])[MAIN_SCORES[question_type]] == 1.0
-    if question_type in NUMBER_TYPES:
-        return score_texts(question_type, [record])["relative_accuracy"] >= 0.9
-    if question_type in CAPTION_TYPES:
-        return compute_attribute_accuracy([record["prediction"]], [record["references"]]) == 1.0
-    return bool(compute_exact_match([record["prediction"]], [record["references"]])[0])
+    value = compute_type_values(question_type, [record])[MAIN_SCORES[question_type]][0]
+    return bool(value >= 0.9 if question_type in NUMBER_TYPES else value == 1.0)
+
+
+def score_type(question_type: str, records: list[Record]) -> dict[str, float]:
+    """Means over the questions of one type, and of captions the scores of all together."""
+    scores = {name: float(values.mean()) for name, values in compute_type_values(question_type, records).items()}
+    if question_type not in CAPTION_TYPES:
+        return scores
+    predictions, references = get_columns(records, "prediction", "references")
+    return scores | compute_caption_scores(predictions, references)
 
 
 def score(records: list[Record]) -> dict[str, Any]:
@@ -188,9 +193,8 @@ def score(records: list[Record]) -> dict[str, Any]:
     for question_type in QUESTION_TYPES:
         group = groups.get(question_type, [])
         if group:
-            scorer = score_grounding if question_type in GROUNDING_TYPES else score_texts
             main = {"num_questions": len(group), "main_score": MAIN_SCORES[question_type]}
-            types[question_type] = main | scorer(question_type, group)
+            types[question_type] = main | score_type(question_type, group)
     missing = [name for name in EXACT_MATCH_TYPES if name not in types]
     macro = None if missing else float(np.mean([types[name]["exact_match"] for name in EXACT_MATCH_TYPES]))
     return {

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ross3d.data.annotations import Annotation
-from ross3d.metrics.benchmarks import score_scan2cap
-from ross3d.metrics.captioning import compute_cider, compute_rouge_l, wrap_caption
+from ross3d.metrics.benchmarks import get_scan2cap_captions, score_scan2cap
+from ross3d.metrics.captioning import compute_caption_values
 from ross3d.metrics.meteor import Meteor
 from ross3d.tasks.answering import (
     SceneForQuestions,
@@ -86,11 +86,7 @@ def score(records: list[Record], meteor: Meteor | None = None) -> dict[str, Any]
 
 
 def get_captions(records: list[Record]) -> tuple[list[str], list[list[str]]]:
-    """Captions and references as they are scored."""
-    predictions, references = get_columns(records, "prediction", "references")
-    return [wrap_caption(text) for text in predictions], [
-        [wrap_caption(text) for text in texts] for texts in references
-    ]
+    return get_scan2cap_captions(*get_columns(records, "prediction", "references"))
 
 
 def get_sums(records: list[Record], meteor: Meteor | None = None) -> dict[str, Summed]:
@@ -98,8 +94,7 @@ def get_sums(records: list[Record], meteor: Meteor | None = None) -> dict[str, S
 
 
 def get_values(records: list[Record]) -> dict[str, np.ndarray]:
-    captions = get_captions(records)
-    return {"CIDEr": compute_cider(*captions), "ROUGE-L": compute_rouge_l(*captions)}
+    return compute_caption_values(*get_captions(records))
 
 
 TASK = Task(

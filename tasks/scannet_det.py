@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ross3d.metrics.benchmarks import score_scannet_det
-from ross3d.metrics.box_text import LabelledBox, parse_labelled_boxes
+from ross3d.metrics.benchmarks import count_scannet_det, score_scannet_det
 from ross3d.metrics.columns import check_boxes
 from ross3d.metrics.detection import (
     CATEGORIES,
     Counts,
     compute_scores_of_counts,
-    count_detections,
     tabulate_counts,
 )
 from ross3d.tasks.answering import get_columns
@@ -63,8 +61,7 @@ def score(records: list[Record]) -> dict[str, Any]:
 
 def count(records: list[Record]) -> list[Counts]:
     """Hits and misses of each window, by our rules."""
-    targets = [[LabelledBox(b["label"], np.array(b["bbox_3d"])) for b in r["labelled_boxes"]] for r in records]
-    return count_detections([parse_labelled_boxes(r["prediction"]) for r in records], targets)
+    return count_scannet_det(*get_columns(records, "prediction", "labelled_boxes"))[0]
 
 
 def get_values(records: list[Record]) -> dict[str, np.ndarray]:

@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 
 from ross3d.data.annotations import Annotation
-from ross3d.metrics.benchmarks import score_scanqa
-from ross3d.metrics.captioning import compute_cider, compute_rouge_l
+from ross3d.metrics.benchmarks import compute_scanqa_values, get_scanqa_captions, score_scanqa
+from ross3d.metrics.captioning import compute_caption_values
 from ross3d.metrics.meteor import Meteor
-from ross3d.metrics.qa import compute_exact_match, compute_verbatim_match
 from ross3d.tasks.answering import (
     answer_questions,
     clean_response,
@@ -35,7 +34,7 @@ def answer(context: EvalContext, scenes: list[OpenScene]) -> list[list[Record]]:
 
 
 def is_right(record: Record) -> bool:
-    return bool(compute_exact_match([record["prediction"]], [record["references"]])[0])
+    return bool(compute_scanqa_values([record["prediction"]], [record["references"]])["exact_match"][0])
 
 
 def score(records: list[Record], meteor: Meteor | None = None) -> dict[str, Any]:
@@ -43,24 +42,13 @@ def score(records: list[Record], meteor: Meteor | None = None) -> dict[str, Any]
     return score_scanqa(predictions, references, meteor)
 
 
-def get_captions(records: list[Record]) -> tuple[list[str], list[list[str]]]:
-    """Answers as they are scored as captions, and their references."""
-    predictions, references = get_columns(records, "prediction", "references")
-    return [text.rstrip(".") for text in predictions], references
-
-
 def get_sums(records: list[Record], meteor: Meteor | None = None) -> dict[str, Summed]:
-    return make_caption_sums(*get_captions(records), meteor)
+    return make_caption_sums(*get_scanqa_captions(*get_columns(records, "prediction", "references")), meteor)
 
 
 def get_values(records: list[Record]) -> dict[str, np.ndarray]:
-    predictions, references = get_columns(records, "prediction", "references")
-    return {
-        "exact_match": compute_exact_match(predictions, references).astype(np.float64),
-        "exact_match_published": compute_verbatim_match(predictions, references).astype(np.float64),
-        "CIDEr": compute_cider(*get_captions(records)),
-        "ROUGE-L": compute_rouge_l(*get_captions(records)),
-    }
+    columns = get_columns(records, "prediction", "references")
+    return compute_scanqa_values(*columns) | compute_caption_values(*get_scanqa_captions(*columns))
 
 
 TASK = Task(

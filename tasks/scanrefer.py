@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from ross3d.data.annotations import Annotation
-from ross3d.metrics.benchmarks import IOU_THRESHOLDS, SCANREFER_TYPES, score_scanrefer
-from ross3d.metrics.grounding import compute_paired_iou
+from ross3d.metrics.benchmarks import SCANREFER_TYPES, compute_scanrefer_values, score_scanrefer
 from ross3d.tasks.answering import (
     answer_questions,
     check_detected,
@@ -49,8 +48,8 @@ def answer(context: EvalContext, scenes: list[OpenScene]) -> list[list[Record]]:
 
 def add_answer(record: Record) -> Record:
     boxes = [] if record["best_box"] is None else [record["best_box"]]
-    overlap = compute_overlaps([record | {"answer_boxes": boxes}])[0]
-    return record | {"answer_boxes": boxes, "right": bool(overlap >= 0.5)}
+    record = record | {"answer_boxes": boxes}
+    return record | {"right": bool(compute_scanrefer_values(*get_boxes([record]))["accuracy@0.5"][0])}
 
 
 def get_boxes(records: list[Record]) -> tuple[list[list[float] | None], list[list[float]]]:
@@ -59,19 +58,12 @@ def get_boxes(records: list[Record]) -> tuple[list[list[float] | None], list[lis
     return answers, [record["target_boxes"][0] for record in records]
 
 
-def compute_overlaps(records: list[Record]) -> np.ndarray:
-    """IoU (N,), float32, as our accuracy counts it."""
-    return compute_paired_iou(*get_boxes(records), union_eps=0.0).astype(np.float32)
-
-
 def score(records: list[Record]) -> dict[str, Any]:
     return score_scanrefer(*get_boxes(records), *get_columns(records, "question_type"))
 
 
 def get_values(records: list[Record]) -> dict[str, np.ndarray]:
-    overlaps, published = compute_overlaps(records), compute_paired_iou(*get_boxes(records))
-    values = {f"accuracy@{threshold}": (overlaps >= threshold).astype(np.float64) for threshold in IOU_THRESHOLDS}
-    values |= {f"accuracy@{t}_published": (published >= t).astype(np.float64) for t in IOU_THRESHOLDS}
+    values = compute_scanrefer_values(*get_boxes(records))
     return split_by_type(values, *get_columns(records, "question_type"))
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from ross3d.data.annotations import Annotation
-from ross3d.metrics.benchmarks import score_sqa3d
-from ross3d.metrics.qa import SQA3D_QUESTION_TYPES, clean_sqa3d_answer, compute_refined_match
+from ross3d.metrics.benchmarks import compute_sqa3d_values, score_sqa3d
+from ross3d.metrics.qa import SQA3D_QUESTION_TYPES
 from ross3d.tasks.answering import (
     answer_questions,
     clean_response,
@@ -38,7 +38,7 @@ def get_texts(records: list[Record]) -> tuple[list[str], list[str]]:
 
 
 def is_right(record: Record) -> bool:
-    return clean_sqa3d_answer(record["prediction"]) == clean_sqa3d_answer(record["references"][0])
+    return bool(compute_sqa3d_values(*get_texts([record]))["exact_match"][0])
 
 
 def score(records: list[Record]) -> dict[str, Any]:
@@ -46,14 +46,8 @@ def score(records: list[Record]) -> dict[str, Any]:
 
 
 def get_values(records: list[Record]) -> dict[str, np.ndarray]:
-    predictions, references = ([clean_sqa3d_answer(text) for text in column] for column in get_texts(records))
-    matches = np.array([a == b for a, b in zip(predictions, references, strict=True)], np.float64)
-    return split_by_type({"exact_match": matches}, *get_columns(records, "question_type")) | {
-        "refined_exact_match": compute_refined_match(predictions, references).astype(np.float64),
-        "refined_exact_match_published": compute_refined_match(predictions, references, rule="substring").astype(
-            np.float64
-        ),
-    }
+    values = compute_sqa3d_values(*get_texts(records))
+    return split_by_type({"exact_match": values["exact_match"]}, *get_columns(records, "question_type")) | values
 
 
 TASK = Task(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ross3d.metrics.benchmarks import IOU_THRESHOLDS, compute_located_overlaps, score_vgllm_scanrefer
+from ross3d.metrics.benchmarks import compute_located_overlaps, find_hits, score_vgllm_scanrefer
 from ross3d.metrics.columns import check_boxes
 from ross3d.tasks.answering import get_columns
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
@@ -52,13 +52,7 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[Window]:
 
 
 def answer(context: EvalContext, scenes: list[OpenScene]) -> list[list[Record]]:
-    return answer_windows(context, scenes, NAME, lambda record: bool(compute_overlaps([record])[0] >= 0.5))
-
-
-def compute_overlaps(records: list[Record]) -> np.ndarray:
-    """IoU (N,), float32, as our accuracy counts it."""
-    predictions, targets, cam2world = get_columns(records, "prediction", "target_box", "cam2world")
-    return compute_located_overlaps(predictions, np.array(targets), cam2world)[0].astype(np.float32)
+    return answer_windows(context, scenes, NAME, lambda record: bool(get_values([record])["accuracy@0.5"][0]))
 
 
 def score(records: list[Record]) -> dict[str, Any]:
@@ -66,8 +60,8 @@ def score(records: list[Record]) -> dict[str, Any]:
 
 
 def get_values(records: list[Record]) -> dict[str, np.ndarray]:
-    overlaps = compute_overlaps(records)
-    return {f"accuracy@{threshold}": (overlaps >= threshold).astype(np.float64) for threshold in IOU_THRESHOLDS}
+    predictions, targets, cam2world = get_columns(records, "prediction", "target_box", "cam2world")
+    return find_hits(compute_located_overlaps(predictions, np.array(targets), cam2world)[0].astype(np.float32))
 
 
 TASK = Task(

@@ -5,12 +5,14 @@ Sizes differ pairwise, and rows differ in what they have: depth, bird's-eye pict
 
 import itertools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch.utils.data import Dataset
+from transformers import TrainingArguments
 
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.collator import Ross3DCollator
@@ -19,6 +21,29 @@ from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 
 IMAGE_TOKEN, GROUND_TOKEN, COORD_TOKEN, PAD_TOKEN, EOS_TOKEN = 90, 91, 92, 0, 98
 PATCH_GRID, GRID = 5, 3
+
+
+def make_training_arguments(
+    output: Path, batch_size: int, accumulation: int, steps: int, **changes
+) -> TrainingArguments:
+    """Plain gradient descent on the CPU, rows in order, nothing saved or reported: for comparing runs to the digit."""
+    settings = {
+        "per_device_train_batch_size": batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "max_steps": steps,
+        "learning_rate": 0.05,
+        "lr_scheduler_type": "constant",
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "remove_unused_columns": False,
+        "train_sampling_strategy": "sequential",
+        "use_cpu": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    return TrainingArguments(output_dir=str(output / "trainer"), **settings | changes)
 
 
 def make_config(denoiser: dict | None = None, **changes) -> Ross3DConfig:

@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from ross3d.data.annotations import Annotation, load_annotations, save_annotations
+from ross3d.data.arguments import DataArguments
 from ross3d.data.prepare.__main__ import main as prepare
 from ross3d.data.sources import read_scene
 from ross3d.data.sources.video import read_video
@@ -27,7 +28,7 @@ from ross3d.tests.official_annotations import write_masks, write_official, write
 from ross3d.tests.test_eval import door
 from ross3d.tests.tiny import get_checkpoint, get_rooms
 from ross3d.train import main as train
-from ross3d.training.arguments import DataArguments, RunArguments
+from ross3d.training.arguments import RunArguments
 
 
 SCANNET_TASKS = {"scanqa": "val", "sqa3d": "test", "scan2cap": "val", "scanrefer": "val", "multi3drefer": "val"}

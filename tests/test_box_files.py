@@ -43,7 +43,7 @@ def test_lists_that_are_none(tmp_path):
     with pytest.raises(ValueError, match="expected boxes of scene 'room', the file has other scenes only"):
         read_box_list(file, "room")
     file.write_text(json.dumps([row[:5] for row in ROWS]))
-    with pytest.raises(ValueError, match=r"boxes must be \(K, 6\)"):
+    with pytest.raises(ValueError, match=r"boxes.json: expected shape \(K, 6\), got \(3, 5\)"):
         read_box_list(file, "room")
 
 

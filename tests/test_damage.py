@@ -11,9 +11,10 @@ from torch import nn
 from transformers import TrainerState
 
 from ross3d import train
+from ross3d.data.arguments import DataArguments
 from ross3d.tests.fabricate import make_model
 from ross3d.tests.tiny import get_checkpoint, get_rooms
-from ross3d.training.arguments import DataArguments, RunArguments
+from ross3d.training.arguments import RunArguments
 from ross3d.training.callbacks import COMPLETE_MARK, find_checkpoint, is_complete, mark_complete
 from ross3d.training.damage import check_checkpoint_files, check_weight_names
 

@@ -10,7 +10,6 @@ from torch.testing import assert_close
 from ross3d.geometry_ross3d import (
     assign_patches,
     check_shape,
-    compose_cam2world,
     compute_box_iou,
     get_bev_bounds,
     get_nearest_indices,
@@ -71,13 +70,6 @@ class TestUnproject:
         assert_close(world[..., 0], torch.full((8, 10), 4.0))
         assert (world[0, :, 2] > world[-1, :, 2]).all(), "the top row of a picture is up"
         assert (world[:, 0, 1] > world[:, -1, 1]).all(), "looking along x, the left of a picture is +y"
-
-    def test_axis_alignment_is_multiplied_in_float64(self):
-        align, poses = torch.from_numpy(make_poses(1, seed=3))[0], torch.from_numpy(make_poses(2))
-        composed = compose_cam2world(align, poses)
-        assert composed.dtype == torch.float32
-        assert torch.equal(composed, (align @ poses).float())
-        assert torch.equal(composed, compose_cam2world(align.numpy(), poses.numpy()))
 
 
 class TestResizeNearest:
@@ -305,8 +297,6 @@ class TestErrors:
             unproject(depth, torch.eye(4).expand(2, 4, 4), poses)
         with pytest.raises(ValueError, match=r"depth_maps: expected shape \(V, H, W\), got \(3, 4\)"):
             unproject(depth[0], cameras, poses)
-        with pytest.raises(ValueError, match=r"axis_align_matrix: expected shape \(4, 4\), got \(3, 3\)"):
-            compose_cam2world(torch.eye(3), poses)
         with pytest.raises(ValueError, match=r"bounds: expected shape \(4,\), got \(2,\).*xmin"):
             project_bev(torch.rand(3, 3), torch.rand(2), 4)
         with pytest.raises(ValueError, match="points: expected at least one point to frame, got none"):

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from ross3d.data.sources import find_layout, read_scene
-from ross3d.data.sources.frames import check_centre
 from ross3d.data.sources.inside import OutsideError, resolve_inside
 from ross3d.data.sources.nerfstudio import read_nerfstudio
+from ross3d.inputs_ross3d import check_intrinsics
 from ross3d.tests.raw_scannet import write_raw_scan
 from ross3d.tests.scan_folders import save_transforms, write_nerfstudio, write_rgbd
 
@@ -145,12 +145,13 @@ def test_cameras_of_another_size_are_quoted_as_written(folder, content):
 
 def test_a_calibration_of_the_turned_picture_is_to_be_swapped():
     landscape = np.array([[600.0, 0, 319.5], [0, 610.0, 239.5], [0, 0, 1]])
-    check_centre(landscape, 640, 480, "scene 'room'")
+    check_intrinsics(landscape, 3, (480, 640), "cameras")
     message = (
-        r"480x640 depth map, got centre \(319.5, 239.5\), that of a 640x480 one; swap fx with fy and cx with cy, or"
+        r"^cameras: .* 640 x 480 depth map, got focal .*, centre \[319.5, 239.5\], which looks made for the picture"
+        r" turned by a quarter; swap fx with fy and cx with cy, or"
     )
     with pytest.raises(ValueError, match=message):
-        check_centre(landscape, 480, 640, "scene 'room'")
+        check_intrinsics(landscape, 3, (640, 480), "cameras")
 
 
 def test_videos_refuse_what_needs_cameras(tmp_path):

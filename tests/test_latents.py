@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from ross3d.data.arguments import DataArguments
 from ross3d.data.latents import SceneLatents
 from ross3d.tests.scan_folders import enlarge_pictures
 from ross3d.tests.tiny import get_checkpoint, get_rooms
 from ross3d.training import latents as door
-from ross3d.training.arguments import DataArguments, RunArguments
+from ross3d.training.arguments import RunArguments
 from ross3d.training.build import build_collator, build_model, build_processor, build_rows
 
 

@@ -255,7 +255,7 @@ FAULTS = {
         {},
         "scene 'capture', .*: depth_unit_scale_factor must be a finite number above 0, got 'mm'; correct",
     ),
-    "scaled cameras": ({}, {"transform_matrix": (2 * np.eye(4)).tolist()}, "cam2world must be rigid"),
+    "scaled cameras": ({}, {"transform_matrix": (2 * np.eye(4)).tolist()}, "cam2world of scene .*: expected rigid"),
 }
 
 
@@ -273,7 +273,7 @@ def test_a_little_distortion_and_missing_files(folder, content):
         read_nerfstudio(folder, depth_unit_scale_factor=0)
     for file in (folder / "depth").iterdir():
         Image.fromarray(np.full((30, 32), 900, np.uint16)).save(file)
-    with pytest.raises(ValueError, match="scene 'capture': depth is 32x30 but the colour picture is 64x48, another"):
+    with pytest.raises(ValueError, match="depth_maps of scene 'capture': expected the aspect of the 48 x 64 pictures"):
         read_nerfstudio(folder)
     (folder / "transforms.json").write_text("{")
     with pytest.raises(

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ross3d.data import own_scan, proposals, sanity, upright
 from ross3d.data.own_scan import is_upright, read_own_scan
 from ross3d.data.prepare.__main__ import main as prepare
 from ross3d.data.sanity import measure_sanity
 from ross3d.data.scene import Scene
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder, write_rgbd_folder
+from ross3d.data.surface import sample_surface
 from ross3d.data.upright import align_scene, estimate_upright
 from ross3d.scenes.build import make_scene
 from ross3d.tools.view import main as view_main
@@ -179,3 +181,25 @@ def test_a_scan_of_one_frame_has_its_page(tmp_path, image_size, view, degrees):
     assert scan.scene.num_views == 1 and np.allclose(scan.scene.cam2world, one.cam2world, atol=1e-6)
     page = view_main([str(folder), "--output", str(tmp_path / "page.html")])
     assert "Posed views with depth in metres" in page.read_text()
+
+
+@pytest.mark.parametrize(("degrees", "exact"), [(0.0, True), (17.0, False)])
+def test_the_surface_of_a_scan_is_sampled_once(tmp_path, monkeypatch, degrees, exact):
+    """Alignment, boxes, and what the page says of floor and walls come from the same patches of depth."""
+    folder = write_moved(tmp_path, make_turn(1, degrees))
+    sampled = []
+
+    def sample(scene, *cells):
+        sampled.append(scene.num_views)
+        return sample_surface(scene, *cells)
+
+    for module in (own_scan, proposals, sanity, upright):
+        monkeypatch.setattr(module, "sample_surface", sample)
+    view_main([str(folder), "--output", str(tmp_path / "page.html")])
+    assert sampled == [10]
+    scan = read_own_scan(folder)
+    anew = proposals.propose_boxes(scan.scene).boxes
+    assert len(anew) and scan.boxes.shape == anew.shape and np.allclose(scan.boxes, anew, atol=1e-4)
+    assert not exact or np.array_equal(scan.boxes, anew)
+    handed, again = (sanity.measure_sanity(scan.scene, surface) for surface in (scan.surface, None))
+    assert handed.list_warnings() == again.list_warnings() and handed.list_facts() == again.list_facts()

@@ -272,7 +272,7 @@ def write_masks_of(given: Path, masks: np.ndarray) -> None:
         ),
         (
             lambda given: get_raw(given, ".txt").write_text("axisAlignment = " + 16 * "2 "),
-            "scene0003_00.txt, axisAlignment: cam2world must be rigid",
+            "axisAlignment: expected rigid .* in .*scene0003_00.txt; remove scale",
         ),
         (
             # What shows only once the scene is read back is told by the scan's own name too.

@@ -82,8 +82,11 @@ ROWS = [[0, 0, 1, 1, 1, 2], [0.5, 1, 0.4, 0.2, 0.3, 0.8]]
         ("[[0, 0", "boxes.json: expected a JSON list of boxes"),
         ('"none"', "boxes.json: expected .{.box.: .*, got TypeError"),
         (json.dumps({"val-000000": ROWS[0][:5]}), "boxes.json, val-000000: expected .*, got TypeError"),
-        (json.dumps({"val-000000": [ROWS[0][:5]]}), r"boxes.json, val-000000: boxes must be \(K, 6\)"),
-        (json.dumps({"scannet/val-000000": [[1e7, *ROWS[0][1:]]]}), "scannet/val-000000: boxes must be metres"),
+        (json.dumps({"val-000000": [ROWS[0][:5]]}), r"boxes.json, val-000000: expected shape \(K, 6\)"),
+        (
+            json.dumps({"scannet/val-000000": [[1e7, *ROWS[0][1:]]]}),
+            "scannet/val-000000: expected .* in metres",
+        ),
         (json.dumps({"room-7": ROWS, "room-8": []}), "of 3 scenes, such as 'train-000001', got boxes of 2 others"),
         (json.dumps(ROWS), "boxes.json: expected boxes by scene for 3 scenes, got one list, of one scene; write"),
     ],
@@ -106,7 +109,8 @@ def test_a_list_in_another_unit_is_refused_before_it_is_written(rooms, tmp_path,
     rows = (100 * np.concatenate([scene.cam2world[0, :3, 3], [0.5, 0.6, 0.7]])).tolist()
     file.write_text(json.dumps([rows]))
     with pytest.raises(
-        ValueError, match=rf"boxes\.json: no reader would .*: scene '{room.name}', proposal_boxes: .*like centimetres"
+        ValueError,
+        match=rf"no reader would take these boxes: proposal_boxes of scene '{room.name}': .*centimetres",
     ):
         run("--data", room, "--boxes", file)
     assert not (room / "proposals.json").exists()

@@ -128,8 +128,8 @@ def test_boxes_that_are_none_are_told_with_their_file(tmp_path):
     root = make_public(tmp_path)
     file = root / "metadata" / "scannet_train_gt_box.json"
     for rows, message in (
-        ([[0, 0, 0, 1, 1]], r"scannet/scene0001_00: boxes must be \(K, 6\)"),
-        ([[0, 0, 0, 1, 1, -1]], "scannet/scene0001_00: box sizes must be >= 0"),
+        ([[0, 0, 0, 1, 1]], r"scannet/scene0001_00: expected shape \(K, 6\)"),
+        ([[0, 0, 0, 1, 1, -1]], "scannet/scene0001_00: expected sizes >= 0"),
         ([None], "scannet/scene0001_00: "),
         ([{"box": [0] * 6}], "scene0001_00: expected boxes of six numbers, centre and size in metres, got .*download"),
     ):

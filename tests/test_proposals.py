@@ -18,8 +18,9 @@ from ross3d.data.proposals import (
     propose_boxes,
     rank_groupings,
 )
-from ross3d.data.scene import Scene, check_boxes
+from ross3d.data.scene import Scene
 from ross3d.data.upright import align_scene, estimate_upright
+from ross3d.inputs_ross3d import check_boxes
 from ross3d.scenes.build import make_scene
 from ross3d.scenes.render import render_room
 from ross3d.scenes.rooms import make_cameras, make_room

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from ross3d.data.annotations import Annotation
+from ross3d.data.arguments import DataArguments
 from ross3d.data.dataset import SceneRows
+from ross3d.data.prepared import SceneReader
 from ross3d.data.rows import STEPS_AT_ONCE, PlannedRow, count_rows, cut_questions, deal_questions, order_rows
 from ross3d.tools.make_tiny import make_tiny_processor
-from ross3d.training.arguments import DataArguments
 
 
 @pytest.mark.parametrize(
@@ -71,17 +72,16 @@ def test_steps_go_on_over_the_ends_of_epochs(num_scenes):
     class Tokens:
         tokenizer = make_tiny_processor().tokenizer
 
-    rows = SceneRows(
-        [Path(name) for name in names], annotations, Tokens(), None, None, epochs=4, questions_per_row=1, seed=0,
-        visit="questions", rows_per_step=8, one_task_per_step=True,
-    )  # fmt: skip
+    data = DataArguments(epochs=4, visit="questions", one_task_per_step=True)
+    scenes = [Path(name) for name in names]
+    rows = SceneRows(data, scenes, annotations, Tokens(), SceneReader(None), None, seed=0, rows_per_step=8)
     planned = [row for epoch in range(4) for row in rows.plan_epoch(epoch)]
     steps = [planned[i : i + 8] for i in range(0, len(planned), 8)]
     mixed = [step for step in steps if len({row.grounds for row in step}) > 1]
     assert len(planned) == 8 * num_scenes and len(mixed) <= 8
 
 
-def make_rows(**changes) -> SceneRows:
+def make_rows(unlabelled=(), rows_per_step=1, **changes) -> SceneRows:
     """Four scenes with 0, 1, 9 and 20 questions, a third of them answered by boxes."""
     annotations = {
         f"scene{scene}": [
@@ -102,8 +102,12 @@ def make_rows(**changes) -> SceneRows:
         def __call__(self, return_tensors, **inputs):
             return inputs
 
-    settings = {"epochs": 2, "questions_per_row": 4, "seed": 5, "visit": "questions"} | changes
-    return ListedRows([Path(name) for name in annotations], annotations, Listing(), None, None, **settings)
+    data = DataArguments(
+        **{"epochs": 2, "questions_per_row": 4, "visit": "questions"} | changes,
+        unlabelled_root="scans" if unlabelled else None,
+    )
+    scenes, more = [Path(name) for name in annotations], {"unlabelled": unlabelled, "rows_per_step": rows_per_step}
+    return ListedRows(data, scenes, annotations, Listing(), SceneReader(None), None, seed=5, **more)
 
 
 @pytest.mark.parametrize("budget", [None, 30])

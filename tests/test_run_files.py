@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from transformers import TrainerState, TrainingArguments
 
 from ross3d import train
+from ross3d.data.arguments import DataArguments
 from ross3d.modeling_ross3d import LOSS_NAMES
 from ross3d.tests.tiny import get_checkpoint, get_rooms
 from ross3d.train import build_training_arguments
-from ross3d.training.arguments import DataArguments, RunArguments, read_run_arguments
+from ross3d.training.arguments import RunArguments, read_run_arguments
 from ross3d.training.build import check_same_data, get_data_fingerprint
 from ross3d.training.callbacks import (
     COMPLETE_MARK,

@@ -9,9 +9,10 @@ from tqdm import tqdm
 
 from ross3d.command_line import run_program
 from ross3d.configuration_ross3d import Ross3DConfig
+from ross3d.data.arguments import DataArguments
 from ross3d.data.text_files import read_json
 from ross3d.tests.tiny import get_checkpoint
-from ross3d.training.arguments import DataArguments, check_same_run, read_command_line, read_run_arguments
+from ross3d.training.arguments import check_same_run, read_command_line, read_run_arguments
 from ross3d.training.build import (
     build_config,
     build_processor,

@@ -166,8 +166,16 @@ def test_files_of_objects_that_are_wrong_are_refused(tmp_path):
             "axisAlignment = 1 0 0",
             r"file: axisAlignment: expected 16 numbers, row by row, got '1 0 0'",
         ),
-        (read_axis_alignment, "axisAlignment = " + "2 " * 16, r"file, axisAlignment: cam2world must be rigid"),
-        (read_axis_alignment, "axisAlignment = " + "nan " * 16, r"file, axisAlignment: cam2world must be finite"),
+        (
+            read_axis_alignment,
+            "axisAlignment = " + "2 " * 16,
+            r"axisAlignment: expected rigid .*file; remove",
+        ),
+        (
+            read_axis_alignment,
+            "axisAlignment = " + "nan " * 16,
+            r"axisAlignment: .* in .*file; download",
+        ),
         (read_axis_alignment, "axisAlignment = \udcff", r"file:1: expected the scan's meta data .*no UTF-8"),
         (read_segments, "[]", r'file: expected a dictionary with "segIndices", .*, got a list'),
         (read_segments, "{", r"file: expected a dictionary with \"segIndices\".*, but the file is no JSON \("),

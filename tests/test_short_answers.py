@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ross3d.data.prepare.sqa3d import get_question_type
 from ross3d.metrics.qa import (
     clean_sqa3d_answer,
     compute_exact_match,
@@ -11,7 +12,6 @@ from ross3d.metrics.qa import (
     compute_verbatim_match,
     convert_number,
     extract_letter,
-    get_sqa3d_question_type,
     normalize_answer,
     parse_first_word,
     parse_number,
@@ -57,7 +57,7 @@ def test_answers_are_cleaned_as_sqa3d_does(text, cleaned):
 def test_question_types_are_what_questions_begin_with():
     questions = ["  What is it?", "Isn't it?", "Island?", "How many?", "Candle?", "Which one?", "Am I?", ""]
     types = ["what", "is", "is", "how", "can", "which", "others", "others"]
-    assert [get_sqa3d_question_type(question) for question in questions] == types
+    assert [get_question_type(question) for question in questions] == types
 
 
 def test_refined_match_under_both_rules():

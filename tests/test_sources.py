@@ -208,11 +208,11 @@ FOLDER_FAULTS = {
     ),
     "scaled pose": (
         spoil_text("frame-000010.pose.txt", "2 0 0 0 0 2 0 0 0 0 2 0 0 0 0 1"),
-        r"frame-000010: cam2world must be rigid \(rotation .*got deviation 3, determinant 8.*remove scale",
+        r"cam2world of .*: expected rigid .*got deviation 3 from a rotation, determinant 8, .*frame-000010; remove",
     ),
     "mirrored pose": (
         spoil_text("frame-000010.pose.txt", "1 0 0 0 0 1 0 0 0 0 -1 0 0 0 0 1"),
-        r"cam2world must be rigid .*determinant -1, last row .*mirrored axis \(OpenCV axes: x right, y down",
+        r"expected rigid .*determinant -1, last row .*frame-000010; .*mirrored axis \(OpenCV axes: x right, y down",
     ),
     "truncated picture": (
         truncate("frame-000020.color.png"),
@@ -238,11 +238,11 @@ FOLDER_FAULTS = {
         lambda folder: [
             Image.fromarray(np.full((12, 12), 900, np.uint16)).save(file) for file in folder.glob("*.depth.png")
         ],
-        r"scene 'room': depth is 12x12 but the colour picture is 16x12, another aspect; register depth and",
+        r"^depth_maps of scene 'room': expected the aspect of the 12 x 16 pictures .*, got 12 x 12; register depth",
     ),
     "intrinsics of the colour picture": (
         spoil_text("camera-intrinsics.txt", "580 0 320 0 580 240 0 0 1"),
-        r"scene 'room': centre \(320, 240\) of the intrinsics lies outside the 16x12 depth map; intrinsics",
+        r"^intrinsics of scene 'room': .* 12 x 16 depth map, got .*, centre \[320, 240\], .*; scale the calib",
     ),
     "boxes without corners": (
         spoil_text("boxes.json", '[{"bbox": [1, 2, 3, 4, 5, 6]}]'),
@@ -250,11 +250,11 @@ FOLDER_FAULTS = {
     ),
     "boxes of five numbers": (
         spoil_text("boxes.json", '[{"box": [1, 2, 3, 4, 5]}]'),
-        r"boxes.json: boxes must be \(K, 6\), centre xyz and size xyz in metres, got \(1, 5\)",
+        r"^boxes of .*boxes.json: expected shape \(K, 6\), got \(1, 5\); pass centre xyz and size xyz in metres",
     ),
     "negative size": (
         spoil_text("boxes.json", '[{"box": [1, 2, 3, 4, 5, 6]}, {"box": [1, 2, 3, 4, -5, 6]}]'),
-        r"boxes.json: box sizes must be >= 0, box 1 has size \[4.0, -5.0, 6.0\]; boxes are centre and size",
+        r"^boxes of .*boxes.json: expected sizes >= 0 .*, got a negative size in boxes \[1\]; turn corners",
     ),
     "picture from above without alpha": (
         spoil_picture("bev.png", np.ones((10, 10, 3), np.uint8)),
@@ -270,7 +270,7 @@ FOLDER_FAULTS = {
     ),
     "empty frame": (
         spoil_text("bev.json", '{"bounds": [0, 0, 0, 1]}'),
-        r"scene 'room': bev_bounds must be \(xmin, ymin, xmax, ymax\) in metres with positive extent, got",
+        r"^bev_bounds of scene 'room': expected xmin < xmax and ymin < ymax, finite, got \[0.0, 0.0, 0.0, 1.0\]; pass",
     ),
 }
 
@@ -291,9 +291,9 @@ def test_paths_and_matrices_that_are_wrong_are_refused(tmp_path):
         read_rgbd_folder(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"none.json does not exist; expected a JSON list of boxes"):
         read_rgbd_folder(folder, boxes=tmp_path / "none.json")
-    with pytest.raises(ValueError, match=r"axis_align_matrix must be \(4, 4\), got \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"axis_align_matrix of scene 'room': expected shape \(4, 4\), got \(3, 4\)"):
         read_rgbd_folder(folder, axis_align_matrix=np.eye(4)[:3])
-    with pytest.raises(ValueError, match=r"scene 'room', axis_align_matrix: the axis alignment must be rigid"):
+    with pytest.raises(ValueError, match=r"alignment of scene 'room': expected rigid .* in axis_align_matrix; remove"):
         read_rgbd_folder(folder, axis_align_matrix=np.diag([2.0, 2, 2, 1]))
 
 
@@ -316,81 +316,93 @@ def put(name, index, value):
 
 
 SCENE_FAULTS = {
-    "no id": (set_to(scene_id=""), r"Scene.scene_id is empty: every scene needs a name, which errors and predictions"),
-    "names": (set_to(view_names=["a"]), r"scene 'room': view_names has 1 names for 3 views; give each a name"),
+    "no id": (
+        set_to(scene_id=""),
+        r"Scene.scene_id: expected a name, .* quote, got an empty one",
+    ),
+    "names": (
+        set_to(view_names=["a"]),
+        r"^view_names of scene 'room': expected 3 names, .* got 1; give each",
+    ),
     "float pictures": (
         lambda scene: set_to(images=scene.images / 255)(scene),
-        r"images must be a uint8 array \(V, H, W, 3\), got float64 \(3, 12, 16, 3\); convert to RGB bytes first",
+        r"^images of scene 'room': expected a uint8 array \(V, H, W, 3\), got float64 .*; convert to RGB bytes first",
     ),
     "zero views": (
         lambda scene: set_to(images=scene.images[:0])(scene),
-        r"scene 'room': images holds zero views; a scene needs at least one",
+        r"^images of scene 'room': expected at least one view, got none; a scene needs one",
     ),
     "depth of two views": (
         lambda scene: set_to(depth_maps=scene.depth_maps[:2])(scene),
-        r"depth_maps must be \(V, h, w\) with V = 3 as in images, got \(2, 12, 16\); give one depth map a view",
+        r"^depth_maps of scene 'room': expected shape \(3, H, W\), got \(2, 12, 16\); give one depth map a view",
     ),
     "whole depth": (
         lambda scene: set_to(depth_maps=(1000 * scene.depth_maps).astype(np.uint16))(scene),
-        r"depth_maps must be float32 metres, got uint16; divide millimetres by 1000 when reading",
+        r"^depth_maps of scene 'room': expected metres as floating point, got .*uint16; divide millimetres by 1000",
     ),
     "depth without intrinsics": (
         set_to(intrinsics=None),
-        r"scene 'room': depth_maps came without intrinsics; give the cameras too, or leave the depth out",
+        r"^intrinsics of scene 'room': expected cameras beside depth_maps, got None; give intrinsics and cam2world",
     ),
-    "depth without poses": (set_to(cam2world=None), r"depth_maps came without cam2world; give the cameras too"),
+    "depth without poses": (set_to(cam2world=None), r"^cam2world of scene 'room': expected cameras beside"),
     "negative depth": (
         put("depth_maps", (0, 0, 0), -1.0),
-        r"depth_maps must be finite and >= 0, found -1.0 or NaN/inf; write 0 for no reading",
+        r"^depth_maps of scene 'room': expected finite metres >= 0, got negative, .*; write 0 where the sensor has no",
     ),
-    "NaN depth": (put("depth_maps", (0, 0, 0), np.nan), r"depth_maps must be finite and >= 0, found"),
+    "NaN depth": (
+        put("depth_maps", (0, 0, 0), np.nan),
+        r"expected finite metres >= 0, got negative, infinite or",
+    ),
     "blank depth": (
         put("depth_maps", slice(None), 0.0),
-        r"depth_maps hold no reading at all \(every pixel is 0\); check the depth files, or leave depth_maps out",
+        r"expected a reading in at least one view, got no depth above 0 in any view; look at the depth files, or",
     ),
     "millimetres": (
         lambda scene: set_to(depth_maps=1000 * scene.depth_maps)(scene),
-        r"depth_maps must be metres, but the median reading of frame-000000 is \d+, which looks like millimetres;",
+        r"expected metres, got a median depth of \d+ in frame-000000, frame-000010, frame-000020, which",
     ),
     "one view in millimetres": (
         lambda scene: scene.depth_maps.__setitem__(2, 1000 * scene.depth_maps[2]),
-        r"depth_maps must be metres, but the median reading of frame-000020 is \d+, which looks like millimetres;",
+        r"expected metres, got a median depth of \d+ in frame-000020, which looks like millimetres; divide",
     ),
     "divided twice": (
         lambda scene: set_to(depth_maps=scene.depth_maps / 1000)(scene),
-        r"depth_maps must be metres, but the median reading is 0.00\d+ m; it looks divided by 1000 once too often",
+        r"expected metres, got a median depth of 0.00\d+, which looks divided by 1000 twice; pass metres",
     ),
     "4x4 intrinsics": (
         set_to(intrinsics=np.eye(4)),
-        r"intrinsics must be \(3, 3\) or \(3, 3, 3\), got \(4, 4\); drop the fourth row and column of a 4x4 matrix",
+        r"^intrinsics of scene 'room': expected shape \(3, 3\), got \(4, 4\); of a 4 x 4 matrix pass",
     ),
     "normalised intrinsics": (
         set_to(intrinsics=np.array([[0.9, 0, 0.5], [0, 0.8, 0.5], [0, 0, 1]])),
-        r"intrinsics must be finite with focal lengths in pixels \(> 1\), got fx, fy = 0.9, 0.8; multiply normalised",
+        r"expected focal lengths in pixels, above 1, got focal \[0.9, 0.8\]; multiply normalised values by the size",
     ),
     "poses of two views": (
         lambda scene: set_to(cam2world=scene.cam2world[:2])(scene),
-        r"scene 'room': cam2world must be \(3, 4, 4\), one a view, got \(2, 4, 4\)",
+        r"^cam2world of scene 'room': expected shape \(3, 4, 4\), got \(2, 4, 4\); pass one camera-to-world matrix a",
     ),
     "NaN pose": (
         put("cam2world", (1, 0, 3), np.nan),
-        r"scene 'room', frame-000010: cam2world must be finite, got nan",
+        r"^cam2world of scene 'room': expected finite numbers, got NaN or infinity in frame-000010; drop the views",
     ),
-    "infinite box": (put("boxes", (1, 0), np.inf), r"scene 'room': boxes must be finite, box 1 is not"),
+    "infinite box": (
+        put("boxes", (1, 0), np.inf),
+        r"^boxes of scene 'room': expected finite .* boxes \[1\]",
+    ),
     "labels": (
         lambda scene: set_to(box_labels=scene.box_labels[:1])(scene),
-        r"scene 'room': box_labels has 1 entries for 2 boxes; give one a box",
+        r"^box_labels of scene 'room': expected 2 entries, one a box, got 1; give one a box",
     ),
-    "labels without boxes": (set_to(boxes=None), r"box_labels has 2 entries for None boxes; give one a box"),
+    "labels without boxes": (set_to(boxes=None), r"expected 0 entries, one a box, got 2; give one a box"),
     "float picture from above": (
         lambda scene: set_to(bev_image=scene.bev_image / 255)(scene),
-        r"bev_image must be a uint8 array \(Hb, Wb, 3\), got float64 \(10, 10, 3\)",
+        r"^bev_image of scene 'room': expected a uint8 array \(Hb, Wb, 3\), got float64 \(10, 10, 3\)",
     ),
     "mask of another size": (
         set_to(bev_valid=np.ones((9, 10), dtype=bool)),
-        r"bev_valid must be a bool array \(10, 10\) beside bev_image, got bool \(9, 10\)",
+        r"^bev_valid of scene 'room': expected a bool array \(10, 10\) with bev_image, got bool \(9, 10\); give one",
     ),
-    "mask without picture": (set_to(bev_image=None), r"bev_valid must be a bool array None beside bev_image"),
+    "mask without picture": (set_to(bev_image=None), r"expected a bool array None with bev_image, got bool"),
 }
 
 

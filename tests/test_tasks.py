@@ -8,7 +8,9 @@ import torch
 from transformers import AutoProcessor
 
 from ross3d.data.annotations import Annotation, load_annotations, save_annotations
+from ross3d.data.arguments import DataArguments
 from ross3d.data.dataset import SceneRows, get_row_seed
+from ross3d.data.prepared import SceneReader
 from ross3d.data.scene import BLIND_PICTURE
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
@@ -131,7 +133,7 @@ def test_a_limit_counts_scenes():
 
 
 def test_a_blind_model_is_asked_as_it_was_trained():
-    rows = SceneRows([], {}, None, None, None, epochs=1, questions_per_row=1, seed=0, blind=True)
+    rows = SceneRows(DataArguments(blind=True), [], {}, None, SceneReader(None), None, seed=0)
     (picture,) = rows.get_blind_inputs([])["images"]
     assert np.array_equal(picture, BLIND_PICTURE)
 

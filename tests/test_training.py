@@ -17,9 +17,11 @@ from transformers import TrainerState, TrainingArguments
 
 from ross3d import train
 from ross3d.data.annotations import group_by_scene, load_annotations, save_annotations
+from ross3d.data.arguments import DataArguments
 from ross3d.data.atomic import hold_folder
 from ross3d.data.collator import propose_hidden_views, widen_grounding_labels
 from ross3d.data.dataset import SceneRows, get_row_seed
+from ross3d.data.prepared import SceneReader
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.geometry_ross3d import unpack_patches
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
@@ -33,7 +35,6 @@ from ross3d.tools.make_tiny import make_tiny_processor
 from ross3d.train import build_training_arguments, check_processes
 from ross3d.training import callbacks
 from ross3d.training.arguments import (
-    DataArguments,
     NewWeightsArguments,
     PartArguments,
     RunArguments,
@@ -529,11 +530,11 @@ def rooms(tmp_path_factory):
     return folder
 
 
-def make_rows(rooms, **changes) -> SceneRows:
+def make_rows(rooms, seed=11, **changes) -> SceneRows:
     annotations = group_by_scene(load_annotations(rooms / "annotations" / "train.jsonl"))
-    settings = {"epochs": 2, "questions_per_row": 6, "seed": 11} | changes
-    paths = sorted((rooms / "train").iterdir())
-    return SceneRows(paths, annotations, make_tiny_processor(), read_rgbd_folder, make_proposals, **settings)
+    data = DataArguments(**{"epochs": 2, "questions_per_row": 6} | changes)
+    paths, reader = sorted((rooms / "train").iterdir()), SceneReader(read_rgbd_folder)
+    return SceneRows(data, paths, annotations, make_tiny_processor(), reader, make_proposals, seed=seed)
 
 
 def test_rows_follow_from_seed_epoch_and_scene(rooms):
@@ -549,7 +550,8 @@ def test_rows_follow_from_seed_epoch_and_scene(rooms):
 
 
 def test_every_epoch_visits_every_scene_in_its_own_order():
-    rows = SceneRows([Path(str(i)) for i in range(50)], {}, None, None, None, epochs=2, questions_per_row=1, seed=1)
+    scenes = [Path(str(i)) for i in range(50)]
+    rows = SceneRows(DataArguments(epochs=2), scenes, {}, None, SceneReader(None), None, seed=1)
     first, second = ([row.scene for row in rows.plan_epoch(epoch)] for epoch in range(2))
     assert sorted(first) == sorted(second) == list(range(50)) and first != second
 

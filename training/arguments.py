@@ -22,7 +22,6 @@ from ross3d.command_line import (
     COUNT,
     COUNT_OR_NONE,
     DEBUG_HELP,
-    NUM_VIEWS,
     POSITIVE,
     RATE,
     SEED,
@@ -32,92 +31,10 @@ from ross3d.command_line import (
     list_attributes,
 )
 from ross3d.configuration_ross3d import Ross3DConfig
-from ross3d.data.sources import DECODES, make_reading
+from ross3d.data.arguments import DataArguments
 from ross3d.data.text_files import describe_kind, parse_yaml, read_yaml
 from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
 from ross3d.training.model_section import check_tables, make_config
-
-
-VISITS = ("scenes", "questions")
-PROPOSALS = ("ground_truth", "jittered")
-
-
-@dataclass
-class DataArguments:
-    """Which scenes and questions a run reads.
-
-    Attributes:
-        root (`str`): folder with `train/`, `val/` and `annotations/` (`python -m ross3d.scenes.build` makes one).
-        split (`str`): which of them to train on.
-        limit (`int`, *optional*): at most so many scenes.
-        epochs (`int`): passes over the scenes, or over the questions; the Trainer sees them as one.
-        visit (`str`): what a pass visits once: `scenes`, each with a row of its questions, drawn anew in every pass;
-            or `questions`, in as many rows as they need (published, with `questions_per_row: 1`).
-        questions_per_row (`int`): at most so many questions behind one scene.
-        tokens_per_row (`int`, *optional*): at most about so many tokens of questions and answers behind one scene.
-        one_task_per_step (`bool`): with `visit: questions`, keep grounding out of steps with other questions
-            (published).
-        labelled_share (`float`): share of the samples (scenes or questions, as `visit` says) that keep their text; the
-            others train reconstruction alone, the same ones in every pass.
-        unlabelled_root (`str`, *optional*): folder of scans without questions, which train reconstruction alone.
-        unlabelled_share (`float`): which share of all rows those scans are, in turns.
-        proposals (`str`): what grounding chooses among: the objects' own boxes (`ground_truth`, published), or
-            `jittered` ones among boxes that match nothing, as our rooms are found.
-        blind (`bool`): train on the words alone, the baseline that every score stands beside.
-        num_views (`int`): views of a scan that are read, evenly spread (published: 32).
-        decode (`str`): how JPEG pictures are decoded: `exact`, at their own size (published); or `reduced`, at the
-            smallest size that is no smaller than the model's input, which is faster and changes pixels slightly.
-        rotate (`str` or `int`, *optional*): degrees by which pictures, with their depth and cameras, are turned
-            counter-clockwise, 0, 90, 180 or 270; `auto` until the world's z points up in most pictures of a scan. By
-            default as each layout has it: `auto` for ARKitScenes, else 0.
-        max_excluded (`float`, *optional*): share of a scan's frames that may be lost, missing or damaged, from 0 to
-            below 1; by default as each layout has it.
-        allow_outside (`bool`): let files and links of a scan name pictures outside its folder; only for scans that you
-            trust.
-        prepared (`str`, *optional*): folder for prepared scenes, which later epochs and runs read instead of pictures;
-            24 MB a scene of 32 views at the released size.
-        latents (`str`, *optional*): folder with the teacher's latents of all scenes
-            (`python -m ross3d.training.latents CONFIG.yaml`), so that no step passes pictures to the teacher;
-            10 MB a scene of 32 views at the released size.
-    """
-
-    root: str = "outputs/demo/scenes"
-    split: str = "train"
-    limit: int | None = None
-    epochs: int = 1
-    visit: str = "scenes"
-    questions_per_row: int = 1
-    tokens_per_row: int | None = None
-    one_task_per_step: bool = False
-    labelled_share: float = 1.0
-    unlabelled_root: str | None = None
-    unlabelled_share: float = 0.0
-    proposals: str = "ground_truth"
-    blind: bool = False
-    num_views: int = 32
-    decode: str = "exact"
-    rotate: str | int | None = None
-    max_excluded: float | None = None
-    allow_outside: bool = False
-    prepared: str | None = None
-    latents: str | None = None
-
-    def __post_init__(self):
-        counts = dict.fromkeys(("limit", "epochs", "questions_per_row", "tokens_per_row"), COUNT)
-        check_fields(self, "data.", {**counts, "num_views": NUM_VIEWS})
-        for name, known in (("visit", VISITS), ("proposals", PROPOSALS), ("decode", DECODES)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"data.{name}: expected a choice of {known}, got {getattr(self, name)!r}.")
-        if self.one_task_per_step and self.visit != "questions":
-            raise ValueError("data.one_task_per_step: expected visit: questions beside it, got visit: scenes.")
-        if not 0 < self.labelled_share <= 1:
-            raise ValueError(f"data.labelled_share: expected a share above 0, at most 1, got {self.labelled_share}.")
-        if not 0 <= self.unlabelled_share < 1 or (self.unlabelled_share > 0) != (self.unlabelled_root is not None):
-            raise ValueError(
-                "data.unlabelled_share: expected a share of all rows above 0 and below 1 beside data.unlabelled_root,"
-                f" or neither, got {self.unlabelled_share} beside {self.unlabelled_root}."
-            )
-        make_reading(self.rotate, self.max_excluded, self.allow_outside)
 
 
 # The one-cycle schedule of the vision warm-up rises over a tenth of its steps.

@@ -8,7 +8,6 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,13 @@ from transformers.modeling_utils import set_zero3_state
 
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.annotations import check_all_object_ids, find_annotations, group_by_scene, load_annotations
+from ross3d.data.arguments import DataArguments
 from ross3d.data.atomic import write_text
 from ross3d.data.collator import Ross3DCollator
 from ross3d.data.dataset import SceneRows, take_boxes
 from ross3d.data.latents import SceneLatents, get_teacher_fingerprint
 from ross3d.data.names import check_links
-from ross3d.data.prepared import PreparedScenes
+from ross3d.data.prepared import PreparedScenes, SceneReader
 from ross3d.data.sources import get_reading, list_folders, read_scene
 from ross3d.data.text_files import read_json, read_yaml
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
@@ -35,7 +35,7 @@ from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
 from ross3d.report.card import CARD_NAME
 from ross3d.scenes.questions import make_proposals
 from ross3d.scenes.tokenizer import make_tokenizer
-from ross3d.training.arguments import DataArguments, NewWeightsArguments, PartArguments, RunArguments
+from ross3d.training.arguments import NewWeightsArguments, PartArguments, RunArguments
 from ross3d.training.callbacks import COMPLETE_MARK, mark_complete
 from ross3d.training.card import make_run_card
 from ross3d.training.checkpoint import check_lengths, find_checkpoint, find_folder, load_processor
@@ -475,27 +475,21 @@ def build_rows(
     unlabelled = list_unlabelled(data, config)
     if latents is not None:
         latents.refuse_missing([*list_scenes(data), *unlabelled])
-    prepared = None if data.prepared is None else PreparedScenes(data.prepared, processor, read_scene, reading)
+    if data.prepared is None:
+        reader = SceneReader(read_scene, reading)
+    else:
+        reader = PreparedScenes(data.prepared, processor, read_scene, reading)
     return SceneRows(
+        data,
         list_scenes(data),
         group_by_scene(annotations),
         processor,
-        partial(read_scene, **reading),
+        reader,
         make_proposals if data.proposals == "jittered" else take_boxes,
-        epochs=data.epochs,
-        questions_per_row=data.questions_per_row,
-        tokens_per_row=data.tokens_per_row,
-        visit=data.visit,
-        rows_per_step=rows_per_step,
-        one_task_per_step=data.one_task_per_step,
-        labelled_share=data.labelled_share,
-        unlabelled=unlabelled,
-        unlabelled_share=data.unlabelled_share,
-        prepared=prepared,
-        latents=latents,
         seed=arguments.seed,
-        file=str(file),
-        blind=data.blind,
+        rows_per_step=rows_per_step,
+        unlabelled=unlabelled,
+        latents=latents,
     )
 
 

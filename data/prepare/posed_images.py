@@ -28,10 +28,11 @@ from ross3d.data.prepare.official_set import ARCHIVE, ARCHIVES, SPLITS
 from ross3d.data.prepare.parallel import run_jobs
 from ross3d.data.prepare.scene_folder import View, read_facts, write_scene
 from ross3d.data.sampling import sample_uniform
-from ross3d.data.scene import Scene, check_boxes
+from ross3d.data.scene import Scene
 from ross3d.data.sources.frames import open_image, read_depth, read_matrix
 from ross3d.data.sources.posed_images import PUBLISHED_BEV_NAMES, EmbodiedScanInfo, load_embodiedscan_infos
 from ross3d.data.sources.scannet_objects import read_axis_alignment
+from ross3d.inputs_ross3d import check_boxes
 
 
 VERSION = 1
@@ -162,7 +163,7 @@ def check_box_rows(rows: list, where: str) -> None:
             f"{where}: expected boxes of six numbers, centre and size in metres, got {str(rows)[:100]} ({error});"
             " download the file again."
         ) from error
-    check_boxes(boxes, where)
+    check_boxes(boxes, f"boxes of {where}")
 
 
 def add_record_boxes(public: PublicSet) -> None:

@@ -115,7 +115,7 @@ def make_proposals(folder: Path, source: ProposalSource, force: bool) -> bool:
     try:
         boxes = make_boxes(folder, source)
     except ValueError as error:
-        if file.is_file() and str(error).startswith(f"scene {folder.name!r}, proposal_boxes"):
+        if file.is_file() and str(error).startswith(f"proposal_boxes of scene {folder.name!r}"):
             raise ValueError(f"{error} This is of {file}: move it away and give this command again.") from error
         raise
     remove_leftovers(folder)

@@ -95,7 +95,7 @@ def read_arkitscenes(
         np.stack([read_pincam(find(pincam_files[name]), views.depth_size) for name in views.names])
     )
     beside = Beside(tuple(dict.fromkeys((path, folder))), allow_outside)
-    alignment = read_alignment(axis_align_matrix, beside, scene_id)
+    alignment = read_alignment(axis_align_matrix, beside)
 
     def read_own_boxes() -> Boxes:
         annotation = beside.find(f"{scene_id}_3dod_annotation.json")
@@ -103,8 +103,6 @@ def read_arkitscenes(
         return (None, None) if annotation is None else read_oriented_boxes(annotation, to_world)
 
     return make_scene(
-        path=path,
-        scene_id=scene_id,
         views=views,
         intrinsics=intrinsics,
         cam2world=np.stack([cameras[name] for name in views.names]),

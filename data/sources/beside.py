@@ -19,11 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ross3d.data.scene import Scene, check_cam2world, check_scene
+from ross3d.data.scene import Scene, check_scene
 from ross3d.data.sources.frames import (
     Exclusions,
     Views,
-    check_centre,
     check_rotation,
     count_quarter_turns,
     open_image,
@@ -34,6 +33,7 @@ from ross3d.data.sources.frames import (
     turn_views,
 )
 from ross3d.data.sources.inside import resolve_inside
+from ross3d.inputs_ross3d import check_cam2world, check_intrinsics
 
 
 ALIGNMENT_FILE = "axis_align.txt"
@@ -48,12 +48,17 @@ class Beside:
     """The folders of a scan in which files of this module are looked for.
 
     Attributes:
-        places (`tuple[Path, ...]`): the first that has a file counts.
+        places (`tuple[Path, ...]`): the scan's folder first; the first that has a file counts.
         allow_outside (`bool`): whether a link may lead out of them.
     """
 
     places: tuple[Path, ...]
     allow_outside: bool = False
+
+    @property
+    def scene_id(self) -> str:
+        """The scan's name: that of its folder."""
+        return self.places[0].resolve().name
 
     def find(self, name: str) -> Path | None:
         """The file of a name; None where no place has it.
@@ -81,9 +86,7 @@ class Alignment:
     is_own: bool = True
 
 
-def read_alignment(
-    given, beside: Beside, scene_id: str, get_own: Callable[[], np.ndarray | None] = lambda: None
-) -> Alignment:
+def read_alignment(given, beside: Beside, get_own: Callable[[], np.ndarray | None] = lambda: None) -> Alignment:
     """The alignment of a scan: what is `given` (a matrix or its file), else `axis_align.txt`, else the layout's own.
 
     Args:
@@ -92,6 +95,7 @@ def read_alignment(
     Raises:
         FileNotFoundError, ValueError: names the file or argument that is no rigid 4x4 matrix.
     """
+    scene_id = beside.scene_id
     own, file = read_axis_align_matrix(None, scene_id, get_own), beside.find(ALIGNMENT_FILE)
     default = own if file is None else read_axis_align_matrix(file, scene_id)
     if given is not None:
@@ -115,8 +119,6 @@ def _is_same(one: np.ndarray | None, other: np.ndarray | None) -> bool:
 
 
 def make_scene(
-    path: Path,
-    scene_id: str,
     views: Views,
     intrinsics: np.ndarray,
     cam2world: np.ndarray,
@@ -140,9 +142,12 @@ def make_scene(
         rotate (*optional*): degrees by which upright pictures are turned, counter-clockwise, with their depth and
             cameras; `"auto"` until the world's z points up in most of them.
     """
-    check_cam2world(cam2world, len(views.names), exclusions.where, views.names)
+    scene_id = beside.scene_id
+    # Before anything is turned, so that errors tell of the files as they are; the turned scene is checked again.
+    check_cam2world(cam2world, len(views.names), f"cam2world of {exclusions.where}", views.names)
     if views.depth_maps is not None:
-        check_centre(intrinsics, *views.depth_size, exclusions.where)
+        size = views.depth_maps.shape[1:]
+        check_intrinsics(intrinsics, len(views.names), size, f"intrinsics of {exclusions.where}")
     exclusions.warn()
     views, intrinsics, cam2world = turn_stored_views(views, intrinsics, cam2world)
     cam2world = cam2world if alignment.matrix is None else alignment.matrix @ cam2world
@@ -173,7 +178,7 @@ def make_scene(
         bev_valid=bev_valid,
         bev_bounds=bev_bounds,
         axis_align_matrix=alignment.matrix,
-        path=path,
+        path=beside.places[0],
         exclusions=exclusions.reasons,
     )
     return check_scene(scene)

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 
 from ross3d.data.sampling import sample_uniform
-from ross3d.data.scene import check_boxes, check_cam2world
 from ross3d.data.sources.inside import OutsideError
 from ross3d.data.sources.pictures import (
     MILLIMETRES_PER_METRE,
@@ -34,7 +33,8 @@ from ross3d.data.sources.pictures import (
     scale_depth,
 )
 from ross3d.data.text_files import read_json, read_text
-from ross3d.geometry_ross3d import TURN_BACK, is_centre_of_turned, turn_cameras
+from ross3d.geometry_ross3d import turn_cameras
+from ross3d.inputs_ross3d import check, check_boxes, check_cam2world, has_same_aspect
 
 
 # Share of a scan's frames that may be lost, missing or damaged before the whole scan is refused; and of pictures that
@@ -53,8 +53,6 @@ MIN_UPRIGHT_SHARE, MIN_UP_COSINE = 0.9, 0.5
 MIN_ASPECT_STEP = 0.02
 # What views may take in memory together.
 MAX_DECODED_BYTES = 16 * 2**30
-# Colour and depth of one aspect show the same field of view; ScanNet's 1296x968 and 640x480 differ by 0.4 %.
-MAX_ASPECT_DIFFERENCE = 0.01
 # Beyond this share of frames that cannot be used no limit helps.
 HOPELESS_SHARE = 0.99
 LOST = "{where}, {name}: cam2world is not finite, so tracking was lost there; leave the frame out."
@@ -383,16 +381,13 @@ def _check_one_size(sizes: dict[str, tuple[int, int]], what: str, where: str) ->
 
 
 def _check_aspect(views: Views, where: str) -> None:
-    """Colour and depth show the same field of view; a rounded side may differ by a pixel."""
+    """Colour and depth show the same field of view."""
     if views.depth_maps is None:
         return
     (width, height), (color_width, color_height) = views.depth_size, views.stored_size
-    difference = abs(width * color_height - height * color_width)
-    if difference > max(width, height, color_width, color_height, MAX_ASPECT_DIFFERENCE * width * color_height):
-        raise ValueError(
-            f"{where}: depth is {width}x{height} but the colour picture is {color_width}x{color_height},"
-            " another aspect; register depth and colour to one camera first."
-        )
+    check(has_same_aspect((color_height, color_width), (height, width)), f"depth_maps of {where}",
+          f"the aspect of the {color_height} x {color_width} pictures (height x width)", f"{height} x {width}",
+          "register depth and colour to one camera first")  # fmt: skip
 
 
 def count_quarter_turns(cam2world: np.ndarray) -> int:
@@ -473,21 +468,6 @@ def check_rotation(rotate: Any) -> str | int | None:
     raise ValueError(f"rotate must be one of {', '.join(known)} (degrees, counter-clockwise), got {rotate!r}.")
 
 
-def check_centre(intrinsics: np.ndarray, width: int, height: int, where: str) -> None:
-    """Refuse a principal point of the map after a quarter turn, or outside of it: intrinsics of another picture."""
-    for matrix in np.reshape(intrinsics, (-1, 3, 3)):
-        if is_centre_of_turned(matrix[0, 2], matrix[1, 2], height, width):
-            raise ValueError(
-                f"{where}: intrinsics must be pixels of the {width}x{height} depth map, got centre"
-                f" ({matrix[0, 2]:g}, {matrix[1, 2]:g}), that of a {height}x{width} one; {TURN_BACK}."
-            )
-        if not (0 <= matrix[0, 2] < width and 0 <= matrix[1, 2] < height):
-            raise ValueError(
-                f"{where}: centre ({matrix[0, 2]:g}, {matrix[1, 2]:g}) of the intrinsics lies outside the"
-                f" {width}x{height} depth map; intrinsics must be pixels of the depth map: scale them with its size."
-            )
-
-
 def scale_intrinsics(intrinsics: np.ndarray, size: tuple[int, int], new_size: tuple[int, int]) -> np.ndarray:
     """Intrinsics (..., 3, 3) of pictures of `size` (width, height) for the same view at `new_size`.
 
@@ -539,9 +519,11 @@ def read_axis_align_matrix(
     if matrix is None:
         return None
     if matrix.shape != (4, 4):
-        raise ValueError(f"axis_align_matrix must be (4, 4), got {matrix.shape}.")
+        raise ValueError(
+            f"axis_align_matrix of scene {scene_id!r}: expected shape (4, 4), got {matrix.shape}; correct it."
+        )
     remedy = "write the right 4x4 matrix, scan to upright world, in its place, or take it away to have it estimated"
-    check_cam2world(matrix[None], 1, f"scene {scene_id!r}", [name], "the axis alignment", remedy)
+    check_cam2world(matrix[None], 1, f"the axis alignment of scene {scene_id!r}", [name], remedy)
     return matrix
 
 
@@ -557,7 +539,7 @@ def read_boxes(given, scene_id: str, must_have: bool = False) -> tuple[np.ndarra
     """
     if not isinstance(given, (str, os.PathLike)):
         array = np.asarray(given, dtype=np.float32)
-        check_boxes(array, f"scene {scene_id!r}, boxes")
+        check_boxes(array, f"boxes of scene {scene_id!r}")
         return array, None
     file = Path(given)
     rows = read_box_rows(file)
@@ -609,7 +591,7 @@ def parse_box_rows(rows: list, where: str) -> tuple[np.ndarray, list[dict]]:
         labels = [{key: value for key, value in row.items() if key != "box"} for row in rows]
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise ValueError(f"{where}: {BOXES_FORM}, got {error!r}.") from error
-    check_boxes(array, where)
+    check_boxes(array, f"boxes of {where}")
     return array.astype(np.float32), labels
 
 
@@ -621,13 +603,11 @@ def _get_coordinate(value: Any) -> float:
 
 __all__ = [
     "MAX_ABSENT",
-    "MAX_ASPECT_DIFFERENCE",
     "MAX_EXCLUDED",
     "MILLIMETRES_PER_METRE",
     "ROTATIONS",
     "Exclusions",
     "Views",
-    "check_centre",
     "check_memory",
     "check_rotation",
     "check_share",

@@ -27,7 +27,6 @@ import numpy as np
 from ross3d.data.scene import Scene
 from ross3d.data.sources.beside import Beside, align_cameras, make_scene, read_alignment
 from ross3d.data.sources.frames import (
-    MAX_ASPECT_DIFFERENCE,
     Exclusions,
     choose_views,
     decode_views,
@@ -38,6 +37,7 @@ from ross3d.data.sources.frames import (
 )
 from ross3d.data.sources.inside import resolve_inside, split_name
 from ross3d.geometry_ross3d import find_calibration_fault, is_centre_of_turned
+from ross3d.inputs_ross3d import MAX_ASPECT_DIFFERENCE
 
 
 OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -117,7 +117,7 @@ def read_nerfstudio(
         return read_depth(find(frames[name][depth_keys[name]]), units_per_metre[name])
 
     beside = Beside((path,), allow_outside)
-    alignment = read_alignment(axis_align_matrix, beside, scene_id)
+    alignment = read_alignment(axis_align_matrix, beside)
 
     views = decode_views(
         chosen,
@@ -135,8 +135,6 @@ def read_nerfstudio(
         ]
     )
     return make_scene(
-        path=path,
-        scene_id=scene_id,
         views=views,
         intrinsics=merge_intrinsics(intrinsics),
         cam2world=np.stack([cameras[name] for name in views.names]),

@@ -150,7 +150,7 @@ def read_posed_images(
         present, lambda name: read_matrix(find(f"{name}.txt"), (4, 4), "camera to world, metres"), "pose"
     )
     tracked = exclusions.drop_lost(cameras)
-    alignment = read_alignment(axis_align_matrix, beside, scene_id, lambda: own_alignment)
+    alignment = read_alignment(axis_align_matrix, beside, lambda: own_alignment)
     views = decode_views(
         choose_views(tracked, num_views),
         lambda name: find(f"{name}.jpg"),
@@ -165,8 +165,6 @@ def read_posed_images(
         return read_bev_view(files[0], views.depth_size, crop_bev) if files else None
 
     return make_scene(
-        path=path,
-        scene_id=scene_id,
         views=views,
         intrinsics=intrinsics,
         cam2world=np.stack([cameras[name] for name in views.names]),

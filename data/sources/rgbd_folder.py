@@ -116,7 +116,7 @@ def read_rgbd_folder(
         return read_depth(find(depth_files[name]))
 
     beside = Beside((path,), allow_outside)
-    alignment = read_alignment(axis_align_matrix, beside, scene_id)
+    alignment = read_alignment(axis_align_matrix, beside)
     views = decode_views(
         chosen,
         lambda name: find(color_files[name]),
@@ -130,8 +130,6 @@ def read_rgbd_folder(
     if views.image_size != views.stored_size and views.depth_maps is None:
         intrinsics = scale_intrinsics(intrinsics, views.stored_size, views.image_size)
     return make_scene(
-        path=path,
-        scene_id=scene_id,
         views=views,
         intrinsics=intrinsics,
         cam2world=np.stack([cameras[name] for name in views.names]),

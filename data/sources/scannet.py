@@ -90,7 +90,7 @@ def read_scannet_scan(
         file = resolve_inside(path, f"{scene_id}.txt", allow_outside=allow_outside)
         return None if axis_align_matrix is not None and not file.exists() else read_axis_alignment(file)
 
-    alignment = read_alignment(axis_align_matrix, beside, scene_id, read_own_alignment)
+    alignment = read_alignment(axis_align_matrix, beside, read_own_alignment)
     exclusions = Exclusions(f"scene {scene_id!r}", max_excluded)
     header, all_cameras = read_sens_cameras(recording)
     cameras = {f"{index:05d}": all_cameras[index] for index in range(0, len(all_cameras), frame_step)}
@@ -109,8 +109,6 @@ def read_scannet_scan(
     )
     to_world = np.eye(4) if alignment.matrix is None else alignment.matrix
     return make_scene(
-        path=path,
-        scene_id=scene_id,
         views=views,
         intrinsics=header.depth_intrinsics[:3, :3],
         cam2world=np.stack([cameras[name] for name in views.names]),

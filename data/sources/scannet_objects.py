@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ross3d.data.scene import check_cam2world
 from ross3d.data.text_files import read_json, read_text
+from ross3d.inputs_ross3d import check_cam2world
 
 
 # nyu40 ids that have a class of their own, in the order of the classes; every other id shares the last class.
@@ -82,7 +82,7 @@ def read_axis_alignment(path: str | os.PathLike) -> np.ndarray | None:
                 raise ValueError(
                     f"{path}: axisAlignment: expected 16 numbers, row by row, got {values.strip()[:200]!r}."
                 ) from error
-            check_cam2world(matrix[None], 1, str(path), ["axisAlignment"])
+            check_cam2world(matrix[None], 1, "axisAlignment", [str(path)], "download the file again")
             return matrix
     return None
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 from ross3d.modeling_ross3d import LOSS_NAMES
-from ross3d.tests.fabricate import RaggedRows, make_collator, make_model
+from ross3d.tests.fabricate import RaggedRows, make_collator, make_model, make_training_arguments
 from ross3d.training.callbacks import NamedLosses
 from ross3d.training.trainer import Ross3DTrainer
 
@@ -55,23 +55,7 @@ def train(
     model.register_forward_pre_hook(
         lambda module, args, words: counts.append(words["num_items_in_batch"].tolist()), with_kwargs=True
     )
-    arguments = TrainingArguments(
-        output_dir=str(output / "trainer"),
-        per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=accumulation,
-        max_steps=steps,
-        learning_rate=0.05,
-        lr_scheduler_type="constant",
-        optim="sgd",
-        max_grad_norm=0.0,
-        remove_unused_columns=False,
-        train_sampling_strategy="sequential",
-        use_cpu=True,
-        save_strategy="no",
-        logging_steps=1,
-        report_to="none",
-        disable_tqdm=True,
-    )
+    arguments = make_training_arguments(output, batch_size, accumulation, steps)
     trainer = Ross3DTrainer(
         model=model, args=arguments, train_dataset=RaggedRows(400), data_collator=collate, callbacks=[keeper]
     )

@@ -14,14 +14,13 @@ import torch
 from huggingface_hub.dataclasses import strict
 from safetensors.torch import save_file
 from torch import nn
-from transformers import TrainingArguments
 
 from ross3d import inputs_ross3d, modeling_ross3d
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.inputs_ross3d import FLOATS, NAN, Input
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.objectives_ross3d import Batch, Draws, Objective, SceneStates, count_nothing
-from ross3d.tests.fabricate import RaggedRows, make_collator, make_config, make_teacher
+from ross3d.tests.fabricate import RaggedRows, make_collator, make_config, make_teacher, make_training_arguments
 from ross3d.training.callbacks import NamedLosses
 from ross3d.training.trainer import Ross3DTrainer
 
@@ -91,23 +90,7 @@ def train(output: Path, batch_size: int, accumulation: int) -> Ross3DTrainer:
     model.register_forward_pre_hook(
         lambda module, given, words: counts.append(words["num_items_in_batch"].tolist()), with_kwargs=True
     )
-    arguments = TrainingArguments(
-        output_dir=str(output / "trainer"),
-        per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=accumulation,
-        max_steps=NUM_STEPS,
-        learning_rate=0.05,
-        lr_scheduler_type="constant",
-        optim="sgd",
-        max_grad_norm=0.0,
-        remove_unused_columns=False,
-        train_sampling_strategy="sequential",
-        use_cpu=True,
-        save_strategy="no",
-        logging_steps=1,
-        report_to="none",
-        disable_tqdm=True,
-    )
+    arguments = make_training_arguments(output, batch_size, accumulation, NUM_STEPS)
     trainer = Ross3DTrainer(model=model, args=arguments, train_dataset=BrightRows(60), data_collator=make_collator())
     trainer.callback_handler.callbacks.insert(0, NamedLosses(model))
     trainer.train()

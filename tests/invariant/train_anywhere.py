@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 from ross3d.modeling_ross3d import LOSS_NAMES
-from ross3d.tests.fabricate import WORST_KINDS, MixedRows, make_collator, make_model
+from ross3d.tests.fabricate import WORST_KINDS, MixedRows, make_collator, make_model, make_training_arguments
 from ross3d.training.callbacks import NamedLosses
 from ross3d.training.trainer import Ross3DTrainer
 
@@ -60,24 +60,14 @@ def main(output: Path, batch_size: int, accumulation: int, steps: int) -> None:
     output.mkdir(parents=True, exist_ok=True)
     # Before the arguments: behind them ZeRO-3 would cut new weights to pieces before they are drawn.
     model = make_model(view_mask_period=VIEW_MASK_PERIOD)
-    arguments = TrainingArguments(
-        output_dir=str(output / "trainer"),
-        per_device_train_batch_size=batch_size,
-        per_device_eval_batch_size=batch_size,
-        gradient_accumulation_steps=accumulation,
-        max_steps=steps,
+    arguments = make_training_arguments(
+        output,
+        batch_size,
+        accumulation,
+        steps,
         learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant",
-        optim="sgd",
-        max_grad_norm=0.0,
+        per_device_eval_batch_size=batch_size,
         ddp_find_unused_parameters=False,
-        remove_unused_columns=False,
-        train_sampling_strategy="sequential",
-        use_cpu=True,
-        save_strategy="no",
-        logging_steps=1,
-        report_to="none",
-        disable_tqdm=True,
     )
     counted = []
     model.register_forward_hook(

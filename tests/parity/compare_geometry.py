@@ -9,8 +9,8 @@ from PIL import Image
 
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.sampling import sample_uniform
+from ross3d.data.sources.beside import Alignment, align_cameras
 from ross3d.geometry_ross3d import (
-    compose_cam2world,
     get_nearest_indices,
     get_sin3d_embedding,
     pool_patch_coords,
@@ -25,8 +25,15 @@ from ross3d.tests.parity.golden import GoldenCase, read_slices
 from ross3d.tests.parity.tables import ACTIVATIONS, EXACT_ARITHMETIC, get_angle_tolerance
 
 
+def align_poses(case: GoldenCase) -> torch.Tensor:
+    """Cameras (V, 4, 4) in the aligned world, as readers of scans compute them, float32."""
+    cameras = dict(enumerate(case.read("poses").double().numpy()))
+    aligned = align_cameras(cameras, Alignment(case.read("axis_align").double().numpy()))
+    return torch.from_numpy(np.stack(list(aligned.values()))).float()
+
+
 def compare_unproject(recorded: Recorded, case: GoldenCase) -> None:
-    poses = compose_cam2world(case.read("axis_align"), case.read("poses"))
+    poses = align_poses(case)
     case.same("composed_poses", poses)
     depth = case.read("depth") / 1000
     case.close("world_coords", unproject(depth, case.read("intrinsic")[:3, :3], poses), EXACT_ARITHMETIC)
@@ -121,7 +128,7 @@ def compare_preprocess(recorded: Recorded, case: GoldenCase) -> None:
     depth = enlarge_recorded(case, "depth_small") / 1000
     bev = Image.fromarray(enlarge_recorded(case, "bev_src_small").numpy())
     intrinsics = case.read("intrinsic")[:3, :3]
-    cam2world = compose_cam2world(case.read("axis_align"), case.read("poses"))
+    cam2world = align_poses(case)
     boxes = case.read("objects")
     size = case.scalars["image_processor"]["size"][0]
     processor = make_processor(recorded.golden, spatial_instruction=False, views=size)
@@ -230,7 +237,7 @@ def compare_dataset_samples(recorded: Recorded, case: GoldenCase) -> None:
     scene = recorded.golden.get_case("preprocess")
     views = enlarge_recorded(scene, "rgb_small")
     depth = enlarge_recorded(scene, "depth_small") / 1000
-    cam2world = compose_cam2world(scene.read("axis_align"), scene.read("poses"))
+    cam2world = align_poses(scene)
     belongings = {
         "images": to_pictures(views),
         "depth_maps": depth,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ross3d.data.prepare.sqa3d import get_question_type
 from ross3d.metrics import benchmarks, captioning, qa
 from ross3d.metrics.box_text import LabelledBox, parse_labelled_boxes
 from ross3d.metrics.detection import PUBLISHED_CATEGORIES, compute_category_scores, count_detections, sum_counts
@@ -184,7 +185,7 @@ def compare_sqa3d(recorded: RecordedMetric) -> None:
     percent |= {name: scores[f"exact_match/{name}"] for name in set(columns[2])}
     recorded.compare(None, "expected_percent", scale(percent, 100), 100 * TOLERANCE)
     for case in recorded.golden["question_type_cases"]:
-        assert qa.get_sqa3d_question_type(case["question"]) == case["expected_type"], case["question"]
+        assert get_question_type(case["question"]) == case["expected_type"], case["question"]
     assert recorded.golden["question_type_cases"]
 
 

@@ -3,25 +3,10 @@
 For `evaluate.load` with this folder; columns and scores are those of `score_multi3drefer`.
 """
 
-import datasets
-import evaluate
-
 from ross3d.metrics.benchmarks import score_multi3drefer
+from ross3d.metrics.evaluate_module import BOXES, TEXT, make_module
 
 
-class Multi3DRefer(evaluate.Metric):
-    def _info(self):
-        columns = {
-            "predictions": datasets.List(datasets.List(datasets.Value("float64"))),
-            "references": datasets.List(datasets.List(datasets.Value("float64"))),
-            "question_types": datasets.Value("string"),
-        }
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description=score_multi3drefer.__doc__,
-            features=datasets.Features(columns),
-        )
-
-    def _compute(self, predictions, references, question_types):
-        return score_multi3drefer(predictions, references, question_types)
+Multi3DRefer = make_module(
+    "Multi3DRefer", __doc__, score_multi3drefer, predictions=BOXES, references=BOXES, question_types=TEXT
+)

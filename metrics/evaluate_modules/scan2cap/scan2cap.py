@@ -4,28 +4,8 @@ For `evaluate.load` with this folder; columns and scores are those of `score_sca
 `compute(..., use_meteor=True)` adds METEOR, which needs Java and `pycocoevalcap`.
 """
 
-import datasets
-import evaluate
-
 from ross3d.metrics.benchmarks import score_scan2cap
-from ross3d.metrics.meteor import Meteor
+from ross3d.metrics.evaluate_module import TEXT, TEXTS, make_module, offer_meteor
 
 
-class Scan2Cap(evaluate.Metric):
-    def _info(self):
-        columns = {
-            "predictions": datasets.Value("string"),
-            "references": datasets.List(datasets.Value("string")),
-        }
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description=score_scan2cap.__doc__,
-            features=datasets.Features(columns),
-        )
-
-    def _compute(self, predictions, references, use_meteor=False):
-        if not use_meteor:
-            return score_scan2cap(predictions, references)
-        with Meteor() as meteor:
-            return score_scan2cap(predictions, references, meteor)
+Scan2Cap = make_module("Scan2Cap", __doc__, offer_meteor(score_scan2cap), predictions=TEXT, references=TEXTS)

@@ -4,25 +4,15 @@ For `evaluate.load` with this folder; columns and scores are those of `score_sca
 """
 
 import datasets
-import evaluate
 
 from ross3d.metrics.benchmarks import score_scannet_det
+from ross3d.metrics.evaluate_module import NUMBERS, TEXT, make_module
 
 
-class ScanNetDetection(evaluate.Metric):
-    def _info(self):
-        columns = {
-            "predictions": datasets.Value("string"),
-            "references": datasets.List(
-                {"label": datasets.Value("string"), "bbox_3d": datasets.List(datasets.Value("float64"))}
-            ),
-        }
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description=score_scannet_det.__doc__,
-            features=datasets.Features(columns),
-        )
-
-    def _compute(self, predictions, references):
-        return score_scannet_det(predictions, references)
+ScanNetDetection = make_module(
+    "ScanNetDetection",
+    __doc__,
+    score_scannet_det,
+    predictions=TEXT,
+    references=datasets.List({"label": TEXT, "bbox_3d": NUMBERS}),
+)

@@ -3,25 +3,10 @@
 For `evaluate.load` with this folder; columns and scores are those of `score_scanrefer`.
 """
 
-import datasets
-import evaluate
-
 from ross3d.metrics.benchmarks import score_scanrefer
+from ross3d.metrics.evaluate_module import NUMBERS, TEXT, make_module
 
 
-class ScanRefer(evaluate.Metric):
-    def _info(self):
-        columns = {
-            "predictions": datasets.List(datasets.Value("float64")),
-            "references": datasets.List(datasets.Value("float64")),
-            "question_types": datasets.Value("string"),
-        }
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description=score_scanrefer.__doc__,
-            features=datasets.Features(columns),
-        )
-
-    def _compute(self, predictions, references, question_types):
-        return score_scanrefer(predictions, references, question_types)
+ScanRefer = make_module(
+    "ScanRefer", __doc__, score_scanrefer, predictions=NUMBERS, references=NUMBERS, question_types=TEXT
+)

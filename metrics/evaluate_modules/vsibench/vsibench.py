@@ -3,25 +3,8 @@
 For `evaluate.load` with this folder; columns and scores are those of `score_vsibench`.
 """
 
-import datasets
-import evaluate
-
 from ross3d.metrics.benchmarks import score_vsibench
+from ross3d.metrics.evaluate_module import TEXT, make_module
 
 
-class VSIBench(evaluate.Metric):
-    def _info(self):
-        columns = {
-            "predictions": datasets.Value("string"),
-            "references": datasets.Value("string"),
-            "question_types": datasets.Value("string"),
-        }
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description=score_vsibench.__doc__,
-            features=datasets.Features(columns),
-        )
-
-    def _compute(self, predictions, references, question_types):
-        return score_vsibench(predictions, references, question_types)
+VSIBench = make_module("VSIBench", __doc__, score_vsibench, predictions=TEXT, references=TEXT, question_types=TEXT)

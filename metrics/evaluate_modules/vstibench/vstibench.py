@@ -3,25 +3,8 @@
 For `evaluate.load` with this folder; columns and scores are those of `score_vstibench`.
 """
 
-import datasets
-import evaluate
-
 from ross3d.metrics.benchmarks import score_vstibench
+from ross3d.metrics.evaluate_module import TEXT, make_module
 
 
-class VSTIBench(evaluate.Metric):
-    def _info(self):
-        columns = {
-            "predictions": datasets.Value("string"),
-            "references": datasets.Value("string"),
-            "question_types": datasets.Value("string"),
-        }
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description=score_vstibench.__doc__,
-            features=datasets.Features(columns),
-        )
-
-    def _compute(self, predictions, references, question_types):
-        return score_vstibench(predictions, references, question_types)
+VSTIBench = make_module("VSTIBench", __doc__, score_vstibench, predictions=TEXT, references=TEXT, question_types=TEXT)
