@@ -1,7 +1,7 @@
 """What can be told of a checkpoint's damage from its files: sizes, formats, check sums, numbers.
 
-A file of torch.save, a zip archive, has check sums in itself. Of the others there is a list in `checksums.json`, without
-which a flipped bit that leaves a weight finite could not be told. Checkpoints of earlier code have no such list.
+A file of torch.save, a zip archive, has check sums in itself. Of the others `checksums.json` has a list, without which
+a flipped bit that leaves a weight finite could not be told. Checkpoints of earlier code have no such list.
 """
 
 import re

@@ -77,8 +77,8 @@ class PublicSet:
 
 @dataclass(frozen=True)
 class PublicJob:
-    """One scene of a split: its folder of frames, what is known of it, its objects and proposals, and whether its links
-    may lead out of it."""
+    """One scene of a split: its folder of frames, what is known of it, its objects and proposals, and whether links of
+    its folders may lead out of them."""
 
     folder: Path
     split: str
