@@ -19,6 +19,8 @@ from ross3d.tasks.task import Record
 
 
 PARTS_FOLDER, PARTS = "parts", "rank*-*.jsonl"
+# Each scene has a folder in it.
+PICTURES_FOLDER = "pictures"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -127,7 +129,8 @@ class RecordStore:
         # Somebody else's files in it stay.
         if self.parts_dir.is_dir() and not any(self.parts_dir.iterdir()):
             self.parts_dir.rmdir()
-        remove_leftovers(self.output_dir)
+        for folder in (self.output_dir, *self.output_dir.glob(f"{PICTURES_FOLDER}/*")):
+            remove_leftovers(folder)
 
 
 __all__ = ["RecordStore", "format_lines", "group_items", "read_whole_lines", "write_json"]

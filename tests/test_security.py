@@ -6,13 +6,16 @@ Each case is right where the hostile word is taken out; docs/SECURITY.md names t
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from functools import cache
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -20,10 +23,12 @@ from ross3d import eval as evaluation
 from ross3d import train
 from ross3d.data.annotations import load_annotations
 from ross3d.data.box_files import read_mask3d
+from ross3d.data.kept import load_kept
 from ross3d.data.prepare.__main__ import main as prepare
 from ross3d.data.prepare.mask_files import read_mask_boxes
 from ross3d.data.sources import read_scene
 from ross3d.data.sources.posed_images import load_embodiedscan_infos
+from ross3d.tests.fabricate import make_model
 from ross3d.tests.given_scans import copy_given, prepare_given
 from ross3d.tests.hostile import Home, watch
 from ross3d.tests.published import write_published
@@ -31,7 +36,7 @@ from ross3d.tests.test_pictures import FAULTS
 from ross3d.tests.test_prepare_safety import BROKEN_MASKS, VERTICES, make_public, prepare_public, write_arrays
 from ross3d.tests.tiny import get_checkpoint, get_folder, get_rooms
 from ross3d.tools import ask, convert, push, view
-from ross3d.training.arguments import DataArguments, RunArguments
+from ross3d.training.arguments import DataArguments, RunArguments, read_run_arguments
 
 
 PLANTED = "from pathlib import Path\nPath({!r}).write_text('it ran')\nclass Planted: pass\n"
@@ -219,6 +224,26 @@ def test_pickles_of_infos_run_nothing(home, tmp_path, fault):
     assert "infos_train.pkl: the pickle is refused" in told.error
 
 
+def test_pickles_in_caches_run_nothing(home, tmp_path):
+    """Prepared scenes and latents, and saved scenes."""
+    file, mark = tmp_path / "kept", tmp_path / "mark"
+    kept = {"identity": {}, "about": Attack(mark), "tensors": {}, "checksum": 0}
+    for write in (pickle.dump, torch.save):
+        with file.open("wb") as opened:
+            write(kept, opened)
+        assert "expected tensors that were kept whole, got a broken file" in home.watch(load_kept, file, {}).error
+        told = home.watch(make_model().load_scene, file)
+        assert f"{file}" in told.error and not mark.exists(), told.error
+
+
+@pytest.mark.parametrize("call", ["object/apply:os.mkdir", "object/new:os.mkdir", "name:os.mkdir", "module:os"])
+def test_yaml_makes_no_objects(home, tmp_path, call):
+    file, mark = tmp_path / "run.yaml", tmp_path / "mark"
+    file.write_text(f"seed: !!python/{call} [{mark}]\n")
+    told = home.watch(read_run_arguments, file, seconds=60)
+    assert "run.yaml" in told.error and not mark.exists()
+
+
 def test_a_pickle_that_calls_is_refused(home, tmp_path):
     file, mark = tmp_path / "embodiedscan_infos_train.pkl", tmp_path / "mark"
     file.write_bytes(pickle.dumps({"data_list": [Attack(mark)]}))
@@ -393,6 +418,40 @@ def test_a_page_of_a_run_shows_nothing_elsewhere(home, tmp_path, change):
     assert "metrics.json" in told.error and expected in told.error and not (tmp_path / "page.html").exists()
 
 
+HOSTILE_TEXT = '<script>alert(1)</script>"><img src=x onerror=alert(1)></title></pre><!--'
+
+
+def list_markup(page: str) -> set[tuple]:
+    """Each kind of element with the names of its attributes."""
+    found = set()
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            found.add((tag, *sorted(name for name, _ in attributes)))
+
+    Reader().feed(page)
+    return found
+
+
+def test_text_of_others_stays_text_on_a_page(tmp_path):
+    run, page = tmp_path / "run", tmp_path / "page.html"
+    words = ["--model", str(get_checkpoint()), "--task", "rooms", "--data", str(get_rooms()), "--output", str(run)]
+    evaluation.main(evaluation.parse_arguments([*words, "--limit", "1", "--num_views", "2"]))
+    view.main([str(run), "--output", str(page)])
+    wanted = list_markup(page.read_text())
+    records = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    for record in records:
+        record |= {name: HOSTILE_TEXT for name in ("question", "response", "question_type")}
+        record |= {"references": [HOSTILE_TEXT]} | ({"prediction": HOSTILE_TEXT} if record["prediction"] else {})
+    (run / "predictions.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["settings"]["model"] = metrics["commit"] = HOSTILE_TEXT
+    metrics["command"] = [HOSTILE_TEXT]
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    view.main([str(run), "--output", str(page)])
+    assert list_markup(page.read_text()) <= wanted and "&lt;script&gt;" in page.read_text()
+
+
 def test_a_scene_id_from_python_is_looked_at_too(home, tmp_path):
     row = json.loads((get_rooms() / "annotations" / "val.jsonl").read_text().splitlines()[0])
     file = tmp_path / "rows.jsonl"
@@ -400,6 +459,24 @@ def test_a_scene_id_from_python_is_looked_at_too(home, tmp_path):
     told = home.watch(load_annotations, file, seconds=60)
     # Both rows, with their lines.
     assert f"{file}:1: scene_id" in told.error and f"{file}:2: scene_id" in told.error
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_page_names_what_is_there():
+    """docs/SECURITY.md: each function in its file, each test in this one, and none of these left out."""
+    page = (ROOT / "docs" / "SECURITY.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(\w+)`\s+(?:\(|in )([\w/]+\.py)", page)
+    assert len(named) > 20
+    for name, file in named:
+        assert re.search(rf"^ *(def|class) {name}\b", (ROOT / file).read_text(), flags=re.MULTILINE), (name, file)
+    own = set(re.findall(r"^def (test_\w+)", Path(__file__).read_text(), flags=re.MULTILINE))
+    tests = set(re.findall(r"`(test_\w+)`", page))
+    assert tests <= own, tests - own
+    of_these_tests = {"test_the_page_names_what_is_there", "test_the_watch_itself_sees_what_is_done"}
+    more = {"test_a_pickle_that_calls_is_refused", "test_a_scene_id_from_python_is_looked_at_too"}
+    assert own - tests == of_these_tests | more
 
 
 def test_the_watch_itself_sees_what_is_done(home, tmp_path):
