@@ -14,7 +14,7 @@ from ross3d.modeling_ross3d import LOSS_NAMES
 from ross3d.tests.tiny import get_checkpoint, get_rooms
 from ross3d.train import build_training_arguments
 from ross3d.training.arguments import DataArguments, RunArguments, read_run_arguments
-from ross3d.training.build import check_same_data, get_data_fingerprint
+from ross3d.training.build import SIZES, check_same_data, get_data_fingerprint
 from ross3d.training.callbacks import (
     COMPLETE_MARK,
     MarkComplete,
@@ -127,6 +127,10 @@ def test_questions_or_scenes_that_changed_since_a_run_began_are_refused(tmp_path
     (first / "boxes.json").write_text(json.dumps(json.loads(boxes)[1:]))
     with pytest.raises(ValueError, match="got others: sizes of the scenes' files changed; restore them, choose"):
         check_same_data(get_data_fingerprint(data), file)
+    # Of a run of earlier code nothing is known of them.
+    file.write_text(json.dumps({name: value for name, value in told.items() if name != SIZES}))
+    check_same_data(get_data_fingerprint(data), file)
+    file.write_text(json.dumps(told))
     (first / "boxes.json").write_text(boxes)
     shutil.rmtree(first)
     with pytest.raises(ValueError, match="got others: names of the scenes in train, sizes of the scenes' files chan"):
@@ -135,7 +139,7 @@ def test_questions_or_scenes_that_changed_since_a_run_began_are_refused(tmp_path
 
 def test_scans_without_questions_that_changed_are_noticed(tmp_path):
     rooms = Path(shutil.copytree(get_rooms(), tmp_path / "rooms"))
-    data = DataArguments(root=str(get_rooms()), unlabelled_root=str(rooms / "val"))
+    data = DataArguments(root=str(get_rooms()), unlabelled_root=str(rooms / "val"), unlabelled_share=0.3)
     file = tmp_path / "run_data.json"
     file.write_text(json.dumps(get_data_fingerprint(data)))
     (sorted((rooms / "val").iterdir())[1] / "proposals.json").write_text("[]")

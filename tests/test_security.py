@@ -35,7 +35,7 @@ from ross3d.tests.published import write_published
 from ross3d.tests.test_pictures import FAULTS
 from ross3d.tests.test_prepare_safety import BROKEN_MASKS, VERTICES, make_public, prepare_public, write_arrays
 from ross3d.tests.tiny import get_checkpoint, get_folder, get_rooms
-from ross3d.tools import ask, convert, push, view
+from ross3d.tools import ask, compare, convert, push, view
 from ross3d.training.arguments import DataArguments, RunArguments, read_run_arguments
 
 
@@ -160,8 +160,8 @@ def test_an_index_leads_to_no_weights_elsewhere(home, tmp_path, program):
 
 
 LINKED = [
-    "chat_template.jinja", "tokenizer.json", "vocab.json", "merges.txt", "model.safetensors", "generation_config.json",
-    "published/merges.txt", "published", "teacher/config.json", "teacher",
+    "README.md", "chat_template.jinja", "tokenizer.json", "vocab.json", "merges.txt", "model.safetensors",
+    "generation_config.json", "published/merges.txt", "published", "teacher/config.json", "teacher",
 ]  # fmt: skip
 
 
@@ -416,6 +416,9 @@ def test_a_page_of_a_run_shows_nothing_elsewhere(home, tmp_path, change):
     told = home.watch(lambda: view.main([str(run), "--output", str(tmp_path / "page.html")]))
     expected = "expected a name of letters" if change == "records" else "expected a file inside"
     assert "metrics.json" in told.error and expected in told.error and not (tmp_path / "page.html").exists()
+    if change == "records":
+        told = home.watch(lambda: compare.main([str(run), str(run)]))
+        assert "metrics.json" in told.error and expected in told.error
 
 
 HOSTILE_TEXT = '<script>alert(1)</script>"><img src=x onerror=alert(1)></title></pre><!--'

@@ -52,6 +52,8 @@ from ross3d.training.optimizer import MuonAdamW
 from ross3d.training.shards import check_whole_matrices, is_launched_with
 
 
+# What `run_data.json` calls the hash of the scenes' files.
+SIZES = "sizes of the scenes' files"
 PROCESSOR_SETTINGS = inspect.signature(Ross3DProcessor.__init__).parameters.keys() - {"self"}
 
 
@@ -98,7 +100,7 @@ def get_data_fingerprint(arguments: DataArguments) -> dict[str, str]:
     # Not the times of change, which a copy on another machine's disk does not keep.
     folders = list_scenes(arguments)
     folders += [] if arguments.unlabelled_root is None else list_folders(Path(arguments.unlabelled_root))
-    told["sizes of the scenes' files"] = hash_bytes(repr([describe_sizes(path) for path in folders]).encode())
+    told[SIZES] = hash_bytes(repr([describe_sizes(path) for path in folders]).encode())
     return told
 
 
@@ -125,6 +127,8 @@ def check_same_data(told: dict[str, str], file: Path) -> None:
     if not file.is_file():
         return
     before = read_json(file, "what the run here was trained on", kind=dict)
+    # Runs of earlier code have noted no sizes.
+    told = {name: value for name, value in told.items() if name != SIZES or name in before}
     changed = sorted(name for name in before.keys() | told.keys() if before.get(name) != told.get(name))
     if changed:
         raise ValueError(
@@ -176,7 +180,7 @@ def find_init_folder(arguments: RunArguments) -> Path | None:
         return None
     folder = find_checkpoint(arguments.init_from, "init_from")
     # What a link leads to would be saved with the run, and pushed with it.
-    check_links([file for pattern in CHECKPOINT_FILES for file in folder.glob(pattern)], folder)
+    check_links([file for pattern in (*CHECKPOINT_FILES, CARD_NAME) for file in folder.glob(pattern)], folder)
     return folder
 
 

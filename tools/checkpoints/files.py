@@ -234,7 +234,7 @@ def find_checkpoint(name: str | os.PathLike) -> Path:
     folder = find_folder(name, (*SMALL_FILES, "*.safetensors"))
     if not Path(name).exists() and not any(folder.glob("*.safetensors")):
         folder = find_folder(name, (*SMALL_FILES, "*.bin"))
-    patterns = (*CHECKPOINT_FILES, *SMALL_FILES, "*.bin")
+    patterns = (*CHECKPOINT_FILES, *SMALL_FILES, "*.bin", "README.md")
     check_links([file for pattern in patterns for file in folder.glob(pattern)], folder)
     return folder
 
