@@ -426,13 +426,9 @@ HOSTILE_TEXT = '<script>alert(1)</script>"><img src=x onerror=alert(1)></title><
 
 def list_markup(page: str) -> set[tuple]:
     """Each kind of element with the names of its attributes."""
-    found = set()
-
-    class Reader(HTMLParser):
-        def handle_starttag(self, tag, attributes):
-            found.add((tag, *sorted(name for name, _ in attributes)))
-
-    Reader().feed(page)
+    found, parser = set(), HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: found.add((tag, *sorted(name for name, _ in attributes)))
+    parser.feed(page)
     return found
 
 
