@@ -277,7 +277,7 @@ def get_eval_command(runs: Runs) -> list[str]:
 def test_half_written_files_of_killed_evaluations_are_removed_at_the_end(tmp_path):
     store = RecordStore(tmp_path, ["predictions.jsonl"])
     store.append_scene([{"task": "rooms", "scene_id": "a", "id": "a-0"}])
-    torn = tmp_path / "pictures" / "a" / ".bev_truth.png.4711.partial"
+    torn = tmp_path / "pictures" / "a" / ".bev_truth.png.4711.0123abcd.partial"
     torn.parent.mkdir(parents=True)
     torn.write_bytes(b"half a pict")
     store.write_final("predictions.jsonl", store.get_records("rooms", []))
