@@ -32,7 +32,7 @@ from ross3d.data.ahead import iterate_ahead
 from ross3d.data.annotations import Annotation, find_annotations, load_annotations
 from ross3d.data.atomic import check_output_folder, hold_folder
 from ross3d.data.dataset import get_row_seed
-from ross3d.data.kept import describe_file, describe_source
+from ross3d.data.kept import describe_file, describe_source, hash_file
 from ross3d.data.sources import find_video, get_reading, read_scene
 from ross3d.data.text_files import read_json
 from ross3d.metrics.meteor import Meteor, check_meteor
@@ -48,6 +48,7 @@ from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 from ross3d.training.arguments import flatten_settings
 from ross3d.training.card import get_commit
 from ross3d.training.checkpoint import check_lengths, find_checkpoint, load_processor
+from ross3d.training.damage import CHECKSUMS
 from ross3d.training.loading import load_model as read_weights
 
 
@@ -112,14 +113,9 @@ def get_fingerprint(model: str) -> str | None:
         return None
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.suffix in {".safetensors", ".json", ".jinja", ".py"}):
-        if path.name != "trainer_state.json":
+        if path.name not in ("trainer_state.json", CHECKSUMS):
             digest.update(f"{path.name} {hash_file(path)}".encode())
     return digest.hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_model(arguments: EvalArguments, tasks: list[Task], device: torch.device) -> tuple[Any, Any]:

@@ -145,7 +145,7 @@ def run(arguments: RunArguments, training: TrainingArguments, output_dir: Path) 
     if is_finished:
         print(f"{output_dir}: this run is finished; nothing to do.")
         return
-    told = get_data_fingerprint(arguments.data)
+    told = get_data_fingerprint(arguments.data) if training.process_index == 0 else {}
     if training.process_index == 0 and has_begun(output_dir):
         check_same_data(told, output_dir / DATA_FILE)
     # A library that the optimizer needs is missed here, before anything large is read.

@@ -69,6 +69,8 @@ class Annotation:
 # Beyond these a coordinate is no metre of a room, and a text fits into no model's row.
 MAX_METRES = 500.0
 MAX_LETTERS = 20_000
+# Rows that an error lists, and with how many letters each; the rest is counted, up to a number that says enough.
+SHOWN_FAULTS, MAX_FAULT_LETTERS, MAX_FAULTS = 10, 400, 1000
 # The largest mixture of the published training data has a fifth of a million questions.
 MAX_ROWS = 10_000_000
 ROWS_AT_ONCE = 4096
@@ -258,7 +260,7 @@ def find_annotations(data_dir: str | os.PathLike, split: str) -> Path:
 
 
 def load_annotations(path: str | os.PathLike, allow_outside: bool | None = None) -> list[Annotation]:
-    """Read and check a file of JSON lines or, by its suffix, Parquet.
+    """Read and check a file of JSON lines or, by its suffix, Parquet; an error lists all rows that are wrong.
 
     Args:
         allow_outside (`bool`, *optional*): let scene ids lead out of the data folder; None where nobody can ask for
@@ -275,15 +277,35 @@ def load_annotations(path: str | os.PathLike, allow_outside: bool | None = None)
         if path.suffix == ".parquet"
         else read_json_lines(path, "an annotation a line")
     )
-    annotations, lines_of_id = [], {}
+    annotations, lines_of_id, faults = [], {}, []
     for number, row in rows:
         where = f"{path}:{number}"
-        annotation = _parse_row(row, where, allow_outside)
-        if annotation.id in lines_of_id:
-            raise ValueError(f"{where}: id {annotation.id!r} was used on line {lines_of_id[annotation.id]} already.")
+        try:
+            annotation = _parse_row(row, where, allow_outside)
+            if annotation.id in lines_of_id:
+                raise ValueError(
+                    f"{where}: id {annotation.id!r} was used on line {lines_of_id[annotation.id]} already."
+                )
+        except ValueError as error:
+            faults.append(error.with_traceback(None))
+            if len(faults) == MAX_FAULTS:
+                break
+            continue
         lines_of_id[annotation.id] = number
         annotations.append(annotation)
+    _refuse_all(faults, f"{path}: expected rows that can be read and asked")
     return annotations
+
+
+def _refuse_all(faults: list[ValueError], expected: str) -> None:
+    """Raise the only fault, or one error that lists several; nothing where there is none."""
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        shown = " | ".join(str(fault)[:MAX_FAULT_LETTERS] for fault in faults[:SHOWN_FAULTS])
+        more = "" if len(faults) <= SHOWN_FAULTS else f" | and {len(faults) - SHOWN_FAULTS} more"
+        or_more = " or more" if len(faults) == MAX_FAULTS else ""
+        raise ValueError(f"{expected}, got {len(faults)}{or_more} that are wrong: {shown}{more}")
 
 
 def read_parquet_rows(path: Path, meaning: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -373,9 +395,10 @@ def check_all_object_ids(annotations: Iterable[Annotation], find_scene: Callable
         find_scene: scene id -> its folder.
 
     Raises:
-        ValueError: names the first such question and its scene.
+        ValueError: names all such questions and their scenes.
     """
     counts: dict[str, int | None] = {}
+    faults = []
     for annotation in annotations:
         if annotation.object_ids:
             name = annotation.scene_id
@@ -384,7 +407,13 @@ def check_all_object_ids(annotations: Iterable[Annotation], find_scene: Callable
                 boxes = read_json(file, "a list of boxes") if file.is_file() else None
                 counts[name] = len(boxes) if isinstance(boxes, list) else None
             if counts[name] is not None:
-                check_object_ids(annotation, counts[name], str(find_scene(name)))
+                try:
+                    check_object_ids(annotation, counts[name], str(find_scene(name)))
+                except ValueError as error:
+                    faults.append(error.with_traceback(None))
+            if len(faults) == MAX_FAULTS:
+                break
+    _refuse_all(faults, "object_ids: expected numbers of boxes that the scenes have")
 
 
 def check_query_coords(

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -16,6 +17,9 @@ from typing import IO
 
 # How torch and safetensors say that a disk is full, each in its own words.
 DISK_FULL_WORDS = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
+
+# Names of what is being written, with the number of the process.
+PARTIAL_FILE, PART_FOLDER = re.compile(r"\..+\.(\d+)\.[0-9a-f]{8}\.partial"), re.compile(r"\..+\.(\d+)\.part")
 
 
 def tell_full_disk(error: Exception, path: Path) -> None:
@@ -105,18 +109,23 @@ def replace_file(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left in a folder: files of `replace_file`, and folders named `.NAME.part`."""
+    """Remove what killed processes left in a folder: files of `replace_file`, and folders `.NAME.PROCESS.part`.
+
+    Hidden files and folders of other names are somebody else's.
+    """
     for leftover in folder.glob(".*.partial"):
-        leftover.unlink(missing_ok=True)
+        if PARTIAL_FILE.fullmatch(leftover.name):
+            leftover.unlink(missing_ok=True)
     for leftover in folder.glob(".*.part"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        if PART_FOLDER.fullmatch(leftover.name):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def remove_leftovers_of_the_dead(folder: Path) -> None:
     """Remove files of `replace_file` whose process is gone, from a folder that others may be writing to."""
     for leftover in folder.glob(".*.partial"):
-        process = leftover.name.split(".")[-3]
-        if process.isdecimal() and not is_running(int(process)):
+        named = PARTIAL_FILE.fullmatch(leftover.name)
+        if named is not None and not is_running(int(named[1])):
             leftover.unlink(missing_ok=True)
 
 

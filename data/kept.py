@@ -32,6 +32,12 @@ def describe_file(file: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
+def hash_file(file: Path) -> str:
+    """sha256 of a file's bytes."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 def describe_source(path: Path) -> dict[str, Any]:
     """The folder, and name, size and time of change of every file that a scan is read from."""
     files = [[os.path.relpath(file, path), *describe_file(file)] for file in list_files(path)]

@@ -1,4 +1,8 @@
-"""Names and links that folders of others hold, checked once before they become paths."""
+"""Names and links that folders of others hold, checked once before they become paths.
+
+`is_inside` says whether a path stays in its folder. `check_name` is for names that are no paths, `check_links` for
+files of a folder that are copied, `resolve_inside` (sources/inside.py) for names that may be paths.
+"""
 
 import re
 from collections.abc import Iterable
@@ -27,12 +31,11 @@ def check_name(name: Any, where: str) -> str:
 
 def is_inside(file: Path, folder: Path) -> bool:
     """Whether what a path leads to, links followed, lies in a folder; of a folder of the Hub's cache, whose files are
-    links, in what the cache holds of that repository.
+    links, also among the files that the cache keeps of that repository.
     """
     root = folder.resolve()
-    if root.parent.name == "snapshots":
-        root = root.parents[1]
-    return file.resolve().is_relative_to(root)
+    blobs = [root.parents[1] / "blobs"] if root.parent.name == "snapshots" else []
+    return any(file.resolve().is_relative_to(place) for place in (root, *blobs))
 
 
 def check_links(files: Iterable[Path], folder: Path) -> None:

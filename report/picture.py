@@ -4,6 +4,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ross3d.data.atomic import replace_file
+
 
 COLUMNS = {
     "truth": "hidden picture",
@@ -55,10 +57,8 @@ def make_picture(run_dir: Path, num_scenes: int = 2) -> Image.Image:
 
 def save_picture(path: Path, picture: Image.Image) -> None:
     """Write a PNG; a reader finds the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    picture.save(partial, format="PNG", optimize=True)
-    partial.replace(path)
+    with replace_file(path) as partial:
+        picture.save(partial, format="PNG", optimize=True)
 
 
 __all__ = ["make_picture", "save_picture"]

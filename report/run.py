@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ross3d.data.atomic import write_text
+from ross3d.data.names import check_name
 from ross3d.data.scene import Scene
 from ross3d.data.text_files import read_json as read_json_file
 from ross3d.data.text_files import read_json_lines
@@ -72,9 +73,10 @@ def read_all_records(run_dir: Path, metrics: dict[str, Any]) -> list[dict[str, A
     Raises:
         FileNotFoundError: a task has scores, and its file is not there.
     """
+    noted = metrics.get("records_files", {})
     # Runs of before this was noted had these two files.
     files = {task: RECORDS_FILES.get(task, "predictions.jsonl") for task in metrics["scores"]}
-    files |= metrics.get("records_files", {})
+    files |= {task: check_name(name, f"{run_dir / 'metrics.json'}, records_files") for task, name in noted.items()}
     for task, name in files.items():
         if metrics["scores"].get(task) and task != "reconstruction" and not (run_dir / name).is_file():
             raise FileNotFoundError(

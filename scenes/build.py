@@ -11,7 +11,6 @@ that are missing; each scene depends on (seed, split, index) alone, so the resul
 import argparse
 import json
 import os
-import shutil
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from ross3d.command_line import COUNT, NUM_VIEWS, SEED, add_debug, parse_path, run_program
 from ross3d.data.annotations import load_annotations, save_annotations
-from ross3d.data.atomic import check_output_folder, write_text
+from ross3d.data.atomic import check_output_folder, remove_leftovers, write_text
 from ross3d.data.bev import render_scene_bev
 from ross3d.data.scene import Scene
 from ross3d.data.sources.rgbd_folder import write_rgbd_folder
@@ -93,8 +92,7 @@ def build_scene(
 def build_split(output: Path, split: str, count: int, arguments: dict, workers: int) -> dict[str, int]:
     """Build `count` scenes of `split` and their annotations; returns the number of questions by type."""
     (output / split).mkdir(parents=True, exist_ok=True)
-    for leftover in (output / split).glob(".*.part"):
-        shutil.rmtree(leftover)
+    remove_leftovers(output / split)
     build = partial(
         build_scene,
         output=str(output),

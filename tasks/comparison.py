@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ross3d.data.names import check_name
 from ross3d.data.text_files import read_json, read_json_lines
 from ross3d.metrics.bootstrap import summarize_seeds
 from ross3d.metrics.columns import match_ids
@@ -50,9 +51,8 @@ def read_run(folder: Path) -> Run:
             f"{file}: expected scores, an object with the scores of each task, got {str(scores)[:60]}; evaluate again."
         )
     # Those without values of each question are not compared.
-    names = {metrics.get("records_files", {}).get(task, "predictions.jsonl") for task in scores} or {
-        "predictions.jsonl"
-    }
+    noted = {metrics.get("records_files", {}).get(task, "predictions.jsonl") for task in scores}
+    names = {check_name(name, f"{file}, records_files") for name in noted} or {"predictions.jsonl"}
     records: dict[str, list[Record]] = {}
     for name in sorted(names):
         if not (folder / name).is_file():

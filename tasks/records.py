@@ -8,18 +8,19 @@ which replace older ones at once.
 
 import json
 import os
-import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ross3d.data.atomic import write_text
+from ross3d.data.atomic import remove_leftovers, write_text
 from ross3d.data.text_files import parse_json
 from ross3d.tasks.task import Record
 
 
-PARTS_FOLDER = "parts"
+PARTS_FOLDER, PARTS = "parts", "rank*-*.jsonl"
+# Each scene has a folder in it.
+PICTURES_FOLDER = "pictures"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -82,7 +83,7 @@ class RecordStore:
     def read_again(self, final_files: Sequence[str] = ()) -> None:
         """Take in what all processes have written so far."""
         finished = [self.output_dir / name for name in final_files]
-        for path in [path for path in finished if path.is_file()] + sorted(self.parts_dir.glob("*.jsonl")):
+        for path in [path for path in finished if path.is_file()] + sorted(self.parts_dir.glob(PARTS)):
             for record in read_whole_lines(path):
                 self.records.setdefault((record["task"], record["id"]), record)
 
@@ -123,9 +124,13 @@ class RecordStore:
 
     def remove_parts(self) -> None:
         """Remove what only a running evaluation needs, and the half-written files of killed ones."""
-        shutil.rmtree(self.parts_dir, ignore_errors=True)
-        for path in self.output_dir.rglob(".*.partial"):
+        for path in self.parts_dir.glob(PARTS):
             path.unlink()
+        # Somebody else's files in it stay.
+        if self.parts_dir.is_dir() and not any(self.parts_dir.iterdir()):
+            self.parts_dir.rmdir()
+        for folder in (self.output_dir, *self.output_dir.glob(f"{PICTURES_FOLDER}/*")):
+            remove_leftovers(folder)
 
 
 __all__ = ["RecordStore", "format_lines", "group_items", "read_whole_lines", "write_json"]

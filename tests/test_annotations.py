@@ -13,6 +13,7 @@ import torch
 from ross3d.data import annotations
 from ross3d.data.annotations import (
     Annotation,
+    check_all_object_ids,
     check_annotation,
     check_query_coords,
     find_annotations,
@@ -171,6 +172,52 @@ def test_rows_that_would_be_refused_when_they_are_asked_are_refused_at_load(tmp_
     write(tmp_path / "rows.jsonl", rows)
     with pytest.raises(ValueError, match=rf"rows.jsonl:1: {message}"):
         load_annotations(tmp_path / "rows.jsonl")
+
+
+def test_all_wrong_rows_are_told_at_once(tmp_path):
+    """With their lines, so that a file is mended in one go; a single one is told as before."""
+    rows = make_rows() + [make_rows()[0] | {"id": f"more-{number}"} for number in range(30)]
+    rows[0] |= {"answer": ""}
+    rows[2] |= {"object_ids": [-1]}
+    rows[3] |= {"id": "b"}
+    write(tmp_path / "rows.jsonl", rows)
+    message = (
+        r"rows.jsonl: expected rows that can be read and asked, got 3 that are wrong: .*rows.jsonl:1: answer must be a"
+        r" non-empty .* \| .*rows.jsonl:3: object_ids must .* \| .*rows.jsonl:4: id 'b' was used on line 2 already\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_annotations(tmp_path / "rows.jsonl")
+    for row in rows:
+        row["answer"] = "x" * 100_000
+    write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(ValueError, match=r"got 34 that are wrong: .*rows.jsonl:10: .* \| and 24 more$") as caught:
+        load_annotations(tmp_path / "rows.jsonl")
+    assert str(caught.value).count(" | ") == 10 and len(str(caught.value)) < 5000 and "\n" not in str(caught.value)
+
+
+def test_a_file_of_nothing_but_wrong_rows_is_not_read_to_its_end(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"id": 7}\n' * 1500)
+    with pytest.raises(ValueError, match=r"got 1000 or more that are wrong: .* \| and 990 more$"):
+        load_annotations(tmp_path / "rows.jsonl")
+
+
+def test_all_questions_about_absent_objects_are_told_at_once(tmp_path):
+    for name, count in (("s0", 1), ("s1", 3)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "boxes.json").write_text(json.dumps([[0, 0, 0, 1, 1, 1]] * count))
+    rows = [
+        Annotation(f"q{number}", f"s{number % 2}", "t", "one", "Find it.", "<ground>", object_ids=[number])
+        for number in range(5)
+    ]
+    message = (
+        "object_ids: expected numbers of boxes that the scenes have, got 3 that are wrong: object_ids of question 'q2'"
+        r".* below 1, .* \| .*question 'q3': expected numbers below 3.* \| .*question 'q4'"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_all_object_ids(rows, lambda name: tmp_path / name)
+    with pytest.raises(ValueError, match=r"^object_ids of question 'q2': expected numbers below 1"):
+        check_all_object_ids(rows[:3], lambda name: tmp_path / name)
+    check_all_object_ids(rows[:2], lambda name: tmp_path / name)
 
 
 def test_the_question_of_a_wrong_row_is_named(tmp_path):

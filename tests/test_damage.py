@@ -16,7 +16,7 @@ from ross3d.tests.fabricate import make_model
 from ross3d.tests.tiny import get_checkpoint, get_rooms
 from ross3d.training.arguments import RunArguments
 from ross3d.training.callbacks import COMPLETE_MARK, find_checkpoint, is_complete, mark_complete
-from ross3d.training.damage import check_checkpoint_files, check_weight_names
+from ross3d.training.damage import CHECKSUMS, check_checkpoint_files, check_weight_names
 
 
 def make_checkpoint(folder: Path, step: int, width: int = 3) -> Path:
@@ -124,6 +124,41 @@ def test_no_flipped_bit_of_a_record_is_passed_over(tmp_path, name):
             assert repr(torch.load(file)) == wanted, place
         file.write_bytes(content)
     assert refused > 20
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "trainer_state.json"])
+def test_a_flipped_bit_that_leaves_a_file_readable_is_noticed(tmp_path, name):
+    """Another weight, another setting: every byte counts, since the format has no check sum."""
+    folder = make_checkpoint(tmp_path, 5)
+    check_checkpoint_files(folder, 5)
+    file = folder / name
+    content = bytearray(file.read_bytes())
+    place = {"model.safetensors": len(content) - 1, "config.json": content.find(b"3")}.get(name, content.find(b"1.5"))
+    content[place] ^= 0x01
+    file.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=f"{name}: expected the bytes that were written, got others; copy it again"):
+        check_checkpoint_files(folder, 5)
+    # Of a checkpoint of earlier code nothing more is known than sizes.
+    (folder / CHECKSUMS).unlink()
+    sizes = json.loads((folder / COMPLETE_MARK).read_text())
+    (folder / COMPLETE_MARK).write_text(json.dumps({key: sizes[key] for key in sizes if key != CHECKSUMS}))
+    check_checkpoint_files(folder, 5)
+
+
+@pytest.mark.parametrize("name", ["../secret.json", "/etc/hostname", "a/../../secret.json"])
+def test_a_mark_names_files_of_its_own_folder(tmp_path, name):
+    (tmp_path / "secret.json").write_text("{}")
+    folder = make_checkpoint(tmp_path, 5)
+    for file, told in ((COMPLETE_MARK, 2), (CHECKSUMS, "0" * 64)):
+        listed = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps(listed | {name: told}))
+        sizes = json.loads((folder / COMPLETE_MARK).read_text())
+        if file == CHECKSUMS:
+            sizes[CHECKSUMS] = (folder / file).stat().st_size
+            (folder / COMPLETE_MARK).write_text(json.dumps(sizes))
+        with pytest.raises(ValueError, match=f"{file}: expected a file inside .*checkpoint-5, got '.*', which leads"):
+            check_checkpoint_files(folder, 5)
+        (folder / file).write_text(json.dumps(listed))
 
 
 def test_a_finished_folder_whose_mark_lists_nothing_is_refused(tmp_path):

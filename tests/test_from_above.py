@@ -43,7 +43,7 @@ def test_only_what_is_missing_is_made(rooms, capsys):
     assert "0 made, 3 there already" in capsys.readouterr().out
     assert list_states(rooms) == states
     (rooms / "val" / "val-000000" / "bev.png").unlink()
-    (rooms / "train" / "train-000001" / ".bev.png.17.ab.partial").write_text("half")
+    (rooms / "train" / "train-000001" / ".bev.png.17.0123abcd.partial").write_text("half")
     shutil.copy(rooms / "val" / "val-000000" / "bev.json", rooms / "train" / "train-000001")
     (rooms / "train" / "train-000001" / "bev.png").unlink()
     run("--data", rooms, "--bev-size", 56)

@@ -21,7 +21,7 @@ from datasets import load_dataset
 from PIL import Image
 
 from ross3d.data.annotations import Annotation, load_annotations
-from ross3d.data.atomic import hold_folder, remove_leftovers, replace_file
+from ross3d.data.atomic import hold_folder, remove_leftovers, remove_leftovers_of_the_dead, replace_file
 from ross3d.data.prepare.__main__ import main
 from ross3d.data.prepare.boxes import match_proposal
 from ross3d.data.sampling import (
@@ -458,15 +458,20 @@ def test_another_table_of_labels_makes_scenes_anew(raw, tmp_path):
 
 
 def test_leftovers_are_removed(tmp_path):
-    """What `replace_file` and scene folders leave when they are killed, and nothing else."""
+    """What `replace_file` and scene folders leave when they are killed, and nothing else, whatever it is called."""
     with replace_file(tmp_path / "a.txt") as partial_file:
         partial_file.write_text("half")
         shutil.copy(partial_file, partial_file.with_name(partial_file.name.replace(".a.", ".b.")))
     (tmp_path / ".scene0001_00.17.part" / "deep").mkdir(parents=True)
-    (tmp_path / ".hidden").touch()
-    assert len(list(tmp_path.iterdir())) == 4
+    others = {".hidden", ".film.mp4.partial", ".x.17.partial", ".a.17.0123abcd.partial.txt"}
+    for name in others:
+        (tmp_path / name).touch()
+    (tmp_path / ".thesis.part").mkdir()
+    assert len(list(tmp_path.iterdir())) == 8
+    remove_leftovers_of_the_dead(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 8
     remove_leftovers(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", ".hidden"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", ".thesis.part", *others}
 
 
 def test_scans_whose_objects_are_asked_about_need_them(raw, tmp_path):

@@ -46,7 +46,7 @@ def test_boxes_from_depth_are_made_where_there_are_none(rooms, capsys):
     assert "0 made, 3 there already" in capsys.readouterr().out and list_states(rooms) == states
     missing = rooms / "train" / "train-000001" / "proposals.json"
     missing.unlink()
-    (missing.parent / ".proposals.json.17.ab.partial").write_text("half")
+    (missing.parent / ".proposals.json.17.0123abcd.partial").write_text("half")
     run("--data", rooms)
     assert "1 made, 2 there already" in capsys.readouterr().out and hash_files(rooms) == made
     main(["proposals", "--data", str(rooms), "--force", "--num-workers", "2"])

@@ -124,6 +124,19 @@ def test_what_somebody_put_there_is_not_removed(given):
     assert read_rgbd_folder(place).num_views == 2
 
 
+def test_what_lies_where_a_scene_is_linked_is_not_removed(given):
+    """A scan of two splits is the same files in both; the second place is somebody's folder."""
+    prepare_given(given)
+    (given / "out" / "account.json").unlink()
+    place = next(path for path in (given / "out" / "test").iterdir())
+    shutil.rmtree(place)
+    place.mkdir()
+    (place / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match=f"--output: .*{place.name} is there and is no scene that was prepared; move"):
+        prepare_given(given)
+    assert (place / "thesis.txt").read_text() == "mine"
+
+
 def test_boxes_that_are_none_are_told_with_their_file(tmp_path):
     root = make_public(tmp_path)
     file = root / "metadata" / "scannet_train_gt_box.json"

@@ -15,7 +15,7 @@ from ross3d.modeling_ross3d import LOSS_NAMES
 from ross3d.tests.tiny import get_checkpoint, get_rooms
 from ross3d.train import build_training_arguments
 from ross3d.training.arguments import RunArguments, read_run_arguments
-from ross3d.training.build import check_same_data, get_data_fingerprint
+from ross3d.training.build import SIZES, check_same_data, get_data_fingerprint
 from ross3d.training.callbacks import (
     COMPLETE_MARK,
     MarkComplete,
@@ -119,9 +119,48 @@ def test_questions_or_scenes_that_changed_since_a_run_began_are_refused(tmp_path
     with pytest.raises(ValueError, match=r"data: .* run in .* began, got others: annotations/train.jsonl changed"):
         check_same_data(get_data_fingerprint(data), file)
     (rooms / "annotations" / "train.jsonl").write_text(lines)
-    shutil.rmtree(sorted((rooms / "train").iterdir())[0])
-    with pytest.raises(ValueError, match="got others: names of the scenes in train changed"):
+    (rooms / "train" / ".hidden").mkdir()
+    first = sorted((rooms / "train").iterdir())[1]
+    (first / ".boxes.json.17.0123abcd.partial").write_text("[")
+    (first / "boxes.json").touch()
+    check_same_data(get_data_fingerprint(data), file)
+    boxes = (first / "boxes.json").read_text()
+    (first / "boxes.json").write_text(json.dumps(json.loads(boxes)[1:]))
+    with pytest.raises(ValueError, match="got others: sizes of the scenes' files changed; restore them, choose"):
         check_same_data(get_data_fingerprint(data), file)
+    # Of a run of earlier code nothing is known of them.
+    file.write_text(json.dumps({name: value for name, value in told.items() if name != SIZES}))
+    check_same_data(get_data_fingerprint(data), file)
+    file.write_text(json.dumps(told))
+    (first / "boxes.json").write_text(boxes)
+    shutil.rmtree(first)
+    with pytest.raises(ValueError, match="got others: names of the scenes in train, sizes of the scenes' files chan"):
+        check_same_data(get_data_fingerprint(data), file)
+
+
+def test_scans_without_questions_that_changed_are_noticed(tmp_path):
+    rooms = Path(shutil.copytree(get_rooms(), tmp_path / "rooms"))
+    data = DataArguments(root=str(get_rooms()), unlabelled_root=str(rooms / "val"), unlabelled_share=0.3)
+    file = tmp_path / "run_data.json"
+    file.write_text(json.dumps(get_data_fingerprint(data)))
+    (sorted((rooms / "val").iterdir())[1] / "proposals.json").write_text("[]")
+    with pytest.raises(ValueError, match="got others: sizes of the scenes' files changed"):
+        check_same_data(get_data_fingerprint(data), file)
+
+
+def test_checkpoints_of_something_else_are_not_removed(tmp_path):
+    """A run removes torn and old checkpoints of its folder; those of another program have no settings beside them."""
+    for name in ("checkpoint-7", "checkpoint-12"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("mine")
+    trainer = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none"}
+    run = RunArguments(init_from=str(get_checkpoint()), data=DataArguments(root=str(get_rooms())), trainer=trainer)
+    message = (
+        r"trainer.output_dir: expected a new folder, or one in which train.py began a run, got .* checkpoints and"
+    )
+    with pytest.raises(ValueError, match=message):
+        train.main(run)
+    assert len(list(tmp_path.rglob("thesis.txt"))) == 2
 
 
 def test_a_run_that_diverges_stops_and_keeps_its_last_finite_checkpoint(tmp_path):

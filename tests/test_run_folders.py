@@ -14,7 +14,7 @@ from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.report.run import make_run_page
 from ross3d.tasks import rooms, scanrefer
 from ross3d.tasks.comparison import read_run
-from ross3d.tasks.records import read_whole_lines
+from ross3d.tasks.records import RecordStore, read_whole_lines
 from ross3d.tasks.task import EvalContext, EvalSettings
 from ross3d.tests.tiny import get_checkpoint, get_rooms
 from ross3d.tools import view
@@ -78,6 +78,32 @@ def test_a_broken_file_of_a_run_names_itself(run_folder):
     (run_folder / "settings.json").write_bytes(b"")
     with pytest.raises(ValueError, match=r"settings.json: expected the settings of the evaluation here.*it is empty"):
         door.check_settings(run_folder / "settings.json", {})
+
+
+def test_an_evaluation_removes_its_own_parts_alone(tmp_path):
+    """In a folder where somebody keeps other things, too."""
+    parts, pictures = tmp_path / "parts", tmp_path / "pictures" / "room"
+    for name in (
+        "parts/thesis.txt",
+        "parts/notes.jsonl",
+        "run/.model.safetensors.17.0123abcd.partial",
+        ".film.partial",
+        "pictures/room/.view00.png.17.0123abcd.partial",
+        ".metrics.json.17.0123abcd.partial",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    store = RecordStore(tmp_path, [])
+    store.append_scene([{"task": "t", "id": "a", "scene_id": "s"}])
+    assert (parts / "rank0-0.jsonl").is_file()
+    store.remove_parts()
+    assert sorted(file.name for file in parts.iterdir()) == ["notes.jsonl", "thesis.txt"]
+    assert (tmp_path / "run" / ".model.safetensors.17.0123abcd.partial").exists() and not list(pictures.iterdir())
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".film.partial", "parts", "pictures", "run"]
+    shutil.rmtree(parts)
+    store.append_scene([{"task": "t", "id": "b", "scene_id": "s"}])
+    store.remove_parts()
+    assert not parts.exists()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Scenes and the folders they are read from: exact round trips, alignment applied once, refusals that teach."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -68,6 +69,37 @@ def test_writing_over_a_folder_replaces_it(tmp_path):
     write_rgbd_folder(make_scene(4), tmp_path / "room")
     write_rgbd_folder(make_scene(2, seed=1), tmp_path / "room")
     assert read_rgbd_folder(tmp_path / "room").num_views == 2
+
+
+@pytest.mark.parametrize("what", ["folder", "scene with more", "file", "link"])
+def test_writing_over_something_else_is_refused(tmp_path, what):
+    place, mine = tmp_path / "room", tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("mine")
+    if what == "scene with more":
+        write_rgbd_folder(make_scene(2), place)
+        shutil.copy(mine / "thesis.txt", place)
+    elif what == "folder":
+        shutil.copytree(mine, place)
+    elif what == "file":
+        place.write_text("mine")
+    else:
+        place.symlink_to(mine)
+    with pytest.raises(
+        ValueError, match="room: expected no such folder yet, or one with a scene's files alone, which"
+    ):
+        write_rgbd_folder(make_scene(2), place)
+    assert [file.name for file in tmp_path.glob(".*.part")] == []
+    assert (place if what == "file" else place / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["../frame-000000", "images/frame_1", ""])
+def test_names_of_views_lead_to_no_other_folder(tmp_path, name):
+    scene = make_scene(2)
+    scene.view_names = ["frame-000000", name]
+    with pytest.raises(ValueError, match="scene 'room', view_names: expected a name of letters"):
+        write_rgbd_folder(scene, tmp_path / "room")
+    assert not (tmp_path / "room").exists()
 
 
 def test_a_failed_write_leaves_the_old_folder(tmp_path):

@@ -30,7 +30,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from ross3d.command_line import DEBUG_HELP, parse_path, run_program
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.atomic import check_output_folder, write_text
-from ross3d.data.names import check_links, check_name
+from ross3d.data.names import check_name
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.report.card import (
     CARD_NAME,
@@ -239,8 +239,6 @@ def convert_back(options: argparse.Namespace) -> Path:
     config = Ross3DConfig.from_pretrained(source)
     check_publishable(config)
     came_from = source / "published"
-    if came_from.is_dir():
-        check_links([came_from, *came_from.iterdir()], source)
     base = read_json(came_from / "config.json") if (came_from / "config.json").is_file() else None
     tokenizer = read_tokenizer(source)
     rest = list_tensors(came_from) if any(came_from.glob("model*.safetensors")) else {}

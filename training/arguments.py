@@ -490,13 +490,17 @@ def check_same_run(arguments: RunArguments, file: Path) -> None:
 
     Args:
         arguments (`RunArguments`): of the run that starts now.
-        file (`Path`): where `describe_run` was written when the run began; nothing is checked where it is absent.
+        file (`Path`): where `describe_run` was written when the run began.
 
     Raises:
-        ValueError: names the first setting that differs.
+        ValueError: names the first setting that differs; also where the file is absent, whose folder holds checkpoints
+            of something else, which a run would remove.
     """
     if not file.is_file():
-        return
+        raise ValueError(
+            f"trainer.output_dir: expected a new folder, or one in which train.py began a run, got {file.parent} with"
+            f" checkpoints and without {file.name}; choose another, since a run removes old checkpoints."
+        )
     before = flatten_settings(check_table(read_yaml(file, "the settings of the run that began here"), str(file)))
     if not before:
         raise ValueError(

@@ -28,7 +28,7 @@ from ross3d.data.dataset import SceneRows, take_boxes
 from ross3d.data.latents import SceneLatents, get_teacher_fingerprint
 from ross3d.data.names import check_links
 from ross3d.data.prepared import PreparedScenes, SceneReader
-from ross3d.data.sources import get_reading, list_folders, read_scene
+from ross3d.data.sources import get_reading, list_files, list_folders, read_scene
 from ross3d.data.text_files import read_json, read_yaml
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
@@ -38,7 +38,13 @@ from ross3d.scenes.tokenizer import make_tokenizer
 from ross3d.training.arguments import NewWeightsArguments, PartArguments, RunArguments
 from ross3d.training.callbacks import COMPLETE_MARK, mark_complete
 from ross3d.training.card import make_run_card
-from ross3d.training.checkpoint import check_lengths, find_checkpoint, find_folder, load_processor
+from ross3d.training.checkpoint import (
+    CHECKPOINT_FILES,
+    check_lengths,
+    find_checkpoint,
+    find_folder,
+    load_processor,
+)
 from ross3d.training.loading import load_model
 from ross3d.training.lora import PEFT_PREFIX
 from ross3d.training.model_section import make_config
@@ -46,6 +52,8 @@ from ross3d.training.optimizer import MuonAdamW
 from ross3d.training.shards import check_whole_matrices, is_launched_with
 
 
+# What `run_data.json` calls the hash of the scenes' files.
+SIZES = "sizes of the scenes' files"
 PROCESSOR_SETTINGS = inspect.signature(Ross3DProcessor.__init__).parameters.keys() - {"self"}
 
 
@@ -81,13 +89,25 @@ def list_splits(root: Path) -> list[str]:
 
 
 def get_data_fingerprint(arguments: DataArguments) -> dict[str, str]:
-    """What the rows of a run follow from, besides its settings: hashes of its questions and of its scenes' names."""
+    """What the rows of a run follow from, besides its settings: hashes of its questions, of its scenes' names, and of
+    the names and sizes of their files.
+    """
     splits = dict.fromkeys((arguments.split, "train"))
     files = [file for split in splits if (file := find_annotations(arguments.root, split)).is_file()]
     told = {str(file.relative_to(arguments.root)): hash_bytes(file.read_bytes()) for file in files}
     names = [path.name for path in list_split(arguments)]
     told[f"names of the scenes in {arguments.split}"] = hash_bytes("\n".join(names).encode())
+    # Not the times of change, which a copy on another machine's disk does not keep.
+    folders = list_scenes(arguments)
+    folders += [] if arguments.unlabelled_root is None else list_folders(Path(arguments.unlabelled_root))
+    told[SIZES] = hash_bytes(repr([describe_sizes(path) for path in folders]).encode())
     return told
+
+
+def describe_sizes(scene: Path) -> list[tuple[str, int]]:
+    """Name and size of each file that a scan is read from; hidden ones are what a killed run left."""
+    files = [file for file in list_files(scene) if file.is_file() and not file.name.startswith(".")]
+    return [(os.path.relpath(file, scene), file.stat().st_size) for file in files]
 
 
 def hash_bytes(content: bytes) -> str:
@@ -107,6 +127,8 @@ def check_same_data(told: dict[str, str], file: Path) -> None:
     if not file.is_file():
         return
     before = read_json(file, "what the run here was trained on", kind=dict)
+    # Runs of earlier code have noted no sizes.
+    told = {name: value for name, value in told.items() if name != SIZES or name in before}
     changed = sorted(name for name in before.keys() | told.keys() if before.get(name) != told.get(name))
     if changed:
         raise ValueError(
@@ -152,9 +174,14 @@ def find_init_folder(arguments: RunArguments) -> Path | None:
     """The folder of the checkpoint that a run starts from; None for new weights.
 
     Raises:
-        FileNotFoundError, ValueError: as `find_checkpoint`.
+        FileNotFoundError, ValueError: as `find_checkpoint`; also for links that lead out of the checkpoint.
     """
-    return None if arguments.init_from is None else find_checkpoint(arguments.init_from, "init_from")
+    if arguments.init_from is None:
+        return None
+    folder = find_checkpoint(arguments.init_from, "init_from")
+    # What a link leads to would be saved with the run, and pushed with it.
+    check_links([file for pattern in (*CHECKPOINT_FILES, CARD_NAME) for file in folder.glob(pattern)], folder)
+    return folder
 
 
 def check_new_weights(arguments: RunArguments) -> None:

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from ross3d.data.atomic import write_text
 from ross3d.modeling_ross3d import get_loss_names
-from ross3d.training.damage import COMPLETE_MARK, check_checkpoint_files, find_changed_file
+from ross3d.training.damage import CHECKSUMS, COMPLETE_MARK, check_checkpoint_files, find_changed_file, sum_files
 
 
 DIVERGED = (
@@ -154,7 +154,8 @@ class MarkComplete(TrainerCallback):
 
 
 def mark_complete(folder: Path) -> None:
-    """Write the mark of a folder, which lists its files with their sizes."""
+    """Write the mark of a folder, which lists its files with their sizes, and before it the list of check sums."""
+    write_text(folder / CHECKSUMS, json.dumps(sum_files(folder), indent=1))
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE_MARK)
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
     write_text(folder / COMPLETE_MARK, json.dumps(sizes, indent=1))

@@ -15,12 +15,13 @@ from huggingface_hub.utils import validate_repo_id
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from ross3d.data.names import check_name
 from ross3d.data.text_files import read_json, read_text
 from ross3d.processing_ross3d import GeometryMode, Ross3DProcessor
 
 
 WAY_OUT = "fetch the whole checkpoint again, or save it again with save_pretrained"
-WEIGHTS = "model.safetensors"
+WEIGHTS, ADAPTER = "model.safetensors", "adapter_config.json"
 GEOMETRY_MODES = get_args(GeometryMode)
 # What is fetched from the Hub: weights, settings, words, the teacher and the way back to the published format.
 CHECKPOINT_FILES = ("*.json", "*.jinja", "*.safetensors", "*.txt", "teacher/*", "published/*")
@@ -157,7 +158,7 @@ def check_processor_files(folder: Path) -> None:
 
 
 def check_model_files(folder: Path) -> None:
-    """Refuse settings and weights of a model that are not there or cannot be read.
+    """Refuse settings and weights of a model that are not there, cannot be read, or lead to code or weights elsewhere.
 
     Raises:
         FileNotFoundError, ValueError: names the file.
@@ -165,7 +166,13 @@ def check_model_files(folder: Path) -> None:
     for name in ("config.json", "generation_config.json"):
         # Without a config the library would draw the default one's billions of weights.
         if name == "config.json" or (folder / name).exists():
-            read_json(folder / name, "settings of a checkpoint's model", kind=dict, remedy=WAY_OUT)
+            settings = read_json(folder / name, "settings of a checkpoint's model", kind=dict, remedy=WAY_OUT)
+            check_no_kernels(settings, folder / name)
+    if (folder / ADAPTER).exists():
+        raise ValueError(
+            f"{folder / ADAPTER}: expected a checkpoint without adapters, since the library would add one unchecked,"
+            " got one beside config.json; merge it into the weights, or remove the file."
+        )
     if (folder / WEIGHTS).is_file():
         return
     index = folder / f"{WEIGHTS}.index.json"
@@ -177,6 +184,24 @@ def check_model_files(folder: Path) -> None:
     shards = read_json(index, "the index of a checkpoint's weights", keys=["weight_map"], remedy=WAY_OUT)["weight_map"]
     if not isinstance(shards, dict) or not shards:
         raise ValueError(f"{index}: expected a weight_map with the shard of every weight, got {shards!r}; {WAY_OUT}.")
+    for name in shards.values():
+        check_name(name, f"{index}, weight_map")
+
+
+def check_no_kernels(settings: dict[str, Any], file: Path) -> None:
+    """Refuse settings that name a repository of the Hub as an implementation: the library would run its code.
+
+    Raises:
+        ValueError: names the file and the setting.
+    """
+    for name, value in settings.items():
+        if name.endswith("_implementation") and "/" in str(value):
+            raise ValueError(
+                f"{file}: expected {name} of the library's own, such as sdpa, got {str(value)[:100]!r}, code of"
+                " somebody else, which is not run; remove the key."
+            )
+        if isinstance(value, dict):
+            check_no_kernels(value, file)
 
 
 def check_lengths(questions: Sequence[Any], processor: Ross3DProcessor, where: str) -> None:
@@ -205,6 +230,7 @@ def check_lengths(questions: Sequence[Any], processor: Ross3DProcessor, where: s
 
 
 __all__ = [
+    "CHECKPOINT_FILES",
     "GEOMETRY_MODES",
     "check_lengths",
     "check_model_files",

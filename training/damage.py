@@ -1,6 +1,7 @@
-"""What can be told of a checkpoint's damage from its files: sizes, formats, check sums that a format has, numbers.
+"""What can be told of a checkpoint's damage from its files: sizes, formats, check sums, numbers.
 
-A flipped bit inside of a weight that leaves it finite cannot be told: safetensors has no check sum.
+A file of torch.save, a zip archive, has check sums in itself. Of the others `checksums.json` has a list, without which
+a flipped bit that leaves a weight finite could not be told. Checkpoints of earlier code have no such list.
 """
 
 import re
@@ -18,12 +19,16 @@ from transformers import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
 from ross3d.command_line import check_value
+from ross3d.data.kept import hash_file
+from ross3d.data.sources.inside import resolve_inside
 from ross3d.data.text_files import AGAIN, read_json
 from ross3d.training.loading import is_finite, show_names
 
 
 # Written last into a folder of a run, with the sizes of its files; a folder without it is a torn one.
 COMPLETE_MARK = "complete.json"
+# Beside it: file -> sha256, of the files whose format has no check sums.
+CHECKSUMS, ARCHIVES = "checksums.json", (".pt", ".pth", ".bin")
 DAMAGED = "remove the file: the folder then counts as unfinished"
 STATE = "trainer_state.json"
 # What the Trainer loads with plain tensors and numbers in it; others, DeepSpeed's among them, may hold more.
@@ -41,6 +46,8 @@ def read_mark(folder: Path, remedy: str = DAMAGED) -> dict[str, int]:
     """
     mark, meaning = folder / COMPLETE_MARK, "sizes of the files of a finished folder"
     sizes = read_json(mark, meaning, kind=dict, remedy=remedy)
+    for name in sizes:
+        resolve_inside(folder, name, where=str(mark), allow_outside=None, check_links=False)
     wrong = [name for name, size in sizes.items() if not isinstance(size, int) or isinstance(size, bool)]
     if wrong or not sizes:
         raise ValueError(
@@ -87,6 +94,29 @@ def check_checkpoint_files(folder: Path, step: int) -> None:
         if look is not None:
             look(folder / name)
     check_state(folder / STATE, step)
+    check_sums(folder)
+
+
+def sum_files(folder: Path) -> dict[str, str]:
+    """sha256 of the files below a folder, by their paths in it, where their format has no check sums of its own."""
+    own = (COMPLETE_MARK, CHECKSUMS)
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.suffix not in ARCHIVES]
+    return {str(file.relative_to(folder)): hash_file(file) for file in files if file.name not in own}
+
+
+def check_sums(folder: Path) -> None:
+    """Refuse files with other bytes than were written, where a list of check sums is there.
+
+    Raises:
+        ValueError: names the first.
+    """
+    listed = folder / CHECKSUMS
+    if not listed.is_file():
+        return
+    for name, wanted in read_json(listed, "check sums of the files of a checkpoint", kind=dict).items():
+        file = resolve_inside(folder, name, where=str(listed), allow_outside=None, check_links=False)
+        if not file.is_file() or hash_file(file) != wanted:
+            raise ValueError(f"{file}: expected the bytes that were written, got others; copy it again.")
 
 
 def check_state(file: Path, step: int) -> None:
@@ -202,4 +232,11 @@ def check_weight_names(folder: Path, model: nn.Module) -> None:
         )
 
 
-__all__ = ["COMPLETE_MARK", "check_checkpoint_files", "check_weight_names", "find_changed_file"]
+__all__ = [
+    "CHECKSUMS",
+    "COMPLETE_MARK",
+    "check_checkpoint_files",
+    "check_weight_names",
+    "find_changed_file",
+    "sum_files",
+]

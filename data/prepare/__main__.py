@@ -20,7 +20,7 @@ from ross3d.data.prepare.from_above import SOURCES, prepare_bev
 from ross3d.data.prepare.posed_images import prepare_posed_images
 from ross3d.data.prepare.proposals import ProposalSource, prepare_proposals
 from ross3d.data.prepare.scannet import CHOICES, ScanSettings, prepare_scannet
-from ross3d.data.sources.options import add_scan_options, get_scan_options
+from ross3d.data.sources.options import add_allow_outside, add_scan_options, get_scan_options
 from ross3d.data.upright import LOW_CONFIDENCE
 
 
@@ -59,6 +59,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         command.add_argument("--output", required=True, type=parse_path, help="data folder to write")
         command.add_argument("--views", type=NUM_VIEWS, default=32, help="views kept of a scan")
         command.add_argument("--partial", action="store_true", help="leave out questions about scans that are absent")
+        add_allow_outside(command)
     align = commands.add_parser("align", help="axis_align.txt for scans that came without an alignment")
     align.add_argument("--data", required=True, type=parse_path, help="a data folder, a split or a scan of it")
     align.add_argument("--force", action="store_true", help="estimate anew where axis_align.txt is there already")
@@ -130,6 +131,7 @@ def main(argv: list[str] | None = None) -> None:
             arguments.partial,
             arguments.published,
             arguments.num_workers,
+            arguments.allow_outside,
         )
     else:
         finished = prepare_posed_images(
@@ -140,6 +142,7 @@ def main(argv: list[str] | None = None) -> None:
             arguments.bev_size,
             arguments.partial,
             arguments.num_workers,
+            arguments.allow_outside,
         )
     print(format_account(finished, arguments.output))
 

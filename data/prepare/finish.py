@@ -181,11 +181,6 @@ def write_published(
     write_json(output / "metadata" / f"scannet_{split}_pred_box.json", make_pred_file(masks))
 
 
-def hash_file(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
 def hash_text(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 

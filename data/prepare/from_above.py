@@ -20,6 +20,7 @@ from ross3d.data.prepare.parallel import run_jobs
 from ross3d.data.prepare.tables import refresh_scans_tables
 from ross3d.data.sources import list_layouts, read_scene
 from ross3d.data.sources.frames import open_image
+from ross3d.data.sources.inside import check_all_inside
 from ross3d.data.sources.ply import Mesh, read_ply
 from ross3d.data.sources.posed_images import JPEG_RINGING, PUBLISHED_BEV_NAMES
 from ross3d.data.sources.scannet_objects import align_vertices, read_axis_alignment
@@ -159,6 +160,8 @@ def render_folder(
         require_upright(scene)
         return render_scene_bev(scene, size)
     scan = folder if scans is None else list_scans(scans).get(folder.name, scans / folder.name)
+    names = [f"{folder.name}.txt", f"{folder.name}_vh_clean_2.ply", *PUBLISHED_BEV_NAMES]
+    check_all_inside(scan, names, (reading or {}).get("allow_outside", False))
     if source == "published":
         return read_published_bev(scan)
     file = scan / f"{folder.name}_vh_clean_2.ply"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ross3d.data.names import check_name
+from ross3d.data.names import check_name, is_inside
 from ross3d.data.prepare import multi3drefer, scan2cap, scanqa, scanrefer, sqa3d
 from ross3d.data.prepare.llava_style import Boxes, Conversion, Record, make_annotations
 from ross3d.data.prepare.official import read_official_json
@@ -182,11 +182,10 @@ def read_test_files(folder: Path, official: OfficialSet, name: str) -> None:
 def list_unread(folder: Path, official: OfficialSet, elsewhere: Collection[Path]) -> None:
     """Note every file below the folder that nothing has read, hidden ones left aside, with the reason."""
     known = {folder / name for names in official.not_read.values() for name in names} | set(official.files)
-    others = [path.resolve() for path in elsewhere]
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
         is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if file in known or is_hidden or file.is_dir() or any(file.resolve().is_relative_to(path) for path in others):
+        if file in known or is_hidden or file.is_dir() or any(is_inside(file, path) for path in elsewhere):
             continue
         official.not_read[explain_unread(file)].append(name)
 

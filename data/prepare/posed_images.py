@@ -20,7 +20,8 @@ import numpy as np
 
 from ross3d.data.atomic import hold_folder
 from ross3d.data.bev import BEVPicture, render_scene_bev
-from ross3d.data.prepare.finish import Finished, check_no_strangers, check_settings, finish, hash_file, hash_text
+from ross3d.data.kept import hash_file
+from ross3d.data.prepare.finish import Finished, check_no_strangers, check_settings, finish, hash_text
 from ross3d.data.prepare.from_above import read_published_bev
 from ross3d.data.prepare.llava_style import Boxes, Record, get_scene_id, read_record, read_task
 from ross3d.data.prepare.official import read_official_json
@@ -30,6 +31,7 @@ from ross3d.data.prepare.scene_folder import View, read_facts, write_scene
 from ross3d.data.sampling import sample_uniform
 from ross3d.data.scene import Scene
 from ross3d.data.sources.frames import open_image, read_depth, read_matrix
+from ross3d.data.sources.inside import check_all_inside
 from ross3d.data.sources.posed_images import PUBLISHED_BEV_NAMES, EmbodiedScanInfo, load_embodiedscan_infos
 from ross3d.data.sources.scannet_objects import read_axis_alignment
 from ross3d.inputs_ross3d import check_boxes
@@ -76,13 +78,15 @@ class PublicSet:
 
 @dataclass(frozen=True)
 class PublicJob:
-    """One scene of a split: its folder of frames, what is known of it, its objects and proposals."""
+    """One scene of a split: its folder of frames, what is known of it, its objects and proposals, and whether links of
+    its folders may lead out of them."""
 
     folder: Path
     split: str
     info: EmbodiedScanInfo | None
     boxes: Boxes
     proposals: list[list[float]] | None
+    allow_outside: bool = False
 
     @property
     def scene_id(self) -> str:
@@ -182,7 +186,11 @@ def add_record_boxes(public: PublicSet) -> None:
 
 
 def plan_jobs(
-    root: Path, public: PublicSet, infos: Mapping[str, EmbodiedScanInfo], partial_scans: bool
+    root: Path,
+    public: PublicSet,
+    infos: Mapping[str, EmbodiedScanInfo],
+    partial_scans: bool,
+    allow_outside: bool = False,
 ) -> list[PublicJob]:
     """A job for each scene that a split's records or boxes name.
 
@@ -197,7 +205,7 @@ def plan_jobs(
                 unknown.append(scene_id)
                 continue
             boxes, proposals = public.boxes.get(scene_id, {}), public.proposals.get(scene_id)
-            jobs.append(PublicJob(folder, split, infos.get(scene_id), boxes, proposals))
+            jobs.append(PublicJob(folder, split, infos.get(scene_id), boxes, proposals, allow_outside))
     if unknown and not partial_scans:
         raise ValueError(
             f"--root: {len(unknown)} scenes that records or boxes name have no folder in scannet/posed_images, such as"
@@ -210,9 +218,13 @@ def describe_inputs(job: PublicJob) -> dict[str, Any]:
     """What a scene is made of: number and size of its files, and a hash of what other files say of it.
 
     Raises:
-        FileNotFoundError, ValueError: without intrinsics, or without the alignment that its boxes are given in.
+        FileNotFoundError, ValueError: without intrinsics, or without the alignment that its boxes are given in; for
+            links that lead out of the scene's folders.
     """
-    sizes = [file.stat().st_size for file in job.folder.iterdir()]
+    files = list(job.folder.iterdir())
+    check_all_inside(job.folder, [file.name for file in files], job.allow_outside)
+    check_all_inside(job.scan, [f"{job.scene_id}.txt", *PUBLISHED_BEV_NAMES], job.allow_outside)
+    sizes = [file.stat().st_size for file in files]
     cameras = [get_alignment(job).tolist(), get_intrinsics(job).tolist()]
     names = None if job.info is None else job.info.image_names
     pictures = [[name, file.stat().st_size] for name in PUBLISHED_BEV_NAMES if (file := job.scan / name).is_file()]
@@ -338,8 +350,12 @@ def prepare_posed_images(
     bev_size: int = 432,
     partial_scans: bool = False,
     num_workers: int = 1,
+    allow_outside: bool = False,
 ) -> Finished:
     """Prepare public files into `output`, or go on where a run was cut off.
+
+    Args:
+        allow_outside (`bool`): let links in a scene's folders lead out of them.
 
     Raises:
         FileNotFoundError, ValueError: name the file or the scenes that are wrong; what was prepared stays.
@@ -350,7 +366,7 @@ def prepare_posed_images(
     for file in info_files:
         infos |= load_embodiedscan_infos(file)
     list_unread(root, public, info_files)
-    jobs = plan_jobs(root, public, infos, partial_scans)
+    jobs = plan_jobs(root, public, infos, partial_scans, allow_outside)
     settings = {"version": VERSION, "num_views": num_views, "bev_source": bev_source, "bev_size": bev_size}
     inputs = {
         "annotations": {file.name: hash_file(file) for file in [*public.files, *info_files]},

@@ -19,8 +19,10 @@ import numpy as np
 
 from ross3d.data.atomic import hold_folder
 from ross3d.data.bev import BEVPicture, render_scene_bev
+from ross3d.data.kept import hash_file
+from ross3d.data.names import is_inside
 from ross3d.data.prepare.boxes import make_box
-from ross3d.data.prepare.finish import Finished, check_no_strangers, check_settings, finish, hash_file, hash_text
+from ross3d.data.prepare.finish import Finished, check_no_strangers, check_settings, finish, hash_text
 from ross3d.data.prepare.from_above import list_scans, read_published_bev, render_mesh_bev
 from ross3d.data.prepare.mask_files import read_mask_boxes
 from ross3d.data.prepare.official_set import SPLITS, OfficialSet, make_public_files, read_official
@@ -36,9 +38,10 @@ from ross3d.data.sampling import (
 )
 from ross3d.data.scene import Scene
 from ross3d.data.sources.frames import MILLIMETRES_PER_METRE
+from ross3d.data.sources.inside import check_all_inside
 from ross3d.data.sources.ply import Mesh, read_ply
 from ross3d.data.sources.posed_images import PUBLISHED_BEV_NAMES
-from ross3d.data.sources.scannet import FRAME_STEP, find_labels_file, read_mesh_with_segments
+from ross3d.data.sources.scannet import FRAME_STEP, find_labels_file, list_scan_names, read_mesh_with_segments
 from ross3d.data.sources.scannet_objects import (
     align_vertices,
     get_nyu40_id,
@@ -55,7 +58,6 @@ VERSION = 1
 # Share of what all frames see that is enough, for each way of choosing by coverage.
 COVERAGE_RATIOS = {"coverage": 1.0, "coverage95": 0.95, "coverage90": 0.9}
 CHOICES = ("uniform", *COVERAGE_RATIOS)
-SUFFIXES = (".sens", ".txt", "_vh_clean_2.ply", "_vh_clean_2.0.010000.segs.json", ".aggregation.json")
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,12 @@ class ScanSettings:
 
 @dataclass(frozen=True)
 class ScanJob:
-    """One scan: its raw folder, its mask file, the splits it belongs to."""
+    """One scan: its raw folder, its mask file, the splits it belongs to, whether its links may lead out of it."""
 
     scan: Path
     masks: Path | None
     splits: tuple[str, ...]
+    allow_outside: bool = False
 
     @property
     def scene_id(self) -> str:
@@ -91,7 +94,11 @@ class ScanJob:
 
 
 def plan_jobs(
-    scans: dict[str, Path], official: OfficialSet, proposals: Path | None, partial_scans: bool
+    scans: dict[str, Path],
+    official: OfficialSet,
+    proposals: Path | None,
+    partial_scans: bool,
+    allow_outside: bool = False,
 ) -> tuple[list[ScanJob], dict[str, str]]:
     """What is to be prepared, and the scans that are not, with the reason.
 
@@ -127,7 +134,7 @@ def plan_jobs(
     for scene_id, path in scans.items():
         splits = tuple(split for split in SPLITS if scene_id in official.scenes[split])
         if splits:
-            jobs.append(ScanJob(path, find_masks(proposals, scene_id), splits))
+            jobs.append(ScanJob(path, find_masks(proposals, scene_id), splits, allow_outside))
         else:
             excluded[scene_id] = "no split's list and no annotation file names it"
     return jobs, excluded
@@ -143,7 +150,7 @@ def find_masks(proposals: Path | None, scene_id: str) -> Path | None:
 
 def describe_inputs(job: ScanJob) -> dict[str, int]:
     """Name and size of every raw file of a scan, its published picture too."""
-    files = [job.scan / f"{job.scene_id}{suffix}" for suffix in SUFFIXES]
+    files = [job.scan / name for name in list_scan_names(job.scene_id)]
     files += [job.scan / name for name in PUBLISHED_BEV_NAMES]
     return {file.name: file.stat().st_size for file in [*files, job.masks] if file is not None and file.is_file()}
 
@@ -168,6 +175,7 @@ def write_scan(
     job: ScanJob, folder: Path, settings: ScanSettings, nyu40_ids: dict[str, int], inputs: dict[str, int]
 ) -> str | None:
     """Write one scene's folder; the reason when no frame of the scan can be used."""
+    check_all_inside(job.scan, [*list_scan_names(job.scene_id), *PUBLISHED_BEV_NAMES], job.allow_outside)
     stem = job.scan / job.scene_id
     recording = Path(f"{stem}.sens")
     if not recording.is_file():
@@ -271,10 +279,6 @@ def read_objects(
     return boxes, sorted(set(categories.values()) - nyu40_ids.keys())
 
 
-def is_within(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
-
-
 def prepare_scannet(
     scans: Path,
     annotations: Path,
@@ -284,8 +288,12 @@ def prepare_scannet(
     partial_scans: bool = False,
     published: bool = False,
     num_workers: int = 1,
+    allow_outside: bool = False,
 ) -> Finished:
     """Prepare raw scans and official annotations into `output`, or go on where a run was cut off.
+
+    Args:
+        allow_outside (`bool`): let links in a scan's folder lead out of it.
 
     Raises:
         FileNotFoundError, ValueError: name the file or the scans that are wrong; what was prepared stays.
@@ -294,8 +302,8 @@ def prepare_scannet(
     labels_file = find_labels_file(next(iter(found.values())))
     elsewhere = [labels_file, scans, output, *([] if proposals is None else [proposals])]
     # A folder of annotations within that of the scans is looked through all the same.
-    official = read_official(annotations, [path for path in elsewhere if not is_within(annotations, path)])
-    jobs, excluded = plan_jobs(found, official, proposals, partial_scans)
+    official = read_official(annotations, [path for path in elsewhere if not is_inside(annotations, path)])
+    jobs, excluded = plan_jobs(found, official, proposals, partial_scans, allow_outside)
     nyu40_ids = read_nyu40_ids(labels_file)
     described = {
         "version": VERSION,

@@ -67,10 +67,7 @@ def write_scene(
             warns of those that may be); also where something else is at `path`.
     """
     check_name(path.name, f"{source}")
-    if path.is_symlink() or (path.exists() and not (path / "scene.json").is_file()):
-        raise ValueError(
-            f"--output: {path} is there and is no scene that was prepared; move it away, or choose another folder."
-        )
+    check_replaceable(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -101,8 +98,25 @@ def write_scene(
         shutil.rmtree(part, ignore_errors=True)
 
 
+def check_replaceable(path: Path) -> None:
+    """Refuse a place where something else lies than a scene that was prepared before.
+
+    Raises:
+        ValueError: names it.
+    """
+    if path.is_symlink() or (path.exists() and not (path / "scene.json").is_file()):
+        raise ValueError(
+            f"--output: {path} is there and is no scene that was prepared; move it away, or choose another folder."
+        )
+
+
 def link_scene(path: Path, other: Path) -> None:
-    """The same scene in another split: the same files, by hard links, so they are on disk once."""
+    """The same scene in another split: the same files, by hard links, so they are on disk once.
+
+    Raises:
+        ValueError: where something else is at `other`.
+    """
+    check_replaceable(other)
     part = other.with_name(f".{other.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)

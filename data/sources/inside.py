@@ -6,8 +6,11 @@ of this machine, which a page would then show.
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from ross3d.data.names import is_inside
 
 
 # What file systems can hold.
@@ -89,15 +92,26 @@ def resolve_inside(
         path = root / whole.relative_to(real_root)
     if check_links:
         try:
-            target, real_root = path.resolve(), root.resolve()
+            stays = is_inside(path, root)
         # A link that leads to itself.
         except (OSError, RuntimeError) as error:
             raise ValueError(f"{where}: {path} cannot be followed ({error}); remove the link.") from error
-        if not target.is_relative_to(real_root):
+        if not stays:
             raise OutsideError(
-                f"{where}: expected {expected}, got {name[:200]!r}, a link to {target}, which lies outside; {remedy}."
+                f"{where}: expected {expected}, got {name[:200]!r}, a link to {path.resolve()}, which lies outside;"
+                f" {remedy}."
             )
     return path
 
 
-__all__ = ["OutsideError", "resolve_inside", "split_name"]
+def check_all_inside(root: Path, names: Iterable[str], allow_outside: bool = False) -> None:
+    """Refuse links among files of `root` that lead out of it; they need not exist.
+
+    Raises:
+        OutsideError, ValueError: as `resolve_inside`.
+    """
+    for name in names:
+        resolve_inside(root, name, allow_outside=allow_outside)
+
+
+__all__ = ["OutsideError", "check_all_inside", "resolve_inside", "split_name"]

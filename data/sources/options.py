@@ -23,6 +23,10 @@ def add_scan_options(parser: argparse.ArgumentParser) -> None:
         help="share of a scan's frames that may be lost, missing or damaged, from 0 to below 1 (default:"
         f" {MAX_EXCLUDED:g}, and {MAX_ABSENT:g} of pictures that transforms.json lists and that are not there)",
     )
+    add_allow_outside(parser)
+
+
+def add_allow_outside(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-outside",
         action="store_true",
@@ -44,4 +48,4 @@ def get_scan_options(options: Any) -> dict[str, Any]:
         raise
 
 
-__all__ = ["add_scan_options", "get_scan_options"]
+__all__ = ["add_allow_outside", "add_scan_options", "get_scan_options"]

@@ -15,11 +15,13 @@ import json
 import os
 import re
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ross3d.data.names import check_name
 from ross3d.data.scene import Scene, check_scene
 from ross3d.data.sources.beside import Beside, align_cameras, make_scene, read_alignment
 from ross3d.data.sources.frames import (
@@ -38,6 +40,11 @@ COLOR_PATTERN = re.compile(r"^(frame-\d+)\.color\.(jpg|jpeg|png)$", re.IGNORECAS
 # `.depth.proj.png` and `.rendered.depth.png`, which others make of it, are no depth maps of this layout.
 DEPTH_PATTERN = re.compile(r"^(frame-\d+)\.depth\.(png|pgm|tif|tiff|npy|exr|pfm|npz)$", re.IGNORECASE)
 POSE_PATTERN = re.compile(r"^(frame-\d+)\.pose\.(txt)$", re.IGNORECASE)
+# What `write_rgbd_folder` writes.
+WRITTEN = (
+    "*.color.png", "*.depth.png", "*.pose.txt", "camera-intrinsics.txt", "boxes.json", "proposals.json", "bev.png",
+    "bev.json",
+)  # fmt: skip
 
 
 def read_rgbd_folder(
@@ -166,15 +173,25 @@ def _read_intrinsics(file: Path) -> np.ndarray:
 
 
 def write_rgbd_folder(scene: Scene, path: str | os.PathLike) -> Path:
-    """Write `scene` (its world is upright already, so no axis_align.txt) as PNG files; the folder appears at once."""
+    """Write `scene` (its world is upright already, so no axis_align.txt) as PNG files; the folder appears at once.
+
+    Raises:
+        ValueError: what the layout cannot hold; something else at `path` than a folder that was written here.
+    """
     path = Path(path)
     check_scene(scene)
+    if path.is_symlink() or (path.exists() and not _holds_own_files(path)):
+        raise ValueError(
+            f"{path}: expected no such folder yet, or one with a scene's files alone, which is replaced, got something"
+            " else; move it away, or choose another folder."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     names = scene.view_names or [f"frame-{index:06d}" for index in range(scene.num_views)]
     for index, name in enumerate(names):
+        check_name(name, f"scene {scene.scene_id!r}, view_names")
         Image.fromarray(scene.images[index]).save(part / f"{name}.color.png", compress_level=1)
         if scene.depth_maps is not None:
             millimetres = np.round(scene.depth_maps[index] * MILLIMETRES_PER_METRE)
@@ -203,6 +220,11 @@ def write_rgbd_folder(scene: Scene, path: str | os.PathLike) -> Path:
         shutil.rmtree(path)
     os.replace(part, path)
     return path
+
+
+def _holds_own_files(path: Path) -> bool:
+    """Whether a folder holds nothing but files that `write_rgbd_folder` writes."""
+    return path.is_dir() and all(any(fnmatch(file.name, name) for name in WRITTEN) for file in path.iterdir())
 
 
 def _write_matrix(matrix: np.ndarray, file: Path) -> None:

@@ -26,7 +26,7 @@ from ross3d.data.sources.frames import (
     decode_views,
     scale_depth,
 )
-from ross3d.data.sources.inside import resolve_inside
+from ross3d.data.sources.inside import check_all_inside
 from ross3d.data.sources.ply import Mesh, read_ply
 from ross3d.data.sources.scannet_objects import (
     align_vertices,
@@ -44,6 +44,7 @@ from ross3d.data.sources.sens import iterate_sens_frames, read_sens_cameras
 LABELS_FILE = "scannetv2-labels.combined.tsv"
 # The public export keeps every tenth frame, about three a second.
 FRAME_STEP = 10
+SUFFIXES = (".sens", ".txt", "_vh_clean_2.ply", "_vh_clean_2.0.010000.segs.json", ".aggregation.json")
 
 
 def read_scannet_scan(
@@ -79,7 +80,8 @@ def read_scannet_scan(
     """
     path = Path(path)
     scene_id = path.resolve().name
-    recording = resolve_inside(path, f"{scene_id}.sens", allow_outside=allow_outside)
+    check_all_inside(path, list_scan_names(scene_id), allow_outside)
+    recording = path / f"{scene_id}.sens"
     if not recording.exists():
         raise FileNotFoundError(f"{recording} does not exist; give the folder of one scan with its .sens recording.")
     if frame_step < 1:
@@ -87,7 +89,7 @@ def read_scannet_scan(
     beside = Beside((path,), allow_outside)
 
     def read_own_alignment() -> np.ndarray | None:
-        file = resolve_inside(path, f"{scene_id}.txt", allow_outside=allow_outside)
+        file = path / f"{scene_id}.txt"
         return None if axis_align_matrix is not None and not file.exists() else read_axis_alignment(file)
 
     alignment = read_alignment(axis_align_matrix, beside, read_own_alignment)
@@ -119,6 +121,11 @@ def read_scannet_scan(
         read_own_boxes=lambda: read_object_boxes(path, to_world, labels_file),
         rotate=rotate,
     )
+
+
+def list_scan_names(scene_id: str) -> list[str]:
+    """Names of the files of a raw scan, there or not."""
+    return [f"{scene_id}{suffix}" for suffix in SUFFIXES]
 
 
 def read_object_boxes(
@@ -174,4 +181,4 @@ def find_labels_file(path: Path) -> Path:
     return next((folder / LABELS_FILE for folder in folders if (folder / LABELS_FILE).is_file()), path / LABELS_FILE)
 
 
-__all__ = ["find_labels_file", "read_mesh_with_segments", "read_object_boxes", "read_scannet_scan"]
+__all__ = ["find_labels_file", "list_scan_names", "read_mesh_with_segments", "read_object_boxes", "read_scannet_scan"]

@@ -21,6 +21,7 @@ from ross3d.data.annotations import load_annotations
 from ross3d.scenes.build import build_scenes
 from ross3d.tasks.records import RecordStore
 from ross3d.training.callbacks import COMPLETE_MARK, is_complete
+from ross3d.training.damage import CHECKSUMS
 from ross3d.training.teacher import build_teacher
 
 
@@ -127,7 +128,7 @@ def hash_files(folder: Path) -> dict[str, str]:
         data = path.read_bytes() if path.is_file() else b""
         if path.suffix == ".py":
             data = b""
-        elif path.name == COMPLETE_MARK:
+        elif path.name in (COMPLETE_MARK, CHECKSUMS):
             data = b"".join(line for line in data.splitlines() if b".py" not in line)
         elif path.name in ("metrics.json", "report.html"):
             data = re.sub(rb"\b[0-9a-f]{40}\b(\+changes)?", b"COMMIT", data)
@@ -276,7 +277,7 @@ def get_eval_command(runs: Runs) -> list[str]:
 def test_half_written_files_of_killed_evaluations_are_removed_at_the_end(tmp_path):
     store = RecordStore(tmp_path, ["predictions.jsonl"])
     store.append_scene([{"task": "rooms", "scene_id": "a", "id": "a-0"}])
-    torn = tmp_path / "pictures" / "a" / ".bev_truth.png.4711.partial"
+    torn = tmp_path / "pictures" / "a" / ".bev_truth.png.4711.0123abcd.partial"
     torn.parent.mkdir(parents=True)
     torn.write_bytes(b"half a pict")
     store.write_final("predictions.jsonl", store.get_records("rooms", []))

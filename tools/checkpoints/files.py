@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ross3d.data.atomic import replace_file, tell_full_disk, write_text
 from ross3d.data.names import check_links, check_name
 from ross3d.data.text_files import read_json as read_any_json
-from ross3d.training.checkpoint import is_hub_id
+from ross3d.training.checkpoint import CHECKPOINT_FILES, is_hub_id
 
 
 # What a checkpoint folder may call its weights, the preferred first: an index of shards, or one file.
@@ -225,10 +225,17 @@ def fetch_folder(name: str | os.PathLike, patterns: Sequence[str]) -> Path:
 
 
 def find_checkpoint(name: str | os.PathLike) -> Path:
-    """A checkpoint's folder; from the Hub come `.bin` files only where there are no safetensors."""
+    """A checkpoint's folder; from the Hub come `.bin` files only where there are no safetensors.
+
+    Raises:
+        FileNotFoundError: as `find_folder`.
+        ValueError: for links that lead out of the folder: what they lead to would be copied as a part of it.
+    """
     folder = find_folder(name, (*SMALL_FILES, "*.safetensors"))
     if not Path(name).exists() and not any(folder.glob("*.safetensors")):
         folder = find_folder(name, (*SMALL_FILES, "*.bin"))
+    patterns = (*CHECKPOINT_FILES, *SMALL_FILES, "*.bin", "README.md")
+    check_links([file for pattern in patterns for file in folder.glob(pattern)], folder)
     return folder
 
 
