@@ -29,7 +29,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 
 # Keys that are no fields of a config class, yet the library writes or reads them.
-LIBRARY_KEYS = frozenset(
+LIBRARY_CONFIG_KEYS = frozenset(
     {
         "_attn_implementation",
         "_attn_implementation_autoset",
@@ -95,7 +95,7 @@ def check_config_keys(config_class: type, keys: Iterable[str], where: str) -> No
             " (mm_vision_tower); convert it with tools/convert.py."
         )
     known = {field.name for field in fields(config_class)} | set(getattr(config_class, "attribute_map", {}))
-    known |= LIBRARY_KEYS | set(GenerationConfig._get_default_generation_params())
+    known |= LIBRARY_CONFIG_KEYS | set(GenerationConfig._get_default_generation_params())
     for key in keys:
         if key in known:
             continue
@@ -180,7 +180,7 @@ def check_changes(config_class: type, saved: dict, changes: dict) -> None:
             before = saved.get(name) or {}
             check_config_keys(find_section_class(spec, name, before | given), given.keys() - before.keys(), name)
     known = [field.name for field in fields(config_class)]
-    for key in changes.keys() - saved.keys() - set(known) - LIBRARY_KEYS:
+    for key in changes.keys() - saved.keys() - set(known) - LIBRARY_CONFIG_KEYS:
         close = difflib.get_close_matches(key, known, n=1, cutoff=NEAR)
         if close:
             raise ValueError(

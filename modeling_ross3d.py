@@ -479,7 +479,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
             "query_coords": query_coords,
         }  # fmt: skip
         check_inputs(batch, **self.views.layout.sizes)
-        unknown = sorted(kwargs.keys() - LIBRARY_KEYS)
+        unknown = sorted(kwargs.keys() - LIBRARY_ARGUMENTS)
         if unknown:
             raise TypeError(
                 f"forward: expected the processor's output and the library's own arguments, got {', '.join(unknown)};"
@@ -575,7 +575,7 @@ class Ross3DTargets(TypedDict, total=False):
 
 
 # What the library hands from `generate` and `Trainer` down to the language model and its attention.
-LIBRARY_KEYS = frozenset(TransformersKwargs.__annotations__) | {"use_cache", "cache_position", "return_dict"}
+LIBRARY_ARGUMENTS = frozenset(TransformersKwargs.__annotations__) | {"use_cache", "cache_position", "return_dict"}
 
 
 class Ross3DForConditionalGeneration(

@@ -260,7 +260,7 @@ class FittedScene:
         depth (V, S, S), *optional*: metres, of the pixels that are left after resize and crop, float32.
         rows (S,), columns (S,), *optional*: where those pixels are in the depth map.
         intrinsics (V, 3, 3), cam2world (V, 4, 4), *optional*: float64.
-        bev_pixels (Hb, Hb, 3), bev_valid (Hb, Hb), bev_bounds (4,), *optional*: the picture from above, uint8.
+        bev_pixels (Hb, Hb, 3), bev_valid (Hb, Hb), bev_bounds (4,), *optional*: the bird's-eye picture, uint8.
     """
 
     settings: dict[str, Any]

@@ -104,7 +104,7 @@ SCORES = {
     "grounding_none": "no target", "caption": "captions", "room_size": "room size",
 }  # fmt: skip
 # Regions of the reconstruction task, and predictors of its means.
-REBUILT = {"view": "hidden views", "bev_object": "objects from above"}
+REBUILT = {"view": "hidden views", "bev_object": "bird's-eye objects"}
 PREDICTORS = ("mean_of_samples", "mean_picture", "other_scene", "positions_only")
 
 
@@ -118,7 +118,7 @@ class Plan:
             rows have no questions in another arm.
         warmup (`int`): steps of the vision warm-up.
         train, val (`int`): rooms.
-        rebuilt (`int`): held-out rooms whose views and pictures from above are rebuilt.
+        rebuilt (`int`): held-out rooms whose views and bird's-eye pictures are rebuilt.
     """
 
     config: str

@@ -7,7 +7,7 @@ from ross3d.data.sources import DECODES, make_reading
 
 
 VISITS = ("scenes", "questions")
-PROPOSALS = ("ground_truth", "jittered")
+TRAINING_PROPOSALS = ("ground_truth", "jittered")
 
 
 @dataclass
@@ -73,7 +73,7 @@ class DataArguments:
     def __post_init__(self):
         counts = dict.fromkeys(("limit", "epochs", "questions_per_row", "tokens_per_row"), COUNT)
         check_fields(self, "data.", {**counts, "num_views": NUM_VIEWS})
-        for name, known in (("visit", VISITS), ("proposals", PROPOSALS), ("decode", DECODES)):
+        for name, known in (("visit", VISITS), ("proposals", TRAINING_PROPOSALS), ("decode", DECODES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"data.{name}: expected a choice of {known}, got {getattr(self, name)!r}.")
         if self.one_task_per_step and self.visit != "questions":

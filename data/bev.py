@@ -99,7 +99,7 @@ def check_bev_size(size: int) -> None:
     """
     if not 1 <= size <= MAX_BEV_SIZE:
         raise ValueError(
-            f"size of the picture from above (--bev-size): expected 1 to {MAX_BEV_SIZE} pixels, got {size}; 432 is the"
+            f"size of the bird's-eye picture (--bev-size): expected 1 to {MAX_BEV_SIZE} pixels, got {size}; 432 is the"
             " published one."
         )
 

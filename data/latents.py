@@ -27,7 +27,7 @@ def get_teacher_fingerprint(folder: Path) -> str:
 
 
 class SceneLatents:
-    """Kept latents: for each scene `view_latents` (V, 2z, a, a) and, with a picture from above, `bev_latents`
+    """Kept latents: for each scene `view_latents` (V, 2z, a, a) and, with a bird's-eye picture, `bev_latents`
     (2z, b, b), both posterior mean and log-variance.
 
     Args:

@@ -23,7 +23,7 @@ from ross3d.data.upright import LOW_CONFIDENCE, UprightEstimate, align_scene, es
 from ross3d.data.world import check_bounds
 
 
-# Alignment, boxes and pictures from above are made from at most so many frames, pictures no larger than needed.
+# Alignment, boxes and bird's-eye pictures are made from at most so many frames, pictures no larger than needed.
 NUM_FRAMES, PICTURE_SIZE = 64, 432
 # A world is upright already when the estimate would tilt it, turn it (quarter turns aside), in degrees, and lift or
 # lower its floor, in metres, by less than this: proposals take off 5 cm of floor, which a room of 6 m at half a degree

@@ -4,7 +4,7 @@ Frames and units: `cam2world` maps OpenCV camera axes (x right, y down, z forwar
 whose axis alignment is already applied; `depth_maps` are metres along the camera's z, 0 = no reading; `intrinsics` are
 pixels of the depth map, with the centre of the top-left pixel at (0, 0).
 
-Shape letters: V views, H W picture pixels, h w depth pixels, K boxes, Hb Wb pixels of the picture from above.
+Shape letters: V views, H W picture pixels, h w depth pixels, K boxes, Hb Wb pixels of the bird's-eye picture.
 """
 
 from dataclasses import dataclass, field
@@ -41,7 +41,7 @@ FAR_APART = 10.0
 
 @dataclass
 class Scene:
-    """Posed RGB-D views of one place with optional boxes and a picture from above.
+    """Posed RGB-D views of one place with optional boxes and a bird's-eye picture.
 
     Attributes:
         scene_id (`str`): unique name, used in every error.
@@ -82,9 +82,16 @@ class Scene:
     def num_views(self) -> int:
         return len(self.images)
 
-    def get_inputs(self, bev: bool = False) -> dict[str, Any]:
-        """The processor's arguments for this scene, what it lacks left out; `bev`: its picture from above as well."""
+    def get_inputs(self, bev: bool = False, proposal_boxes: np.ndarray | None = None) -> dict[str, Any]:
+        """The processor's arguments for this scene, what it lacks left out.
+
+        Args:
+            bev (`bool`): its bird's-eye picture as well.
+            proposal_boxes (`np.ndarray` of shape `(K, 6)`, *optional*): metres; passed on where there are any.
+        """
         inputs = {"images": list(self.images), "scene_ids": [self.scene_id]}
+        if proposal_boxes is not None:
+            inputs["proposal_boxes"] = proposal_boxes
         if self.depth_maps is not None:
             inputs |= {"depth_maps": self.depth_maps, "intrinsics": self.intrinsics, "cam2world": self.cam2world}
         if bev and self.bev_image is not None:

@@ -4,7 +4,7 @@
    weighed by how well it agrees with what the cameras call up.
 2. Floor: the lowest large plane facing up; a trimmed least-squares fit to it corrects the direction.
 3. Heading: patches of upright surfaces vote modulo 90 degrees; of the four answers the one is taken in which the first
-   camera looks most towards +y, which is up in the picture from above.
+   camera looks most towards +y, which is up in the bird's-eye picture.
 
 The floor becomes z = 0 and its middle x = y = 0. Every occupied voxel has one vote, so that what was looked at for
 longer does not count for more. Nothing is drawn at random.
@@ -268,7 +268,7 @@ def estimate_upright(scene: Scene, surface: Surface | None = None) -> UprightEst
     if estimate.confidence < LOW_CONFIDENCE:
         warnings.warn(
             f"scene {scene.scene_id!r}: the estimated alignment has a confidence of only {estimate.confidence:.2f} "
-            f"(weakest evidence: {estimate.weakest}); look at the pictures from above and from the side, and if they "
+            f"(weakest evidence: {estimate.weakest}); look at the bird's-eye pictures and from the side, and if they "
             f"are wrong {WAYS_OUT}.",
             UprightWarning,
             stacklevel=2,
@@ -395,7 +395,7 @@ def align_scene(scene: Scene, estimate: UprightEstimate) -> Scene:
     """The same scene in the upright world of `estimate`.
 
     Raises:
-        ValueError: when the scene has boxes, proposals or a picture from above: those lie in an aligned world already,
+        ValueError: when the scene has boxes, proposals or a bird's-eye picture: those lie in an aligned world already,
             and which one nobody knows.
     """
     present = [name for name in ("boxes", "proposal_boxes", "bev_image") if getattr(scene, name) is not None]

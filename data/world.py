@@ -169,7 +169,7 @@ def describe_world(scene: Scene, doubt: str) -> str:
         given = "is not upright once it is aligned"
         remedy = REPLACE if scene.path is not None and (scene.path / ALIGNMENT).is_file() else CORRECT
     return (
-        f"scene {scene.scene_id!r} {given}, and {doubt}: models, boxes and pictures from above expect z up and "
+        f"scene {scene.scene_id!r} {given}, and {doubt}: models, boxes and bird's-eye pictures expect z up and "
         f"the floor at z = 0; {remedy.format(folder=scene.path or 'FOLDER')}."
     )
 

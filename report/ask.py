@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ross3d.data.scene import Scene
+from ross3d.report.bev import DrawnBox, make_bev_drawing
 from ross3d.report.html import Markup, element, join, make_figure, make_page, make_row, make_section, make_table
-from ross3d.report.plan import DrawnBox, make_plan
 from ross3d.report.scene import describe_scene, make_views_section
 
 
@@ -37,7 +37,7 @@ class Rebuilt:
     Attributes:
         hidden_view (`int`): which of the views was hidden.
         truth, sample (`np.ndarray` of shape `(H, W, 3)`): that view, and what the model made of it.
-        bev_sample (`np.ndarray` of shape `(H, W, 3)`): the scene from above as the model made it.
+        bev_sample (`np.ndarray` of shape `(H, W, 3)`): the bird's-eye picture as the model made it.
     """
 
     hidden_view: int
@@ -47,57 +47,59 @@ class Rebuilt:
 
 
 @dataclass
-class Plan:
-    """The scene from above: picture (H, W, 3) and its bounds (4,), metres."""
+class BevPicture:
+    """A bird's-eye picture (H, W, 3) and its bounds (4,), metres."""
 
     image: np.ndarray
     bounds: Sequence[float]
     boxes: Sequence[Sequence[float]] = field(default_factory=list)
 
 
-def make_answers_section(answers: Sequence[Answer], plan: Plan | None, has_metres: bool = True) -> Markup:
+def make_answers_section(answers: Sequence[Answer], bev: BevPicture | None, has_metres: bool = True) -> Markup:
     table = make_table(["question", "answer"], [[answer.question, answer.text] for answer in answers])
     grounded = [answer for answer in answers if answer.boxes is not None]
     figures = []
-    if plan is not None:
+    if bev is not None:
         for answer in grounded:
-            boxes = [DrawnBox(box, PROPOSAL_COLOR, width=1.0) for box in plan.boxes]
+            boxes = [DrawnBox(box, PROPOSAL_COLOR, width=1.0) for box in bev.boxes]
             found = zip(answer.boxes, answer.numbers, strict=True)
             boxes += [DrawnBox(box, FOUND_COLOR, str(number), width=3.0) for box, number in found]
             caption = join([answer.question, element("span", f" ({answer.text})", class_="soft")])
             figures.append(
-                make_plan(plan.image, plan.bounds, boxes, caption=caption, width=330, has_metres=has_metres)
+                make_bev_drawing(bev.image, bev.bounds, boxes, caption=caption, width=330, has_metres=has_metres)
             )
     extra = [element("h3", "Found boxes, among those to choose from"), make_row(*figures)] if figures else []
     return make_section("Answers", table, *extra)
 
 
-def make_plan_section(scene: Scene, plan: Plan, hidden: Sequence[int]) -> Markup:
+def make_bev_section(scene: Scene, bev: BevPicture, hidden: Sequence[int]) -> Markup:
     has_metres = scene.depth_maps is not None
-    drawn = make_plan(
-        plan.image, plan.bounds, cam2world=scene.cam2world, hidden=hidden, width=560, has_metres=has_metres,
+    drawn = make_bev_drawing(
+        bev.image, bev.bounds, cam2world=scene.cam2world, hidden=hidden, width=560, has_metres=has_metres,
         caption="Chosen views: the tip of a wedge is where a camera stands, it opens to where it looks.",
     )  # fmt: skip
-    bare = make_plan(plan.image, plan.bounds, width=420, caption="The same without drawings.", has_metres=has_metres)
+    bare = make_bev_drawing(
+        bev.image, bev.bounds, width=420, caption="The same without drawings.", has_metres=has_metres
+    )
     note = "From above, ceiling removed; x to the right, y up. Void is black."
     return make_section("Where the views look", make_row(drawn, bare), note=note)
 
 
-def make_rebuilt_section(rebuilt: Rebuilt, plan: Plan | None) -> Markup:
+def make_rebuilt_section(rebuilt: Rebuilt, bev: BevPicture | None) -> Markup:
     figures = [
         make_figure(rebuilt.truth, f"view {rebuilt.hidden_view}: truth", 240),
         make_figure(rebuilt.sample, f"view {rebuilt.hidden_view}: sampled, having not seen it", 240),
     ]
     if rebuilt.bev_sample is not None:
-        truth = [] if plan is None else [make_figure(plan.image, "from above: readings", 240)]
-        figures += [*truth, make_figure(rebuilt.bev_sample, "from above: sampled", 240)]
+        truth = [] if bev is None else [make_figure(bev.image, "bird's-eye picture: from depth", 240)]
+        figures += [*truth, make_figure(rebuilt.bev_sample, "bird's-eye picture: sampled", 240)]
     return make_section("Rebuilt", make_row(*figures), note="One sample each.")
 
 
 def make_ask_page(
     scene: Scene,
     answers: Sequence[Answer],
-    plan: Plan | None,
+    bev: BevPicture | None,
     rebuilt: Rebuilt | None,
     model_name: str,
     world: str,
@@ -115,19 +117,19 @@ def make_ask_page(
         floor_height (`float`, *optional*): see `describe_scene`.
     """
     hidden = [] if rebuilt is None else [rebuilt.hidden_view]
-    sections = [make_answers_section(answers, plan, scene.depth_maps is not None)]
+    sections = [make_answers_section(answers, bev, scene.depth_maps is not None)]
     if boxes is not None:
         sections.append(boxes)
-    if plan is not None:
-        sections.append(make_plan_section(scene, plan, hidden))
+    if bev is not None:
+        sections.append(make_bev_section(scene, bev, hidden))
     if sanity is not None:
         sections.append(sanity)
     note = "Chosen evenly over the scan. Answers are given with all of them; for what is rebuilt, one is hidden."
     sections.append(make_views_section(scene, hidden, note))
     if rebuilt is not None:
-        sections.append(make_rebuilt_section(rebuilt, plan))
+        sections.append(make_rebuilt_section(rebuilt, bev))
     lead = f"Answered by {model_name}. {world}"
     return make_page(f"Questions about {scene.scene_id}", lead, describe_scene(scene, floor_height), sections)
 
 
-__all__ = ["Answer", "Plan", "Rebuilt", "make_ask_page"]
+__all__ = ["Answer", "BevPicture", "Rebuilt", "make_ask_page"]

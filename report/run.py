@@ -14,6 +14,7 @@ from ross3d.data.names import check_name
 from ross3d.data.scene import Scene
 from ross3d.data.text_files import read_json as read_json_file
 from ross3d.data.text_files import read_json_lines
+from ross3d.report.bev import DrawnBox, make_bev_drawing
 from ross3d.report.charts import make_line_chart
 from ross3d.report.html import (
     Markup,
@@ -28,7 +29,6 @@ from ross3d.report.html import (
     make_section,
     make_table,
 )
-from ross3d.report.plan import DrawnBox, make_plan
 from ross3d.report.summary import flatten_scores, format_interval, get_baselines, get_main_score
 
 
@@ -53,7 +53,11 @@ PREDICTOR_NAMES = {
     "other_scene": "another scene's states, same positions",
     "positions_only": "positions only, every view hidden",
 }
-REGION_NAMES = {"view": "hidden views", "bev_object": "from above: objects", "bev_rest": "from above: the rest"}
+REGION_NAMES = {
+    "view": "hidden views",
+    "bev_object": "bird's-eye picture: objects",
+    "bev_rest": "bird's-eye picture: the rest",
+}
 TARGET_COLOR, RIGHT_COLOR, WRONG_COLOR = "#ffd60a", "#34c759", "#ff453a"
 
 
@@ -227,7 +231,7 @@ def make_grounding_figure(record: dict[str, Any], scene: Scene) -> Markup:
             element("span", f" ({said}, {len(record['target_boxes'])} to find)", class_="soft"),
         ]
     )
-    return make_plan(
+    return make_bev_drawing(
         scene.bev_image, scene.bev_bounds, boxes, caption=caption, width=250, has_metres=scene.depth_maps is not None
     )
 
@@ -256,7 +260,7 @@ def make_reconstruction_row(folder: Path, name: str, title: str) -> Markup:
 def make_scene_section(
     scene: Scene, records: Sequence[dict[str, Any]], rebuilt: dict[str, Any] | None, pictures: Path
 ) -> Markup:
-    """One scene: views, plan, what was rebuilt, questions and grounded boxes."""
+    """One scene: views, bird's-eye picture, what was rebuilt, questions and grounded boxes."""
     hidden = rebuilt["hidden_views"] if rebuilt else []
     views = [
         make_figure(image, f"view {index}" + (", hidden" if index in hidden else ""), 112, hidden=index in hidden)
@@ -264,17 +268,17 @@ def make_scene_section(
     ]
     parts: list[Markup] = [make_row(*views)]
     if scene.bev_bounds is not None:
-        drawn = make_plan(
+        drawn = make_bev_drawing(
             scene.bev_image, scene.bev_bounds, cam2world=scene.cam2world, hidden=hidden, width=300,
             has_metres=scene.depth_maps is not None,
-            caption="from above, with the cameras; hidden ones in orange",
+            caption="bird's-eye picture, with the cameras; hidden ones in orange",
         )  # fmt: skip
         parts += [element("h3", "From above"), make_row(drawn)]
     if rebuilt and (pictures / scene.scene_id).is_dir():
         folder = pictures / scene.scene_id
         rows = [make_reconstruction_row(folder, f"view{v:02d}", f"view {v}") for v in hidden]
         if (folder / "bev_truth.png").is_file():
-            rows.append(make_reconstruction_row(folder, "bev", "from above"))
+            rows.append(make_reconstruction_row(folder, "bev", "bird's-eye picture"))
         parts += [element("h3", "Rebuilt"), *(element("div", row, style="margin-bottom:14px") for row in rows)]
     if records:
         judged = [record["right"] for record in records if record["right"] is not None]

@@ -1,4 +1,4 @@
-"""Is a scan upright? Its plan and two side views with cameras, floor line and boxes, and what was measured.
+"""Is a scan upright? Its bird's-eye picture and two side views with cameras, floor line and boxes, and measurements.
 
 Drawing coordinates of a side view: x or y of the world to the right, z up, one scale on both axes, metres on the left.
 """
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ross3d.report.bev import CAMERA_COLOR, SIDE, DrawnBox, make_bev_drawing
 from ross3d.report.charts import make_text
 from ross3d.report.html import Markup, element, encode_data_uri, encode_png, make_row, make_section, make_table
-from ross3d.report.plan import CAMERA_COLOR, SIDE, DrawnBox, make_plan
 
 
 BOX_COLOR, FLOOR_COLOR, READING_COLOR = "#ffd60a", "#ff453a", (142, 180, 220)
@@ -37,7 +37,7 @@ def make_side(
     Args:
         points (`np.ndarray` of shape `(N, 3)`): readings, metres.
         cam2world (`np.ndarray` of shape `(V, 4, 4)`), boxes (K, 6): what is drawn on them.
-        bounds (4,): xmin, ymin, xmax, ymax of the plan, metres.
+        bounds (4,): xmin, ymin, xmax, ymax of the bird's-eye picture, metres.
         axis (`int`): 0 draws x against z, 1 y against z.
     """
     span = float(bounds[axis]), float(bounds[axis + 2])
@@ -76,7 +76,7 @@ def make_side(
 def make_sanity_section(
     cam2world: np.ndarray,
     boxes: Sequence[Sequence[float]],
-    plan: tuple[np.ndarray, Sequence[float]],
+    bev: tuple[np.ndarray, Sequence[float]],
     points: np.ndarray,
     facts: Sequence[tuple[str, str]],
     warnings: Sequence[str],
@@ -86,19 +86,19 @@ def make_sanity_section(
 
     Args:
         cam2world (`np.ndarray` of shape `(V, 4, 4)`), boxes (K, 6), points (N, 3): cameras, boxes, readings, metres.
-        plan: picture from above (H, W, 3) and its bounds (4,), metres.
+        bev: bird's-eye picture (H, W, 3) and its bounds (4,), metres.
         facts, warnings, notes: numbers by name, what is off, where alignment and boxes come from; all in words.
     """
-    image, bounds = plan
+    image, bounds = bev
     drawn = [DrawnBox(box, BOX_COLOR, width=1.5) for box in boxes]
     nameless = [""] * len(cam2world)
-    from_above = make_plan(image, bounds, drawn, cam2world, nameless, caption="Cameras and boxes from above.")
+    top = make_bev_drawing(image, bounds, drawn, cam2world, nameless, caption="Cameras and boxes, bird's-eye view.")
     sides = element("div", *(make_side(points, cam2world, boxes, bounds, axis) for axis in (0, 1)))
     lines = [element("p", f"{note[0].upper()}{note[1:]}.") for note in notes]
     lines += [element("p", f"Look here: {warning}.", class_="bad") for warning in warnings]
     note = "Readings should lie on or above the red line (z = 0), cameras among them, walls along the picture's edges."
     table = make_table(["measured", ""], facts, numeric=[1])
-    return make_section("Is it upright?", *lines, make_row(from_above, sides, table), note=note)
+    return make_section("Is it upright?", *lines, make_row(top, sides, table), note=note)
 
 
 __all__ = ["make_sanity_section", "make_side"]

@@ -1,10 +1,11 @@
-"""The page of one scene: its views, itself from above with cameras and boxes, and the numbers behind them."""
+"""The page of one scene: its views, its bird's-eye picture with cameras and boxes, and the numbers behind them."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from ross3d.data.scene import Scene
+from ross3d.report.bev import DrawnBox, make_bev_drawing
 from ross3d.report.html import (
     Markup,
     element,
@@ -15,7 +16,6 @@ from ross3d.report.html import (
     make_section,
     make_table,
 )
-from ross3d.report.plan import DrawnBox, make_plan
 
 
 PAGE_VIEWS = 24
@@ -116,7 +116,7 @@ def make_scene_page(
     Args:
         scene (`Scene`): see there.
         lead (`str`): a sentence that says what is known of unit and axes.
-        bev (*optional*): the scene from above: picture (H, W, 3) and its bounds (4,), metres.
+        bev (*optional*): bird's-eye picture (H, W, 3) and its bounds (4,), metres.
         sanity (`Markup`, *optional*): of `make_sanity_section`. boxes (`Markup`, *optional*): of `make_boxes_section`.
         floor_height (`float`, *optional*): see `describe_scene`.
     """
@@ -125,20 +125,20 @@ def make_scene_page(
         image, bounds = bev
         # Without depth nobody knows the unit of the world.
         has_metres = scene.depth_maps is not None
-        plan = make_plan(
+        bev = make_bev_drawing(
             image, bounds, cam2world=scene.cam2world, width=480, has_metres=has_metres,
             caption="Cameras: the tip of a wedge is where a camera stands, it opens to where it looks.",
         )  # fmt: skip
-        drawings = [plan]
+        drawings = [bev]
         if scene.boxes is not None and len(scene.boxes):
             drawn = [
                 DrawnBox(box, FALLBACK_COLOR, name.split(" ")[0])
                 for box, name in zip(scene.boxes, get_box_names(scene), strict=True)
             ]
             drawings.append(
-                make_plan(image, bounds, drawn, width=480, caption="Boxes, by number.", has_metres=has_metres)
+                make_bev_drawing(image, bounds, drawn, width=480, caption="Boxes, by number.", has_metres=has_metres)
             )
-        note = "Seen from above, ceiling removed; x to the right, y up. Void is black."
+        note = "Bird's-eye picture, ceiling removed; x to the right, y up. Void is black."
         sections.append(make_section("From above", make_row(*drawings), note=note))
     if sanity is not None:
         sections.append(sanity)

@@ -1,6 +1,6 @@
 """Build furnished rooms with questions on disk: `python -m ross3d.scenes.build --output DIR --train 4000 --val 300`.
 
-    DIR/{train,val}/<scene_id>/           posed RGB-D folder (data/sources/rgbd_folder.py), boxes, picture from above
+    DIR/{train,val}/<scene_id>/           posed RGB-D folder (data/sources/rgbd_folder.py), boxes, bird's-eye picture
     DIR/annotations/{train,val}.jsonl     questions (data/annotations.py)
     DIR/manifest.json                     arguments, version and counts, written last
 
@@ -199,7 +199,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--val", type=COUNT, default=300, help="number of validation scenes")
     parser.add_argument("--image-size", type=parse_size, default=(64, 64), help="64, or 640x480 (width x height)")
     parser.add_argument("--views", type=NUM_VIEWS, default=8, help="views of a scene")
-    parser.add_argument("--bev-size", type=COUNT, default=96, help="pixels of the picture from above")
+    parser.add_argument("--bev-size", type=COUNT, default=96, help="pixels of the bird's-eye picture")
     parser.add_argument("--seed", type=SEED, default=0, help="of rooms and questions")
     parser.add_argument("--workers", type=COUNT, default=2, help="processes")
     parser.add_argument("--baselines", action="store_true", help="print what the questions' words alone give")

@@ -33,11 +33,6 @@ def iterate_batches(items: list[Any], size: int) -> Iterator[list[Any]]:
         yield items[start : start + size]
 
 
-def get_scene_inputs(scene: Scene, proposal_boxes: np.ndarray | None) -> dict[str, Any]:
-    """The processor's arguments for a scene alone; what the scene lacks is left out."""
-    return scene.get_inputs() | ({} if proposal_boxes is None else {"proposal_boxes": proposal_boxes})
-
-
 def load_questions(
     data_dir: Path, settings: EvalSettings, task_name: str, question_types: Sequence[str] | None = None
 ) -> list[Annotation]:
@@ -253,7 +248,7 @@ def prepare_questions(
             check_object_ids(annotation, None if scene is None or scene.boxes is None else len(scene.boxes), folder)
     if grounds:
         boxes = get_proposals(context, scene)
-    inputs = {"images": [BLIND_PICTURE]} if blind else get_scene_inputs(scene, boxes)
+    inputs = {"images": [BLIND_PICTURE]} if blind else scene.get_inputs(proposal_boxes=boxes)
     tensors = context.processor(**inputs, return_tensors="pt")
     if not blind and scene.depth_maps is not None:
         # Questions come to the processor later, without the scene that it would compare them with.
@@ -351,7 +346,6 @@ __all__ = [
     "get_columns",
     "get_detected_boxes",
     "get_question",
-    "get_scene_inputs",
     "load_questions",
     "make_record",
     "prepare_questions",

@@ -34,7 +34,6 @@ from ross3d.reconstruction_ross3d import (
     get_view_queries,
     resize_bilinear,
 )
-from ross3d.tasks.answering import get_scene_inputs
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 
 
@@ -129,7 +128,7 @@ def get_object_pixels(scene: Scene) -> np.ndarray:
 
 def prepare_scene(context: EvalContext, scene: Scene, hidden_views: list[int]) -> tuple[dict[str, Any], Targets]:
     """The model's inputs for a scene, and what it has to rebuild."""
-    inputs = get_scene_inputs(scene, None)
+    inputs = scene.get_inputs()
     if scene.bev_image is not None:
         bev = {"bev_image": scene.bev_image, "bev_valid": scene.bev_valid, "bev_bounds": scene.bev_bounds}
         inputs |= {name: value for name, value in bev.items() if value is not None}

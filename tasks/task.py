@@ -19,7 +19,7 @@ from ross3d.data.sources.options import get_scan_options
 
 
 Record = dict[str, Any]
-PROPOSALS = ("predicted", "simulated", "ground_truth")
+PROPOSAL_SOURCES = ("predicted", "simulated", "ground_truth")
 SCENE_PATH = "{split}/{scene_id}"
 # Numbers that settings may be, by their name.
 EVAL_NUMBERS = {
@@ -91,7 +91,7 @@ class EvalSettings:
 
     def __post_init__(self):
         check_fields(self, "--", EVAL_NUMBERS)
-        for name, known in (("proposals", PROPOSALS), ("decode", DECODES)):
+        for name, known in (("proposals", PROPOSAL_SOURCES), ("decode", DECODES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"--{name}: expected one choice of {list(known)}, got {getattr(self, name)!r}.")
         get_scan_options(self)

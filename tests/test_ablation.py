@@ -124,9 +124,9 @@ def test_tables_have_every_arm_and_pair_that_was_run(tmp_path):
     rows = [tuple(cell.strip() for cell in line.split("|")[1:4]) for line in rebuilt[2:]]
     assert rows == [
         ("`per_view`", "hidden views", "15.50"),
-        ("`global`", "objects from above", "9.00"),
+        ("`global`", "bird's-eye objects", "9.00"),
         ("`both`", "hidden views", "16.00"),
-        ("`both`", "objects from above", "11.00"),
+        ("`both`", "bird's-eye objects", "11.00"),
     ]
     assert rebuilt[2].endswith(
         "| 15.50 | **+1.00 [+1.00, +1.00]** | **+2.00 [+2.00, +2.00]** | **+3.00 [+3.00, +3.00]** |"

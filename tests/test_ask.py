@@ -48,7 +48,7 @@ def make_tilted_world() -> np.ndarray:
 
 
 def write_room(folder: Path, matrix: np.ndarray) -> Scene:
-    """A room without boxes and picture from above whose world was moved by `matrix`; the room as it was."""
+    """A room without boxes and bird's-eye picture whose world was moved by `matrix`; the room as it was."""
     scene, *_ = make_scene(5, "val", 1, num_views=7, image_size=(96, 72), bev_size=32)
     moved = Scene(
         scene_id=folder.name,
@@ -247,7 +247,7 @@ def test_a_real_scan_goes_the_whole_way_without_an_alignment(tmp_path, capsys):
     assert "alignment estimated from" in capsys.readouterr().out
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     check_page(page)
-    assert "from above: sampled" in page and "Is it upright?" in page
+    assert "bird's-eye picture: sampled" in page and "Is it upright?" in page
 
     matrix = read_own_scan(scan).axis_align_matrix
     scene = read_scene(scan, axis_align_matrix=matrix)

@@ -1,4 +1,4 @@
-"""The picture from above: framing, what wins a cell, what is closed and what stays void."""
+"""The bird's-eye picture: framing, what wins a cell, what is closed and what stays void."""
 
 import numpy as np
 import pytest

@@ -70,7 +70,7 @@ def test_commands_make_what_is_promised(folder):
 def test_the_picture_is_what_the_code_makes(folder):
     made, shown = (
         np.array(Image.open(file).convert("RGB")).astype(int)
-        for file in (folder / "from_above.png", ROOT / "docs" / "pictures" / "from_above.png")
+        for file in (folder / "bev.png", ROOT / "docs" / "pictures" / "bev.png")
     )
     assert made.shape == shown.shape
     # Other versions of the libraries may round a few pixels another way.

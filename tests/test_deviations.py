@@ -343,7 +343,7 @@ def test_no_row_is_dropped(num_scenes, num_questions, block):
 
 
 @pytest.mark.parametrize(("views", "seed"), [(3, 1), (4, 2)])
-def test_a_black_picture_from_above(views, seed):
+def test_a_black_bev_picture(views, seed):
     """12: the published mean over no cell is NaN; here such a picture adds nothing, under both rules."""
     dark = make_row(seed, views, 2, ["text"])
     dark["bev_pixel_values"], dark["bev_valid"] = torch.zeros(3, 8, 8), torch.zeros(8, 8, dtype=torch.bool)
@@ -358,7 +358,7 @@ def test_a_black_picture_from_above(views, seed):
 
 
 @pytest.mark.parametrize(("size", "side"), [(BEV_SIZE, 30), (18, 41)])
-def test_a_square_picture_from_above(size, side):
+def test_a_square_bev_picture(size, side):
     """12: `published` stretches it to the views' aspect and crops the middle, `valid_depth` shows all of it."""
     image = np.random.default_rng(0).integers(1, 256, size=(side, side, 3), dtype=np.uint8)
     picture = Image.fromarray(image)
@@ -501,7 +501,7 @@ def test_pictures_for_the_teacher_are_contiguous(size):
 
 
 @pytest.mark.parametrize(("length", "width", "size"), [(3.0, 2.0, 50), (2.0, 4.0, 36)])
-def test_rendering_from_above(length, width, size):
+def test_bev_rendering(length, width, size):
     """19: ours is written down: a square frame with y up, the ceiling off, the highest point first, void black."""
     floor = np.stack(np.meshgrid(np.arange(0, length, 0.04), np.arange(0, width, 0.04)), -1).reshape(-1, 2)
     table = floor[(floor[:, 0] > length - 0.8) & (floor[:, 1] > width - 0.8)]

@@ -48,7 +48,7 @@ def test_losses_are_those_of_the_teacher(arguments, monkeypatch):
     door.main(arguments)
 
 
-def test_a_scene_without_a_picture_from_above_has_views_alone(arguments):
+def test_a_scene_without_a_bev_picture_has_views_alone(arguments):
     scene = Path(arguments.data.root) / "train" / "train-000001"
     (scene / "bev.png").unlink()
     (scene / "bev.json").unlink()

@@ -83,7 +83,7 @@ def forward(model, batch, **changes):
 
 
 def rebuild(model, inputs, *masked_views, **changes):
-    """Sampled pictures of hidden views and from above, from the same noise each time."""
+    """Sampled hidden views and bird's-eye pictures, from the same noise each time."""
     generator = torch.Generator().manual_seed(0)
     return model.reconstruct(*masked_views, **inputs | changes, num_inference_steps=2, generator=generator)
 
@@ -543,7 +543,7 @@ def test_cells_of_the_birds_eye_loss(rule, missing, message):
 
 
 @pytest.mark.parametrize("size", [4, 16])
-def test_pictures_from_above_of_another_size(model, bare, row, size):
+def test_bev_pictures_of_another_size(model, bare, row, size):
     """Those of a processor with another `bev_size`; a model that rebuilds nothing does not look at them."""
     picture = {"bev_pixel_values": torch.rand(1, 3, size, size), "bev_valid": torch.ones(1, size, size).bool()}
     message = (

@@ -74,7 +74,7 @@ def test_an_empty_list_of_boxes_is_none(tmp_path):
 
 
 def test_what_was_made_in_an_unaligned_world_is_no_evidence(tmp_path):
-    """Proposals and pictures from above that a command left there go when the world is turned."""
+    """Proposals and bird's-eye pictures that a command left there go when the world is turned."""
     folder = write_moved(tmp_path, make_turn(1, 15.0))
     (folder / "proposals.json").write_text(json.dumps([[0.0, 0.0, 0.5, 1.0, 1.0, 1.0]]))
     # The command refuses a tilted world: the picture was made before it was moved.

@@ -329,7 +329,7 @@ def test_poses_in_millimetres_are_refused(raw, tmp_path):
         read_scene(folder)
 
 
-def test_bounds_of_a_picture_from_above_are_numbers(raw, tmp_path):
+def test_bounds_of_a_bev_picture_are_numbers(raw, tmp_path):
     folder = write_rgbd(raw, tmp_path / "room")
     Image.fromarray(np.full((4, 4, 4), 255, np.uint8)).save(folder / "bev.png")
     for bounds, message in (

@@ -134,7 +134,7 @@ def test_exports_that_are_wrong_are_refused(raw, folder):
         read_posed_images(empty, axis_align_matrix=np.eye(4))
 
 
-def test_published_pictures_from_above(raw, folder):
+def test_published_bev_pictures(raw, folder):
     """A red square of 300 pixels in the middle of a 640 x 480 picture; JPEG leaves traces around it."""
     picture = np.zeros((480, 640, 3), dtype=np.uint8)
     picture[90:390, 170:470] = (200, 30, 30)

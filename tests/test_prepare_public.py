@@ -110,7 +110,7 @@ def write_published_pictures(root: Path) -> np.ndarray:
     return picture
 
 
-def test_published_pictures_from_above_are_taken(root, tmp_path):
+def test_published_bev_pictures_are_taken(root, tmp_path):
     shutil.copytree(root, tmp_path / "data")
     picture = write_published_pictures(tmp_path / "data")
     prepare(tmp_path / "data", tmp_path / "out", "--bev", "published")

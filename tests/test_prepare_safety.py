@@ -20,7 +20,7 @@ from ross3d.data.box_files import read_mask3d
 from ross3d.data.names import check_name
 from ross3d.data.prepare import mask_files
 from ross3d.data.prepare.__main__ import main
-from ross3d.data.prepare.from_above import MAX_POINTS, sample_mesh
+from ross3d.data.prepare.bev import MAX_POINTS, sample_mesh
 from ross3d.data.prepare.mask_files import read_mask_boxes
 from ross3d.data.prepare.official_set import read_official
 from ross3d.data.prepare.posed_images import read_public, read_view
@@ -341,7 +341,7 @@ def test_masks_over_a_mesh_of_polygons(tmp_path):
     assert json.loads((room / "proposals.json").read_text()) == [[0.5, 1.0, 0.25, 1.0, 2.0, 0.5]]
 
 
-# ---- pictures from above
+# ---- bird's-eye pictures
 
 
 def test_triangles_that_would_never_end_are_refused():

@@ -75,7 +75,7 @@ def test_rows_of_prepared_scenes_are_the_same(rooms, tmp_path, changes):
 
 @pytest.mark.parametrize("mode", ["published", "valid_depth"])
 def test_a_fitted_scene_stands_for_its_views(mode):
-    """With and without depth, boxes, words and picture from above; several scenes at once."""
+    """With and without depth, boxes, words and bird's-eye picture; several scenes at once."""
     processor = make_test_processor(geometry_mode=mode)
     views = make_views()
     picture = torch.randint(0, 255, (30, 30, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()

@@ -15,10 +15,10 @@ from PIL import Image
 
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.geometry_ross3d import project_bev
+from ross3d.report.bev import SIDE, DrawnBox, draw_cameras, make_bev_drawing, place_points
 from ross3d.report.charts import choose_ticks, make_line_chart, smooth
 from ross3d.report.html import clip_text, element, encode_png, make_page, make_section, make_table, render, shrink
 from ross3d.report.picture import COLUMNS, GAP, HEAD, TILE, make_picture, save_picture
-from ross3d.report.plan import SIDE, DrawnBox, draw_cameras, make_plan, place_points
 from ross3d.report.run import make_run_page, make_score_table, write_run_page
 from ross3d.report.summary import format_summary
 from ross3d.tests.tiny import get_rooms
@@ -129,8 +129,10 @@ def test_a_wedge_opens_to_where_its_camera_looks():
 
 
 def test_boxes_are_drawn_by_their_corners():
-    plan = render(make_plan(np.zeros((8, 8, 3), np.uint8), (0, 0, 4, 4), [DrawnBox([1, 3, 0, 2, 1, 1], "red", "a<b")]))
-    assert 'x="0.0" y="50.0" width="200.0" height="100.0"' in plan and "a&lt;b" in plan
+    bev = render(
+        make_bev_drawing(np.zeros((8, 8, 3), np.uint8), (0, 0, 4, 4), [DrawnBox([1, 3, 0, 2, 1, 1], "red", "a<b")])
+    )
+    assert 'x="0.0" y="50.0" width="200.0" height="100.0"' in bev and "a&lt;b" in bev
 
 
 def test_the_score_table_names_the_gain_over_the_best_baseline():
@@ -215,7 +217,7 @@ def test_the_view_tool_tells_scenes_from_runs(tmp_path, monkeypatch):
     page = view.main([str(get_rooms() / "val" / "val-000001")])
     assert page == Path("val-000001.html")
     text = page.read_text(encoding="utf-8")
-    # Six cameras in the plan, and again in the sanity picture.
+    # Six cameras in the bird's-eye picture, and again in the sanity picture.
     assert check_page(text)["polygon"] == 2 * 6 and "frame-000005" in text and "Boxes, by number" in text
     (tmp_path / "run").mkdir()
     page = view.main([str(write_run(tmp_path / "run"))])

@@ -8,7 +8,7 @@ import pytest
 
 from ross3d.data.sanity import find_weighted_median, fold_angle, measure_cameras_inside, measure_sanity
 from ross3d.data.scene import Scene
-from ross3d.report.plan import SIDE
+from ross3d.report.bev import SIDE
 from ross3d.report.sanity import make_sanity_section, make_side
 from ross3d.scenes.build import make_scene
 
@@ -98,12 +98,12 @@ def test_a_side_view_has_its_marks_where_the_geometry_says():
 
 def test_the_section_shows_numbers_notes_and_warnings(room):
     sanity = measure_sanity(move(room, height=0.3))
-    plan = room.bev_image, room.bev_bounds
+    bev = room.bev_image, room.bev_bounds
     text = str(
         make_sanity_section(
             room.cam2world,
             room.boxes,
-            plan,
+            bev,
             sanity.points,
             sanity.list_facts(),
             sanity.list_warnings(),

@@ -57,7 +57,7 @@ def test_a_written_scene_comes_back(tmp_path, sizes):
 
 
 def test_a_scene_of_pictures_alone_comes_back(tmp_path):
-    """Without depth, boxes and picture from above; cameras stay, since the layout asks for them."""
+    """Without depth, boxes and bird's-eye picture; cameras stay, since the layout asks for them."""
     scene = make_scene()
     bare = Scene("room", scene.images, None, scene.intrinsics, scene.cam2world, scene.view_names)
     again = read_rgbd_folder(write_rgbd_folder(bare, tmp_path / "room"))
@@ -288,11 +288,11 @@ FOLDER_FAULTS = {
         spoil_text("boxes.json", '[{"box": [1, 2, 3, 4, 5, 6]}, {"box": [1, 2, 3, 4, -5, 6]}]'),
         r"^boxes of .*boxes.json: expected sizes >= 0 .*, got a negative size in boxes \[1\]; turn corners",
     ),
-    "picture from above without alpha": (
+    "bird's-eye picture without alpha": (
         spoil_picture("bev.png", np.ones((10, 10, 3), np.uint8)),
         r"bev.png: expected RGBA with alpha 0 = void, got mode 'RGB'; build the picture again",
     ),
-    "picture from above without frame": (
+    "bird's-eye picture without frame": (
         remove("bev.json"),
         r"bev.json is missing beside bev.png; expected \{\"bounds\": \[xmin, ymin, xmax, ymax\]\}",
     ),
@@ -426,7 +426,7 @@ SCENE_FAULTS = {
         r"^box_labels of scene 'room': expected 2 entries, one a box, got 1; give one a box",
     ),
     "labels without boxes": (set_to(boxes=None), r"expected 0 entries, one a box, got 2; give one a box"),
-    "float picture from above": (
+    "float bird's-eye picture": (
         lambda scene: set_to(bev_image=scene.bev_image / 255)(scene),
         r"^bev_image of scene 'room': expected a uint8 array \(Hb, Wb, 3\), got float64 \(10, 10, 3\)",
     ),

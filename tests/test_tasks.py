@@ -328,7 +328,7 @@ def test_a_scene_is_scored_alike_wherever_it_is_answered(context):
     assert set(record["views"][0]["psnr"]) == set(reconstruction.PREDICTORS)
 
 
-def test_a_scene_without_a_picture_from_above_is_scored_on_its_views(context):
+def test_a_scene_without_a_bev_picture_is_scored_on_its_views(context):
     blank = replace(context, read_scene=lambda path: remove_bev(read_rgbd_folder(path)), cache={})
     ((record,),) = answer_alone(blank, [reconstruction.load_items(get_rooms(), context.settings)[0]])
     assert record["bev"] == {} and record["views"] and "bev_object" not in reconstruction.score([record] * 2)

@@ -32,12 +32,11 @@ from ross3d.data.scene import Scene
 from ross3d.data.sources.options import add_scan_options, get_scan_options
 from ross3d.data.upright import LOW_CONFIDENCE
 from ross3d.metrics.grounding import select_proposals
-from ross3d.report.ask import Answer, Plan, Rebuilt, make_ask_page
+from ross3d.report.ask import Answer, BevPicture, Rebuilt, make_ask_page
 from ross3d.report.html import Markup
 from ross3d.report.run import write_page
 from ross3d.report.sanity import make_sanity_section
 from ross3d.report.scene import make_boxes_section
-from ross3d.tasks.answering import get_scene_inputs
 from ross3d.training.checkpoint import GEOMETRY_MODES, find_checkpoint, load_processor
 from ross3d.training.loading import load_model as read_weights
 
@@ -184,7 +183,7 @@ def describe_box(number: int, box: np.ndarray) -> str:
 def rebuild_hidden_view(
     model: Any, inputs: Any, scene: Scene, hidden_view: int, picture: BEVPicture, num_inference_steps: int
 ) -> Rebuilt:
-    """Hide one view and sample it, and the scene from above, from the others."""
+    """Hide one view and sample it, and the bird's-eye picture, from the others."""
     views, bev = model.reconstruct(
         **inputs,
         masked_views=[hidden_view],
@@ -205,7 +204,7 @@ def list_doubts(scan: OwnScan) -> list[str]:
 
 
 def check_scan(scan: OwnScan, sanity: Sanity, bev_image: np.ndarray, bev_bounds: np.ndarray) -> Markup:
-    """The sanity picture of a scan with posed depth and its picture from above; what is off is printed too."""
+    """The sanity picture of a scan with posed depth and its bird's-eye picture; what is off is printed too."""
     doubts = list_doubts(scan) + sanity.list_warnings()
     for warning in doubts:
         print(f"look at the page: {warning}.")
@@ -214,8 +213,8 @@ def check_scan(scan: OwnScan, sanity: Sanity, bev_image: np.ndarray, bev_bounds:
     if agreement is not None:
         facts.append(("depth that other views confirm, %", f"{100 * agreement:.0f}"))
     notes = [scan.alignment, scan.describe_boxes()]
-    plan = bev_image, bev_bounds
-    return make_sanity_section(scan.scene.cam2world, scan.boxes, plan, sanity.points, facts, doubts, notes)
+    bev = bev_image, bev_bounds
+    return make_sanity_section(scan.scene.cam2world, scan.boxes, bev, sanity.points, facts, doubts, notes)
 
 
 def parse_device(name: str) -> str:
@@ -292,7 +291,7 @@ def main(args: list[str] | None = None) -> list[Answer]:
         options.model, options.device, options.geometry_mode, options.allow_missing_weights
     )
     has_boxes = len(scan.boxes) > 0
-    given = get_scene_inputs(scene, scan.boxes if has_boxes else None)
+    given = scene.get_inputs(proposal_boxes=scan.boxes if has_boxes else None)
     inputs = processor(**given, return_tensors="pt").to(options.device)
     cache = model.encode_scene(**inputs)
 
@@ -307,17 +306,17 @@ def main(args: list[str] | None = None) -> list[Answer]:
     for answer in answers:
         print("\n  ".join([answer.question, answer.text, *describe_in_scan(scan, answer)]))
 
-    plan, rebuilt, section, floor_height = None, None, None, None
+    bev, rebuilt, section, floor_height = None, None, None, None
     if scene.depth_maps is not None:
         picture = render_scene_bev(scan.scene)
-        plan = Plan(picture.image, picture.bounds, scan.boxes)
+        bev = BevPicture(picture.image, picture.bounds, scan.boxes)
         sanity = measure_sanity(scan.scene, scan.surface)
         section, floor_height = check_scan(scan, sanity, picture.image, picture.bounds), sanity.floor_height
         if has_teacher:
             rebuilt = rebuild_hidden_view(model, inputs, scene, hidden_view, picture, options.steps)
     boxes = make_found_boxes(scan, answers)
     page = make_ask_page(
-        scene, answers, plan, rebuilt, options.model, scan.describe_world(), section, boxes, floor_height
+        scene, answers, bev, rebuilt, options.model, scan.describe_world(), section, boxes, floor_height
     )
     print(write_page(options.output, page))
     record = options.output.with_suffix(".json")

@@ -72,8 +72,8 @@ from ross3d.tools.checkpoints.ingredients import (
 )
 from ross3d.tools.checkpoints.keys import INVERSE_PROJECTOR
 from ross3d.tools.checkpoints.plan import (
+    ConversionPlan,
     KeyRecord,
-    Plan,
     check_own_layers,
     get_new_denoiser_settings,
     make_mask_token,
@@ -155,7 +155,7 @@ def write_ours(
     options: argparse.Namespace,
     source: PublishedSource,
     config: Ross3DConfig,
-    plan: Plan,
+    plan: ConversionPlan,
     kind: Literal["release", "start"],
     denoiser_file: Path | None = None,
 ) -> Path:
@@ -185,7 +185,7 @@ def write_ours(
     return options.to
 
 
-def make_converted_card(name: str, plan: Plan, ingredients: Sequence[Ingredient]) -> ModelCard:
+def make_converted_card(name: str, plan: ConversionPlan, ingredients: Sequence[Ingredient]) -> ModelCard:
     """The page of a checkpoint that was converted from the Hub id or folder called `name`."""
     origin = Origin(base_model=name if "/" in name else None)
     origin.add(ingredients)
@@ -196,7 +196,7 @@ def make_converted_card(name: str, plan: Plan, ingredients: Sequence[Ingredient]
     return make_card(introduction, origin, {"Use": USAGE, "Limitations": LIMITATIONS})
 
 
-def make_published_card(source: Path, plan: Plan, ingredients: Sequence[Ingredient]) -> ModelCard:
+def make_published_card(source: Path, plan: ConversionPlan, ingredients: Sequence[Ingredient]) -> ModelCard:
     """The page of a checkpoint that was converted back; terms are handed on from the page of the one it comes from."""
     known = source / CARD_NAME
     origin = read_origin(load_card(known)) if known.is_file() else Origin()
@@ -213,7 +213,9 @@ def get_display_name(source: str) -> str:
     return Path(source).resolve().name if Path(source).exists() else source
 
 
-def keep_published(source: PublishedSource, plan: Plan, folder: Path, max_shard_size: str, progress: tqdm) -> None:
+def keep_published(
+    source: PublishedSource, plan: ConversionPlan, folder: Path, max_shard_size: str, progress: tqdm
+) -> None:
     """What the way back needs and our checkpoint has no place for: config, tokenizer files, rows behind the tokens."""
     if plan.rest:
         write_shards(plan.rest, folder, "model", max_shard_size, progress)
@@ -319,7 +321,7 @@ def name_tower(config: Ross3DConfig) -> tuple[dict[str, Any], str]:
     return {"model_type": "siglip_vision_model", **vision}, DEFAULT_VISION_TOWER if known else "vision_tower"
 
 
-def make_identity(options: argparse.Namespace, sources: Sequence[Path], plan: Plan) -> dict[str, Any]:
+def make_identity(options: argparse.Namespace, sources: Sequence[Path], plan: ConversionPlan) -> dict[str, Any]:
     """All that decides what is written, wherever it is written to."""
     arguments = {key: str(value) for key, value in vars(options).items() if key not in ("to", "debug")}
     code = [
@@ -350,7 +352,9 @@ def tell_finished(folder: Path) -> Path:
 
 
 @contextmanager
-def open_output(options: argparse.Namespace, identity: dict[str, Any], plan: Plan) -> Iterator[tuple[Path, tqdm]]:
+def open_output(
+    options: argparse.Namespace, identity: dict[str, Any], plan: ConversionPlan
+) -> Iterator[tuple[Path, tqdm]]:
     """The folder to write to, which takes its name when all is written, and a bar that counts bytes."""
     print_records(plan.records)
     num_bytes = count_bytes(plan.list_tensors())
@@ -382,7 +386,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_report(
     folder: Path,
     source: str,
-    plan: Plan,
+    plan: ConversionPlan,
     ingredients: Sequence[Ingredient],
     identity: Mapping[str, Any],
     **more: list[str],

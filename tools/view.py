@@ -37,7 +37,7 @@ MAX_RERUN_POINTS = 500_000
 
 
 def get_bev(scene: Scene) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Picture and bounds from above: the stored ones, else rendered from the depth; None without depth."""
+    """Bird's-eye picture and its bounds: the stored ones, else rendered from the depth; None without depth."""
     if scene.bev_bounds is not None:
         return scene.bev_image, scene.bev_bounds
     if scene.depth_maps is None:

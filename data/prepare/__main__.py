@@ -3,7 +3,7 @@
     scannet         raw ScanNet scans and official annotations -> a data folder for train.py, eval.py and `datasets`
     posed-images    Video-3D-LLM's public files -> the same
     align           axis_align.txt for scans that came without an alignment, estimated from their depth
-    bev             pictures from above of the scenes of a data folder
+    bev             bird's-eye pictures of the scenes of a data folder
     proposals       boxes to choose among, for the scenes of a data folder: from depth, masks or a list
 
 A command that was cut off goes on when it is given again.
@@ -15,8 +15,8 @@ import os
 from ross3d.command_line import COUNT, DEBUG_HELP, NUM_VIEWS, Number, parse_path, run_program
 from ross3d.data.bev import MAX_BEV_SIZE
 from ross3d.data.prepare.align import prepare_alignments
+from ross3d.data.prepare.bev import SOURCES, prepare_bev
 from ross3d.data.prepare.finish import format_account
-from ross3d.data.prepare.from_above import SOURCES, prepare_bev
 from ross3d.data.prepare.posed_images import prepare_posed_images
 from ross3d.data.prepare.proposals import ProposalSource, prepare_proposals
 from ross3d.data.prepare.scannet import CHOICES, ScanSettings, prepare_scannet
@@ -40,7 +40,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--annotations", required=True, type=parse_path, help="folder below which the official files are"
     )
     scannet.add_argument("--proposals", type=parse_path, help="folder with Mask3D's SCENE.mask.npz")
-    scannet.add_argument("--bev", choices=SOURCES, default="mesh", help="what the picture from above is made from")
+    scannet.add_argument("--bev", choices=SOURCES, default="mesh", help="what the bird's-eye picture is made from")
     scannet.add_argument("--published", action="store_true", help="also write processed/ and metadata/ as published")
     scannet.add_argument(
         "--choose", choices=CHOICES, default="uniform", help="views: evenly spread, or those that see most of the mesh"
@@ -53,7 +53,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--bev",
         choices=("depth", "published"),
         default="depth",
-        help="the picture from above: made from depth, or the published view_0.jpg",
+        help="the bird's-eye picture: made from depth, or the published view_0.jpg",
     )
     for command in (scannet, public):
         command.add_argument("--output", required=True, type=parse_path, help="data folder to write")
@@ -69,7 +69,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default=LOW_CONFIDENCE,
         help=f"write nothing below this confidence, from 0 to 1 (default: {LOW_CONFIDENCE})",
     )
-    bev = commands.add_parser("bev", help="pictures from above")
+    bev = commands.add_parser("bev", help="bird's-eye pictures")
     bev.add_argument("--data", required=True, type=parse_path, help="a data folder, a split or a scene of it")
     bev.add_argument("--from", dest="source", choices=SOURCES, default="depth")
     bev.add_argument("--scans", type=parse_path, help="where the sceneNNNN_NN folders with meshes or view_0.jpg are")
@@ -87,7 +87,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     for command in (align, bev, proposals):
         add_scan_options(command)
     for command in (scannet, public, bev):
-        command.add_argument("--bev-size", type=BEV_SIZE, default=432, help="pixels of the picture from above")
+        command.add_argument("--bev-size", type=BEV_SIZE, default=432, help="pixels of the bird's-eye picture")
     for command in (scannet, public, align, bev, proposals):
         command.add_argument(
             "--num-workers", type=COUNT, default=os.cpu_count() or 1, help="processes (default: one a core)"

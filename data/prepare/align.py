@@ -4,7 +4,7 @@ A scan's `axis_align.txt` (4x4, scan to upright world) is estimated from its pos
 that is upright already gets the identity, so that nobody estimates it again. A file that is there stays, unless
 --force is given; an alignment that comes with the recording itself (ScanNet's) is never replaced.
 
-Boxes, proposals and a picture from above that lie with a scan are in its world without the file, and cannot be turned
+Boxes, proposals and a bird's-eye picture that lie with a scan are in its world without the file, and cannot be turned
 with it. Such a scan is refused when its world would change: they have to go first.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from ross3d.data.atomic import hold_folder, remove_leftovers, write_text
 from ross3d.data.own_scan import NUM_FRAMES, PICTURE_SIZE, is_upright
-from ross3d.data.prepare.from_above import list_scene_folders
+from ross3d.data.prepare.bev import list_scene_folders
 from ross3d.data.prepare.parallel import run_jobs
 from ross3d.data.sources import read_scene
 from ross3d.data.sources.frames import read_matrix

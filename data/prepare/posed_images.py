@@ -21,8 +21,8 @@ import numpy as np
 from ross3d.data.atomic import hold_folder
 from ross3d.data.bev import BEVPicture, render_scene_bev
 from ross3d.data.kept import hash_file
+from ross3d.data.prepare.bev import read_published_bev
 from ross3d.data.prepare.finish import Finished, check_no_strangers, check_settings, finish, hash_text
-from ross3d.data.prepare.from_above import read_published_bev
 from ross3d.data.prepare.llava_style import Boxes, Record, get_scene_id, read_record, read_task
 from ross3d.data.prepare.official import read_official_json
 from ross3d.data.prepare.official_set import ARCHIVE, ARCHIVES, SPLITS

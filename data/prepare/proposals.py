@@ -13,7 +13,7 @@ import numpy as np
 
 from ross3d.data.atomic import hold_folder, remove_leftovers, write_text
 from ross3d.data.box_files import check_box_file, read_box_list, read_mask3d
-from ross3d.data.prepare.from_above import MAX_VIEWS, list_scene_folders
+from ross3d.data.prepare.bev import MAX_VIEWS, list_scene_folders
 from ross3d.data.prepare.mask_files import read_mask_boxes
 from ross3d.data.prepare.parallel import run_jobs
 from ross3d.data.prepare.scene_folder import format_rows

@@ -1,6 +1,6 @@
 """Raw ScanNet scans and official annotations -> our layout: `python -m ross3d.data.prepare scannet`.
 
-    OUTPUT/{train,val,test}/SCENE/          sampled views, boxes, proposals, picture from above, scene.json
+    OUTPUT/{train,val,test}/SCENE/          sampled views, boxes, proposals, bird's-eye picture, scene.json
     OUTPUT/annotations/SPLIT.parquet        questions (data/annotations.py)
     OUTPUT/scans/SPLIT.parquet, README.md   the table of scans, and the card that `datasets` reads
     OUTPUT/processed/, OUTPUT/metadata/     with --published: the public records and box files
@@ -21,9 +21,9 @@ from ross3d.data.atomic import hold_folder
 from ross3d.data.bev import BEVPicture, render_scene_bev
 from ross3d.data.kept import hash_file
 from ross3d.data.names import is_inside
+from ross3d.data.prepare.bev import list_scans, read_published_bev, render_mesh_bev
 from ross3d.data.prepare.boxes import make_box
 from ross3d.data.prepare.finish import Finished, check_no_strangers, check_settings, finish, hash_text
-from ross3d.data.prepare.from_above import list_scans, read_published_bev, render_mesh_bev
 from ross3d.data.prepare.mask_files import read_mask_boxes
 from ross3d.data.prepare.official_set import SPLITS, OfficialSet, make_public_files, read_official
 from ross3d.data.prepare.parallel import run_jobs
@@ -69,7 +69,7 @@ class ScanSettings:
         choose (`str`): which ones: `uniform`, evenly spread; `coverage`, those that together see most of the mesh; or
             `coverage95`, `coverage90`, so many of these as see that share of what all together see (published names:
             mc, mc-ratio95, mc-ratio90).
-        bev_source (`str`): what the picture from above is made from, one of `from_above.SOURCES`.
+        bev_source (`str`): what the bird's-eye picture is made from, one of `bev.SOURCES`.
         bev_size (`int`): its pixels.
     """
 

@@ -18,7 +18,7 @@ from PIL import Image
 from ross3d.data.bev import BEVPicture
 from ross3d.data.consistency import check_consistency
 from ross3d.data.names import check_name
-from ross3d.data.prepare.from_above import write_bev
+from ross3d.data.prepare.bev import write_bev
 from ross3d.data.scene import Scene
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.data.text_files import read_json
@@ -50,7 +50,7 @@ def write_scene(
     render: Callable[[Scene], BEVPicture],
     bev_source: str,
 ) -> None:
-    """Write a scene's folder, read it back as a check, see whether its views agree, and add the picture from above.
+    """Write a scene's folder, read it back as a check, see whether its views agree, and add the bird's-eye picture.
 
     Args:
         path (`Path`): replaced if it is a scene's folder that was prepared before.

@@ -87,7 +87,7 @@ def read_scan_row(folder: Path, facts: dict[str, Any], split: str) -> dict[str, 
         "categories": None if boxes is None else [row.get("category") for row in boxes],
         "proposal_boxes": proposals,
         "bev_file": f"{place}/bev.png",
-        "bev_bounds": read_json(folder / "bev.json", "bounds of the picture from above", keys=("bounds",))["bounds"],
+        "bev_bounds": read_json(folder / "bev.json", "bounds of the bird's-eye picture", keys=("bounds",))["bounds"],
     }
 
 

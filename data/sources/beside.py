@@ -4,7 +4,7 @@
     boxes.json          [{"box": [cx, cy, cz, dx, dy, dz], "category": ..., ...}, ...] or the lists of numbers alone;
                         metres, in the aligned world; takes the place of the layout's own boxes
     proposals.json      boxes to choose among, as in boxes.json
-    bev.png, bev.json   RGBA picture from above (alpha 0 = void) and {"bounds": [...]}, null where nobody knows them
+    bev.png, bev.json   RGBA bird's-eye picture (alpha 0 = void) and {"bounds": [...]}, null where nobody knows them
 
 Boxes, proposals and picture lie in the world that these files and the layout give: where another alignment is given,
 they are left out, and a warning says so. Where a layout keeps its frames in a folder of the scan's folder, both are
@@ -138,7 +138,7 @@ def make_scene(
         cam2world (`(V, 4, 4)`): to the scan's own world.
         given_boxes (`(K, 6)` array or JSON file, *optional*): in place of `boxes.json`.
         read_own_boxes: the layout's own boxes in the aligned world, and what is known of each.
-        read_own_bev: the layout's own picture from above, and what was seen.
+        read_own_bev: the layout's own bird's-eye picture, and what was seen.
         rotate (*optional*): degrees by which upright pictures are turned, counter-clockwise, with their depth and
             cameras; `"auto"` until the world's z points up in most of them.
     """
@@ -205,7 +205,7 @@ def _warn_of_other_world(beside: Beside, scene_id: str, has_boxes: bool) -> None
 
 
 def read_bev(file: Path, bounds_file: Path | None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """A picture from above (Hb, Wb, 3), what was seen (Hb, Wb), and its bounds (4,) in metres where they are known.
+    """A bird's-eye picture (Hb, Wb, 3), what was seen (Hb, Wb), and its bounds (4,) in metres where they are known.
 
     Args:
         file, bounds_file (`Path`): `bev.png`, and `bev.json` where there is one.
@@ -222,7 +222,7 @@ def read_bev(file: Path, bounds_file: Path | None) -> tuple[np.ndarray, np.ndarr
     if bounds_file is None:
         raise FileNotFoundError(f"{file.with_name('bev.json')} is missing beside bev.png; {BEV_FORM}.")
     try:
-        edges = read_json(bounds_file, "the bounds of the picture from above")["bounds"]
+        edges = read_json(bounds_file, "the bounds of the bird's-eye picture")["bounds"]
         bounds = None if edges is None else np.array([float(edge) for edge in edges], dtype=np.float32)
     except (TypeError, KeyError, OverflowError, ValueError) as error:
         raise ValueError(f"{bounds_file}: {BEV_FORM}, got {error!r}.") from error

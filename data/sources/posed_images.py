@@ -4,7 +4,7 @@
     DIR/posed_images/<scene>/depth_intrinsic.txt   4x4, pixels of the depth map
     DIR/scans/<scene>/<scene>.txt                  axisAlignment; without it (a scene that was copied alone) the
                                                    scene keeps the scan's own world, unless axis_align.txt lies in it
-    DIR/scans/<scene>/view_0.png or .jpg           optional picture from above
+    DIR/scans/<scene>/view_0.png or .jpg           optional bird's-eye picture
 
 An EmbodiedScan info file (`load_embodiedscan_infos`) takes the place of the two middle ones, and its list of images
 that of the folder's: that is the order, and the choice without lost frames, of the published pipeline.
@@ -33,7 +33,7 @@ from ross3d.data.sources.plain_pickle import load_plain_pickle
 from ross3d.data.sources.scannet_objects import read_axis_alignment
 
 
-# Side of the published picture from above, pixels.
+# Side of the published bird's-eye picture, pixels.
 BEV_SIZE = 432
 # Of 255; our choice: JPEG leaves traces of a few levels in the black around a seen area, which are void all the same.
 JPEG_RINGING = 8
@@ -88,7 +88,7 @@ def _find_scan(path: Path) -> Path:
 
 
 def list_scan_files(path: Path) -> list[Path]:
-    """What may be read of the scan's folder beside the export: meta data and picture from above."""
+    """What may be read of the scan's folder beside the export: meta data and bird's-eye picture."""
     scan = _find_scan(path)
     return [scan / name for name in (f"{scan.name}.txt", *PUBLISHED_BEV_NAMES)]
 
@@ -119,7 +119,7 @@ def read_posed_images(
         rotate (*optional*): turn pictures, depth and cameras by so many degrees, counter-clockwise; see `make_scene`.
         allow_outside (`bool`): let links in the scan's folders lead out of them.
         infos (*optional*): what `load_embodiedscan_infos` returned.
-        crop_bev (`bool`, defaults to `True`): cut the middle out of a published picture from above; False for a
+        crop_bev (`bool`, defaults to `True`): cut the middle out of a published bird's-eye picture; False for a
             processor of `geometry_mode="published"`, which cuts it itself.
 
     Raises:
@@ -178,7 +178,7 @@ def read_posed_images(
 
 
 def read_bev_view(file: Path, depth_size: tuple[int, int], crop: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """A published picture from above: image (432, W, 3) uint8 with void exactly black, and what was seen (432, W).
+    """A published bird's-eye picture: image (432, W, 3) uint8 with void exactly black, and what was seen (432, W).
 
     The published rule stretches it to the aspect of the depth map (width, height), whatever its own, at a height of
     432 pixels, and cuts 432 columns out of the middle (`crop`). Nobody says which metres it shows.
@@ -188,7 +188,7 @@ def read_bev_view(file: Path, depth_size: tuple[int, int], crop: bool = True) ->
     if stretched < BEV_SIZE:
         raise ValueError(
             f"{file}: depth maps of {width}x{height} pixels are higher than wide, so the published rule cuts more than"
-            " there is; turn the scan, or leave the picture from above out."
+            " there is; turn the scan, or leave the bird's-eye picture out."
         )
     image = open_image(file).convert("RGB").resize((stretched, BEV_SIZE), Image.Resampling.BICUBIC)
     left, right = ((stretched - BEV_SIZE) // 2, (stretched + BEV_SIZE) // 2) if crop else (0, stretched)

@@ -64,7 +64,7 @@ def read_rgbd_folder(
         path (`str` or `Path`): the folder; its name becomes the scene's id.
         num_views (`int`, *optional*): read this many frames, evenly spread, none twice; all frames by default.
         axis_align_matrix (`(4, 4)` array or file, *optional*): scan to upright world; instead of `axis_align.txt`. In
-            another world than the folder's own its boxes, proposals and picture from above are left out.
+            another world than the folder's own its boxes, proposals and bird's-eye picture are left out.
         boxes (`(K, 6)` array or JSON file, *optional*): instead of `boxes.json`.
         max_excluded (`float`, defaults to 0): share of frames that may be lost, missing or damaged; they are left out
             and listed in `Scene.exclusions`.

@@ -132,7 +132,7 @@ def test_training_starts_from_the_recorded_denoiser_file(golden: GoldenSet, get_
     assert table.shape[1] == side**2
     for branch in ("view", "bev"):
         table = begun[f"reconstruction_head.{branch}_embedding.position_embedding"]
-        # A recorded table may hold every n-th row; the grid of the picture from above is the released one here.
+        # A recorded table may hold every n-th row; the grid of the bird's-eye picture is the released one here.
         recorded, grid = case.tensors[f"new.net.pos_embed_{branch}"], golden.config["denoiser"][f"n_patches_{branch}"]
         if table.shape[1] == grid:
             assert torch.allclose(table[:, :: -(-grid // recorded.shape[1])], recorded, atol=2e-5)

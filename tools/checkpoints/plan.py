@@ -48,7 +48,7 @@ class KeyRecord:
 
 
 @dataclass
-class Plan:
+class ConversionPlan:
     """Tensors to write, by their new names, and what became of every key.
 
     `rest` holds what has no place in the model and is kept beside it for the way back.
@@ -147,7 +147,7 @@ def plan_ours(
     config: Ross3DConfig,
     teacher: Mapping[str, Any] | None,
     new: Mapping[str, MadeTensor],
-) -> Plan:
+) -> ConversionPlan:
     """A published checkpoint under our names.
 
     Args:
@@ -159,7 +159,7 @@ def plan_ours(
     Raises:
         ValueError: for keys that have no place, that are missing, or whose shape is another.
     """
-    plan, unknown, pairs = Plan(), [], []
+    plan, unknown, pairs = ConversionPlan(), [], []
     shapes = get_own_shapes(config, teacher)
     for name, tensor in tensors.items():
         ours, reason = to_ours(name), explain_dropped(name, config.vision_config.num_hidden_layers)
@@ -190,7 +190,7 @@ def plan_ours(
     return plan
 
 
-def trim_rows(plan: Plan, name: str, tensor: Readable, vocab_size: int) -> Readable:
+def trim_rows(plan: ConversionPlan, name: str, tensor: Readable, vocab_size: int) -> Readable:
     """The first `vocab_size` rows of word embeddings; those behind them go to `plan.rest`."""
     if name not in EMBEDDINGS or tensor.shape[0] <= vocab_size:
         return tensor
@@ -200,7 +200,7 @@ def trim_rows(plan: Plan, name: str, tensor: Readable, vocab_size: int) -> Reada
     return MadeTensor(shape, tensor.dtype, lambda: tensor.read()[:vocab_size], note)
 
 
-def check_complete(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_complete(plan: ConversionPlan, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse a plan that lacks keys of our model.
 
     Raises:
@@ -287,7 +287,7 @@ def plan_start(
     teacher: Mapping[str, Any] | None,
     num_old_tokens: int,
     seed: int,
-) -> Plan:
+) -> ConversionPlan:
     """A base model with the parts that the published recipe adds to it, under our names.
 
     Args:
@@ -374,7 +374,7 @@ def plan_published(
     rest: Mapping[str, StoredTensor],
     config: Ross3DConfig,
     embedding_rows: int | None,
-) -> Plan:
+) -> ConversionPlan:
     """One of our checkpoints under the published names.
 
     Args:
@@ -387,7 +387,7 @@ def plan_published(
     Raises:
         ValueError: for keys that are not of our model, that are missing, or whose shape is another.
     """
-    plan, shapes = Plan(), get_own_shapes(config, None)
+    plan, shapes = ConversionPlan(), get_own_shapes(config, None)
     if unknown := sorted(set(tensors) - set(shapes)):
         raise ValueError(f"{unknown[0]}: expected keys of this model, got {len(unknown)} others: {unknown[:3]}.")
     if missing := sorted(set(shapes) - set(tensors)):

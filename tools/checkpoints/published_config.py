@@ -76,7 +76,7 @@ IDLE_KEYS = frozenset(
     }
 )  # fmt: skip
 # Keys that Transformers writes, today or at the time of the release.
-LIBRARY_KEYS = frozenset(
+LIBRARY_ENTRIES = frozenset(
     {
         "_attn_implementation", "_name_or_path", "add_cross_attention", "architectures", "attn_implementation",
         "auto_map", "bad_words_ids", "begin_suppress_tokens", "chunk_size_feed_forward",
@@ -96,7 +96,7 @@ DENOISER_HEADS, LATENT_PATCH_SIZE = 16, 2
 
 def list_unknown_keys(published: Mapping[str, Any]) -> list[str]:
     """Keys of a published config that are neither converted nor known to change nothing."""
-    known = {key for key, _, _ in CONFIG_TABLE} | set(CONVERTED_KEYS) | set(ONLY_VALUES) | IDLE_KEYS | LIBRARY_KEYS
+    known = {key for key, _, _ in CONFIG_TABLE} | set(CONVERTED_KEYS) | set(ONLY_VALUES) | IDLE_KEYS | LIBRARY_ENTRIES
     return sorted(set(published) - known)
 
 

@@ -1,4 +1,4 @@
-"""Pictures from above of all scenes of a data folder: `python -m ross3d.data.prepare bev --data DIR`.
+"""Bird's-eye pictures of all scenes of a data folder: `python -m ross3d.data.prepare bev --data DIR`.
 
 `bev.json` says how a picture was made, so a second run makes only what is missing or was made otherwise. A picture is
 made from the frames' depth, from ScanNet's mesh, or of a published `view_0.jpg`, whose bounds nobody knows.
@@ -78,7 +78,7 @@ def _make_lattice(steps: int) -> np.ndarray:
 
 
 def render_mesh_bev(vertices: np.ndarray, mesh: Mesh, size: int, where: str) -> BEVPicture:
-    """Picture from above of a mesh, its triangles filled at half a pixel; of a cloud without faces, of its points.
+    """Bird's-eye picture of a mesh, its triangles filled at half a pixel; of a cloud without faces, of its points.
 
     Args:
         vertices (`(M, 3)`): those of `mesh` in the aligned world.
@@ -103,7 +103,7 @@ def read_published_bev(scan: Path) -> BEVPicture:
     files = [scan / name for name in PUBLISHED_BEV_NAMES]
     file = next((file for file in files if file.is_file()), files[-1])
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: expected a published picture from above, found none; unpack it there.")
+        raise FileNotFoundError(f"{file}: expected a published bird's-eye picture, found none; unpack it there.")
     image = np.array(open_image(file).convert("RGB"))
     valid = image.max(axis=-1) > JPEG_RINGING
     image[~valid] = 0
@@ -120,7 +120,7 @@ def is_made(folder: Path, source: str, size: int) -> bool:
     file = folder / "bev.json"
     if not file.is_file() or not (folder / "bev.png").is_file():
         return False
-    return read_json(file, "how the picture from above was made", kind=dict).get("made") == describe(source, size)
+    return read_json(file, "how the bird's-eye picture was made", kind=dict).get("made") == describe(source, size)
 
 
 def write_bev(picture: BEVPicture, folder: Path, source: str) -> None:
@@ -211,6 +211,6 @@ def prepare_bev(
     folders = list_scene_folders(data_dir)
     job = partial(make_bev, source=source, size=size, scans=scans, reading=reading)
     with hold_folder(data_dir, option="--data"):
-        made = run_jobs(job, folders, num_workers, "pictures from above", lambda path: path.name)
+        made = run_jobs(job, folders, num_workers, "bird's-eye pictures", lambda path: path.name)
         refresh_scans_tables(data_dir)
     return {"made": sum(made), "there already": len(made) - sum(made)}

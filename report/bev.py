@@ -1,4 +1,4 @@
-"""A scene from above with what is known or claimed about it drawn on top: cameras, proposals, targets, answers.
+"""The bird's-eye picture of a scene with what is known or claimed about it: cameras, proposals, targets, answers.
 
 Drawing coordinates are those of `geometry_ross3d.project_bev`: x to the right, y up, row 0 along the largest y.
 """
@@ -106,7 +106,7 @@ def draw_scale(bounds: Sequence[float]) -> list[Markup]:
     return [line, make_text(10, SIDE - 16, "1 m", "start", "#fff", 12)]
 
 
-def make_plan(
+def make_bev_drawing(
     image: np.ndarray,
     bounds: Sequence[float],
     boxes: Sequence[DrawnBox] = (),
@@ -140,10 +140,10 @@ def make_plan(
         width=width,
         height=width,
         role="img",
-        aria_label="the scene from above",
+        aria_label="bird's-eye picture of the scene",
     )
     captions = [element("figcaption", caption)] if str(caption) else []
     return element("figure", drawing, *captions, style=f"width:{width}px")
 
 
-__all__ = ["DrawnBox", "make_plan", "place_points"]
+__all__ = ["DrawnBox", "make_bev_drawing", "place_points"]

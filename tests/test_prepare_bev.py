@@ -1,4 +1,4 @@
-"""Pictures from above of data folders and of meshes: every layout, only what is missing, and what they show."""
+"""Bird's-eye pictures of data folders and of meshes: every layout, only what is missing, and what they show."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from PIL import Image
 
 from ross3d.data.bev import render_scene_bev
 from ross3d.data.prepare.__main__ import main
-from ross3d.data.prepare.from_above import list_scene_folders, render_mesh_bev, sample_mesh
+from ross3d.data.prepare.bev import list_scene_folders, render_mesh_bev, sample_mesh
 from ross3d.data.sources import read_scene
 from ross3d.data.sources.ply import Mesh
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder, write_rgbd_folder
@@ -79,7 +79,7 @@ def test_folders_without_scans(tmp_path):
 def test_a_scene_that_fails_is_named_and_the_others_are_made(rooms):
     for file in (rooms / "train" / "train-000004").glob("*.depth.png"):
         file.unlink()
-    with pytest.raises(ValueError, match=r"(?s)pictures from above: 1 of 3 failed.*train-000004: .*has no depth"):
+    with pytest.raises(ValueError, match=r"(?s)bird's-eye pictures: 1 of 3 failed.*train-000004: .*has no depth"):
         run("--data", rooms, "--bev-size", 56)
     for name in ("train/train-000001", "val/val-000000"):
         scene = read_rgbd_folder(rooms / name)
