@@ -191,7 +191,7 @@ def check_changes(config_class: type, saved: dict, changes: dict) -> None:
 @strict
 class Ross3DDenoiserConfig(SavedKeysMixin, PreTrainedConfig):
     r"""
-    The reconstruction head: condition poolers and the diffusion transformer that rebuilds hidden views and the
+    The reconstruction head: condition poolers and the diffusion transformer that rebuilds masked views and the
     bird's-eye picture in the latent space of a frozen VAE teacher. Defaults are those of the published 7B model,
     except the values named *ours*, which are the defaults of new training.
 
@@ -203,7 +203,7 @@ class Ross3DDenoiserConfig(SavedKeysMixin, PreTrainedConfig):
         intermediate_size (`int`, defaults to 4096): width of the blocks' MLP.
         frequency_embedding_size (`int`, defaults to 256): sinusoid channels of the timestep embedding.
         condition (`str`, defaults to `"per_view"`): `"pooled"` (published): learned queries pool the visible states
-            into one condition that all hidden views of a scene share. `"per_view"` (ours): the queries also carry
+            into one condition that all masked views of a scene share. `"per_view"` (ours): the queries also carry
             the 3D position embedding of the patches of the very view to rebuild. `"positions"`: as `per_view`, with
             nothing in the states: the control that tells what positions alone rebuild.
         prediction_type (`str`, defaults to `"epsilon"`): `"epsilon"` (published) or `"v_prediction"`.
@@ -311,9 +311,9 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
         scene_bounds_max (list of `float`, defaults to (15, 15, 5)): metres.
         grounding (`bool`, defaults to `True`): whether the model has a grounding head.
         grounding_temperature (`float`, defaults to 0.07): of the InfoNCE loss.
-        view_mask_ratio (`float`, defaults to 0.25): share of a scene's views that are hidden; `int(V * (1 - ratio))`
+        view_mask_ratio (`float`, defaults to 0.25): share of a scene's views that are masked; `int(V * (1 - ratio))`
             are kept.
-        view_mask_period (`int`, defaults to 4): views are hidden in optimizer steps divisible by it.
+        view_mask_period (`int`, defaults to 4): views are masked in optimizer steps divisible by it.
         view_objective (`str`, defaults to `"cross_view"`): `"cross_view"` hides the views of `bool_masked_views` from
             the language model, which rebuilds them from the others (published). `"vanilla"` hides nothing and rebuilds
             each of them from its own states, the 2D objective that the paper compares with.

@@ -97,7 +97,7 @@ class Ross3DGenerationMixin(GenerationMixin):
             model_inputs.pop(name, None)
         if not is_first_iteration and model_inputs.get("use_cache", True):
             # Later steps read the cache.
-            for key in (*list_inputs("scene", "hiding", "question"), "segment_ids"):
+            for key in (*list_inputs("scene", "masking", "question"), "segment_ids"):
                 model_inputs.pop(key, None)
         segments = model_inputs.get("segment_ids")
         if segments is not None and model_inputs.get("input_ids") is not None:
@@ -168,7 +168,7 @@ class Ross3DGenerationMixin(GenerationMixin):
             ValueError: for rows with several questions, questions without a scene, `use_cache=False` beside `scene`,
                 a `scene_index` that is missing or wrong, or prompts that leave no room for an answer.
         """
-        # What the processor returns for grounding and training. Latents stay: hidden views are compared with them.
+        # What the processor returns for grounding and training. Latents stay: masked views are compared with them.
         for key in set(list_inputs("proposals", "target")) - set(LATENTS):
             kwargs.pop(key, None)
         check_generate_inputs(self, inputs, kwargs, scene, scene_index)
@@ -364,7 +364,7 @@ class Ross3DGenerationMixin(GenerationMixin):
             pixel_values, view_mask and the rest: the processor's output, with or without text.
 
         Returns:
-            per scene: views (n, 3, h, w) in [0, 1], or None when none was hidden; bird's-eye picture (3, h, w).
+            per scene: views (n, 3, h, w) in [0, 1], or None when none was masked; bird's-eye picture (3, h, w).
 
         Raises:
             TypeError, ValueError: for views that do not exist, edges in the wrong order, and numbers of steps that the
@@ -377,28 +377,28 @@ class Ross3DGenerationMixin(GenerationMixin):
         check_reconstruct_inputs(self, batch, num_inference_steps, generator)
         if view_mask is None:
             view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
-        hidden = bool_masked_views
-        if hidden is None:
-            hidden = read_masked_views([] if masked_views is None else masked_views, view_mask)
-        states = self.get_scene_states(hidden, view_mask=view_mask, pixel_values=pixel_values, **inputs)
-        counts = hidden.sum(dim=1).tolist()
+        masked = bool_masked_views
+        if masked is None:
+            masked = read_masked_views([] if masked_views is None else masked_views, view_mask)
+        states = self.get_scene_states(masked, view_mask=view_mask, pixel_values=pixel_values, **inputs)
+        counts = masked.sum(dim=1).tolist()
         views: list[torch.Tensor | None] = [None] * len(counts)
         if any(counts):
-            queries = get_view_queries(states, hidden, self.config)
+            queries = get_view_queries(states, masked, self.config)
             pictures = self.sample_pictures(queries, num_inference_steps, generator)
             views = [part if len(part) else None for part in pictures.split(counts)]
         queries = get_bev_queries(self, states, bev_bounds)
         return views, list(self.sample_pictures(queries, num_inference_steps, generator))
 
-    def get_scene_states(self, hidden: torch.Tensor, **inputs) -> SceneStates:
-        """What the language model makes of scenes with hidden views.
+    def get_scene_states(self, masked: torch.Tensor, **inputs) -> SceneStates:
+        """What the language model makes of scenes with masked views.
 
         Args:
-            hidden (`torch.BoolTensor` of shape `(B, V)`): the views to rebuild, hidden unless the model was trained
+            masked (`torch.BoolTensor` of shape `(B, V)`): the views to rebuild, masked unless the model was trained
                 with the vanilla objective.
             inputs: the processor's output, `view_mask` and `pixel_values` included.
         """
-        unseen = get_unseen_views(hidden, self.config)
+        unseen = get_unseen_views(masked, self.config)
         given = choose_inputs(inputs, *list_inputs("text", "scene", "question"))
         outputs = self.model(**given, bool_masked_views=unseen, return_dict=True)
         visible = get_visible_views(inputs["view_mask"], unseen)
@@ -727,7 +727,7 @@ def read_masked_views(masked_views: Sequence, view_mask: torch.Tensor) -> torch.
             f"masked_views: expected one list for each of {len(view_mask)} scenes, got {len(lists)}; pass [] for a"
             " scene that keeps all its views."
         )
-    hidden = torch.zeros_like(view_mask)
+    masked = torch.zeros_like(view_mask)
     for row, numbers in enumerate(lists):
         for number in numbers:
             # True and 1.0 are equal to a view's number and mean something else.
@@ -737,8 +737,8 @@ def read_masked_views(masked_views: Sequence, view_mask: torch.Tensor) -> torch.
                     f"masked_views: expected views 0..{int(view_mask[row].sum()) - 1} of scene {row}, got"
                     f" {number!r}; name views that exist by whole numbers, or pass bool_masked_views."
                 )
-            hidden[row, number] = True
-    return hidden
+            masked[row, number] = True
+    return masked
 
 
 def get_cached_proposals(model: Any, scene: Ross3DSceneCache, proposal_boxes, proposal_mask, proposal_patches):

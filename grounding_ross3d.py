@@ -84,7 +84,7 @@ def get_proposal_features(
 
     Args:
         model (`Ross3DForConditionalGeneration`): embeds the centres.
-        patch_features (B, V, P, D): projected patches, never hidden.
+        patch_features (B, V, P, D): projected patches, never masked.
         proposal_boxes (B, K, 6): centre and size, metres.
         proposal_mask (B, K) bool: real proposals, all when absent.
         proposal_patches (B, K, V, p, p) bool, or packed by `pack_patches`: patches inside each box; a proposal

@@ -63,7 +63,7 @@ KINDS = {
     (*WHOLE, *TRUTH): "torch.bool, or torch.uint8 for packed bits",
     (*WHOLE, *TRUTH, *FLOATS): "torch.int64",
 }
-Part = Literal["text", "scene", "hiding", "question", "proposals", "target"]
+Part = Literal["text", "scene", "masking", "question", "proposals", "target"]
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class Input:
             proposals, Q questions, h and w token grid, S pixels of a view, b of a
             bird's-eye picture; "*" is any size, "..." any further axes.
         dtypes (tuple of `torch.dtype`): those that are taken.
-        part (`str`): who reads it: "text" the language model, "scene" what a scene is encoded from, "hiding" which
-            views are hidden, "question" the questions, "proposals" the grounding head, "target" the losses alone.
+        part (`str`): who reads it: "text" the language model, "scene" what a scene is encoded from, "masking" which
+            views are masked, "question" the questions, "proposals" the grounding head, "target" the losses alone.
         padding (`float`, `int` or `bool`, *optional*): fills the axes that differ from row to row (V, L, K and Q, at
             the front) and rows that lack the tensor. None: the collator makes the tensor itself.
     """
@@ -109,7 +109,7 @@ INPUTS: dict[str, Input] = {
     "shift_labels": Input(("B", "L"), WHOLE, "target", -100),
     "loss_weights": Input(("B", "L"), METRES, "target", 0.0),
     "view_mask": Input(("B", "V"), TRUTH, "scene", False),
-    "bool_masked_views": Input(("B", "V"), TRUTH, "hiding"),
+    "bool_masked_views": Input(("B", "V"), TRUTH, "masking"),
     "patch_coords": Input(("B", "V", "h", "w", 3), METRES, "scene", 0.0),
     "patch_valid": Input(("B", "V", "h", "w"), TRUTH, "scene", False),
     "proposal_boxes": Input(("B", "K", 6), METRES, "proposals", 0.0),
@@ -190,7 +190,7 @@ BEV_HINT = "build rows with a processor whose bev_size is this model's config.de
 HINTS = {
     "bev_pixel_values": BEV_HINT,
     "bev_valid": BEV_HINT,
-    "bool_masked_views": "pass one value a view, True = hidden.",
+    "bool_masked_views": "pass one value a view, True = masked.",
     "bev_bounds": "pass x_min, y_min, x_max, y_max of each picture, metres.",
     "query_coords": "pass x, y, z of each question, metres.",
 }

@@ -65,7 +65,7 @@ from .reconstruction_ross3d import (
     Ross3DTeacherMixin,
     ViewObjective,
     check_timesteps,
-    get_hidden_views,
+    get_masked_views,
     get_unseen_views,
     get_visible_views,
 )
@@ -136,7 +136,7 @@ class Ross3DOutput(ModelOutput):
     Attributes:
         loss (`torch.FloatTensor`): sum of the named losses times their weights in the config.
         lm_loss (`torch.FloatTensor`): mean over answers of the mean cross entropy over an answer's tokens.
-        view_loss (`torch.FloatTensor`): mean over scenes with hidden views of the denoising error.
+        view_loss (`torch.FloatTensor`): mean over scenes with masked views of the denoising error.
         bev_loss (`torch.FloatTensor`): mean over scenes with a bird's-eye picture of the denoising error.
         grounding_loss (`torch.FloatTensor`): mean over grounding questions of the InfoNCE loss.
         loss_counts (`torch.FloatTensor` of shape `(n,)`): how many answers, scenes, scenes and grounding questions of
@@ -331,21 +331,21 @@ class Ross3DModel(Ross3DPreTrainedModel):
         return embedding if valid is None else torch.where(valid[..., None], embedding, 0.0)
 
     def get_visual_embeddings(
-        self, pooled: torch.Tensor, positions: torch.Tensor | None, hidden: torch.Tensor | None
+        self, pooled: torch.Tensor, positions: torch.Tensor | None, masked: torch.Tensor | None
     ) -> torch.Tensor:
         """What fills the placeholders of R views, laid out by the backbone: (R, positions of a view, D).
 
         Args:
             pooled (R, N, D): tokens of the views.
-            positions (R, N, D): 3D position embeddings; a hidden view keeps its own.
-            hidden (R,) bool: views to replace by the mask token.
+            positions (R, N, D): 3D position embeddings; a masked view keeps its own.
+            masked (R,) bool: views to replace by the mask token.
         """
         # Under a device map the views, their positions and these two vectors may lie on different devices.
         mask_token = self.mask_token.to(pooled)
-        if hidden is None:
+        if masked is None:
             tokens = take_part(pooled, mask_token)
         else:
-            tokens = torch.where(hidden.to(pooled.device)[:, None, None], mask_token, pooled)
+            tokens = torch.where(masked.to(pooled.device)[:, None, None], mask_token, pooled)
         if positions is not None:
             tokens = tokens + positions.to(tokens)
         # A layout without newlines has no use for their vector, which takes part all the same.
@@ -371,7 +371,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         Returns:
             the rows (B, L, D), and `patch_features` (B, V, P, D) and `visual_positions` (B, V, N, D).
         """
-        pixel_values, coords, valid, hidden = (
+        pixel_values, coords, valid, masked = (
             batch[name] for name in ("pixel_values", "patch_coords", "patch_valid", "bool_masked_views")
         )
         if images is None and places.num_views:
@@ -389,7 +389,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         if coords is not None:
             real_valid = None if valid is None else places.choose(valid).flatten(1, 2)
             positions = self.get_position_embedding(places.choose(coords).flatten(1, 2), real_valid)
-        visual = self.get_visual_embeddings(pooled, positions, None if hidden is None else places.choose(hidden))
+        visual = self.get_visual_embeddings(pooled, positions, None if masked is None else places.choose(masked))
         visual = visual.to(inputs_embeds.device, inputs_embeds.dtype)
         slots = places.placeholders[..., None].to(inputs_embeds.device)
         extras = {
@@ -686,7 +686,7 @@ class Ross3DForConditionalGeneration(
             proposal_boxes (`(B, K, 6)`), proposal_mask (`(B, K)`), proposal_patches (`(B, K, V, p, p)`): candidate
                 objects: centre and size in metres, real or padding, and the vision patches inside.
             query_coords (`(B, Q, 3)`): metres; NaN for questions without `<coord>`.
-            bool_masked_views (`(B, V)`): True = the view is hidden and, with a teacher, has to be rebuilt; with the
+            bool_masked_views (`(B, V)`): True = the view is masked and, with a teacher, has to be rebuilt; with the
                 vanilla objective it is rebuilt from what is seen of it.
             labels, shift_labels, loss_weights (`(B, L)`): text targets; `labels` alone are shifted here and averaged
                 row by row, which rows with several questions cannot be.
@@ -695,12 +695,12 @@ class Ross3DForConditionalGeneration(
             view_latents (`(B, V, 2z, a, b)`), bev_latents (`(B, 2z, a, b)`): posterior mean and log-variance, in
                 place of a teacher.
             row_seed (`(B,)`): seeds of the diffusion draws; absent, torch's generator draws.
-            view_timesteps (`(n,)`), view_noise (`(n, Z, h, w)`), view_posterior_noise (`(hidden, z, a, b)`) and the
-                same for `bev_`: draws given from outside; n = the hidden views of each scene, V // hidden times.
+            view_timesteps (`(n,)`), view_noise (`(n, Z, h, w)`), view_posterior_noise (`(masked, z, a, b)`) and the
+                same for `bev_`: draws given from outside; n = the masked views of each scene, V // masked times.
             mm_encoder_outputs (`dict`): `{"image": features}` of `get_image_features`, in place of `pixel_values`, of
                 the views that are real, row by row.
             logits_to_keep (`int` or `torch.Tensor`): positions whose logits are wanted; 0 = all.
-            num_items_in_batch (`torch.Tensor` of shape `(n,)`): over how many answers, scenes with hidden views,
+            num_items_in_batch (`torch.Tensor` of shape `(n,)`): over how many answers, scenes with masked views,
                 scenes with a bird's-eye picture and grounding questions the losses are averaged; by default those
                 of this batch.
         """
@@ -739,7 +739,7 @@ class Ross3DForConditionalGeneration(
         draws = Draws(row_seed, given_draws)
         if denoiser is not None:
             check_timesteps(draws, denoiser)
-        unseen = get_unseen_views(get_hidden_views(batch, self.config), self.config)
+        unseen = get_unseen_views(get_masked_views(batch, self.config), self.config)
         outputs = self.model(
             **{name: batch[name] for name in list_inputs("text", "scene", "question") if name in batch},
             attention_mask=attention_mask,

@@ -45,7 +45,7 @@ class SceneStates:
     Attributes:
         states (`torch.Tensor` of shape `(B, V, N, D)`, *optional*): output states at the visual tokens, newlines left
             out; None for rows that are read without views.
-        visible (`torch.BoolTensor` of shape `(B, V)`, *optional*): real views that were not hidden, or all of a row
+        visible (`torch.BoolTensor` of shape `(B, V)`, *optional*): real views that were not masked, or all of a row
             that hides them all.
         positions (`torch.Tensor` of shape `(B, V, N, D)`, *optional*): 3D position embedding of each token, zero
             where it has none.
@@ -215,15 +215,15 @@ def get_allowed_rows(batch: Batch, config: Ross3DConfig) -> torch.Tensor | None:
     return ~(labels > 0).flatten(1).any(dim=1)
 
 
-def get_hidden_views(batch: Batch, config: Ross3DConfig) -> torch.Tensor | None:
+def get_masked_views(batch: Batch, config: Ross3DConfig) -> torch.Tensor | None:
     """Which views (B, V) are to be rebuilt: real ones, on rows that may carry the loss."""
-    hidden, view_mask = batch.get("bool_masked_views"), batch.get("view_mask")
-    if hidden is None:
+    masked, view_mask = batch.get("bool_masked_views"), batch.get("view_mask")
+    if masked is None:
         return None
     if view_mask is not None:
-        hidden = hidden & view_mask
+        masked = masked & view_mask
     allowed = get_allowed_rows(batch, config)
-    return hidden if allowed is None else hidden & allowed[:, None]
+    return masked if allowed is None else masked & allowed[:, None]
 
 
 def count_nothing(batch: Batch) -> torch.Tensor:
@@ -430,7 +430,7 @@ __all__ = [
     "draw_normal",
     "draw_rows",
     "get_allowed_rows",
-    "get_hidden_views",
+    "get_masked_views",
     "is_sharded",
     "take_part",
 ]

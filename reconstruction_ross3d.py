@@ -12,9 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Reconstruction: pictures hidden from the model, rebuilt in a frozen VAE's latent space.
+"""Reconstruction: pictures masked from the model, rebuilt in a frozen VAE's latent space.
 
-One denoiser, two objectives: hidden views (cross-view) and the bird's-eye picture (global-view). Here are the head,
+One denoiser, two objectives: masked views (cross-view) and the bird's-eye picture (global-view). Here are the head,
 the way of pictures into the teacher's latents and back, which pictures are asked for at which positions, and both
 losses.
 
@@ -52,7 +52,7 @@ from .objectives_ross3d import (
     count_nothing,
     draw_normal,
     get_allowed_rows,
-    get_hidden_views,
+    get_masked_views,
 )
 
 
@@ -414,10 +414,10 @@ class PictureQueries:
         return head.get_conditions(*self.list_arguments())
 
 
-def get_unseen_views(hidden: torch.Tensor | None, config: Ross3DConfig) -> torch.Tensor | None:
-    """Which of the views to rebuild (B, V) are hidden from the language model: all; none with `vanilla`."""
+def get_unseen_views(masked: torch.Tensor | None, config: Ross3DConfig) -> torch.Tensor | None:
+    """Which of the views to rebuild (B, V) are masked from the language model: all; none with `vanilla`."""
     # CODEPATH: cross-view in published checkpoints; the vanilla objective is what the paper compares with.
-    return hidden if config.view_objective == "cross_view" else None
+    return masked if config.view_objective == "cross_view" else None
 
 
 def get_visible_views(view_mask: torch.Tensor, unseen: torch.Tensor | None) -> torch.Tensor:
@@ -428,24 +428,24 @@ def get_visible_views(view_mask: torch.Tensor, unseen: torch.Tensor | None) -> t
     return torch.where(seen.any(dim=1, keepdim=True), seen, view_mask)
 
 
-def get_view_queries(states: SceneStates, hidden: torch.Tensor, config: Ross3DConfig) -> PictureQueries:
+def get_view_queries(states: SceneStates, masked: torch.Tensor, config: Ross3DConfig) -> PictureQueries:
     """The views to rebuild, scene by scene.
 
-    That are the hidden views (B, V); with the vanilla objective `hidden` names visible ones, each of which becomes a
+    That are the masked views (B, V); with the vanilla objective `masked` names visible ones, each of which becomes a
     scene of its own.
     """
-    scene, view = hidden.nonzero(as_tuple=True)
+    scene, view = masked.nonzero(as_tuple=True)
     # CODEPATH: cross-view in published checkpoints; the vanilla objective is what the paper compares with.
     if config.view_objective == "vanilla":
         states = states.select(scene, view)
-        hidden = torch.ones_like(scene[:, None], dtype=torch.bool)
+        masked = torch.ones_like(scene[:, None], dtype=torch.bool)
         scene, view = torch.arange(len(scene), device=scene.device), torch.zeros_like(view)
-    number = hidden.cumsum(dim=1)[scene, view] - 1
+    number = masked.cumsum(dim=1)[scene, view] - 1
     queries = None
     # CODEPATH: "pooled" in published checkpoints, "per_view" in new ones.
     if config.denoiser_config.queries_have_positions and states.positions is not None:
         positions = states.positions
-        queries = positions.new_zeros(len(hidden), int(hidden.sum(dim=1).max()), *positions.shape[2:])
+        queries = positions.new_zeros(len(masked), int(masked.sum(dim=1).max()), *positions.shape[2:])
         queries[scene, number] = positions[scene, view]
     return PictureQueries("view", states, queries, scene, number)
 
@@ -500,9 +500,9 @@ def get_cell_centres(bev_bounds: torch.Tensor, grid_size: int) -> torch.Tensor:
 
 
 def list_view_items(counts: list[int], repeats: list[int]) -> tuple[list[int], list[float]]:
-    """Which hidden view each denoising item rebuilds, and what it weighs.
+    """Which masked view each denoising item rebuilds, and what it weighs.
 
-    The `counts[b]` hidden views of scene b come `repeats[b]` times in a row, each time for a noise and timestep of
+    The `counts[b]` masked views of scene b come `repeats[b]` times in a row, each time for a noise and timestep of
     their own; the weights of a scene sum to 1.
     """
     items, weights, first = [], [], 0
@@ -514,9 +514,9 @@ def list_view_items(counts: list[int], repeats: list[int]) -> tuple[list[int], l
     return items, weights
 
 
-def get_view_repeats(view_mask: torch.Tensor, hidden: torch.Tensor) -> list[int]:
-    """Noise draws per hidden view of each scene: V // hidden, as published, so that a scene counts V pictures."""
-    views, counts = torch.stack([view_mask.sum(dim=1), hidden.sum(dim=1)]).tolist()
+def get_view_repeats(view_mask: torch.Tensor, masked: torch.Tensor) -> list[int]:
+    """Noise draws per masked view of each scene: V // masked, as published, so that a scene counts V pictures."""
+    views, counts = torch.stack([view_mask.sum(dim=1), masked.sum(dim=1)]).tolist()
     return [view // count if count else 0 for view, count in zip(views, counts, strict=True)]
 
 
@@ -532,7 +532,7 @@ def check_timesteps(draws: Draws, config: Ross3DDenoiserConfig) -> None:
 
 
 class ReconstructionObjective(Objective):
-    """What hidden views and bird's-eye pictures have in common: head, draws, and a step without any of them."""
+    """What masked views and bird's-eye pictures have in common: head, draws, and a step without any of them."""
 
     head = "reconstruction_head"
     branch: Branch
@@ -575,24 +575,24 @@ class ReconstructionObjective(Objective):
 
 
 class ViewObjective(ReconstructionObjective):
-    """Mean over scenes with hidden views of the denoising error of these views."""
+    """Mean over scenes with masked views of the denoising error of these views."""
 
     name = branch = "view"
     reads = ("bool_masked_views",)
 
     def has_target(self, states: SceneStates, batch: Batch, config: Ross3DConfig) -> bool:
-        hidden = get_hidden_views(batch, config)
-        return hidden is not None and bool(hidden.any())
+        masked = get_masked_views(batch, config)
+        return masked is not None and bool(masked.any())
 
     def count(self, batch: Batch, config: Ross3DConfig) -> torch.Tensor:
-        hidden = get_hidden_views(batch, config)
-        return count_nothing(batch) if hidden is None else hidden.any(dim=1).long()
+        masked = get_masked_views(batch, config)
+        return count_nothing(batch) if masked is None else masked.any(dim=1).long()
 
     def compute(self, model: nn.Module, states: SceneStates, batch: Batch, draws: Draws) -> torch.Tensor:
         head, config = getattr(model, self.head), model.config.denoiser_config
-        hidden = get_hidden_views(batch, model.config)
-        places = () if hidden is None else hidden.nonzero(as_tuple=True)
-        if hidden is None or not len(places[0]):
+        masked = get_masked_views(batch, model.config)
+        places = () if masked is None else masked.nonzero(as_tuple=True)
+        if masked is None or not len(places[0]):
             return self.run_on_nothing(model, states)
         if "view_latents" in batch:
             posterior = batch["view_latents"][places]
@@ -604,14 +604,14 @@ class ViewObjective(ReconstructionObjective):
         else:
             pictures = get_view_pictures(batch["pixel_values"][places], model.config)
             posterior = encode_pictures(model.get_teacher(), pictures)
-        counts = hidden.sum(dim=1).tolist()
+        counts = masked.sum(dim=1).tolist()
         latents = self.draw_latents(posterior, draws, counts)
         targets = get_target_tokens(latents, config, head.get_grid_size("view")).to(head.dtype)
-        repeats = get_view_repeats(batch["view_mask"], hidden)
+        repeats = get_view_repeats(batch["view_mask"], masked)
         items, weights = list_view_items(counts, repeats)
         per_scene = [count * repeat for count, repeat in zip(counts, repeats, strict=True)]
         timesteps, noise = self.draw_steps(targets, config, draws, per_scene)
-        asked = get_view_queries(states, hidden, model.config).list_arguments()
+        asked = get_view_queries(states, masked, model.config).list_arguments()
         errors = head(*asked, targets=targets[items], timesteps=timesteps, noise=noise, items=items)
         return (errors.flatten(1).mean(dim=1) * torch.tensor(weights, device=errors.device)).sum()
 
@@ -675,7 +675,7 @@ __all__ = [
     "get_bev_cells",
     "get_bev_pictures",
     "get_bev_queries",
-    "get_hidden_views",
+    "get_masked_views",
     "get_latents",
     "get_target_tokens",
     "get_timestep_draw",

@@ -104,7 +104,7 @@ SCORES = {
     "grounding_none": "no target", "caption": "captions", "room_size": "room size",
 }  # fmt: skip
 # Regions of the reconstruction task, and predictors of its means.
-REBUILT = {"view": "hidden views", "bev_object": "bird's-eye objects"}
+REBUILT = {"view": "masked views", "bev_object": "bird's-eye objects"}
 PREDICTORS = ("mean_of_samples", "mean_picture", "other_scene", "positions_only")
 
 
@@ -353,7 +353,7 @@ def format_results(results: dict[tuple[str, int], dict[str, Any]]) -> str:
             if region in ARMS[a].regions and region in ARMS[b].regions:
                 own, other = (get(name, of, "psnr", region, PREDICTORS[0]) for name in (a, b))
                 between.append([f"`{a}` - `{b}`", REBUILT[region], summarize_differences(own, other, 2)])
-    controls = ["above mean picture", "above another room", "above all views hidden"]
+    controls = ["above mean picture", "above another room", "above all views masked"]
     return "\n\n".join(
         [
             make_table(["arm", "", "seeds", *SCORES.values()], scores),

@@ -2,7 +2,7 @@
 
     python bench/losses.py [--views 32] [--rounds 3]
 
-`published`: the states are repeated four times before they become keys, every hidden view and every draw of its noise
+`published`: the states are repeated four times before they become keys, every masked view and every draw of its noise
 passes VAE and denoiser by itself; in turn with ours, which pools once and batches. The losses have to be equal.
 `share` is the time of both losses over that of a whole training step of text with one question.
 """
@@ -39,9 +39,9 @@ class Losses:
         config, generator = self.model.config, torch.Generator().manual_seed(3)
         grid, width = config.view_grid_size, config.text_config.hidden_size
         self.states = torch.randn(1, num_views, grid**2, width, generator=generator).requires_grad_()
-        self.hidden, self.views = scene["bool_masked_views"], scene["view_mask"]
+        self.masked, self.views = scene["bool_masked_views"], scene["view_mask"]
         self.pixel_values, self.bev = scene["pixel_values"], scene["bev_pixel_values"]
-        count = int(self.hidden.sum())
+        count = int(self.masked.sum())
         repeats = num_views // count
         denoiser = config.denoiser_config
         latent = denoiser.view_image_size // 8
@@ -53,7 +53,7 @@ class Losses:
         self.bev_valid, self.row_seed = scene["bev_valid"], scene["row_seed"]
 
     def get_states(self) -> SceneStates:
-        return SceneStates(self.states, self.views & ~self.hidden)
+        return SceneStates(self.states, self.views & ~self.masked)
 
     def finish(self, loss: torch.Tensor) -> float:
         self.model.zero_grad()
@@ -68,20 +68,20 @@ class Losses:
     def run_ours(self) -> float:
         given = {"timesteps": self.timesteps, "noise": self.noise, "posterior_noise": self.posterior}
         draws = Draws(given={f"view.{purpose}": numbers for purpose, numbers in given.items()})
-        batch = {"pixel_values": self.pixel_values, "view_mask": self.views, "bool_masked_views": self.hidden}
+        batch = {"pixel_values": self.pixel_values, "view_mask": self.views, "bool_masked_views": self.masked}
         loss = ViewObjective().compute(self.model, self.get_states(), batch, draws)
         return self.finish(loss + self.compute_bev())
 
     def run_published(self) -> float:
         """View by view and draw by draw, with keys that are there four times."""
         config = self.model.config
-        visible = self.states[:, ~self.hidden[0]].repeat(1, PUBLISHED_REPEATS, 1, 1)
+        visible = self.states[:, ~self.masked[0]].repeat(1, PUBLISHED_REPEATS, 1, 1)
         repeated = SceneStates(visible, torch.ones(visible.shape[:2], dtype=torch.bool))
         one = torch.zeros(1, 1, dtype=torch.bool).logical_not()
         condition = get_view_queries(repeated, one, config).get_conditions(self.head)
         errors = []
         for repeat in range(self.repeats):
-            for place, view in enumerate(self.hidden[0].nonzero()[:, 0].tolist()):
+            for place, view in enumerate(self.masked[0].nonzero()[:, 0].tolist()):
                 picture = get_view_pictures(self.pixel_values[0, view : view + 1], config)
                 posterior = encode_pictures(self.model.get_teacher(), picture)
                 latents = sample_posterior(posterior, self.posterior[place : place + 1])
@@ -108,7 +108,7 @@ def run(num_views: int, rounds: int) -> dict[str, Any]:
     if abs(results["published"] - results["ours"]) > 1e-4 * results["ours"]:
         raise RuntimeError(f"bench/losses.py: expected equal losses, got {results}.")
     return {
-        "bench": "losses", **describe_run(), "views": num_views, "hidden": losses.count, "rounds": rounds,
+        "bench": "losses", **describe_run(), "views": num_views, "masked": losses.count, "rounds": rounds,
         "published_over_ours": compare(seconds, "published", "ours"), "share": compare(seconds, "ours", "text"),
         "ours_ms": round(1000 * min(seconds["ours"])), "text_ms": round(1000 * min(seconds["text"])),
         "peak_gb": round(get_peak_gb(), 2),

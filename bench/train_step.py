@@ -3,8 +3,8 @@
     python bench/train_step.py [--views 32] [--questions 8 16] [--rounds 3] [--text-only]
     python bench/train_step.py --memory [--questions 1 16]
 
-Forward and backward of text, hidden views and the bird's-eye picture (a small VAE included), one row with Q questions
-in turn with Q rows of one question, the same views hidden in all. The losses have to be equal. `--text-only` leaves
+Forward and backward of text, masked views and the bird's-eye picture (a small VAE included), one row with Q questions
+in turn with Q rows of one question, the same views masked in all. The losses have to be equal. `--text-only` leaves
 the reconstruction out; `--memory` prints the peak of a process a number of questions instead.
 """
 

@@ -29,23 +29,23 @@ def widen_grounding_labels(labels: torch.Tensor, num_proposals: int) -> torch.Te
     return torch.cat([F.pad(labels[:, :-1], (0, missing)), labels[:, -1:]], dim=1)
 
 
-def propose_hidden_views(may_hide: torch.Tensor, ratio: float, row_seed: int) -> torch.Tensor:
-    """Which views (V,) bool of a row to hide, drawn from `row_seed` by the published rule of `choose_hidden_views`.
+def propose_masked_views(may_mask: torch.Tensor, ratio: float, row_seed: int) -> torch.Tensor:
+    """Which views (V,) bool of a row to hide, drawn from `row_seed` by the published rule of `choose_masked_views`.
 
-    Views that may not be hidden (no depth: nothing says where they look) do not count.
+    Views that may not be masked (no depth: nothing says where they look) do not count.
     """
-    candidates = may_hide.nonzero()[:, 0]
+    candidates = may_mask.nonzero()[:, 0]
     numbers = torch.rand(len(candidates), generator=torch.Generator().manual_seed(row_seed))
-    hidden = torch.zeros_like(may_hide)
-    hidden[candidates] = choose_hidden_views(numbers, ratio)
-    return hidden
+    masked = torch.zeros_like(may_mask)
+    masked[candidates] = choose_masked_views(numbers, ratio)
+    return masked
 
 
-def choose_hidden_views(numbers: torch.Tensor, ratio: float) -> torch.Tensor:
+def choose_masked_views(numbers: torch.Tensor, ratio: float) -> torch.Tensor:
     """Which of V views (bool) to hide, given a uniform number (V,) each: `int(V * (1 - ratio))` smallest are kept."""
-    hidden = torch.ones(len(numbers), dtype=torch.bool)
-    hidden[numbers.argsort()[: int(len(numbers) * (1 - ratio))]] = False
-    return hidden
+    masked = torch.ones(len(numbers), dtype=torch.bool)
+    masked[numbers.argsort()[: int(len(numbers) * (1 - ratio))]] = False
+    return masked
 
 
 @dataclass
@@ -83,13 +83,13 @@ class Ross3DCollator:
         return batch
 
     def propose(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Hidden views (B, V) of every row; none where no depth tells what a hidden view looks at."""
+        """Masked views (B, V) of every row; none where no depth tells what a masked view looks at."""
         view_mask = batch["view_mask"]
         if "patch_valid" not in batch:
             return torch.zeros_like(view_mask)
-        may_hide = view_mask & batch["patch_valid"].flatten(2).any(dim=2)
+        may_mask = view_mask & batch["patch_valid"].flatten(2).any(dim=2)
         proposals = [
-            propose_hidden_views(row, self.view_mask_ratio, seed)
-            for row, seed in zip(may_hide, batch["row_seed"].tolist(), strict=True)
+            propose_masked_views(row, self.view_mask_ratio, seed)
+            for row, seed in zip(may_mask, batch["row_seed"].tolist(), strict=True)
         ]
         return torch.stack(proposals)

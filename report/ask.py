@@ -35,12 +35,12 @@ class Rebuilt:
     """Pictures sampled for what the model did not see.
 
     Attributes:
-        hidden_view (`int`): which of the views was hidden.
+        masked_view (`int`): which of the views was masked.
         truth, sample (`np.ndarray` of shape `(H, W, 3)`): that view, and what the model made of it.
         bev_sample (`np.ndarray` of shape `(H, W, 3)`): the bird's-eye picture as the model made it.
     """
 
-    hidden_view: int
+    masked_view: int
     truth: np.ndarray
     sample: np.ndarray
     bev_sample: np.ndarray | None = None
@@ -72,10 +72,10 @@ def make_answers_section(answers: Sequence[Answer], bev: BevPicture | None, has_
     return make_section("Answers", table, *extra)
 
 
-def make_bev_section(scene: Scene, bev: BevPicture, hidden: Sequence[int]) -> Markup:
+def make_bev_section(scene: Scene, bev: BevPicture, masked: Sequence[int]) -> Markup:
     has_metres = scene.depth_maps is not None
     drawn = make_bev_drawing(
-        bev.image, bev.bounds, cam2world=scene.cam2world, hidden=hidden, width=560, has_metres=has_metres,
+        bev.image, bev.bounds, cam2world=scene.cam2world, masked=masked, width=560, has_metres=has_metres,
         caption="Chosen views: the tip of a wedge is where a camera stands, it opens to where it looks.",
     )  # fmt: skip
     bare = make_bev_drawing(
@@ -87,8 +87,8 @@ def make_bev_section(scene: Scene, bev: BevPicture, hidden: Sequence[int]) -> Ma
 
 def make_rebuilt_section(rebuilt: Rebuilt, bev: BevPicture | None) -> Markup:
     figures = [
-        make_figure(rebuilt.truth, f"view {rebuilt.hidden_view}: truth", 240),
-        make_figure(rebuilt.sample, f"view {rebuilt.hidden_view}: sampled, having not seen it", 240),
+        make_figure(rebuilt.truth, f"view {rebuilt.masked_view}: truth", 240),
+        make_figure(rebuilt.sample, f"view {rebuilt.masked_view}: sampled, having not seen it", 240),
     ]
     if rebuilt.bev_sample is not None:
         truth = [] if bev is None else [make_figure(bev.image, "bird's-eye picture: from depth", 240)]
@@ -116,16 +116,16 @@ def make_ask_page(
             `make_boxes_section`.
         floor_height (`float`, *optional*): see `describe_scene`.
     """
-    hidden = [] if rebuilt is None else [rebuilt.hidden_view]
+    masked = [] if rebuilt is None else [rebuilt.masked_view]
     sections = [make_answers_section(answers, bev, scene.depth_maps is not None)]
     if boxes is not None:
         sections.append(boxes)
     if bev is not None:
-        sections.append(make_bev_section(scene, bev, hidden))
+        sections.append(make_bev_section(scene, bev, masked))
     if sanity is not None:
         sections.append(sanity)
-    note = "Chosen evenly over the scan. Answers are given with all of them; for what is rebuilt, one is hidden."
-    sections.append(make_views_section(scene, hidden, note))
+    note = "Chosen evenly over the scan. Answers are given with all of them; for what is rebuilt, one is masked."
+    sections.append(make_views_section(scene, masked, note))
     if rebuilt is not None:
         sections.append(make_rebuilt_section(rebuilt, bev))
     lead = f"Answered by {model_name}. {world}"

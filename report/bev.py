@@ -14,7 +14,7 @@ from ross3d.report.html import Markup, element, encode_data_uri, encode_png, shr
 
 # Side of a drawing in its own units.
 SIDE = 400
-CAMERA_COLOR, HIDDEN_COLOR = "#2457c5", "#d9730d"
+CAMERA_COLOR, MASKED_COLOR = "#2457c5", "#d9730d"
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,14 @@ def draw_label(x: float, y: float, text: str, anchor: str = "start") -> Markup:
 
 
 def draw_cameras(
-    cam2world: np.ndarray, names: Sequence[str], bounds: Sequence[float], hidden: Sequence[int] = ()
+    cam2world: np.ndarray, names: Sequence[str], bounds: Sequence[float], masked: Sequence[int] = ()
 ) -> list[Markup]:
     """A wedge for each camera: its tip where the camera stands, its opening where it looks.
 
     Args:
         cam2world (`np.ndarray` of shape `(V, 4, 4)`): OpenCV axes, so the third column looks forward.
         names (list of `str`): one a view.
-        hidden (list of `int`): views drawn in the colour of hidden ones.
+        masked (list of `int`): views drawn in the colour of masked ones.
     """
     marks = []
     length = 0.06 * (float(bounds[2]) - float(bounds[0]))
@@ -92,7 +92,7 @@ def draw_cameras(
         across = np.array([-forward[1], forward[0]]) * 0.45
         corners = np.stack([eye, eye + length * (forward + across), eye + length * (forward - across)])
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in place_points(corners, bounds))
-        color = HIDDEN_COLOR if index in hidden else CAMERA_COLOR
+        color = MASKED_COLOR if index in masked else CAMERA_COLOR
         marks.append(element("polygon", points=path, fill=color, fill_opacity=0.75, stroke="#fff", stroke_width=1))
         x, y = place_points(eye[None] - length * 0.55 * forward, bounds)[0]
         marks.append(draw_label(x, y + 4, names[index], "middle"))
@@ -112,7 +112,7 @@ def make_bev_drawing(
     boxes: Sequence[DrawnBox] = (),
     cam2world: np.ndarray | None = None,
     camera_names: Sequence[str] = (),
-    hidden: Sequence[int] = (),
+    masked: Sequence[int] = (),
     caption="",
     width: int = 400,
     has_metres: bool = True,
@@ -130,7 +130,7 @@ def make_bev_drawing(
         marks += draw_box(drawn, bounds)
     if cam2world is not None:
         names = camera_names or [str(index) for index in range(len(cam2world))]
-        marks += draw_cameras(cam2world, names, bounds, hidden)
+        marks += draw_cameras(cam2world, names, bounds, masked)
     drawing = element(
         "svg",
         backdrop,

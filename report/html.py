@@ -46,7 +46,7 @@ tr.strong td { font-weight: 650; border-top: 2px solid var(--ink); }
 .row { display: flex; flex-wrap: wrap; gap: 12px; align-items: flex-start; }
 figure { margin: 0; } figure img, figure svg { display: block; border-radius: 5px; }
 img.pixels { image-rendering: pixelated; background: #0d1117; }
-figure.hidden img { outline: 3px solid var(--warm); outline-offset: -3px; }
+figure.masked img { outline: 3px solid var(--warm); outline-offset: -3px; }
 figcaption { font-size: 12px; color: var(--soft); margin-top: 4px; line-height: 1.35; }
 details { margin-top: 12px; } summary { cursor: pointer; color: var(--accent); font-size: 13.5px; }
 pre { background: var(--wash); border: 1px solid var(--line); border-radius: 8px; padding: 12px; overflow-x: auto;
@@ -167,8 +167,8 @@ def shrink(pixels: np.ndarray, longest: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
 
 
-def make_figure(picture: np.ndarray | Path, caption="", width: int = 150, hidden: bool = False) -> Markup:
-    """A picture with a caption; `hidden` marks a view that the model did not see.
+def make_figure(picture: np.ndarray | Path, caption="", width: int = 150, masked: bool = False) -> Markup:
+    """A picture with a caption; `masked` marks a view that the model did not see.
 
     Args:
         picture (`np.ndarray` of shape `(H, W, 3)`, or `Path` of a PNG file).
@@ -180,7 +180,7 @@ def make_figure(picture: np.ndarray | Path, caption="", width: int = 150, hidden
     )
     image = Markup(image.text.removesuffix("></img>") + "/>")
     captions = [element("figcaption", caption)] if str(caption) else []
-    return element("figure", image, *captions, class_="hidden" if hidden else None, style=f"width:{width}px")
+    return element("figure", image, *captions, class_="masked" if masked else None, style=f"width:{width}px")
 
 
 def make_row(*children) -> Markup:

@@ -1,4 +1,4 @@
-"""One PNG of an evaluated run, for a README: what was hidden, what the model drew, and what controls drew instead."""
+"""One PNG of an evaluated run, for a README: what was masked, what the model drew, and what controls drew instead."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from ross3d.data.atomic import replace_file
 
 
 COLUMNS = {
-    "truth": "hidden picture",
+    "truth": "masked picture",
     "mean_of_samples": "rebuilt",
     "one_sample": "one sample",
     "other_scene": "from another room",
@@ -20,7 +20,7 @@ PAPER, INK = (255, 255, 255), (28, 36, 48)
 
 
 def list_rows(run_dir: Path, num_scenes: int) -> list[Path]:
-    """Beginnings of picture names: a hidden view and the bird's-eye picture of each of the first scenes.
+    """Beginnings of picture names: a masked view and the bird's-eye picture of each of the first scenes.
 
     Raises:
         FileNotFoundError: when the run kept no pictures.

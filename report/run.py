@@ -51,10 +51,10 @@ PREDICTOR_NAMES = {
     "teacher": "teacher's round trip (ceiling)",
     "mean_picture": "mean training picture",
     "other_scene": "another scene's states, same positions",
-    "positions_only": "positions only, every view hidden",
+    "positions_only": "positions only, every view masked",
 }
 REGION_NAMES = {
-    "view": "hidden views",
+    "view": "masked views",
     "bev_object": "bird's-eye picture: objects",
     "bev_rest": "bird's-eye picture: the rest",
 }
@@ -157,7 +157,7 @@ def make_reconstruction_section(scores: dict[str, Any]) -> Markup:
             differences.append([REGION_NAMES[region], ours, control, f"{row['mean']:+.2f}", interval])
     table = make_table(["region", "ours", "against", "difference, dB", "95 % interval"], differences, numeric=[3, 4])
     note = (
-        f"{scores['num_scenes']} held-out scenes. Hidden views are replaced by the mask token and keep their 3D"
+        f"{scores['num_scenes']} held-out scenes. Masked views are replaced by the mask token and keep their 3D"
         " positions. Differences are paired and scenes resampled whole; green intervals lie above zero, red below."
     )
     first = make_table(headers, rows, numeric=range(1, len(headers)), strong=[1])
@@ -247,7 +247,7 @@ def choose_groundings(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
 
 
 def make_reconstruction_row(folder: Path, name: str, title: str) -> Markup:
-    """The kept pictures of one hidden view, or of the bird's-eye picture."""
+    """The kept pictures of one masked view, or of the bird's-eye picture."""
     figures = [make_figure(folder / f"{name}_truth.png", f"{title}: truth", width=134)]
     figures += [
         make_figure(folder / f"{name}_{predictor}.png", label, width=134)
@@ -261,22 +261,22 @@ def make_scene_section(
     scene: Scene, records: Sequence[dict[str, Any]], rebuilt: dict[str, Any] | None, pictures: Path
 ) -> Markup:
     """One scene: views, bird's-eye picture, what was rebuilt, questions and grounded boxes."""
-    hidden = rebuilt["hidden_views"] if rebuilt else []
+    masked = rebuilt["masked_views"] if rebuilt else []
     views = [
-        make_figure(image, f"view {index}" + (", hidden" if index in hidden else ""), 112, hidden=index in hidden)
+        make_figure(image, f"view {index}" + (", masked" if index in masked else ""), 112, masked=index in masked)
         for index, image in enumerate(scene.images)
     ]
     parts: list[Markup] = [make_row(*views)]
     if scene.bev_bounds is not None:
         drawn = make_bev_drawing(
-            scene.bev_image, scene.bev_bounds, cam2world=scene.cam2world, hidden=hidden, width=300,
+            scene.bev_image, scene.bev_bounds, cam2world=scene.cam2world, masked=masked, width=300,
             has_metres=scene.depth_maps is not None,
-            caption="bird's-eye picture, with the cameras; hidden ones in orange",
+            caption="bird's-eye picture, with the cameras; masked ones in orange",
         )  # fmt: skip
         parts += [element("h3", "From above"), make_row(drawn)]
     if rebuilt and (pictures / scene.scene_id).is_dir():
         folder = pictures / scene.scene_id
-        rows = [make_reconstruction_row(folder, f"view{v:02d}", f"view {v}") for v in hidden]
+        rows = [make_reconstruction_row(folder, f"view{v:02d}", f"view {v}") for v in masked]
         if (folder / "bev_truth.png").is_file():
             rows.append(make_reconstruction_row(folder, "bev", "bird's-eye picture"))
         parts += [element("h3", "Rebuilt"), *(element("div", row, style="margin-bottom:14px") for row in rows)]

@@ -50,16 +50,16 @@ def get_box_names(scene: Scene) -> list[str]:
     return [f"{index} {name}".strip() for index, name in enumerate(names)]
 
 
-def make_views_section(scene: Scene, hidden: Sequence[int] = (), note: str = "") -> Markup:
+def make_views_section(scene: Scene, masked: Sequence[int] = (), note: str = "") -> Markup:
     """The views with their names, at most `PAGE_VIEWS`, evenly spread."""
     shown = np.unique(np.linspace(0, scene.num_views - 1, min(PAGE_VIEWS, scene.num_views)).astype(int))
     names = scene.view_names or [f"view {index}" for index in range(scene.num_views)]
     figures = [
         make_figure(
             scene.images[index],
-            f"{index}: {names[index]}" + (", hidden" if index in hidden else ""),
+            f"{index}: {names[index]}" + (", masked" if index in masked else ""),
             width=165,
-            hidden=index in hidden,
+            masked=index in masked,
         )
         for index in shown
     ]

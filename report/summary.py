@@ -12,7 +12,7 @@ RECONSTRUCTION_ROWS = (
     ("other_scene", "other scene"),
     ("positions_only", "positions only"),
 )
-REGIONS = (("view", "hidden views"), ("bev_object", "bev objects"), ("bev_rest", "bev rest"))
+REGIONS = (("view", "masked views"), ("bev_object", "bev objects"), ("bev_rest", "bev rest"))
 
 
 def get_main_score(scores: dict[str, Any] | None, question_type: str) -> float | None:

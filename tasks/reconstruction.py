@@ -1,11 +1,11 @@
-"""Hidden views and bird's-eye pictures of held-out scenes, rebuilt, beside controls and the teacher's own limit.
+"""Masked views and bird's-eye pictures of held-out scenes, rebuilt, beside controls and the teacher's own limit.
 
 Each picture is rebuilt from the scene itself, from another scene's visual states at this scene's positions, and from
-positions alone (every view hidden). The mean training picture stands for knowing nothing of the scene, the teacher's
+positions alone (every view masked). The mean training picture stands for knowing nothing of the scene, the teacher's
 round trip for its ceiling. Scores are PSNR in dB; of the bird's-eye picture, on the pixels of objects, since one floor
 colour does well on the rest.
 
-Shapes: n hidden views of a scene, S samples, H W pixels.
+Shapes: n masked views of a scene, S samples, H W pixels.
 """
 
 from dataclasses import asdict, dataclass
@@ -65,13 +65,13 @@ class Targets:
     """What is to be rebuilt of a scene, in [0, 1].
 
     Attributes:
-        hidden (`torch.BoolTensor` of shape `(1, V)`): the views that are hidden.
-        views (`torch.Tensor` of shape `(n, 3, H, W)`): the hidden views as the teacher sees them.
+        masked (`torch.BoolTensor` of shape `(1, V)`): the views that are masked.
+        views (`torch.Tensor` of shape `(n, 3, H, W)`): the masked views as the teacher sees them.
         bev (`torch.Tensor` of shape `(1, 3, H, W)`, *optional*): the bird's-eye picture.
         regions (`dict`): name -> (H, W) bool: pixels of the bird's-eye picture that are scored together.
     """
 
-    hidden: torch.Tensor
+    masked: torch.Tensor
     views: torch.Tensor
     bev: torch.Tensor | None
     regions: dict[str, torch.Tensor]
@@ -98,7 +98,7 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[SceneItem]:
     ]
 
 
-def choose_hidden_views(scene: Scene, ratio: float, seed: int) -> list[int]:
+def choose_masked_views(scene: Scene, ratio: float, seed: int) -> list[int]:
     """Views to hide: as many as training hides, drawn from those whose depth says where they look; at least one."""
     candidates = np.arange(scene.num_views)
     if scene.depth_maps is not None:
@@ -126,15 +126,15 @@ def get_object_pixels(scene: Scene) -> np.ndarray:
     return mask & (scene.bev_valid if scene.bev_valid is not None else True)
 
 
-def prepare_scene(context: EvalContext, scene: Scene, hidden_views: list[int]) -> tuple[dict[str, Any], Targets]:
+def prepare_scene(context: EvalContext, scene: Scene, masked_views: list[int]) -> tuple[dict[str, Any], Targets]:
     """The model's inputs for a scene, and what it has to rebuild."""
     inputs = scene.get_inputs()
     if scene.bev_image is not None:
         bev = {"bev_image": scene.bev_image, "bev_valid": scene.bev_valid, "bev_bounds": scene.bev_bounds}
         inputs |= {name: value for name, value in bev.items() if value is not None}
     tensors = context.processor(**inputs, return_tensors="pt").to(context.device)
-    hidden = torch.zeros(1, scene.num_views, dtype=torch.bool, device=context.device)
-    hidden[0, hidden_views] = True
+    masked = torch.zeros(1, scene.num_views, dtype=torch.bool, device=context.device)
+    masked[0, masked_views] = True
     bev, regions = None, {}
     if scene.bev_image is not None:
         bev = tensors["bev_pixel_values"].float()
@@ -143,7 +143,7 @@ def prepare_scene(context: EvalContext, scene: Scene, hidden_views: list[int]) -
         masked = context.processor(**bev_inputs, bev_valid=get_object_pixels(scene), return_tensors="pt")
         objects = masked["bev_valid"][0].to(context.device)
         regions = {"object": objects, "rest": tensors["bev_valid"][0] & ~objects}
-    return tensors, Targets(hidden, get_view_targets(context.model, tensors["pixel_values"][hidden]), bev, regions)
+    return tensors, Targets(masked, get_view_targets(context.model, tensors["pixel_values"][masked]), bev, regions)
 
 
 def get_view_targets(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -151,20 +151,20 @@ def get_view_targets(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
     return get_view_pictures(pixel_values, model.config) / 2 + 0.5
 
 
-def get_scene_states(model: Any, inputs: dict[str, Any], hidden: torch.Tensor) -> SceneStates:
-    """States of the views of one scene, `hidden` (1, V) of them replaced by the mask token."""
-    return model.get_scene_states(hidden, **inputs)
+def get_scene_states(model: Any, inputs: dict[str, Any], masked: torch.Tensor) -> SceneStates:
+    """States of the views of one scene, `masked` (1, V) of them replaced by the mask token."""
+    return model.get_scene_states(masked, **inputs)
 
 
 def get_control_states(
-    model: Any, inputs: dict[str, Any], other_inputs: dict[str, Any], hidden: torch.Tensor
+    model: Any, inputs: dict[str, Any], other_inputs: dict[str, Any], masked: torch.Tensor
 ) -> dict[str, SceneStates]:
     """The scene's own states, another scene's at this scene's positions, and those of positions alone."""
-    own = get_scene_states(model, inputs, hidden)
-    num_views = hidden.shape[1]
-    places = torch.arange(num_views, device=hidden.device) % other_inputs["view_mask"].shape[1]
+    own = get_scene_states(model, inputs, masked)
+    num_views = masked.shape[1]
+    places = torch.arange(num_views, device=masked.device) % other_inputs["view_mask"].shape[1]
     other_hidden = torch.zeros_like(other_inputs["view_mask"])
-    other_hidden[0, places[hidden[0]]] = True
+    other_hidden[0, places[masked[0]]] = True
     other = get_scene_states(model, other_inputs, other_hidden)
     everything = get_scene_states(model, inputs, inputs["view_mask"])
     return {
@@ -226,13 +226,13 @@ def compute_psnr(pictures: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor
 def rebuild(
     context: EvalContext, states: dict[str, SceneStates], targets: Targets, branch: str, bounds: Any, seed: int
 ) -> dict[str, torch.Tensor]:
-    """What each predictor makes of the hidden views, or of the bird's-eye picture: name -> (n, 3, H, W)."""
+    """What each predictor makes of the masked views, or of the bird's-eye picture: name -> (n, 3, H, W)."""
     truth = targets.views if branch == "view" else targets.bev
     pictures = {"teacher": pass_through_teacher(context.model, truth, branch)}
     pictures["mean_picture"] = get_mean_pictures(context)[branch].expand_as(truth)
     for name, scene_states in states.items():
         if branch == "view":
-            queries = get_view_queries(scene_states, targets.hidden, context.model.config)
+            queries = get_view_queries(scene_states, targets.masked, context.model.config)
         else:
             queries = get_bev_queries(context.model, scene_states, bounds)
         samples = sample_pictures(context, queries, seed, truth.shape[-1])
@@ -280,11 +280,11 @@ def answer(context: EvalContext, scenes: list[OpenScene]) -> list[list[Record]]:
 
 @torch.no_grad()
 def rebuild_scene(context: EvalContext, item: SceneItem, scene: Scene, other: Scene) -> Record:
-    """The record of one scene: PSNR of every hidden view and, by region, of the bird's-eye picture."""
-    hidden_views = choose_hidden_views(scene, context.model.config.view_mask_ratio, get_seed(context, item.id))
-    inputs, targets = prepare_scene(context, scene, hidden_views)
+    """The record of one scene: PSNR of every masked view and, by region, of the bird's-eye picture."""
+    masked_views = choose_masked_views(scene, context.model.config.view_mask_ratio, get_seed(context, item.id))
+    inputs, targets = prepare_scene(context, scene, masked_views)
     other_inputs, _ = prepare_scene(context, other, [0])
-    states = get_control_states(context.model, inputs, other_inputs, targets.hidden)
+    states = get_control_states(context.model, inputs, other_inputs, targets.masked)
     seed = get_seed(context, f"noise/{item.id}")
     folder = context.output_dir / "pictures" / item.scene_id
 
@@ -292,10 +292,10 @@ def rebuild_scene(context: EvalContext, item: SceneItem, scene: Scene, other: Sc
     psnr = {name: compute_psnr(pictures[name], targets.views) for name in PREDICTORS}
     views = [
         {"view": view, "psnr": {name: psnr[name][index] for name in PREDICTORS}}
-        for index, view in enumerate(hidden_views)
+        for index, view in enumerate(masked_views)
     ]
     if item.keep_pictures:
-        for index, view in enumerate(hidden_views):
+        for index, view in enumerate(masked_views):
             save_pictures(folder, f"view{view:02d}", targets.views, pictures, index)
     bev = {}
     if targets.bev is not None:
@@ -307,7 +307,7 @@ def rebuild_scene(context: EvalContext, item: SceneItem, scene: Scene, other: Sc
         }
         if item.keep_pictures:
             save_pictures(folder, "bev", targets.bev, pictures, 0)
-    record = {"task": NAME, **asdict(item), "hidden_views": hidden_views, "views": views, "bev": bev}
+    record = {"task": NAME, **asdict(item), "masked_views": masked_views, "views": views, "bev": bev}
     return record | {"num_pixels": {name: int(mask.sum()) for name, mask in targets.regions.items()}}
 
 
@@ -324,7 +324,7 @@ def compare_predictors(rows: list[dict[str, float]], scenes: list[str]) -> dict[
 
 
 def score(records: list[Record]) -> dict[str, Any]:
-    """Hidden views, object pixels of the bird's-eye picture and the rest of it, each with its comparison."""
+    """Masked views, object pixels of the bird's-eye picture and the rest of it, each with its comparison."""
     parts: dict[str, tuple[list[dict[str, float]], list[str]]] = {}
     for record in records:
         rows = [("view", view["psnr"]) for view in record["views"]]

@@ -66,10 +66,10 @@ class EvalSettings:
             `simulated`, and other tasks end. `ground_truth`, the objects' own: `boxes.json`, in the same form, or the
             layout's own boxes. `simulated`, for task rooms alone: the objects' boxes, shifted and resized, among boxes
             of nothing.
-        seed (`int`): of proposals, hidden views, diffusion draws and blind choices.
+        seed (`int`): of proposals, masked views, diffusion draws and blind choices.
         num_samples (`int`): sampled pictures whose mean is scored.
         num_inference_steps (`int`): sampler steps.
-        reconstruction_scenes (`int`): scenes whose hidden views and bird's-eye picture are rebuilt.
+        reconstruction_scenes (`int`): scenes whose masked views and bird's-eye picture are rebuilt.
     """
 
     split: str | None = None

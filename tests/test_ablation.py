@@ -123,15 +123,15 @@ def test_tables_have_every_arm_and_pair_that_was_run(tmp_path):
     # An arm is scored on what it learned to rebuild.
     rows = [tuple(cell.strip() for cell in line.split("|")[1:4]) for line in rebuilt[2:]]
     assert rows == [
-        ("`per_view`", "hidden views", "15.50"),
+        ("`per_view`", "masked views", "15.50"),
         ("`global`", "bird's-eye objects", "9.00"),
-        ("`both`", "hidden views", "16.00"),
+        ("`both`", "masked views", "16.00"),
         ("`both`", "bird's-eye objects", "11.00"),
     ]
     assert rebuilt[2].endswith(
         "| 15.50 | **+1.00 [+1.00, +1.00]** | **+2.00 [+2.00, +2.00]** | **+3.00 [+3.00, +3.00]** |"
     )
-    assert between[2:] == ["| `both` - `per_view` | hidden views | +1.00 |"]
+    assert between[2:] == ["| `both` - `per_view` | masked views | +1.00 |"]
 
 
 def test_the_log_has_the_tables_of_the_measured_lines():

@@ -247,7 +247,7 @@ def test_a_real_scan_goes_the_whole_way_without_an_alignment(tmp_path, capsys):
     assert "alignment estimated from" in capsys.readouterr().out
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     check_page(page)
-    assert "bird's-eye picture: sampled" in page and "Is it upright?" in page
+    assert "eye picture: sampled" in page and "Is it upright?" in page
 
     matrix = read_own_scan(scan).axis_align_matrix
     scene = read_scene(scan, axis_align_matrix=matrix)

@@ -84,7 +84,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def packed():
-    """Three ragged rows: several questions, no depth, hidden views, bird's-eye pictures, targets of every kind."""
+    """Three ragged rows: several questions, no depth, masked views, bird's-eye pictures, targets of every kind."""
     return make_collator()([RaggedRows(3)[index] for index in range(3)])
 
 

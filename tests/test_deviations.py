@@ -82,7 +82,7 @@ def get_view_conditions(model, states: SceneStates, hidden: torch.Tensor) -> tor
 
 @pytest.mark.parametrize(("batch", "views"), [(2, 4), (3, 5)])
 def test_condition_of_hidden_views(batch, views):
-    """1: `pooled` gives all hidden views of a scene its one published condition, `per_view` each one of its own."""
+    """1: `pooled` gives all masked views of a scene its one published condition, `per_view` each one of its own."""
     states = make_states(batch, views)
     hidden = ~states.visible
     for condition in ("pooled", "per_view"):

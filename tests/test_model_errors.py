@@ -83,7 +83,7 @@ def forward(model, batch, **changes):
 
 
 def rebuild(model, inputs, *masked_views, **changes):
-    """Sampled hidden views and bird's-eye pictures, from the same noise each time."""
+    """Sampled masked views and bird's-eye pictures, from the same noise each time."""
     generator = torch.Generator().manual_seed(0)
     return model.reconstruct(*masked_views, **inputs | changes, num_inference_steps=2, generator=generator)
 
@@ -119,7 +119,7 @@ def rebuild(model, inputs, *masked_views, **changes):
         (
             "bool_masked_views",
             lambda x: x[:, :1],
-            "bool_masked_views: expected shape (1, 2), got (1, 1); pass one value a view, True = hidden",
+            "bool_masked_views: expected shape (1, 2), got (1, 1); pass one value a view, True = masked",
         ),
         (
             "proposal_boxes",

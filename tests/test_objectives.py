@@ -71,7 +71,7 @@ def test_vanilla_counts_and_gradients_are_those_of_the_views_to_rebuild():
     output = model(**batch)
     assert output.loss_counts.tolist() == [2, 1, 2, 1] and output.view_loss > 0
     output.view_loss.backward()
-    # Nothing reads what stands for hidden views.
+    # Nothing reads what stands for masked views.
     assert not model.model.mask_token.grad.any()
     assert model.model.vision_tower.embeddings.patch_embedding.weight.grad.abs().max() > 0
 
@@ -119,7 +119,7 @@ def test_hidden_views_are_not_scored_of_a_model_that_never_hid_any():
 
 
 def test_nothing_to_rebuild_is_zero_however_large_the_errors():
-    """A step without hidden views and pictures runs the head on nothing: infinite errors of it are not NaN."""
+    """A step without masked views and pictures runs the head on nothing: infinite errors of it are not NaN."""
     model = make_model().train()
     with torch.no_grad():
         model.reconstruction_head.denoiser.final_layer.linear.bias.fill_(1e30)

@@ -53,7 +53,7 @@ def prepare(raw: Path, output: Path, *more: str, num_workers: int = 1) -> None:
 
 
 def hash_files(folder: Path) -> dict[str, str]:
-    """sha256 of every file, hidden ones too."""
+    """sha256 of every file, masked ones too."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 

@@ -152,7 +152,7 @@ def test_the_summary_holds_what_counts(tmp_path):
     lines = format_summary(metrics, metrics).split("\n")
     assert lines[0].split() == "score, % questions model blind look-up majority gain".split()
     assert "existence 2 50.0 50.0 - - +0.0".split() in [line.split() for line in lines]
-    assert "hidden views, mean of samples - other scene: +1.00 [+0.50, +1.50] over 64" in lines
+    assert "masked views, mean of samples - other scene: +1.00 [+0.50, +1.50] over 64" in lines
     assert not any(line.startswith("bev rest, ") for line in lines)
 
 

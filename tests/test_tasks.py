@@ -210,10 +210,10 @@ def test_object_pixels_show_objects_and_not_the_floor():
 def test_hidden_views_are_seeded_and_have_depth():
     scene = read_rgbd_folder(get_rooms() / "val" / "val-000000")
     scene.depth_maps[[0, 3]] = 0
-    drawn = [reconstruction.choose_hidden_views(scene, 0.25, seed) for seed in range(20)]
-    assert drawn == [reconstruction.choose_hidden_views(scene, 0.25, seed) for seed in range(20)]
+    drawn = [reconstruction.choose_masked_views(scene, 0.25, seed) for seed in range(20)]
+    assert drawn == [reconstruction.choose_masked_views(scene, 0.25, seed) for seed in range(20)]
     assert {len(views) for views in drawn} == {1} and {view for views in drawn for view in views} == {1, 2, 4, 5}
-    assert len(reconstruction.choose_hidden_views(scene, 0.5, 0)) == 2
+    assert len(reconstruction.choose_masked_views(scene, 0.5, 0)) == 2
 
 
 def test_reconstruction_scores_pair_ours_with_each_control():

@@ -19,7 +19,7 @@ from ross3d import train
 from ross3d.data.annotations import group_by_scene, load_annotations, save_annotations
 from ross3d.data.arguments import DataArguments
 from ross3d.data.atomic import hold_folder
-from ross3d.data.collator import propose_hidden_views, widen_grounding_labels
+from ross3d.data.collator import propose_masked_views, widen_grounding_labels
 from ross3d.data.dataset import SceneRows, get_row_seed
 from ross3d.data.prepared import SceneReader
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
@@ -464,15 +464,15 @@ def test_rows_of_two_processors_are_refused():
 
 @pytest.mark.parametrize(("views", "ratio", "hidden"), [(8, 0.25, 2), (6, 0.25, 2), (32, 0.25, 8), (3, 0.0, 0)])
 def test_hidden_views_are_counted_as_published(views, ratio, hidden):
-    chosen = propose_hidden_views(torch.ones(views, dtype=torch.bool), ratio, row_seed=3)
+    chosen = propose_masked_views(torch.ones(views, dtype=torch.bool), ratio, row_seed=3)
     assert int(chosen.sum()) == hidden == views - int(views * (1 - ratio))
-    assert torch.equal(chosen, propose_hidden_views(torch.ones(views, dtype=torch.bool), ratio, row_seed=3))
+    assert torch.equal(chosen, propose_masked_views(torch.ones(views, dtype=torch.bool), ratio, row_seed=3))
 
 
 def test_views_without_depth_are_never_hidden():
     may_hide = torch.tensor([True, False, True, True, False])
     for seed in range(20):
-        assert not (propose_hidden_views(may_hide, 0.5, seed) & ~may_hide).any()
+        assert not (propose_masked_views(may_hide, 0.5, seed) & ~may_hide).any()
     batch = make_collator(ratio=0.9)([make_row(1, 3, 1, ["text"], depth=False), make_row(2, 3, 1, ["text"])])
     assert not batch["bool_masked_views"][0].any() and batch["bool_masked_views"][1].any()
 

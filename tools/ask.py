@@ -9,7 +9,7 @@ estimate from its depth, and boxes are proposed where none came; both are said, 
 views it chose, reads them once, answers each question, and writes a page. Questions that begin with "find " (all of
 them, with `--ground`) are answered by boxes where there are any. Boxes are given in the upright world and in the
 scan's own frame, on the page and in a JSON file of the page's name. With a teacher beside the weights one view is
-hidden and rebuilt.
+masked and rebuilt.
 """
 
 import argparse
@@ -180,19 +180,19 @@ def describe_box(number: int, box: np.ndarray) -> str:
     return f"box {number} at ({', '.join(middle)}), {' x '.join(size)} m"
 
 
-def rebuild_hidden_view(
-    model: Any, inputs: Any, scene: Scene, hidden_view: int, picture: BEVPicture, num_inference_steps: int
+def rebuild_masked_view(
+    model: Any, inputs: Any, scene: Scene, masked_view: int, picture: BEVPicture, num_inference_steps: int
 ) -> Rebuilt:
     """Hide one view and sample it, and the bird's-eye picture, from the others."""
     views, bev = model.reconstruct(
         **inputs,
-        masked_views=[hidden_view],
+        masked_views=[masked_view],
         bev_bounds=torch.as_tensor(picture.bounds)[None].to(model.device),
         num_inference_steps=num_inference_steps,
         generator=torch.Generator().manual_seed(0),
     )
     sample, above = (p.float().permute(1, 2, 0).cpu().numpy() for p in (views[0][0], bev[0]))
-    return Rebuilt(hidden_view, scene.images[hidden_view], sample, above)
+    return Rebuilt(masked_view, scene.images[masked_view], sample, above)
 
 
 def list_doubts(scan: OwnScan) -> list[str]:
@@ -284,8 +284,8 @@ def main(args: list[str] | None = None) -> list[Answer]:
     )
     scene = scan.read_views(options.views)
     print(f"{scan.alignment}\n{scan.describe_boxes()}\n{scene.num_views} views: {', '.join(scene.view_names)}")
-    hidden_view = scene.num_views // 2 if options.hide is None else options.hide
-    if not 0 <= hidden_view < scene.num_views:
+    masked_view = scene.num_views // 2 if options.hide is None else options.hide
+    if not 0 <= masked_view < scene.num_views:
         raise ValueError(f"--hide: expected a view from 0 to {scene.num_views - 1}, got {options.hide}.")
     model, processor, has_teacher = load_model(
         options.model, options.device, options.geometry_mode, options.allow_missing_weights
@@ -313,7 +313,7 @@ def main(args: list[str] | None = None) -> list[Answer]:
         sanity = measure_sanity(scan.scene, scan.surface)
         section, floor_height = check_scan(scan, sanity, picture.image, picture.bounds), sanity.floor_height
         if has_teacher:
-            rebuilt = rebuild_hidden_view(model, inputs, scene, hidden_view, picture, options.steps)
+            rebuilt = rebuild_masked_view(model, inputs, scene, masked_view, picture, options.steps)
     boxes = make_found_boxes(scan, answers)
     page = make_ask_page(
         scene, answers, bev, rebuilt, options.model, scan.describe_world(), section, boxes, floor_height

@@ -152,7 +152,7 @@ class RunArguments:
     """One run of train.py.
 
     Attributes:
-        seed (`int`): of weights, order, choice of questions, proposals, hidden views and diffusion draws.
+        seed (`int`): of weights, order, choice of questions, proposals, masked views and diffusion draws.
         num_processes (`int`, *optional*): how many have to be started together, since rows per step, and with them
             the order of rows, depend on it; by default as many as are. A run goes on with as many as began it.
         init_from (`str`, *optional*): checkpoint folder or Hub id to start from; new weights otherwise.

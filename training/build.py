@@ -105,7 +105,7 @@ def get_data_fingerprint(arguments: DataArguments) -> dict[str, str]:
 
 
 def describe_sizes(scene: Path) -> list[tuple[str, int]]:
-    """Name and size of each file that a scan is read from; hidden ones are what a killed run left."""
+    """Name and size of each file that a scan is read from; masked ones are what a killed run left."""
     files = [file for file in list_files(scene) if file.is_file() and not file.name.startswith(".")]
     return [(os.path.relpath(file, scene), file.stat().st_size) for file in files]
 

@@ -94,7 +94,7 @@ class Ross3DTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
-        """The step's micro-batches, with the gate on hidden views applied, and their global counts (n,)."""
+        """The step's micro-batches, with the gate on masked views applied, and their global counts (n,)."""
         # The library's own counting gathers over processes only where the first batch has labels: others would wait.
         batches = list(islice(epoch_iterator, num_batches))
         config = self.accelerator.unwrap_model(self.model).config

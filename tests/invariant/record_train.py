@@ -3,7 +3,7 @@
     python -m ross3d.tests.invariant.record_train RECORDS CONFIG [--section.key value ...]
 
 Appends a line of JSON to RECORDS for every micro-batch: the step, the rows by their seeds, a hash of all tensors of
-the batch, the hidden views and a hash of the diffusion draws. Nothing else differs from `python train.py CONFIG ...`.
+the batch, the masked views and a hash of the diffusion draws. Nothing else differs from `python train.py CONFIG ...`.
 
 KILL_AT=FOLDER:COUNT in the environment kills it inside of a write; see `kill_inside.py`.
 """

@@ -66,7 +66,7 @@ def test_eight_questions_in_one_row_are_eight_rows(label_rule, spatial_instructi
     scene["bev_valid"] = picture[..., 0].numpy() > 30
     packed = make_row(processor, scene, QUESTIONS)
     separate = [make_row(processor, scene, [question]) for question in QUESTIONS]
-    # Answers, scenes with hidden views, scenes with a bird's-eye picture, grounding questions.
+    # Answers, scenes with masked views, scenes with a bird's-eye picture, grounding questions.
     counts = count_losses(packed, model.config)
     assert counts.tolist() == [5, 1, 1, 3]
     shared = torch.tensor([5.0, 8.0, 8.0, 3.0])

@@ -189,7 +189,7 @@ def check_same_as_whole(runs: Runs, folder: Path) -> None:
 
 
 def test_the_run_is_worth_killing(runs):
-    """Two epochs of different rows, hidden views, noise, every named loss, and nothing left over at the end."""
+    """Two epochs of different rows, masked views, noise, every named loss, and nothing left over at the end."""
     records = read_records(runs.whole)
     assert [record["step"] for record in records] == [step for step in range(NUM_STEPS) for _ in range(2)]
     assert len({record["rows"][0] for record in records}) == 2 * NUM_SCENES

@@ -34,7 +34,7 @@ def make_run(folder: Path) -> None:
 
 
 def get_rows(folder: Path) -> set[tuple]:
-    """What each optimizer step was fed, on any process: step, rows, a hash of all tensors, hidden views, noise."""
+    """What each optimizer step was fed, on any process: step, rows, a hash of all tensors, masked views, noise."""
     records = read_records(folder)
     return {(r["step"], *r["rows"], r["inputs"], json.dumps(r["hidden"]), r["noise"], r["num_draws"]) for r in records}
 

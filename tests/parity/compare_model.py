@@ -2,7 +2,7 @@
 
 import torch
 
-from ross3d.data.collator import choose_hidden_views
+from ross3d.data.collator import choose_masked_views
 from ross3d.grounding_ross3d import get_proposal_features
 from ross3d.tests.parity.build import Recorded
 from ross3d.tests.parity.golden import GoldenCase, read_slices
@@ -68,7 +68,7 @@ def compare_embed_plain(recorded: Recorded, case: GoldenCase) -> None:
 
 def compare_embed_masked(recorded: Recorded, case: GoldenCase) -> None:
     config = recorded.model.config
-    hidden = choose_hidden_views(case.read("noise"), config.view_mask_ratio)
+    hidden = choose_masked_views(case.read("noise"), config.view_mask_ratio)
     case.same("mask", hidden)
     case.same("scalars|mask", hidden.float())
     case.same("scalars|mask_ratio", config.view_mask_ratio)

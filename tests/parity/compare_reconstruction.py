@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ross3d.data.collator import choose_hidden_views
+from ross3d.data.collator import choose_masked_views
 from ross3d.diffusion_ross3d import (
     add_noise,
     get_alphas_cumprod,
@@ -46,9 +46,9 @@ from ross3d.tools.checkpoints.keys import adapt_denoiser_file, to_ours, to_publi
 from ross3d.training.trainer import open_view_gate
 
 
-def get_hidden_views(recorded: Recorded, numbers: torch.Tensor) -> torch.Tensor:
-    """Hidden views (1, V) bool for recorded uniform numbers."""
-    return choose_hidden_views(numbers, recorded.model.config.view_mask_ratio)[None]
+def get_masked_views(recorded: Recorded, numbers: torch.Tensor) -> torch.Tensor:
+    """Masked views (1, V) bool for recorded uniform numbers."""
+    return choose_masked_views(numbers, recorded.model.config.view_mask_ratio)[None]
 
 
 def get_scene_states(recorded: Recorded, hidden: torch.Tensor) -> tuple[SceneStates, torch.Tensor, dict]:
@@ -103,7 +103,7 @@ def predict_noise(recorded: Recorded, targets, timesteps, noise, condition, bran
 def compare_recon_view(recorded: Recorded, case: GoldenCase) -> None:
     model, config = recorded.model, recorded.model.config
     head = model.reconstruction_head
-    hidden = get_hidden_views(recorded, case.read("mask_noise"))
+    hidden = get_masked_views(recorded, case.read("mask_noise"))
     case.same("mask", hidden[0])
     case.same("scalars|mask", hidden[0].float())
     states, final_hidden, inputs = get_scene_states(recorded, hidden)
@@ -153,7 +153,7 @@ def compare_recon_view(recorded: Recorded, case: GoldenCase) -> None:
 def compare_recon_bev(recorded: Recorded, case: GoldenCase) -> None:
     model, config = recorded.model, recorded.model.config.denoiser_config
     head = model.reconstruction_head
-    hidden = get_hidden_views(recorded, recorded.golden.get_case("recon_view").read("mask_noise"))
+    hidden = get_masked_views(recorded, recorded.golden.get_case("recon_view").read("mask_noise"))
     case.same("scalars|mask", hidden[0].float())
     states, _, inputs = get_scene_states(recorded, hidden)
     pictures = 2 * inputs["bev_pixel_values"] - 1
@@ -193,7 +193,7 @@ def check_step(recorded: Recorded, case: GoldenCase, hidden: torch.Tensor, draws
 
 def compare_train_step(recorded: Recorded, case: GoldenCase) -> None:
     view, bev = recorded.golden.get_case("recon_view"), recorded.golden.get_case("recon_bev")
-    hidden = get_hidden_views(recorded, view.read("mask_noise"))
+    hidden = get_masked_views(recorded, view.read("mask_noise"))
     check_step(recorded, case, hidden, get_draws(view, bev), case.scalars["global_step"])
     frozen = [to_published(name) for name, p in recorded.model.named_parameters() if not p.requires_grad]
     frozen += [name for name in recorded.golden.weights if to_ours(name).startswith("teacher.")]
@@ -213,7 +213,7 @@ def read_token_ids(recorded: Recorded, case: GoldenCase) -> list[int]:
 
 
 def compare_train_step_unmasked(recorded: Recorded, case: GoldenCase) -> None:
-    hidden = get_hidden_views(recorded, recorded.golden.get_case("recon_view").read("mask_noise"))
+    hidden = get_masked_views(recorded, recorded.golden.get_case("recon_view").read("mask_noise"))
     check_step(recorded, case, hidden, get_draws(None, case), case.scalars["global_step"])
     with torch.no_grad():
         states, _, inputs = get_scene_states(recorded, torch.zeros_like(hidden))

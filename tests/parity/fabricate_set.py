@@ -551,7 +551,7 @@ class Fabrication:
         mask = [float(view in hidden) for view in range(sizes.views)]
         weights = self.get_trained_weights()
         lm_loss, context, states = self.get_context(weights, hidden)
-        # Hidden views.
+        # Masked views.
         pictures = slow.resize(self.pixels[hidden].clamp(-1, 1), sizes.decode)
         mean, logvar = self.encode_pictures(pictures)
         repeat = sizes.views // len(hidden)
