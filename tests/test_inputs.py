@@ -63,7 +63,7 @@ def test_what_is_no_tensor_is_refused(name, value):
         (
             "bool_masked_views",
             torch.float32,
-            "torch.bool, got dtype torch.float32; pass one value a view, True = hidden",
+            "torch.bool, got dtype torch.float32; pass one value a view, True = masked",
         ),
         ("patch_coords", torch.complex64, "torch.float32, got dtype torch.complex64"),
         ("proposal_patches", torch.float32, "torch.bool, or torch.uint8 for packed bits, got dtype torch.float32"),
