@@ -16,10 +16,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Code that tests load with trust_remote_code is copied here, not among the user's models; kernels of DeepSpeed are
 # built here, where no build that was killed has left a lock.
-for name in ("HF_MODULES_CACHE", "TORCH_EXTENSIONS_DIR"):
-    if name not in os.environ:
-        os.environ[name] = tempfile.mkdtemp(prefix="ross3d_")
-        atexit.register(shutil.rmtree, os.environ[name], ignore_errors=True)
+if "HF_MODULES_CACHE" not in os.environ:
+    os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="ross3d_modules_")
+    atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
+if "TORCH_EXTENSIONS_DIR" not in os.environ:
+    os.environ["TORCH_EXTENSIONS_DIR"] = tempfile.mkdtemp(prefix="ross3d_kernels_")
+    atexit.register(shutil.rmtree, os.environ["TORCH_EXTENSIONS_DIR"], ignore_errors=True)
 
 import pytest
 import torch
