@@ -36,6 +36,7 @@ from transformers.utils import ModelOutput
 from .attention_ross3d import SharedPrefixCache, shares_prefixes
 from .diffusion_ross3d import space_timesteps
 from .grounding_ross3d import append_ground_slots, compute_grounding_scores, get_proposal_features
+from .image_processing_ross3d import shorten
 from .inputs_ross3d import INPUTS, check_inputs, check_mask, check_mask_values, list_inputs
 from .objectives_ross3d import SceneStates
 from .reconstruction_ross3d import (
@@ -464,7 +465,7 @@ def check_generate_inputs(model: Any, inputs: torch.Tensor | None, kwargs: dict,
     if kwargs.get("cache_implementation", settings.cache_implementation) is not None:
         raise ValueError(
             "generate: expected no cache_implementation beside scene=, which is a cache already, got"
-            f" {kwargs.get('cache_implementation', settings.cache_implementation)!r}; leave it out, or"
+            f" {shorten(repr(kwargs.get('cache_implementation', settings.cache_implementation)))}; leave it out, or"
             " pass the views with each question."
         )
     guesses = [name for name in ("prompt_lookup_num_tokens", "assistant_model") if kwargs.get(name) is not None]
@@ -528,9 +529,8 @@ def check_reconstruct_inputs(
         raise ValueError("reconstruct: expected a model with denoiser_config, got None; load another checkpoint.")
     model.get_teacher()
     if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(
-            f"generator: expected a torch.Generator, got {generator!r}; pass torch.Generator().manual_seed(5)."
-        )
+        got = shorten(repr(generator))
+        raise TypeError(f"generator: expected a torch.Generator, got {got}; pass torch.Generator().manual_seed(5).")
     space_timesteps(model.config.denoiser_config.num_train_timesteps, num_inference_steps)
     if batch["bev_bounds"] is not None:
         check_bev_bounds(batch["bev_bounds"])
@@ -589,7 +589,9 @@ def check_has_scene(model: Any, name: str, segment_ids: torch.Tensor | None, inp
     if not has_views and inputs.get("past_key_values") is None and inputs.get("input_ids") is not None:
         model.model.check_views_given(inputs["input_ids"])
     if scene_index is not None:
-        raise ValueError(f"scene_index: expected None without scene=, got {scene_index}; row i is scene i.")
+        raise ValueError(
+            f"scene_index: expected None without scene=, got {shorten(repr(scene_index))}; row i is scene i."
+        )
 
 
 def check_left_padding(attention_mask: Any) -> None:
@@ -641,8 +643,9 @@ def read_scene_index(scene: Ross3DSceneCache, scene_index, num_questions: int) -
     try:
         index = torch.as_tensor(scene_index, device=scene.prefix_mask.device)
     except (TypeError, ValueError, RuntimeError) as error:
+        got = shorten(repr(scene_index))
         raise TypeError(
-            f"scene_index: expected {num_questions} whole numbers in 0..{num_scenes - 1}, got {scene_index!r};"
+            f"scene_index: expected {num_questions} whole numbers in 0..{num_scenes - 1}, got {got};"
             " number the scenes in the order in which they were encoded."
         ) from error
     is_whole = not index.is_floating_point() and not index.is_complex() and index.dtype != torch.bool
@@ -682,7 +685,8 @@ def limit_answers(model: Any, inputs: torch.Tensor | None, kwargs: dict[str, Any
     for name, value in (("max_new_tokens", wanted), ("max_length", total)):
         is_whole = isinstance(value, Integral) and not isinstance(value, bool)
         if value is not None and (not is_whole or value < 1):
-            raise ValueError(f"generate: {name}: expected a whole number from 1 on, got {value!r}; correct it.")
+            got = shorten(repr(value))
+            raise ValueError(f"generate: {name}: expected a whole number from 1 on, got {got}; correct it.")
     prompts = next((given for given in (inputs, kwargs.get("input_ids")) if given is not None), None)
     embeds, mask, cache = (kwargs.get(name) for name in ("inputs_embeds", "attention_mask", "past_key_values"))
     widths = [given.shape[1] for given in (prompts, embeds) if given is not None]
@@ -719,7 +723,7 @@ def read_masked_views(masked_views: Sequence, view_mask: torch.Tensor) -> torch.
     if len(set(nested)) > 1 or None in nested:
         raise TypeError(
             "masked_views: expected a list of views such as [3, 7], or such a list for each scene, got"
-            f" {masked_views!r}; pass [] to hide none."
+            f" {shorten(repr(masked_views))}; pass [] to hide none."
         )
     lists = given if any(nested) else [given] * len(view_mask)
     if len(lists) != len(view_mask):
@@ -735,7 +739,7 @@ def read_masked_views(masked_views: Sequence, view_mask: torch.Tensor) -> torch.
             if not is_whole or not 0 <= number < view_mask.shape[1] or not view_mask[row, number]:
                 raise ValueError(
                     f"masked_views: expected views 0..{int(view_mask[row].sum()) - 1} of scene {row}, got"
-                    f" {number!r}; name views that exist by whole numbers, or pass bool_masked_views."
+                    f" {shorten(repr(number))}; name views that exist by whole numbers, or pass bool_masked_views."
                 )
             masked[row, number] = True
     return masked

@@ -13,8 +13,10 @@ from torch.nn import functional as F
 
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.annotations import Annotation
+from ross3d.data.arguments import DataArguments
 from ross3d.data.bev import render_bev
 from ross3d.data.dataset import SceneRows
+from ross3d.data.prepared import SceneReader
 from ross3d.diffusion_ross3d import get_cosine_betas, space_timesteps
 from ross3d.geometry_ross3d import pool_patch_coords, quantize_coords, unproject
 from ross3d.grounding_ross3d import get_proposal_features
@@ -329,7 +331,8 @@ def test_no_row_is_dropped(num_scenes, num_questions, block):
 
     paths = [Path(name) for name in annotations]
     for per_row in (num_questions, 1):
-        rows = ListedRows(paths, annotations, keep, None, None, epochs=2, questions_per_row=per_row, seed=3)
+        data = DataArguments(epochs=2, questions_per_row=per_row)
+        rows = ListedRows(data, paths, annotations, keep, SceneReader(None), None, seed=3)
         for epoch in range(2):
             met = [rows[epoch * num_scenes + place] for place in range(num_scenes)]
             ids = sorted(name for row in met for name in row["ids"])

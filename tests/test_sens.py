@@ -143,7 +143,7 @@ def test_a_damaged_depth_map_names_its_frame(tmp_path):
     frame = list(iterate_sens_frames(path))[1]
     assert np.array_equal(frame.depth, depth[1])
     for payload, message in {
-        b"no zlib": r"room.sens, frame 1: depth cannot be unpacked \(.*\); the frame is damaged",
+        b"no zlib": r"room.sens, frame 1: expected depth that zlib packed, got damaged bytes \(.*\); export",
         zlib.compress(bytes(7)): r"room.sens, frame 1: depth unpacks to 7 bytes, expected 40 for 5x4 uint16",
     }.items():
         with pytest.raises(ValueError, match=message):

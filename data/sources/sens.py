@@ -92,7 +92,9 @@ class SensFrame:
             # No more than one byte beyond what there should be: a few bytes can unpack to gigabytes.
             payload = unpacker.decompress(self.depth_zlib, expected + 1)
         except zlib.error as error:
-            raise ValueError(f"{where}: depth cannot be unpacked ({error}); the frame is damaged.") from error
+            raise ValueError(
+                f"{where}: expected depth that zlib packed, got damaged bytes ({error}); export the recording again."
+            ) from error
         if len(payload) != expected or not unpacker.eof:
             found = f"more than {expected}" if len(payload) > expected else len(payload)
             end = "" if unpacker.eof or len(payload) > expected else " and then is cut off"
