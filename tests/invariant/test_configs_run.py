@@ -8,7 +8,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from ross3d.tests.invariant.test_train_anywhere import check_tools, launch, run
+from ross3d.tests.invariant.test_train_anywhere import LONGEST, check_tools, launch, run
 from ross3d.tests.tiny import get_checkpoint, get_rooms
 from ross3d.training.callbacks import is_complete
 
@@ -49,7 +49,7 @@ def test_three_steps_of_a_run(tmp_path, name):
         }.items()
     }
     words = [word for key, value in changes.items() for word in (f"--{key}", str(value))]
-    run(["-m", *launch(launcher, processes), str(ROOT / "train.py"), str(file), *words], timeout=600)
+    run(["-m", *launch(launcher, processes), str(ROOT / "train.py"), str(file), *words], timeout=LONGEST)
     assert is_complete(output)
     found, before = load_file(output / "model.safetensors"), load_file(get_checkpoint() / "model.safetensors")
     assert found.keys() == before.keys()

@@ -29,6 +29,8 @@ from ross3d.tests.invariant.train_anywhere import COMPARED_STEPS, VIEW_MASK_PERI
 
 ROOT = Path(__file__).resolve().parents[2]
 MANY_STEPS = 200
+# Seconds, of which the first start with ZeRO spends minutes on compiling kernels.
+LONGEST = 2400
 # Largest difference allowed, of what the largest number of a tensor is: rounding of float32 over 20 steps.
 TOLERANCE = 1e-5
 LOAD = """
@@ -100,7 +102,7 @@ def train(output: Path, config: str, num_processes: int, accumulation: int, num_
     module = "train_fsdp2" if config == "fsdp2" else "train_anywhere"
     split = (2 // num_processes, accumulation, num_steps)
     command = ["-m", *launch(config, num_processes), "-m", f"ross3d.tests.invariant.{module}"]
-    run([*command, str(output), *map(str, split), *more], timeout=900)
+    run([*command, str(output), *map(str, split), *more], timeout=LONGEST)
     return load_file(output / "parameters.safetensors")
 
 

@@ -28,7 +28,7 @@ COMPARED_STEPS, LEARNING_RATE, VIEW_MASK_PERIOD = 20, 0.02, 2
 
 
 # Seconds after which a process that has not ended a step waits for another one in vain; at first ZeRO compiles.
-PATIENCE, FIRST_PATIENCE = 90, 700
+PATIENCE, FIRST_PATIENCE = 90, 1800
 
 
 class EndWhenStuck(TrainerCallback):
