@@ -369,17 +369,29 @@ def main(args: list[str] | None = None) -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     running, table, start = (verbs.add_parser(name) for name in ("run", "table", "start"))
     for verb in (running, start):
-        verb.add_argument("--output", type=Path, default=Path("outputs/ablation"))
+        verb.add_argument("--output", type=Path, default=Path("outputs/ablation"), help="folder to write to")
     for verb in (running, table):
-        verb.add_argument("--results", type=Path, default=Path("docs/ablation.jsonl"))
-    running.add_argument("--config", default="configs/tiny.yaml")
-    sizes = {"steps": 240, "rows": 8, "warmup": 1200, "train": 1600, "val": 120, "rebuilt": 16}
-    for name, value in (sizes | {"seeds": 5, "jobs": 2}).items():
-        running.add_argument(f"--{name}", type=int, default=value)
+        verb.add_argument(
+            "--results",
+            type=Path,
+            default=Path("docs/ablation.jsonl"),
+            help="file that the lines of results are added to",
+        )
+    running.add_argument("--config", default="configs/tiny.yaml", help="run file of all arms")
+    sizes = {
+        "steps": (240, "optimizer steps of an arm"),
+        "rows": (8, "rows of a step"),
+        "warmup": (1200, "steps of the vision tower's warm-up"),
+        "train": (1600, "rooms to train on"),
+        "val": (120, "held-out rooms"),
+        "rebuilt": (16, "held-out rooms whose pictures are rebuilt"),
+    }
+    for name, (value, meaning) in (sizes | {"seeds": (5, "seeds of each arm"), "jobs": (2, "arms at a time")}).items():
+        running.add_argument(f"--{name}", type=int, default=value, help=meaning)
     running.add_argument("--arms", default=",".join(ARMS), help="names separated by commas")
     running.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda trains in bf16")
-    start.add_argument("--plan", type=json.loads, required=True)
-    start.add_argument("--seed", type=int, required=True)
+    start.add_argument("--plan", type=json.loads, required=True, help="settings of the series, as JSON")
+    start.add_argument("--seed", type=int, required=True, help="random seed of the arm")
     options = parser.parse_args(args)
     if options.verb == "table":
         print(format_results(read_results(options.results)))

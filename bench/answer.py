@@ -106,11 +106,11 @@ def run(num_views: int, num_questions: int, rounds: int, new_tokens: int, batch:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--views", type=int, default=32)
-    parser.add_argument("--questions", type=int, default=64)
-    parser.add_argument("--new-tokens", type=int, default=8)
+    parser.add_argument("--views", type=int, default=32, help="number of views of the scene")
+    parser.add_argument("--questions", type=int, default=64, help="number of questions")
+    parser.add_argument("--new-tokens", type=int, default=8, help="tokens of each answer")
     parser.add_argument("--batch", type=int, default=64, help="questions that are answered at once")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="how often each way is timed")
     options = parser.parse_args()
     print_line(run(options.views, options.questions, options.rounds, options.new_tokens, options.batch))
 

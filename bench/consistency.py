@@ -107,7 +107,7 @@ def make_room(index: int) -> Scene:
 
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rooms", type=int, default=200)
+    parser.add_argument("--rooms", type=int, default=200, help="number of synthetic rooms")
     options = parser.parse_args(args)
     false_alarms, milliseconds, worlds = dict.fromkeys(RIGHT, 0), dict.fromkeys(RIGHT, 0.0), 0
     refused, named, told = (dict.fromkeys(FAULTS, 0) for _ in range(3))

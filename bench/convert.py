@@ -128,7 +128,7 @@ def count_same(first: Mapping, second: Mapping) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="folder that the figures are made in")
     parser.add_argument("--small", action="store_true", help="two of 28 layers, 4 GB")
     options = parser.parse_args()
     folder = options.folder / "ross3d_convert"

@@ -73,9 +73,9 @@ def measure(device: str, call) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--views", type=int, default=32)
+    parser.add_argument("folder", type=Path, help="folder that the figures are made in")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--views", type=int, default=32, help="number of views of the scene")
     parser.add_argument("--small", action="store_true", help="two of 28 layers, to try the script")
     options = parser.parse_args()
     folder = options.folder / "ross3d_full_size"

@@ -101,9 +101,9 @@ def run(num_views: int, num_boxes: int, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--views", type=int, default=32)
-    parser.add_argument("--boxes", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--views", type=int, default=32, help="number of views of the scene")
+    parser.add_argument("--boxes", type=int, default=60, help="number of proposals")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each way is timed")
     options = parser.parse_args()
     print_line(run(options.views, options.boxes, options.rounds))
 

@@ -117,8 +117,8 @@ def run(num_views: int, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--views", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--views", type=int, default=32, help="number of views of the scene")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each way is timed")
     options = parser.parse_args()
     print_line(run(options.views, options.rounds))
 

@@ -129,8 +129,8 @@ def run(num_items: int, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", type=int, default=4675)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--items", type=int, default=4675, help="number of questions of the benchmark")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each way is timed")
     options = parser.parse_args()
     print_line(run(options.items, options.rounds))
 

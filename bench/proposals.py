@@ -76,8 +76,8 @@ def run(num_rooms: int, num_views: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rooms", type=int, default=40)
-    parser.add_argument("--views", type=int, default=32)
+    parser.add_argument("--rooms", type=int, default=40, help="number of synthetic rooms")
+    parser.add_argument("--views", type=int, default=32, help="number of views of the scene")
     options = parser.parse_args()
     print_line(run(options.rooms, options.views))
 

@@ -101,10 +101,10 @@ def plot(lines: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("run").add_argument("--output", type=Path, required=True)
+    verbs.add_parser("run").add_argument("--output", type=Path, required=True, help="folder to write to")
     drawing = verbs.add_parser("plot")
-    drawing.add_argument("lines", type=Path)
-    drawing.add_argument("--output", type=Path, required=True)
+    drawing.add_argument("lines", type=Path, help="file with the lines of figures")
+    drawing.add_argument("--output", type=Path, required=True, help="folder to write to")
     options = parser.parse_args()
     if options.verb == "run":
         run(options.output)

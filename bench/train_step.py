@@ -142,9 +142,9 @@ def measure_memory(num_views: int, questions: list[int], text_only: bool) -> dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--views", type=int, default=32)
-    parser.add_argument("--questions", type=int, nargs="+", default=[8, 16])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--views", type=int, default=32, help="number of views of the scene")
+    parser.add_argument("--questions", type=int, nargs="+", default=[8, 16], help="number of questions")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each way is timed")
     parser.add_argument("--text-only", action="store_true", help="without the reconstruction losses")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
     parser.add_argument("--peak", action="store_true", help="one packed step, and the peak of this process")

@@ -71,7 +71,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     bev = commands.add_parser("bev", help="bird's-eye pictures")
     bev.add_argument("--data", required=True, type=parse_path, help="a data folder, a split or a scene of it")
-    bev.add_argument("--from", dest="source", choices=SOURCES, default="depth")
+    bev.add_argument("--from", dest="source", choices=SOURCES, default="depth", help="what the pictures are made from")
     bev.add_argument("--scans", type=parse_path, help="where the sceneNNNN_NN folders with meshes or view_0.jpg are")
     proposals = commands.add_parser("proposals", help="boxes to choose among")
     proposals.add_argument("--data", required=True, type=parse_path, help="a data folder, a split or a scene of it")
