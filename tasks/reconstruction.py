@@ -99,7 +99,7 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[SceneItem]:
 
 
 def choose_masked_views(scene: Scene, ratio: float, seed: int) -> list[int]:
-    """Views to hide: as many as training hides, drawn from those whose depth says where they look; at least one."""
+    """Views to mask: as many as training masks, drawn from those whose depth says where they look; at least one."""
     candidates = np.arange(scene.num_views)
     if scene.depth_maps is not None:
         candidates = np.flatnonzero((scene.depth_maps > 0).any(axis=(1, 2)))
@@ -128,10 +128,7 @@ def get_object_pixels(scene: Scene) -> np.ndarray:
 
 def prepare_scene(context: EvalContext, scene: Scene, masked_views: list[int]) -> tuple[dict[str, Any], Targets]:
     """The model's inputs for a scene, and what it has to rebuild."""
-    inputs = scene.get_inputs()
-    if scene.bev_image is not None:
-        bev = {"bev_image": scene.bev_image, "bev_valid": scene.bev_valid, "bev_bounds": scene.bev_bounds}
-        inputs |= {name: value for name, value in bev.items() if value is not None}
+    inputs = scene.get_inputs(bev=True)
     tensors = context.processor(**inputs, return_tensors="pt").to(context.device)
     masked = torch.zeros(1, scene.num_views, dtype=torch.bool, device=context.device)
     masked[0, masked_views] = True
@@ -140,8 +137,8 @@ def prepare_scene(context: EvalContext, scene: Scene, masked_views: list[int]) -
         bev = tensors["bev_pixel_values"].float()
         # The mask takes the picture's way through the processor, so that it fits whatever resizing that does.
         bev_inputs = {"images": [scene.images[0]], "bev_image": scene.bev_image}
-        masked = context.processor(**bev_inputs, bev_valid=get_object_pixels(scene), return_tensors="pt")
-        objects = masked["bev_valid"][0].to(context.device)
+        painted = context.processor(**bev_inputs, bev_valid=get_object_pixels(scene), return_tensors="pt")
+        objects = painted["bev_valid"][0].to(context.device)
         regions = {"object": objects, "rest": tensors["bev_valid"][0] & ~objects}
     return tensors, Targets(masked, get_view_targets(context.model, tensors["pixel_values"][masked]), bev, regions)
 
@@ -163,9 +160,9 @@ def get_control_states(
     own = get_scene_states(model, inputs, masked)
     num_views = masked.shape[1]
     places = torch.arange(num_views, device=masked.device) % other_inputs["view_mask"].shape[1]
-    other_hidden = torch.zeros_like(other_inputs["view_mask"])
-    other_hidden[0, places[masked[0]]] = True
-    other = get_scene_states(model, other_inputs, other_hidden)
+    other_masked = torch.zeros_like(other_inputs["view_mask"])
+    other_masked[0, places[masked[0]]] = True
+    other = get_scene_states(model, other_inputs, other_masked)
     everything = get_scene_states(model, inputs, inputs["view_mask"])
     return {
         MAIN: own,

@@ -296,16 +296,16 @@ def test_controls_see_what_they_should_and_nothing_else(context):
     scene, other = context.load_scene("val-000000"), context.load_scene("val-000001")
     inputs, targets = reconstruction.prepare_scene(context, scene, [1])
     other_inputs, _ = reconstruction.prepare_scene(context, other, [0])
-    states = reconstruction.get_control_states(context.model, inputs, other_inputs, targets.hidden)
-    same = reconstruction.get_control_states(context.model, inputs, inputs, targets.hidden)
+    states = reconstruction.get_control_states(context.model, inputs, other_inputs, targets.masked)
+    same = reconstruction.get_control_states(context.model, inputs, inputs, targets.masked)
     assert torch.equal(same["other_scene"].states, states["mean_of_samples"].states)
     assert not torch.allclose(states["other_scene"].states, states["mean_of_samples"].states)
     for control in states.values():
         assert torch.equal(control.positions, states["mean_of_samples"].positions)
-        assert torch.equal(control.visible, inputs["view_mask"] & ~targets.hidden)
+        assert torch.equal(control.visible, inputs["view_mask"] & ~targets.masked)
     # Other pictures at the same positions: only the states that may depend on pictures change.
     inputs["pixel_values"] = -inputs["pixel_values"]
-    inverted = reconstruction.get_control_states(context.model, inputs, other_inputs, targets.hidden)
+    inverted = reconstruction.get_control_states(context.model, inputs, other_inputs, targets.masked)
     assert torch.equal(inverted["positions_only"].states, states["positions_only"].states)
     assert not torch.allclose(inverted["mean_of_samples"].states, states["mean_of_samples"].states)
 
@@ -313,9 +313,9 @@ def test_controls_see_what_they_should_and_nothing_else(context):
 @torch.no_grad()
 def test_a_hidden_view_does_not_leak_into_what_rebuilds_it(context):
     inputs, targets = reconstruction.prepare_scene(context, context.load_scene("val-000000"), [2])
-    states = reconstruction.get_scene_states(context.model, inputs, targets.hidden)
+    states = reconstruction.get_scene_states(context.model, inputs, targets.masked)
     inputs["pixel_values"][0, 2] = 0.7
-    assert torch.equal(reconstruction.get_scene_states(context.model, inputs, targets.hidden).states, states.states)
+    assert torch.equal(reconstruction.get_scene_states(context.model, inputs, targets.masked).states, states.states)
 
 
 def test_a_scene_is_scored_alike_wherever_it_is_answered(context):
