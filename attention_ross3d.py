@@ -11,11 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Attention over one scene that many questions share: in training rows, and from a cache that holds it once.
+"""Attention of many questions to one shared scene: in packed training rows, and from a cache that stores it once.
 
-`SHARED_PREFIX_ATTENTION` is the name of an attention implementation of the library; without anything shared it is its
-`sdpa`. Shapes: B rows, S scenes, H heads, G heads that share a key head, L positions, P of them prefix, T of a
-question, C channels of a head.
+`SHARED_PREFIX_ATTENTION` is the name of an attention implementation that this file registers with the library; where
+nothing is shared it equals the library's `sdpa`. Shapes: B rows, S scenes, H heads, G heads that share a key head, L
+positions, P of them prefix, T of a question, C channels of a head.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 SHARED_PREFIX_ATTENTION = "sdpa_shared_prefix"
-# Scores (float32) that are held at once where no kernel computes attention with its log-sum-exp.
+# Attention scores (float32) in memory at once where no kernel returns attention with its log-sum-exp.
 SCORES_AT_ONCE = 2**26
 
 
@@ -39,9 +39,9 @@ class PackedRows:
     """What may be seen in rows `[prefix | segment 1 | ... | segment Q | padding]`.
 
     Attributes:
-        prefix_length (`int`): so many first positions are prefix in every row, and see what stands before them.
-        mask (`torch.BoolTensor` of shape `(B, 1, L - P, L)`): what each of the other positions sees. It grows with the
-            questions' length times the row's, not with the row's squared.
+        prefix_length (`int`): P: the first P positions are prefix in every row; their attention is causal.
+        mask (`torch.BoolTensor` of shape `(B, 1, L - P, L)`): what each of the other positions sees. Its size grows
+            with the questions' length times the row's length, not with the square of the row's length.
     """
 
     prefix_length: int
@@ -49,18 +49,20 @@ class PackedRows:
 
 
 def count_segments(segment_ids: torch.Tensor) -> tuple[int, int]:
-    """The largest number of segments of a row, and how many first positions are prefix in every row; one read of the
-    device."""
+    """The largest number of segments in a row, and how many leading positions are prefix in every row.
+
+    Copies from the device to the host once.
+    """
     prefix_lengths = (segment_ids == 0).long().cumprod(dim=1).sum(dim=1)
     most, shortest = torch.stack([segment_ids.max(), prefix_lengths.min()]).tolist()
     return most, shortest
 
 
 def get_packed_rows(segment_ids: torch.Tensor, prefix_length: int) -> PackedRows:
-    """The layout of rows by their `segment_ids` (B, L): 0 prefix, 1..Q segments, -1 padding.
+    """The layout of rows, from their `segment_ids` (B, L): 0 prefix, 1..Q segments, -1 padding.
 
-    A position sees the prefix before it and what stands before it in its own segment. Padding sees the same, so that
-    no position sees nothing. `prefix_length`: see `count_segments`.
+    A position sees the prefix and its own segment, up to itself. The same rule applies to padding, so that no position
+    has an empty mask. `prefix_length`: see `count_segments`.
     """
     length = segment_ids.shape[1]
     queries, keys = segment_ids[:, prefix_length:, None], segment_ids[:, None, :]
@@ -70,7 +72,7 @@ def get_packed_rows(segment_ids: torch.Tensor, prefix_length: int) -> PackedRows
 
 
 def get_segment_visibility(segment_ids: torch.Tensor) -> Callable:
-    """A mask function of the library: a token sees the prefix and its own segment (the causal rule comes on top)."""
+    """A mask function for the library: a token sees the prefix and its own segment. The library adds causality."""
 
     def is_visible(batch_idx, head_idx, q_idx, kv_idx):
         key_segment = segment_ids[batch_idx, kv_idx]
@@ -87,7 +89,7 @@ def prepare_packed_rows(
     attention_mask: torch.Tensor | None,
     prefix_length: int,
 ) -> tuple[Any, dict[str, Any]]:
-    """Attention mask and keyword arguments of the attention, for rows with several questions behind one scene.
+    """Attention mask and attention keyword arguments of packed rows: several questions after one scene.
 
     Args:
         config: of the language model.
@@ -96,12 +98,12 @@ def prepare_packed_rows(
         prefix_length (`int`): see `count_segments`.
 
     Raises:
-        ValueError: for an implementation that has no segment masks.
+        ValueError: for an attention implementation without segment masks.
     """
     implementation = config._attn_implementation
     # CODEPATH: shared for sdpa, the default; masks of the whole row for the other implementations of the library.
     if shares_prefixes(config):
-        # The library makes a mask of its own where none is given; its name for the layers' mask says there is.
+        # Without a mask the library would make one; under this name it takes the mask as given.
         return {"full_attention": None}, {"packed_rows": get_packed_rows(visible, prefix_length)}
     if implementation is not None and "flash" in implementation:
         raise ValueError(
@@ -121,10 +123,10 @@ def prepare_packed_rows(
 
 
 class SharedPrefixCache(DynamicCache):
-    """Keys and values of questions behind scenes that are held once, however many questions there are.
+    """Keys and values of questions whose scenes are stored once, regardless of the number of questions.
 
-    To the library it is a cache of the questions alone: lengths, masks and what is appended, reordered or cropped
-    concern them. `SHARED_PREFIX_ATTENTION` adds what the scene of each row has to say.
+    To the library this is a cache of the questions alone: lengths, masks, appending, reordering and cropping refer to
+    them. `SHARED_PREFIX_ATTENTION` adds the attention to the scene of each row.
 
     Args:
         prefixes: for each layer, keys and values of every scene, each (1, H / G, P, C).
@@ -143,20 +145,20 @@ class SharedPrefixCache(DynamicCache):
         super().__init__()
         self.prefixes = prefixes
         self.next_positions = next_positions.to(scene_index.device)
-        # On the host: steps of an answer never wait for the device to tell it.
+        # On the host, so that decoding steps do not wait for the device.
         self.longest_prefix = max(prefix_lengths)
         self.assign_rows(scene_index)
 
     def assign_rows(self, scene_index: torch.Tensor) -> None:
-        """Say which scene each row asks about (B,)."""
+        """Set which scene each row asks about (B,)."""
         self.row_scenes = scene_index
         asked = scene_index.unique().tolist()
         everyone = len(asked) == 1
-        # A slice where all rows ask about one scene: nothing has to be gathered.
+        # A slice where all rows ask about one scene, so that nothing is gathered.
         self.groups = [(s, slice(None) if everyone else (scene_index == s).nonzero()[:, 0]) for s in asked]
 
     def get_row_starts(self) -> torch.Tensor:
-        """The position of each row's first token behind its scene: (B, 1), which joins (B, L) and (3, B, L)."""
+        """The position of each row's first token after its scene: (B, 1), which broadcasts to (B, L) and (3, B, L)."""
         return self.next_positions[self.row_scenes][:, None]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -194,7 +196,7 @@ def attend_by_kernel(
 
 
 def has_flash_attention(query: torch.Tensor) -> bool:
-    """What torch's own dispatch asks of a GPU and of heads before it takes this kernel."""
+    """Whether torch's dispatch would choose the flash kernel for this GPU and these heads."""
     channels = query.shape[-1]
     return torch.cuda.get_device_capability(query.device)[0] >= 8 and channels % 8 == 0 and channels <= 256
 
@@ -207,7 +209,7 @@ def attend_by_parts(
     is_causal: bool,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same without a kernel: scores in float32, so many queries at once that they stay small."""
+    """The same without a kernel: scores in float32, computed for a limited number of queries at a time."""
     num_queries, num_keys = query.shape[2], key.shape[2]
     if is_causal:
         place = torch.arange(num_keys, device=query.device)
@@ -235,9 +237,9 @@ def attend(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention and the logarithm of the sum that its weights were divided by.
+    """Attention and its log-sum-exp, the logarithm of the softmax denominator.
 
-    The kernels give no gradient of the latter: where one is wanted, the slower way is taken.
+    The kernels give no gradient of the log-sum-exp: where one is needed, the slower implementation runs.
 
     Args:
         query (B, H, T, C), key and value (B, H, L, C); `mask` (B or 1, 1, T, L) bool, True = seen.
@@ -259,7 +261,10 @@ def attend(
 def merge_attention(
     first: torch.Tensor, first_log_sum: torch.Tensor, second: torch.Tensor, second_log_sum: torch.Tensor
 ) -> torch.Tensor:
-    """Attention over two sets of keys from that over each and their log-sum-exps; at least one set has to be seen."""
+    """Attention over the union of two key sets, from the attention over each and both log-sum-exps.
+
+    Every query has to see at least one key of either set.
+    """
     share = torch.sigmoid(first_log_sum - second_log_sum)[..., None]  # exp(a) / (exp(a) + exp(b))
     return (first * share + second * (1 - share)).to(first.dtype)
 
@@ -273,14 +278,14 @@ def attend_shared_prefix(
     cache: SharedPrefixCache,
     layer: int,
 ) -> torch.Tensor:
-    """Questions attend their scene and themselves apart; the two are merged by their log-sum-exps.
+    """Attend the scene and the questions separately and merge the two by their log-sum-exps.
 
-    All heads that share a key head, of all questions about a scene, are queries of one call, so the scene's keys and
-    values are neither copied nor read more than once.
+    For each scene, one call takes the queries of all its questions and of all heads that share a key head, so the
+    scene's keys and values are neither copied nor read more than once.
 
     Args:
         query (B, H, T, C): of the new tokens; key and value (B, H / G, L, C): of the questions so far.
-        mask (B, 1, T, L) bool: what of the questions is seen; None: all that stands before.
+        mask (B, 1, T, L) bool: which question tokens are seen; None: causal.
 
     Returns:
         (B, H, T, C).
@@ -316,11 +321,11 @@ def shared_prefix_attention_forward(
     shared_prefix: SharedPrefixCache | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """An attention function of the library: (B, H, L, C) -> (B, L, H, C), and no weights.
+    """An attention function for the library: (B, H, L, C) -> (B, L, H, C), without attention weights.
 
     Args:
-        packed_rows: in training rows with several questions; prefix and rest are attended apart.
-        shared_prefix: in questions about cached scenes; the cache whose update gave `key` and `value`.
+        packed_rows: given for training rows with several questions; prefix and rest are attended separately.
+        shared_prefix: given for questions about cached scenes; the cache whose update returned `key` and `value`.
     """
     if shared_prefix is not None:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -340,7 +345,7 @@ def shared_prefix_attention_forward(
 
 
 def share_prefixes_of(config: PreTrainedConfig) -> None:
-    """Where the library chose `sdpa` for a language model, choose the same kernels with shared prefixes.
+    """Replace `sdpa`, where the library chose it for a language model, by the same kernels with shared prefixes.
 
     Models with sliding windows keep `sdpa`: their layers do not see a whole prefix.
     """
@@ -351,12 +356,12 @@ def share_prefixes_of(config: PreTrainedConfig) -> None:
 
 
 def shares_prefixes(config: PreTrainedConfig) -> bool:
-    """Whether a language model's attention knows of shared prefixes; `eager` and others of the library do not."""
+    """Whether a language model's attention supports shared prefixes; `eager` and others of the library do not."""
     return getattr(ALL_ATTENTION_FUNCTIONS.get(config._attn_implementation), "shares_prefixes", False)
 
 
-# A mark, not the function itself: a process may hold this file several times, once for each checkpoint with its code,
-# and the name belongs to the last one that was loaded.
+# A mark, not the function itself: a process may have loaded this file several times, once for each checkpoint with its
+# code, and the last one loaded owns the name.
 shared_prefix_attention_forward.shares_prefixes = True
 AttentionInterface.register(SHARED_PREFIX_ATTENTION, shared_prefix_attention_forward)
 AttentionMaskInterface.register(SHARED_PREFIX_ATTENTION, sdpa_mask)

@@ -1,4 +1,4 @@
-"""What all programs share: an error is one line, `--debug` shows where it came from, numbers are checked by rules."""
+"""Shared code of all programs: one-line errors, `--debug` for tracebacks, and rules that check settings."""
 
 import argparse
 import math
@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 
 DEBUG_HELP = "show where an error or a warning came from"
-# What bad input and a bad environment raise; anything else is a fault of the program, and its message says so.
+# Errors of bad input or a bad environment; any other error is a bug of the program, and its message says so.
 EXPECTED = (ValueError, OSError, ImportError, TypeError, MemoryError, EOFError)
-# An error may quote what it was given; a terminal shows this many characters of it.
+# The most characters of an error's message that are printed; it may quote a long input.
 MAX_MESSAGE = 2000
 INTERRUPTED = 130
 # `name, name (`type`): what it is`, over lines that are indented further.
@@ -28,7 +28,7 @@ LAST_FRAME = re.compile(r"^  File \".*\", line \d+, in .*\n(?:    .*\n)*", re.MU
 
 
 def describe_error(error: BaseException) -> str:
-    """An error as one line, however many its message has."""
+    """An error as one line, regardless of how many lines its message has."""
     text = get_own_message(error)
     message = " ".join(text.split())
     if len(message) > MAX_MESSAGE:
@@ -42,19 +42,19 @@ def describe_error(error: BaseException) -> str:
 
 
 def get_own_message(error: BaseException) -> str:
-    """What an error says itself: one from a worker of a data loader has the worker's traceback in its message."""
+    """An error's message without the traceback that errors from data loader workers have in theirs."""
     text = str(error)
     if "Original Traceback (most recent call last)" not in text:
         return text
-    # Behind the last frame and its indented code stands the error with its class.
+    # The error with its class follows the last frame and its indented code.
     behind = LAST_FRAME.split(text)[-1]
     return re.sub(r"^[\w.]+: ", "", behind)
 
 
 def run_program(main: Callable[[], Any], argv: list[str] | None = None) -> None:
-    """Run `main` and exit; with 1 and one line on stderr where it raises.
+    """Run `main` and exit; if it raises, with status 1 and one line on stderr.
 
-    Of a program that a launcher started in several processes, the line says which one it is of.
+    If a launcher started several processes, the line names the process.
 
     Args:
         main: takes no arguments and reads `sys.argv`, from which `--debug` is taken out first.
@@ -79,8 +79,8 @@ def run_program(main: Callable[[], Any], argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:
-        # An open progress bar leaves its line unfinished; halves of characters in a command line are what no stream
-        # can write.
+        # An open progress bar leaves its line unfinished; lone surrogates from a command line cannot be written to a
+        # stream.
         start = "\n" if getattr(tqdm, "_instances", ()) else ""
         line = f"{start}{name}: error: {describe_error(error)}\n".encode("utf-8", "backslashreplace").decode("utf-8")
         sys.stderr.write(line)
@@ -88,19 +88,19 @@ def run_program(main: Callable[[], Any], argv: list[str] | None = None) -> None:
 
 
 def parse_path(text: str) -> Path:
-    """The path that a word is: `add_argument(type=...)`; an empty one would be taken for the current folder."""
+    """Parse a path, for `add_argument(type=...)`; an empty one is refused, since it would be the current folder."""
     if not text.strip():
         raise argparse.ArgumentTypeError(f"expected a path, got {text!r}; write . for the current folder")
     return Path(text)
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:
-    """Have a parser's help tell of `--debug`, which `run_program` obeys."""
+    """Add `--debug`, which `run_program` handles, to a parser's help."""
     parser.add_argument("--debug", action="store_true", help=DEBUG_HELP)
 
 
 def is_finite(value: float) -> bool:
-    """Whether a number is none of NaN and the infinities, nor a whole one too large for a float."""
+    """Whether a number is neither NaN nor infinite, nor an integer too large for a float."""
     try:
         return math.isfinite(value)
     except OverflowError:
@@ -108,7 +108,7 @@ def is_finite(value: float) -> bool:
 
 
 def list_attributes(cls: type) -> dict[str, str]:
-    """What a dataclass and those below it say of their fields under "Attributes:", as help texts."""
+    """Help texts of a dataclass's fields, from "Attributes:" in its docstring and in those of its base classes."""
     told = {}
     for owner in reversed(cls.__mro__):
         text = (owner.__dict__.get("__doc__") or "").partition("Attributes:")[2]
@@ -119,12 +119,12 @@ def list_attributes(cls: type) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Number:
-    """Which numbers a setting may be; NaN, infinities and booleans are none.
+    """A rule for the numbers that a setting may have; NaN, infinities and booleans are never allowed.
 
     Attributes:
-        whole (`bool`): no fractions.
-        least, most (number, *optional*): itself allowed.
-        above, below (number, *optional*): itself not allowed.
+        whole (`bool`): whole numbers only.
+        least, most (number, *optional*): inclusive limits.
+        above, below (number, *optional*): exclusive limits.
     """
 
     whole: bool = False
@@ -170,7 +170,7 @@ class Number:
             raise ValueError(f"{name}: expected {self}, got {value!r}; correct it.")
 
     def __call__(self, text: str) -> int | float:
-        """The number that a word of a command line is: `add_argument(type=...)`."""
+        """Parse a number of a command line, for `add_argument(type=...)`."""
         try:
             value = int(text) if self.whole else float(text)
         except ValueError:
@@ -181,18 +181,18 @@ class Number:
 
 
 def spell_option(name: str) -> str:
-    """The option of a setting, as commands' help spells it."""
+    """The command-line option of a setting."""
     return f"--{name.replace('_', '-')}"
 
 
 def check_fields(settings: Any, prefix: str, rules: dict[str, Number]) -> None:
-    """Refuse a dataclass of settings whose values are not of the types that its fields state.
+    """Refuse a dataclass of settings whose values do not have the types of its fields.
 
     Args:
         settings: the dataclass.
-        prefix (`str`): stands in front of a field's name in errors, such as `data.`, or `--` of an option, which is
-            spelled with hyphens then.
-        rules (`dict`): field -> which numbers it may be, where not every one of its type.
+        prefix (`str`): goes before a field's name in errors, such as `data.`, or `--` for an option, which is then
+            spelled with hyphens.
+        rules (`dict`): field -> rule for its numbers, where not every number of its type is allowed.
 
     Raises:
         ValueError: names the field, what is expected and the value.
@@ -206,7 +206,7 @@ def check_fields(settings: Any, prefix: str, rules: dict[str, Number]) -> None:
 def check_value(name: str, value: Any, hint: Any, rule: Number | None = None) -> None:
     """Refuse a value that is not of a type: text, path, true or false, number, choice or list of texts.
 
-    What may be of several types is checked by whoever reads it.
+    Values that may have several types are checked by the code that reads them.
 
     Raises:
         ValueError: names the setting, what is expected and the value.
@@ -232,7 +232,7 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-# Type of a field -> what its values are called, and what they are.
+# Type of a field -> the name of its values in errors, and their Python types.
 CHECKED_KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     bool: ("true or false", lambda value: isinstance(value, bool)),
     str: ("a text that is not blank", is_text),
@@ -246,7 +246,7 @@ COUNT = Number(whole=True, least=1)
 COUNT_OR_NONE = Number(whole=True, least=0)
 # A row of more views than this fits into no model's context; the published one has 32.
 NUM_VIEWS = Number(whole=True, least=1, most=10_000)
-# What every generator of random numbers takes.
+# Seeds that every random number generator accepts.
 SEED = Number(whole=True, least=0, below=2**32)
 RATE = Number(least=0)
 POSITIVE = Number(above=0)

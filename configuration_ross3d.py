@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Every number the Ross3D architecture has: nested, typed, validated; a misspelt key is refused by name."""
+"""Configuration of the Ross3D architecture: nested, typed, validated; an error names a misspelt key."""
 
 import difflib
 import math
@@ -28,7 +28,7 @@ from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
 
 
-# Keys that are no fields of a config class, yet the library writes or reads them.
+# Keys that are not fields of a config class, although the library writes or reads them.
 LIBRARY_CONFIG_KEYS = frozenset(
     {
         "_attn_implementation",
@@ -53,7 +53,7 @@ LIBRARY_CONFIG_KEYS = frozenset(
     }
 )
 
-# How alike two names are, from 0 to 1, before one is taken for the other misspelt where names of others may stand too.
+# Similarity (0 to 1) above which a name counts as a misspelling of another where names of other owners may occur too.
 NEAR = 0.8
 
 DENOISER_COUNTS = (
@@ -62,13 +62,13 @@ DENOISER_COUNTS = (
 )  # fmt: skip
 
 
-# Whether a config is being read from a file or dictionary of settings, rather than written in code.
+# Whether a config is being read from a file or dictionary of settings, rather than built in code.
 READS_SAVED_CONFIG: ContextVar[bool] = ContextVar("READS_SAVED_CONFIG", default=False)
 
 
 @contextmanager
 def reading_saved_config() -> Iterator[None]:
-    """While it lasts, unknown keys are warned of where they would be refused."""
+    """Inside this context unknown keys cause warnings instead of errors."""
     token = READS_SAVED_CONFIG.set(True)
     try:
         yield
@@ -77,9 +77,9 @@ def reading_saved_config() -> Iterator[None]:
 
 
 def check_config_keys(config_class: type, keys: Iterable[str], where: str) -> None:
-    """Refuse keys that neither `config_class` nor the library knows; warn of them in a config that was saved.
+    """Refuse keys that neither `config_class` nor the library knows; in a saved config, warn of them.
 
-    A saved config may hold what its user or a later version wrote into it: it loads, and all of its keys stay.
+    A saved config may hold keys that its user or a later version wrote: it loads, and all of its keys stay.
 
     Args:
         config_class (`type`): the dataclass whose fields are legal.
@@ -138,11 +138,11 @@ def get_scaled_length(rope: dict, longest: int) -> int:
 
 
 class SavedKeysMixin:
-    """A config whose saved form may hold keys that this version does not know; code that builds one may not."""
+    """A config whose saved form may have keys that this version does not know; keys given in code must be known."""
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """As in the library; unknown keys of `config_dict` are warned of, those of `kwargs`, which are code, refused.
+        """As in the library; unknown keys cause a warning in `config_dict` and an error in `kwargs`, which are code.
 
         Raises:
             ValueError: names the key of `kwargs` and the nearest known one.
@@ -153,23 +153,24 @@ class SavedKeysMixin:
 
     @classmethod
     def from_json_file(cls, json_file):
-        """As in the library; unknown keys are warned of."""
+        """As in the library; unknown keys cause a warning."""
         with reading_saved_config():
             return super().from_json_file(json_file)
 
 
 def find_section_class(spec: SubConfigSpec, name: str, given: dict) -> type:
-    """The class of a section, which its `model_type` says."""
+    """The class of a section, from its `model_type`."""
     return type(spec.create_subconfig(name, {key: given[key] for key in ("model_type",) if key in given})[0])
 
 
 def check_changes(config_class: type, saved: dict, changes: dict) -> None:
-    """Refuse misspelt keys among what code changes of a saved config.
+    """Refuse misspelt keys among the changes that code makes to a saved config.
 
     Args:
         config_class (`type`): of the config.
         saved (`dict`): its saved form.
-        changes (`dict`): keyword arguments, those for somebody else among them; a section is a dictionary in it.
+        changes (`dict`): keyword arguments, which may include some for other functions; a section is a nested
+            dictionary.
 
     Raises:
         ValueError: names the key and the nearest known one.
@@ -204,8 +205,8 @@ class Ross3DDenoiserConfig(SavedKeysMixin, PreTrainedConfig):
         frequency_embedding_size (`int`, defaults to 256): sinusoid channels of the timestep embedding.
         condition (`str`, defaults to `"per_view"`): `"pooled"` (published): learned queries pool the visible states
             into one condition that all masked views of a scene share. `"per_view"` (ours): the queries also carry
-            the 3D position embedding of the patches of the very view to rebuild. `"positions"`: as `per_view`, with
-            nothing in the states: the control that tells what positions alone rebuild.
+            the 3D position embedding of the target view's patches. `"positions"`: as `per_view`, with the states set
+            to zero: a control that shows what positions alone can rebuild.
         prediction_type (`str`, defaults to `"epsilon"`): `"epsilon"` (published) or `"v_prediction"`.
         num_train_timesteps (`int`, defaults to 1000): length of the squared-cosine schedule.
         sampler (`str`, defaults to `"ancestral"`): `"published"` clips the predicted latents to [-1, 1] and uses the
@@ -253,7 +254,7 @@ class Ross3DDenoiserConfig(SavedKeysMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
-        """Part of `@strict` validation: each refusal names the field, the rule and the value."""
+        """Part of `@strict` validation: each error names the field, the rule and the value."""
         check_ranges(self, "denoiser_config.", DENOISER_COUNTS, ("scaling_factor", "initializer_range"), ())
         for heads in ("num_attention_heads", "num_pool_heads"):
             value = getattr(self, heads)
@@ -270,7 +271,7 @@ class Ross3DDenoiserConfig(SavedKeysMixin, PreTrainedConfig):
 
     @property
     def queries_have_positions(self) -> bool:
-        """Whether what is to be rebuilt is asked for by its 3D positions."""
+        """Whether pooling queries carry the 3D positions of the target patches."""
         return self.condition != "pooled"
 
     @property
@@ -280,7 +281,7 @@ class Ross3DDenoiserConfig(SavedKeysMixin, PreTrainedConfig):
 
 
 def ignore_losses(config_class: type) -> None:
-    """Have a stock Trainer leave out the named losses whose weights a class of configs adds."""
+    """Make a stock Trainer leave the named losses of a config class out of its predictions."""
     own = [name.removesuffix("_weight") for name in config_class.__annotations__ if name.endswith("_loss_weight")]
     config_class.keys_to_ignore_at_inference = [*config_class.keys_to_ignore_at_inference, *own]
 
@@ -295,7 +296,7 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
             published model keeps 26 of 27 and reads the state before the post-norm).
         text_config (`dict` or config): a Qwen2 language model.
         denoiser_config (`dict` or config, *optional*): the reconstruction head; `None` builds the model without one.
-        backbone (`str`, defaults to `"llava_video"`): how views become tokens and where these stand in a row
+        backbone (`str`, defaults to `"llava_video"`): how views become tokens and where these are in a row
             (`views_ross3d.BACKBONES`).
         image_token_id (`int`, defaults to 151646): id of `<image>`, the placeholder of every visual position.
         ground_token_id (`int`, defaults to 151647): id of `<ground>`; the state at it is the grounding query.
@@ -312,7 +313,7 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
         grounding (`bool`, defaults to `True`): whether the model has a grounding head.
         grounding_temperature (`float`, defaults to 0.07): of the InfoNCE loss.
         view_mask_ratio (`float`, defaults to 0.25): share of a scene's views that are masked; `int(V * (1 - ratio))`
-            are kept.
+            stay visible.
         view_mask_period (`int`, defaults to 4): views are masked in optimizer steps divisible by it.
         view_objective (`str`, defaults to `"cross_view"`): `"cross_view"` hides the views of `bool_masked_views` from
             the language model, which rebuilds them from the others (published). `"vanilla"` hides nothing and rebuilds
@@ -326,8 +327,8 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
     """
 
     model_type = "ross3d"
-    # What a stock Trainer leaves out of predictions, since it cannot be joined over batches: the named losses
-    # (`ignore_losses` adds them) and scores, of as many questions and proposals as a batch has (`model.ground`).
+    # What a stock Trainer leaves out of predictions, since it cannot be concatenated over batches: the named losses
+    # (`ignore_losses` adds them) and grounding scores, whose shape varies with a batch's questions and proposals.
     keys_to_ignore_at_inference = ["past_key_values", "loss_counts", "grounding_scores"]
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(
@@ -397,7 +398,7 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
         check_config_keys(type(self), kwargs, "Ross3DConfig")
         for name, spec in self.sub_configs_defaults.items():
             given = getattr(self, name)
-            # Our own section looks at its keys itself; the library's would take any.
+            # Our own section checks its keys itself; the library's sections accept any key.
             if isinstance(given, dict) and spec.config_class is AutoConfig:
                 check_config_keys(find_section_class(spec, name, given), given, name)
         super().__post_init__(**kwargs)
@@ -439,7 +440,7 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
 
     @property
     def loss_names(self) -> tuple[str, ...]:
-        """The named losses that have a weight."""
+        """Names of the losses that have a weight in this config."""
         names = (field.name for field in fields(self))
         return tuple(name.removesuffix("_weight") for name in names if name.endswith("_loss_weight"))
 
@@ -455,14 +456,14 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
 
     @property
     def context_length(self) -> int:
-        """How many positions a row may have.
+        """The largest number of positions in a row.
 
         `max_position_embeddings`, or more where `rope_parameters` scale the positions (YaRN and others): `factor`
         times the length before scaling, which linear and dynamic scaling have in `max_position_embeddings` itself.
         """
         longest = self.text_config.max_position_embeddings
         rope = self.text_config.rope_parameters or {}
-        # One set of parameters, or one a layer type.
+        # One set of parameters, or one per layer type.
         nested = self.text_config.nested_rope_parameter_keys(rope)
         limits = [get_scaled_length(rope[key], longest) for key in nested if rope[key]]
         return min(limits) if limits else get_scaled_length(rope, longest)

@@ -64,8 +64,8 @@ class Ross3DTimestepEmbedding(nn.Module):
 class Ross3DConditionPooler(nn.Module):
     """Learned queries attend the visible states of their own scene: (B, S, D) -> (B, M', C).
 
-    Unless `pooled`, the 3D position embedding of the queries' own patches joins queries and output, that of the
-    visible tokens joins the keys, so a query can find what was seen where it looks.
+    Unless `pooled`, the 3D position embedding of the target patches is added to queries and output, and that of the
+    visible tokens to the keys, so a query can find what was seen at its 3D position.
     """
 
     def __init__(self, config: Ross3DDenoiserConfig, state_size: int, num_queries: int):
@@ -85,8 +85,11 @@ class Ross3DConditionPooler(nn.Module):
         return tensor.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def add_positions(self, tensor: torch.Tensor, proj: nn.Linear, positions: torch.Tensor | None) -> torch.Tensor:
-        """Without positions the layer runs all the same, on nothing: processes that have positions and processes that
-        have none run the same modules in the same order, which sharded weights need."""
+        """Add the projected position embedding to a tensor.
+
+        Without positions the layer runs on zeros: with sharded weights all processes have to run the same modules in
+        the same order, and another process may have positions.
+        """
         if positions is None:
             positions = tensor.new_zeros(proj.in_features)
         return tensor + proj(positions)
@@ -103,7 +106,7 @@ class Ross3DConditionPooler(nn.Module):
             states (B, S, D): normalised states.
             state_mask (B, S) bool: which of them may be attended.
             state_positions (B, S, D), query_positions (B, m, M, D): 3D position embeddings, not read with `pooled`;
-                m pictures of each scene are asked for.
+                m pictures per scene are to be rebuilt.
 
         Returns:
             (B, m, M, C); m is 1 when the queries carry no positions.
@@ -126,8 +129,10 @@ class Ross3DConditionPooler(nn.Module):
 
 
 class Ross3DZeroLinear(nn.Linear):
-    """A linear layer that begins at zero: new weights of a class of their own, since the library draws them leaf by
-    leaf and never asks a module that holds only others."""
+    """A linear layer that is initialised to zero.
+
+    It needs a class of its own because the library initialises weights module by module, leaves only.
+    """
 
 
 class Ross3DDenoiserAttention(nn.Module):
@@ -161,7 +166,7 @@ def modulate(hidden_states: torch.Tensor, shift: torch.Tensor, scale: torch.Tens
 
 
 class Ross3DDenoiserBlock(GradientCheckpointingLayer):
-    """Transformer block whose norms and residual gates are set, token by token, by the condition."""
+    """Transformer block whose norms and residual gates are modulated per token by the condition (adaLN)."""
 
     def __init__(self, config: Ross3DDenoiserConfig):
         super().__init__()
@@ -187,7 +192,7 @@ class Ross3DDenoiserFinalLayer(nn.Module):
 
 
 class Ross3DDenoiser(nn.Module):
-    """The trunk both branches share: tokens (n, M, C), timesteps (n,), condition (n, M, C) -> (n, M, Z)."""
+    """The trunk that both branches share: tokens (n, M, C), timesteps (n,), condition (n, M, C) -> (n, M, Z)."""
 
     def __init__(self, config: Ross3DDenoiserConfig):
         super().__init__()
@@ -217,7 +222,7 @@ class Ross3DPictureEmbedding(nn.Module):
 
 
 def init_denoiser_weights(module: nn.Module, std: float) -> None:
-    """New weights of one module of the head: zero modulation and output, sin-cos tables, the rest drawn with `std`.
+    """Initialise one module of the head: zero modulation and output, sin-cos tables, the rest normal with `std`.
 
     The release builds the same modules but never calls its initialiser (docs/DEVIATIONS.md).
     """

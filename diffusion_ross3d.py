@@ -49,13 +49,13 @@ def space_timesteps(num_train_timesteps: int, num_inference_steps: int | str) ->
     Args:
         num_train_timesteps (`int`): length T of the training schedule.
         num_inference_steps (`int` or `str`): how many timesteps to keep. A text such as "5,3" divides the schedule
-            into as many equal sections as it has numbers and keeps so many timesteps of each, earliest section first;
-            the first T mod n sections are one timestep longer. A section of which one timestep is kept keeps its
-            first. The rule is that of Improved DDPM (arXiv 2102.09672). The number 1 keeps the last timestep, since
-            sampling has to begin there; the text "1" keeps the first, as published.
+            into as many equal sections as it has numbers; each number says how many timesteps to keep of its section,
+            earliest section first. The first T mod n sections are one timestep longer. A section that keeps a single
+            timestep keeps its first. The rule is that of Improved DDPM (arXiv 2102.09672). The number 1 keeps the last
+            timestep, since sampling has to begin there; the text "1" keeps the first, as published.
 
     Raises:
-        ValueError: for a text that is not made of whole numbers, and for more timesteps than a section has.
+        ValueError: for a text that does not consist of whole numbers, and for more timesteps than a section has.
     """
     if isinstance(num_inference_steps, str):
         sections = num_inference_steps.split(",")
@@ -82,7 +82,7 @@ def space_timesteps(num_train_timesteps: int, num_inference_steps: int | str) ->
                 f"num_inference_steps: expected 1..{length} ({whole}), got {count}; ask for a whole number of sampler"
                 " steps."
             )
-        # Summed rather than multiplied, as the release does: the rounding of halves depends on it.
+        # Summed rather than multiplied, as in the release: the rounding of halves depends on it.
         stride = (length - 1) / (count - 1) if count > 1 else 0.0
         timesteps += [start + round(place) for place in accumulate([0.0] + [stride] * (count - 1))]
         start += length
@@ -116,7 +116,7 @@ def get_target(
     alphas_cumprod: torch.Tensor,
     prediction_type: str,
 ) -> torch.Tensor:
-    """What the denoiser should say: the noise, or `v = sqrt(a) * noise - sqrt(1 - a) * latents`."""
+    """What the denoiser should predict: the noise, or `v = sqrt(a) * noise - sqrt(1 - a) * latents`."""
     if prediction_type == "epsilon":
         return noise
     kept = alphas_cumprod[timesteps.cpu()]
@@ -126,7 +126,7 @@ def get_target(
 def predict_latents(
     noisy_latents: torch.Tensor, prediction: torch.Tensor, alpha_cumprod: torch.Tensor, prediction_type: str
 ) -> torch.Tensor:
-    """The clean latents that a prediction implies, at one point of the schedule (0-dim `alpha_cumprod`)."""
+    """The clean latents that a prediction implies at one timestep (0-dim `alpha_cumprod`)."""
     a = alpha_cumprod.to(torch.float64)
     if prediction_type == "epsilon":
         # Written with 1/a throughout: sqrt(1/a) * x - sqrt(1/a - 1) * eps.
@@ -146,11 +146,11 @@ def step_ancestral(
     """One step of ancestral sampling, from position `index` of the (respaced) schedule to the one before.
 
     Args:
-        noisy_latents (n, C, h, w): where the chain is.
-        latents (n, C, h, w): the clean latents predicted there.
+        noisy_latents (n, C, h, w): the current sample.
+        latents (n, C, h, w): the clean latents predicted from it.
         noise (n, C, h, w): a standard normal draw; not used at index 0.
         index (`int`): position in `betas`.
-        betas (S,): the schedule the chain walks on.
+        betas (S,): the (respaced) schedule.
         large_variance (`bool`): the published variance (beta); otherwise the posterior's.
         temperature (`float`): factor on the noise.
     """
@@ -179,11 +179,11 @@ def sample_latents(
     temperature: float = 1.0,
     on_step: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
-    """Walk from pure noise to latents.
+    """Sample latents from pure noise by ancestral sampling.
 
     Args:
         predict: called with noisy latents (n, C, h, w) and original timesteps (n,); returns the prediction.
-        noise (n, C, h, w): where the chain begins.
+        noise (n, C, h, w): the initial sample, standard normal.
         draw_noise: called with the position in the respaced schedule (S - 1 down to 0); returns the step's noise.
         num_train_timesteps (`int`): length T of the training schedule.
         num_inference_steps (`int` or `str`): steps S to take, see `space_timesteps`.

@@ -1,10 +1,10 @@
-"""Evaluate a model on benchmarks: one loop, the task is a value.
+"""Evaluate a model on benchmarks, with one loop for all tasks.
 
     accelerate launch eval.py --model DIR_OR_REPO --task rooms[,reconstruction] --data DIR --output DIR
         [--limit SCENES] [--blind true] [--spatial-instruction true|false] [--geometry-mode MODE] [--debug]
 
-Writes `predictions.jsonl` (and `reconstruction.jsonl`), `metrics.json`, `timing.json` and `report.html`. An evaluation
-that was cut off goes on where it was when it is started again with the same settings; the files are the same then.
+Writes `predictions.jsonl` (and `reconstruction.jsonl`), `metrics.json`, `timing.json` and `report.html`. An
+interrupted evaluation resumes when it is restarted with the same settings, and writes the same files.
 """
 
 import argparse
@@ -65,10 +65,10 @@ class EvalArguments(EvalSettings):
         data (`Path`): folder with scenes and annotations.
         output (`Path`): where the files go.
         spatial_instruction (`bool`, *optional*): overrides the setting that was saved with the model.
-        geometry_mode (`str`, *optional*): overrides the setting that was saved with the model: how views are cut and
-            depth is pooled. `published` reads no picture that is higher than wide, `valid_depth` reads all.
-        dtype (`str`): what the model is loaded in; `auto`: as it was saved.
-        allow_missing_weights (`bool`): draw weights that the checkpoint lacks at random, where it is refused else.
+        geometry_mode (`str`, *optional*): overrides the setting that was saved with the model: how views are cropped
+            and depth is pooled. `published` refuses pictures that are higher than wide, `valid_depth` reads all.
+        dtype (`str`): of the loaded model; `auto`: as it was saved.
+        allow_missing_weights (`bool`): initialise weights that the checkpoint lacks at random instead of refusing it.
         meteor (`bool`): score captions by METEOR as well, which needs Java and `pip install pycocoevalcap`.
         report (`bool`): write the page `report.html`; `--no-report` leaves it out.
     """
@@ -89,7 +89,7 @@ def get_tasks(names: str) -> list[Task]:
     """Tasks by their names, separated by commas.
 
     Raises:
-        ValueError: for a name that no task has, or that stands twice, and for a broken file in `tasks/`.
+        ValueError: for an unknown or repeated name, and for a broken file in `tasks/`.
     """
     tasks, chosen = find_tasks(), [name.strip() for name in names.split(",")]
     for name in chosen:
@@ -119,7 +119,7 @@ def get_fingerprint(model: str) -> str | None:
 
 
 def load_model(arguments: EvalArguments, tasks: list[Task], device: torch.device) -> tuple[Any, Any]:
-    """Model and processor, ready to answer; the teacher comes along where pictures are to be decoded."""
+    """Model and processor, ready to answer; with the teacher if a task decodes pictures."""
     folder = find_checkpoint(arguments.model)
     processor = load_processor(folder, arguments.geometry_mode)
     if arguments.spatial_instruction is not None:
@@ -140,9 +140,9 @@ def load_model(arguments: EvalArguments, tasks: list[Task], device: torch.device
 def describe_settings(
     arguments: EvalArguments, processor: Any, contexts: dict[str, EvalContext], items: dict[str, list[Any]]
 ) -> dict[str, Any]:
-    """All that the answers depend on, besides the code; contexts and items by the task's name."""
+    """Everything besides the code that the answers depend on; contexts and items by the task's name."""
     values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(arguments).items()}
-    # Where the answers go, and what is made of them, changes none of them.
+    # The output folder, and how answers are scored and shown, do not change the answers.
     del values["output"], values["report"], values["meteor"]
     values["geometry_mode"] = processor.geometry_mode
     values["spatial_instruction"] = bool(processor.spatial_instruction)
@@ -163,17 +163,17 @@ def describe_settings(
 
 
 def hash_scenes(context: EvalContext, items: list[Any]) -> str:
-    """One hash of the names, sizes and times of change of all files that the questions' scenes are read from.
+    """One hash of the names, sizes and modification times of all files that the questions' scenes are read from.
 
     Raises:
-        FileNotFoundError, ValueError: names the first scene or frame that is not there.
+        FileNotFoundError, ValueError: names the first scene or frame that is missing.
     """
     if context.scene_path is None:
         frames = sorted({image for item in items for image in item.images})
         sources = [[frame, *describe_file(context.data_dir / frame)] for frame in frames]
     else:
         folders = {name: context.find_scene(name) for name in dict.fromkeys(item.scene_id for item in items)}
-        # A video's name is asked for without its suffix.
+        # Questions name a video without its suffix.
         absent = [name for name, path in folders.items() if not path.exists() and find_video(path) is None]
         if absent:
             known = set(absent)
@@ -189,7 +189,7 @@ def hash_scenes(context: EvalContext, items: list[Any]) -> str:
 
 
 def check_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Refuse to go on with an evaluation that other settings began.
+    """Refuse to resume an evaluation that was started with other settings.
 
     Raises:
         ValueError: names the first setting that differs.
@@ -207,9 +207,9 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
 
 
 def compute_baselines(arguments: EvalArguments, items: list[Any]) -> dict[str, Any]:
-    """Scores of the rooms questions without any model: commonest answer, and a look-up on the question's words.
+    """Scores of two baselines without a model on the rooms questions: commonest answer, and look-up of question words.
 
-    Both know the training questions alone; without any there are none, which is said in a warning.
+    Both are fitted to the training questions; without training questions there are no baselines, with a warning.
     """
     file = find_annotations(arguments.data, "train")
     train = load_annotations(file, arguments.allow_outside) if file.is_file() else []
@@ -225,17 +225,17 @@ def compute_baselines(arguments: EvalArguments, items: list[Any]) -> dict[str, A
 
 
 def answer_open_scenes(context: EvalContext, task: Task, items: list[Any], store: RecordStore, state: PartialState):
-    """This process's share of the scenes that still want answers; the next are prepared while some are answered.
+    """Answer this process's share of the unanswered scenes; the next ones are prepared meanwhile.
 
-    Scenes that are answered together stay together, whatever was answered before a restart and however many processes
-    there are: in half precision an answer may depend on what else is in its batch.
+    The batches of scenes are the same after a restart and for any number of processes: in half precision an answer may
+    depend on the rest of its batch.
     """
     scenes = group_items(items)
     still_open = store.get_open_scenes(task.name, items).keys()
     at_once = context.settings.scenes_at_once
     together = [dict(list(scenes.items())[start : start + at_once]) for start in range(0, len(scenes), at_once)]
     mine = [group for group in together if group.keys() & still_open][state.process_index :: state.num_processes]
-    # A tokenizer serves one thread at a time.
+    # A tokenizer is not safe for several threads.
     ahead = replace(context, processor=copy.deepcopy(context.processor))
     in_order = [of_scene for group in mine for of_scene in group.values()]
     done = 0
@@ -261,10 +261,10 @@ def answer_open_scenes(context: EvalContext, task: Task, items: list[Any], store
 
 
 def start_processes() -> PartialState:
-    """The processes that share this evaluation; without an accelerator they have to be told that they are on CPU.
+    """Set up the processes that share this evaluation; without an accelerator, on CPU.
 
     Raises:
-        ValueError: when the launcher started more processes than know of each other.
+        ValueError: when the launcher started several processes that are not connected to each other.
     """
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
     started = int(os.environ.get("WORLD_SIZE", 1))
@@ -295,7 +295,7 @@ def main(arguments: EvalArguments) -> dict[str, Any]:
 
 
 def evaluate(arguments: EvalArguments, state: PartialState) -> dict[str, Any]:
-    """This process's share of an evaluation, in a folder that nobody else writes into."""
+    """Run this process's share of an evaluation, in a folder that no other evaluation writes into."""
     started = time.time()
     set_seed(arguments.seed)
     tasks = get_tasks(arguments.task)
@@ -304,7 +304,7 @@ def evaluate(arguments: EvalArguments, state: PartialState) -> dict[str, Any]:
     settings = EvalSettings(**{f.name: getattr(arguments, f.name) for f in fields(EvalSettings)})
     items = {task.name: load_items(task, arguments.data, task.fill_settings(settings)) for task in tasks}
     baselines = {}
-    # Before anything is answered, so that training questions that cannot be read end nothing later.
+    # Before any answer, so that unreadable training questions raise an error early.
     if state.is_main_process and items.get(rooms.NAME):
         baselines[rooms.NAME] = compute_baselines(arguments, items[rooms.NAME])
     model, processor = load_model(arguments, tasks, state.device)
@@ -367,7 +367,7 @@ def prepare_scene(task: Task, context: EvalContext, items: list[Any]) -> Any:
 
 
 def score_records(task: Task, records: list[Record], meteor: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A task's scores and their intervals, with METEOR where it is asked for and there are captions."""
+    """A task's scores and their intervals; with METEOR for captions if it is asked for."""
     if not records:
         return {}, {}
     scenes = np.array([record["scene_id"] for record in records])
@@ -386,7 +386,7 @@ def write_results(
     described: dict[str, Any],
     model: Any,
 ) -> dict[str, Any]:
-    """Records in their final files, and `metrics.json`."""
+    """Write the records to their final files, and `metrics.json`."""
     scores, intervals, by_file = {}, {}, {}
     for task in tasks:
         records = store.get_records(task.name, items[task.name])
@@ -411,7 +411,7 @@ def write_results(
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The page as it is written, and defaults."""
+    """Keeps the line breaks of the description and shows defaults."""
 
 
 def parse_arguments(argv: list[str] | None = None) -> EvalArguments:

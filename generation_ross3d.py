@@ -12,9 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Answers: `generate`, also about scenes that were read before, `ground`, `encode_scene` and `reconstruct`.
+"""Inference: `generate`, also about scenes that were encoded before, `ground`, `encode_scene` and `reconstruct`.
 
-Each first has its arguments checked, then tells its story; the checks stand at the end of the file.
+Each method checks its arguments first; the checks are at the end of the file.
 
 Shapes: B scenes, V views, L sequence, D width, K proposals, Q questions.
 """
@@ -52,14 +52,14 @@ from .reconstruction_ross3d import (
 from .scene_cache_ross3d import Ross3DSceneCache, check_scene
 
 
-# New tokens of an answer where nobody says how many, as everywhere in the library.
+# New tokens of an answer where no setting says how many; the library's default.
 DEFAULT_NEW_TOKENS = 20
-# The teacher's latents of pictures, in place of the teacher.
+# Precomputed latents of the teacher, given instead of pictures.
 LATENTS = ("view_latents", "bev_latents")
 
 
 class PlaceholderSuppression(LogitsProcessor):
-    """Keeps `<image>` and `<coord>` out of answers, whatever a generation config says: they stand for places."""
+    """Keeps `<image>` and `<coord>` out of answers under any generation config: they are placeholders of the input."""
 
     def __init__(self, tokens: list[int]):
         self.tokens = tokens
@@ -72,7 +72,7 @@ class PlaceholderSuppression(LogitsProcessor):
 
 
 def check_input_names(method: str, inputs: dict[str, Any], unused: tuple[str, ...] = ()) -> None:
-    """Refuse names that no processor output has, and those that the method would leave out without a word."""
+    """Refuse names that no processor output has, and those that the method would silently ignore."""
     unknown = sorted(inputs.keys() - INPUTS.keys())
     if unknown:
         raise TypeError(
@@ -85,7 +85,7 @@ def check_input_names(method: str, inputs: dict[str, Any], unused: tuple[str, ..
 
 
 class Ross3DGenerationMixin(GenerationMixin):
-    """What `Ross3DForConditionalGeneration` does with a trained model."""
+    """The inference methods of `Ross3DForConditionalGeneration`."""
 
     def prepare_inputs_for_generation(
         self, input_ids, *args, inputs_embeds=None, is_first_iteration: bool = False, **kwargs
@@ -93,7 +93,7 @@ class Ross3DGenerationMixin(GenerationMixin):
         model_inputs = super().prepare_inputs_for_generation(
             input_ids, *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
-        # What stop strings are read with comes along to here, and the model does not read it.
+        # `generate` passes the tokenizers for stop strings down to here; the model does not accept them.
         for name in ("tokenizer", "assistant_tokenizer"):
             model_inputs.pop(name, None)
         if not is_first_iteration and model_inputs.get("use_cache", True):
@@ -108,12 +108,14 @@ class Ross3DGenerationMixin(GenerationMixin):
         return model_inputs
 
     def _supports_mm_encoder_outputs(self) -> bool:
-        """Whether `generate` makes features of views before the first forward on its own: an assistant model would be
-        handed them, which may be of another width."""
+        """False: `generate` must not encode the views before the first forward.
+
+        It would hand the features to an assistant model as well, whose width may differ.
+        """
         return False
 
     def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The library's, which takes the pixels out; the model goes on to read which views were real."""
+        """As in the library, which removes the pixels; `view_mask` stays, since the model still reads it."""
         pixel_values, view_mask = model_kwargs.get("pixel_values"), model_kwargs.get("view_mask")
         if view_mask is None and pixel_values is not None:
             view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
@@ -127,9 +129,9 @@ class Ross3DGenerationMixin(GenerationMixin):
         expand_size: int = 1,
         inputs_embeds: torch.Tensor | None = None,
     ) -> dict[str, ModelOutput]:
-        """Features of the views of every row, `expand_size` times in a row: what beams and several answers read.
+        """Repeat the view features of every row `expand_size` times, for beams and several answers.
 
-        The library counts a view's features by its placeholders; here these hold the ends of its grid's rows as well.
+        The library infers the number of features of a view from its placeholders, which here include newlines.
         """
         images = mm_encoder_output.get("image")
         if images is None:
@@ -152,29 +154,29 @@ class Ross3DGenerationMixin(GenerationMixin):
         scene_index: torch.Tensor | None = None,
         **kwargs,
     ):
-        """The library's `generate`, also over scenes that were read before.
+        """The library's `generate`, also about scenes that were encoded before.
 
         Args:
             scene (`Ross3DSceneCache`, *optional*): from `encode_scene`; then the inputs are questions alone, as
                 `processor(text=questions)` returns them.
             scene_index (`torch.LongTensor` of shape `(number of questions,)`, *optional*): which of several scenes
                 each question is about.
-            kwargs: the processor's output and every argument of the library's `generate`. An answer that would pass
+            kwargs: the processor's output and every argument of the library's `generate`. An answer that would exceed
                 the context limit ends there, with a warning.
 
         Returns:
             ids of prompt (or question) and answer, without `<image>` and `<coord>` in the answer.
 
         Raises:
-            ValueError: for rows with several questions, questions without a scene, `use_cache=False` beside `scene`,
+            ValueError: for rows with several questions, questions without a scene, `use_cache=False` with `scene`,
                 a `scene_index` that is missing or wrong, or prompts that leave no room for an answer.
         """
-        # What the processor returns for grounding and training. Latents stay: masked views are compared with them.
+        # Drop what the processor returns for grounding and training; latents stay, as targets of masked views.
         for key in set(list_inputs("proposals", "target")) - set(LATENTS):
             kwargs.pop(key, None)
         check_generate_inputs(self, inputs, kwargs, scene, scene_index)
         if kwargs.get("mm_encoder_outputs") is not None:
-            # Refuses pixels beside them.
+            # Refuses pixels given together with them.
             kwargs = self._prepare_multimodal_encoder_kwargs_for_generation(kwargs)
         processors = LogitsProcessorList(kwargs.get("logits_processor") or [])
         if not any(isinstance(processor, PlaceholderSuppression) for processor in processors):
@@ -188,7 +190,7 @@ class Ross3DGenerationMixin(GenerationMixin):
             return super().generate(inputs, **kwargs)
         input_ids, question_mask = kwargs.pop("input_ids", inputs), kwargs.pop("attention_mask", None)
         question_mask = torch.ones_like(input_ids) if question_mask is None else question_mask
-        # They only say that each row is a question, which an assistant model, seeing no scene, would refuse.
+        # They only say that each row is a question; an assistant model, which sees no scene, would refuse them.
         kwargs.pop("segment_ids", None)
         scene_index = read_scene_index(scene, scene_index, len(input_ids))
         settings = kwargs.get("generation_config") or self.generation_config
@@ -203,8 +205,7 @@ class Ross3DGenerationMixin(GenerationMixin):
     def get_questions_cache(
         self, scene: Ross3DSceneCache, scene_index: torch.Tensor, question_mask: torch.Tensor, copies: int = 1
     ) -> tuple[Cache, torch.Tensor]:
-        """The cache of questions about encoded scenes, `copies` rows each, and the attention mask (B, L) that goes
-        with it."""
+        """The cache of questions about encoded scenes, `copies` rows each, and its attention mask (B, L)."""
         rows = scene_index.repeat_interleave(copies)
         # CODEPATH: shared for sdpa, the default; copied for the other implementations of the library.
         if shares_prefixes(self.config.text_config):
@@ -229,7 +230,7 @@ class Ross3DGenerationMixin(GenerationMixin):
         keep_patch_features: bool = False,
         **inputs,
     ) -> Ross3DSceneCache:
-        """Read scenes once; ask about them with `generate(scene=...)` and `ground(scene=...)`.
+        """Encode scenes once, to ask about them with `generate(scene=...)` and `ground(scene=...)`.
 
         Args:
             input_ids and the rest: `processor(images=..., depth_maps=..., ...)` without text, padded on the left.
@@ -252,7 +253,7 @@ class Ross3DGenerationMixin(GenerationMixin):
             input_ids=input_ids,
             attention_mask=mask,
             position_ids=positions,
-            # All of the prefix is kept, whatever a layer's window: questions slide over it.
+            # The whole prefix stays in the cache, regardless of a layer's window, which moves over it with a question.
             past_key_values=DynamicCache(),
             use_cache=True,
             return_dict=True,
@@ -272,11 +273,11 @@ class Ross3DGenerationMixin(GenerationMixin):
         )
 
     def load_scene(self, file: str | os.PathLike, processor: Any = None) -> Ross3DSceneCache:
-        """Scenes that this model has read and `scene.save(file, model, processor)` wrote, also in another process.
+        """Load scenes that this model encoded and `scene.save(file, model, processor)` wrote, also in another process.
 
         Args:
             file: where they were saved.
-            processor (*optional*): the one that prepared them, whose settings are compared.
+            processor (*optional*): the one that prepared them; its settings are compared with the saved ones.
 
         Raises:
             FileNotFoundError, ValueError: see `Ross3DSceneCache.load`.
@@ -355,7 +356,7 @@ class Ross3DGenerationMixin(GenerationMixin):
         view_mask: torch.BoolTensor | None = None,
         **inputs,
     ) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None]]:
-        """Hide views, then sample what the model believes they and the bird's-eye picture look like.
+        """Hide views, then sample them and the bird's-eye picture from the remaining views.
 
         Args:
             masked_views (list of `int`, or one such list a scene): views to hide; or `bool_masked_views` (B, V).
@@ -392,7 +393,7 @@ class Ross3DGenerationMixin(GenerationMixin):
         return views, list(self.sample_pictures(queries, num_inference_steps, generator))
 
     def get_scene_states(self, masked: torch.Tensor, **inputs) -> SceneStates:
-        """What the language model makes of scenes with masked views.
+        """Output states of the language model for scenes with masked views.
 
         Args:
             masked (`torch.BoolTensor` of shape `(B, V)`): the views to rebuild, masked unless the model was trained
@@ -408,7 +409,7 @@ class Ross3DGenerationMixin(GenerationMixin):
     def sample_pictures(
         self, queries: PictureQueries, num_inference_steps: int | str, generator: torch.Generator | None = None
     ) -> torch.Tensor:
-        """Sampled pictures (n, 3, H, W) in [0, 1] of what is asked for, as large as the teacher makes them."""
+        """Sampled pictures (n, 3, H, W) in [0, 1] of the queries, at the size that the teacher decodes."""
         tokens = self.reconstruction_head(
             *queries.list_arguments(), num_inference_steps=num_inference_steps, generator=generator
         )
@@ -419,13 +420,13 @@ class Ross3DGenerationMixin(GenerationMixin):
 
 
 def choose_inputs(inputs: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Those of the inputs that are given and have one of these names."""
+    """The inputs that have one of these names and are not None."""
     return {name: inputs[name] for name in names if inputs.get(name) is not None}
 
 
 def check_generate_inputs(model: Any, inputs: torch.Tensor | None, kwargs: dict, scene: Any, scene_index: Any) -> None:
     """Refuse rows that `generate` cannot answer, and arguments that do not go with `scene`."""
-    # An assistant model is asked again about longer rows with the first row's segments.
+    # An assistant model is called again for longer rows, with the segments of the first call.
     batch = {"input_ids": kwargs.get("input_ids", inputs)}
     check_inputs(kwargs | batch | {"segment_ids": None} if scene is None else batch, **model.model.views.layout.sizes)
     check_prompts(model, "generate", batch["input_ids"], kwargs)
@@ -477,7 +478,7 @@ def check_generate_inputs(model: Any, inputs: torch.Tensor | None, kwargs: dict,
 
 
 def check_scene_rows(model: Any, batch: dict[str, Any]) -> None:
-    """Refuse what is no scene alone, for `encode_scene`."""
+    """Refuse inputs of `encode_scene` that are not scenes alone."""
     check_input_names("encode_scene", batch, unused=("bool_masked_views", "query_coords", *LATENTS))
     input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
     check_inputs(batch, **model.model.views.layout.sizes)
@@ -493,11 +494,11 @@ def check_scene_rows(model: Any, batch: dict[str, Any]) -> None:
 
 
 def check_ground_inputs(model: Any, batch: dict[str, Any], scene: Any, scene_index: Any) -> None:
-    """Refuse what holds no expression to ground, or nothing to ground it in."""
+    """Refuse inputs of `ground` without an expression to ground, or without proposals."""
     check_input_names("ground", batch, unused=("bool_masked_views", *LATENTS))
     if scene is not None:
         check_questions_alone(model, "ground", scene, batch)
-    # Proposals of cached scenes come one list a scene, not one a question.
+    # Proposals of cached scenes come as one list per scene, not per question.
     rows = batch if scene is None else choose_inputs(batch, "input_ids", "segment_ids", "query_coords")
     check_inputs(rows, **model.model.views.layout.sizes)
     input_ids, segment_ids = batch["input_ids"], batch["segment_ids"]
@@ -522,7 +523,7 @@ def check_ground_inputs(model: Any, batch: dict[str, Any], scene: Any, scene_ind
 def check_reconstruct_inputs(
     model: Any, batch: dict[str, Any], num_inference_steps: int | str, generator: torch.Generator | None
 ) -> None:
-    """Refuse, before anything is computed, what cannot be rebuilt."""
+    """Refuse inputs of `reconstruct` that cannot be rebuilt, before anything is computed."""
     check_input_names("reconstruct", batch, unused=LATENTS)
     check_inputs(batch, **model.model.views.layout.sizes)
     if model.reconstruction_head is None:
@@ -537,7 +538,7 @@ def check_reconstruct_inputs(
 
 
 def check_prompts(model: Any, name: str, input_ids: torch.Tensor | None, inputs: dict[str, Any]) -> None:
-    """Refuse ids that are no tokens, and attention masks that do not fit them."""
+    """Refuse ids that are not tokens, and attention masks that do not fit them."""
     mask, cache = inputs.get("attention_mask"), inputs.get("past_key_values")
     if input_ids is None:
         return
@@ -562,9 +563,9 @@ def check_prompts(model: Any, name: str, input_ids: torch.Tensor | None, inputs:
 
 
 def has_questions(model: Any, input_ids: torch.Tensor, segment_ids: torch.Tensor | None) -> bool:
-    """Whether rows go on behind their scene.
+    """Whether rows hold questions after their scene.
 
-    Without `segment_ids` a question is told by the end of its turn: a scene's rows end inside of that turn.
+    Without `segment_ids` a question is recognised by its end-of-turn mark: rows of a scene alone end before that mark.
     """
     if segment_ids is not None:
         return bool((segment_ids > 0).any())
@@ -578,7 +579,7 @@ def has_questions(model: Any, input_ids: torch.Tensor, segment_ids: torch.Tensor
 
 
 def check_has_scene(model: Any, name: str, segment_ids: torch.Tensor | None, inputs: dict, scene_index) -> None:
-    """Refuse questions that the processor made for a scene read before, when no such scene is given."""
+    """Refuse questions that the processor made for an encoded scene when no such scene is given."""
     asks_alone = segment_ids is not None and not bool((segment_ids == 0).any())
     has_views = inputs.get("pixel_values") is not None or inputs.get("mm_encoder_outputs")
     if (asks_alone or scene_index is not None) and not has_views:
@@ -608,8 +609,8 @@ def check_left_padding(attention_mask: Any) -> None:
 
 
 def check_questions_alone(model: Any, name: str, scene: Any, inputs: dict) -> None:
-    """Refuse what is no encoded scene, and views next to one."""
-    # By its name: a process may hold this class several times, once for each checkpoint with its code.
+    """Refuse a `scene` that is not an encoded scene, and views given together with one."""
+    # By its name: a process may have loaded this class several times, once for each checkpoint with its code.
     if type(scene).__name__ != Ross3DSceneCache.__name__:
         raise TypeError(
             f"scene: expected a scene from model.encode_scene(...), got a {type(scene).__name__}"
@@ -639,7 +640,7 @@ def read_scene_index(scene: Ross3DSceneCache, scene_index, num_questions: int) -
                 f" None while {num_scenes} scenes are cached; pass scene_index=[...]."
             )
         return torch.zeros(num_questions, dtype=torch.long, device=scene.prefix_mask.device)
-    # None of its own: a float would be cut off to the number of another scene.
+    # Without a dtype: a float would be truncated to the number of another scene.
     try:
         index = torch.as_tensor(scene_index, device=scene.prefix_mask.device)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -659,7 +660,7 @@ def read_scene_index(scene: Ross3DSceneCache, scene_index, num_questions: int) -
 
 
 def limit_answers(model: Any, inputs: torch.Tensor | None, kwargs: dict[str, Any]) -> None:
-    """Have answers end at the context limit: change, in place, how many new tokens `generate` is asked for.
+    """Make answers end at the context limit: reduce, in place, how many new tokens `generate` is asked for.
 
     Raises:
         ValueError: for prompts that leave no room for an answer.
@@ -674,7 +675,7 @@ def limit_answers(model: Any, inputs: torch.Tensor | None, kwargs: dict[str, Any
 
     for name in ("max_new_tokens", "max_length"):
         value = kwargs.get(name)
-        # The library wants Python's own; others have whole numbers of their own.
+        # The library accepts Python integers only; NumPy and torch have integer types of their own.
         if isinstance(value, torch.Tensor) and value.numel() == 1:
             value = value.item()
         if isinstance(value, Integral) and not isinstance(value, bool):
@@ -692,7 +693,7 @@ def limit_answers(model: Any, inputs: torch.Tensor | None, kwargs: dict[str, Any
     widths = [given.shape[1] for given in (prompts, embeds) if given is not None]
     if not widths:
         return
-    # A mask is longer than the prompt where a cache stands before it.
+    # A mask is longer than the prompt where a cache precedes it.
     length = max(widths) if mask is None else max(*widths, mask.shape[-1])
     if isinstance(cache, SharedPrefixCache):
         length += cache.longest_prefix
@@ -717,7 +718,7 @@ def limit_answers(model: Any, inputs: torch.Tensor | None, kwargs: dict[str, Any
 
 
 def read_masked_views(masked_views: Sequence, view_mask: torch.Tensor) -> torch.Tensor:
-    """Numbers of views to hide, for every scene or a list for each -> (B, V) bool."""
+    """Numbers of the views to hide, one list for all scenes or one per scene -> (B, V) bool."""
     given = masked_views.tolist() if hasattr(masked_views, "tolist") else masked_views
     nested = [isinstance(part, list | tuple) for part in given] if isinstance(given, list | tuple) else [None]
     if len(set(nested)) > 1 or None in nested:
@@ -734,7 +735,7 @@ def read_masked_views(masked_views: Sequence, view_mask: torch.Tensor) -> torch.
     masked = torch.zeros_like(view_mask)
     for row, numbers in enumerate(lists):
         for number in numbers:
-            # True and 1.0 are equal to a view's number and mean something else.
+            # True and 1.0 compare equal to a view's number but are not one.
             is_whole = isinstance(number, Integral) and not isinstance(number, bool)
             if not is_whole or not 0 <= number < view_mask.shape[1] or not view_mask[row, number]:
                 raise ValueError(
@@ -746,7 +747,7 @@ def read_masked_views(masked_views: Sequence, view_mask: torch.Tensor) -> torch.
 
 
 def get_cached_proposals(model: Any, scene: Ross3DSceneCache, proposal_boxes, proposal_mask, proposal_patches):
-    """Proposal features (B, K, D) and mask of cached scenes: those encoded with them, or of new boxes."""
+    """Proposal features (B, K, D) and mask (B, K) of cached scenes: those encoded with them, or those of new boxes."""
     if proposal_boxes is None:
         if scene.proposal_features is None:
             raise ValueError(

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Pure geometry: pixels to world points, points to patches, voxels, boxes (and which scores choose), bird's-eye plane.
+"""Pure geometry: pixels to world points, points to patches, voxels, boxes and their choice by score, bird's-eye plane.
 
 Frames and units: world in metres, z up; cameras in OpenCV axes (x right, y down, z forward); pixel coordinates are
 those of pixel centres, the top-left pixel at (0, 0). A box is centre xyz and size xyz, axis aligned.
@@ -30,20 +30,20 @@ from torch.nn import functional as F
 
 # Patch-and-box pairs whose points are compared at once; bounds the memory of `assign_patches`.
 PAIRS_AT_ONCE = 8192
-# Readings are metres: a room's median depth, and every view's, lies between these, or it is another unit.
+# Median depth, of a room and of every view, in metres; readings outside of this range are in another unit.
 MIN_MEDIAN_DEPTH = 0.05
 MAX_MEDIAN_DEPTH = 50.0
-# Entries of rotation times its transpose may miss those of the identity by so much.
+# Largest difference between entries of a rotation times its transpose and those of the identity.
 MAX_ROTATION_ERROR = 1e-2
-# Cameras, boxes and points are metres away; beyond this distance it is another unit.
+# Largest distance of cameras, boxes and points from the origin, metres; beyond it they are in another unit.
 MAX_CAMERA_DISTANCE = 500.0
-# What a camera at that distance sees at that distance.
+# Largest coordinate that a camera at that distance sees at that distance, metres.
 MAX_COORDINATE = 2 * MAX_CAMERA_DISTANCE
-# Boxes and points may lie outside of what the views show, in other rooms, but not by more metres than this.
+# Boxes and points may lie outside of what the views show (in other rooms), by at most this many metres.
 MAX_OUTSIDE_DISTANCE = 50.0
-# Focal lengths, as shares of the depth map's side: from 168 degrees of view to 3.
+# Focal lengths as shares of the depth map's side: fields of view from 168 degrees to 3.
 MIN_FOCAL_SHARE, MAX_FOCAL_SHARE = 0.05, 20.0
-# What mends cameras of a picture with width and height exchanged. To rotate a scan does not: that turns cameras, too.
+# Remedy for cameras of a picture with width and height swapped. Rotating a scan does not help: it turns cameras too.
 TURN_BACK = "swap fx with fy and cx with cy, or turn pictures and depth by a quarter, whichever the poses belong to"
 # Skew, as a share of the focal length; and how far off the middle the principal point may be, as a share of the side.
 MAX_SKEW, MAX_CENTRE_SHIFT = 1e-3, 0.3
@@ -55,7 +55,7 @@ def check_shape(name: str, tensor: torch.Tensor, spec: Sequence[int | str], hint
     Args:
         name (`str`): what the error calls the tensor.
         tensor: anything with a `shape`.
-        spec: one entry an axis, a number or a letter; a letter stands for one size wherever it occurs.
+        spec: one entry per axis, a number or a letter; a letter has the same size wherever it occurs.
         hint (`str`, *optional*): what to do about it.
 
     Returns:
@@ -77,10 +77,11 @@ def check_shape(name: str, tensor: torch.Tensor, spec: Sequence[int | str], hint
 
 
 def find_calibration_fault(centre_x: float, centre_y: float, height: int, width: int) -> str | None:
-    """Why a principal point does not belong to a height x width map, where it does not.
+    """The reason why a principal point does not belong to a height x width map, or None where it does.
 
-    A camera's lies near the middle. Both coordinates off by the same factor is another resolution, width and height
-    swapped is a turned picture; otherwise crops may move it by `MAX_CENTRE_SHIFT` of the side.
+    A camera's principal point lies near the middle. If both coordinates are off by the same factor, it belongs to
+    another resolution; if width and height are swapped, to a turned picture. Crops may move it by `MAX_CENTRE_SHIFT`
+    of the side.
     """
     scale_x, scale_y = (2 * centre_x + 1) / width, (2 * centre_y + 1) / height
     if abs(scale_x - scale_y) < 0.1 * abs(scale_x) and abs(scale_x - 1) > MAX_CENTRE_SHIFT:
@@ -101,7 +102,7 @@ def is_centre_of_turned(centre_x: float, centre_y: float, height: int, width: in
 def get_median_depths(depth_maps: torch.Tensor) -> torch.Tensor:
     """Median reading (V,) of each depth map (V, H, W), 0 = no reading; NaN where a view has none.
 
-    Every eighth pixel along both sides is looked at, or all where those hold no reading.
+    Uses every eighth pixel along both sides, or all pixels of a view where those hold no reading.
     """
     medians = []
     for depth in depth_maps:
@@ -170,7 +171,7 @@ def unproject(
     x = ((u - camera[:, 0, 2, None]) / camera[:, 0, 0, None]).float()[:, None, :]  # (V, 1, W) at depth 1
     y = ((v - camera[:, 1, 2, None]) / camera[:, 1, 1, None]).float()[:, :, None]  # (V, H, 1)
     world = depth.new_empty(*depth.shape, 3)
-    # View by view: what is in between stays in the processor's cache.
+    # View by view: intermediate results fit the processor's cache.
     for view in range(sizes["V"]):
         for axis in range(3):
             to_x, to_y, to_z, centre = pose[view, axis]
@@ -190,7 +191,7 @@ def get_nearest_indices(in_size: int, out_size: int) -> torch.Tensor:
 
 def select_pixels(maps: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Some rows (h,) and columns (w,) of maps (V, H, W): (V, h, w)."""
-    # By places in the flat map: choosing columns alone is many times slower on a CPU.
+    # By indices into the flattened map: choosing columns alone is many times slower on a CPU.
     places = (rows[:, None] * maps.shape[2] + columns).flatten()
     return maps.flatten(1).gather(1, places.expand(len(maps), -1)).unflatten(1, (len(rows), len(columns)))
 
@@ -252,7 +253,7 @@ def pool_patch_coords(
 def quantize_coords(
     coords: torch.Tensor, voxel_size: float, bounds_min: torch.Tensor, bounds_max: torch.Tensor
 ) -> torch.Tensor:
-    """Voxel index, kept as float, of coordinates (..., 3) in metres, clamped to the bounds (3,); ties go to even."""
+    """Voxel index, as a float, of coordinates (..., 3) in metres, clamped to the bounds (3,); ties go to even."""
     clamped = torch.minimum(torch.maximum(coords, bounds_min.to(coords)), bounds_max.to(coords))
     # The divisor is a tensor of the same device: CUDA would multiply by the reciprocal of a Python number.
     size = torch.full((), voxel_size, dtype=coords.dtype, device=coords.device)
@@ -330,7 +331,7 @@ def assign_patches(
     for box, patch in (chunk.unbind(1) for chunk in pairs.split(PAIRS_AT_ONCE)):
         inside = torch.ones(len(box), num_points, dtype=torch.bool, device=points.device)
         for axis in range(3):
-            # An axis on which the whole patch lies inside settles nothing.
+            # Points need no comparison on an axis on which the whole patch lies inside.
             open_pairs = (~within[axis][box, patch]).nonzero()[:, 0]
             candidates, of_box = points[axis].index_select(0, patch[open_pairs]), box[open_pairs]
             fits = (candidates >= low[axis, of_box, None]) & (candidates <= high[axis, of_box, None])
@@ -340,7 +341,7 @@ def assign_patches(
 
 
 def pack_patches(patches: torch.Tensor) -> torch.Tensor:
-    """Membership (..., p, p) bool -> (..., ceil(p * p / 8)) uint8, an eighth of the bytes on their way to the model.
+    """Membership (..., p, p) bool -> (..., ceil(p * p / 8)) uint8, an eighth of the bytes to transfer to the model.
 
     The first patch is the highest bit of the first byte.
     """

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Grounding: which of the proposed boxes a referring expression means, its head and its objective.
+"""Grounding: which of the proposed boxes a referring expression means; the head and the objective.
 
 Shapes: B rows, L positions, V views, P = p*p patches of a view, D width, K proposals, Q questions of a row.
 """
@@ -39,7 +39,7 @@ class Ross3DGroundingMLP(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         states = self.linear_2(self.norm(F.relu(self.linear_1(states))))
-        # In float32: in float16 the guard against a zero vector is zero itself.
+        # In float32: in float16 the epsilon against a zero vector rounds to zero.
         return F.normalize(states.float(), dim=-1).to(states.dtype)
 
 
@@ -99,7 +99,7 @@ def get_proposal_features(
     check_shape("proposal_mask", proposal_mask, (sizes["B"], sizes["K"]), HINT)
     proposal_boxes = read_float32("proposal_boxes", proposal_boxes)
     if not model.training:
-        # A read of the device: training has no time for it, and gets its boxes from a processor that has looked.
+        # Not in training: it waits for the device, and the processor has checked the boxes already.
         check_numbers("proposal_boxes", proposal_boxes, proposal_mask[..., None], MAX_COORDINATE)
         negative = ((proposal_boxes[..., 3:] < 0).any(dim=-1) & proposal_mask).nonzero().tolist()
         if negative:
@@ -126,10 +126,10 @@ def get_proposal_features(
 def append_ground_slots(
     input_ids: torch.Tensor, real: torch.Tensor, segment_ids: torch.Tensor, ground_token_id: int, pad_token_id: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Close every question that has no `<ground>` with one.
+    """Append `<ground>` to every question that has none.
 
     Args:
-        input_ids, segment_ids (B, L): rows; `real` (B, L) bool is False at padding, wherever it stands.
+        input_ids, segment_ids (B, L): rows; `real` (B, L) bool is False at padding, at either end.
 
     Returns:
         new `input_ids` and `segment_ids` (B, L'), padded on the right with `pad_token_id` and -1.
@@ -158,7 +158,7 @@ def get_ground_queries(
     ground_token_id: int,
     num_questions: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """States at the `<ground>` tokens: queries (B, Q, D), zero where a question has none, and which have one (B, Q).
+    """States at the `<ground>` tokens: queries (B, Q, D), zero where a question has none, and a mask (B, Q) of those.
 
     Raises:
         ValueError: when a question holds more than one `<ground>`.
@@ -217,10 +217,10 @@ def score_questions(
         hidden_states (B, L, D): output states of the rows.
         patch_features (B, V, P, D), *optional*: projected vision patches.
         batch: the rows and their proposals.
-        runs_all (`bool`): score without proposals and without `<ground>` too, as other processes wait for.
+        runs_all (`bool`): run the head also without proposals or `<ground>`, because other processes wait for it.
 
     Returns:
-        scores (B, Q, K + 1) and which questions (B, Q) have a `<ground>`; None, None where nobody asks.
+        scores (B, Q, K + 1) and which questions (B, Q) have a `<ground>`; None, None where no question has one.
     """
     input_ids, boxes = batch.get("input_ids"), batch.get("proposal_boxes")
     if model.grounding_head is None or input_ids is None or (boxes is None and not runs_all):
@@ -241,14 +241,17 @@ def score_questions(
 
 
 class GroundingObjective(Objective):
-    """Mean over grounding questions of the InfoNCE loss against their multi-hot labels; an all-zero row is none."""
+    """Mean over grounding questions of the InfoNCE loss against their multi-hot labels.
+
+    A question whose labels are all zero is not a grounding question.
+    """
 
     name = "grounding"
     reads = ("grounding_labels", "input_ids", "proposal_boxes")
     head = "grounding_head"
 
     def check_batch(self, model: nn.Module, batch: Batch) -> None:
-        """Refuse labels of proposals that nothing would be scored against; their numbers, outside training."""
+        """Refuse labels without proposals, questions or head; outside training, check their values as well."""
         labels = batch.get("grounding_labels")
         if labels is None:
             return
@@ -280,7 +283,7 @@ class GroundingObjective(Objective):
             check_shape("grounding_labels", labels, tuple(scores.shape), hint)
         asked = torch.zeros_like(has_ground) if labels is None else (labels > 0).any(dim=-1)
         places = asked.nonzero(as_tuple=True)
-        # One read of the device, whichever of the two it is about.
+        # One synchronisation with the device for either condition.
         is_right = bool(has_ground[places].all() if labels is not None else ~has_ground.any())
         if not is_right and labels is None and model.training:
             raise ValueError(
@@ -299,7 +302,7 @@ class GroundingObjective(Objective):
 
 
 def check_label_numbers(labels: torch.Tensor, proposal_mask: torch.Tensor | None) -> None:
-    """Refuse labels that are none, and those of padding; a read of the device, so not in training."""
+    """Refuse labels that are negative, NaN or of padding; waits for the device, so not called in training."""
     if not bool((labels >= 0).all()):
         raise ValueError(
             "grounding_labels: expected 0 and 1, got a negative number or NaN; pass target_objects= to the processor."

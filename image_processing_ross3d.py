@@ -11,16 +11,16 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Picture files, opened once for everybody: within stated limits, and the right way up.
+"""Open picture files: within stated limits, and turned upright.
 
-A camera that was held on its side may write its pixels as the sensor lies and a tag (EXIF orientation) that says how
-to turn them. `turn_upright` does so; where cameras or depth maps belong to the pixels as they are stored,
-`get_stored_turns` says by how much those have to be turned along (`geometry_ross3d.turn_cameras`).
+A camera that was held on its side may store its pixels as the sensor lies, with a tag (EXIF orientation) that says how
+to turn them. `turn_upright` turns the picture; where cameras or depth maps belong to the pixels as stored,
+`get_stored_turns` says by how much to turn those (`geometry_ross3d.turn_cameras`).
 
-Pillow turns TIFF by itself when it decodes it, and states the turned size from the beginning; JPEG, PNG and WebP it
-leaves as they are stored. The orientation, the stored turns and the upright size told here are those of the file for
-all of them, except for a TIFF that was decoded elsewhere first (`picture.load()`): Pillow took its tag out, nothing
-tells how it was stored, and it counts as stored upright, as what `ImageOps.exif_transpose` returns does.
+Pillow turns TIFF by itself when it decodes it, and reports the turned size from the beginning; it leaves JPEG, PNG and
+WebP as they are stored. The orientation, the stored turns and the upright size returned here are those of the file for
+all formats. The exception is a TIFF that was decoded elsewhere first (`picture.load()`): Pillow has removed its tag,
+so it counts as stored upright, like the result of `ImageOps.exif_transpose`.
 """
 
 import base64
@@ -38,31 +38,31 @@ from huggingface_hub.utils import httpx
 from PIL import Image, ImageOps
 
 
-# A picture with more pixels (a phone's 50 megapixels pass), or one this many times longer than wide, is refused before
-# memory is taken for it.
+# A picture with more pixels (a phone's 50 megapixels pass), or with a larger aspect ratio, is refused before memory is
+# allocated for it.
 MAX_PICTURE_PIXELS = 64_000_000
 MAX_PICTURE_ASPECT = 20.0
 ORIENTATION_TAG = 0x0112
-# Bytes of a picture that is downloaded, one a pixel of the largest: more than its JPEG takes.
+# Largest download in bytes: one per pixel of the largest picture, which is more than its JPEG takes.
 MAX_DOWNLOAD_BYTES = MAX_PICTURE_PIXELS
-# Seconds that a server may take for each part of its answer, and for all of it.
+# Seconds that a server may take for each part of its answer, and for the whole answer.
 ANSWER_TIMEOUT, DOWNLOAD_TIMEOUT = 60.0, 600.0
-# What PIL raises for the damaged files of its many formats.
+# Exceptions that PIL raises for damaged files of its many formats.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error)
 # Quarter turns, counter-clockwise, that bring stored pixels upright; the other orientations (2, 4, 5, 7) also mirror.
 STORED_TURNS = {1: 0, 3: 2, 6: 3, 8: 1}
 
 
 def shorten(text: str, limit: int = 200) -> str:
-    """A text for an error message: its beginning and its end, where it is longer than `limit` letters."""
+    """Shorten a text for an error message to its beginning and its end if it is longer than `limit` letters."""
     return text if len(text) <= limit else f"{text[: limit - 40]} ... {text[-20:]}"
 
 
 def check_regular_file(file: str | os.PathLike, name: str) -> Path:
-    """The path, where it is a file with an end.
+    """The path of a regular file.
 
     Raises:
-        FileNotFoundError: there is none. ValueError: a folder, a pipe or a device, which can be read without end.
+        FileNotFoundError: there is no such file. ValueError: a folder, a pipe or a device, which may never end.
     """
     path = Path(file)
     try:
@@ -100,7 +100,7 @@ def check_picture_size(size: tuple[int, int], name: str) -> None:
 def open_picture(source: str | os.PathLike | BinaryIO | Image.Image, name: str) -> Image.Image:
     """Open a picture without decoding it; its size is checked first.
 
-    The picture still lies as it is stored: `turn_upright` turns it.
+    The picture is still oriented as stored: `turn_upright` turns it.
 
     Args:
         source: a path, an open binary file, or a picture of PIL.
@@ -108,7 +108,7 @@ def open_picture(source: str | os.PathLike | BinaryIO | Image.Image, name: str) 
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no readable picture, no regular file, or one beyond the limits.
+        ValueError: the file is not a readable picture, not a regular file, or beyond the limits.
     """
     if isinstance(source, Image.Image):
         check_picture_size(source.size, name)
@@ -132,15 +132,15 @@ def open_picture(source: str | os.PathLike | BinaryIO | Image.Image, name: str) 
 
 
 def open_named_picture(text: str, name: str) -> Image.Image:
-    """Open what a string names, as the library's `load_image` understands it.
+    """Open the picture that a string names, in the forms that the library's `load_image` accepts.
 
-    `http://` and `https://` addresses, `file://`, paths, data URIs (`data:image/jpeg;base64,...`) and bare base64: all
-    are opened by `open_picture`, within its limits, and lie as they are stored. A download ends at
+    These are `http://` and `https://` addresses, `file://`, paths, data URIs (`data:image/jpeg;base64,...`) and bare
+    base64. All are opened by `open_picture`, within its limits, and stay oriented as stored. A download ends at
     `MAX_DOWNLOAD_BYTES`.
 
     Raises:
-        FileNotFoundError: a path that leads nowhere. ValueError: whatever is no picture, with its address; never shows
-            the data.
+        FileNotFoundError: the path does not exist. ValueError: anything that is not a picture; the message shows the
+            address and never the data.
     """
     scheme = text[:8].lower()
     if scheme.startswith(("http://", "https://")):
@@ -160,16 +160,16 @@ def open_named_picture(text: str, name: str) -> Image.Image:
                 f"{name}: expected file:///path/of/a/picture on this machine, got {shorten(text)!r}; pass its path."
             )
         return open_picture(url2pathname(address.path), name)
-    # Paths have a dot, and the base64 of a picture is longer than this.
+    # Paths contain a dot, and the base64 of a picture is longer than this.
     content = _decode_base64(text) if len(text) > 40 and not os.path.exists(text) else None
     return open_picture(BytesIO(content) if content else text, name)
 
 
 def _download(address: str, name: str) -> BytesIO:
-    """What a server answers, as it comes: it is asked to pack nothing, which could grow to any size here."""
+    """The bytes that a server sends, uncompressed: a compressed answer could unpack to any size."""
     try:
         return _read_answer(address)
-    # All that the network and an address can be wrong in; each is told with the name of what could not be had.
+    # Network and address can fail in many ways; each error is re-raised with the name of the picture.
     except Exception as error:
         raise ValueError(
             f"{name}: expected a picture of at most {MAX_DOWNLOAD_BYTES / 1e6:g} MB at {shorten(address)!r}, got"
@@ -183,7 +183,7 @@ def _read_answer(address: str) -> BytesIO:
 
     Raises:
         ValueError: for an error of the server, and an answer that is too long or too slow, with the reason alone.
-            Exception: whatever `httpx` raises where no whole answer comes.
+            Exception: any error that `httpx` raises where the answer is incomplete.
     """
     end, content = time.monotonic() + DOWNLOAD_TIMEOUT, BytesIO()
     headers = {"Accept-Encoding": "identity"}
@@ -204,7 +204,7 @@ def _read_answer(address: str) -> BytesIO:
 
 
 def _decode_base64(text: str) -> bytes | None:
-    """The bytes that a text of base64 stands for, or None where it is none."""
+    """The bytes that a base64 text encodes, or None if the text is not base64."""
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except ValueError:
@@ -212,12 +212,12 @@ def _decode_base64(text: str) -> bytes | None:
 
 
 def decode_upright(picture: Image.Image, name: str) -> Image.Image:
-    """A picture in RGB as its orientation tag says it is to be seen.
+    """The picture in RGB, turned upright by its orientation tag.
 
     The largest picture within the limits takes 0.9 GB while it is decoded and turned.
 
     Raises:
-        ValueError: a picture of 16 bits or floats, and one that is truncated or damaged, by the name of its file.
+        ValueError: for a picture of 16 bits or floats, and one that is truncated or damaged; it names the file.
     """
     if picture.mode.startswith(("I", "F")):
         raise ValueError(
@@ -245,9 +245,9 @@ def _looks_like_heic(source: Path | BinaryIO) -> bool:
 
 
 def has_upright_tag(picture: Image.Image) -> bool:
-    """Whether a picture has its orientation in the tags of TIFF, so that its size is the upright one.
+    """Whether a picture has its orientation in TIFF tags, so that its reported size is the upright one.
 
-    Once it was looked up there, `picture.tag` keeps it, even where Pillow has turned the pixels since.
+    Once read, `picture.tag` still holds the orientation after Pillow has turned the pixels.
     """
     return picture.format == "TIFF" and ORIENTATION_TAG in picture.tag
 
@@ -255,8 +255,8 @@ def has_upright_tag(picture: Image.Image) -> bool:
 def load_picture(picture: Image.Image) -> None:
     """Decode a picture in place.
 
-    Pillow maps files of gray, RGBA and 16-bit TIFF into memory, and does so by the turned size, which scrambles those
-    that lie on their side; without a file name it reads them instead.
+    Pillow memory-maps files of gray, RGBA and 16-bit TIFF with the turned size, which scrambles pictures stored on
+    their side; without a file name it reads them instead.
     """
     if not has_upright_tag(picture):
         picture.load()
@@ -269,7 +269,7 @@ def load_picture(picture: Image.Image) -> None:
 
 
 def get_orientation(picture: Image.Image) -> int:
-    """EXIF orientation, 1 to 8, of the file; 1 (as it is stored) where the picture has none or a wrong one."""
+    """EXIF orientation of the file, 1 to 8; 1 (as stored) if the picture has none or an invalid one."""
     try:
         if has_upright_tag(picture):
             orientation = picture.tag[ORIENTATION_TAG][0]
@@ -282,18 +282,18 @@ def get_orientation(picture: Image.Image) -> int:
 
 
 def get_stored_turns(picture: Image.Image) -> int | None:
-    """Quarter turns, counter-clockwise, that bring the stored pixels upright; None where they are mirrored too."""
+    """Counter-clockwise quarter turns that bring the stored pixels upright; None if they are also mirrored."""
     return STORED_TURNS.get(get_orientation(picture))
 
 
 def get_upright_size(picture: Image.Image) -> tuple[int, int]:
-    """Height and width of a picture once it is turned upright; nothing is decoded."""
+    """Height and width of a picture after it is turned upright; nothing is decoded."""
     width, height = picture.size
     return (width, height) if get_orientation(picture) >= 5 and not has_upright_tag(picture) else (height, width)
 
 
 def turn_upright(picture: Image.Image) -> Image.Image:
-    """The picture as its EXIF orientation says it is to be seen; the tag is gone then."""
+    """The picture turned upright by its EXIF orientation, without the tag."""
     if get_orientation(picture) == 1:
         return picture
     load_picture(picture)

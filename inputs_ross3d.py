@@ -11,11 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What goes in: one table of a batch's tensors, the checks where a call enters the model, and those of raw scenes.
+"""Inputs of the model: one table of a batch's tensors, checks at the entry of the model, and checks of raw scenes.
 
-Processor, collator, model, generation and trainer take their lists from the table. `check_inputs` looks at shapes and
-dtypes alone: reading values would make a GPU wait. Depth, cameras and boxes are checked by the functions at the end,
-by readers of scans (`data/scene.py`) and by the processor alike.
+Processor, collator, model, generation and trainer take their lists from the table. `check_inputs` checks shapes and
+dtypes only: reading values would make the host wait for the GPU. Scan readers (`data/scene.py`) and the processor both
+check depth, cameras and boxes with the functions at the end of this file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,10 +42,10 @@ from .geometry_ross3d import (
 from .image_processing_ross3d import check_picture_size, shorten
 
 
-# How much the aspects of a picture and of its depth map may differ where both show the same field of view. Sizes of
+# Largest difference of the aspect ratios of a picture and of its depth map that show the same field of view. Sizes of
 # registered sensors are rounded: ScanNet's 1296x968 and 640x480 differ by 0.4 %, RealSense's 1920x1080 and 848x480 by
-# 0.6 %; ARKit's 1920x1440 and 256x192 not at all. Sensors that do not show the same differ by more: 4:3 pictures and
-# 224x172 depth by 2.4 %, Kinect's 1280x1024 and 640x480 by 6 %.
+# 0.6 %; ARKit's 1920x1440 and 256x192 do not differ. Sensors with different fields of view differ by more: 4:3
+# pictures and 224x172 depth by 2.4 %, Kinect's 1280x1024 and 640x480 by 6 %.
 MAX_ASPECT_DIFFERENCE = 0.01
 RIGID = "rigid transforms (a rotation, a translation, last row 0 0 0 1)"
 LOST = "drop the views whose tracking was lost"
@@ -68,17 +68,17 @@ Part = Literal["text", "scene", "masking", "question", "proposals", "target"]
 
 @dataclass(frozen=True)
 class Input:
-    """What one tensor of a batch is.
+    """Description of one tensor of a batch.
 
     Attributes:
-        axes (tuple of `str` and `int`): a letter is one size wherever it stands: B rows, V views, L positions, K
+        axes (tuple of `str` and `int`): a letter has the same size wherever it occurs: B rows, V views, L positions, K
             proposals, Q questions, h and w token grid, S pixels of a view, b of a
             bird's-eye picture; "*" is any size, "..." any further axes.
-        dtypes (tuple of `torch.dtype`): those that are taken.
-        part (`str`): who reads it: "text" the language model, "scene" what a scene is encoded from, "masking" which
-            views are masked, "question" the questions, "proposals" the grounding head, "target" the losses alone.
-        padding (`float`, `int` or `bool`, *optional*): fills the axes that differ from row to row (V, L, K and Q, at
-            the front) and rows that lack the tensor. None: the collator makes the tensor itself.
+        dtypes (tuple of `torch.dtype`): the accepted ones.
+        part (`str`): what it is for: "text" the language model, "scene" encoding a scene, "masking" which views are
+            masked, "question" the questions, "proposals" the grounding head, "target" the losses alone.
+        padding (`float`, `int` or `bool`, *optional*): fills the axes that differ from row to row (V, L, K and Q, the
+            leading ones) and rows that lack the tensor. None: the collator makes the tensor itself.
     """
 
     axes: tuple[str | int, ...]
@@ -88,7 +88,7 @@ class Input:
 
     @property
     def ragged_axes(self) -> str:
-        """The letters of the axes behind B that differ from row to row."""
+        """The letters of the axes after B that differ from row to row."""
         letters = ""
         for axis in self.axes[1:]:
             if axis not in ("V", "L", "K", "Q"):
@@ -100,9 +100,9 @@ class Input:
 NAN = float("nan")
 INPUTS: dict[str, Input] = {
     "pixel_values": Input(("B", "V", 3, "S", "S"), FLOATS, "scene", 0.0),
-    # The collator pads with the tokenizer's own token.
+    # The collator pads with the tokenizer's padding token.
     "input_ids": Input(("B", "L"), WHOLE, "text", 0),
-    # Checked by `check_mask`: the library has other kinds of masks as well.
+    # Checked by `check_mask`: the library has other kinds of masks too.
     "attention_mask": Input(("B", "L"), (), "text", 0),
     "segment_ids": Input(("B", "L"), WHOLE, "text", -1),
     "labels": Input(("B", "L"), WHOLE, "target", -100),
@@ -127,7 +127,7 @@ INPUTS: dict[str, Input] = {
 
 
 def list_inputs(*parts: Part) -> tuple[str, ...]:
-    """Names of the tensors that these parts of the model read, in the order of the table."""
+    """Names of the tensors of these parts, in the order of the table."""
     return tuple(name for name, row in INPUTS.items() if row.part in parts)
 
 
@@ -144,7 +144,7 @@ def stack_rows(rows: Sequence[Mapping[str, torch.Tensor]], **padding: float) -> 
         padding (`float`): what fills a tensor instead of the table's own value, by name.
 
     Raises:
-        ValueError: for axes that differ from row to row and should not, as those of pictures of two sizes do.
+        ValueError: for axes that must not differ from row to row but do, such as the sides of pictures.
     """
     sizes: dict[str, int] = {}
     for row in rows:
@@ -162,7 +162,7 @@ def stack_rows(rows: Sequence[Mapping[str, torch.Tensor]], **padding: float) -> 
 def stack_padded(
     name: str, tensors: Sequence[torch.Tensor | None], leading: Sequence[int], value: float
 ) -> torch.Tensor:
-    """Stack tensors of one kind, their leading axes padded to the given lengths; None becomes padding alone."""
+    """Stack the rows of one tensor, their leading axes padded to the given lengths; None becomes padding alone."""
     given = next(tensor for tensor in tensors if tensor is not None)
     if len(tensors) == 1:
         return given[None]
@@ -180,7 +180,7 @@ def stack_padded(
     return stacked
 
 
-# Tensors that say something about another, without which they would be passed over.
+# Tensors that describe another tensor and would be ignored without it.
 BELONG_TO = {
     "patch_valid": "patch_coords",
     "proposal_mask": "proposal_boxes",
@@ -198,22 +198,22 @@ HINT = "build rows with this model's processor."
 
 
 def check(rule: bool, name: str, expected: str, got: Any, remedy: str) -> None:
-    """Raise a `ValueError` that says what was expected, what came and what to do, unless `rule` holds."""
+    """Raise a `ValueError` that says what was expected, what was given and what to do, unless `rule` holds."""
     if not rule:
         got = shorten(str(got))
         raise ValueError(f"{name}: expected {expected}, got {got}; {remedy}.")
 
 
 def check_inputs(inputs: Mapping[str, Any], **sizes: int) -> None:
-    """Refuse what is no tensor, has another dtype, or does not fit the other tensors of the batch.
+    """Refuse values that are not tensors, have another dtype, or do not fit the other tensors of the batch.
 
     Args:
-        inputs: the arguments of a call by name; those that are None, or not in the table, are passed over.
+        inputs: the arguments of a call by name; those that are None, or not in the table, are skipped.
         sizes (`int`): letters of axes whose size is known beforehand.
 
     Raises:
-        TypeError: no tensor, or one of another dtype.
-        ValueError: axes that do not fit, and a tensor about another that is missing.
+        TypeError: for a value that is not a tensor or has another dtype.
+        ValueError: for axes that do not fit, and a tensor that describes a missing one.
     """
     for name, other in BELONG_TO.items():
         if inputs.get(name) is not None and inputs.get(other) is None:
@@ -249,17 +249,17 @@ def check_mask(attention_mask: Any, num_rows: int, length: int, num_cached: int 
     """Refuse an attention mask that does not fit its rows, by type and shape alone.
 
     Args:
-        attention_mask: numbers (B, past + L), or what the library takes besides: four axes, a mask for each kind of
-            layer, a block mask.
+        attention_mask: numbers (B, past + L), or another form that the library accepts: four axes, a mask for each
+            kind of layer, a block mask.
         num_rows, length (`int`): B and L.
-        num_cached (`int` or None): past; None where only the device knows, which is not asked.
+        num_cached (`int` or None): past; None where only the device knows it, since reading it would wait.
 
     Raises:
-        TypeError: no mask.
-        ValueError: another shape.
+        TypeError: for a value that is not a mask.
+        ValueError: for another shape.
     """
     is_tensor = isinstance(attention_mask, torch.Tensor)
-    # The block mask by its name, so that flex attention is not imported for it.
+    # The block mask is recognised by its class name, so that flex attention need not be imported.
     is_mask = attention_mask is None or isinstance(attention_mask, Mapping)
     if not is_tensor and not is_mask and type(attention_mask).__name__ != "BlockMask":
         raise TypeError(
@@ -281,7 +281,7 @@ def check_mask(attention_mask: Any, num_rows: int, length: int, num_cached: int 
 
 
 def check_mask_values(attention_mask: torch.Tensor) -> None:
-    """Refuse a mask (B, L) with other numbers than 0 and 1, rows without a token, and rows with holes.
+    """Refuse a mask (B, L) with numbers other than 0 and 1, rows without a token, and rows with gaps.
 
     Raises:
         ValueError: names the row.
@@ -293,7 +293,7 @@ def check_mask_values(attention_mask: torch.Tensor) -> None:
         others = mask[row][(mask[row] != 0) & (mask[row] != 1)]
         raise ValueError(f"attention_mask: expected 0 and 1 alone, got {others[:3].tolist()} in row {row}; {HINT}")
     real = mask.bool()
-    # A run of ones begins where a one follows no other.
+    # A run of ones begins where a one does not follow another.
     runs = (real[:, 1:] & ~real[:, :-1]).sum(dim=1) + real[:, 0]
     if bool((runs != 1).any()):
         row = int((runs != 1).nonzero()[0])
@@ -304,12 +304,12 @@ def check_mask_values(attention_mask: torch.Tensor) -> None:
 
 
 def check_numbers(name: str, tensor: torch.Tensor, used: torch.Tensor, limit: float = float("inf")) -> None:
-    """Refuse NaN, infinities and coordinates that are no metres, which would become positions like any others.
+    """Refuse NaN, infinities and coordinates that are not metres: the model would take them for valid positions.
 
     Args:
         name (`str`): what the error calls the tensor.
         tensor (B, ...): the numbers.
-        used (`torch.BoolTensor`, broadcast to the tensor): where they count; padding may hold anything.
+        used (`torch.BoolTensor`, broadcast to the tensor): which of them to check; padding may hold anything.
         limit (`float`): how far from the origin coordinates may be, metres.
 
     Raises:
@@ -331,11 +331,11 @@ def check_numbers(name: str, tensor: torch.Tensor, used: torch.Tensor, limit: fl
 
 
 def read_float32(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of metres or loss weights in float32; int32 is taken for the bits of float32.
+    """A tensor of metres or loss weights in float32; int32 is read as the bits of float32.
 
     Raises:
-        ValueError: for half precision. bfloat16 moves a point five metres away by up to 16 mm and into another voxel,
-            and nothing here could tell. For int32 that is counted metres, no bits: it reads as numbers below 1e-30.
+        ValueError: for half precision: bfloat16 moves a point that is five metres away by up to 16 mm, into another
+            voxel, without a trace. For int32 that holds metres instead of bits: it would read as numbers below 1e-30.
     """
     if tensor.dtype in (torch.float32, torch.float64):
         return tensor.float()
@@ -354,7 +354,7 @@ def read_float32(name: str, tensor: torch.Tensor) -> torch.Tensor:
     )
 
 
-# Depth, cameras and boxes: `data.scene` and the processor look at what they get by these
+# Depth, cameras and boxes: `data.scene` and the processor check their inputs with these
 
 
 def to_array(value: Any, name: str) -> np.ndarray:
@@ -398,7 +398,7 @@ def to_tensor(value: Any, name: str) -> torch.Tensor:
 
 
 def to_coords(value: Any, name: str) -> torch.Tensor:
-    """Real numbers -> float64; truth values and complex numbers are no coordinates."""
+    """Real numbers -> float64; booleans and complex numbers are refused."""
     tensor = to_tensor(value, name)
     is_real = tensor.dtype != torch.bool and not tensor.is_complex()
     check(is_real, name, "real numbers", f"dtype {tensor.dtype}", "pass floating point numbers")
@@ -406,10 +406,10 @@ def to_coords(value: Any, name: str) -> torch.Tensor:
 
 
 def locate(wrong: torch.Tensor, views: Sequence[str] = ()) -> str:
-    """Where something is wrong, for an error: the first names of `views`, or their numbers where they have none.
+    """The views that are wrong, for an error message: the first names of `views`, or numbers if they have no names.
 
     Args:
-        wrong (V,): truth values.
+        wrong (V,): bool.
     """
     places = wrong.nonzero()[:, 0].tolist()
     if not len(views):
@@ -419,8 +419,10 @@ def locate(wrong: torch.Tensor, views: Sequence[str] = ()) -> str:
 
 
 def has_same_aspect(size: tuple[int, int], depth_size: tuple[int, int]) -> bool:
-    """Whether a picture and a depth map (height and width of each) may show the same field of view: their aspects
-    differ by `MAX_ASPECT_DIFFERENCE` or by the rounding of one side to a pixel."""
+    """Whether a picture and a depth map (height and width of each) may show the same field of view.
+
+    Their aspect ratios may differ by `MAX_ASPECT_DIFFERENCE`, or by the rounding of one side to a pixel.
+    """
     (height, width), (depth_height, depth_width) = size, depth_size
     difference = abs(depth_width * height - depth_height * width)
     rounding = max(height, width, depth_height, depth_width)
@@ -428,14 +430,14 @@ def has_same_aspect(size: tuple[int, int], depth_size: tuple[int, int]) -> bool:
 
 
 def check_has_cameras(scene_name: str, **cameras: Any) -> None:
-    """Refuse depth without cameras, here by name: readings without a camera are nowhere."""
+    """Refuse depth without cameras, by name: readings without a camera have no position."""
     for key, value in cameras.items():
         check(value is not None, f"{key} of {scene_name}", "cameras beside depth_maps", "None",
               "give intrinsics and cam2world, or leave depth_maps out")  # fmt: skip
 
 
 def check_depth_maps(depth_maps: Any, num_views: int | None, name: str, views: Sequence[str] = ()) -> torch.Tensor:
-    """Depth in metres, float32 (V, H, W); whatever looks like another unit or holds no reading is refused.
+    """Depth in metres, float32 (V, H, W); maps in another unit, or without a reading, are refused.
 
     Args:
         num_views (`int` or None): V, where it is known.
@@ -478,11 +480,11 @@ def check_intrinsics(intrinsics: Any, num_views: int, size: tuple[int, int] | No
     """Camera matrices (V, 3, 3), float64, of pinhole cameras.
 
     Args:
-        size (`(height, width)`, *optional*): of the depth maps whose pixels they count; None without depth.
+        size (`(height, width)`, *optional*): of the depth maps whose pixels they refer to; None without depth.
         name (`str`): what errors call them.
 
     Raises:
-        ValueError: names them, and what they look like.
+        ValueError: names them and the likely reason.
     """
     cameras = to_coords(intrinsics, name)
     if cameras.dim() == 2:
@@ -496,8 +498,10 @@ def check_intrinsics(intrinsics: Any, num_views: int, size: tuple[int, int] | No
 
 
 def check_camera(camera: torch.Tensor, size: tuple[int, int] | None, name: str) -> None:
-    """Refuse a matrix (3, 3) of no pinhole camera, or of another picture than a depth map of `size` (height, width),
-    with the likely reason."""
+    """Refuse a matrix (3, 3) that is not a pinhole camera's, or does not fit a depth map of `size` (height, width).
+
+    The error gives the likely reason.
+    """
     (focal_x, skew, centre_x), (below, focal_y, centre_y), last = camera.tolist()
     is_transposed = last[:2] != [0, 0] and last[2] == 1 and centre_x == centre_y == 0
     is_pinhole = max(abs(last[0]), abs(last[1]), abs(last[2] - 1)) < 1e-4
@@ -537,7 +541,7 @@ def check_cam2world(
     Args:
         name (`str`): what errors call the matrices.
         views (sequence of `str`): what errors call the views; their numbers by default.
-        when_lost (`str`): what to do about a matrix that holds no transform at all.
+        when_lost (`str`): the remedy for a matrix that holds no transform at all.
 
     Raises:
         ValueError: names the matrices and the views.
@@ -570,7 +574,7 @@ def check_cam2world(
 
 
 def check_camera_positions(cam2world: torch.Tensor, name: str, views: Sequence[str] = ()) -> None:
-    """Refuse cameras (V, 4, 4) beyond `MAX_CAMERA_DISTANCE`, which are no metres; see `check_cam2world`."""
+    """Refuse cameras (V, 4, 4) beyond `MAX_CAMERA_DISTANCE`: they are not in metres; see `check_cam2world`."""
     distances = cam2world[:, :3, 3].abs().amax(dim=1)
     far = distances > MAX_CAMERA_DISTANCE
     check(
@@ -586,7 +590,7 @@ def check_boxes(boxes: Any, name: str) -> torch.Tensor:
     """Boxes (K, 6), centre and size in metres, float32; K = 0 is legal.
 
     Raises:
-        ValueError: names the boxes, and the first that are wrong.
+        ValueError: names the boxes and the first wrong ones.
     """
     boxes = to_coords(boxes, name).float()
     if tuple(boxes.shape) == (0,):
@@ -608,7 +612,7 @@ def list_first(wrong: torch.Tensor) -> list[int]:
 
 
 def check_distance(coords: torch.Tensor, name: str) -> None:
-    """Refuse boxes or points (N, ...) that reach beyond `MAX_CAMERA_DISTANCE`: those are no metres."""
+    """Refuse boxes or points (N, ...) that reach beyond `MAX_CAMERA_DISTANCE`: they are not in metres."""
     distances = coords.abs().flatten(1).amax(dim=1)
     far = distances > MAX_CAMERA_DISTANCE
     check(

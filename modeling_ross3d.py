@@ -73,7 +73,7 @@ from .scene_cache_ross3d import Ross3DSceneCache
 from .views_ross3d import ViewPlaces, find_views, get_views
 
 
-# Which class each Auto class of the library finds in a saved checkpoint; one name a class is all it registers itself.
+# Which class each Auto class of the library loads from a saved checkpoint; the library itself registers only one each.
 AUTO_MAP = {
     "AutoConfig": "configuration_ross3d.Ross3DConfig",
     "AutoModel": "modeling_ross3d.Ross3DForConditionalGeneration",
@@ -81,14 +81,14 @@ AUTO_MAP = {
     "AutoModelForMultimodalLM": "modeling_ross3d.Ross3DForConditionalGeneration",
 }
 
-# What models are taught, in the order of the counts in `num_items_in_batch` and `loss_counts`. One more is a class of
-# its own, a weight in the config and, where it reads tensors of its own, rows in `inputs_ross3d.INPUTS`.
+# The training objectives, in the order of the counts in `num_items_in_batch` and `loss_counts`. A further objective is
+# a class, a weight in the config and, where it reads tensors of its own, rows in `inputs_ross3d.INPUTS`.
 OBJECTIVES: list[Objective] = [TextObjective(), ViewObjective(), BevObjective(), GroundingObjective()]
 LOSS_NAMES = tuple(objective.loss_name for objective in OBJECTIVES)
 
 
 def get_objectives(config: Ross3DConfig) -> tuple[Objective, ...]:
-    """The objectives that have a column in the counts of a model's losses: our four, and those that its config has."""
+    """The objectives that have a column in the loss counts: our four, and those that the config adds."""
     return tuple(o for o in OBJECTIVES if o.loss_name in LOSS_NAMES or o.is_on(config))
 
 
@@ -98,7 +98,7 @@ def get_loss_names(config: Ross3DConfig) -> tuple[str, ...]:
 
 
 def count_losses(batch: dict[str, torch.Tensor], config: Ross3DConfig) -> torch.Tensor:
-    """How many items (n,), float32, each named loss of a batch averages over, in the order of `get_objectives`."""
+    """The number of items (n,), float32, that each named loss of a batch averages over, in `get_objectives` order."""
     return torch.stack([count_items(objective, batch, config) for objective in get_objectives(config)])
 
 
@@ -163,16 +163,16 @@ class Ross3DOutput(ModelOutput):
 
 @cache
 def make_output_class(loss_names: tuple[str, ...]) -> type[Ross3DOutput]:
-    """`Ross3DOutput`, with a field for every loss that it has none for."""
+    """A subclass of `Ross3DOutput` with a field for every loss that it lacks."""
     known = {own.name for own in fields(Ross3DOutput)}
     further = [(name, Any, field(default=None)) for name in loss_names if name not in known]
     return make_dataclass("Ross3DOutput", further, bases=(Ross3DOutput,))
 
 
 def name_auto_classes(config: Ross3DConfig) -> None:
-    """Write into a config, in place, which Auto classes find this code; names that it has already stay."""
+    """Write into a config, in place, which Auto classes load this code; entries that it has already stay."""
     given = getattr(config, "auto_map", None) or {}
-    # Of a checkpoint that was loaded from the Hub: `REPO--file.Class`.
+    # Entries of a checkpoint that was loaded from the Hub: `REPO--file.Class`.
     repository = "".join(given.get("AutoModel", "").rpartition("--")[:2])
     config.auto_map = {name: f"{repository}{place}" for name, place in AUTO_MAP.items()} | given
 
@@ -180,7 +180,7 @@ def name_auto_classes(config: Ross3DConfig) -> None:
 def count_cached(past_key_values: Cache | None) -> int | None:
     """How many positions of a row a cache holds; None where only the device knows.
 
-    A static cache counts on the device: reading it would stop every step of an answer, and a compiled graph.
+    A static cache counts on the device: reading the count would stop every decoding step, and a compiled graph.
     """
     seen = 0 if past_key_values is None else past_key_values.get_seq_length()
     return seen if isinstance(seen, int) else None
@@ -214,13 +214,13 @@ class Ross3DPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # A step of an answer on a cache of fixed length is one graph.
+    # A decoding step on a cache of fixed length compiles to one graph.
     _can_compile_fullgraph = True
-    # A loss of ours is a mean over answers or scenes, never over tokens: a stock Trainer divides it by its steps.
+    # Losses are means over answers or scenes, never over tokens: a stock Trainer divides by its accumulation steps.
     accepts_loss_kwargs = False
 
     def initialize_weights(self):
-        # In custom code the library passes over modules without weights of their own: there SigLIP draws its layers.
+        # In custom code the library skips modules without weights of their own, where SigLIP initialises its layers.
         for module in self.modules():
             if isinstance(module, PreTrainedModel) and not module.is_custom_code():
                 module.initialize_weights()
@@ -303,8 +303,8 @@ class Ross3DModel(Ross3DPreTrainedModel):
         encoded = self.views.encode(self.vision_tower, pixel_values, output_hidden_states, output_attentions)
         patches = encoded.patches
         if self.training:
-            # Nothing else reads a post-norm that stands behind them. Added times zero, it has a gradient like all
-            # parameters of a tower that is trained, which DDP and ZeRO-3 wait for.
+            # Nothing else reads the post-norm after these patches. Adding it times zero gives every tower parameter a
+            # gradient, which DDP and ZeRO-3 wait for.
             patches = patches + 0.0 * encoded.last_hidden_state[:1, :1].sum()
         projected = self.multi_modal_projector(patches)
         return Ross3DImageFeatures(
@@ -333,11 +333,11 @@ class Ross3DModel(Ross3DPreTrainedModel):
     def get_visual_embeddings(
         self, pooled: torch.Tensor, positions: torch.Tensor | None, masked: torch.Tensor | None
     ) -> torch.Tensor:
-        """What fills the placeholders of R views, laid out by the backbone: (R, positions of a view, D).
+        """Embeddings for the placeholders of R views, laid out by the backbone: (R, positions of a view, D).
 
         Args:
             pooled (R, N, D): tokens of the views.
-            positions (R, N, D): 3D position embeddings; a masked view keeps its own.
+            positions (R, N, D): 3D position embeddings; also added to masked views.
             masked (R,) bool: views to replace by the mask token.
         """
         # Under a device map the views, their positions and these two vectors may lie on different devices.
@@ -348,7 +348,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
             tokens = torch.where(masked.to(pooled.device)[:, None, None], mask_token, pooled)
         if positions is not None:
             tokens = tokens + positions.to(tokens)
-        # A layout without newlines has no use for their vector, which takes part all the same.
+        # A layout without newlines does not use their vector; it gets a zero gradient.
         tokens = tokens if self.views.layout.ends_rows else take_part(tokens, self.image_newline)
         return self.views.layout.lay_out(tokens, self.image_newline)
 
@@ -377,7 +377,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         if images is None and places.num_views:
             images = self.get_image_features(places.choose(pixel_values), return_dict=True)
         elif images is None:
-            # Text alone: the tower sees a blank view, of which nothing is kept, so that its weights take part.
+            # Text alone: the tower encodes a blank view and its features are dropped, so that its weights take part.
             images = self.get_image_features(pixel_values.new_zeros(1, *pixel_values.shape[2:]), return_dict=True)
         else:
             shape = (places.num_views, self.views.layout.num_cells, inputs_embeds.shape[-1])
@@ -434,7 +434,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         return pixel_values, torch.zeros(num_rows, 1, dtype=torch.bool, device=device)
 
     def check_views_given(self, input_ids: torch.Tensor) -> None:
-        """Refuse placeholders that no view would fill: rows that are read without views, and no cache before them."""
+        """Refuse placeholders that no view would fill: rows given without views and without a cache."""
         count = self.get_placeholder_mask(input_ids, None).sum(dim=1)
         if bool(count.any()):
             raise ValueError(
@@ -443,7 +443,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
             )
 
     def check_length(self, length: int, past_key_values: Cache | None) -> None:
-        """Refuse rows over the context limit, those in the cache included."""
+        """Refuse rows longer than the context limit, cached positions included."""
         length += count_cached(past_key_values) or 0
         if isinstance(past_key_values, SharedPrefixCache):
             length += past_key_values.longest_prefix
@@ -541,7 +541,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
             placeholders = torch.zeros_like(rows, dtype=torch.bool) if places is None else places.placeholders
             position_ids = self.views.get_positions(placeholders, rows)
         if isinstance(past_key_values, SharedPrefixCache):
-            # Questions count from 0; what they are asked about stands before them.
+            # Questions count from 0; the scene they are about precedes them.
             if position_ids is None:
                 seen = past_key_values.get_seq_length()
                 position_ids = torch.arange(seen, seen + inputs_embeds.shape[1], device=inputs_embeds.device)[None]
@@ -567,14 +567,17 @@ class Ross3DModel(Ross3DPreTrainedModel):
 
 
 class Ross3DTargets(TypedDict, total=False):
-    """Targets that not every row has. A stock `Trainer` reads the names of `forward` and evaluates only batches that
-    bring everything with `label` in its name: these two are among its other arguments, as in the library's models."""
+    """Targets that not every row has, declared as keyword arguments of `forward`, as in the library's models.
+
+    A stock `Trainer` computes an evaluation loss only for batches with every named argument of `forward` whose name
+    contains `label`; so these two are not named arguments.
+    """
 
     shift_labels: torch.LongTensor | None
     grounding_labels: torch.Tensor | None
 
 
-# What the library hands from `generate` and `Trainer` down to the language model and its attention.
+# Keyword arguments that the library passes from `generate` and `Trainer` to the language model and its attention.
 LIBRARY_ARGUMENTS = frozenset(TransformersKwargs.__annotations__) | {"use_cache", "cache_position", "return_dict"}
 
 
@@ -585,10 +588,10 @@ class Ross3DForConditionalGeneration(
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
-    # What no quantisation converts; the small grounding head stays in the precision that is asked for (float16: 32).
+    # Parts that quantisation leaves alone; the small grounding head has the requested precision (float16: float32).
     _keep_in_fp32_modules = ["reconstruction_head", "grounding_head"]
-    # The denoising losses are float32 work, whatever the rest is loaded in. All parts of the head by their names: the
-    # library wants no name in both lists.
+    # The denoising losses are computed in float32, regardless of the dtype of the rest. The parts of the head are
+    # listed one by one because the library allows no name in both lists.
     _keep_in_fp32_modules_strict = ["view_pooler", "bev_pooler", "view_embedding", "bev_embedding", "denoiser"]
 
     def __init__(self, config: Ross3DConfig):
@@ -614,10 +617,10 @@ class Ross3DForConditionalGeneration(
             if objective.head is not None and not hasattr(self, objective.head):
                 self.add_module(objective.head, objective.make_head(config))
         name_auto_classes(config)
-        # Their vectors mean places of a scene: an answer never holds them.
+        # These tokens are placeholders of the input: an answer never contains them.
         self.generation_config.suppress_tokens = [config.image_token_id, config.coord_token_id]
         self.post_init()
-        # The base model has used this old switch up before the denoiser was there.
+        # The base model consumed this old switch before the denoiser was built.
         if checkpointing:
             self.activation_checkpointing_enable()
 
@@ -631,7 +634,7 @@ class Ross3DForConditionalGeneration(
         return self.lm_head
 
     def get_image_features(self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None = None, **kwargs):
-        """See `Ross3DModel.get_image_features`; NaN is refused outside training."""
+        """As `Ross3DModel.get_image_features`; NaN is refused outside training."""
         if not self.training and pixel_values.is_floating_point():
             used = torch.ones_like(pixel_values[..., :1, :1, :1], dtype=torch.bool)
             used = used if view_mask is None else view_mask[..., None, None, None]
@@ -687,21 +690,21 @@ class Ross3DForConditionalGeneration(
                 objects: centre and size in metres, real or padding, and the vision patches inside.
             query_coords (`(B, Q, 3)`): metres; NaN for questions without `<coord>`.
             bool_masked_views (`(B, V)`): True = the view is masked and, with a teacher, has to be rebuilt; with the
-                vanilla objective it is rebuilt from what is seen of it.
+                vanilla objective it stays visible and is rebuilt from its own states.
             labels, shift_labels, loss_weights (`(B, L)`): text targets; `labels` alone are shifted here and averaged
-                row by row, which rows with several questions cannot be.
-            grounding_labels (`(B, Q, K + 1)`): multi-hot, last column "no target"; an all-zero row is no question.
+                row by row, which is refused for rows with several questions.
+            grounding_labels (`(B, Q, K + 1)`): multi-hot, last column "no target"; all zero: not a grounding question.
             bev_pixel_values (`(B, 3, Hb, Wb)` in [0, 1]), bev_valid (`(B, Hb, Wb)`), bev_bounds (`(B, 4)` metres).
             view_latents (`(B, V, 2z, a, b)`), bev_latents (`(B, 2z, a, b)`): posterior mean and log-variance, in
                 place of a teacher.
             row_seed (`(B,)`): seeds of the diffusion draws; absent, torch's generator draws.
             view_timesteps (`(n,)`), view_noise (`(n, Z, h, w)`), view_posterior_noise (`(masked, z, a, b)`) and the
                 same for `bev_`: draws given from outside; n = the masked views of each scene, V // masked times.
-            mm_encoder_outputs (`dict`): `{"image": features}` of `get_image_features`, in place of `pixel_values`, of
-                the views that are real, row by row.
-            logits_to_keep (`int` or `torch.Tensor`): positions whose logits are wanted; 0 = all.
-            num_items_in_batch (`torch.Tensor` of shape `(n,)`): over how many answers, scenes with masked views,
-                scenes with a bird's-eye picture and grounding questions the losses are averaged; by default those
+            mm_encoder_outputs (`dict`): `{"image": features}` of `get_image_features`, in place of `pixel_values`: of
+                the real views, row by row.
+            logits_to_keep (`int` or `torch.Tensor`): positions whose logits are returned; 0 = all.
+            num_items_in_batch (`torch.Tensor` of shape `(n,)`): numbers of answers, scenes with masked views, scenes
+                with a bird's-eye picture and grounding questions that the losses are averaged over; by default those
                 of this batch.
         """
         batch = {
@@ -717,7 +720,7 @@ class Ross3DForConditionalGeneration(
         denoiser = self.config.denoiser_config
         bev_size = {} if denoiser is None else {"b": denoiser.bev_image_size}
         check_inputs(batch, **self.model.views.layout.sizes, **bev_size)
-        # Another process may have what is missing here, and waits for the same weights.
+        # Another process may have inputs that are missing here; all have to run the same modules.
         runs_all = self.training or (past_key_values is None and is_sharded(self))
         given = inputs_embeds if input_ids is None else input_ids
         if runs_all and past_key_values is None and pixel_values is None and given is not None:
@@ -728,7 +731,7 @@ class Ross3DForConditionalGeneration(
         objectives = get_objectives(self.config)
         for objective in objectives:
             objective.check_batch(self, batch)
-        # Read once: bits of float32 cost a look at the device.
+        # Read once: decoding the bits of float32 waits for the device.
         if "loss_weights" in batch and ("labels" in batch or "shift_labels" in batch):
             batch["loss_weights"] = read_float32("loss_weights", batch["loss_weights"])
         given_draws = {
@@ -752,15 +755,15 @@ class Ross3DForConditionalGeneration(
             **kwargs,
         )
         hidden_states, logits = outputs.last_hidden_state, None
-        # A step of train.py has no use for them, whether its rows have text or not.
+        # A step of train.py needs no logits, whether its rows have text or not.
         if not (self.training and (loss_weights is not None or num_items_in_batch is not None)):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden_states[:, kept])
         elif num_items_in_batch is None:
-            # A stock Trainer's process whose rows have no text calls it for logits and once more for the loss.
+            # Under a stock Trainer, rows without text run the head twice like rows with text: for logits and loss.
             self.lm_head(hidden_states[:, :1])
         states = SceneStates(None, None, None, hidden_states)
-        # Features that were given in place of pixels have nothing to be rebuilt.
+        # Without pixels (features were given instead) there is nothing to rebuild.
         if "pixel_values" in batch and outputs.visual_states is not None:
             visible = get_visible_views(batch["view_mask"], unseen)
             states = SceneStates(outputs.visual_states, visible, outputs.visual_positions, hidden_states)

@@ -11,12 +11,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Supervision of the output: what an objective is, what all of them read, and the objective of text.
+"""Losses on the model's output: the base class of objectives, the states they read, and the text objective.
 
-Every loss of the model is an `Objective`: it says how many items each row of a batch adds and computes the sum over
+Every loss of the model is an `Objective`: it counts the items that each row of a batch adds and computes the sum over
 these items. The model loops over its objectives (`OBJECTIVES` in `modeling_ross3d.py`); the Trainer calls the same
-`count`. An objective holds no weights: it looks its head up on the model when it is called, since wrappers such as
-PEFT exchange modules, and enters it through `forward`, where shards of weights are gathered.
+`count`. An objective holds no weights: it looks up its head on the model when it is called, since wrappers such as
+PEFT replace modules, and calls the head's `forward`, where sharded weights are gathered.
 
 Shapes: B rows, L positions, V views, N tokens of a view, P patches of a view, D width, K proposals, Q questions.
 """
@@ -40,18 +40,18 @@ Batch = Mapping[str, torch.Tensor]
 
 @dataclass
 class SceneStates:
-    """What the model made of a batch.
+    """The model's output states for a batch.
 
     Attributes:
         states (`torch.Tensor` of shape `(B, V, N, D)`, *optional*): output states at the visual tokens, newlines left
-            out; None for rows that are read without views.
-        visible (`torch.BoolTensor` of shape `(B, V)`, *optional*): real views that were not masked, or all of a row
-            that hides them all.
+            out; None for rows without views.
+        visible (`torch.BoolTensor` of shape `(B, V)`, *optional*): real views that were not masked; all real views of
+            a row that masks all of them.
         positions (`torch.Tensor` of shape `(B, V, N, D)`, *optional*): 3D position embedding of each token, zero
             where it has none.
         last_hidden_state (`torch.Tensor` of shape `(B, L, D)`, *optional*): output states at all positions.
-        grounding_scores (`torch.Tensor` of shape `(B, Q, K + 1)`, *optional*): of the grounding head, those of
-            questions without `<ground>` included, which mean nothing.
+        grounding_scores (`torch.Tensor` of shape `(B, Q, K + 1)`, *optional*): of the grounding head; meaningless for
+            questions without `<ground>`.
         has_ground (`torch.BoolTensor` of shape `(B, Q)`, *optional*): which questions have a `<ground>`.
     """
 
@@ -63,7 +63,7 @@ class SceneStates:
     has_ground: torch.Tensor | None = None
 
     def select(self, rows: torch.Tensor | slice, views: torch.Tensor | None = None) -> "SceneStates":
-        """Visual states of some rows or, with `views` (n,), of one view each, as scenes of that view alone."""
+        """Visual states of some rows; with `views` (n,), of one view of each row, as a scene of that view alone."""
 
         def choose(tensor: torch.Tensor | None) -> torch.Tensor | None:
             if tensor is None:
@@ -73,7 +73,7 @@ class SceneStates:
         return SceneStates(choose(self.states), choose(self.visible), choose(self.positions))
 
 
-# Numbers of the purposes that rows have always been seeded with; others are hashed by their names.
+# Seed numbers of the original purposes, fixed so that seeds reproduce; other purposes are hashed by name.
 PURPOSES = {
     "view.posterior_noise": 0,
     "view.timesteps": 1,
@@ -96,7 +96,7 @@ def get_seed(row_seed: int, purpose: str) -> int:
 def draw_rows(
     row_seed: torch.Tensor | None, purpose: str, shapes: list[tuple[int, ...]], draw: Draw
 ) -> list[torch.Tensor]:
-    """One draw a row, from a generator of its own seeded by (row_seed, purpose), or from torch's global one.
+    """One draw per row, from the row's own generator seeded by (row_seed, purpose), or from torch's global one.
 
     Draws are made on CPU, so they do not depend on device, batch composition or process count.
     """
@@ -111,15 +111,15 @@ def draw_normal(shape: tuple[int, ...], generator: torch.Generator | None) -> to
 
 
 class Draws:
-    """The random numbers of a step, by the names of their purposes, such as "view.noise".
+    """The random numbers of a step, by the name of their purpose, such as "view.noise".
 
     Args:
         row_seed (`torch.LongTensor` of shape `(B,)`, *optional*): absent, torch's global generator draws.
-        given (`dict`): purposes whose numbers come from outside.
+        given (`dict`): numbers given by the caller, by purpose.
     """
 
     def __init__(self, row_seed: torch.Tensor | None = None, given: Mapping[str, torch.Tensor] | None = None):
-        # The host draws: the seeds go there once.
+        # Numbers are drawn on the host: copy the seeds there once.
         self.row_seed = None if row_seed is None else row_seed.cpu()
         self.given = {name: value for name, value in (given or {}).items() if value is not None}
 
@@ -130,9 +130,9 @@ class Draws:
 
         Args:
             purpose (`str`): the objective's name and what the numbers are for.
-            shapes (list of `tuple`): one a row.
+            shapes (list of `tuple`): one per row.
             draw (callable): (shape, generator) -> numbers.
-            rows (`torch.LongTensor`, *optional*): the rows that the shapes are of; all of the batch by default.
+            rows (`torch.LongTensor`, *optional*): the rows that the shapes belong to; all of the batch by default.
         """
         if purpose in self.given:
             return self.given[purpose]
@@ -146,11 +146,11 @@ class Objective(ABC):
     """One loss of the model.
 
     Attributes:
-        name (`str`): "view" is logged as `view_loss`, weighs `config.view_loss_weight` and has a column of its own in
+        name (`str`): "view" is logged as `view_loss`, is weighted by `config.view_loss_weight` and has a column in
             `loss_counts` and `num_items_in_batch`.
-        reads (tuple of `str`): tensors of a batch (`inputs_ross3d.INPUTS`): the target, and those that it is compared
-            with, without which a batch that has the target is refused by name.
-        head (`str`, *optional*): where the model keeps the weights of its head.
+        reads (tuple of `str`): tensors of a batch (`inputs_ross3d.INPUTS`): first the target, then those that it
+            needs; a batch with the target and without one of these is refused.
+        head (`str`, *optional*): the model's attribute that holds the head.
     """
 
     name: str
@@ -162,15 +162,15 @@ class Objective(ABC):
         return f"{self.name}_loss"
 
     def is_on(self, config: Ross3DConfig) -> bool:
-        """Whether models of this config are trained with it."""
+        """Whether models with this config are trained with this objective."""
         return True
 
     def make_head(self, config: Ross3DConfig) -> nn.Module | None:
-        """New weights of its head, for objectives that bring one."""
+        """A new head, for objectives that have one of their own."""
         return None
 
     def check_batch(self, model: nn.Module, batch: Batch) -> None:
-        """Refuse a batch that has the target and lacks what it is compared with.
+        """Refuse a batch that has the target and lacks a tensor that it needs.
 
         Raises:
             ValueError: names the tensor that is missing.
@@ -183,26 +183,26 @@ class Objective(ABC):
             )
 
     def has_target(self, states: SceneStates, batch: Batch, config: Ross3DConfig) -> bool:
-        """Whether any row has a target. Asked in evaluation alone: in training all objectives run in every step."""
+        """Whether any row has a target. Called in evaluation only: in training all objectives run in every step."""
         return self.reads[0] in batch
 
     def can_run(self, model: nn.Module, states: SceneStates) -> bool:
-        """Whether the model has what the objective is computed with."""
+        """Whether the model has the head and the states that the objective needs."""
         return self.head is None or getattr(model, self.head) is not None
 
     @abstractmethod
     def count(self, batch: Batch, config: Ross3DConfig) -> torch.Tensor:
-        """How many items each row adds to the mean (B,), on the batch's device, which is not read.
+        """How many items each row adds to the mean (B,), on the batch's device, without waiting for it.
 
-        Whole numbers, but for the rounding of weights that sum to them.
+        Whole numbers up to rounding, where they are sums of weights.
         """
 
     @abstractmethod
     def compute(self, model: nn.Module, states: SceneStates, batch: Batch, draws: Draws) -> torch.Tensor:
         """The sum over all items that `count` counts, in float32.
 
-        Without items it is zero, and has passed the same modules: other processes, which have some, wait for their
-        weights and gradients.
+        Without items the sum is zero, computed through the same modules: other processes that have items wait for the
+        weights and gradients of this one.
         """
 
 
@@ -216,7 +216,7 @@ def get_allowed_rows(batch: Batch, config: Ross3DConfig) -> torch.Tensor | None:
 
 
 def get_masked_views(batch: Batch, config: Ross3DConfig) -> torch.Tensor | None:
-    """Which views (B, V) are to be rebuilt: real ones, on rows that may carry the loss."""
+    """Which views (B, V) are to be rebuilt: real masked ones, on rows that may carry the loss."""
     masked, view_mask = batch.get("bool_masked_views"), batch.get("view_mask")
     if masked is None:
         return None
@@ -227,13 +227,13 @@ def get_masked_views(batch: Batch, config: Ross3DConfig) -> torch.Tensor | None:
 
 
 def count_nothing(batch: Batch) -> torch.Tensor:
-    """Zeros (B,) on the batch's device; none for a batch without any tensor of ours."""
+    """Zeros (B,) on the batch's device; an empty tensor for an empty batch."""
     first = next(iter(batch.values()), torch.zeros(0))
     return torch.zeros(len(first), dtype=torch.long, device=first.device)
 
 
 def count_items(objective: Objective, batch: Batch, config: Ross3DConfig) -> torch.Tensor:
-    """How many items all rows of a batch add to a mean (), float32, whole."""
+    """The number of items () of all rows of a batch, float32, rounded to a whole number."""
     return objective.count(batch, config).sum().float().round()
 
 
@@ -259,7 +259,7 @@ class TextObjective(Objective):
     reads = ("labels",)
 
     def check_batch(self, model: nn.Module, batch: Batch) -> None:
-        """Refuse unshifted labels for rows with several questions; outside training, wrong numbers as well."""
+        """Refuse unshifted labels for rows with several questions; outside training, check the numbers as well."""
         labels, shift_labels, weights = (batch.get(name) for name in ("labels", "shift_labels", "loss_weights"))
         if labels is None and shift_labels is None:
             return
@@ -295,14 +295,14 @@ class TextObjective(Objective):
             return model.lm_head(hidden_states[:, :1]).sum() * 0.0
         labels, weights = targets
         row, position = (index.to(hidden_states.device) for index in places)
-        # Only what is supervised passes the vocabulary.
+        # Only supervised positions are projected to the vocabulary.
         logits = model.lm_head(hidden_states[row, position]).float().to(weights.device)
         errors = F.cross_entropy(logits, labels[places], reduction="none")
         return (errors * weights[places]).sum()
 
 
 def check_text_numbers(labels: torch.Tensor | None, loss_weights: torch.Tensor | None, config: Ross3DConfig) -> None:
-    """Refuse targets that are no tokens and weights that are none; a read of the device, so not in training."""
+    """Refuse targets that are not tokens, and invalid weights; waits for the device, so not called in training."""
     size = config.text_config.vocab_size
     if labels is not None:
         wrong = labels[((labels < 0) | (labels >= size)) & (labels != -100)]
@@ -325,16 +325,16 @@ def combine_losses(
     num_items_in_batch: torch.Tensor | None,
     config: Ross3DConfig,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Named means, and their sum with the weights of the config.
+    """The mean of each loss by name, and their sum weighted by the config.
 
     Args:
         objectives: all n of the model.
-        sums (`dict`): loss name -> sum over items, of those that were computed.
-        counts (`torch.Tensor` of shape `(n,)`): items of this batch, by which the means divide by default.
+        sums (`dict`): loss name -> sum over items, for the losses that were computed.
+        counts (`torch.Tensor` of shape `(n,)`): items of this batch, the default divisors of the means.
         num_items_in_batch (`torch.Tensor` of shape `(n,)`, *optional*): items of the whole step instead.
 
     Raises:
-        ValueError: for another number of counts.
+        ValueError: for a wrong number of counts.
     """
     names = tuple(objective.loss_name for objective in objectives)
     shape = getattr(num_items_in_batch, "shape", type(num_items_in_batch).__name__)
@@ -346,7 +346,7 @@ def combine_losses(
         )
     divisors = counts
     if num_items_in_batch is not None:
-        # DataParallel stacks the counts of its copies.
+        # DataParallel concatenates the counts of its replicas.
         divisors = num_items_in_batch.reshape(-1)[: len(names)].to(counts.device)
     losses, loss = {}, torch.zeros((), device=counts.device)
     for name, divisor in zip(names, divisors, strict=True):
@@ -365,9 +365,9 @@ def compute_losses(
     runs_all: bool,
     num_items_in_batch: torch.Tensor | None,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None, torch.Tensor | None]:
-    """Named means, their weighted sum, and over how many items (n,) of this batch they were taken.
+    """The mean of each loss by name, their weighted sum, and the number of items (n,) of this batch in each mean.
 
-    With `runs_all` every objective runs, as zero with a graph where a batch has nothing for it.
+    With `runs_all` every objective runs; without items it is a zero with a computation graph.
     """
     sums = {}
     for objective in objectives:
@@ -390,12 +390,12 @@ def compute_losses(
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether processes hold pieces of the weights (ZeRO-3, FSDP2), which all of them gather when a module runs."""
+    """Whether the weights are sharded (ZeRO-3, FSDP2), so that all processes gather them when a module runs."""
     return hasattr(next(model.parameters()), "ds_id") or hasattr(model, "reshard")
 
 
 class TakePart(torch.autograd.Function):
-    """The first tensor, to the bit; the others get gradients of zero."""
+    """Returns the first tensor unchanged; the others get gradients of zero."""
 
     @staticmethod
     def forward(ctx, tensor: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
@@ -409,10 +409,10 @@ class TakePart(torch.autograd.Function):
 
 
 def take_part(tensor: torch.Tensor, *others: Any) -> torch.Tensor:
-    """`tensor` as it is, in whose gradient all others that have one take part, with nothing.
+    """Return `tensor` unchanged, with all others in its graph: those that need a gradient get zeros.
 
-    Weights in shards are fetched again for each output of a module that a gradient reaches. An output that is used on
-    one process and not on another would make them wait for each other for ever.
+    In the backward pass sharded weights are gathered again for each output of a module that a gradient reaches. If an
+    output were used on one process and not on another, they would wait for each other forever.
     """
     others = [other for other in others if isinstance(other, torch.Tensor) and other.requires_grad]
     return TakePart.apply(tensor, *others) if others else tensor

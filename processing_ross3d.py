@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Posed RGB-D views and words -> tensors; grounding scores -> boxes.
+"""Posed RGB-D views and text -> tensors; grounding scores -> boxes.
 
 A row is `[prefix | segment 1 | ... | segment Q | padding]`: the scene once, then its questions. Geometry is pooled to
-visual tokens and vision patches here, so no map of full resolution travels to the model.
+visual tokens and vision patches here, so the model receives no map of full resolution.
 
 Shapes: B scenes, V views, H x W pixels of a depth map, S x S pixels of a cropped view, p x p vision patches, h x w
 tokens after pooling, K proposals, Q questions of a scene, L sequence.
@@ -115,9 +115,9 @@ class Ross3DInputs(BatchFeature):
 
 class Ross3DImageProcessor(PilBackend):
     r"""
-    Views to `pixel_values`, on PIL alone: with or without torchvision, every machine gets the same pixels.
+    Views to `pixel_values`, with PIL only: every machine computes the same pixels, with or without torchvision.
 
-    `size` must be square. The processor asks for an aspect-preserving resize and a centre crop; called by itself on
+    `size` must be square. The processor does an aspect-preserving resize and a centre crop; called directly on
     pictures, this class stretches them to `size` as SigLIP's image processor does.
     """
 
@@ -134,7 +134,7 @@ class Ross3DImageProcessor(PilBackend):
         """uint8 (V, S, S, 3) -> float32 (V, 3, S, S), contiguous."""
         mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (self.image_mean, self.image_std))
         values = torch.empty(len(pictures), 3, *pictures.shape[1:3])
-        # One view after the other, in place: these are the largest tensors that a scene brings.
+        # One view after the other, in place: these are the largest tensors of a scene.
         for view, picture in zip(values, pictures, strict=True):
             view.copy_(picture.permute(2, 0, 1))
             if self.do_rescale:
@@ -145,7 +145,7 @@ class Ross3DImageProcessor(PilBackend):
 
 
 def open_view(image: Any, name: str) -> Image.Image | np.ndarray:
-    """A picture that is not decoded yet (of PIL, a path, an address, a data URI), or pixels, uint8 (H, W, 3)."""
+    """Open a view without decoding it (a PIL picture, path, address or data URI), or take pixels, uint8 (H, W, 3)."""
     if isinstance(image, (str, os.PathLike)):
         return open_named_picture(image, name) if isinstance(image, str) else open_picture(image, name)
     if isinstance(image, Image.Image):
@@ -168,21 +168,22 @@ def open_view(image: Any, name: str) -> Image.Image | np.ndarray:
 
 
 def get_view_size(view: Image.Image | np.ndarray) -> tuple[int, int]:
-    """Height and width of what `open_view` opened, the right way up."""
+    """Height and width of what `open_view` returned, turned upright."""
     return view.shape[:2] if isinstance(view, np.ndarray) else get_upright_size(view)
 
 
 def decode_view(view: Image.Image | np.ndarray, name: str) -> Image.Image:
-    """What `open_view` opened in RGB, the right way up."""
+    """The picture that `open_view` returned, in RGB and turned upright."""
     return Image.fromarray(view) if isinstance(view, np.ndarray) else decode_upright(view, name)
 
 
 def get_depth_turns(view: Image.Image | np.ndarray, depth_size: tuple[int, int], name: str) -> int:
-    """Quarter turns, counter-clockwise, that a view's depth map and camera need to lie as its upright picture does.
+    """Counter-clockwise quarter turns that align a view's depth map and camera with its upright picture.
 
-    Depth maps and cameras belong to the pixels as the file stores them, which is what cameras are calibrated for. A
-    depth map (height and width `depth_size`) whose aspect is nearer to that of the upright picture is the exception:
-    it is upright already. Where the aspect cannot tell (half turns, squares), it belongs to the stored pixels.
+    Depth maps and cameras belong to the pixels as the file stores them, since cameras are calibrated for those. The
+    exception is a depth map (height and width `depth_size`) whose aspect ratio is nearer to that of the upright
+    picture: it is upright already. Where the aspect ratio cannot tell (half turns, squares), it belongs to the stored
+    pixels.
     """
     turns = 0 if isinstance(view, np.ndarray) else get_stored_turns(view)
     check(
@@ -202,8 +203,8 @@ def get_depth_turns(view: Image.Image | np.ndarray, depth_size: tuple[int, int],
 def get_resized_size(height: int, width: int, size: int, mode: GeometryMode, name: str) -> tuple[int, int]:
     """Height and width to which a picture is resized before its centre is cropped to `size`.
 
-    "published" brings the height to `size`, which asks for a picture at least as wide as high; "valid_depth" brings
-    the short side to it.
+    "published" scales the height to `size`, so the picture has to be at least as wide as high; "valid_depth" scales
+    the short side to `size`.
     """
     if mode == "published":
         check(
@@ -248,13 +249,13 @@ def turn_views(
 
 @dataclass
 class FittedScene:
-    """A scene as the model sees it, before boxes and words: what `Ross3DProcessor.fit_scene` makes.
+    """A scene prepared for the model, without boxes and text: the result of `Ross3DProcessor.fit_scene`.
 
-    It stands in for `images` and all that belongs to them in `Ross3DProcessor.__call__`; kept on disk, it saves
+    It replaces `images` and everything that belongs to them in `Ross3DProcessor.__call__`; stored on disk, it avoids
     decoding, resizing and pooling them again.
 
     Attributes:
-        settings (`dict`): of the processor that made it; another refuses it.
+        settings (`dict`): of the processor that made it; a processor with other settings refuses it.
         pictures (V, S, S, 3): uint8.
         patch_coords (V, h, w, 3), patch_valid (V, h, w), *optional*: metres; absent without depth.
         depth (V, S, S), *optional*: metres, of the pixels that are left after resize and crop, float32.
@@ -282,7 +283,7 @@ class FittedScene:
 
     @cached_property
     def world_coords(self) -> torch.Tensor:
-        """World points (V, S, S, 3) of the kept pixels, metres."""
+        """World points (V, S, S, 3), metres, of the pixels that are left after resize and crop."""
         return unproject(self.depth, self.intrinsics, self.cam2world, self.rows, self.columns)
 
 
@@ -292,16 +293,16 @@ class FittedScene:
 # Chats
 
 PICTURE_KEYS = ("image", "url", "path", "base64")
-# What the block of a view may say about its camera. Other keys (`cache_control`) are the caller's, unless they look
-# like one of these.
+# Keys of a picture block that describe its camera. Other keys (`cache_control`) are ignored, unless they look like a
+# misspelling of one of these.
 CAMERA_KEYS = ("depth_map", "intrinsics", "cam2world")
 ROLES = ("system", "user", "assistant", "tool")
-# Of two words, the share of letters in common from which on one is taken for a misspelling of the other.
+# Similarity of two words (0 to 1) from which on one counts as a misspelling of the other.
 MISSPELT_FROM = 0.7
 
 
 def check_picture_keys(block: Mapping[str, Any], name: str) -> None:
-    """Refuse keys of a picture's block that look like a camera's or a picture's key and are none."""
+    """Refuse keys of a picture block that look like a misspelt camera or picture key."""
     known = (*CAMERA_KEYS, *PICTURE_KEYS)
     for key in (key for key, value in block.items() if value is not None):
         near = [] if key in (*known, "type") else difflib.get_close_matches(str(key).lower(), known, 1, MISSPELT_FROM)
@@ -310,11 +311,11 @@ def check_picture_keys(block: Mapping[str, Any], name: str) -> None:
 
 
 def normalize_content(message: dict[str, Any], name: str) -> str | list[dict[str, Any]]:
-    """The content of a message of a chat: a string, or blocks of text and of pictures, each under the key `image`."""
+    """The content of a chat message: a string, or blocks of text and pictures, each picture under the key `image`."""
     check("role" in message, name, "a role and a content", sorted(message), "add 'role': 'user'")
     role, content = message["role"], message.get("content")
     check(role in ROLES, name, f"a role of {ROLES}", repr(role), "write 'user' for questions")
-    # A call of a tool stands in place of words.
+    # A tool call replaces the text.
     content = "" if content is None and message.get("tool_calls") else content
     check(isinstance(content, (str, list, tuple)), name, "a content, words or a list of blocks",
           type(content).__name__, "write 'content': '...'")  # fmt: skip
@@ -348,13 +349,13 @@ def normalize_content(message: dict[str, Any], name: str) -> str | list[dict[str
 
 
 def list_pictures(message: dict[str, Any]) -> list[dict[str, Any]]:
-    """The blocks of pictures of a message."""
+    """The picture blocks of a message."""
     content = message["content"]
     return [] if isinstance(content, str) else [block for block in content if block["type"] == "image"]
 
 
 def check_pictures_of_chat(messages: list[dict[str, Any]], name: str) -> None:
-    """All pictures of a chat are views of one scene: they stand in one turn, and nothing else stands for them."""
+    """Require that all pictures of a chat, views of one scene, are in one turn, without `<image>` in the text."""
     turns = [turn for turn, message in enumerate(messages) if list_pictures(message)]
     check(len(turns) <= 1, name, "pictures in one message, since they are views of one scene",
           f"pictures in messages {turns}", "move them to the first of these messages")  # fmt: skip
@@ -373,19 +374,19 @@ def check_pictures_of_chat(messages: list[dict[str, Any]], name: str) -> None:
           "no <image> in its words, since the blocks of pictures stand for it", "one", "leave it out")  # fmt: skip
 
 
-# What a call may set, as the library's processors understand it
+# Per-call arguments, as the library's processors understand them
 
 
 @dataclass
 class CallOptions:
-    """How a call lays out rows and scales pictures."""
+    """The options of a call for laying out rows and scaling pictures."""
 
     image_processor: Ross3DImageProcessor
     rows: RowOptions
     return_tensors: str | None
 
 
-# Arguments of the library that have one meaning here, with the values that say so; None, the default, always does.
+# Arguments of the library with one behaviour here, and the values that ask for it; None, the default, always does.
 FIXED_ARGUMENTS = {
     "add_special_tokens": (False,), "return_attention_mask": (True,), "return_token_type_ids": (False,),
     "return_mm_token_type_ids": (False,), "return_text_replacement_offsets": (False,),
@@ -401,7 +402,7 @@ OTHER_ARGUMENTS = (
     "padding", "padding_side", "pad_to_multiple_of", "truncation", "max_length", "return_tensors", "size", "crop_size",
     "resample", "videos", "audio",
 )  # fmt: skip
-# How frames are taken from videos, of which there are none here.
+# Arguments for sampling frames from videos, which are not supported here.
 VIDEO_ARGUMENTS = ("num_frames", "fps", "do_sample_frames")
 PADDINGS = {True: True, "longest": True, False: False, "do_not_pad": False, "max_length": "max_length"}
 TRUNCATIONS = {
@@ -411,8 +412,10 @@ TRUNCATIONS = {
 
 
 def flatten_arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments, those of `text_kwargs`, `images_kwargs` and `common_kwargs` included; None, the default, is left out
-    where the library knows the name."""
+    """Flatten arguments given in `text_kwargs`, `images_kwargs` and `common_kwargs`.
+
+    Arguments that the library knows are left out where they are None, their default.
+    """
     flat = {key: value for key, value in given.items() if not key.endswith("_kwargs")}
     for group in (key for key in given if key.endswith("_kwargs")):
         nested = {} if given[group] is None else given[group]
@@ -431,17 +434,17 @@ def flatten_arguments(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a real number that float32 can hold; truth values and NaN are none."""
+    """Whether a value is a real number that float32 can hold; booleans and NaN are not."""
     return isinstance(value, Real) and not isinstance(value, bool) and abs(value) < 1e38
 
 
 def is_one_of(value: Any, legal: tuple) -> bool:
-    """Whether `legal` has this very value; 1 is not True."""
+    """Whether `legal` holds this value with the same type; 1 is not True."""
     return any(type(value) is type(item) and value == item for item in legal)
 
 
 def read_layout(given: dict[str, Any]) -> RowOptions:
-    """Padding and truncation, taken out of `given`."""
+    """The options of padding and truncation, removed from `given`."""
     chooses_padding = "padding" in given
     padding, truncation = given.pop("padding", True), given.pop("truncation", False)
     side, multiple = given.pop("padding_side", None), given.pop("pad_to_multiple_of", None)
@@ -457,7 +460,7 @@ def read_layout(given: dict[str, Any]) -> RowOptions:
         check(legal, key, "a whole number of positions above 0", repr(value), "leave it out for rows as they are")
     padding, truncation = PADDINGS[padding], TRUNCATIONS[truncation]
     is_read = max_length is None or truncation or padding == "max_length"
-    # With this padding the library ignores it, too.
+    # With this padding the library ignores `max_length` too.
     if not is_read and chooses_padding and padding is True:
         warnings.warn("max_length: ignored, since padding=True makes rows as long as the longest, without"
                       " truncation=True.", stacklevel=4)  # fmt: skip
@@ -468,7 +471,7 @@ def read_layout(given: dict[str, Any]) -> RowOptions:
 
 
 def read_pixel_arguments(given: dict[str, Any], image_processor: Ross3DImageProcessor) -> Ross3DImageProcessor:
-    """The image processor, or a copy that scales colours as the call says; what it read is taken out of `given`."""
+    """The image processor, or a copy that scales colours as the call asks; the arguments are removed from `given`."""
     side = image_processor.size.height
     square = {"height": side, "width": side}
     for key in ("size", "crop_size"):
@@ -507,7 +510,7 @@ def read_pixel_arguments(given: dict[str, Any], image_processor: Ross3DImageProc
 
 @dataclass
 class SceneRequest:
-    """What a call brings for one scene."""
+    """The arguments of a call that belong to one scene."""
 
     name: str
     views: list[Any] | None
@@ -521,7 +524,7 @@ class SceneRequest:
     bev_bounds: Any = None
 
 
-# Axes of what a single scene brings; more axes, or as many items as scenes, mean a list of scenes.
+# Axes of each argument for a single scene; more axes, or as many items as scenes, mean a list of scenes.
 SCENE_NDIM = {
     "depth_maps": 3, "intrinsics": 2, "cam2world": 3, "proposal_boxes": 2, "bev_image": 3, "bev_valid": 2,
     "bev_bounds": 1,
@@ -547,14 +550,14 @@ def get_scene_names(scene_ids: str | list[str] | None, num_scenes: int) -> list[
 
 
 def is_scene(views: Any) -> bool:
-    """Whether this holds the pictures of a scene, rather than being one."""
+    """Whether this is a list of pictures, rather than a picture."""
     return isinstance(views, (list, tuple)) or getattr(views, "ndim", 0) == 4
 
 
 def split_views(images: Any) -> tuple[list[Any], bool]:
     """A picture, V pictures, or a list of B such lists -> B lists, and whether there was a list of scenes.
 
-    A `FittedScene` stands for the views of a scene.
+    A `FittedScene` counts as the views of a scene.
     """
     if isinstance(images, FittedScene):
         return [images], False
@@ -576,7 +579,7 @@ def split_views(images: Any) -> tuple[list[Any], bool]:
 
 
 def split_by_scene(key: str, value: Any, num_scenes: int) -> list[Any]:
-    """One item a scene; a single scene may be given bare or as a list of one."""
+    """Split a value into one item per scene; a single scene's may be given bare or as a list of one."""
     if value is None:
         return [None] * num_scenes
     ndim, scene_ndim = get_ndim(value), SCENE_NDIM[key]
@@ -591,7 +594,7 @@ def split_by_scene(key: str, value: Any, num_scenes: int) -> list[Any]:
 def split_requests(
     names: list[str], views: list[Any], questions: list[list[Question]], belongings: dict[str, Any]
 ) -> list[SceneRequest]:
-    """Sort by scene; boxes and targets are checked here, for questions need the number of proposals."""
+    """Sort arguments by scene and check boxes and targets, since questions need the number of proposals."""
     sorted_by_scene = {key: split_by_scene(key, value, len(names)) for key, value in belongings.items()}
     requests = []
     for index, name in enumerate(names):
@@ -607,12 +610,12 @@ def split_requests(
 
 
 def is_index(value: Any) -> bool:
-    """Whether a value is a whole number from 0; truth values are none."""
+    """Whether a value is a whole number from 0 on; booleans are not."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 0
 
 
 def check_targets(request: SceneRequest) -> None:
-    """Targets must be proposals of their scene."""
+    """Refuse targets that are not proposals of their scene."""
     boxes = request.proposal_boxes
     for question in request.questions:
         if question.targets is None:
@@ -625,7 +628,7 @@ def check_targets(request: SceneRequest) -> None:
 
 
 def check_inside(request: SceneRequest, fitted: FittedScene) -> None:
-    """Refuse boxes and points that lie farther from all cameras and readings than any room: another unit or frame."""
+    """Refuse boxes and points too far from all cameras and readings: they are in another unit or frame."""
     if fitted.cam2world is None:
         return
     seen = torch.cat([fitted.cam2world[:, :3, 3], fitted.patch_coords[fitted.patch_valid].double()])
@@ -645,7 +648,7 @@ def check_inside(request: SceneRequest, fitted: FittedScene) -> None:
 
 
 def split_questions(words: dict[str, Any], names: list[str], bare: bool) -> list[list[Question]]:
-    """Questions of every scene with their points, answers and targets; `bare`: all belongs to a single scene."""
+    """Questions of every scene with their points, answers and targets; `bare`: all belong to a single scene."""
     if words["text"] is None:
         given = [key for key, value in words.items() if value is not None]
         check(not given, "text", f"questions beside {given}", "None", "pass text=, or leave these out")
@@ -663,7 +666,7 @@ def split_questions(words: dict[str, Any], names: list[str], bare: bool) -> list
 
 
 def split_scene_questions(words: dict[str, Any], scene_name: str) -> list[Question]:
-    """Questions of one scene: a string with bare belongings, or lists of one length."""
+    """Questions of one scene: a string with bare values, or lists of the same length."""
     text = words["text"]
     is_single = text is not None and not isinstance(text, (list, tuple))
     texts = [text] if is_single else list(text or [])
@@ -697,7 +700,7 @@ def split_scene_questions(words: dict[str, Any], scene_name: str) -> list[Questi
 
 
 def wrap_single(value: Any, is_single: bool, item_types: tuple[type, ...]) -> Any:
-    """What came beside a single string, as a list of one; a list of one such item already is."""
+    """Wrap the value that belongs to a single question into a list; a list of one such item stays as it is."""
     if value is None or not is_single:
         return value
     is_list_of_one = isinstance(value, (list, tuple)) and len(value) == 1 and isinstance(value[0], item_types)
@@ -716,7 +719,7 @@ def check_scene_index(scene_index: Any, num_questions: int) -> torch.Tensor:
 
 
 def spread_point(points: Any, texts: list[str], scene_name: str) -> Any:
-    """One bare point (3,) is meant for every question with a `<coord>`; a list has an item a question."""
+    """Points per question: one bare point (3,) goes to every question with `<coord>`; a list is returned unchanged."""
     if get_ndim(points) != 1 or len(points) != 3 or any(point is None for point in points):
         return points
     marked = [isinstance(text, str) and COORD_TOKEN in text for text in texts]
@@ -734,7 +737,7 @@ def check_point(point: Any, name: str) -> list[float]:
 
 
 def get_question_inputs(requests: list[SceneRequest]) -> dict[str, torch.Tensor]:
-    """`query_coords` (B, Q, 3), NaN without `<coord>`, and `grounding_labels` (B, Q, K + 1), each where it applies."""
+    """`query_coords` (B, Q, 3), NaN without `<coord>`, and `grounding_labels` (B, Q, K + 1), each if it is needed."""
     data = {}
     questions = [question for request in requests for question in request.questions]
     longest = max((len(request.questions) for request in requests), default=0)
@@ -766,7 +769,7 @@ def choose_proposals(
     return [int(proposals.argmax())] if bool((proposals > -math.inf).any()) else []
 
 
-# Settings of the processor that are a choice.
+# Settings of the processor with a fixed set of values.
 SETTINGS = {
     "geometry_mode": ("published", "valid_depth"),
     "label_rule": ("published", "answer_only"),
@@ -774,7 +777,7 @@ SETTINGS = {
 }
 
 
-# Its counts, which are whole numbers from 1 on; one may be None.
+# Its counts: whole numbers from 1 on; one may be None.
 COUNTS = ("patch_size", "bev_size", "max_position_embeddings")
 
 
@@ -794,13 +797,13 @@ class Ross3DProcessor(ProcessorMixin):
             with its header and end mark, and every chat mark and lone line break of the prompt; `"answer_only"`: the
             answer and its end mark.
         spatial_instruction (`bool`, defaults to `False`): whether `SPATIAL_INSTRUCTION` follows the views.
-        object_patch_threshold (`float`, defaults to 0.5): share of a patch's points inside a proposal that makes the
-            patch its own.
+        object_patch_threshold (`float`, defaults to 0.5): share of a patch's points inside a proposal from which on
+            the patch belongs to it.
         bev_size (`int`, defaults to 432): side of bird's-eye pictures in pixels.
         max_position_embeddings (`int`, *optional*): longest row the model reads; longer ones are refused.
     """
 
-    # What stands around a question: a value of the backbone.
+    # The text around a question, which depends on the backbone.
     template = LLAVA_VIDEO
 
     def __init__(
@@ -843,18 +846,18 @@ class Ross3DProcessor(ProcessorMixin):
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs) -> list[Any]:
-        """The image processor is the class of this file, so a checkout loads it without running saved code."""
+        """Load the image processor with the class of this file, so that no saved code runs."""
         image_processor = Ross3DImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        # The library's pipelines pad as the tokenizer does, and answers go on at the ends of rows. The tokenizer has
-        # no code of its own: without a word about trust the library would ask on the terminal. Its class stands in its
-        # own settings; without a config the library would look for one of the model, and warn.
+        # Left padding: the library's pipelines pad as the tokenizer does, and generation continues at the row's end.
+        # The tokenizer has no custom code; without `trust_remote_code` the library would ask on the terminal. Its
+        # class is named in its own settings; without a config the library would look for the model's and warn.
         config = PreTrainedConfig()
         kwargs = {"padding_side": "left", "trust_remote_code": False, "config": config, **kwargs}
         tokenizer = cls._load_tokenizer_from_pretrained("tokenizer", pretrained_model_name_or_path, **kwargs)
         return [image_processor, tokenizer]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Settings may be changed on a loaded processor; each is checked as it is set."""
+        """Set an attribute; settings may be changed on a loaded processor and are checked here."""
         if name in SETTINGS:
             check(
                 is_one_of(value, SETTINGS[name]), name, f"one of {SETTINGS[name]}", repr(value), "choose one of them"
@@ -870,7 +873,7 @@ class Ross3DProcessor(ProcessorMixin):
 
     @property
     def row_builder(self) -> RowBuilder:
-        """What lays out rows with today's settings."""
+        """The row builder with the current settings."""
         return RowBuilder(
             self.tokenizer, self.template, self.label_rule, self.spatial_instruction, self.tokens_per_view,
             self.max_position_embeddings, self.image_token_id, self.structure_ids, self.answer_header_length,
@@ -920,15 +923,15 @@ class Ross3DProcessor(ProcessorMixin):
         scene_index: Any = None,
         **kwargs,
     ) -> Ross3DInputs:
-        """Make the model's inputs for B scenes; everything a scene has is given bare, or as a list of B items.
+        """Make the model's inputs for B scenes; each argument is given for one scene, or as a list of B items.
 
         Args:
             images: V pictures (PIL, files, http, file and data URIs, base64, uint8 (H, W, 3) arrays, tensors), or a
                 list of B such lists; or what `fit_scene` made of them, which then holds depth, cameras and bird's-eye
-                picture as well. Files are turned as their EXIF orientation says.
+                picture as well. Files are turned upright by their EXIF orientation.
             text: a question, a list of questions about the scene (one packed row), or a list of B of either. Without
-                `images` the questions stand alone, one a row, for scenes the model has encoded before. Without text
-                a row is the scene alone. `<image>` at the beginning or end of a question stands for the views. A
+                `images` the rows are questions alone, one per row, for scenes the model has encoded before. Without
+                text a row is the scene alone. `<image>` at the beginning or end of a question marks the views. A
                 text with chat marks is a whole prompt: it holds one `<image>`, or none where no images are given.
             depth_maps: V maps (H, W), metres along the camera's z axis, 0 = no reading. They, `intrinsics` and
                 `cam2world` belong to pictures as their files store them and are turned with them, unless a depth
@@ -936,29 +939,30 @@ class Ross3DProcessor(ProcessorMixin):
             intrinsics: (3, 3) or (V, 3, 3), pixels of the depth map, top-left pixel centre at (0, 0).
             cam2world: (V, 4, 4), OpenCV axes, metres, z up.
             proposal_boxes: (K, 6), centre xyz and size xyz, metres.
-            query_coords: (3,), metres, for `<coord>`, or one (None where a question has no `<coord>`) a question.
-            answers: nested as `text`; adds `labels`, `shift_labels`, `loss_weights`. `"<ground>"` is answered by
-                proposals.
+            query_coords: (3,), metres, for `<coord>`; or one per question, None where it has no `<coord>`.
+            answers: nested as `text`; adds `labels`, `shift_labels`, `loss_weights`. The answer `"<ground>"` is
+                grounded in the proposals.
             target_objects: nested as `text`: proposal indices, `[]` = no target, None = not a grounding question;
                 adds `grounding_labels`.
             bev_image: bird's-eye picture, uint8 (Hb, Wb, 3) or PIL; adds `bev_pixel_values`.
             bev_valid: (Hb, Wb) bool, where the picture shows something.
             bev_bounds: (4,), xmin, ymin, xmax, ymax of the picture, metres.
             scene_ids: what errors and warnings call the scenes.
-            scene_index: without `images`, which encoded scene each question is about; lists of B lists say it too.
-            kwargs: the library's per-call arguments, flat or in `text_kwargs` and `images_kwargs`. Obeyed are
+            scene_index: without `images`, which encoded scene each question is about; text nested in B lists says it
+                too.
+            kwargs: the library's per-call arguments, flat or in `text_kwargs` and `images_kwargs`. Supported are
                 `return_tensors` (`"pt"`, the default, or `"np"`), `padding`, `padding_side`, `pad_to_multiple_of`,
                 `truncation`, `max_length`, `do_rescale`, `rescale_factor`, `do_normalize`, `image_mean` and
-                `image_std`; how to sample a video is ignored with a warning; others are refused unless they say what
-                happens anyway.
+                `image_std`. Arguments for sampling a video are ignored with a warning; others are refused unless they
+                ask for the behaviour that this processor has anyway.
 
         Returns:
-            `Ross3DInputs` with `input_ids`, `attention_mask`, `segment_ids` (B, L), and of the rest what was given.
-            With `padding_side` the caller goes on to lay out rows himself, as TRL's collator does: `segment_ids` are
-            absent then where no row has several questions, and every one of them is causal.
+            `Ross3DInputs` with `input_ids`, `attention_mask`, `segment_ids` (B, L), and the tensors of the other
+            arguments that were given. With `padding_side` the caller lays out rows himself, as TRL's collator does:
+            then `segment_ids` are absent if no row has several questions, and all rows are plainly causal.
 
         Raises:
-            ValueError: for input that contradicts itself or looks like another unit, with the way out.
+            ValueError: for input that contradicts itself or looks like another unit, with a remedy.
         """
         options = self.read_options(kwargs)
         check(images is not None or text is not None, "images", "views of a scene", "neither images nor text",
@@ -981,7 +985,7 @@ class Ross3DProcessor(ProcessorMixin):
         return Ross3DInputs(data)
 
     def read_options(self, kwargs: dict[str, Any]) -> CallOptions:
-        """Per-call arguments of the library's processors: obeyed, or refused by name with the way out."""
+        """Read the per-call arguments of the library's processors; unsupported ones are refused with a remedy."""
         given = flatten_arguments(kwargs)
         return_tensors = given.pop("return_tensors", "pt")
         legal = is_one_of(return_tensors, (None, "pt", "np"))
@@ -990,7 +994,7 @@ class Ross3DProcessor(ProcessorMixin):
         options = CallOptions(pixels, read_layout(given), return_tensors)
         sampling = [key for key in VIDEO_ARGUMENTS if not is_one_of(given.pop(key, None), (None, False))]
         if sampling:
-            # No error: the library's own suite samples the videos of chats that have pictures alone.
+            # No error: the library's tests pass video arguments for chats that have only pictures.
             warnings.warn(f"{', '.join(sampling)}: ignored, since pictures are not sampled; pass the frames of a video"
                           " that are meant as images=.", stacklevel=3)  # fmt: skip
         for key in ("videos", "audio"):
@@ -1008,7 +1012,7 @@ class Ross3DProcessor(ProcessorMixin):
     def get_scenes(
         self, images, words: dict[str, Any], belongings: dict[str, Any], scene_ids, options: CallOptions
     ) -> dict[str, Any]:
-        """Inputs of B scenes, each with none, one or several questions."""
+        """Inputs of B scenes, each with no, one or several questions."""
         views, is_batch = split_views(images)
         names = get_scene_names(scene_ids, len(views))
         for name, scene_views in zip(names, views, strict=True):
@@ -1018,7 +1022,7 @@ class Ross3DProcessor(ProcessorMixin):
         requests = split_requests(names, views, questions, belongings)
         scenes = [SceneWords(request.name, len(request.views), request.questions) for request in requests]
         rows = self.row_builder.build_scene_rows(scenes, words["answers"] is not None, options.rows)
-        # Generation continues a row at its end, so rows of one question, or of none, are padded in front.
+        # Generation continues a row at its end, so rows with at most one question are padded on the left.
         is_packed = any(len(request.questions) > 1 for request in requests)
         right = words["answers"] is not None or is_packed
         data = self.row_builder.pad_text(rows, "right" if right else "left", options.rows)
@@ -1030,9 +1034,9 @@ class Ross3DProcessor(ProcessorMixin):
     def get_questions_alone(
         self, words: dict[str, Any], belongings: dict[str, Any], scene_ids, scene_index, options: CallOptions
     ) -> dict[str, Any]:
-        """Inputs of questions about scenes the model has encoded before, one a row; new proposals are legal.
+        """Inputs of questions about scenes the model has encoded before, one per row; new proposals are legal.
 
-        Whole prompts are rows that need no scene: chats without pictures.
+        Whole prompts (chats without pictures) are rows that need no scene.
         """
         remedy = "pass images= as well"
         for key, value in (words | belongings).items():
@@ -1078,9 +1082,9 @@ class Ross3DProcessor(ProcessorMixin):
         bev_bounds: Any = None,
         scene_id: str = "0",
     ) -> FittedScene:
-        """All that does not depend on boxes and words, of one scene; see `__call__` for the arguments.
+        """Prepare everything of one scene that does not depend on boxes and text; see `__call__` for the arguments.
 
-        `processor(images=fitted, text=..., proposal_boxes=...)` goes on from it and gives what it would have given.
+        `processor(images=fitted, text=..., proposal_boxes=...)` then returns what the original arguments would give.
         """
         views, is_batch = split_views(images)
         check(not is_batch and len(views[0]) > 0, "images", "the views of one scene", f"{len(views)} lists of views",
@@ -1092,7 +1096,7 @@ class Ross3DProcessor(ProcessorMixin):
         return self.fit_request(request)
 
     def make_fitted(self, tensors: dict[str, torch.Tensor]) -> FittedScene:
-        """A fitted scene from its tensors, such as `fit_scene` of this processor made and somebody kept."""
+        """A fitted scene from its stored tensors, which `fit_scene` of a processor with these settings made."""
         return FittedScene(self.get_fit_settings(), **tensors)
 
     def get_fit_settings(self) -> dict[str, Any]:
@@ -1106,7 +1110,7 @@ class Ross3DProcessor(ProcessorMixin):
         }
 
     def get_pixel_settings(self) -> dict[str, Any]:
-        """Settings that decide which numbers `pixel_values` makes of cropped pictures."""
+        """Settings that decide how cropped pictures become `pixel_values`."""
         pictures = self.image_processor
         return {
             "do_rescale": pictures.do_rescale,
@@ -1117,7 +1121,7 @@ class Ross3DProcessor(ProcessorMixin):
         }
 
     def get_scene_settings(self) -> dict[str, Any]:
-        """All settings that decide what the model reads of a scene; bird's-eye pictures are targets alone."""
+        """All settings that decide what the model reads of a scene; bird's-eye pictures are targets only."""
         fitted = {name: value for name, value in self.get_fit_settings().items() if name != "bev_size"}
         return {
             **fitted,
@@ -1129,7 +1133,7 @@ class Ross3DProcessor(ProcessorMixin):
     def fit_request(self, request: SceneRequest) -> FittedScene:
         """Decode, resize and crop pictures; crop, unproject and pool depth; fit the bird's-eye picture.
 
-        Pictures are decoded one after the other: no two are held at full size.
+        Pictures are decoded one after the other, so only one is in memory at full size.
         """
         depth = None
         if request.depth_maps is not None:
@@ -1172,7 +1176,7 @@ class Ross3DProcessor(ProcessorMixin):
         return inputs
 
     def check_fitted(self, request: SceneRequest) -> FittedScene:
-        """Refuse a fitted scene of another processor, and what it holds already given once more."""
+        """Refuse a fitted scene of another processor, and arguments that the fitted scene already contains."""
         fitted, wanted = request.views, self.get_fit_settings()
         check(fitted.settings == wanted, f"images of {request.name}", f"a scene fitted by a processor with {wanted}",
               fitted.settings, "fit it again with this processor's fit_scene")  # fmt: skip
@@ -1183,7 +1187,7 @@ class Ross3DProcessor(ProcessorMixin):
         return fitted
 
     def get_proposals_of(self, fitted: FittedScene, boxes: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        """Proposals and, where there is depth, the patches they cover."""
+        """Proposals and, with depth, the patches they cover."""
         if boxes is None:
             return {}
         inputs = {"proposal_boxes": boxes, "proposal_mask": torch.ones(len(boxes), dtype=torch.bool)}
@@ -1195,7 +1199,7 @@ class Ross3DProcessor(ProcessorMixin):
         return inputs
 
     def check_aspect(self, size: tuple[int, int], depth_size: tuple[int, int], name: str) -> None:
-        """A picture must show what its depth map shows; published mode stretches it, which is said."""
+        """Refuse a picture whose aspect ratio differs from its depth map's; published mode stretches it and warns."""
         if has_same_aspect(size, depth_size):
             return
         sizes = f"{size[0]} x {size[1]}", f"{depth_size[0]} x {depth_size[1]}"
@@ -1211,8 +1215,10 @@ class Ross3DProcessor(ProcessorMixin):
     def fit_geometry(
         self, fitted: FittedScene, request: SceneRequest, depth: torch.Tensor | None, turns: list[int]
     ) -> None:
-        """Depth and cameras of the pixels that survive resize and crop, each at its place in the full map, and the
-        positions pooled from them; `turns` are the quarter turns that bring each view upright."""
+        """Depth and cameras of the pixels left after resize and crop, and the positions pooled from them.
+
+        Each pixel has its coordinates in the full map; `turns` are the quarter turns that bring each view upright.
+        """
         name = request.name
         if depth is None:
             if request.cam2world is not None:
@@ -1245,7 +1251,7 @@ class Ross3DProcessor(ProcessorMixin):
         self.check_blank_views(blank, num_views, name)
 
     def check_blank_views(self, blank: list[int], num_views: int, name: str) -> None:
-        """Views without a reading: all of them are an error, some a warning where they get no position."""
+        """Raise an error if no view has a reading; warn of single views without one if they get no position."""
         check(len(blank) < num_views, f"depth_maps of {name}", "a reading in the part of a view that is seen",
               "none in any view", "leave depth_maps out to use the pictures alone")  # fmt: skip
         if blank and self.geometry_mode == "valid_depth":
@@ -1268,8 +1274,9 @@ class Ross3DProcessor(ProcessorMixin):
     def fit_bev(self, fitted: FittedScene, request: SceneRequest, reference: tuple[int, int]) -> None:
         """Bird's-eye picture of one scene at `bev_size`.
 
-        Published: brought to height `bev_size` and the aspect of the views (height and width `reference`), whatever
-        its own, then cropped. Ours: square pictures alone, resized to `bev_size`, void kept exactly black.
+        Published: resized to height `bev_size` and the aspect ratio of the views (height and width `reference`),
+        regardless of its own, then cropped. Ours: square pictures only, resized to `bev_size`, with void pixels
+        exactly black.
         """
         name, size = f"bev_image of {request.name}", self.bev_size
         picture = decode_view(open_view(request.bev_image, name), name)
@@ -1298,12 +1305,12 @@ class Ross3DProcessor(ProcessorMixin):
     # The library's interface
 
     def _get_num_multimodal_tokens(self, image_sizes: list[tuple[int, int]] | None = None, **kwargs) -> MultiModalData:
-        """Placeholders of pictures of the given sizes: all views have the same number."""
+        """The number of placeholders of pictures of the given sizes: the same for all views."""
         count = 0 if image_sizes is None else len(image_sizes)
         return MultiModalData(num_image_tokens=[self.tokens_per_view] * count, num_image_patches=[1] * count)
 
     def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):
-        """The library's, with one `<image>` for all pictures of a message; gives the ids that `text=` gives.
+        """As in the library, with one `<image>` for all pictures of a message; returns the same ids as `text=`.
 
         A picture's block may carry its `depth_map`, `intrinsics` and `cam2world`; anything else of `__call__` goes
         into `processor_kwargs`.
@@ -1313,7 +1320,7 @@ class Ross3DProcessor(ProcessorMixin):
         return super().apply_chat_template(conversation, chat_template, **kwargs)
 
     def _normalize_conversations(self, conversation):
-        """The library's, with every picture under the key `image`, and chats refused that this model cannot read."""
+        """As in the library, with every picture under the key `image`; refuses chats that this model cannot read."""
         check(isinstance(conversation, (list, tuple)) and len(conversation) > 0, "conversation",
               "a list of messages, or a list of such lists", shorten(repr(conversation), 60),
               "pass [{'role': 'user', 'content': [...]}]")  # fmt: skip
@@ -1347,12 +1354,12 @@ class Ross3DProcessor(ProcessorMixin):
             scores (sum of Q, K + 1): last column "no target", -inf at padding.
             proposal_boxes (K, 6) or (B, K, 6): metres.
             scene_index (sum of Q,), *optional*: the scene of each question; needed for several scenes.
-            selection (`str`): "best" (one target is known to exist): the highest proposal, also where "no target" is
-                higher. "cumulative" (none, one or several): nothing where "no target" is highest, otherwise
+            selection (`str`): "best" (one target is known to exist): the highest proposal, even if "no target" is
+                higher. "cumulative" (none, one or several targets): nothing if "no target" is highest, otherwise
                 proposals in falling order until their softmax probabilities sum to `threshold`.
 
         Returns:
-            one dict a question: `proposals` (list of indices), `boxes` (n, 6), `scores` (n,), `no_target` (bool).
+            one dict per question: `proposals` (list of indices), `boxes` (n, 6), `scores` (n,), `no_target` (bool).
         """
         modes = ("best", "cumulative")
         check(selection in modes, "selection", f"one of {modes}", repr(selection), "choose one of them")

@@ -12,11 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Reconstruction: pictures masked from the model, rebuilt in a frozen VAE's latent space.
+"""Reconstruction: pictures that the model did not see, rebuilt in a frozen VAE's latent space.
 
-One denoiser, two objectives: masked views (cross-view) and the bird's-eye picture (global-view). Here are the head,
-the way of pictures into the teacher's latents and back, which pictures are asked for at which positions, and both
-losses.
+One denoiser serves two objectives: masked views (cross-view) and the bird's-eye picture (global-view). This file holds
+the head, the conversion of pictures to the teacher's latents and back, the queries (which pictures to rebuild, at
+which positions), and both losses.
 
 Shapes: B scenes, V views, N tokens of a view, D width of the language model, n pictures to rebuild, m pictures of a
 scene, M tokens of a picture (grid g x g), Z channels of a folded latent token, z channels of a teacher latent.
@@ -56,7 +56,7 @@ from .objectives_ross3d import (
 )
 
 
-# The release normalises the states with torch's default and its blocks with 1e-6.
+# The release uses torch's default epsilon to normalise the states, and 1e-6 in its blocks.
 CONDITION_NORM_EPS = 1e-5
 Branch = Literal["view", "bev"]
 
@@ -65,7 +65,7 @@ Branch = Literal["view", "bev"]
 
 
 def get_view_pictures(pixel_values: torch.Tensor, config: Ross3DConfig) -> torch.Tensor:
-    """Normalised views (n, 3, H, W) as the teacher takes them: (n, 3, size, size) in [-1, 1], size of the config."""
+    """Convert normalised views (n, 3, H, W) to the teacher's input: (n, 3, size, size) in [-1, 1], size by config."""
     mean, std = (
         torch.tensor(values, device=pixel_values.device).view(1, 3, 1, 1)
         for values in (config.image_mean, config.image_std)
@@ -75,13 +75,15 @@ def get_view_pictures(pixel_values: torch.Tensor, config: Ross3DConfig) -> torch
 
 
 def get_bev_pictures(bev_pixel_values: torch.Tensor) -> torch.Tensor:
-    """Bird's-eye pictures (n, 3, H, W) in [0, 1] as the teacher takes them: in [-1, 1]."""
+    """Convert bird's-eye pictures (n, 3, H, W) in [0, 1] to the teacher's input, in [-1, 1]."""
     return (2 * bev_pixel_values.float() - 1).clamp(-1, 1)
 
 
 def encode_pictures(teacher: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
-    """What the teacher makes of pictures (n, 3, H, W) in [-1, 1], on their device: (n, 2z, a, b), the mean of its
-    posterior and the log-variance, one behind the other."""
+    """Encode pictures (n, 3, H, W) in [-1, 1] with the teacher: (n, 2z, a, b) on the pictures' device.
+
+    The result is the posterior's mean and log-variance, concatenated along the channels.
+    """
     with torch.no_grad(), maybe_autocast(teacher.device.type, enabled=False):
         posterior = teacher.encode(pictures.to(teacher.device, teacher.dtype).contiguous()).latent_dist
     return torch.cat([posterior.mean, posterior.logvar], dim=1).to(pictures.device)
@@ -95,7 +97,7 @@ def decode_latents(teacher: nn.Module, latents: torch.Tensor) -> torch.Tensor:
 
 
 def sample_posterior(posterior: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Latents (n, z, a, b) of a posterior (n, 2z, a, b) and standard normal noise (n, z, a, b)."""
+    """Latents (n, z, a, b) from a posterior (n, 2z, a, b) and standard normal noise (n, z, a, b)."""
     mean, logvar = posterior.chunk(2, dim=1)
     return mean + torch.exp(0.5 * logvar) * noise.to(mean)
 
@@ -111,19 +113,22 @@ def unfold_latents(tokens: torch.Tensor, patch_size: int) -> torch.Tensor:
 
 
 def get_target_tokens(latents: torch.Tensor, config: Ross3DDenoiserConfig, grid_size: int) -> torch.Tensor:
-    """Teacher latents (n, z, a, b) -> what the denoiser rebuilds: scaled, resized and folded (n, Z, g, g), float32."""
+    """Teacher latents (n, z, a, b) -> the denoiser's targets: scaled, resized and folded (n, Z, g, g), float32."""
     latents = (latents - config.shift_factor) * config.scaling_factor
     size = grid_size * config.latent_patch_size
     return fold_latents(resize_bilinear(latents.float(), size), config.latent_patch_size)
 
 
 def get_latents(tokens: torch.Tensor, config: Ross3DDenoiserConfig) -> torch.Tensor:
-    """Teacher latents (n, z, g*p, g*p) of tokens (n, Z, g, g): unfolded, and the scaling undone."""
+    """Teacher latents (n, z, g*p, g*p) from tokens (n, Z, g, g): unfolded, with the scaling undone."""
     return unfold_latents(tokens, config.latent_patch_size) / config.scaling_factor + config.shift_factor
 
 
 def resize_bilinear(pictures: torch.Tensor, size: int) -> torch.Tensor:
-    """Bilinear, no antialias, corners not aligned; contiguous, since convolutions on CPU differ on strided input."""
+    """Resize bilinearly (no antialias, corners not aligned) to a contiguous tensor.
+
+    On CPU the results of convolutions differ slightly for strided input.
+    """
     if pictures.shape[-2:] != (size, size):
         pictures = F.interpolate(pictures, size=(size, size), mode="bilinear", align_corners=False)
     return pictures.contiguous()
@@ -160,7 +165,7 @@ def get_bev_cells(
 
 
 def get_timestep_draw(num_train_timesteps: int):
-    """A draw of uniform timesteps in [0, T)."""
+    """A function that draws uniform timesteps in [0, T)."""
 
     def draw(shape: tuple[int, ...], generator: torch.Generator | None) -> torch.Tensor:
         return torch.randint(num_train_timesteps, shape, generator=generator)
@@ -169,9 +174,9 @@ def get_timestep_draw(num_train_timesteps: int):
 
 
 class Ross3DTeacherMixin:
-    """The frozen VAE of a model. It is equipment, no part of the model: it is never in a checkpoint of its weights."""
+    """The frozen VAE of a model. It is not a part of the model: its weights are never saved with the model's."""
 
-    # In a tuple, so that it is no sub-module.
+    # In a tuple, so that it is not registered as a sub-module.
     _teacher = ()
 
     def attach_teacher(self, teacher) -> None:
@@ -186,7 +191,7 @@ class Ross3DTeacherMixin:
             ValueError: when its latent channels, scale or shift are not those of `denoiser_config`.
         """
         if isinstance(teacher, str | Path):
-            # Here, since it takes a fifth of a cold start, and answers need no teacher.
+            # Imported here: the import takes a fifth of a cold start, and answering needs no teacher.
             try:
                 from diffusers import AutoencoderKL
             except ImportError as error:
@@ -230,8 +235,8 @@ class Ross3DTeacherMixin:
 class Ross3DReconstructionHead(nn.Module):
     """Condition poolers, picture embeddings and the shared denoiser.
 
-    `forward` is the one way in, for losses and for samples: what shards weights hooks into it. All work is done in the
-    dtype of the head's weights (float32 as loaded), under autocast too.
+    Losses and sampling both call `forward`, because wrappers that shard weights hook into it. All computation is in
+    the dtype of the head's weights (float32 as loaded), also under autocast.
     """
 
     def __init__(self, config: Ross3DDenoiserConfig, state_size: int, view_grid_size: int):
@@ -268,15 +273,16 @@ class Ross3DReconstructionHead(nn.Module):
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
     ) -> torch.Tensor:
-        """With targets: how far the denoiser is off. Without: samples.
+        """Squared errors of the denoiser if targets are given, else samples.
 
         Args:
             branch (`str`): `"view"` or `"bev"`.
             states (B, V, N, D), visible (B, V), state_positions (B, V, N, D): see `SceneStates`.
             query_positions (B, m, M, D): 3D position embedding of the patches to rebuild; not read with `pooled`.
-            places: scene (n,) and, among the m of that scene, number (n,) of each picture.
-            targets (k, Z, g, g), timesteps (k,), best on CPU as drawn, noise (k, Z, g, g): of each training item.
-            items (list of `int`): which of the n pictures each of the k items is of; n = k by default.
+            places: scene (n,) of each picture, and its number (n,) among the m pictures of that scene.
+            targets (k, Z, g, g), timesteps (k,) (preferably on CPU, as drawn), noise (k, Z, g, g): of each training
+                item.
+            items (list of `int`): which of the n pictures each of the k items belongs to; n = k by default.
             num_inference_steps, generator, temperature: of the sampler.
 
         Returns:
@@ -320,7 +326,7 @@ class Ross3DReconstructionHead(nn.Module):
         if self.config.condition == "positions":
             states = torch.zeros_like(states)
         mask = visible[:, :, None].expand(-1, -1, num_tokens).flatten(1)
-        # What is padding alone attends padding, so that nothing is NaN.
+        # A scene of padding alone attends its padding, so that nothing becomes NaN.
         mask = mask | ~mask.any(dim=1, keepdim=True)
         positions = None
         if state_positions is not None:
@@ -341,7 +347,7 @@ class Ross3DReconstructionHead(nn.Module):
         condition: torch.Tensor,
         branch: Branch,
     ) -> torch.Tensor:
-        """Squared errors (n, Z, g, g) of the denoiser at the given timesteps, best on CPU as drawn, and noise."""
+        """Squared errors (n, Z, g, g) of the denoiser for given noise and timesteps (preferably on CPU, as drawn)."""
         schedule = get_alphas_cumprod(get_cosine_betas(self.config.num_train_timesteps))
         noisy_latents = add_noise(targets, noise, timesteps, schedule)
         prediction = self.predict(noisy_latents, timesteps.to(targets.device), condition, branch).to(targets.device)
@@ -377,19 +383,19 @@ class Ross3DReconstructionHead(nn.Module):
         )
 
 
-# ---- which pictures are asked for
+# ---- which pictures to rebuild
 
 
 @dataclass
 class PictureQueries:
-    """Pictures to rebuild, and what they are rebuilt from.
+    """Pictures to rebuild, and the states to rebuild them from.
 
     Attributes:
         branch (`str`): `"view"` or `"bev"`.
         states (`SceneStates`): of the scenes.
         positions (`torch.Tensor` of shape `(B, m, M, D)`, *optional*): 3D position embeddings of the patches of up to
             m pictures of each scene.
-        scenes, numbers (`torch.LongTensor` of shape `(n,)`): the scene of each picture, and which of its m it is.
+        scenes, numbers (`torch.LongTensor` of shape `(n,)`): the scene of each picture, and its number among the m.
     """
 
     branch: Branch
@@ -399,13 +405,13 @@ class PictureQueries:
     numbers: torch.Tensor
 
     def repeat(self, times: int) -> "PictureQueries":
-        """The same pictures over and over again, each time to be sampled anew."""
+        """The same pictures `times` times, to draw several samples of each."""
         return PictureQueries(
             self.branch, self.states, self.positions, self.scenes.repeat(times), self.numbers.repeat(times)
         )
 
     def list_arguments(self) -> tuple:
-        """What `Ross3DReconstructionHead.forward` is told of them."""
+        """The first arguments of `Ross3DReconstructionHead.forward` for these queries."""
         states, places = self.states, (self.scenes, self.numbers)
         return (self.branch, states.states, states.visible, states.positions, self.positions, places)
 
@@ -415,13 +421,13 @@ class PictureQueries:
 
 
 def get_unseen_views(masked: torch.Tensor | None, config: Ross3DConfig) -> torch.Tensor | None:
-    """Which of the views to rebuild (B, V) are masked from the language model: all; none with `vanilla`."""
+    """Which of the views to rebuild (B, V) are hidden from the language model: all, or none with `vanilla`."""
     # CODEPATH: cross-view in published checkpoints; the vanilla objective is what the paper compares with.
     return masked if config.view_objective == "cross_view" else None
 
 
 def get_visible_views(view_mask: torch.Tensor, unseen: torch.Tensor | None) -> torch.Tensor:
-    """What conditions may attend (B, V): the views that are seen, or all of a scene that hides them all."""
+    """The views (B, V) that conditions may attend: the visible ones, or all of them in a scene that hides all."""
     if unseen is None:
         return view_mask
     seen = view_mask & ~unseen
@@ -431,8 +437,8 @@ def get_visible_views(view_mask: torch.Tensor, unseen: torch.Tensor | None) -> t
 def get_view_queries(states: SceneStates, masked: torch.Tensor, config: Ross3DConfig) -> PictureQueries:
     """The views to rebuild, scene by scene.
 
-    That are the masked views (B, V); with the vanilla objective `masked` names visible ones, each of which becomes a
-    scene of its own.
+    These are the masked views (B, V). With the vanilla objective `masked` names visible views, each of which is
+    rebuilt as a scene with that view alone.
     """
     scene, view = masked.nonzero(as_tuple=True)
     # CODEPATH: cross-view in published checkpoints; the vanilla objective is what the paper compares with.
@@ -451,7 +457,7 @@ def get_view_queries(states: SceneStates, masked: torch.Tensor, config: Ross3DCo
 
 
 def check_bev_bounds(bev_bounds: torch.Tensor) -> None:
-    """Refuse edges of pictures (B, 4) in another order, or that are no metres; NaN where a scene has no picture.
+    """Refuse edges of pictures (B, 4) that are in the wrong order or not metres; NaN where a scene has no picture.
 
     Raises:
         ValueError: names the scene.
@@ -469,9 +475,10 @@ def check_bev_bounds(bev_bounds: torch.Tensor) -> None:
 
 
 def get_bev_queries(model: nn.Module, states: SceneStates, bev_bounds: torch.Tensor | None) -> PictureQueries:
-    """The bird's-eye picture of every scene, whose edges in metres are `bev_bounds` (B, 4).
+    """The bird's-eye picture of every scene; `bev_bounds` (B, 4) are its edges in metres.
 
-    Their order is read from the device, so not in training, whose edges come from a processor that has looked.
+    Outside training the edges are checked; in training that would wait for the device, and the processor has checked
+    them.
     """
     queries, config = None, model.config.denoiser_config
     # CODEPATH: "pooled" in published checkpoints, "per_view" in new ones.
@@ -486,8 +493,10 @@ def get_bev_queries(model: nn.Module, states: SceneStates, bev_bounds: torch.Ten
 
 
 def get_cell_centres(bev_bounds: torch.Tensor, grid_size: int) -> torch.Tensor:
-    """Centres (B, grid * grid, 3) of the cells of bird's-eye pictures, row by row from the top (large y), on the
-    floor (z 0), in metres; `bev_bounds` (B, 4) are x_min, y_min, x_max, y_max."""
+    """Centres (B, grid * grid, 3) of the cells of bird's-eye pictures, in metres, on the floor (z = 0).
+
+    Row by row from the top (large y); `bev_bounds` (B, 4) are x_min, y_min, x_max, y_max.
+    """
     share = (torch.arange(grid_size, device=bev_bounds.device, dtype=torch.float32) + 0.5) / grid_size
     x = bev_bounds[:, None, 0] + share * (bev_bounds[:, None, 2] - bev_bounds[:, None, 0])  # (B, grid)
     y = bev_bounds[:, None, 3] - share * (bev_bounds[:, None, 3] - bev_bounds[:, None, 1])
@@ -500,10 +509,10 @@ def get_cell_centres(bev_bounds: torch.Tensor, grid_size: int) -> torch.Tensor:
 
 
 def list_view_items(counts: list[int], repeats: list[int]) -> tuple[list[int], list[float]]:
-    """Which masked view each denoising item rebuilds, and what it weighs.
+    """Which masked view each denoising item rebuilds, and the item's weight.
 
-    The `counts[b]` masked views of scene b come `repeats[b]` times in a row, each time for a noise and timestep of
-    their own; the weights of a scene sum to 1.
+    The `counts[b]` masked views of scene b are repeated `repeats[b]` times, each time with new noise and a new
+    timestep; the weights of a scene sum to 1.
     """
     items, weights, first = [], [], 0
     for count, repeat in zip(counts, repeats, strict=True):
@@ -515,13 +524,13 @@ def list_view_items(counts: list[int], repeats: list[int]) -> tuple[list[int], l
 
 
 def get_view_repeats(view_mask: torch.Tensor, masked: torch.Tensor) -> list[int]:
-    """Noise draws per masked view of each scene: V // masked, as published, so that a scene counts V pictures."""
+    """Noise draws per masked view of each scene: V // masked, as published, so about V items per scene."""
     views, counts = torch.stack([view_mask.sum(dim=1), masked.sum(dim=1)]).tolist()
     return [view // count if count else 0 for view, count in zip(views, counts, strict=True)]
 
 
 def check_timesteps(draws: Draws, config: Ross3DDenoiserConfig) -> None:
-    """Refuse timesteps from outside, which no step of train.py has, that the schedule has not."""
+    """Refuse given timesteps outside of the schedule; in train.py timesteps are always drawn."""
     last = config.num_train_timesteps - 1
     for branch in ("view", "bev"):
         timesteps = draws.given.get(f"{branch}.timesteps")
@@ -532,7 +541,7 @@ def check_timesteps(draws: Draws, config: Ross3DDenoiserConfig) -> None:
 
 
 class ReconstructionObjective(Objective):
-    """What masked views and bird's-eye pictures have in common: head, draws, and a step without any of them."""
+    """Base class of the view and bird's-eye objectives: head, draws, and a step without pictures."""
 
     head = "reconstruction_head"
     branch: Branch
@@ -544,7 +553,7 @@ class ReconstructionObjective(Objective):
         return super().can_run(model, states) and states.states is not None
 
     def draw_latents(self, posterior: torch.Tensor, draws: Draws, counts: Sequence[int], rows=None) -> torch.Tensor:
-        """Latents of `counts[r]` pictures of each row from the teacher's posterior (n, 2z, a, b)."""
+        """Sample latents of `counts[r]` pictures of each row from the teacher's posterior (n, 2z, a, b)."""
         shape = (posterior.shape[1] // 2, *posterior.shape[2:])
         shapes = [(count, *shape) for count in counts]
         return sample_posterior(posterior, draws.take(f"{self.name}.posterior_noise", shapes, draw_normal, rows))
@@ -552,7 +561,7 @@ class ReconstructionObjective(Objective):
     def draw_steps(
         self, targets: torch.Tensor, config: Ross3DDenoiserConfig, draws: Draws, counts: Sequence[int], rows=None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Timesteps (k,) and noise (k, Z, g, g) of `counts[r]` items of each row."""
+        """Draw timesteps (k,) and noise (k, Z, g, g) for `counts[r]` items of each row."""
         draw = get_timestep_draw(config.num_train_timesteps)
         timesteps = draws.take(f"{self.name}.timesteps", [(count,) for count in counts], draw, rows)
         shapes = [(count, *targets.shape[1:]) for count in counts]
@@ -570,7 +579,7 @@ class ReconstructionObjective(Objective):
         row = torch.zeros(1, dtype=torch.long, device=one.states.device)
         latents = torch.zeros(1, config.token_channels, grid, grid, device=one.states.device, dtype=head.dtype)
         asked = PictureQueries(self.branch, one, queries, row, row).list_arguments()
-        # Timesteps on the host, as drawn ones are. The sum of nothing, which no error, however large, makes NaN.
+        # Timesteps on the host, as drawn ones are. The sum over an empty slice is 0, even if the errors overflow.
         return head(*asked, targets=latents, timesteps=torch.zeros(1, dtype=torch.long), noise=latents)[:0].sum()
 
 

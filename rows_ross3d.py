@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Rows of tokens: the prompt around a question, packed rows, and what each of their positions is to predict.
+"""Rows of tokens: the prompt around a question, packed rows, and the target of each position.
 
 A row is `[prefix | segment 1 | ... | segment Q]`: the prefix holds system prompt and views, a segment the question
-and, in training, its answer. The prompt's marks and words are a value of the backbone (`PromptTemplate`).
+and, in training, its answer. The prompt's marks and words depend on the backbone (`PromptTemplate`).
 
 Shapes: B rows, L positions of a row, n tokens of a part.
 """
@@ -33,7 +33,7 @@ from .inputs_ross3d import INPUTS, check
 
 
 IMAGE_TOKEN, GROUND_TOKEN, COORD_TOKEN = "<image>", "<ground>", "<coord>"
-# The published training prompts carry this sentence, the published evaluation prompts do not.
+# The published training prompts have this sentence, the published evaluation prompts do not.
 SPATIAL_INSTRUCTION = (
     "The video captures 3D spatial information of a scene. Please focus on the spatial relationships in the video and"
     " answer the following questions."
@@ -56,7 +56,7 @@ class Question:
 
 @dataclass
 class PromptParts:
-    """The texts of a question: their token ids, one after the other, are those of the joined text."""
+    """The parts of a question's text, split where joining their token ids equals tokenising the joined text."""
 
     prefix: str
     question: str
@@ -78,20 +78,20 @@ class PromptTemplate:
 
     @property
     def answer_header(self) -> str:
-        """What opens the assistant's turn."""
+        """The text that opens the assistant's turn."""
         return f"{self.turn_start}assistant\n"
 
     @property
     def scene_prefix(self) -> str:
-        """All that stands before a question, up to the slot of the views."""
+        """The text before a question, up to the slot of the views."""
         system = f"{self.turn_start}system\n{self.system_prompt}{self.turn_end}\n"
         return f"{system}{self.turn_start}user\n{IMAGE_TOKEN}"
 
     @property
     def chat_template(self) -> str:
-        """The same in Jinja, for chats.
+        """The same template in Jinja, for chats.
 
-        One `<image>` stands for all consecutive pictures of a message; the scene's words follow on a new line.
+        One `<image>` marks all consecutive pictures of a message; the scene's text follows on a new line.
         """
         start, end = self.turn_start, self.turn_end
         return (
@@ -114,17 +114,17 @@ class PromptTemplate:
         )
 
     def is_whole_prompt(self, text: str) -> bool:
-        """Whether a text has chat marks: it is tokenised as it stands, without a template."""
+        """Whether a text has chat marks: it is then tokenised unchanged, without a template."""
         return any(mark in text for mark in (self.turn_start, self.turn_end))
 
     def get_prefix(self, spatial_instruction: bool) -> str:
-        """All that stands before a question, shared by the questions of a scene."""
+        """The text before a question, shared by the questions of a scene."""
         return self.scene_prefix + (f"\n{SPATIAL_INSTRUCTION}\n" if spatial_instruction else "")
 
     def split(self, question: Question, num_views: int, spatial_instruction: bool, with_answer: bool) -> PromptParts:
-        """Prefix (up to the scene slot and the instruction behind it), question and, in training, the answer.
+        """Prefix (up to the scene slot and the instruction after it), question and, in training, the answer.
 
-        A plain question is put into the template; a whole prompt is split behind its one slot.
+        A plain question is put into the template; a whole prompt is split after its only slot.
         """
         name = f"text of {question.name}"
         if self.is_whole_prompt(question.text):
@@ -144,7 +144,7 @@ class PromptTemplate:
         return PromptParts(prefix, segment.removesuffix(header), f"{header}{question.answer}{self.turn_end}\n")
 
 
-# Of the published model, and of Qwen2's chats.
+# The template of the published model, and of Qwen2's chats.
 LLAVA_VIDEO = PromptTemplate("<|im_start|>", "<|im_end|>", "You are a helpful assistant.")
 
 
@@ -161,10 +161,10 @@ def split_whole_prompt(text: str, spatial_instruction: bool, name: str) -> tuple
 
 
 def remove_slots(text: str, num_views: int, name: str) -> str:
-    """A plain question without the `<image>` marks at its beginning or end, which stand for its views.
+    """A plain question without the `<image>` marks at its beginning or end, which mark its views.
 
-    One mark stands for all views, as in the records of LLaVA, or there is one a view. The template puts the views in
-    front of the words, so marks between words, which would tell where a picture belongs, are refused.
+    There is one mark for all views, as in the records of LLaVA, or one per view. The template puts the views in front
+    of the text, so marks between words, which would give a picture another place, are refused.
     """
     if IMAGE_TOKEN not in text:
         return text
@@ -183,7 +183,7 @@ def remove_slots(text: str, num_views: int, name: str) -> str:
 
 
 def check_question(question: Question, template: PromptTemplate) -> None:
-    """Refuse marks that contradict each other or what came beside the question."""
+    """Refuse marks that contradict each other, or the point, answer or targets given with the question."""
     text, answer, name = question.text, question.answer, question.name
     check(isinstance(text, str), f"text of {name}", "a string", type(text).__name__, "pass words, or no text at all")
     check_words(text, f"text of {name}", "leave text out to have the scene alone")
@@ -206,7 +206,7 @@ def check_question(question: Question, template: PromptTemplate) -> None:
 
 
 def check_words(text: str, name: str, remedy: str) -> None:
-    """Refuse blank text, and halves of surrogate pairs, which JSON can hold and no tokenizer reads."""
+    """Refuse blank text, and lone surrogates, which JSON can hold and no tokenizer reads."""
     check(text.strip() != "", name, "words, not blank text", repr(text[:20]), remedy)
     try:
         text.encode("utf-8")
@@ -230,7 +230,7 @@ def check_answer(answer: Any, name: str, template: PromptTemplate) -> None:
 
 @dataclass
 class Segment:
-    """Token ids (n,) of a part of a row, and the labels (n,) of those to be learnt."""
+    """Token ids (n,) of a part of a row, and their labels (n,), -100 where nothing is learnt."""
 
     ids: np.ndarray
     labels: np.ndarray
@@ -247,7 +247,7 @@ class Row:
 
 
 def get_segment_targets(segment: Segment, num_prefix_targets: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """What each position of a segment predicts, with which weight, and the weight of one of its targets."""
+    """The targets of a segment's positions, their weights, and the weight of one target."""
     targets = np.append(segment.labels[1:], IGNORED_LABEL)
     if not segment.has_text_answer:
         return np.full_like(targets, IGNORED_LABEL), np.zeros(len(targets)), 0.0
@@ -257,11 +257,12 @@ def get_segment_targets(segment: Segment, num_prefix_targets: int) -> tuple[np.n
 
 
 def shift_targets(prefix: Segment, segments: list[Segment], name: str) -> dict[str, np.ndarray]:
-    """Next-token targets and their weights, as if each question stood behind the prefix in a row of its own.
+    """Next-token targets and their weights, as if each question followed the prefix in a row of its own.
 
-    Position t of `shift_labels` holds what is predicted at t: the last position of the prefix predicts the first
-    token of every segment, the last of a segment predicts nothing. An answer's n targets weigh 1 / n each, those in
-    the prefix included, so a prefix target of Q answers weighs their sum. Grounding answers have no text targets.
+    Position t of `shift_labels` holds the target at t: the last position of the prefix predicts the first token of
+    every segment, the last position of a segment predicts nothing. The n targets of an answer, including those in the
+    prefix, weigh 1 / n each, so a prefix target shared by Q answers has the sum of their weights. Grounding answers
+    have no text targets.
     """
     inside = np.append(prefix.labels[1:], IGNORED_LABEL)
     is_inside = inside != IGNORED_LABEL
@@ -284,7 +285,7 @@ def shift_targets(prefix: Segment, segments: list[Segment], name: str) -> dict[s
 
 
 def build_row(prefix: Segment | None, segments: list[Segment], with_targets: bool, name: str) -> Row:
-    """`[prefix | segment 1 | ...]`; without a prefix the one segment alone, numbered 1."""
+    """The row `[prefix | segment 1 | ...]`; without a prefix, its only segment, numbered 1."""
     parts = segments if prefix is None else [prefix, *segments]
     numbers = range(1 if prefix is None else 0, len(segments) + 1)
     row = Row(
@@ -298,7 +299,7 @@ def build_row(prefix: Segment | None, segments: list[Segment], with_targets: boo
 
 
 def pad_rows(rows: list[np.ndarray], value: float, side: Literal["left", "right"], length: int) -> torch.Tensor:
-    """Arrays (L,) -> (B, length), which is at least the longest L; float64 becomes float32."""
+    """Pad arrays (L,) to (B, length), with length at least the longest L; float64 becomes float32."""
     tensors = [torch.from_numpy(row if row.dtype == np.int64 else row.astype(np.float32)) for row in rows]
     padded = pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
     missing = length - padded.shape[1]
@@ -331,7 +332,7 @@ class RowBuilder:
 
     Attributes:
         tokenizer: of the checkpoint.
-        template (`PromptTemplate`): what stands around a question.
+        template (`PromptTemplate`): the text around a question.
         label_rule (`str`): `"published"` supervises chat marks and lone line breaks anywhere, `"answer_only"` answers.
         spatial_instruction (`bool`): whether `SPATIAL_INSTRUCTION` follows the views.
         tokens_per_view (`int`): placeholders of a view.
@@ -356,13 +357,13 @@ class RowBuilder:
             check_question(question, self.template)
 
     def tokenize(self, texts: list[str]) -> dict[str, np.ndarray]:
-        """Token ids of every different text, in one call of the tokenizer."""
+        """Token ids of every distinct text, in one call of the tokenizer."""
         different = list(dict.fromkeys(texts))
         ids = self.tokenizer(different, add_special_tokens=False, return_attention_mask=False)["input_ids"]
         return {text: np.asarray(numbers, dtype=np.int64) for text, numbers in zip(different, ids, strict=True)}
 
     def get_prompt_labels(self, ids: np.ndarray) -> np.ndarray:
-        """Labels of what is not an answer: the published rule supervises chat marks and lone line breaks anywhere."""
+        """Labels outside of answers: the published rule supervises chat marks and lone line breaks anywhere."""
         if self.label_rule == "answer_only":
             return np.full_like(ids, IGNORED_LABEL)
         return np.where(np.isin(ids, self.structure_ids), ids, IGNORED_LABEL)
@@ -376,7 +377,7 @@ class RowBuilder:
         return labels
 
     def build_scene_rows(self, scenes: list[SceneWords], with_targets: bool, options: RowOptions) -> list[Row]:
-        """Tokenise the words of all scenes at once and lay out one row a scene."""
+        """Tokenise the texts of all scenes at once and lay out one row per scene."""
         self.check_questions([question for scene in scenes for question in scene.questions])
         prompts = [
             [
@@ -401,7 +402,7 @@ class RowBuilder:
         return rows
 
     def build_question_rows(self, questions: list[Question], options: RowOptions) -> list[Row]:
-        """One row a question, without a scene: plain questions are segments (1), whole prompts stand alone (0)."""
+        """One row per question, without a scene; segment ids are 1 in plain questions and 0 in whole prompts."""
         self.check_questions(questions)
         texts = []
         for question in questions:
@@ -421,7 +422,7 @@ class RowBuilder:
         return rows
 
     def cut_row(self, row: Row, options: RowOptions, name: str) -> Row:
-        """The row, cut at its end to `max_length` where the call asks for truncation; views are never cut."""
+        """The row, cut at its end to `max_length` if the call asks for truncation; views are never cut."""
         limit = options.max_length or self.max_positions
         if not options.truncation or limit is None or len(row.input_ids) <= limit:
             return row
@@ -461,7 +462,7 @@ class RowBuilder:
     def pad_text(
         self, rows: list[Row], side: Literal["left", "right"], options: RowOptions
     ) -> dict[str, torch.Tensor]:
-        """Rows -> (B, L) tensors, padded on `side` unless the call names another."""
+        """Rows -> (B, L) tensors, padded on `side` unless the call names another side."""
         pad, side = self.tokenizer.pad_token_id, options.padding_side or side
         lengths = {len(row.input_ids) for row in rows}
         length, multiple = max(lengths), options.pad_to_multiple_of or 1

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Scenes that a language model has read: asked about again and again, kept on disk, read back by the same model."""
+"""Cache of encoded scenes: for any number of questions, saved to disk, and loaded again by the same model."""
 
 import hashlib
 import json
@@ -35,24 +35,24 @@ from transformers.cache_utils import DynamicCache
 from .attention_ross3d import SharedPrefixCache
 
 
-# Changes whenever what a file holds, or what the numbers in it mean, changes.
+# Increased when the contents of a file, or the meaning of its numbers, change.
 SCENE_CACHE_VERSION = 2
 
 
 @dataclass
 class Ross3DSceneCache:
-    """Scenes read once, ready for any number of questions (`Ross3DForConditionalGeneration.encode_scene`).
+    """Scenes encoded once, for any number of questions (`Ross3DForConditionalGeneration.encode_scene`).
 
     Attributes:
         past_key_values (`DynamicCache`): keys and values of the B prefixes, aligned at their ends.
         prefix_mask (`torch.BoolTensor` of shape `(B, L)`): True for real prefix tokens.
-        next_positions (`torch.LongTensor` of shape `(B,)`): the position of the first token behind each prefix.
+        next_positions (`torch.LongTensor` of shape `(B,)`): the position of the first token after each prefix.
         proposal_features (`torch.FloatTensor` of shape `(B, K, D)`, *optional*): features of the proposals.
         proposal_mask (`torch.BoolTensor` of shape `(B, K)`, *optional*): True for real proposals.
-        patch_features (`torch.FloatTensor` of shape `(B, V, P, D)`, *optional*): kept on request, so that other boxes
-            can be grounded later.
-        readers (set of `weakref.ref`): the models that have read the scenes; a copy and another process know of none.
-        is_checked (`bool`): whether shapes and numbers have been looked at, which is done before the first answer.
+        patch_features (`torch.FloatTensor` of shape `(B, V, P, D)`, *optional*): stored on request, so that other
+            boxes can be grounded later.
+        readers (set of `weakref.ref`): the models that encoded the scenes; empty in a copy and in another process.
+        is_checked (`bool`): whether shapes and numbers have been checked, which is done before the first answer.
     """
 
     past_key_values: DynamicCache
@@ -65,11 +65,11 @@ class Ross3DSceneCache:
     is_checked: bool = field(default=False, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        # References to models are not for files.
+        # References to models are not pickled.
         return self.__dict__ | {"readers": frozenset(), "is_checked": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # Scenes that an earlier version pickled counted their positions along the row.
+        # Scenes pickled by an earlier version count their positions along the row.
         state = {
             "next_positions": state["prefix_mask"].sum(dim=1),
             "readers": frozenset(),
@@ -79,10 +79,10 @@ class Ross3DSceneCache:
 
     @classmethod
     def join(cls, scenes: "Sequence[Ross3DSceneCache]") -> "Ross3DSceneCache":
-        """Scenes that one model read apart, to be asked about together; scene i keeps its place in the sequence.
+        """Join scenes that one model encoded separately, to ask about them together; their order stays.
 
         Raises:
-            ValueError: for no scenes, or when only some of them have proposals or patch features.
+            ValueError: for an empty sequence, or when only some scenes have proposals or patch features.
         """
         scenes = list(scenes)
         if not scenes:
@@ -117,7 +117,7 @@ class Ross3DSceneCache:
         return cls(past_key_values=cache, next_positions=next_positions, readers=readers, **tensors)
 
     def share_prefixes(self, scene_index: torch.Tensor) -> SharedPrefixCache:
-        """A cache with one row a question about scene `scene_index[i]`, whose prefix stays where it is."""
+        """A cache with one row per question, question i about scene `scene_index[i]`; prefixes are not copied."""
         lengths = self.prefix_mask.sum(dim=1).tolist()
         starts = [self.prefix_mask.shape[1] - length for length in lengths]
         prefixes = [
@@ -127,7 +127,7 @@ class Ross3DSceneCache:
         return SharedPrefixCache(prefixes, scene_index, lengths, self.next_positions)
 
     def copy_prefixes(self, scene_index: torch.Tensor) -> DynamicCache:
-        """The same for attention implementations that know nothing of sharing: a copy of the prefix in every row."""
+        """The same for attention implementations without shared prefixes: every row has a copy of its prefix."""
         cache = DynamicCache()
         for layer_index, layer in enumerate(self.past_key_values.layers):
             rows = scene_index.to(layer.keys.device)
@@ -135,15 +135,15 @@ class Ross3DSceneCache:
         return cache
 
     def save(self, file: str | os.PathLike, model: nn.Module, processor: Any = None) -> None:
-        """Write the scenes to one file, which is there whole or not at all.
+        """Write the scenes to one file, atomically.
 
         Args:
             file: such as `kitchen.scene`.
-            model: the one that read them; another cannot read the file back.
-            processor (*optional*): the one that prepared them; given here and to `load`, its settings are compared.
+            model: the one that encoded them; another model cannot load the file.
+            processor (*optional*): the one that prepared them; if given here and to `load`, its settings are compared.
 
         Raises:
-            ValueError: for another model than the one that has read the scenes, and one whose weights are offloaded.
+            ValueError: for a model other than the one that encoded the scenes, and one whose weights are offloaded.
             OSError: when the disk is full.
         """
         file = Path(file)
@@ -153,7 +153,7 @@ class Ross3DSceneCache:
             "model": get_model_fingerprint(model),
             "processor": None if processor is None else processor.get_scene_settings(),
             "layers": [
-                # Copies of their own size: a slice would be written with all that it was cut from.
+                # Copies: torch would save a slice with the whole tensor it was cut from.
                 {"keys": layer.keys.contiguous().clone(), "values": layer.values.contiguous().clone()}
                 for layer in self.past_key_values.layers
             ],
@@ -168,7 +168,7 @@ class Ross3DSceneCache:
                 os.fsync(written.fileno())
             os.replace(partial, file)
         except RuntimeError as error:
-            # torch tells where its writing ended, not why.
+            # torch reports where writing stopped, not why.
             free = shutil.disk_usage(file.parent).free
             raise OSError(
                 f"{file}: expected to write {count_bytes(state) / 1e6:.1f} MB of scenes, got an error from torch with"
@@ -179,15 +179,15 @@ class Ross3DSceneCache:
 
     @classmethod
     def load(cls, file: str | os.PathLike, model: nn.Module, processor: Any = None) -> "Ross3DSceneCache":
-        """Scenes that `save` wrote, on the model's device. Nothing in the file is run.
+        """Load scenes that `save` wrote to the model's device. No code in the file is run.
 
         Args:
             file, model, processor: see `save`.
 
         Raises:
             FileNotFoundError: when there is no such file.
-            ValueError: for a broken file, another version, one that another model or processor wrote, and tensors that
-                cannot be this model's. No more memory is taken than the tensors of a right file need.
+            ValueError: for a broken file, another version, a file of another model or processor, and tensors that
+                cannot be this model's. No more memory is allocated than the tensors of a valid file need.
         """
         state = read_state(Path(file))
         if state["model"] != get_model_fingerprint(model):
@@ -205,7 +205,7 @@ class Ross3DSceneCache:
             raise ValueError(
                 f"{file}: expected scenes that save() wrote, got another or a broken file; encode the scene again."
             )
-        # Copies: so far the tensors are windows onto the file.
+        # Copies: so far the tensors are memory-mapped from the file.
         cache = DynamicCache()
         for index, (layer, saved) in enumerate(zip(find_layers(model), state["layers"], strict=True)):
             device = next(layer.parameters()).device
@@ -218,12 +218,12 @@ class Ross3DSceneCache:
 TENSORS = ("prefix_mask", "next_positions", "proposal_features", "proposal_mask", "patch_features")
 AGAIN = "these are no scenes of this model: encode them again."
 FIELDS = ("version", "model", "processor", "layers", "checksum")
-# Elements of each matrix that tell one model from another.
+# Elements of each matrix that go into a model's fingerprint.
 SAMPLE = 1024
 
 
 def join_padded(tensors: Sequence[torch.Tensor], axis: int, at_start: bool) -> torch.Tensor:
-    """One tensor of all rows, padded with zeros to the largest size of an axis."""
+    """Concatenate tensors of rows, padded with zeros to the largest size of an axis."""
     size = max(tensor.shape[axis] for tensor in tensors)
     sizes = [size - tensor.shape[axis] for tensor in tensors]
     after = [0, 0] * (tensors[0].dim() - axis - 1)
@@ -235,7 +235,7 @@ def join_padded(tensors: Sequence[torch.Tensor], axis: int, at_start: bool) -> t
 
 
 def read_state(file: Path) -> dict[str, Any]:
-    """What `save` wrote, its tensors as windows onto the file; nothing but the fields' names has been looked at.
+    """Read what `save` wrote, with memory-mapped tensors; only the names of the fields are checked.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -247,7 +247,7 @@ def read_state(file: Path) -> dict[str, Any]:
     broken = f"{file}: expected scenes that save() wrote, got another or a broken file; encode the scene again."
     try:
         with zipfile.ZipFile(file) as archive:
-            # As torch writes them. Packed parts could grow to any size.
+            # torch stores its parts uncompressed; compressed ones could unpack to any size.
             is_plain = all(part.compress_type == zipfile.ZIP_STORED for part in archive.infolist())
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True) if is_plain else None
     except Exception as error:  # A damaged file can raise anything.
@@ -263,7 +263,7 @@ def read_state(file: Path) -> dict[str, Any]:
 
 
 def check_tensors(file: str, state: dict[str, Any], config: Any) -> None:
-    """Refuse tensors that no scene of a model can have: by shape and type first, then by their values.
+    """Refuse tensors that cannot belong to a scene of the model: by shape and type first, then by their values.
 
     Args:
         file (`str`): what the error calls the place.
@@ -275,7 +275,7 @@ def check_tensors(file: str, state: dict[str, Any], config: Any) -> None:
     """
     floats = check_shapes(file, state, config)
     mask, length = state["prefix_mask"], state["prefix_mask"].shape[1]
-    # A scene begins after its padding and ends at the end.
+    # A scene follows its padding and fills the rest of the row.
     if not length or not bool(mask[:, -1].all()) or bool((mask[:, :-1] & ~mask[:, 1:]).any()):
         raise ValueError(f"{file}: expected prefix_mask with padding at the start alone, got another; {AGAIN}")
     positions = state["next_positions"]
@@ -285,7 +285,7 @@ def check_tensors(file: str, state: dict[str, Any], config: Any) -> None:
 
 
 def check_scene(scene: Ross3DSceneCache, model: nn.Module) -> None:
-    """Refuse a scene in memory that another model has read, or that holds NaN.
+    """Refuse a scene in memory that another model encoded, or that holds NaN.
 
     Raises:
         ValueError: names the tensor, what was expected and what came.
@@ -294,16 +294,16 @@ def check_scene(scene: Ross3DSceneCache, model: nn.Module) -> None:
     state = {"layers": layers, **{name: getattr(scene, name) for name in TENSORS}}
     floats = check_shapes("scene", state, model.config, whole=False)
     check_readers(scene, model)
-    # Reading all numbers takes as long as a short answer: once a scene is enough.
+    # Reading all numbers takes as long as a short answer, so it is done once per scene.
     if not scene.is_checked:
         check_finite("scene", floats)
         scene.is_checked = True
 
 
 def check_readers(scene: Ross3DSceneCache, model: nn.Module) -> None:
-    """Refuse scenes of another model than the one that has read them, or another of the same weights.
+    """Refuse scenes that were encoded by another model, unless it has the same weights.
 
-    Weights that have changed since in the same model are not looked at: that would take as long as a short answer.
+    Later changes to the weights of the same model are not detected: that would take as long as a short answer.
     """
     for reader in (reader() for reader in scene.readers):
         if reader is model or (reader is not None and get_model_fingerprint(reader) == get_model_fingerprint(model)):
@@ -317,7 +317,7 @@ def check_readers(scene: Ross3DSceneCache, model: nn.Module) -> None:
 
 def check_finite(file: str, floats: dict[str, torch.Tensor]) -> None:
     """Refuse NaN and infinities in tensors of floating point numbers, given by name."""
-    # A sum is finite where all its numbers are, and is had sooner; the device is asked once.
+    # A sum is finite if all its numbers are, and is cheaper to compute; only one result is copied to the host.
     sums = [tensor.sum(dtype=torch.float32) for tensor in floats.values()]
     finite = torch.stack([total.isfinite().to(sums[0].device) for total in sums]).tolist() if sums else []
     for name, is_finite in zip(floats, finite, strict=True):
@@ -326,7 +326,7 @@ def check_finite(file: str, floats: dict[str, torch.Tensor]) -> None:
 
 
 def check_shapes(file: str, state: dict[str, Any], config: Any, whole: bool = True) -> dict[str, torch.Tensor]:
-    """See `check_tensors`; by shape and type alone. `whole`: refuse windows onto fewer numbers than a shape says.
+    """The part of `check_tensors` by shape and type; `whole`: refuse views onto fewer numbers than their shape says.
 
     Returns:
         the tensors of floating point numbers, by the names that errors give them.
@@ -369,9 +369,9 @@ def check_shapes(file: str, state: dict[str, Any], config: Any, whole: bool = Tr
 def check_tensor(
     file: str, name: str, tensor: Any, shape: Sequence[int | str], is_bool: bool = False, whole: bool = True
 ) -> None:
-    """Refuse what is no tensor of a shape, in which letters stand for any size, or holds less than it says."""
+    """Refuse a value that is not a tensor of the shape (letters are any size), or stores fewer numbers than that."""
     wanted = "bool" if is_bool else "floating point"
-    # An expanded tensor names more numbers than the file has.
+    # An expanded tensor has a larger shape than the file has numbers.
     fits = (
         isinstance(tensor, torch.Tensor)
         and tensor.dim() == len(shape)
@@ -409,9 +409,9 @@ def find_layers(model: nn.Module) -> nn.ModuleList:
 
 @torch.no_grad()
 def get_model_fingerprint(model: nn.Module) -> str:
-    """What tells one model from another: its config, all vectors among its weights, and a sample of every matrix.
+    """A fingerprint of a model: from its config, all vectors among its weights, and a sample of every matrix.
 
-    Reading all of the matrices would take longer than reading the scene again; training moves every part of them.
+    Reading whole matrices would take longer than encoding the scene again; training changes every part of them.
     """
     config = list_known_settings(model.config)
     for key in ("_name_or_path", "transformers_version", "auto_map", "architectures", "dtype"):
@@ -432,7 +432,7 @@ def get_model_fingerprint(model: nn.Module) -> str:
 
 
 def list_known_settings(config: PreTrainedConfig) -> dict[str, Any]:
-    """A config as a dictionary, without what somebody else has written into it: no model reads that."""
+    """A config as a dictionary, without unknown keys, which no model reads."""
     known = {field.name for field in fields(config)} | {"model_type", "output_attentions", "_name_or_path"}
     settings = {name: value for name, value in config.to_dict().items() if name in known}
     for name in settings:

@@ -2,8 +2,8 @@
 
     accelerate launch train.py configs/tiny.yaml [--section.key value ...]
 
-Parse -> build -> train -> save. A run that was cut off goes on from its last whole checkpoint when it is started
-again with the same settings, and ends with the same files; a finished one is left alone.
+Parse -> build -> train -> save. An interrupted run resumes from its last complete checkpoint when it is restarted with
+the same settings, and ends with the same files; a finished run is left unchanged.
 """
 
 import json
@@ -45,7 +45,7 @@ from ross3d.training.trainer import Ross3DTrainer
 from ross3d.training.vision_warmup import warm_up_vision
 
 
-# What our rows and losses need of the Trainer, and where a user sets what is behind each.
+# Trainer settings that our rows and losses require, and where a user sets each of them instead.
 FIXED_ARGUMENTS = {
     "remove_unused_columns": (False, "the collator reads every column of a row"),
     "train_sampling_strategy": ("sequential", "rows are shuffled by seed and epoch in data/dataset.py"),
@@ -64,18 +64,18 @@ FIXED_ARGUMENTS = {
 }
 
 
-# Beside run.yaml: hashes of what the run's rows are made of.
+# In the folder of run.yaml: hashes of the data that the run's rows are made of.
 DATA_FILE = "run_data.json"
-# Seconds for which workers of a killed run may still hold its folder; they look for it every five.
+# Seconds for which workers of a killed run may still hold its folder; they check for their parent every five.
 LOCK_PATIENCE = 20.0
 
 
 def build_training_arguments(settings: dict, seed: int) -> TrainingArguments:
-    """`TrainingArguments` of the run, with what our rows need.
+    """`TrainingArguments` of the run, with the settings that our rows need.
 
     Raises:
-        ValueError: for a setting that is given elsewhere or has to be as it is, for several GPUs in one process, and
-            when checkpoints fall between two reports, which a resumed run could not repeat.
+        ValueError: for a setting that is given elsewhere or is fixed, for several GPUs in one process, and when
+            checkpoints fall between two reports, which a resumed run could not repeat.
     """
     for name, (value, remedy) in {**FIXED_ARGUMENTS, "seed": (seed, "set the seed of the run: --seed")}.items():
         if settings.get(name, value) != value:
@@ -88,9 +88,10 @@ def build_training_arguments(settings: dict, seed: int) -> TrainingArguments:
     if not settings.get("output_dir"):
         raise ValueError("trainer.output_dir: expected the folder of the run, got none; set --trainer.output_dir.")
     fixed = {name: value for name, (value, _) in FIXED_ARGUMENTS.items()}
-    # Every parameter takes part in every step (tests/invariant/test_same_modules.py): nothing has to be looked for.
+    # Every parameter gets a gradient in every step (tests/invariant/test_same_modules.py): DDP need not search for
+    # unused ones.
     settings = {"ddp_find_unused_parameters": False} | settings
-    # Checkpoints are removed by `MarkComplete`: the Trainer would do it before the new one is known to be whole.
+    # `MarkComplete` removes old checkpoints: the Trainer would do it before the new one is known to be complete.
     try:
         arguments = TrainingArguments(**{**settings, **fixed, "seed": seed, "save_total_limit": None})
     except (TypeError, ValueError) as error:
@@ -111,7 +112,7 @@ def build_training_arguments(settings: dict, seed: int) -> TrainingArguments:
 
 
 def check_processes(arguments: RunArguments, training: TrainingArguments) -> None:
-    """Write into the settings how many processes train, or refuse another number than they ask for."""
+    """Write the number of processes into the settings, or refuse a number that differs from theirs."""
     if arguments.num_processes not in (None, training.world_size):
         rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
         raise ValueError(
@@ -138,7 +139,7 @@ def main(arguments: RunArguments) -> None:
 
 
 def run(arguments: RunArguments, training: TrainingArguments, output_dir: Path) -> None:
-    """Train from where the folder's files say, and save."""
+    """Train, from the folder's last complete checkpoint if there is one, and save."""
     if training.process_index == 0 and has_begun(output_dir):
         check_same_run(arguments, output_dir / "run.yaml")
     is_finished, checkpoint = find_start(output_dir, training.process_index)
@@ -148,9 +149,9 @@ def run(arguments: RunArguments, training: TrainingArguments, output_dir: Path) 
     told = get_data_fingerprint(arguments.data) if training.process_index == 0 else {}
     if training.process_index == 0 and has_begun(output_dir):
         check_same_data(told, output_dir / DATA_FILE)
-    # A library that the optimizer needs is missed here, before anything large is read.
+    # Raises here if the optimizer needs a library that is not installed, before anything large is read.
     Trainer.get_optimizer_cls_and_kwargs(training)
-    # Refused here, not once the training is done.
+    # Refused before training, not after it.
     published = find_published(arguments)
     find_teacher(arguments)
     processor = build_processor(arguments)
@@ -184,10 +185,10 @@ def run(arguments: RunArguments, training: TrainingArguments, output_dir: Path) 
         callbacks=[MarkComplete(keep=arguments.trainer.get("save_total_limit"))],
         optimizer_cls_and_kwargs=choose_optimizer(model, arguments.parts, training),
     )
-    # In front of the reporting callbacks, which otherwise report before the named losses are known.
+    # Before the reporting callbacks, which otherwise report before the named losses are known.
     trainer.callback_handler.callbacks.insert(0, NamedLosses(model))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    # Every process gives its shards of the weights.
+    # Every process contributes its shards of the weights.
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
         if dtypes:

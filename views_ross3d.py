@@ -12,10 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Backbones as values: how views become tokens, where these stand in a row, and how rows count their positions.
+"""Backbones: how views become tokens, where the tokens are in a row, and how rows count their positions.
 
 `llava_video` is the backbone of the published model: a SigLIP tower read before its post-norm, patches pooled to half
-their grid, a newline behind every row of the grid, positions counted along the row. Another backbone is a class with
+their grid, a newline after every row of the grid, positions counted along the row. Another backbone is a class with
 the same methods in `BACKBONES`.
 
 Shapes: R views, P = p*p vision patches, Dv width of the tower, D width of the language model, N = h*w tokens of a
@@ -54,7 +54,7 @@ class TokenLayout:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The letters of `inputs_ross3d.INPUTS` that it settles."""
+        """Sizes of the axis letters of `inputs_ross3d.INPUTS` that this layout fixes."""
         return {"h": self.num_rows, "w": self.num_columns}
 
     @property
@@ -63,7 +63,7 @@ class TokenLayout:
         return self.num_rows * (self.num_columns + self.ends_rows)
 
     def lay_out(self, tokens: torch.Tensor, newline: torch.Tensor) -> torch.Tensor:
-        """Tokens of the cells (R, N, D) and the newline (D,) -> what fills the placeholders (R, num_positions, D)."""
+        """Tokens of the cells (R, N, D) and the newline (D,) -> embeddings of placeholders (R, num_positions, D)."""
         if not self.ends_rows:
             return tokens
         rows = tokens.unflatten(1, (self.num_rows, self.num_columns))
@@ -79,17 +79,17 @@ class TokenLayout:
 
 
 class ViewPlaces:
-    """Where the views of a batch stand in its rows.
+    """The positions of a batch's views in its rows.
 
     Args:
         view_mask (B, V) bool: real views.
-        placeholders (B, L) bool: positions that hold visual tokens, as many in each row as its real views need.
+        placeholders (B, L) bool: positions of visual tokens, in each row as many as its real views need.
     """
 
     def __init__(self, view_mask: torch.Tensor, placeholders: torch.Tensor):
         self.view_mask = view_mask
         self.placeholders = placeholders
-        # Once: a GPU has to tell the host where masks are True.
+        # Computed once: the host has to wait for the GPU to know where masks are True.
         self.real, self.slots = view_mask.nonzero(as_tuple=True), placeholders.nonzero(as_tuple=True)
 
     @property
@@ -99,7 +99,7 @@ class ViewPlaces:
 
     @property
     def is_full(self) -> bool:
-        """Whether every view is real: then choosing them and padding them are views of the same memory."""
+        """Whether every view is real: then choosing and padding views copies no memory."""
         return self.num_views == self.view_mask.numel() > 0
 
     def choose(self, padded: torch.Tensor) -> torch.Tensor:
@@ -109,7 +109,7 @@ class ViewPlaces:
     def pad(self, flat: torch.Tensor) -> torch.Tensor:
         """Real views (R, ...) -> (B, V, ...), zero for padding, on the device of the mask.
 
-        Under a device map parts of the model lie on several devices: what is indexed by inputs goes back to them.
+        Under a device map parts of the model are on several devices, so the result goes to the device of the inputs.
         """
         if self.is_full:
             return flat.unflatten(0, self.view_mask.shape).to(self.view_mask.device)
@@ -120,7 +120,7 @@ class ViewPlaces:
     def gather(self, hidden_states: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         """States (B, L, D) at the placeholders -> those of the cells (B, V, N, D)."""
         row, position = (index.to(hidden_states.device) for index in self.slots)
-        # One index: its gradient is added row by row, which is faster on a CPU than with two.
+        # One index instead of two: on a CPU the backward pass is faster.
         states = hidden_states.flatten(0, 1).index_select(0, row * hidden_states.shape[1] + position)
         states = states.unflatten(0, (self.num_views, layout.num_positions))
         return self.pad(layout.pick_cells(states))
@@ -129,19 +129,19 @@ class ViewPlaces:
 def find_views(
     batch: Mapping[str, torch.Tensor | None], placeholders: torch.Tensor, num_positions: int, image_token_id: int
 ) -> ViewPlaces:
-    """Where the views of a batch stand in its rows, which have to have placeholders for as many.
+    """Find the positions of a batch's views in its rows, and check that the placeholders fit the views.
 
-    Before the tower runs, a GPU tells the host once where masks are True, whether numbers are finite and whether rows
-    fit their views (docs/CONVENTIONS.md).
+    Before the tower runs, the host waits for the GPU once, to learn where masks are True, whether numbers are finite
+    and whether rows fit their views (docs/CONVENTIONS.md).
 
     Args:
-        batch: `pixel_values`, `patch_coords`, `patch_valid` and `view_mask`, where there are any.
+        batch: `pixel_values`, `patch_coords`, `patch_valid` and `view_mask`, where given.
         placeholders (B, L) bool: positions that hold visual tokens.
         num_positions (`int`): placeholders of a view.
         image_token_id (`int`): the placeholder, which the error names.
 
     Raises:
-        ValueError: for NaN, infinities and coordinates that are no metres, and rows that do not fit their views.
+        ValueError: for NaN, infinities and coordinates that are not metres, and rows that do not fit their views.
     """
     pixel_values, coords, valid, view_mask = (
         batch.get(name) for name in ("pixel_values", "patch_coords", "patch_valid", "view_mask")
@@ -156,7 +156,7 @@ def find_views(
     found = placeholders.sum(dim=1).to(wanted.device)
     fits, tests = wanted.shape == found.shape, []
     if pixel_values is not None:
-        # A sum is finite where all its numbers are, and is had in one pass over the pictures.
+        # A sum is finite if all its numbers are, and takes one pass over the pictures.
         sums = pixel_values.sum(dim=(2, 3, 4), dtype=torch.float32).to(wanted.device)
         tests.append((sums.isfinite() | ~view_mask).all())
     if coords is not None:
@@ -164,7 +164,7 @@ def find_views(
         tests.append(((coords.abs() <= MAX_COORDINATE) | ~used[..., None]).all().to(wanted.device))
     if fits and bool(torch.stack([(wanted == found).all(), *tests]).all()):
         return ViewPlaces(view_mask, placeholders)
-    # One of them does not hold, or a sum of large numbers was no number: say which, or go on.
+    # One of the tests failed, or a sum of large numbers overflowed: find out which.
     if pixel_values is not None:
         check_numbers("pixel_values", pixel_values, view_mask[..., None, None, None])
     if coords is not None:
@@ -180,7 +180,7 @@ def find_views(
 
 @dataclass
 class EncodedViews:
-    """What a vision tower made of R views.
+    """The output of a vision tower for R views.
 
     Attributes:
         patches (`torch.Tensor` of shape `(R, P, Dv)`): what the projector reads.
@@ -211,7 +211,7 @@ class LlavaVideoViews:
     def encode(
         self, tower: nn.Module, pixel_values: torch.Tensor, output_hidden_states: bool, output_attentions: bool
     ) -> EncodedViews:
-        """Views (R, 3, S, S) -> patches before the tower's post-norm, and with it."""
+        """Views (R, 3, S, S) -> patches before and after the tower's post-norm."""
         hidden_states, attentions = None, None
         if output_hidden_states or output_attentions:
             outputs = tower(
@@ -231,7 +231,7 @@ class LlavaVideoViews:
         return features.flatten(2).transpose(1, 2)
 
     def get_positions(self, placeholders: torch.Tensor, segment_ids: torch.Tensor) -> torch.Tensor:
-        """Position ids (B, L) of packed rows: the prefix counts from 0, every segment goes on from its end.
+        """Position ids (B, L) of packed rows: the prefix counts from 0, every segment continues from its end.
 
         Args:
             placeholders (B, L) bool: which positions hold views. A backbone with positions on several axes, such as
@@ -253,7 +253,7 @@ def get_views(config: Ross3DConfig) -> LlavaVideoViews:
     """The backbone that a config names.
 
     Raises:
-        ValueError: for a name that is none.
+        ValueError: for a name that is not a backbone.
     """
     if config.backbone not in BACKBONES:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The page of questions asked about a scan: the chosen views, where they look, the answers, and what was rebuilt."""
+"""The page of questions asked about a scan: the chosen views and their cameras, the answers, and reconstructions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,12 +16,12 @@ FOUND_COLOR, PROPOSAL_COLOR = "#34c759", "#9fb3c8"
 
 @dataclass
 class Answer:
-    """What was said to one question.
+    """The answer to one question.
 
     Attributes:
-        question (`str`), text (`str`): the answer in words.
+        question (`str`), text (`str`): the question, and the answer in words.
         boxes (list of 6 `float`): the boxes that were found; None when the question was not about boxes.
-        numbers (list of `int`): their places among those to choose from.
+        numbers (list of `int`): their indices among the proposals.
     """
 
     question: str
@@ -36,8 +36,8 @@ class Rebuilt:
 
     Attributes:
         masked_view (`int`): which of the views was masked.
-        truth, sample (`np.ndarray` of shape `(H, W, 3)`): that view, and what the model made of it.
-        bev_sample (`np.ndarray` of shape `(H, W, 3)`): the bird's-eye picture as the model made it.
+        truth, sample (`np.ndarray` of shape `(H, W, 3)`): that view, and the model's sample of it.
+        bev_sample (`np.ndarray` of shape `(H, W, 3)`): the model's sample of the bird's-eye picture.
     """
 
     masked_view: int
@@ -111,7 +111,7 @@ def make_ask_page(
 
     Args:
         scene (`Scene`): the chosen views only.
-        world (`str`): a sentence that says what is known of unit and axes.
+        world (`str`): a sentence about what is known of unit and axes.
         sanity (`Markup`, *optional*): of `make_sanity_section`. boxes (`Markup`, *optional*): the found ones, of
             `make_boxes_section`.
         floor_height (`float`, *optional*): see `describe_scene`.

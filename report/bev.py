@@ -1,4 +1,4 @@
-"""The bird's-eye picture of a scene with what is known or claimed about it: cameras, proposals, targets, answers.
+"""The bird's-eye picture of a scene with drawings on it: cameras, proposals, targets, answers.
 
 Drawing coordinates are those of `geometry_ross3d.project_bev`: x to the right, y up, row 0 along the largest y.
 """
@@ -19,7 +19,7 @@ CAMERA_COLOR, MASKED_COLOR = "#2457c5", "#d9730d"
 
 @dataclass(frozen=True)
 class DrawnBox:
-    """A box (6,) of centre and size, metres, with the look of its outline."""
+    """A box (6,) of centre and size, metres, with the style of its outline."""
 
     box: Sequence[float]
     color: str
@@ -75,11 +75,11 @@ def draw_label(x: float, y: float, text: str, anchor: str = "start") -> Markup:
 def draw_cameras(
     cam2world: np.ndarray, names: Sequence[str], bounds: Sequence[float], masked: Sequence[int] = ()
 ) -> list[Markup]:
-    """A wedge for each camera: its tip where the camera stands, its opening where it looks.
+    """A wedge for each camera: its tip is at the camera's position, its opening points where the camera looks.
 
     Args:
         cam2world (`np.ndarray` of shape `(V, 4, 4)`): OpenCV axes, so the third column looks forward.
-        names (list of `str`): one a view.
+        names (list of `str`): one per view.
         masked (list of `int`): views drawn in the colour of masked ones.
     """
     marks = []
@@ -87,7 +87,7 @@ def draw_cameras(
     for index, matrix in enumerate(np.asarray(cam2world, np.float64)):
         eye, forward = matrix[:2, 3], matrix[:2, 2]
         norm = np.linalg.norm(forward)
-        # A camera that looks straight down has no heading; its wedge shrinks to its length on the floor.
+        # A camera that looks straight down has no heading; its wedge shrinks to its projected length on the floor.
         forward = forward / norm * max(norm, 0.35) if norm > 1e-6 else np.array([0.0, 1e-3])
         across = np.array([-forward[1], forward[0]]) * 0.45
         corners = np.stack([eye, eye + length * (forward + across), eye + length * (forward - across)])

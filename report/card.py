@@ -1,7 +1,7 @@
-"""The page of a checkpoint, its `README.md`: what it is, how it is used, what it comes from, how well it does.
+"""The model card of a checkpoint, its `README.md`: description, usage, origin and scores.
 
-The page is the record as well: a run reads it of the checkpoint that it begins with, and a push adds scores to the
-page that it finds, so whatever somebody wrote there by hand stays.
+The page also stores the origin: a run reads it from the checkpoint that it starts from, and a push adds scores to the
+existing page, so text that was written there by hand stays.
 """
 
 import re
@@ -27,7 +27,7 @@ INTRODUCTION = (
 
 @dataclass(frozen=True)
 class Ingredient:
-    """Something that weights come from, and on what terms its authors publish it."""
+    """A source of weights or training data, and the terms on which its authors publish it."""
 
     name: str
     source: str
@@ -35,7 +35,7 @@ class Ingredient:
     note: str = ""
 
     def describe(self) -> str:
-        """One line: what, from where, on what terms."""
+        """One line: name, source and terms."""
         return f"{self.name} ({self.source}): {self.license}{f'; {self.note}' if self.note else ''}"
 
 
@@ -68,7 +68,7 @@ SCANNET_TASKS = {
     "multi3drefer": "Multi3DRefer",
 }
 
-# Of the PSNR of pictures, what is the model's; the rest is what it stands beside.
+# The PSNR scores that are the model's own; the others are its baselines.
 SAMPLES = ("one_sample", "mean_of_samples")
 
 USAGE = """Needs `pip install torch pillow "transformers>=5.23"`, and nothing else.
@@ -115,13 +115,13 @@ LIMITATIONS = """\
 
 @dataclass
 class Origin:
-    """What a checkpoint comes from.
+    """The origin of a checkpoint.
 
     Attributes:
         base_model (`str`, *optional*): the Hub id of the nearest ancestor that has one.
         datasets (list of `str`): benchmarks and rooms that it was trained on.
-        licenses (list of `str`): a line for every ingredient.
-        is_open (`bool`): whether the terms of all of them are those of this code.
+        licenses (list of `str`): one line per ingredient.
+        is_open (`bool`): whether all ingredients have the same terms as this code.
     """
 
     base_model: str | None = None
@@ -130,23 +130,23 @@ class Origin:
     is_open: bool = True
 
     def add(self, ingredients: Sequence[Ingredient]) -> None:
-        """Take in more ingredients; one that is there already stays once."""
+        """Add ingredients; those that are there already are not repeated."""
         self.licenses = list(dict.fromkeys([*self.licenses, *(item.describe() for item in ingredients)]))
         self.is_open = self.is_open and all(item.license == OPEN_LICENSE for item in ingredients)
 
 
 def make_unknown(name: str) -> Ingredient:
-    """Weights of which nothing tells where they come from."""
+    """Weights of unknown origin."""
     return Ingredient("weights", name, "as their authors state")
 
 
 def make_scans(name: str) -> Ingredient:
-    """Scans nobody has asked about, which trained reconstruction."""
+    """Scans without questions, which trained reconstruction."""
     return Ingredient("scans without questions", name, "as their owners state")
 
 
 def find_data(tasks: Sequence[str]) -> list[Ingredient]:
-    """What questions of these tasks are about, and on whose terms."""
+    """The data that questions of these tasks are about, with their terms."""
     scannet = "about scans of ScanNet, whose terms of use are non-commercial"
     return [
         INGREDIENTS["rooms"]
@@ -159,10 +159,10 @@ def find_data(tasks: Sequence[str]) -> list[Ingredient]:
 
 
 def make_card(introduction: str, origin: Origin, sections: Mapping[str, str]) -> ModelCard:
-    """A page that anybody can complete.
+    """A page from its sections.
 
     Args:
-        introduction (`str`): what it is.
+        introduction (`str`): what the checkpoint is.
         origin (`Origin`): fills the metadata and the last section.
         sections: title -> Markdown, in order.
     """
@@ -199,7 +199,7 @@ def load_card(path: Path) -> ModelCard:
 
 
 def read_origin(card: ModelCard) -> Origin:
-    """What a page says of where its checkpoint comes from."""
+    """The origin of a checkpoint, from its page."""
     lines = get_section(card.text, "Licences").splitlines()
     return Origin(
         card.data.base_model,
@@ -214,13 +214,13 @@ def find_section(text: str, title: str) -> re.Match | None:
 
 
 def get_section(text: str, title: str) -> str:
-    """What stands under `## title`; nothing where there is none."""
+    """The text under `## title`; empty if there is no such section."""
     found = find_section(text, title)
     return "" if found is None else found[1].strip()
 
 
 def set_section(text: str, title: str, body: str, before: str | None = None) -> str:
-    """Put `body` under `## title`: in place of what stands there, else in front of section `before`, else last."""
+    """Put `body` under `## title`: in place of its text, or as a new section in front of `before` or at the end."""
     found, section = find_section(text, title), f"## {title}\n\n{body}\n\n"
     if found is not None:
         return f"{text[: found.start()]}{section}{text[found.end() :]}".rstrip("\n") + "\n"
@@ -245,14 +245,14 @@ def list_scores(scores: Mapping[str, Any], place: tuple[str, ...] = ()) -> Itera
 def find_interval(
     scores: Mapping[str, Any], intervals: Mapping[str, Any], place: tuple[str, ...]
 ) -> dict[str, Any] | None:
-    """The interval of a score; that of a question type is the one of its main score."""
+    """The interval of a score; the interval of a question type is that of its main score."""
     if len(place) == 3 and place[0] == "types" and scores["types"][place[1]].get("main_score") == place[2]:
         return intervals.get(place[1])
     return intervals.get(": ".join(place))
 
 
 def count_questions(scores: Mapping[str, Any], place: tuple[str, ...]) -> str:
-    """How many questions or pictures a score rests on, as far as its task says."""
+    """The number of questions or pictures behind a score, if its task says it."""
     if place == ("macro_exact_match",):
         return str(sum(row["num_questions"] for row in scores["types"].values() if row["main_score"] == "exact_match"))
     group = scores
@@ -264,7 +264,7 @@ def count_questions(scores: Mapping[str, Any], place: tuple[str, ...]) -> str:
 
 
 def find_baseline(scores: Mapping[str, Any], baselines: Mapping[str, Any], place: tuple[str, ...]) -> str:
-    """The best of the answers without a model, of the main score of a question type or of the mean of all."""
+    """The best baseline without a model, for the main score of a question type or for the overall mean."""
     if place == ("macro_exact_match",):
         known = [baseline.get("macro_exact_match") for baseline in baselines.values()]
     elif len(place) == 3 and place[0] == "types" and scores["types"][place[1]].get("main_score") == place[2]:
@@ -276,7 +276,7 @@ def find_baseline(scores: Mapping[str, Any], baselines: Mapping[str, Any], place
 
 
 def list_results(metrics: Mapping[str, Any]) -> list[EvalResult]:
-    """What a `metrics.json` says of the model, for the metadata: the same numbers."""
+    """The model's scores of a `metrics.json`, unchanged, for the metadata."""
     settings = metrics["settings"]
     names = ("limit", "num_views", "proposals", "blind", "spatial_instruction", "seed")
     return [
@@ -298,7 +298,7 @@ def list_results(metrics: Mapping[str, Any]) -> list[EvalResult]:
 
 
 def format_results(metrics: Mapping[str, Any]) -> str:
-    """What a `metrics.json` says, in tables: one a task."""
+    """The scores of a `metrics.json` as tables, one per task."""
     settings, blocks = metrics["settings"], []
     for task, scores in metrics["scores"].items():
         baselines = metrics["baselines"].get(task, {})

@@ -39,7 +39,7 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def make_line_chart(title: str, steps: Sequence[float], values: Sequence[float], color: str = "#2457c5") -> Markup:
-    """A curve with its raw values pale and its smoothed ones strong; values that are not finite are left out."""
+    """A curve with pale raw values and strong smoothed values; values that are not finite are left out."""
     points = [(float(x), float(y)) for x, y in zip(steps, values, strict=True) if math.isfinite(y)]
     left_out = len(values) - len(points)
     if not points:

@@ -7,19 +7,19 @@ from ross3d.report.html import Markup, clip_text, element, join, make_page, make
 
 MAX_QUESTIONS = 200
 ROUNDING = 1e-9
-# Fewer scenes than that, resampled, tell too little of how scenes differ.
+# With fewer scenes, resampling says too little about how scenes differ.
 FEW_SCENES = 20
 
 
 def is_apart(difference: dict[str, float] | None) -> bool:
-    """Whether an interval leaves out 0, by more than rounding."""
+    """Whether an interval excludes 0 by more than rounding."""
     if difference is None or difference["low"] is None:
         return False
     return difference["low"] > ROUNDING or difference["high"] < -ROUNDING
 
 
 def describe_size(found: dict[str, Any]) -> str:
-    """How many questions and scenes a task has, and what that means for intervals."""
+    """The numbers of questions and scenes of a task, and what they mean for intervals."""
     text = f"{found['num_questions']} questions, {found['num_scenes']} scenes"
     if found["num_scenes"] == 1:
         return f"{text}: no intervals, which come from resampled scenes"
@@ -29,7 +29,7 @@ def describe_size(found: dict[str, Any]) -> str:
 
 
 def format_system(row: dict[str, Any]) -> str:
-    """Mean, spread over runs, interval over scenes: what there is of them."""
+    """Mean, spread over runs and interval over scenes, as far as available."""
     text = f"{row['mean']:.4f}"
     if row["std"] is not None:
         text += f" ± {row['std']:.4f} ({row['num_runs']} runs)"
@@ -39,7 +39,7 @@ def format_system(row: dict[str, Any]) -> str:
 
 
 def format_difference(row: dict[str, float] | None) -> str:
-    """A difference with its interval, a star where 0 is outside; a dash where there is none."""
+    """A difference with its interval, a star if 0 is outside of it; a dash if there is no difference."""
     if row is None:
         return "-"
     interval = "" if row["low"] is None else f" [{row['low']:+.4f}, {row['high']:+.4f}]"
@@ -47,7 +47,7 @@ def format_difference(row: dict[str, float] | None) -> str:
 
 
 def format_comparison(names: list[str], comparison: dict[str, Any]) -> str:
-    """The comparison as plain text: a block a task, a line a score."""
+    """The comparison as plain text: a block per task, a line per score."""
     blocks = ["\n".join(f"{chr(65 + place)} = {name}" for place, name in enumerate(names))]
     for task, found in comparison.items():
         lines = [f"{task}: {describe_size(found)}; * where 0 is outside"]
@@ -71,7 +71,7 @@ def describe_changes(place: int, changes: dict[str, Any]) -> str:
 
 
 def make_score_table(found: dict[str, Any]) -> Markup:
-    """A row a score: each system, and what sets it apart from the first."""
+    """A table with a row per score: each system, and its difference from the first."""
     num_systems = len(next(iter(found["scores"].values()))["systems"])
     headers = ["score", *[chr(65 + place) for place in range(num_systems)]]
     headers += [f"{chr(65 + place)} - A" for place in range(1, num_systems)]
@@ -103,7 +103,7 @@ def make_comparison_page(names: list[str], comparison: dict[str, Any]) -> str:
     """The whole page as HTML.
 
     Args:
-        names (list of `str`): of the systems, the first being the one that others are compared with.
+        names (list of `str`): of the systems; the others are compared with the first.
         comparison (`dict`): what `tasks.comparison.compare_systems` returns.
     """
     sections = []

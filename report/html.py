@@ -1,4 +1,4 @@
-"""Data -> HTML strings, all pure: a page is one file without external assets, and every text in it is escaped."""
+"""Pure functions from data to HTML: a page is one file without external assets, and every text in it is escaped."""
 
 import base64
 import html
@@ -57,7 +57,7 @@ footer { color: var(--soft); font-size: 12.5px; padding: 6px 0 40px; }
 """.strip()
 
 
-# Characters that no page may hold, though a model may say them.
+# Characters that are illegal in a page, although a model may produce them.
 FORBIDDEN = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\ud800-\\udfff\\ufffe\\uffff]")
 
 
@@ -85,7 +85,7 @@ def join(parts: Iterable) -> Markup:
 
 
 def element(tag: str, *children, **attributes) -> Markup:
-    """`<tag attributes>children</tag>`; `class_` stands for class, None leaves an attribute out."""
+    """`<tag attributes>children</tag>`; `class_` becomes class, attributes that are None are left out."""
     named = ((name.rstrip("_").replace("_", "-"), value) for name, value in attributes.items() if value is not None)
     opened = "".join(f' {name}="{escape_text(str(value))}"' for name, value in named)
     return Markup(f"<{tag}{opened}>{join(children)}</{tag}>")
@@ -116,7 +116,7 @@ def make_section(title: str, *body, note: str = "") -> Markup:
 def make_table(
     headers: Sequence[str], rows: Sequence[Sequence], numeric: Iterable[int] = (), strong: Iterable[int] = ()
 ) -> Markup:
-    """A table; columns in `numeric` are right-aligned, rows in `strong` stand out."""
+    """A table; columns in `numeric` are right-aligned, rows in `strong` are emphasised."""
     numeric, strong = set(numeric), set(strong)
 
     def make_cells(tag: str, values: Sequence) -> list[Markup]:
@@ -136,7 +136,7 @@ def make_bar(share: float) -> Markup:
 
 
 def clip_text(text: str, longest: int = 160) -> str:
-    """A text that fits a table: what is too long ends in an ellipsis."""
+    """A text that fits a table: a longer one is cut and ends in an ellipsis."""
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 

@@ -1,4 +1,4 @@
-"""One PNG of an evaluated run, for a README: what was masked, what the model drew, and what controls drew instead."""
+"""One PNG of an evaluated run, for a README: the masked pictures, the model's samples and those of the controls."""
 
 from pathlib import Path
 
@@ -20,10 +20,10 @@ PAPER, INK = (255, 255, 255), (28, 36, 48)
 
 
 def list_rows(run_dir: Path, num_scenes: int) -> list[Path]:
-    """Beginnings of picture names: a masked view and the bird's-eye picture of each of the first scenes.
+    """Prefixes of picture names: a masked view and the bird's-eye picture of each of the first scenes.
 
     Raises:
-        FileNotFoundError: when the run kept no pictures.
+        FileNotFoundError: when the run saved no pictures.
     """
     folders = sorted(path for path in (run_dir / "pictures").glob("*") if path.is_dir())[:num_scenes]
     if not folders:
@@ -56,7 +56,7 @@ def make_picture(run_dir: Path, num_scenes: int = 2) -> Image.Image:
 
 
 def save_picture(path: Path, picture: Image.Image) -> None:
-    """Write a PNG; a reader finds the old file or the whole new one."""
+    """Write a PNG atomically."""
     with replace_file(path) as partial:
         picture.save(partial, format="PNG", optimize=True)
 

@@ -1,6 +1,6 @@
-"""The page of an evaluated run: scores beside baselines, reconstructions, loss curves, and scenes with their answers.
+"""The page of an evaluated run: scores with baselines, reconstructions, loss curves, and scenes with their answers.
 
-Everything is read from what `eval.py` and `train.py` wrote; scenes are read again with the reader that is handed in.
+Everything is read from files of `eval.py` and `train.py`; scenes are read again with the given reader.
 """
 
 import json
@@ -72,13 +72,13 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def read_all_records(run_dir: Path, metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records of all tasks, from the file that each of them keeps.
+    """The records of all tasks, from the file of each task.
 
     Raises:
-        FileNotFoundError: a task has scores, and its file is not there.
+        FileNotFoundError: a task has scores, but its file is missing.
     """
     noted = metrics.get("records_files", {})
-    # Runs of before this was noted had these two files.
+    # Older runs, which did not record the names, had these two files.
     files = {task: RECORDS_FILES.get(task, "predictions.jsonl") for task in metrics["scores"]}
     files |= {task: check_name(name, f"{run_dir / 'metrics.json'}, records_files") for task, name in noted.items()}
     for task, name in files.items():
@@ -91,7 +91,7 @@ def read_all_records(run_dir: Path, metrics: dict[str, Any]) -> list[dict[str, A
 
 
 def read_loss_history(model: str) -> list[dict[str, float]]:
-    """The Trainer's log of a checkpoint folder; empty where there is none (a Hub id, a converted checkpoint)."""
+    """The Trainer's log of a checkpoint folder; empty if there is none (a Hub id, a converted checkpoint)."""
     folder = Path(model)
     states = [folder / "trainer_state.json", *sorted(folder.glob("checkpoint-*/trainer_state.json"))]
     found = [state for state in states if state.is_file()]
@@ -103,7 +103,7 @@ def format_percent(value: float | None) -> str:
 
 
 def make_score_table(scores: dict[str, Any], baselines: dict[str, dict[str, Any] | None]) -> Markup:
-    """One row a question type: what the model scores beside each baseline, with the number of questions."""
+    """A table with a row per question type: scores of the model and of each baseline, and the number of questions."""
     columns = list(baselines)
     rows = []
 
@@ -137,7 +137,7 @@ def make_other_scores(scores: dict[str, Any]) -> Markup:
 
 
 def make_benchmark_section(name: str, scores: dict[str, Any], intervals: dict[str, Any]) -> Markup:
-    """Every number of a benchmark, with its interval where there is one."""
+    """Every number of a benchmark, with its interval if there is one."""
     rows = [[title, value, format_interval(intervals.get(title))] for title, value in flatten_scores(scores)]
     table = make_table(["score", "value", "95 % over scenes"], rows, numeric=[1, 2])
     return make_section(f"Scores: {name}", table)
@@ -167,7 +167,7 @@ def make_reconstruction_section(scores: dict[str, Any]) -> Markup:
 def make_loss_section(history: Sequence[dict[str, float]]) -> Markup:
     """One chart for each named loss of the Trainer's log."""
     charts = []
-    # The Trainer's own summary at the end of a run is no curve.
+    # The Trainer's own summary at the end of a run is not part of a curve.
     logged = {name for row in history for name in row if name.endswith("_loss") and name != "train_loss"}
     for name in [*LOSS_COLORS, *sorted(logged - LOSS_COLORS.keys())]:
         rows = [(row["step"], row[name]) for row in history if name in row and "step" in row]
@@ -181,7 +181,7 @@ def make_loss_section(history: Sequence[dict[str, float]]) -> Markup:
 
 
 def choose_scenes(records: Sequence[dict], pictures_dir: Path, tasks: dict[str, dict]) -> list[tuple[str, str]]:
-    """Scenes to show, with their path below the data: those with kept pictures, then those with the most questions."""
+    """Scenes to show, with their path below the data: those with saved pictures, then those with most questions."""
     counts: Counter[tuple[str, str]] = Counter()
     for record in records:
         task = tasks[record["task"]]
@@ -193,14 +193,14 @@ def choose_scenes(records: Sequence[dict], pictures_dir: Path, tasks: dict[str, 
 
 
 def make_mark(right: bool | None) -> Markup:
-    """A tick, a cross, or a dash for answers that are neither right nor wrong."""
+    """A tick for right answers, a cross for wrong ones, a dash for answers that are neither."""
     if right is None:
         return element("span", "–", class_="soft")
     return element("span", "✓" if right else "✗", class_="good" if right else "bad")
 
 
 def make_answer_table(records: Sequence[dict[str, Any]]) -> Markup:
-    """Some questions of each type with what was answered and what is right."""
+    """Some questions of each type with the model's and the right answers."""
     rows, shown = [], {}
     for record in records:
         kind = record["question_type"]
@@ -237,7 +237,7 @@ def make_grounding_figure(record: dict[str, Any], scene: Scene) -> Markup:
 
 
 def choose_groundings(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Some grounding questions, kinds taking turns."""
+    """Some grounding questions, alternating between kinds."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         if record["prediction"] is None:
@@ -247,7 +247,7 @@ def choose_groundings(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
 
 
 def make_reconstruction_row(folder: Path, name: str, title: str) -> Markup:
-    """The kept pictures of one masked view, or of the bird's-eye picture."""
+    """The saved pictures of one masked view, or of the bird's-eye picture."""
     figures = [make_figure(folder / f"{name}_truth.png", f"{title}: truth", width=134)]
     figures += [
         make_figure(folder / f"{name}_{predictor}.png", label, width=134)
@@ -260,7 +260,7 @@ def make_reconstruction_row(folder: Path, name: str, title: str) -> Markup:
 def make_scene_section(
     scene: Scene, records: Sequence[dict[str, Any]], rebuilt: dict[str, Any] | None, pictures: Path
 ) -> Markup:
-    """One scene: views, bird's-eye picture, what was rebuilt, questions and grounded boxes."""
+    """One scene: views, bird's-eye picture, reconstructions, questions and grounded boxes."""
     masked = rebuilt["masked_views"] if rebuilt else []
     views = [
         make_figure(image, f"view {index}" + (", masked" if index in masked else ""), 112, masked=index in masked)
@@ -301,7 +301,7 @@ def make_settings_section(metrics: dict[str, Any]) -> Markup:
 
 
 def get_facts(metrics: dict[str, Any], blind: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """The few figures that stand in the header."""
+    """The figures of the page's header."""
     facts = []
     rooms = metrics["scores"].get("rooms")
     if rooms:
@@ -366,7 +366,7 @@ def make_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir:
             note = f"{folder} is not there any more, so its pictures cannot be shown."
             sections.append(make_section(f"Scene {scene_id}", note=note))
             continue
-        # A task may keep records of its own kind, without a question to show.
+        # A task may have records of another form, without a question to show.
         asked = [record for record in predictions if record["scene_id"] == scene_id and "question" in record]
         sections.append(make_scene_section(scene, asked, rebuilt_by_scene.get(scene_id), run_dir / "pictures"))
     sections.append(make_settings_section(metrics))
@@ -376,13 +376,13 @@ def make_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir:
 
 
 def write_page(path: Path, page: str) -> Path:
-    """Write a page so that nobody reads half of it."""
+    """Write a page atomically; returns its path."""
     write_text(path, page)
     return path
 
 
 def write_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir: Path | None = None) -> Path:
-    """`make_run_page` into `run_dir/report.html`."""
+    """Write `make_run_page` to `run_dir/report.html`."""
     run_dir = Path(run_dir)
     return write_page(run_dir / PAGE_NAME, make_run_page(run_dir, read_scene, blind_dir))
 

@@ -1,4 +1,4 @@
-"""Is a scan upright? Its bird's-eye picture and two side views with cameras, floor line and boxes, and measurements.
+"""Check whether a scan is upright: bird's-eye picture, two side views with cameras, floor line and boxes, and figures.
 
 Drawing coordinates of a side view: x or y of the world to the right, z up, one scale on both axes, metres on the left.
 """
@@ -13,16 +13,16 @@ from ross3d.report.html import Markup, element, encode_data_uri, encode_png, mak
 
 
 BOX_COLOR, FLOOR_COLOR, READING_COLOR = "#ffd60a", "#ff453a", (142, 180, 220)
-# Metres above and below z = 0 that a side view shows at least, and the highest and lowest it ever shows.
+# The range of z, metres, that a side view shows at least, and the limits beyond which it never shows anything.
 LEAST_HEIGHT, MOST_HEIGHT = (-0.3, 2.0), (-2.0, 4.0)
-# So many readings in a pixel are as bright as can be.
+# The number of readings in a pixel that has full brightness.
 BRIGHTEST = 20
 
 
 def make_density(
     across: np.ndarray, heights: np.ndarray, span: Sequence[float], levels: Sequence[float]
 ) -> np.ndarray:
-    """Picture (H, SIDE, 3) of how many readings fall on a pixel, logarithmic; row 0 is the highest."""
+    """Picture (H, SIDE, 3) of the number of readings per pixel, logarithmic; row 0 is the highest."""
     rows = max(1, round(SIDE * (levels[1] - levels[0]) / (span[1] - span[0])))
     counts, _, _ = np.histogram2d(heights, across, (rows, SIDE), (levels, span))
     shade = np.clip(np.log1p(counts[::-1]) / np.log1p(BRIGHTEST), 0, 1)
@@ -32,7 +32,7 @@ def make_density(
 def make_side(
     points: np.ndarray, cam2world: np.ndarray, boxes: Sequence[Sequence[float]], bounds: Sequence[float], axis: int
 ) -> Markup:
-    """A room from the side.
+    """A side view of a room.
 
     Args:
         points (`np.ndarray` of shape `(N, 3)`): readings, metres.
@@ -87,7 +87,7 @@ def make_sanity_section(
     Args:
         cam2world (`np.ndarray` of shape `(V, 4, 4)`), boxes (K, 6), points (N, 3): cameras, boxes, readings, metres.
         bev: bird's-eye picture (H, W, 3) and its bounds (4,), metres.
-        facts, warnings, notes: numbers by name, what is off, where alignment and boxes come from; all in words.
+        facts, warnings, notes: figures by name, what looks wrong, the origin of alignment and boxes; all as text.
     """
     image, bounds = bev
     drawn = [DrawnBox(box, BOX_COLOR, width=1.5) for box in boxes]

@@ -27,8 +27,8 @@ def describe_scene(scene: Scene, floor_height: float | None = None) -> list[tupl
     """A few figures of a scene, as (name, value).
 
     Args:
-        floor_height (`float`, *optional*): z of the floor, metres, where one was seen; nothing is said of heights
-            above it otherwise.
+        floor_height (`float`, *optional*): z of the floor, metres, if it was seen; without it, heights above the floor
+            are left out.
     """
     facts = [("views", str(scene.num_views)), ("pixels", "{1} × {0}".format(*scene.images.shape[1:3]))]
     if scene.depth_maps is not None:
@@ -74,7 +74,7 @@ def make_boxes_section(
     """Boxes in the upright world and in the scan's own frame, with the matrix between the two.
 
     Args:
-        names: one a box. boxes (`np.ndarray` of shape `(K, 6)`): centre and size, metres, upright world.
+        names: one per box. boxes (`np.ndarray` of shape `(K, 6)`): centre and size, metres, upright world.
         corners (`np.ndarray` of shape `(K, 8, 3)`): of each box in the scan's own frame, metres.
         scan_to_world (`np.ndarray` of shape `(4, 4)`): from the scan's own frame to the upright world.
     """
@@ -114,8 +114,8 @@ def make_scene_page(
     """The whole page as HTML.
 
     Args:
-        scene (`Scene`): see there.
-        lead (`str`): a sentence that says what is known of unit and axes.
+        scene (`Scene`): the scene.
+        lead (`str`): a sentence about what is known of unit and axes.
         bev (*optional*): bird's-eye picture (H, W, 3) and its bounds (4,), metres.
         sanity (`Markup`, *optional*): of `make_sanity_section`. boxes (`Markup`, *optional*): of `make_boxes_section`.
         floor_height (`float`, *optional*): see `describe_scene`.
@@ -123,7 +123,7 @@ def make_scene_page(
     sections = []
     if bev is not None:
         image, bounds = bev
-        # Without depth nobody knows the unit of the world.
+        # Without depth the unit of the world is unknown.
         has_metres = scene.depth_maps is not None
         bev = make_bev_drawing(
             image, bounds, cam2world=scene.cam2world, width=480, has_metres=has_metres,

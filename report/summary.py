@@ -1,4 +1,4 @@
-"""An evaluated run in a few lines of plain text: the headline of what the page shows."""
+"""An evaluated run in a few lines of plain text: the main figures of its page."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,13 +16,13 @@ REGIONS = (("view", "masked views"), ("bev_object", "bev objects"), ("bev_rest",
 
 
 def get_main_score(scores: dict[str, Any] | None, question_type: str) -> float | None:
-    """The score that stands for a question type; None where there is none."""
+    """The main score of a question type; None if there is none."""
     row = ((scores or {}).get("types") or {}).get(question_type)
     return None if row is None else row[row["main_score"]]
 
 
 def get_baselines(metrics: dict[str, Any], blind: dict[str, Any] | None) -> dict[str, dict[str, Any] | None]:
-    """Scores of the rooms questions to stand beside the model's, by name."""
+    """Baseline scores on the rooms questions, by name."""
     known = metrics["baselines"].get("rooms", {})
     seen = {"blind": blind["scores"].get("rooms")} if blind else {}
     titles = {"lookup": "look-up", "majority": "majority"}
@@ -34,7 +34,7 @@ def format_value(value: float | None) -> str:
 
 
 def format_rooms(scores: dict[str, Any], baselines: dict[str, dict[str, Any] | None]) -> list[str]:
-    """Lines of per cent, one a question type, with the gain over the best baseline last."""
+    """Lines of percentages, one per question type, with the gain over the best baseline last."""
     rows = [
         (name, row["num_questions"], row[row["main_score"]], [get_main_score(b, name) for b in baselines.values()])
         for name, row in scores["types"].items()
@@ -53,7 +53,7 @@ def format_rooms(scores: dict[str, Any], baselines: dict[str, dict[str, Any] | N
 
 
 def format_reconstruction(scores: dict[str, Any]) -> list[str]:
-    """Lines of PSNR, then the differences that count with their intervals."""
+    """Lines of PSNR, then the main differences with their intervals."""
     regions = [(key, title) for key, title in REGIONS if key in scores]
     lines = [f"{'PSNR, dB':<26}" + "".join(f"{title:>14}" for _, title in regions)]
     lines += [
@@ -69,7 +69,7 @@ def format_reconstruction(scores: dict[str, Any]) -> list[str]:
 
 
 def flatten_scores(scores: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Names and values of all numbers, those of groups as `group: name`."""
+    """Names and values of all numbers; the names of grouped ones are `group: name`."""
     for name, value in scores.items():
         if isinstance(value, dict):
             yield from flatten_scores(value, f"{prefix}{name}: ")
@@ -78,7 +78,7 @@ def flatten_scores(scores: dict[str, Any], prefix: str = "") -> Iterator[tuple[s
 
 
 def format_benchmark(task: str, metrics: dict[str, Any]) -> list[str]:
-    """Lines of a benchmark's scores, with intervals where there are any."""
+    """Lines of a benchmark's scores, with intervals if there are any."""
     intervals = metrics["intervals"].get(task, {})
     lines = [f"{task}: scores, and 95 % intervals over scenes"]
     for name, value in flatten_scores(metrics["scores"][task]):
@@ -87,12 +87,12 @@ def format_benchmark(task: str, metrics: dict[str, Any]) -> list[str]:
 
 
 def format_interval(interval: dict[str, Any] | None) -> str:
-    """The ends of an interval in brackets; nothing where there is none."""
+    """The ends of an interval in brackets; empty if there is none."""
     return "" if interval is None or interval["low"] is None else f"[{interval['low']:.4f}, {interval['high']:.4f}]"
 
 
 def format_summary(metrics: dict[str, Any], blind: dict[str, Any] | None = None) -> str:
-    """What `metrics.json` (and that of a blind model) says, for a terminal."""
+    """The main scores of `metrics.json` (and of a blind model's), as text for a terminal."""
     blocks = []
     blocks += [[f"{name}: nothing was asked"] for name, scores in metrics["scores"].items() if not scores]
     if metrics["scores"].get("rooms"):

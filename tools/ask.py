@@ -4,12 +4,12 @@
         [--rotate auto|0|90|180|270] [--max-excluded SHARE] [--allow-outside]
         "How many chairs are there?" "find the table" ...
 
-SCAN is a folder of any layout that `data/sources` reads, or a video. A scan without an alignment is set upright by an
-estimate from its depth, and boxes are proposed where none came; both are said, and checked on the page. Says which
-views it chose, reads them once, answers each question, and writes a page. Questions that begin with "find " (all of
-them, with `--ground`) are answered by boxes where there are any. Boxes are given in the upright world and in the
-scan's own frame, on the page and in a JSON file of the page's name. With a teacher beside the weights one view is
-masked and rebuilt.
+SCAN is a folder of any layout that `data/sources` reads, or a video. A scan without an alignment is turned upright by
+an estimate from its depth, and boxes are proposed if none are given; both are reported, and can be checked on the
+page. Prints which views it chose, encodes them once, answers each question, and writes a page. Questions that begin
+with "find " (all of them, with `--ground`) are answered by boxes if there are any. Boxes are given in the upright
+world and in the scan's own frame, on the page and in a JSON file with the page's name. If the checkpoint has a
+teacher, one view is masked and rebuilt.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from ross3d.training.loading import load_model as read_weights
 def load_model(
     name: str, device: str, geometry_mode: str | None = None, allow_missing: bool = False
 ) -> tuple[Any, Any, bool]:
-    """Model and processor of a checkpoint folder or Hub id, and whether a teacher came with them (then attached)."""
+    """Model and processor of a checkpoint folder or Hub id, and whether it has a teacher, which is then attached."""
     folder = find_checkpoint(name)
     processor = load_processor(folder, geometry_mode)
     model = read_weights(folder, allow_missing=allow_missing).to(device).eval()
@@ -55,10 +55,10 @@ def load_model(
 
 
 def check_questions(questions: Sequence[str]) -> None:
-    """Refuse questions that no model can be asked here, before the scan is read.
+    """Refuse questions that cannot be asked with this tool, before the scan is read.
 
     Raises:
-        ValueError: names the first, and what to write in its place.
+        ValueError: names the first, and what to write instead.
     """
     for question in questions:
         if not question.strip():
@@ -79,7 +79,7 @@ def check_questions(questions: Sequence[str]) -> None:
 
 
 def choose_grounded(questions: list[str], ground_all: bool, has_boxes: bool, has_head: bool) -> list[bool]:
-    """For each question, whether boxes answer it.
+    """For each question, whether it is answered by boxes.
 
     Raises:
         ValueError: when all are to be grounded and there are no boxes or the model
@@ -98,7 +98,7 @@ def choose_grounded(questions: list[str], ground_all: bool, has_boxes: bool, has
 
 
 def answer_in_words(model: Any, processor: Any, cache: Any, questions: list[str], max_new_tokens: int) -> list[Answer]:
-    """Greedy answers to questions about a scene that was encoded."""
+    """Greedy answers to questions about an encoded scene."""
     if not questions:
         return []
     asks = processor(text=questions, return_tensors="pt").to(model.device)
@@ -108,7 +108,7 @@ def answer_in_words(model: Any, processor: Any, cache: Any, questions: list[str]
 
 
 def answer_with_boxes(model: Any, processor: Any, cache: Any, questions: list[str], boxes: np.ndarray) -> list[Answer]:
-    """The boxes that questions mean: none, one or several."""
+    """The boxes that answer each question: none, one or several."""
     if not questions:
         return []
     asks = processor(text=questions, return_tensors="pt").to(model.device)
@@ -121,12 +121,12 @@ def answer_with_boxes(model: Any, processor: Any, cache: Any, questions: list[st
 
 
 def make_boxes_table(scan: OwnScan, title: str, names: Sequence[str], boxes: np.ndarray) -> Markup:
-    """Boxes (K, 6) of the upright world in both frames, for a page."""
+    """A table of boxes (K, 6) of the upright world, in both frames, for a page."""
     return make_boxes_section(title, names, boxes, get_box_corners(boxes, scan.scan_to_world), scan.scan_to_world)
 
 
 def make_found_boxes(scan: OwnScan, answers: Sequence[Answer]) -> Markup | None:
-    """The boxes that questions found, each once, in both frames; None where none was found."""
+    """A table of the boxes that answers found, each once, in both frames; None if none was found."""
     numbers = sorted({number for answer in answers for number in answer.numbers})
     if not numbers:
         return None
@@ -134,7 +134,7 @@ def make_found_boxes(scan: OwnScan, answers: Sequence[Answer]) -> Markup | None:
 
 
 def describe_in_scan(scan: OwnScan, answer: Answer) -> list[str]:
-    """A line for each box of an answer: its centre in the scan's own frame, metres; none where that is the world."""
+    """One line per box of an answer: its centre in the scan's own frame, metres; no lines if that is the world's."""
     if not answer.boxes or np.array_equal(scan.scan_to_world, np.eye(4)):
         return []
     centres = get_box_corners(np.array(answer.boxes), scan.scan_to_world).mean(1)
@@ -145,7 +145,7 @@ def describe_in_scan(scan: OwnScan, answer: Answer) -> list[str]:
 
 
 def make_record(scan: OwnScan, scene: Scene, answers: Sequence[Answer], model_name: str) -> dict:
-    """What was answered, for programs: boxes in the upright world and in the scan's own frame, metres."""
+    """The answers as JSON data: boxes in the upright world and in the scan's own frame, metres."""
     return {
         "scene_id": scene.scene_id,
         "model": model_name,
@@ -161,7 +161,7 @@ def make_record(scan: OwnScan, scene: Scene, answers: Sequence[Answer], model_na
 
 
 def make_box_records(scan: OwnScan, answer: Answer) -> list[dict]:
-    """Of each box of an answer its number, centre and size in the upright world, and its corners in the scan."""
+    """The number, centre and size in the upright world, and corners in the scan's frame, of each box of an answer."""
     corners = get_box_corners(np.array(answer.boxes), scan.scan_to_world)
     return [
         {
@@ -175,7 +175,7 @@ def make_box_records(scan: OwnScan, answer: Answer) -> list[dict]:
 
 
 def describe_box(number: int, box: np.ndarray) -> str:
-    """Number, middle and size of a box, metres in the upright world."""
+    """A text with number, centre and size of a box, metres in the upright world."""
     middle, size = ([f"{value:.1f}" for value in part] for part in (box[:3], box[3:]))
     return f"box {number} at ({', '.join(middle)}), {' x '.join(size)} m"
 
@@ -183,7 +183,7 @@ def describe_box(number: int, box: np.ndarray) -> str:
 def rebuild_masked_view(
     model: Any, inputs: Any, scene: Scene, masked_view: int, picture: BEVPicture, num_inference_steps: int
 ) -> Rebuilt:
-    """Hide one view and sample it, and the bird's-eye picture, from the others."""
+    """Mask one view, then sample it and the bird's-eye picture from the other views."""
     views, bev = model.reconstruct(
         **inputs,
         masked_views=[masked_view],
@@ -196,7 +196,7 @@ def rebuild_masked_view(
 
 
 def list_doubts(scan: OwnScan) -> list[str]:
-    """What to tell about an estimate with little evidence."""
+    """Warnings for a low-confidence alignment."""
     if scan.estimate is None or scan.estimate.confidence >= LOW_CONFIDENCE:
         return []
     confidence, weakest = scan.estimate.confidence, scan.estimate.weakest
@@ -204,7 +204,7 @@ def list_doubts(scan: OwnScan) -> list[str]:
 
 
 def check_scan(scan: OwnScan, sanity: Sanity, bev_image: np.ndarray, bev_bounds: np.ndarray) -> Markup:
-    """The sanity picture of a scan with posed depth and its bird's-eye picture; what is off is printed too."""
+    """The sanity section of a scan with posed depth and a bird's-eye picture; its warnings are printed too."""
     doubts = list_doubts(scan) + sanity.list_warnings()
     for warning in doubts:
         print(f"look at the page: {warning}.")
@@ -218,7 +218,7 @@ def check_scan(scan: OwnScan, sanity: Sanity, bev_image: np.ndarray, bev_bounds:
 
 
 def parse_device(name: str) -> str:
-    """A device that holds tensors here."""
+    """Parse the name of a device, which has to hold tensors on this machine."""
     try:
         torch.empty(0, device=name)
     # A torch that was built without a device's library raises AssertionError.

@@ -2,10 +2,10 @@
 
     python tools/compare.py RUN[,RUN...] RUN[,RUN...] ... [--output DIR]
 
-Each argument is a system: an output folder of eval.py, or several, separated by commas, that differ in the model's
-seed alone. Prints every score with its spread over seeds and its interval over scenes, how far later systems are from
-the first, and how many answers changed. `--output` writes `comparison.json` and `comparison.html` with the changed
-questions.
+Each argument is a system: an output folder of eval.py, or several, separated by commas, that differ only in the
+model's seed. Prints every score with its spread over seeds and its interval over scenes, the differences of later
+systems from the first, and how many answers changed. `--output` writes `comparison.json` and `comparison.html` with
+the changed questions.
 """
 
 import argparse

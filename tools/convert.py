@@ -4,9 +4,9 @@
     python tools/convert.py --from DIR --to DIR --reverse
     python tools/convert.py --init llava_video --denoiser mm_inv_projector.bin --teacher FLUX_DIR --to DIR
 
-The second undoes the first. The third builds the checkpoint from which the published recipe trains: a LLaVA-Video
-model with the new tokens, heads and denoiser. Tensors are read and written one shard at a time; the folder appears
-when it is whole, and what a killed run has written is taken up by the next.
+The second command undoes the first. The third builds the checkpoint from which the published recipe trains: a
+LLaVA-Video model with the new tokens, heads and denoiser. Tensors are read and written one shard at a time; the folder
+appears when it is complete, and the next run reuses the shards that a killed run has written.
 """
 
 import argparse
@@ -102,7 +102,7 @@ from ross3d.tools.checkpoints.source import (
 )
 
 
-# Base models of the published recipe, by what `--init` calls them.
+# Base models of the published recipe, by their `--init` names.
 BASES = {"llava_video": "lmms-lab/LLaVA-Video-7B-Qwen2"}
 
 TOKENIZER_FILES = (
@@ -114,7 +114,7 @@ REPORT = "conversion.json"
 
 
 def convert_release(options: argparse.Namespace) -> Path:
-    """A published checkpoint under our names."""
+    """Convert a published checkpoint to our names; returns the folder."""
     source = read_source(options.source, options.vision_tower, options.teacher, options.drop)
     config = make_release_config(source)
     token = make_mask_token(config, source.tensors[EMBEDDINGS[0]].dtype, options.seed or 0)
@@ -123,7 +123,7 @@ def convert_release(options: argparse.Namespace) -> Path:
 
 
 def start_training(options: argparse.Namespace) -> Path:
-    """The checkpoint from which the published recipe trains."""
+    """Build the checkpoint from which the published recipe trains; returns the folder."""
     source = read_source(options.source or BASES[options.init], options.vision_tower, options.teacher, options.drop)
     if any(name.startswith(INVERSE_PROJECTOR) for name in source.tensors):
         raise ValueError(
@@ -146,7 +146,7 @@ def start_training(options: argparse.Namespace) -> Path:
 
 
 def find_denoiser_file(name: str) -> Path:
-    """A denoiser file, or the one in a folder or Hub repository."""
+    """The path of a denoiser file, given itself or by its folder or Hub repository."""
     path = find_folder(name, [DENOISER_FILE])
     return path / DENOISER_FILE if path.is_dir() else path
 
@@ -197,7 +197,7 @@ def make_converted_card(name: str, plan: ConversionPlan, ingredients: Sequence[I
 
 
 def make_published_card(source: Path, plan: ConversionPlan, ingredients: Sequence[Ingredient]) -> ModelCard:
-    """The page of a checkpoint that was converted back; terms are handed on from the page of the one it comes from."""
+    """The page of a checkpoint that was converted back; its terms come from the page of the source checkpoint."""
     known = source / CARD_NAME
     origin = read_origin(load_card(known)) if known.is_file() else Origin()
     origin.add(ingredients if origin.licenses else [make_unknown(source.name), *ingredients])
@@ -209,14 +209,14 @@ def make_published_card(source: Path, plan: ConversionPlan, ingredients: Sequenc
 
 
 def get_display_name(source: str) -> str:
-    """A Hub id, or the folder's own name: what is written goes to other machines."""
+    """A Hub id, or the name of a folder without its path, since the page is read on other machines."""
     return Path(source).resolve().name if Path(source).exists() else source
 
 
 def keep_published(
     source: PublishedSource, plan: ConversionPlan, folder: Path, max_shard_size: str, progress: tqdm
 ) -> None:
-    """What the way back needs and our checkpoint has no place for: config, tokenizer files, rows behind the tokens."""
+    """Save what only converting back needs: config, tokenizer files, embedding rows beyond the vocabulary."""
     if plan.rest:
         write_shards(plan.rest, folder, "model", max_shard_size, progress)
     folder.mkdir(exist_ok=True)
@@ -224,7 +224,7 @@ def keep_published(
 
 
 def name_teacher(config: Ross3DConfig, teacher: dict[str, Any] | None) -> str:
-    """What the published config calls the VAE: the released one by its name, another by a folder of the checkpoint."""
+    """The VAE's name in the published config: the released VAE's name, or a folder of the checkpoint for another."""
     released = TEACHERS[Path(DEFAULT_TEACHER).name]
     if teacher is None and config.denoiser_config is not None:
         keys = ("latent_channels", "scaling_factor", "shift_factor")
@@ -233,7 +233,7 @@ def name_teacher(config: Ross3DConfig, teacher: dict[str, Any] | None) -> str:
 
 
 def convert_back(options: argparse.Namespace) -> Path:
-    """One of our checkpoints under the published names."""
+    """Convert one of our checkpoints to the published names; returns the folder."""
     source = find_checkpoint(options.source)
     if read_json(source / "config.json").get("model_type") != "ross3d":
         raise ValueError(f"{source}: expected a checkpoint of ross3d, got another; leave --reverse out.")
@@ -261,7 +261,7 @@ def convert_back(options: argparse.Namespace) -> Path:
     with open_output(options, identity, plan) as (folder, progress):
         write_shards(plan.model, folder, "model", options.max_shard_size, progress)
         write_json(folder / "config.json", published)
-        # A part that no well-known name tells is described where its name leads: beside the weights.
+        # A part without a well-known name is described in the folder that its name refers to, next to the weights.
         if find_known_name("mm_vision_tower", published["mm_vision_tower"]) is None:
             describe_part(folder, published["mm_vision_tower"], tower_config)
         if (
@@ -280,10 +280,10 @@ def convert_back(options: argparse.Namespace) -> Path:
 
 
 def describe_part(folder: Path, name: str, config: Mapping[str, Any]) -> None:
-    """Configuration of a part in a folder of the checkpoint, where its name is that of one.
+    """Write the configuration of a part into the checkpoint's folder that its name refers to, if it does.
 
     Raises:
-        ValueError: for a name that leads out of the checkpoint, or is that of one of its files.
+        ValueError: for a name that leads out of the checkpoint, or is the name of one of its files.
     """
     if len(Path(name).parts) > 1:
         return
@@ -297,7 +297,7 @@ def describe_part(folder: Path, name: str, config: Mapping[str, Any]) -> None:
 
 
 def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, came_from: Path) -> None:
-    """The tokenizer's files as they came, or as the published code's library reads them."""
+    """Write the tokenizer's original files, or files that the published code's library can read."""
     if copy_files(TOKENIZER_FILES, came_from, folder):
         return
     tokenizer.save_pretrained(folder)
@@ -305,7 +305,7 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, came_from:
     settings = read_json(folder / "tokenizer_config.json")
     for key in ("auto_map", "backend", "extra_special_tokens", "is_local", "local_files_only", "processor_class"):
         settings.pop(key, None)
-    # The published code unpacks exactly these two.
+    # The published code expects exactly these two.
     marks = {
         "tokenizer_class": "Qwen2Tokenizer",
         "additional_special_tokens": [LLAVA_VIDEO.turn_start, LLAVA_VIDEO.turn_end],
@@ -314,7 +314,7 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, came_from:
 
 
 def name_tower(config: Ross3DConfig) -> tuple[dict[str, Any], str]:
-    """SigLIP's configuration with its last layer, and what the published config calls the tower."""
+    """SigLIP's configuration with its last layer, and the tower's name in the published config."""
     vision = {key: getattr(config.vision_config, key) for key in VISION_KEYS}
     vision |= {"num_hidden_layers": vision["num_hidden_layers"] + 1}
     known = vision == VISION_TOWERS[Path(DEFAULT_VISION_TOWER).name]
@@ -322,7 +322,7 @@ def name_tower(config: Ross3DConfig) -> tuple[dict[str, Any], str]:
 
 
 def make_identity(options: argparse.Namespace, sources: Sequence[Path], plan: ConversionPlan) -> dict[str, Any]:
-    """All that decides what is written, wherever it is written to."""
+    """Everything that determines the output, regardless of its folder."""
     arguments = {key: str(value) for key, value in vars(options).items() if key not in ("to", "debug")}
     code = [
         hashlib.sha256(file.read_bytes()).hexdigest()
@@ -336,11 +336,11 @@ def hash_identity(identity: Mapping[str, Any]) -> str:
 
 
 def is_finished(folder: Path, identity: Mapping[str, Any]) -> bool:
-    """Whether a folder is the whole result of the same command on the same files."""
+    """Whether a folder is the complete result of the same command on the same files."""
     report = folder / REPORT
     if not report.is_file() or read_json(report).get("made_of_sha256") != hash_identity(identity):
         return False
-    # Refuses a folder that has lost a shard since, or part of one.
+    # Refuses a folder that has since lost a shard, or a part of one.
     list_tensors(folder)
     finish_replacing(folder)
     return True
@@ -355,7 +355,7 @@ def tell_finished(folder: Path) -> Path:
 def open_output(
     options: argparse.Namespace, identity: dict[str, Any], plan: ConversionPlan
 ) -> Iterator[tuple[Path, tqdm]]:
-    """The folder to write to, which takes its name when all is written, and a bar that counts bytes."""
+    """The folder to write to, which gets its final name when it is complete, and a progress bar that counts bytes."""
     print_records(plan.records)
     num_bytes = count_bytes(plan.list_tensors())
     bar = tqdm(total=num_bytes, unit="B", unit_scale=True, desc=f"writing {options.to}")
@@ -364,7 +364,7 @@ def open_output(
 
 
 def write_model_files(folder: Path, config: Ross3DConfig) -> None:
-    """Everything but weights that `save_pretrained` of the model would write: configs and the code it needs."""
+    """Write what `save_pretrained` of the model would write besides weights: configs and the code it needs."""
     with torch.device("meta"):
         model = Ross3DForConditionalGeneration(config)
     model.config.architectures = [type(model).__name__]
@@ -391,7 +391,7 @@ def write_report(
     identity: Mapping[str, Any],
     **more: list[str],
 ) -> None:
-    """`conversion.json`: what became of every key, and on what terms each part is published."""
+    """Write `conversion.json`: the result for every key, and the terms on which each part is published."""
     licenses = [item.describe() for item in ingredients]
     for line in licenses:
         print(f"licence of {line}")
@@ -401,7 +401,7 @@ def write_report(
 
 
 def print_records(records: Sequence[KeyRecord]) -> None:
-    """How many keys of each fate, and what happened to those that are not simply renamed."""
+    """Print how many keys had each result, and details of those that are not simply renamed."""
     print(summarize(records))
     names: dict[tuple[str, str], list[str]] = {}
     for record in records:
@@ -445,7 +445,7 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     only_forward += [options.seed]
     if options.reverse and any(value is not None for value in only_forward):
         parser.error("--reverse: expected --from and --to alone: everything else is in the checkpoint")
-    # A folder that a conversion made may be the whole result of this one, which its sources tell.
+    # An existing folder may be the complete result of this very conversion, which is known once the sources are read.
     if not (options.to / REPORT).is_file():
         check_new_folder(options.to)
     return options

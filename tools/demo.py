@@ -1,10 +1,10 @@
-"""From nothing to a trained, evaluated, visible Ross3D: what `make demo` runs.
+"""Build, train and evaluate a small Ross3D from scratch, with an HTML page: what `make demo` runs.
 
     python -m ross3d.tools.demo [--config configs/tiny.yaml] [--output outputs/demo] [--train-scenes N]
         [--val-scenes N] [--sampler-steps N]
 
-Builds rooms, trains the model and, beside it, a blind one (same architecture and steps, words only), evaluates both
-on held-out rooms and writes the page. A demo that was cut off goes on where it was.
+Builds rooms, trains the model and, at the same time, a blind one (same architecture and steps, words only), evaluates
+both on held-out rooms and writes the page. An interrupted demo resumes when it is restarted.
 """
 
 import argparse
@@ -25,18 +25,18 @@ from ross3d.tools.view import get_run_reader
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
-    # glibc gives large blocks back to the system after each use; keeping them saves a quarter of a training step.
+    # glibc returns large blocks to the system after each use; keeping them saves a quarter of a training step.
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
-    # Threads that wait for each other give their core away sooner: as fast on idle cores, and where another program
-    # takes a core a step takes a second instead of thirteen.
+    # Waiting threads yield their core sooner: equally fast on idle cores, and if another program takes a core, a step
+    # takes one second instead of thirteen.
     "GOMP_SPINCOUNT": "3000",
 }
 
 
 @dataclass
 class Stage:
-    """Commands that run side by side, each with so many threads."""
+    """Commands that run in parallel, each with its number of threads."""
 
     name: str
     budget_seconds: int
@@ -86,10 +86,10 @@ def plan(arguments: argparse.Namespace) -> list[Stage]:
 
 
 def run_stage(stage: Stage) -> float:
-    """Run a stage's commands to their end; seconds it took.
+    """Run a stage's commands to their end; returns the seconds it took.
 
     Raises:
-        SystemExit: when a command fails, with what to run to see it again.
+        SystemExit: when a command fails, with the command that reproduces the failure.
     """
     print(f"== {stage.name} (budget {stage.budget_seconds} s on two idle cores)", flush=True)
     started = time.monotonic()

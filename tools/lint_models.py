@@ -2,9 +2,9 @@
 
     python -m ross3d.tools.lint_models
 
-Rules switched off stand in `pyproject.toml`, `[tool.ross3d.mlinter.off]`, with their reasons; a row that switches off
-nothing is itself an error. The linter judges files by their names, so the parts of the model that lie beside
-`modeling_ross3d.py` are shown to it as modeling files.
+Disabled rules are listed in `pyproject.toml`, `[tool.ross3d.mlinter.off]`, with their reasons; a row that disables
+nothing is itself an error. The linter goes by file names, so the parts of the model in other files than
+`modeling_ross3d.py` are presented to it as modeling files.
 """
 
 import json
@@ -51,14 +51,14 @@ def lint(root: Path) -> list[dict]:
 
 
 def judge(findings: list[dict], off: dict[str, str]) -> list[str]:
-    """Lines to print: findings of rules that are on, and rows of the table that no finding needs."""
+    """Lines to print: findings of enabled rules, and rows of the table that match no finding."""
     lines = [f"{f['path']}:{f['line']}: {f['message']}" for f in findings if f["rule"] not in off]
     unused = sorted(set(off) - {finding["rule"] for finding in findings})
     return lines + [f"pyproject.toml: {rule} is switched off, but nothing needs it; remove the row" for rule in unused]
 
 
 def read_table(root: Path) -> dict[str, str]:
-    """Rules that are switched off, with their reasons."""
+    """The disabled rules, with their reasons."""
     settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     return settings["tool"]["ross3d"]["mlinter"]["off"]
 

@@ -2,7 +2,7 @@
 
     python tools/make_tiny.py DIR [--seed 0]
 
-Its answers mean nothing. It has everything a real checkpoint has, so every path of the code can be walked in seconds.
+Its answers mean nothing. It has everything a real checkpoint has, so all code paths can be run in seconds.
 """
 
 import argparse
@@ -26,7 +26,7 @@ VIEW_SIZE, PATCH_SIZE, BEV_SIZE = 64, 8, 64
 
 
 def make_texts() -> list[str]:
-    """What the tokenizer learns its words from: the questions of our own rooms."""
+    """The texts that the tokenizer is trained on: the questions of our synthetic rooms."""
     words = [*CATEGORIES, *COLORS, *map(get_plural, CATEGORIES)]
     return [template for templates in TEMPLATES.values() for template in templates] + [f"a {word}" for word in words]
 
@@ -61,7 +61,7 @@ def make_tiny_teacher(seed: int = 0) -> AutoencoderKL:
 
 
 def make_tiny_model(tokenizer, seed: int = 0) -> Ross3DForConditionalGeneration:
-    """A model of a few hundred thousand random weights for that tokenizer."""
+    """A model with a few hundred thousand random weights for a tokenizer."""
     config = Ross3DConfig(
         vision_config={
             "hidden_size": 48,

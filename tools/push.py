@@ -1,11 +1,11 @@
-"""Put a checkpoint on the Hub: weights, processor, code, VAE teacher, and a page with its scores, in one commit.
+"""Upload a checkpoint to the Hub: weights, processor, code, VAE teacher, and a page with its scores, in one commit.
 
     python tools/push.py DIR --to USER/NAME [--run EVAL_OUTPUT ...] [--without-teacher] [--private] [--dry-run FOLDER]
 
-DIR is what train.py or tools/convert.py wrote. The page is DIR's README.md, so what you write there by hand goes
-along; scores of `--run` (what eval.py wrote about DIR) and the way to load it by its Hub id are put in. A push that
-was cut off leaves the repository as it was, and the next one uploads only what is missing. What an earlier push left
-there of another checkpoint is removed in the same commit; other files of the repository stay.
+DIR is an output folder of train.py or tools/convert.py. The page is DIR's README.md, so your own text there is
+included; scores of `--run` (an output folder of eval.py for DIR) and how to load the model by its Hub id are added. An
+interrupted push leaves the repository unchanged, and the next one uploads only what is missing. Files of a checkpoint
+that was pushed earlier are removed in the same commit; other files of the repository stay.
 """
 
 import argparse
@@ -56,7 +56,7 @@ from ross3d.tools.checkpoints.plan import check_own_layers
 from ross3d.training.callbacks import COMPLETE_MARK, is_complete
 
 
-# What a repository holds of a checkpoint, besides its page. Optimizer states, logs and settings of a run stay here.
+# The files of a checkpoint that are uploaded, besides its page. Optimizer states, logs and settings are not.
 PATTERNS = (
     "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json", "tokenizer*.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "*.jinja", "*_ross3d.py",
@@ -65,9 +65,9 @@ PATTERNS = (
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 CODE_NAMED_IN = ("config.json", "processor_config.json")
 NEEDED = (*CODE_NAMED_IN, "tokenizer.json")
-# Of the code that goes along; another one that is there already stays.
+# The licence of the uploaded code; a different one that is already in the folder stays.
 LICENSE = Path(__file__).resolve().parents[1] / "LICENSE"
-# Of an evaluation's settings: what scores of another model are told by, and what the page says.
+# The settings of an evaluation that identify the model it scored, and those that the page shows.
 READ_SETTINGS = (
     "model", "model_sha256", "tasks", "limit", "num_views", "proposals", "blind", "spatial_instruction", "seed",
 )  # fmt: skip
@@ -80,10 +80,10 @@ def is_ours(name: str) -> bool:
 
 
 def list_files(folder: Path, with_teacher: bool) -> dict[str, Path]:
-    """Name in the repository -> file, of a checkpoint that was checked.
+    """The files of a checkpoint, by their names in the repository, after checking it.
 
     Raises:
-        FileNotFoundError, ValueError: as `check_checkpoint` does.
+        FileNotFoundError, ValueError: as `check_checkpoint`.
     """
     check_checkpoint(folder)
     names = {path.relative_to(folder).as_posix(): path for path in list_paths(folder) if path.is_file()}
@@ -92,7 +92,7 @@ def list_files(folder: Path, with_teacher: bool) -> dict[str, Path]:
 
 
 def list_paths(folder: Path) -> list[Path]:
-    """Everything in a folder and in its folders."""
+    """Everything in a folder, recursively."""
     return sorted([*folder.glob("*"), *folder.glob("*/*")])
 
 
@@ -103,10 +103,10 @@ def belongs(path: Path, folder: Path) -> bool:
 
 
 def check_checkpoint(folder: Path) -> None:
-    """Refuse a folder from which nobody could load a model.
+    """Refuse a folder from which no model can be loaded.
 
     Raises:
-        FileNotFoundError: for absent files.
+        FileNotFoundError: for missing files.
         ValueError: for another model, a run that is not finished, weights that the model does not have or lacks, and
             links that lead out of the folder.
     """
@@ -120,7 +120,7 @@ def check_checkpoint(folder: Path) -> None:
             f"{folder}: expected a checkpoint's folder, found no config.json; name another (of LoRA, the run's folder,"
             " which holds the merged model)."
         )
-    # What a link leads to goes up under its name, and could be any file of this machine.
+    # The target of a link would be uploaded, and could be any file of this machine.
     check_links([path for path in list_paths(folder) if belongs(path, folder)], folder)
     settings = read_json(folder / "config.json")
     if settings.get("model_type") != "ross3d":
@@ -140,12 +140,12 @@ def check_checkpoint(folder: Path) -> None:
 
 
 def read_auto_map(file: Path) -> dict[str, str]:
-    """Which class of which file the library takes for what; nothing where the file is not there."""
+    """The `auto_map` of a file: Auto class -> file and class; empty if the file is missing."""
     return read_json(file).get("auto_map", {}) if file.is_file() else {}
 
 
 def list_code(folder: Path) -> list[str]:
-    """Files that the library needs of the folder to build model and processor, there or not."""
+    """Names of the code files that the library needs to build model and processor, whether they exist or not."""
     classes = [cls for name in CODE_NAMED_IN for cls in read_auto_map(folder / name).values()]
     named, found = {f"{cls.split('.')[0]}.py" for cls in classes}, set()
     while named - found:
@@ -157,7 +157,7 @@ def list_code(folder: Path) -> list[str]:
 
 
 def check_weights(folder: Path) -> None:
-    """Refuse weights that are not those of the config's model: the library would draw the missing ones at random."""
+    """Refuse weights that do not match the config's model: the library would initialise missing ones at random."""
     named = [name for name in WEIGHTS if (folder / name).is_file()]
     if len(named) != 1:
         raise FileNotFoundError(
@@ -180,11 +180,11 @@ def check_weights(folder: Path) -> None:
 
 
 def read_metrics(outputs: Sequence[Path], folder: Path) -> dict[str, dict[str, Any]]:
-    """Task -> the `metrics.json` that has it, of evaluations of `folder`.
+    """The `metrics.json` of each task, from evaluations of `folder`.
 
     Raises:
-        FileNotFoundError: for an output without metrics.json.
-        ValueError: for scores of another model, and a task that two outputs have.
+        FileNotFoundError: for an output folder without metrics.json.
+        ValueError: for scores of another model, and a task that is in two output folders.
     """
     fingerprint = get_fingerprint(str(folder)) if outputs else None
     found: dict[str, dict[str, Any]] = {}
@@ -207,7 +207,7 @@ def read_metrics(outputs: Sequence[Path], folder: Path) -> dict[str, dict[str, A
 
 
 def read_whole_metrics(file: Path) -> dict[str, Any]:
-    """A metrics.json with all that is read of it here and on the page.
+    """Read a metrics.json, which has to have everything that this file and the page read.
 
     Raises:
         ValueError: names the file and what it lacks.
@@ -240,7 +240,7 @@ def keep_task(metrics: Mapping[str, Any], task: str) -> dict[str, Any]:
 
 
 def make_page(folder: Path, repo_id: str, runs: Mapping[str, Any], with_teacher: bool) -> ModelCard:
-    """The folder's page, or a new one where there is none, with scores and its place on the Hub."""
+    """The folder's page, or a new one if there is none, with scores and its Hub id."""
     if (folder / CARD_NAME).is_file():
         card = load_card(folder / CARD_NAME)
     else:
@@ -275,10 +275,10 @@ def check_repo_id(repo_id: str) -> str:
 
 
 def push(files: Mapping[str, Path | bytes], repo_id: str, private: bool) -> str:
-    """Make the repository where it is not there, and the one commit after which it holds `files`; its address.
+    """Create the repository if needed, and one commit after which it holds `files`; returns the commit's address.
 
     Raises:
-        ValueError: without a token that may write there, and for a repository that holds another model.
+        ValueError: without a token with write access, and for a repository that holds another model.
         OSError: when the Hub cannot be reached or refuses a file.
     """
     if get_token() is None:
@@ -312,7 +312,7 @@ def push(files: Mapping[str, Path | bytes], repo_id: str, private: bool) -> str:
                 f"--to: expected to push to {repo_id} alone, but somebody else changed it meanwhile; push again."
             ) from error
         raise
-    # What the client raises where a connection breaks, and around whatever ends the upload of a file.
+    # Errors of the client for a broken connection, and those it wraps around any error of an upload.
     except (TransportError, RuntimeError, ConnectionError) as error:
         raise OSError(
             f"--to: expected to upload all files to {repo_id}, got {error} ({error.__cause__}); it is as it was: push"
@@ -322,7 +322,7 @@ def push(files: Mapping[str, Path | bytes], repo_id: str, private: bool) -> str:
 
 
 def check_same_kind(api: HfApi, repo_id: str, revision: str, there: set[str]) -> None:
-    """Refuse to write over another kind of model.
+    """Refuse to overwrite another kind of model.
 
     Raises:
         ValueError: when the repository holds one.
@@ -338,7 +338,7 @@ def check_same_kind(api: HfApi, repo_id: str, revision: str, there: set[str]) ->
 
 
 def write_folder(files: Mapping[str, Path | bytes], folder: Path) -> None:
-    """What would be pushed, as a folder that appears when it is whole."""
+    """Write the files that would be pushed to a folder, which appears when it is complete."""
     paths = [file for file in files.values() if isinstance(file, Path)]
     num_bytes = sum(path.stat().st_size for path in paths)
     with replace_folder(folder, {"files": describe_files(paths)}, num_bytes) as partial:

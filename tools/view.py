@@ -4,9 +4,9 @@
         [--axis-align FILE] [--boxes FILE] [--rotate auto|0|90|180|270] [--max-excluded SHARE] [--allow-outside]
         [--rerun]
 
-A folder with `metrics.json` is a run: its page goes to `report.html` in it, `--picture` writes its reconstructions as
-one picture too. Any other is read as a scan, or a video, and set upright by estimate where it came without an
-alignment. `--rerun` opens the scan in the rerun viewer, where rerun is installed.
+A folder with `metrics.json` is a run: its page is written to `report.html` in it, and `--picture` also writes its
+reconstructions as one picture. Anything else is read as a scan or a video, and turned upright by an estimate if it has
+no alignment. `--rerun` opens the scan in the rerun viewer, if rerun is installed.
 """
 
 import argparse
@@ -37,7 +37,7 @@ MAX_RERUN_POINTS = 500_000
 
 
 def get_bev(scene: Scene) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Bird's-eye picture and its bounds: the stored ones, else rendered from the depth; None without depth."""
+    """Bird's-eye picture and its bounds: the stored ones, or rendered from the depth; None without depth."""
     if scene.bev_bounds is not None:
         return scene.bev_image, scene.bev_bounds
     if scene.depth_maps is None:
@@ -47,13 +47,13 @@ def get_bev(scene: Scene) -> tuple[np.ndarray | None, np.ndarray | None]:
 
 
 def get_run_reader(run_dir: Path) -> Callable[[Path], Scene]:
-    """Reads the views that a run looked at, of scenes inside its data folder."""
+    """A function that reads the views that a run used, for scenes inside its data folder."""
     file = run_dir / "metrics.json"
     settings = read_json(file, "the output of eval.py", keys=["settings", "scores"])["settings"]
     missing = [name for name in ("num_views", "decode", "view_size", "data", "model", "tasks") if name not in settings]
     if missing:
         raise ValueError(f"{file}: expected the settings of an evaluation, got none of {missing}; evaluate again.")
-    # Runs of before these settings existed had none of them.
+    # Older runs lack these settings.
     given = {name: settings.get(name) for name in ("rotate", "max_excluded")}
     allow_outside = bool(settings.get("allow_outside"))
     reading = get_reading(
@@ -66,7 +66,7 @@ def get_run_reader(run_dir: Path) -> Callable[[Path], Scene]:
             root,
             os.path.relpath(folder, root),
             where=str(run_dir / "metrics.json"),
-            # A run was allowed to, or was not: nothing that is given now changes it.
+            # The run recorded whether this was allowed; the options of this command do not change it.
             allow_outside=allow_outside or None,
             check_links=False,
         )
@@ -102,7 +102,7 @@ def open_rerun(scene: Scene) -> None:
 
 
 def make_page_of_scan(scan: OwnScan) -> str:
-    """The page of a scan as HTML; what is off is printed too."""
+    """The page of a scan as HTML; its warnings are printed too."""
     scene, section, floor_height = scan.scene, None, None
     image, bounds = get_bev(scene)
     if bounds is not None and scene.depth_maps is not None:
@@ -116,7 +116,7 @@ def make_page_of_scan(scan: OwnScan) -> str:
 
 
 def check_options(options: argparse.Namespace, is_run: bool) -> None:
-    """Refuse options that have no meaning for what is shown.
+    """Refuse options that do not apply to what is shown.
 
     Raises:
         ValueError: names them.

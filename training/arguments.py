@@ -37,7 +37,7 @@ from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
 from ross3d.training.model_section import check_tables, make_config
 
 
-# The one-cycle schedule of the vision warm-up rises over a tenth of its steps.
+# The one-cycle schedule of the vision warm-up rises during the first tenth of its steps.
 MIN_WARMUP_STEPS = 20
 OPTIMIZERS = ("adamw", "muon")
 
@@ -47,8 +47,8 @@ class PartArguments:
     """How one part of the model trains.
 
     Attributes:
-        freeze (`bool`): not at all.
-        learning_rate (`float`, *optional*): its own; the trainer's otherwise.
+        freeze (`bool`): do not train it.
+        learning_rate (`float`, *optional*): of this part; the trainer's by default.
         optimizer (`str`): `adamw`, or `muon` for its matrices; its vectors keep AdamW and the trainer's rate.
     """
 
@@ -68,10 +68,10 @@ class PartArguments:
 
 @dataclass
 class NewWeightsArguments:
-    """How a model from scratch begins, where the library's one `initializer_range` does not suit.
+    """Initial scales of a model trained from scratch, where a single `initializer_range` is not enough.
 
-    Words as small as `initializer_range` are drowned by visual tokens and by what the first layer adds to them, and
-    visual features by the position embedding beside them.
+    Word embeddings as small as `initializer_range` are dominated by visual tokens and by the first layer's output, and
+    visual features by the position embedding that is added to them.
 
     Attributes:
         embedding_std (`float`): standard deviation of word embeddings; with tied embeddings it is the output's too.
@@ -91,10 +91,10 @@ class NewWeightsArguments:
 
 @dataclass
 class VisionWarmupArguments:
-    """A short supervised start for vision towers that have never seen a picture (`training/vision_warmup.py`).
+    """A short supervised start for vision towers with random weights (`training/vision_warmup.py`).
 
     Attributes:
-        scenes (`int`): at most so many scenes, held in memory.
+        scenes (`int`): the most scenes to use; they are held in memory.
         steps (`int`): optimizer steps.
         views_per_step (`int`): views of a step.
         muon_learning_rate (`float`): peak of a one-cycle schedule, for the matrices of tower and projector.
@@ -115,16 +115,16 @@ class VisionWarmupArguments:
 
 @dataclass
 class LoraArguments:
-    """Train small matrices beside frozen ones, with peft (`training/lora.py`); needs `init_from`.
+    """Train low-rank adapters of frozen matrices (LoRA) with peft (`training/lora.py`); needs `init_from`.
 
     `image_newline` and `mask_token`, parameters of no module of their own, stay as the checkpoint has them.
 
     Attributes:
-        rank, alpha (`int`): of the small matrices; what they add is scaled by alpha / rank.
-        dropout (`float`): of what they read.
-        target_modules (`str`): regular expression that the whole names of the linear layers beside them match; by
-            default all of the language model.
-        modules (list of `str`): what is trained whole.
+        rank, alpha (`int`): of the adapters; their output is scaled by alpha / rank.
+        dropout (`float`): of the adapters' input.
+        target_modules (`str`): regular expression that the full names of the adapted linear layers match; by default
+            all linear layers of the language model.
+        modules (list of `str`): modules that are trained whole.
         tokens (list of `str`): whose rows of the word embeddings are trained; the others stay frozen.
     """
 
@@ -154,9 +154,9 @@ class RunArguments:
     Attributes:
         seed (`int`): of weights, order, choice of questions, proposals, masked views and diffusion draws.
         num_processes (`int`, *optional*): how many have to be started together, since rows per step, and with them
-            the order of rows, depend on it; by default as many as are. A run goes on with as many as began it.
+            the order of rows, depend on it; by default the number started. A resumed run needs the same number.
         init_from (`str`, *optional*): checkpoint folder or Hub id to start from; new weights otherwise.
-        allow_missing_weights (`bool`): draw weights that this checkpoint lacks at random, where it is refused else.
+        allow_missing_weights (`bool`): initialise weights that this checkpoint lacks at random instead of refusing it.
         teacher (`str`, *optional*): diffusers folder of the VAE teacher.
         model (`dict`): keys of `Ross3DConfig`; with `init_from`, changes to its config.
         processor (`dict`): settings of `Ross3DProcessor`, and those of its image processor.
@@ -182,7 +182,7 @@ class RunArguments:
         check_fields(self, "", {"seed": SEED, "num_processes": COUNT})
 
 
-# Numbers of `TrainingArguments` that may not be all of their type.
+# Allowed ranges of numbers of `TrainingArguments`.
 TRAINER_NUMBERS = (
     dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "eval_delay"), RATE)
     | dict.fromkeys(("adam_beta1", "adam_beta2"), Number(least=0, below=1))
@@ -199,7 +199,7 @@ TRAINER_NUMBERS = (
 )  # fmt: skip
 
 
-# Settings that may differ when a run goes on: they change none of its results.
+# Settings that may differ when a run is resumed: they do not change its results.
 FREE_SETTINGS = frozenset(
     f"trainer.{name}"
     for name in (
@@ -230,7 +230,7 @@ def check_keys(keys, known: set[str], where: str) -> None:
 
 
 def check_table(values: Any, where: str) -> dict[str, Any]:
-    """A section's table; an empty one for nothing.
+    """A section's table; an empty table for None.
 
     Raises:
         ValueError: for a list, a text or a number.
@@ -257,7 +257,7 @@ def check_trainer(settings: dict[str, Any]) -> None:
     check_keys(settings, {f.name for f in fields(TrainingArguments)}, "trainer")
     for f in fields(TrainingArguments):
         if f.name in settings:
-            # The library's own choices and tables are read by the library.
+            # The library reads its own choices and tables itself.
             plain = f.type if f.type in (int, float, bool) or NoneType in get_args(f.type) else Any
             check_value(f"trainer.{f.name}", settings[f.name], plain, TRAINER_NUMBERS.get(f.name))
             check_trainer_choice(f.name, settings[f.name], get_args(f.type))
@@ -267,7 +267,7 @@ def check_trainer(settings: dict[str, Any]) -> None:
 
 
 def check_trainer_choice(name: str, value: Any, kinds: tuple) -> None:
-    """Refuse a value of `trainer` that is no choice of the library, no table where it wants one, or no tracker here.
+    """Refuse a value of `trainer` that is not one of the library's choices, not a table, or not a tracker known here.
 
     Raises:
         ValueError: names the key.
@@ -292,7 +292,7 @@ def check_trainer_choice(name: str, value: Any, kinds: tuple) -> None:
 
 
 def apply_overrides(settings: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Settings with `--section.key value` and unambiguous `--key value` pairs of a command line put in.
+    """Settings with the `--section.key value` and unambiguous `--key value` pairs of a command line applied.
 
     Raises:
         ValueError: for a key without a value, an unknown key, or a key that several sections have.
@@ -340,12 +340,12 @@ def read_run_arguments(config_file: str | Path, overrides: list[str] | None = No
 
     Args:
         config_file (`str` or `Path`): a YAML file.
-        overrides (list of `str`): what stands behind it on the command line.
+        overrides (list of `str`): the words after it on the command line.
 
     Raises:
-        FileNotFoundError, ValueError: for a file that is not there or no YAML; an unknown key; a value of the wrong
-            type or range; a number that YAML read as text (`1e-5` has to be written `1.0e-5`); and a file that says
-            neither what the model is nor where it comes from. Names file and key.
+        FileNotFoundError, ValueError: for a file that does not exist or is not YAML; an unknown key; a value of the
+            wrong type or range; a number that YAML read as text (`1e-5` has to be written `1.0e-5`); and a file with
+            neither a `model` section nor `init_from`. Names file and key.
     """
     settings = read_yaml(config_file, "the settings of a run")
     try:
@@ -385,7 +385,7 @@ def make_run_arguments(settings: dict[str, Any]) -> RunArguments:
     if run.init_from is None:
         make_config(run.model)
     else:
-        # What else is right follows from the checkpoint's config (`build_config`).
+        # Everything else is checked against the checkpoint's config (`build_config`).
         check_tables(run.model)
     for prefix, part in run.parts.items():
         whole = [] if run.lora is None or not part.freeze else [m for m in run.lora.modules if overlap(m, prefix)]
@@ -398,7 +398,7 @@ def make_run_arguments(settings: dict[str, Any]) -> RunArguments:
 
 
 def check_image_processor(processor: dict[str, Any]) -> None:
-    """Refuse what no image processor takes: unknown keys, and values of the wrong type.
+    """Refuse unknown keys and values of the wrong type among the settings of the image processor.
 
     Raises:
         ValueError: names the key.
@@ -427,7 +427,7 @@ def check_image_processor(processor: dict[str, Any]) -> None:
 
 
 def read_part(values: Any, where: str) -> PartArguments:
-    """The settings of one part; its name goes in front of what is wrong with them."""
+    """The settings of one part; errors begin with its name."""
     try:
         return read_section(PartArguments, values, where)
     except ValueError as error:
@@ -442,7 +442,7 @@ def overlap(module: str, prefix: str) -> bool:
 
 
 def read_command_line(words: list[str], usage: str) -> RunArguments:
-    """`CONFIG.yaml [--section.key value ...]`; the usage and the end for nothing or `--help`."""
+    """Parse `CONFIG.yaml [--section.key value ...]`; without words or with `--help`, print the usage and exit."""
     if {"-h", "--help"} & set(words):
         sys.stdout.write(f"{usage}\n{describe_keys()}\n\n  --debug  {DEBUG_HELP}\n")
         sys.exit(0)
@@ -452,7 +452,7 @@ def read_command_line(words: list[str], usage: str) -> RunArguments:
 
 
 def describe_keys() -> str:
-    """Every key of a run with what it means; those of other libraries and of the architecture by their class."""
+    """Every key of a run with its meaning; keys of other libraries and of the architecture by their class."""
     lines = ["Keys of the file and of the command line:", ""]
     for section, cls in {"": RunArguments, **SECTIONS, "parts.PREFIX": PartArguments}.items():
         told = list_attributes(cls)
@@ -462,7 +462,7 @@ def describe_keys() -> str:
 
 
 def check_numbers(values: Any, where: str) -> None:
-    """Refuse text that is a number: YAML reads `1e-5` as text, and it would fail hours later."""
+    """Refuse text that looks like a number: YAML reads `1e-5` as text, which would fail hours later."""
     if isinstance(values, dict):
         for name, value in values.items():
             check_numbers(value, f"{where}.{name}")
@@ -486,15 +486,15 @@ def flatten_settings(settings: dict[str, Any], prefix: str = "") -> dict[str, An
 
 
 def check_same_run(arguments: RunArguments, file: Path) -> None:
-    """Refuse to go on with a run that other settings began.
+    """Refuse to resume a run that was started with other settings.
 
     Args:
         arguments (`RunArguments`): of the run that starts now.
         file (`Path`): where `describe_run` was written when the run began.
 
     Raises:
-        ValueError: names the first setting that differs; also where the file is absent, whose folder holds checkpoints
-            of something else, which a run would remove.
+        ValueError: names the first setting that differs; also if the file is absent while its folder holds checkpoints
+            of something else, which this run would remove.
     """
     if not file.is_file():
         raise ValueError(

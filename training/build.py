@@ -1,4 +1,4 @@
-"""Settings -> processor, model, data: what train.py puts together before the Trainer runs."""
+"""Build processor, model and data from a run's settings, before the Trainer runs."""
 
 import hashlib
 import inspect
@@ -52,13 +52,13 @@ from ross3d.training.optimizer import MuonAdamW
 from ross3d.training.shards import check_whole_matrices, is_launched_with
 
 
-# What `run_data.json` calls the hash of the scenes' files.
+# Key of `run_data.json` for the hash of the sizes of the scenes' files.
 SIZES = "sizes of the scenes' files"
 PROCESSOR_SETTINGS = inspect.signature(Ross3DProcessor.__init__).parameters.keys() - {"self"}
 
 
 def list_scenes(arguments: DataArguments) -> list[Path]:
-    """Scene folders of the split, by name, `limit` of them.
+    """The first `limit` scene folders of the split, by name.
 
     Raises:
         FileNotFoundError: when there are none.
@@ -89,15 +89,13 @@ def list_splits(root: Path) -> list[str]:
 
 
 def get_data_fingerprint(arguments: DataArguments) -> dict[str, str]:
-    """What the rows of a run follow from, besides its settings: hashes of its questions, of its scenes' names, and of
-    the names and sizes of their files.
-    """
+    """Hashes of all data that determines a run's rows: questions, scene names, and names and sizes of scene files."""
     splits = dict.fromkeys((arguments.split, "train"))
     files = [file for split in splits if (file := find_annotations(arguments.root, split)).is_file()]
     told = {str(file.relative_to(arguments.root)): hash_bytes(file.read_bytes()) for file in files}
     names = [path.name for path in list_split(arguments)]
     told[f"names of the scenes in {arguments.split}"] = hash_bytes("\n".join(names).encode())
-    # Not the times of change, which a copy on another machine's disk does not keep.
+    # Not the modification times, which a copy on another machine's disk does not preserve.
     folders = list_scenes(arguments)
     folders += [] if arguments.unlabelled_root is None else list_folders(Path(arguments.unlabelled_root))
     told[SIZES] = hash_bytes(repr([describe_sizes(path) for path in folders]).encode())
@@ -105,7 +103,7 @@ def get_data_fingerprint(arguments: DataArguments) -> dict[str, str]:
 
 
 def describe_sizes(scene: Path) -> list[tuple[str, int]]:
-    """Name and size of each file that a scan is read from; masked ones are what a killed run left."""
+    """Name and size of each file that a scan is read from; hidden files are leftovers of a killed run."""
     files = [file for file in list_files(scene) if file.is_file() and not file.name.startswith(".")]
     return [(os.path.relpath(file, scene), file.stat().st_size) for file in files]
 
@@ -115,7 +113,7 @@ def hash_bytes(content: bytes) -> str:
 
 
 def check_same_data(told: dict[str, str], file: Path) -> None:
-    """Refuse to go on with a run whose questions or scenes have changed since it began.
+    """Refuse to resume a run whose questions or scenes have changed since it began.
 
     Args:
         told (`dict`): what `get_data_fingerprint` gives now.
@@ -127,7 +125,7 @@ def check_same_data(told: dict[str, str], file: Path) -> None:
     if not file.is_file():
         return
     before = read_json(file, "what the run here was trained on", kind=dict)
-    # Runs of earlier code have noted no sizes.
+    # Runs of earlier code did not record sizes.
     told = {name: value for name, value in told.items() if name != SIZES or name in before}
     changed = sorted(name for name in before.keys() | told.keys() if before.get(name) != told.get(name))
     if changed:
@@ -142,8 +140,8 @@ def list_unlabelled(arguments: DataArguments, config: Ross3DConfig) -> list[Path
     """Folders of the scans that have no questions, by name.
 
     Raises:
-        FileNotFoundError: when there are none where they are said to be.
-        ValueError: when one has the name of a scene of the split, and for rows without text beside a model that
+        FileNotFoundError: when there are none in the given folder.
+        ValueError: when one has the name of a scene of the split, and for rows without text with a model that
             rebuilds nothing, which would learn nothing from them.
     """
     if arguments.labelled_share < 1 or arguments.unlabelled_root is not None:
@@ -179,7 +177,7 @@ def find_init_folder(arguments: RunArguments) -> Path | None:
     if arguments.init_from is None:
         return None
     folder = find_checkpoint(arguments.init_from, "init_from")
-    # What a link leads to would be saved with the run, and pushed with it.
+    # The target of a link would be saved with the run, and pushed with it.
     check_links([file for pattern in (*CHECKPOINT_FILES, CARD_NAME) for file in folder.glob(pattern)], folder)
     return folder
 
@@ -188,7 +186,7 @@ def check_new_weights(arguments: RunArguments) -> None:
     """Refuse new weights for a run that starts from a checkpoint, before anything is read.
 
     Raises:
-        ValueError: names what else in the run file is for a new model.
+        ValueError: names the settings of the run file that are for a new model.
     """
     if arguments.init_from is not None and arguments.new_weights is not None:
         with naming_conflicts(arguments):
@@ -212,7 +210,7 @@ def build_processor(arguments: RunArguments) -> Ross3DProcessor:
 
 @contextmanager
 def naming_processor() -> Iterator[None]:
-    """Put the section of the run's file in front of the name of a setting that the processor refuses."""
+    """Prefix the name of a setting that the processor refuses with its section in the run's file."""
     try:
         yield
     except ValueError as error:
@@ -261,9 +259,9 @@ def build_config(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DC
     return make_config(settings)
 
 
-# What a run file says of a model of its own, in the order of a command line.
+# Settings of a run file that describe a new model, in the order of a command line.
 NEW_MODEL_SETTINGS = ("model", "processor", "teacher", "new_weights", "vision_warmup")
-# Sizes that trained weights have.
+# Sizes that are fixed by trained weights.
 WEIGHT_SIZES = (
     "hidden_size",
     "intermediate_size",
@@ -276,7 +274,7 @@ WEIGHT_SIZES = (
 
 @contextmanager
 def naming_conflicts(arguments: RunArguments) -> Iterator[None]:
-    """Have an error of a run that starts from a checkpoint name everything in the run file that is for a new model."""
+    """Make errors of a run that starts from a checkpoint name all settings in its file that are for a new model."""
     try:
         yield
     except ValueError as error:
@@ -292,7 +290,7 @@ def naming_conflicts(arguments: RunArguments) -> Iterator[None]:
 
 
 def check_sizes(config: Ross3DConfig, saved: dict[str, Any]) -> None:
-    """Refuse a config that asks for other shapes than a checkpoint's weights have.
+    """Refuse a config that asks for shapes other than those of a checkpoint's weights.
 
     Args:
         config (`Ross3DConfig`): with the run's changes.
@@ -313,7 +311,7 @@ def check_sizes(config: Ross3DConfig, saved: dict[str, Any]) -> None:
 
 def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DForConditionalGeneration:
     """The checkpoint's model, or a new one."""
-    # Also of what a checkpoint lacks.
+    # Also for weights that a checkpoint lacks.
     torch.manual_seed(arguments.seed)
     folder = find_init_folder(arguments)
     config = build_config(arguments, processor)
@@ -325,12 +323,12 @@ def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DFo
             check_teacher(teacher, config)
     if folder is not None:
         model = load_model(folder, allow_missing=arguments.allow_missing_weights, **arguments.model)
-        # Of a checkpoint from the Hub, adapters and pages name the repository, not this machine's copy.
+        # Adapters and pages name the Hub repository of a checkpoint, not this machine's copy.
         model.name_or_path = model.config.name_or_path = arguments.init_from
-        # Under ZeRO-3 the library would save what it loaded by the names of a file that it did not read.
+        # Under ZeRO-3 the library would save loaded weights under the names of a file that it did not read.
         model._weight_conversions = []
     else:
-        # ZeRO-3 would cut tower and language model to pieces here, before they are drawn; the Trainer cuts all later.
+        # ZeRO-3 would shard tower and language model here, before initialisation; the Trainer shards everything later.
         with set_zero3_state():
             model = Ross3DForConditionalGeneration(config)
         if arguments.new_weights is not None:
@@ -344,7 +342,7 @@ def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DFo
 
 @torch.no_grad()
 def scale_new_weights(model: Ross3DForConditionalGeneration, arguments: NewWeightsArguments) -> None:
-    """Widen words and visual features and shrink what each layer adds to them, in place, before any training."""
+    """Scale word embeddings and visual features up and each layer's output down, in place, before any training."""
     words = model.get_input_embeddings().weight
     words.mul_(arguments.embedding_std / words.std())
     projector = model.model.multi_modal_projector
@@ -355,11 +353,11 @@ def scale_new_weights(model: Ross3DForConditionalGeneration, arguments: NewWeigh
 
 
 def find_teacher(arguments: RunArguments) -> Path | None:
-    """The teacher's folder: the one named, on disk or from the Hub, or the one beside the checkpoint's weights.
+    """The teacher's folder: the one named, on disk or from the Hub, or the one in the checkpoint's folder.
 
     Raises:
         FileNotFoundError: there is none of that name.
-        ValueError: a folder that holds no VAE.
+        ValueError: for a folder without a VAE.
     """
     if arguments.teacher is not None:
         folder = find_folder(arguments.teacher, "teacher", ("config.json", "*.safetensors"), "teacher")
@@ -381,7 +379,7 @@ def find_teacher(arguments: RunArguments) -> Path | None:
 
 
 def get_run_reading(arguments: RunArguments, processor: Ross3DProcessor) -> dict[str, Any]:
-    """Options with which a run's scenes are read."""
+    """The options for reading a run's scenes."""
     data = arguments.data
     return get_reading(
         data.num_views, data.decode, processor.view_size, data.rotate, data.max_excluded, data.allow_outside
@@ -389,7 +387,7 @@ def get_run_reading(arguments: RunArguments, processor: Ross3DProcessor) -> dict
 
 
 def check_normalization(processor: Ross3DProcessor, config: Ross3DConfig) -> None:
-    """Refuse a processor whose pictures the model would turn back wrongly before it rebuilds them.
+    """Refuse a processor whose normalisation differs from the one that the model undoes for the VAE.
 
     Raises:
         ValueError: names the setting.
@@ -405,7 +403,7 @@ def check_normalization(processor: Ross3DProcessor, config: Ross3DConfig) -> Non
 
 
 def check_teacher(teacher: Path, config: Ross3DConfig) -> None:
-    """Refuse a teacher whose latents are not those that the model rebuilds, before it is loaded.
+    """Refuse a teacher whose latents differ from those that the model rebuilds, before it is loaded.
 
     Raises:
         ValueError: names the setting.
@@ -422,7 +420,7 @@ def check_teacher(teacher: Path, config: Ross3DConfig) -> None:
 
 
 def check_fit(processor: Ross3DProcessor, config: Ross3DConfig) -> None:
-    """Refuse a processor whose views and rows are not those that the model reads.
+    """Refuse a processor whose views and rows do not fit the model.
 
     Raises:
         ValueError: names the setting.
@@ -445,10 +443,10 @@ def check_fit(processor: Ross3DProcessor, config: Ross3DConfig) -> None:
 
 
 def build_latents(arguments: RunArguments, processor: Ross3DProcessor, config: Ross3DConfig) -> SceneLatents | None:
-    """Where the teacher's latents of the run's scenes are kept, or None.
+    """The store of the teacher's latents of the run's scenes, or None.
 
     Raises:
-        ValueError: for a model that rebuilds nothing, or no teacher to compare them with.
+        ValueError: for a model that rebuilds nothing, or without a teacher to check them against.
     """
     if arguments.data.latents is None:
         return None
@@ -521,13 +519,13 @@ def build_rows(
 
 
 def build_collator(processor: Ross3DProcessor, config: Ross3DConfig) -> Ross3DCollator:
-    # A model that rebuilds nothing would lose views for nothing.
+    # For a model that rebuilds nothing, masking views has no use.
     ratio = 0.0 if config.denoiser_config is None else config.view_mask_ratio
     return Ross3DCollator(pad_token_id=processor.tokenizer.pad_token_id, view_mask_ratio=ratio)
 
 
 def freeze_parts(model: nn.Module, parts: dict[str, PartArguments]) -> None:
-    """Switch off the gradients of frozen parts.
+    """Turn off the gradients of frozen parts.
 
     Raises:
         ValueError: for a part that no parameter's name begins with.
@@ -548,7 +546,7 @@ def freeze_parts(model: nn.Module, parts: dict[str, PartArguments]) -> None:
 def group_parameters(
     model: nn.Module, parts: dict[str, PartArguments], arguments: TrainingArguments
 ) -> list[dict[str, Any]]:
-    """Optimizer groups: each part by the rule of its longest prefix; no decay of biases, norms and single vectors."""
+    """Optimizer groups: each parameter by its longest matching prefix; no decay of biases, norms and vectors."""
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -556,7 +554,7 @@ def group_parameters(
         own_name = name.removeprefix(PEFT_PREFIX)
         prefixes = [prefix for prefix in parts if own_name.startswith(prefix)]
         part = parts[max(prefixes, key=len)] if prefixes else PartArguments()
-        # What ZeRO-3 has cut to pieces tells its shape elsewhere.
+        # Parameters that ZeRO-3 has sharded keep their full shape in `ds_shape`.
         num_axes = len(getattr(parameter, "ds_shape", parameter.shape))
         muon = part.optimizer == "muon" and num_axes == 2
         own_rate = part.learning_rate is not None and (muon or part.optimizer == "adamw")
@@ -572,10 +570,10 @@ def group_parameters(
 def choose_optimizer(
     model: nn.Module, parts: dict[str, PartArguments], arguments: TrainingArguments
 ) -> tuple[type[Optimizer], dict[str, Any]]:
-    """Class and arguments of the optimizer: the one `trainer.optim` names, with Muon beside it where parts ask for it.
+    """Class and arguments of the optimizer: the one of `trainer.optim`, combined with Muon where parts ask for it.
 
     Raises:
-        ValueError: for Muon beside another optimizer than the library's AdamW.
+        ValueError: for Muon with an optimizer other than the library's AdamW.
     """
     cls, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
     groups = group_parameters(model, parts, arguments)
@@ -593,7 +591,7 @@ def choose_optimizer(
 
 
 def find_published(arguments: RunArguments) -> Path | None:
-    """What a converted checkpoint keeps beside its weights for the way back to the published format.
+    """The folder that a converted checkpoint stores for converting it back to the published format, or None.
 
     Raises:
         ValueError: for a link in it that leads out of the checkpoint.
@@ -601,19 +599,19 @@ def find_published(arguments: RunArguments) -> Path | None:
     folder = find_init_folder(arguments)
     if folder is None or not (folder / "published").is_dir():
         return None
-    # What a link leads to would be copied into the run, and pushed with it.
+    # The target of a link would be copied into the run, and pushed with it.
     check_links([folder / "published", *(folder / "published").rglob("*")], folder)
     return folder / "published"
 
 
 def widen_weights(model: nn.Module, autocast: bool) -> dict[str, torch.dtype]:
-    """Bring trained weights to float32, in place, where nobody keeps a float32 copy of them.
+    """Cast trained weights to float32, in place, unless the framework holds a float32 copy of them.
 
-    In half precision most steps of a small learning rate would be rounded away. DeepSpeed has copies of its own, FSDP
-    makes them with `autocast`. Without that, which lets layers of two precisions meet, frozen weights are widened too.
+    In half precision most updates of a small learning rate would be rounded away. DeepSpeed holds float32 copies, FSDP
+    makes them with `autocast`. Without `autocast`, which allows mixed precisions, frozen weights are cast too.
 
     Returns:
-        the dtype that each widened parameter had, by name.
+        the former dtype of each cast parameter, by name.
     """
     if is_launched_with("DEEPSPEED") or (is_launched_with("FSDP") and autocast):
         return {}
@@ -626,16 +624,16 @@ def widen_weights(model: nn.Module, autocast: bool) -> dict[str, torch.dtype]:
 
 
 def restore_dtypes(model: nn.Module, dtypes: dict[str, torch.dtype]) -> dict[str, torch.Tensor]:
-    """Undo `widen_weights`, in place, and give the weights: a checkpoint is saved in the precision it came in."""
+    """Undo `widen_weights`, in place, and return the weights: a checkpoint is saved in its original precision."""
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(dtypes.get(name, parameter.dtype))
     return model.state_dict()
 
 
 def save_by_own_class(model: nn.Module) -> None:
-    """Have a model saved as what it is where FSDP makes its class one that lies in no file.
+    """Make a model save under its own class where FSDP replaces the class by a generated one.
 
-    Otherwise code of torch would be saved beside the weights, at the end and in every checkpoint on the way.
+    Otherwise code of torch would be saved with the weights, in the final folder and in every checkpoint.
     """
     save = model.save_pretrained
 
@@ -659,19 +657,19 @@ def save_run(
     state: TrainerState,
     output_dir: Path,
 ) -> None:
-    """Final model with its gathered weights, processor, teacher, log, page and what the way back needs, loadable.
+    """Save the final model: gathered weights, processor, teacher, log, page and files for converting it back.
 
-    What LoRA trained is merged into the weights, and kept beside them in `adapter/`.
+    LoRA adapters are merged into the weights, and also saved in `adapter/`.
 
-    All is written aside first and then moved into place, the mark of completeness last of all: after a kill the folder
-    is finished, with nothing left over, or has no mark.
+    Files are written to a temporary folder and then moved, the mark of completeness last: after a kill the folder is
+    either complete, without leftovers, or has no mark.
     """
     aside = output_dir / ".final.partial"
     shutil.rmtree(aside, ignore_errors=True)
     if isinstance(model, PeftModel):
         model.save_pretrained(aside / "adapter")
         processor.save_pretrained(aside / "adapter")
-        # Peft's own page: ours follows, and like that of the whole run it is not held to its size.
+        # Peft's own page: ours replaces it after `mark_complete`, so that the mark does not record its size.
         (aside / "adapter" / CARD_NAME).unlink()
         model = model.merge_and_unload()
         weights = model.state_dict()
@@ -681,11 +679,11 @@ def save_run(
         save_teacher(model.get_teacher(), aside / "teacher")
     if published is not None:
         shutil.copytree(published, aside / "published")
-    # The Trainer's summary tells the time and the mean loss since the last start, not of the run.
+    # The Trainer's summary gives time and mean loss since the last start, not of the whole run.
     state.log_history = [record for record in state.log_history if "train_runtime" not in record]
     state.save_to_json(str(aside / "trainer_state.json"))
     mark_complete(aside)
-    # Not among the files whose sizes the mark holds: people write on it.
+    # Written after the mark, which must not record the page's size: people edit it.
     run = output_dir / "run.yaml"
     if run.is_file():
         card = make_run_card(read_yaml(run, "the settings of the run"), model.config.denoiser_config, state)
@@ -704,7 +702,7 @@ def save_run(
 
 
 def save_teacher(teacher: nn.Module, folder: Path) -> None:
-    """Save the VAE; where it was read from, which its config tells, concerns nobody else."""
+    """Save the VAE, without the local path in its config."""
     teacher.save_pretrained(folder)
     file = folder / "config.json"
     config = read_json(file, "the config of the teacher", kind=dict)

@@ -1,4 +1,4 @@
-"""What training tells and keeps besides the stock Trainer: named losses, and which checkpoints are whole."""
+"""Callbacks for the stock Trainer, and checks of its checkpoints: named losses, and marks of complete checkpoints."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ DIVERGED = (
     "the run has diverged and stops; its last checkpoint is from before. Begin another run with a lower"
     " trainer.learning_rate, or trainer.max_grad_norm"
 )
-# Seconds that a shared disk may take to show another machine a new file.
+# Seconds after which a new file must be visible to other machines on a shared disk.
 SHARED_PATIENCE = 120.0
 
 
@@ -32,7 +32,7 @@ class NamedLosses(TrainerCallback):
     """Adds the mean of each named loss since the last report to the Trainer's logs.
 
     The model reports its losses as shares of the step's global mean, so their sum over micro-batches and ranks is
-    that mean. A loss that nothing in a step asked for does not count for the step.
+    that mean. A step without items for a loss does not count in that loss's mean.
     """
 
     def __init__(self, model: torch.nn.Module):
@@ -77,7 +77,7 @@ class NamedLosses(TrainerCallback):
 
 
 def check_finite_losses(losses: dict[str, float], step: int) -> None:
-    """Stop a run that has diverged; its last checkpoint is from before.
+    """Stop a run that has diverged; its last checkpoint is from before that.
 
     Args:
         losses: by name, of a step, over all processes.
@@ -93,13 +93,13 @@ def check_finite_losses(losses: dict[str, float], step: int) -> None:
 
 
 def has_finite_weights(model: torch.nn.Module, world_size: int) -> bool:
-    """Whether all weights that are trained are finite, on all processes; each looks at the pieces it holds."""
-    # What ZeRO-3 and FSDP have cut to pieces is held under other names.
+    """Whether all trained weights are finite, on all processes; each process checks its own shards."""
+    # ZeRO-3 and FSDP hold the shards under other names.
     held = [getattr(parameter, "ds_tensor", parameter) for parameter in model.parameters() if parameter.requires_grad]
     held = [piece.to_local() if hasattr(piece, "to_local") else piece for piece in held]
     finite = all(bool(piece.isfinite().all()) for piece in held)
     if world_size > 1:
-        # Not where the pieces are: those may be offloaded to memory from which no process sends.
+        # Not on the device of the shards: they may be offloaded to memory that cannot take part in the reduction.
         flag = torch.tensor(float(finite), device=PartialState().device)
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
         finite = bool(flag)
@@ -109,11 +109,11 @@ def has_finite_weights(model: torch.nn.Module, world_size: int) -> bool:
 class MarkComplete(TrainerCallback):
     """Writes `complete.json` as the last file of a checkpoint, and only then removes older ones.
 
-    A torn checkpoint is never resumed from, and at no moment is there none that is whole. One whose weights are not
-    finite is removed, and the run ends.
+    A run never resumes from an incomplete checkpoint, and at every moment a complete one exists. A checkpoint whose
+    weights are not finite is removed, and the run ends.
 
     Args:
-        keep (`int`, *optional*): how many whole checkpoints stay; all when absent.
+        keep (`int`, *optional*): how many complete checkpoints stay; all when absent.
     """
 
     def __init__(self, keep: int | None = None):
@@ -125,7 +125,7 @@ class MarkComplete(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if args.world_size > 1:
-            # Every rank writes files of its own into the folder.
+            # Every rank writes its own files into the folder.
             torch.distributed.barrier()
         self.check_weights(args, state, kwargs.get("model"))
         if state.is_world_process_zero:
@@ -147,14 +147,14 @@ class MarkComplete(TrainerCallback):
         )
 
     def remove_old(self, output_dir: Path) -> None:
-        """Removes all but the last `keep` checkpoints, those that an earlier removal left torn included."""
+        """Removes all but the last `keep` checkpoints, including those that an interrupted removal left incomplete."""
         folders = list(list_checkpoints(output_dir).values())
         for folder in folders[: -self.keep] if self.keep else []:
             shutil.rmtree(folder)
 
 
 def mark_complete(folder: Path) -> None:
-    """Write the mark of a folder, which lists its files with their sizes, and before it the list of check sums."""
+    """Write the list of checksums of a folder, then its mark, which lists its files with their sizes."""
     write_text(folder / CHECKSUMS, json.dumps(sum_files(folder), indent=1))
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE_MARK)
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
@@ -171,23 +171,23 @@ def is_complete(folder: Path) -> bool:
 
 
 def list_checkpoints(output_dir: Path) -> dict[int, Path]:
-    """Checkpoint folders of a run, whole or torn, by step; folders of other names are somebody's own."""
+    """Checkpoint folders of a run, complete or not, by step; folders with other names are ignored."""
     steps = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in output_dir.glob("checkpoint-*")}
     return dict(sorted((int(step[1]), path) for path, step in steps.items() if step))
 
 
 def has_begun(output_dir: Path) -> bool:
-    """Whether a folder holds anything that a run has trained."""
+    """Whether a folder holds anything that a run has saved."""
     return bool(list_checkpoints(output_dir)) or (output_dir / COMPLETE_MARK).exists()
 
 
 def find_checkpoint(output_dir: Path) -> Path | None:
-    """The last whole checkpoint of a run.
+    """The last complete checkpoint of a run.
 
-    Torn ones behind it are removed; those that were whole once, and are damaged now, are put aside under another name.
+    Incomplete checkpoints after it are removed; checkpoints that were complete and are damaged now are renamed.
 
     Returns:
-        its folder, or None when the run has to begin anew.
+        its folder, or None when the run has to start from the beginning.
     """
     for step, folder in reversed(list_checkpoints(output_dir).items()):
         if not (folder / COMPLETE_MARK).exists():
@@ -209,7 +209,7 @@ def find_checkpoint(output_dir: Path) -> Path | None:
 
 
 def find_start(output_dir: Path, process_index: int) -> tuple[bool, Path | None]:
-    """Whether a run is finished, and the checkpoint it goes on from: what the first process sees counts for all.
+    """Whether a run is finished, and the checkpoint to resume from; the first process decides for all.
 
     Raises:
         FileNotFoundError: on a process that does not see that checkpoint.
@@ -225,12 +225,12 @@ def find_start(output_dir: Path, process_index: int) -> tuple[bool, Path | None]
 
 
 def check_shared(file: Path, process_index: int, patience: float = SHARED_PATIENCE) -> None:
-    """Wait for all processes, then until a file of the first one is seen here, so many seconds at most.
+    """Wait for all processes, then at most `patience` seconds until a file of the first process is visible here.
 
     Raises:
         FileNotFoundError: when it is not.
     """
-    # The first process may be the last to get here.
+    # The first process may be the last to arrive here.
     PartialState().wait_for_everyone()
     begin = time.monotonic()
     while process_index != 0 and not file.is_file():

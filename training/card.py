@@ -1,4 +1,4 @@
-"""The page of a trained checkpoint: what it began with, which settings and data made it, on what terms."""
+"""The model card of a trained checkpoint: its starting point, settings, data and licences."""
 
 import subprocess
 from pathlib import Path
@@ -35,7 +35,7 @@ TEACHERS = {(16, 0.3611, 0.1159): "teacher", (4, 0.4656, -0.892): "rooms_teacher
 
 
 def make_run_card(settings: dict[str, Any], denoiser: Any, state: TrainerState) -> ModelCard:
-    """The page of what a run ends with; it names no path of the machine that trained.
+    """The model card of a run's final model; it names no path of the machine that trained.
 
     Args:
         settings (`dict`): the run's `run.yaml`.
@@ -63,7 +63,7 @@ def make_run_card(settings: dict[str, Any], denoiser: Any, state: TrainerState) 
 
 
 def find_origin(init_from: str | None) -> Origin:
-    """What the checkpoint comes from that a run began with: told by its page, or by its Hub id."""
+    """The origin of the checkpoint that a run started from, read from its page or from its Hub id."""
     if init_from is None:
         return Origin()
     card = Path(init_from) / CARD_NAME
@@ -81,7 +81,7 @@ def list_tasks(root: Path, split: str) -> list[str]:
 
 
 def find_vae(denoiser: Any) -> list[Ingredient]:
-    """The VAE that taught reconstruction, known by the latents that the model was built for."""
+    """The VAE teacher of reconstruction, recognised by the latents that the model was built for."""
     if denoiser is None:
         return []
     known = TEACHERS.get((denoiser.latent_channels, denoiser.scaling_factor, denoiser.shift_factor))
@@ -90,10 +90,10 @@ def find_vae(denoiser: Any) -> list[Ingredient]:
 
 
 def describe_training(settings: dict[str, Any], state: TrainerState) -> str:
-    """Command, settings, and what the run came to."""
+    """The command, the settings and the final losses of a run."""
     reports = [record for record in state.log_history if "loss" in record]
     losses = {name: value for name, value in (reports[-1] if reports else {}).items() if name.endswith("loss")}
-    # A run that went on has them in another order.
+    # A resumed run has them in another order.
     last = ", ".join(f"{name} {losses[name]:.4f}" for name in sorted(losses))
     text = yaml.safe_dump(strip_settings(settings), sort_keys=False).rstrip()
     processes = settings.get("num_processes") or 1
@@ -107,7 +107,7 @@ def describe_training(settings: dict[str, Any], state: TrainerState) -> str:
 
 
 def describe_data(data: dict[str, Any]) -> str:
-    """How many scenes and questions a run's folder holds; of rooms of our own, how they are made again."""
+    """The numbers of scenes and questions in a run's data folder; for synthetic rooms, how to make them again."""
     root = Path(data["root"])
     scenes = len(list_folders(root / data["split"]))
     file = find_annotations(root, data["split"])
@@ -123,7 +123,7 @@ def describe_data(data: dict[str, Any]) -> str:
 
 
 def strip_settings(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings that were made and change what is trained, without folders of the machine."""
+    """The settings that were given and affect training, without folders of the machine."""
     kept = {}
     for name, value in settings.items():
         if isinstance(value, dict):
@@ -134,7 +134,7 @@ def strip_settings(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]
 
 
 def shorten(text: str) -> str:
-    """The last part of a path that tells of one machine, absolute or upwards; other text as it is."""
+    """The last part of a path that is absolute or leads upwards; other text unchanged."""
     path = Path(text)
     return path.name if path.is_absolute() or ".." in path.parts else text
 

@@ -1,6 +1,6 @@
-"""Where a checkpoint is, on disk or on the Hub, and its processor: nothing that lies in it is run.
+"""Find a checkpoint, on disk or on the Hub, and load its processor, without running any code from it.
 
-Our own classes read it; Python files, pickled weights and `auto_map` entries of a checkpoint are left alone.
+Our own classes read it; Python files, pickled weights and `auto_map` entries of a checkpoint are ignored.
 """
 
 import os
@@ -23,12 +23,12 @@ from ross3d.processing_ross3d import GeometryMode, Ross3DProcessor
 WAY_OUT = "fetch the whole checkpoint again, or save it again with save_pretrained"
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_config.json"
 GEOMETRY_MODES = get_args(GeometryMode)
-# What is fetched from the Hub: weights, settings, words, the teacher and the way back to the published format.
+# Files fetched from the Hub: weights, settings, tokenizer, teacher, and files for converting back.
 CHECKPOINT_FILES = ("*.json", "*.jinja", "*.safetensors", "*.txt", "teacher/*", "published/*")
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name is asked of the Hub: `user/name`, and no folder `user` is here, in which it would be a path."""
+    """Whether a name is a Hub id: `user/name`, unless there is a local folder `user`, which makes it a path."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -46,9 +46,9 @@ def find_folder(name: str | os.PathLike, option: str, patterns: Sequence[str], m
         meaning (`str`): what the folder should hold, for errors.
 
     Raises:
-        FileNotFoundError: there is no such folder, and no such repository can be reached. A name that is a path is
-            never asked of the Hub.
-        NotADirectoryError: a file.
+        FileNotFoundError: there is no such folder, and no such repository can be reached. A path is never looked up on
+            the Hub.
+        NotADirectoryError: for a file.
     """
     if not str(name).strip():
         raise ValueError(f"{option}: expected a {meaning}'s folder or a Hub id, got nothing; name one.")
@@ -67,7 +67,7 @@ def find_folder(name: str | os.PathLike, option: str, patterns: Sequence[str], m
         )
     try:
         return Path(snapshot_download(str(name), allow_patterns=list(patterns)))
-    # What the Hub answers, and what the network does, are errors of many libraries, all of them OSError or ValueError.
+    # Hub and network raise errors of many libraries, all of them OSError or ValueError.
     except (OSError, ValueError) as error:
         reason = "the Hub is switched off (HF_HUB_OFFLINE) and no copy is here" if is_offline_mode() else error
         raise FileNotFoundError(
@@ -77,11 +77,11 @@ def find_folder(name: str | os.PathLike, option: str, patterns: Sequence[str], m
 
 
 def find_checkpoint(name: str | os.PathLike, option: str = "--model") -> Path:
-    """The folder of a checkpoint of ours; one of the Hub is fetched first.
+    """The folder of a checkpoint in our format; a Hub repository is downloaded first.
 
     Raises:
         FileNotFoundError: there is none; as `find_folder`.
-        ValueError: a checkpoint of another model, the published one among them.
+        ValueError: for a checkpoint of another model, or in the published format.
     """
     folder = find_folder(name, option, CHECKPOINT_FILES)
     file = folder / "config.json"
@@ -104,11 +104,10 @@ def load_processor(folder: Path, geometry_mode: str | None = None) -> Ross3DProc
 
     Args:
         folder (`Path`): see `find_checkpoint`.
-        geometry_mode (`str`, *optional*): in place of the one it was saved with.
+        geometry_mode (`str`, *optional*): replaces the saved one.
 
     Raises:
-        ValueError: names the folder when its files are broken, lack the tokenizer's settings, or ask for code of their
-            own.
+        ValueError: names the folder when its files are broken, lack the tokenizer's settings, or ask for custom code.
     """
     check_processor_files(folder)
     try:
@@ -132,7 +131,7 @@ def load_processor(folder: Path, geometry_mode: str | None = None) -> Ross3DProc
 
 
 def check_processor_files(folder: Path) -> None:
-    """Refuse processor and tokenizer files that are not there or cannot be read.
+    """Refuse processor and tokenizer files that are missing or cannot be read.
 
     Raises:
         FileNotFoundError, ValueError: names the file.
@@ -158,13 +157,13 @@ def check_processor_files(folder: Path) -> None:
 
 
 def check_model_files(folder: Path) -> None:
-    """Refuse settings and weights of a model that are not there, cannot be read, or lead to code or weights elsewhere.
+    """Refuse settings and weights of a model that are missing, unreadable, or refer to code or weights elsewhere.
 
     Raises:
         FileNotFoundError, ValueError: names the file.
     """
     for name in ("config.json", "generation_config.json"):
-        # Without a config the library would draw the default one's billions of weights.
+        # Without a config the library would initialise the billions of weights of the default config.
         if name == "config.json" or (folder / name).exists():
             settings = read_json(folder / name, "settings of a checkpoint's model", kind=dict, remedy=WAY_OUT)
             check_no_kernels(settings, folder / name)
@@ -189,7 +188,7 @@ def check_model_files(folder: Path) -> None:
 
 
 def check_no_kernels(settings: dict[str, Any], file: Path) -> None:
-    """Refuse settings that name a repository of the Hub as an implementation: the library would run its code.
+    """Refuse settings that name a Hub repository as an implementation: the library would run its code.
 
     Raises:
         ValueError: names the file and the setting.
@@ -205,7 +204,7 @@ def check_no_kernels(settings: dict[str, Any], file: Path) -> None:
 
 
 def check_lengths(questions: Sequence[Any], processor: Ross3DProcessor, where: str) -> None:
-    """Refuse questions that fit into no row, not even behind a single view, before the first one is asked.
+    """Refuse questions that are too long for a row even with a single view, before the first one is asked.
 
     Args:
         questions: annotations.

@@ -1,7 +1,7 @@
-"""What can be told of a checkpoint's damage from its files: sizes, formats, check sums, numbers.
+"""Detect damaged checkpoint files by sizes, formats, checksums and numbers.
 
-A file of torch.save, a zip archive, has check sums in itself. Of the others `checksums.json` has a list, without which
-a flipped bit that leaves a weight finite could not be told. Checkpoints of earlier code have no such list.
+A file of torch.save is a zip archive with its own checksums. `checksums.json` lists those of the other files; without
+it, a flipped bit that leaves a weight finite would not be detected. Checkpoints of earlier code have no such list.
 """
 
 import re
@@ -25,24 +25,24 @@ from ross3d.data.text_files import AGAIN, read_json
 from ross3d.training.loading import is_finite, show_names
 
 
-# Written last into a folder of a run, with the sizes of its files; a folder without it is a torn one.
+# Written last into a folder of a run, with the sizes of its files; a folder without it is incomplete.
 COMPLETE_MARK = "complete.json"
-# Beside it: file -> sha256, of the files whose format has no check sums.
+# In the same folder: file -> sha256, for the files whose format has no checksums.
 CHECKSUMS, ARCHIVES = "checksums.json", (".pt", ".pth", ".bin")
 DAMAGED = "remove the file: the folder then counts as unfinished"
 STATE = "trainer_state.json"
-# What the Trainer loads with plain tensors and numbers in it; others, DeepSpeed's among them, may hold more.
+# Files of the Trainer with only plain tensors and numbers; others, such as DeepSpeed's, may hold more.
 PLAIN_FILES = re.compile(r"optimizer\.pt|scheduler\.pt|rng_state(_\d+)?\.pth")
 
-# A mark in a zip archive's table.
+# The folder attribute of an entry in a zip archive's table.
 MSDOS_FOLDER = 0x10
 
 
 def read_mark(folder: Path, remedy: str = DAMAGED) -> dict[str, int]:
-    """Sizes of the files of a finished folder, by their paths in it; `remedy` ends the errors.
+    """Sizes of the files of a finished folder, by their paths in it; errors end with `remedy`.
 
     Raises:
-        FileNotFoundError, ValueError: no mark, or one that is broken. It names the file.
+        FileNotFoundError, ValueError: for a missing or broken mark; names the file.
     """
     mark, meaning = folder / COMPLETE_MARK, "sizes of the files of a finished folder"
     sizes = read_json(mark, meaning, kind=dict, remedy=remedy)
@@ -58,10 +58,10 @@ def read_mark(folder: Path, remedy: str = DAMAGED) -> dict[str, int]:
 
 
 def find_changed_file(folder: Path, remedy: str = DAMAGED) -> tuple[Path, int, str] | None:
-    """Which file of a finished folder is gone, or has another size than the mark says; None where none is.
+    """The first file of a finished folder that is missing, or has another size than the mark says; None without any.
 
     Returns:
-        the file, the bytes it should have, and what was found.
+        the file, its expected size in bytes, and what was found.
 
     Raises:
         FileNotFoundError, ValueError: as `read_mark`.
@@ -75,10 +75,10 @@ def find_changed_file(folder: Path, remedy: str = DAMAGED) -> tuple[Path, int, s
 
 
 def check_checkpoint_files(folder: Path, step: int) -> None:
-    """Refuse a checkpoint of the Trainer with damage that its files tell of.
+    """Refuse a checkpoint of the Trainer with damaged files.
 
     Args:
-        step (`int`): after which it was written.
+        step (`int`): the step after which it was written.
 
     Raises:
         ValueError: names the file and what is wrong with it.
@@ -88,7 +88,7 @@ def check_checkpoint_files(folder: Path, step: int) -> None:
         file, size, found = changed
         raise ValueError(f"{file}: expected a file of {size} bytes, got {found}; copy it again.")
     for name in read_mark(folder):
-        # A file that nobody here may read is not damaged: that is an OSError.
+        # A file without read permission is not damaged: that is an OSError.
         (folder / name).open("rb").close()
         look = CHECKS.get(Path(name).suffix)
         if look is not None:
@@ -98,14 +98,14 @@ def check_checkpoint_files(folder: Path, step: int) -> None:
 
 
 def sum_files(folder: Path) -> dict[str, str]:
-    """sha256 of the files below a folder, by their paths in it, where their format has no check sums of its own."""
+    """sha256 of the files below a folder, by their paths in it, if their format has no checksums."""
     own = (COMPLETE_MARK, CHECKSUMS)
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.suffix not in ARCHIVES]
     return {str(file.relative_to(folder)): hash_file(file) for file in files if file.name not in own}
 
 
 def check_sums(folder: Path) -> None:
-    """Refuse files with other bytes than were written, where a list of check sums is there.
+    """Refuse files whose bytes have changed since they were written, if there is a list of checksums.
 
     Raises:
         ValueError: names the first.
@@ -120,7 +120,7 @@ def check_sums(folder: Path) -> None:
 
 
 def check_state(file: Path, step: int) -> None:
-    """Refuse a state of the Trainer that it could not go on from after this step.
+    """Refuse a state of the Trainer that it could not resume from after this step.
 
     Raises:
         FileNotFoundError, ValueError: names the file.
@@ -144,7 +144,7 @@ def check_json(file: Path) -> None:
 
 
 def check_weights(file: Path) -> None:
-    """Refuse a safetensors file that is broken, holds whole numbers, or numbers that are not finite.
+    """Refuse a safetensors file that is broken, or holds whole numbers or numbers that are not finite.
 
     Raises:
         ValueError: names the file.
@@ -156,7 +156,7 @@ def check_weights(file: Path) -> None:
                 tensor = stored.get_tensor(name)
                 if not tensor.is_floating_point() or not is_finite(tensor):
                     broken.append(name)
-    # What the library raises for a header that is broken is of many kinds.
+    # The library raises many kinds of errors for a broken header.
     except Exception as error:
         raise ValueError(
             f"{file}: expected weights in the safetensors format, got a damaged file ({describe(error)})."
@@ -168,22 +168,22 @@ def check_weights(file: Path) -> None:
 
 
 def check_archive(file: Path) -> None:
-    """Refuse a file of torch.save, a zip archive, whose records do not have the check sums that stand in it.
+    """Refuse a file of torch.save (a zip archive) whose records do not match its checksums.
 
     Raises:
         ValueError: names the file.
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            # Of what is marked as a folder, torch would read nothing, and give whatever the memory held.
+            # For an entry marked as a folder, torch would read nothing and return uninitialised memory.
             folders = [info.filename for info in archive.infolist() if info.external_attr & MSDOS_FOLDER]
             record = archive.testzip() or next(iter(folders), None)
         problem = None if record is None else f"other bytes than were written, in {record}"
         if problem is None and PLAIN_FILES.fullmatch(file.name):
-            # Looks at the archive's own tables, which have no check sums.
+            # Checks the archive's own tables, which have no checksums.
             with safe_globals():
                 torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    # What the two libraries raise for tables that are broken is of many kinds.
+    # The two libraries raise many kinds of errors for broken tables.
     except Exception as error:
         problem = f"a damaged file ({describe(error)})"
     if problem is not None:
@@ -196,7 +196,7 @@ def describe(error: Exception) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
-# Suffix -> what the content of such a file has to be.
+# Suffix -> check of the content of such a file.
 CHECKS: dict[str, Callable[[Path], None]] = {
     ".json": check_json,
     ".safetensors": check_weights,
@@ -207,7 +207,7 @@ CHECKS: dict[str, Callable[[Path], None]] = {
 
 
 def check_weight_names(folder: Path, model: nn.Module) -> None:
-    """Refuse a checkpoint with other weights than the model has: the Trainer would leave those as they are.
+    """Refuse a checkpoint whose weights are not exactly the model's: the Trainer would leave the others unchanged.
 
     Raises:
         ValueError: names folder and weights.
@@ -215,13 +215,13 @@ def check_weight_names(folder: Path, model: nn.Module) -> None:
     is_lora = isinstance(model, PeftModel)
     files = sorted(folder.glob("adapter_model*.safetensors" if is_lora else "model*.safetensors"))
     if not files:
-        return  # FSDP has files of its own.
+        return  # FSDP writes other files.
     wanted = set(get_peft_model_state_dict(model) if is_lora else model.state_dict())
     found = set()
     for file in files:
         with safe_open(file, "pt") as stored:
             found.update(stored.keys())
-    # Of weights that are one tensor under two names, the files hold one.
+    # The files hold tied weights, which are one tensor under two names, only once.
     shared = set() if is_lora else set(model.all_tied_weights_keys)
     wrong = sorted((wanted - found - shared) | (found - wanted))
     if wrong:

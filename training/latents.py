@@ -34,12 +34,12 @@ PICTURES_AT_ONCE = 16
 
 
 def encode_in_parts(teacher: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
-    """See `encode_pictures`; so many pictures at a time as fit the device."""
+    """As `encode_pictures`, with as many pictures at a time as fit the device."""
     return torch.cat([encode_pictures(teacher, part) for part in pictures.split(PICTURES_AT_ONCE)])
 
 
 def encode_scene_pictures(teacher: AutoencoderKL, inputs: dict[str, Any], config: Ross3DConfig) -> dict[str, Any]:
-    """Latents of what the processor made of one scene."""
+    """Latents of the pictures of one scene, from the processor's output."""
     latents = {"view_latents": encode_in_parts(teacher, get_view_pictures(inputs["pixel_values"][0], config))}
     if "bev_pixel_values" in inputs:
         latents["bev_latents"] = encode_in_parts(teacher, get_bev_pictures(inputs["bev_pixel_values"]))[0]
@@ -47,7 +47,7 @@ def encode_scene_pictures(teacher: AutoencoderKL, inputs: dict[str, Any], config
 
 
 def main(arguments: RunArguments) -> None:
-    """Encode what is missing.
+    """Encode the scenes whose latents are missing.
 
     Raises:
         ValueError: for a run without `data.latents` or without a teacher.

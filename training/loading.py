@@ -1,4 +1,4 @@
-"""A checkpoint folder -> a model whose every weight came from it, or an error that says which did not."""
+"""Load a model whose every weight comes from the checkpoint folder, or raise an error that names the others."""
 
 import logging
 import os
@@ -19,9 +19,9 @@ from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.training.checkpoint import check_model_files
 
 
-# Names that an error lists; the rest is counted.
+# The most names that an error lists; the rest is counted.
 NAMES_SHOWN = 3
-# Of one part of a model; to build many more would take for ever before anything is told.
+# The most layers of one part of a model; building many more would take too long before an error is raised.
 MAX_LAYERS = 10_000
 LIBRARY_LOGGER = logging.getLogger("transformers.modeling_utils")
 
@@ -29,29 +29,29 @@ LIBRARY_LOGGER = logging.getLogger("transformers.modeling_utils")
 def load_model(
     folder: str | os.PathLike, dtype: str | torch.dtype = "auto", allow_missing: bool = False, **settings: Any
 ) -> Ross3DForConditionalGeneration:
-    """Read a checkpoint of ours; nothing in it is drawn at random or left out in silence.
+    """Load a checkpoint in our format; no weight is initialised at random or ignored silently.
 
-    The library draws weights that a file lacks and leaves out those that the model has no place for, each with a
-    warning. Here both are errors, unless `settings` ask for them: a head that they add is new, a head that they take
-    away is left out.
+    The library initialises weights that a file lacks and ignores those that the model has no place for, each with a
+    warning. Here both are errors, unless `settings` ask for them: a head that they add is new, a head that they remove
+    is ignored.
 
     Args:
         folder: a checkpoint's folder, or a Hub id.
         dtype: of the weights in memory; by default the file's.
-        allow_missing (`bool`): draw weights that the files lack at random, with the library's warning.
+        allow_missing (`bool`): initialise weights that the files lack at random, with the library's warning.
         settings: keys of `Ross3DConfig` to change, and arguments of `from_pretrained`.
 
     Returns:
         the model on the CPU, in evaluation mode.
 
     Raises:
-        ValueError: for a broken weight file, weights that are absent, unknown, of another shape, or not finite. It
+        ValueError: for a broken weight file, and weights that are missing, unknown, of another shape, or not finite;
             names the folder and the weights.
-        OSError: where there is no checkpoint.
+        OSError: if there is no checkpoint.
     """
     if Path(folder).is_dir():
         check_model_files(Path(folder))
-    # Everything that the library's report would say is said by the errors below.
+    # The errors below replace the library's report.
     LIBRARY_LOGGER.addFilter(is_no_report)
     try:
         if Path(folder).is_dir():
@@ -78,12 +78,12 @@ def is_no_report(record: logging.LogRecord) -> bool:
 
 
 def check_loading(folder: str | os.PathLike, info: dict[str, Any], allow_missing: bool = False) -> None:
-    """Refuse a model that is not what its files hold.
+    """Refuse a model whose weights do not match its files.
 
     Args:
         folder: where the files are.
-        info (`dict`): what `from_pretrained(..., output_loading_info=True)` returned beside the model.
-        allow_missing (`bool`): let weights be absent that the files should hold.
+        info (`dict`): what `from_pretrained(..., output_loading_info=True)` returned with the model.
+        allow_missing (`bool`): accept that the files lack weights.
 
     Raises:
         ValueError: names the weights.
@@ -92,7 +92,8 @@ def check_loading(folder: str | os.PathLike, info: dict[str, Any], allow_missing
     missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
     if not missing and not unexpected:
         return
-    # What the checkpoint's own config asks for is due; what settings add is new, what they take away is unused.
+    # Weights of the checkpoint's own config have to be there; those that settings add are new, those that they remove
+    # are unused.
     own = list_own_weights(folder).keys()
     missing, unexpected = sorted(missing & own), sorted(unexpected - own)
     if missing and allow_missing:
@@ -110,7 +111,7 @@ def check_loading(folder: str | os.PathLike, info: dict[str, Any], allow_missing
 
 
 def refuse_other_shapes(folder: str | os.PathLike, mismatched: Iterable[tuple[str, Any, Any]]) -> None:
-    """Refuse weights (name, shape that was found, shape by the config) that do not fit, where there are any.
+    """Refuse weights (name, shape that was found, shape by the config) that do not fit, if there are any.
 
     Raises:
         ValueError: names the first.
@@ -126,16 +127,16 @@ def refuse_other_shapes(folder: str | os.PathLike, mismatched: Iterable[tuple[st
 
 
 def check_stored_shapes(folder: Path) -> None:
-    """Refuse files whose weights have other shapes than their own config says, before any of those is allocated.
+    """Refuse files whose weights have other shapes than their own config says, before any of them is allocated.
 
-    The library would draw weights of the config's shapes, of whatever size, before it told.
+    The library would allocate weights of the config's shapes, of any size, before it reported the difference.
 
     Raises:
         ValueError: names the folder and the weights.
     """
     config = read_config(folder)
     if getattr(config, "quantization_config", None) is not None:
-        return  # Packed numbers have shapes of their own.
+        return  # Quantised weights are packed and have other shapes.
     for section in ("vision_config", "text_config", "denoiser_config"):
         layers = getattr(getattr(config, section), "num_hidden_layers", 0)
         if layers > MAX_LAYERS:
@@ -156,7 +157,7 @@ def read_config(folder: str | os.PathLike) -> Ross3DConfig:
     """The config of a checkpoint.
 
     Raises:
-        ValueError: for values that its classes refuse; it names the file and the key.
+        ValueError: for values that its classes refuse; names the file and the key.
     """
     try:
         return Ross3DConfig.from_pretrained(folder)
@@ -168,7 +169,7 @@ def read_config(folder: str | os.PathLike) -> Ross3DConfig:
 
 
 def check_generation_config(folder: Path) -> None:
-    """Refuse a checkpoint whose settings of generation, if it has any, the library cannot read.
+    """Refuse a checkpoint whose generation config, if it has one, the library cannot read.
 
     Raises:
         ValueError: names the file.
@@ -177,7 +178,7 @@ def check_generation_config(folder: Path) -> None:
     try:
         if file.exists():
             GenerationConfig.from_pretrained(folder)
-    # Whatever a value of a wrong kind leads to in the library, which checks few of them.
+    # The library checks few values, so a wrong one can raise any error.
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(
             f"{file}: expected settings of generation, got values that cannot be read: {' '.join(str(error).split())};"
@@ -187,7 +188,7 @@ def check_generation_config(folder: Path) -> None:
 
 def list_own_weights(folder: str | os.PathLike) -> dict[str, tuple[int, ...]]:
     """Shapes of all weights that a checkpoint should hold by its own config; nothing is allocated."""
-    # ZeRO-3 would cut tower and language model to pieces.
+    # ZeRO-3 would shard tower and language model.
     with set_zero3_state(), torch.device("meta"):
         model = Ross3DForConditionalGeneration(read_config(folder))
     return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
@@ -202,8 +203,8 @@ def check_finite_weights(model: nn.Module, source: str) -> None:
     """Refuse weights with NaN or infinities: every answer and loss would be NaN.
 
     Args:
-        model (`nn.Module`): weights that are offloaded to disk are not in memory and not looked at; of those that
-            ZeRO-3 has cut up, each process looks at its own part.
+        model (`nn.Module`): weights that are offloaded to disk are not checked; with ZeRO-3 each process checks its
+            own shard.
         source (`str`): the file or folder that the error names.
 
     Raises:
@@ -220,7 +221,7 @@ def check_finite_weights(model: nn.Module, source: str) -> None:
 
 
 def check_stored_weights(model: Ross3DForConditionalGeneration, folder: str | os.PathLike) -> None:
-    """Refuse files that hold whole numbers as weights, and a vocabulary of zeros, which answers nothing.
+    """Refuse files that hold whole numbers as weights, and word embeddings of zeros, which answer nothing.
 
     Raises:
         ValueError: names the file, or the weights.
@@ -246,10 +247,10 @@ def check_stored_weights(model: Ross3DForConditionalGeneration, folder: str | os
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether all numbers are finite; quantised and offloaded weights have none to look at."""
+    """Whether all numbers are finite; quantised and offloaded weights are not checked and count as finite."""
     if tensor.is_meta or not tensor.is_floating_point():
         return True
-    # Of float8 torch has no such test.
+    # torch has no such test for float8.
     return bool((tensor.float() if tensor.element_size() == 1 else tensor).isfinite().all())
 
 

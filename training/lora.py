@@ -1,4 +1,4 @@
-"""Train a checkpoint through small matrices beside its frozen ones (LoRA), with the library peft."""
+"""Train low-rank adapters (LoRA) of a checkpoint's frozen matrices, with the library peft."""
 
 import re
 from pathlib import Path
@@ -19,11 +19,11 @@ PEFT_PREFIX = "base_model.model."
 def add_lora(
     model: Ross3DForConditionalGeneration, processor: Ross3DProcessor, arguments: LoraArguments, seed: int
 ) -> PeftModel:
-    """The model with its own weights frozen, and beside them what is trained, in float32; `seed` draws the new ones.
+    """The model with its own weights frozen and trainable adapters in float32; `seed` initialises the adapters.
 
     Raises:
-        ValueError: when `target_modules`, `modules` or `tokens` name nothing of the model's, and where processes hold
-            pieces of the weights, into which nothing could be merged at the end.
+        ValueError: when `target_modules`, `modules` or `tokens` match nothing in the model, and with sharded weights,
+            into which the adapters could not be merged at the end.
     """
     check_whole_weights("lora")
     names = {name for name, _ in model.named_modules()}
@@ -59,10 +59,10 @@ def add_lora(
     )
     base = Path(model.name_or_path)
     if base.is_dir():
-        # As the run names it, it would be looked for where the adapter is loaded, or on the Hub.
+        # A relative path from the run's file would be looked up where the adapter is loaded, or on the Hub.
         adapted.peft_config["default"].base_model_name_or_path = str(base.resolve())
     for parameter in adapted.parameters():
         if parameter.requires_grad:
-            # In half precision most steps of a small learning rate would be rounded away.
+            # In half precision most updates of a small learning rate would be rounded away.
             parameter.data = parameter.data.to(torch.float32)
     return adapted

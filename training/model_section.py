@@ -1,4 +1,4 @@
-"""The `model` section of a run -> a config; whatever is wrong with it is told by the key in the run's file."""
+"""The `model` section of a run -> a config; errors name the key in the run's file."""
 
 import re
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from ross3d.data.text_files import describe_kind
 
 
 SECTIONS = Ross3DConfig.sub_configs_defaults
-# Numbers of the sub-models that their own classes take as they come, and that no model can be built of.
+# Allowed ranges of numbers of the sub-models that their own classes do not check.
 SECTION_NUMBERS = dict.fromkeys(
     (
         "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -30,7 +30,7 @@ SECTION_NUMBERS = dict.fromkeys(
 
 
 def check_tables(model: dict[str, Any]) -> None:
-    """Refuse sub-models that are no table of keys, and numbers and choices in them of which none can be built.
+    """Refuse sub-models that are not tables, and numbers and choices in them that no model can be built with.
 
     Raises:
         ValueError: names the key.
@@ -53,14 +53,14 @@ def check_tables(model: dict[str, Any]) -> None:
 
 
 def make_config(model: dict[str, Any], saved: dict[str, Any] | None = None) -> Ross3DConfig:
-    """The config that a run's `model` section says, with every rule of the config's classes checked.
+    """The config of a run's `model` section, with every rule of the config's classes checked.
 
     Args:
         model (`dict`): the section.
         saved (`dict`, *optional*): a checkpoint's config, which the section changes.
 
     Raises:
-        ValueError: names the key as it stands in the run's file, such as `model.vision_config.hidden_size`.
+        ValueError: names the key as in the run's file, such as `model.vision_config.hidden_size`.
     """
     check_tables(model)
     for section, spec in SECTIONS.items():
@@ -74,14 +74,14 @@ def make_config(model: dict[str, Any], saved: dict[str, Any] | None = None) -> R
             config = Ross3DConfig(**model)
         else:
             config = Ross3DConfig.from_dict(dict(saved), **model)
-            # What is set on a config that is there already has been checked for its type alone.
+            # Values set on an existing config have been checked for their types only.
             config.validate()
     check_heads(config)
     return config
 
 
 def check_heads(config: Ross3DConfig) -> None:
-    """Refuse sub-models whose heads do not share their width evenly.
+    """Refuse sub-models whose width is not divisible by their number of heads.
 
     Raises:
         ValueError: names the key.
@@ -107,11 +107,11 @@ def check_heads(config: Ross3DConfig) -> None:
 
 @contextmanager
 def naming_keys(where: str, values: dict[str, Any]) -> Iterator[None]:
-    """Turn what config classes and their library raise into one `ValueError` that names the key of the run's file.
+    """Turn errors of config classes and their library into one `ValueError` that names the key of the run's file.
 
     Args:
         where (`str`): the section, such as `model.vision_config`.
-        values (`dict`): what stands in it.
+        values (`dict`): its contents.
     """
     try:
         yield
@@ -133,7 +133,7 @@ def naming_keys(where: str, values: dict[str, Any]) -> Iterator[None]:
 
 
 def name_key(where: str, error: BaseException) -> str:
-    """A message that our own classes begin with the key, or one of the library behind the section's name."""
+    """An error's message with the key of the run's file in front; errors of the library get the section's name."""
     message = " ".join(str(error).split())
     if re.match(r"(\w+_config|\w+)[\w., ]*: expected ", message):
         return f"model.{message}" if not message.startswith("Ross3DConfig: ") else f"model: {message}"

@@ -1,4 +1,4 @@
-"""Muon for matrices beside AdamW for everything else, as one optimizer that the stock Trainer steps and saves."""
+"""Muon for matrices and AdamW for everything else, as one optimizer that the stock Trainer steps and saves."""
 
 import torch
 from torch.optim import AdamW, Muon, Optimizer
@@ -15,12 +15,12 @@ class MuonAdamW(Optimizer):
         lr (`float`): of groups that name none.
 
     Raises:
-        ValueError: by the parts, when no group is theirs; use the other one alone.
+        ValueError: from Muon or AdamW if it has no groups; use the other one alone.
     """
 
     def __init__(self, params: list[dict], lr: float):
         super().__init__(params, {"lr": lr, "weight_decay": 0.0})
-        # Each part adds its own settings to the groups, which are the same dictionaries here and there.
+        # Each part adds its own settings to the groups, which are shared dictionaries.
         self.parts = {muon: cls(self.get_groups(muon)) for muon, cls in ((True, Muon), (False, AdamW))}
 
     def get_groups(self, muon: bool) -> list[dict]:

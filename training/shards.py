@@ -1,4 +1,4 @@
-"""What the launcher lets processes share in pieces; asked where whole weights or whole matrices are needed."""
+"""Checks of the launcher's sharding, for settings that need whole weights or whole matrices."""
 
 import os
 
@@ -11,7 +11,7 @@ def is_launched_with(name: str) -> bool:
 
 
 def check_whole_weights(name: str) -> None:
-    """Refuse a setting where processes hold pieces of the weights."""
+    """Refuse a setting where weights are sharded over processes."""
     if is_deepspeed_zero3_enabled() or is_launched_with("FSDP"):
         raise ValueError(
             f"{name}: expected all weights on every process, got ZeRO-3 or FSDP, which cut them to pieces; start with"
@@ -20,7 +20,7 @@ def check_whole_weights(name: str) -> None:
 
 
 def check_whole_matrices(name: str) -> None:
-    """Refuse a setting where an optimizer sees pieces of matrices."""
+    """Refuse a setting where the optimizer sees shards of matrices."""
     if is_launched_with("DEEPSPEED") or is_launched_with("FSDP"):
         raise ValueError(
             f"{name}: expected an optimizer that sees whole matrices, got DeepSpeed or FSDP, which cut them to pieces;"

@@ -49,7 +49,7 @@ def load_pictures(paths: list[Path]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def draw_pictures(pictures: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-    """`count` of them as floats in [-1, 1]."""
+    """Draw `count` of the pictures, as floats in [-1, 1]."""
     index = torch.randint(len(pictures), (count,), generator=generator)
     return pictures[index].float() / 127.5 - 1
 
@@ -57,7 +57,7 @@ def draw_pictures(pictures: torch.Tensor, count: int, generator: torch.Generator
 def train_teacher(
     views: torch.Tensor, bevs: torch.Tensor, steps: int, batch_size: int, learning_rate: float, seed: int
 ) -> AutoencoderKL:
-    """Train on views and, every fourth step, bird's-eye pictures; L1 and a slight pull to the normal distribution."""
+    """Train on views and, every fourth step, bird's-eye pictures, with an L1 loss and a small KL term."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     teacher = build_teacher()

@@ -1,4 +1,4 @@
-"""The stock Trainer, told how many answers and scenes a whole optimizer step averages its losses over."""
+"""The stock Trainer, with losses averaged over the answers and scenes of a whole optimizer step."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -11,13 +11,13 @@ from ross3d.modeling_ross3d import count_losses, get_loss_names
 
 
 def open_view_gate(batch: dict[str, torch.Tensor], global_step: int, period: int) -> None:
-    """Hide the proposed views in optimizer steps divisible by `period` (published: 4), and none in the others."""
+    """Mask the drawn views in optimizer steps divisible by `period` (published: 4), and no views in other steps."""
     if global_step % period != 0 and "bool_masked_views" in batch:
         batch["bool_masked_views"] = torch.zeros_like(batch["bool_masked_views"])
 
 
 def keep_float32(batch: dict[str, torch.Tensor]) -> None:
-    """Hand metres and weights on as the bits of float32: with DeepSpeed and FSDP every float of a batch is cast."""
+    """Reinterpret metres and weights as int32: DeepSpeed and FSDP would cast every float of a batch."""
     for name in list_float32() & batch.keys():
         batch[name] = batch[name].view(torch.int32)
 
@@ -27,11 +27,11 @@ class Ross3DTrainer(Trainer):
 
     `get_batch_samples` counts them for an optimizer step: the counts of all micro-batches and ranks reach the model as
     `num_items_in_batch`, so the losses of a step do not depend on how it was split. `evaluation_loop` does the same
-    for an evaluation, and reports each named loss. Rows that the library repeats, so that all processes have as many,
-    count as often as they are evaluated.
+    for an evaluation, and reports each named loss. Rows that the library repeats, so that all processes have the same
+    number, count as often as they are evaluated.
 
     Raises:
-        ValueError: for `label_smoothing_factor`, which none of the losses knows.
+        ValueError: for `label_smoothing_factor`, which none of the losses supports.
     """
 
     def __init__(self, *args, **kwargs):
@@ -43,16 +43,16 @@ class Ross3DTrainer(Trainer):
             )
         self.model_accepts_loss_kwargs = True
         if self.args.label_names is None:
-            # Rows without text have losses as well: no name in a batch says whether it has one.
+            # Rows without text have losses too: the presence of labels does not tell whether a batch has a loss.
             self.label_names, self.can_return_loss = [], True
         self.loss_names = get_loss_names(self.accelerator.unwrap_model(self.model).config)
         self.evaluated = torch.zeros(2, len(self.loss_names), dtype=torch.float64)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """As the library's; metres stay in float32."""
+        """As in the library; metres stay in float32."""
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             keep_float32(inputs)
-        # The library's own counting gathers over processes only where a batch has labels: others would wait.
+        # The library's own counting gathers over processes only if a batch has labels: other processes would wait.
         self.model_accepts_loss_kwargs = False
         try:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
@@ -60,9 +60,9 @@ class Ross3DTrainer(Trainer):
             self.model_accepts_loss_kwargs = True
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """As the library's; in an evaluation a batch counts its own answers and scenes, which may be none.
+        """As in the library; in an evaluation a batch counts its own answers and scenes, which may be none.
 
-        Other processes gather a number all the same: then the loss is zero.
+        Without any the loss is zero, since other processes gather a number in any case.
         """
         if model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -75,7 +75,7 @@ class Ross3DTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
-        """As the library's, with the loss averaged as in training and the mean of each named loss that applies."""
+        """As in the library, with the loss averaged as in training and the mean of each named loss that applies."""
         self.evaluated.zero_()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         sums = self.evaluated.float().to(self.args.device)
@@ -95,7 +95,7 @@ class Ross3DTrainer(Trainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
         """The step's micro-batches, with the gate on masked views applied, and their global counts (n,)."""
-        # The library's own counting gathers over processes only where the first batch has labels: others would wait.
+        # The library's own counting gathers over processes only if the first batch has labels: others would wait.
         batches = list(islice(epoch_iterator, num_batches))
         config = self.accelerator.unwrap_model(self.model).config
         counts = torch.zeros(len(self.loss_names), device=device)
@@ -106,5 +106,5 @@ class Ross3DTrainer(Trainer):
                 keep_float32(batch)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")
-        # Whole numbers, which nothing casts.
+        # As whole numbers, which are not cast to half precision.
         return batches, counts.long()

@@ -1,6 +1,6 @@
-"""A supervised start for a vision tower that has never seen a picture: name each patch's object and colour.
+"""A supervised start for a vision tower with random weights: classify each patch's object and colour.
 
-Only for training from scratch (the tiny run). The two linear heads are thrown away afterwards.
+Only for training from scratch (the tiny run). The two linear heads are discarded afterwards.
 
 Shapes: R views of all scenes of a step, P = p*p patches of a view, K boxes of a scene.
 """
@@ -35,7 +35,7 @@ def get_label_vocabulary(scenes: Sequence[Scene]) -> dict[str, dict[str, int]]:
 def label_patches(
     proposal_patches: torch.Tensor, labels: list[dict[str, Any]], vocabulary: dict[str, dict[str, int]]
 ) -> dict[str, torch.Tensor]:
-    """Class (V, P) of every patch by label name; 0 where no box has it, -100 where several have."""
+    """Class (V, P) of every patch by label name; 0 for patches in no box, -100 for patches in several."""
     member = proposal_patches.flatten(2)  # (K, V, P)
     owners = member.sum(dim=0)
     labelled = {}
@@ -47,10 +47,10 @@ def label_patches(
 
 
 def check_labels(path: Path, scene: Scene) -> None:
-    """Refuse a scene whose patches cannot be named.
+    """Refuse a scene whose patches cannot be labelled.
 
     Raises:
-        ValueError: names what it lacks.
+        ValueError: names what the scene lacks.
     """
     labels = scene.box_labels or []
     missing = [name for name in LABEL_NAMES if not labels or any(name not in label for label in labels)]
@@ -94,7 +94,7 @@ def read_labelled_views(
 def group_parameters(
     parts: Sequence[nn.Module], heads: nn.Module, arguments: VisionWarmupArguments
 ) -> list[dict[str, Any]]:
-    """Muon for the matrices of the parts' linear layers, AdamW for all else that is trained."""
+    """Muon for the matrices of the parts' linear layers, AdamW for everything else that is trained."""
     matrices = [
         module.weight
         for part in parts

@@ -1,6 +1,6 @@
-"""Checkpoints on disk, tensor by tensor: where each lies, and shards that are written as their tensors are read.
+"""Checkpoints on disk, tensor by tensor: find tensors in files, and write shards while their tensors are read.
 
-Nothing here holds more in memory than one shard of the output and, of `.bin` files, the shard that is being read.
+No function holds more in memory than one shard of the output and, for `.bin` files, the shard that is being read.
 """
 
 import fcntl
@@ -28,7 +28,7 @@ from ross3d.data.text_files import read_json as read_any_json
 from ross3d.training.checkpoint import CHECKPOINT_FILES, is_hub_id
 
 
-# What a checkpoint folder may call its weights, the preferred first: an index of shards, or one file.
+# File names of weights in a checkpoint folder, the preferred first: an index of shards, or one file.
 WEIGHT_FILES = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -41,12 +41,12 @@ WEIGHT_FILES = (
 # Configurations, tokenizer and templates.
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 PLAN_FILE, LOCK_FILE = "plan.json", "lock"
-# How a Git LFS pointer begins; neither format of weights does.
+# The first bytes of a Git LFS pointer; no weight file begins with them.
 POINTER = b"version http"
 
 
 class Readable(Protocol):
-    """A tensor that is known by shape and type and made or read when it is needed."""
+    """A tensor of known shape and type that is computed or read when it is needed."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -56,7 +56,7 @@ class Readable(Protocol):
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file: `name` is what the file calls it."""
+    """A tensor in a file, by its `name` there."""
 
     file: Path
     name: str
@@ -66,7 +66,7 @@ class StoredTensor:
     def read(self) -> torch.Tensor:
         if self.file.suffix != ".safetensors":
             return load_pickle(self.file)[self.name]
-        # Opened anew each time: the pages of a mapped file count as memory until it is closed.
+        # Opened again each time: the pages of a mapped file count as memory until it is closed.
         with safe_open(self.file, "pt") as opened:
             return opened.get_tensor(self.name)
 
@@ -76,8 +76,8 @@ class MadeTensor:
     """A tensor that is computed when it is needed.
 
     Attributes:
-        note (`str`): how, for the report.
-        source (`str`, *optional*): the key of a file that it is made from; None when it is new.
+        note (`str`): how it is computed, for the report.
+        source (`str`, *optional*): the key in a file that it is computed from; None when it is new.
     """
 
     shape: tuple[int, ...]
@@ -94,7 +94,7 @@ class MadeTensor:
 
 
 def load_pickle(file: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a `.bin` file, mapped where its format allows it; nothing else in it is ever run.
+    """Tensors of a `.bin` file, memory-mapped if its format allows it; no code in the file is run.
 
     Raises:
         ValueError: when it is broken, or holds anything but named tensors.
@@ -105,13 +105,13 @@ def load_pickle(file: Path) -> dict[str, torch.Tensor]:
 
 @lru_cache(maxsize=1)
 def load_unchanged_pickle(file: Path, size: int, changed: int) -> dict[str, torch.Tensor]:
-    """The last file is kept open; another size or time of change makes it another file."""
+    """Load a `.bin` file, with the last one cached; `size` and `changed` (modification time) are parts of the key."""
     expected = f"{file}: expected a dictionary of tensors as torch.save writes it"
     try:
         try:
             state_dict = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
         except RuntimeError as error:
-            # The format of torch before 1.6 cannot be mapped.
+            # Files of torch before 1.6 cannot be memory-mapped.
             if "mmap can only be used" not in str(error):
                 raise
             state_dict = torch.load(file, map_location="cpu", weights_only=True)
@@ -126,7 +126,7 @@ def load_unchanged_pickle(file: Path, size: int, changed: int) -> dict[str, torc
 
 
 def list_file(file: Path) -> dict[str, StoredTensor]:
-    """Names in one weight file -> where they lie; no tensor is read.
+    """The tensors of one weight file by name; none is read.
 
     Raises:
         ValueError: when the file is broken.
@@ -139,7 +139,7 @@ def list_file(file: Path) -> dict[str, StoredTensor]:
         return {name: StoredTensor(file, name, tuple(tensor.shape), tensor.dtype) for name, tensor in found.items()}
     try:
         with safe_open(file, "pt") as opened:
-            # A mapped tensor costs no memory until it is touched.
+            # A memory-mapped tensor takes no memory until it is read.
             found = {name: opened.get_tensor(name) for name in opened.keys()}
     except SafetensorError as error:
         raise ValueError(
@@ -149,10 +149,10 @@ def list_file(file: Path) -> dict[str, StoredTensor]:
 
 
 def list_tensors(path: Path) -> dict[str, StoredTensor]:
-    """Names in a checkpoint folder, or in one weight file, -> where they lie; no tensor is read.
+    """The tensors of a checkpoint folder, or of one weight file, by name; none is read.
 
     Raises:
-        FileNotFoundError: when there are no weights, or a shard that the index names is absent.
+        FileNotFoundError: when there are no weights, or a shard of the index is missing.
         ValueError: when a file is broken, or index and shards disagree.
     """
     if path.is_file():
@@ -182,11 +182,11 @@ def list_tensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object of a file.
+    """The JSON object in a file.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it holds no JSON object.
+        ValueError: when it does not hold a JSON object.
     """
     return read_any_json(path, "a JSON object of a checkpoint", kind=dict, remedy="fetch it again")
 
@@ -196,7 +196,7 @@ def find_folder(name: str | os.PathLike, patterns: Sequence[str]) -> Path:
 
     Args:
         name: a path, or a Hub id such as `user/model`.
-        patterns: of what is needed; a Hub repository may hold much more.
+        patterns: names of the files that are needed; a Hub repository may hold much more.
 
     Raises:
         FileNotFoundError: when `name` is neither.
@@ -208,7 +208,7 @@ def fetch_folder(name: str | os.PathLike, patterns: Sequence[str]) -> Path:
     """The local copy of a Hub repository's files that fit `patterns`.
 
     Raises:
-        FileNotFoundError: when it cannot be had. A name that is a path is never asked of the Hub.
+        FileNotFoundError: when it cannot be downloaded. A path is never looked up on the Hub.
     """
     if not is_hub_id(str(name)):
         raise FileNotFoundError(
@@ -225,11 +225,11 @@ def fetch_folder(name: str | os.PathLike, patterns: Sequence[str]) -> Path:
 
 
 def find_checkpoint(name: str | os.PathLike) -> Path:
-    """A checkpoint's folder; from the Hub come `.bin` files only where there are no safetensors.
+    """A checkpoint's folder; `.bin` files are downloaded from the Hub only if there are no safetensors.
 
     Raises:
         FileNotFoundError: as `find_folder`.
-        ValueError: for links that lead out of the folder: what they lead to would be copied as a part of it.
+        ValueError: for links that lead out of the folder: their targets would be copied as parts of it.
     """
     folder = find_folder(name, (*SMALL_FILES, "*.safetensors"))
     if not Path(name).exists() and not any(folder.glob("*.safetensors")):
@@ -244,7 +244,7 @@ def count_bytes(tensors: Iterable[Readable]) -> int:
 
 
 def read_separately(tensors: Mapping[str, Readable]) -> dict[str, torch.Tensor]:
-    """Contiguous tensors that share no memory, as safetensors wants them."""
+    """Contiguous tensors that share no memory, as safetensors requires."""
     state_dict: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, source in tensors.items():
@@ -262,12 +262,12 @@ def write_shards(
 ) -> None:
     """Write `stem.safetensors`, or numbered shards with their index, reading each tensor when its shard is due.
 
-    A shard that is there already is kept: the folder is one of `replace_folder`, whose shards are whole.
+    An existing shard is not written again: the folder comes from `replace_folder`, whose shards are complete.
 
     Args:
-        tensors: name -> what to write under it, in the order of writing.
-        folder (`Path`): made where it is not there.
-        max_shard_size: such as `"2GB"`; a larger tensor gets a shard of its own.
+        tensors: name -> tensor to write, in the order of writing.
+        folder (`Path`): created if it does not exist.
+        max_shard_size: such as `"2GB"`; a larger tensor gets its own shard.
         progress (`tqdm`): counts bytes.
     """
     shapes = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in tensors.items()}
@@ -285,14 +285,14 @@ def write_shards(
 
 
 def describe_files(paths: Iterable[Path]) -> list[list]:
-    """Name, size and time of change of files, and of those in folders: what tells one source from another."""
+    """Name, size and modification time of files, and of those in folders, to recognise the same source again."""
     found = {file for path in paths for file in ([path] if path.is_file() else path.rglob("*"))}
     kept = sorted(f for f in found if f.is_file() and not any(part.endswith(".partial") for part in f.parts))
     return [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in kept]
 
 
 def copy_files(names: Iterable[str], source: Path, target: Path) -> list[str]:
-    """Copy those of a checkpoint's files that are there; their names.
+    """Copy those of a checkpoint's files that exist; returns their names.
 
     Raises:
         ValueError: for a link that leads out of the checkpoint.
@@ -305,10 +305,10 @@ def copy_files(names: Iterable[str], source: Path, target: Path) -> list[str]:
 
 
 def check_new_folder(path: Path) -> None:
-    """Refuse a place to write to that has contents.
+    """Refuse an output folder that is not empty.
 
     Raises:
-        FileExistsError: when it has.
+        FileExistsError: when it is not.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path}: expected a folder that is not there yet, found contents; choose another.")
@@ -316,14 +316,14 @@ def check_new_folder(path: Path) -> None:
 
 @contextmanager
 def replace_folder(path: Path, plan: dict, num_bytes: int) -> Iterator[Path]:
-    """A folder beside `path` to write to, which becomes `path` when the block is left without an error.
+    """A temporary folder next to `path` to write to, renamed to `path` when the block ends without an error.
 
-    After a kill `path` is not there; what was written waits in `.NAME.partial` and is taken up by the next call with
-    the same `plan`. Another plan starts anew.
+    After a kill `path` does not exist; what was written stays in `.NAME.partial` and is reused by the next call with
+    the same `plan`. A call with another plan starts again.
 
     Args:
         path (`Path`): must not exist, or be an empty folder.
-        plan (`dict`): all that decides the contents, as JSON.
+        plan (`dict`): everything that determines the contents, as JSON.
         num_bytes (`int`): how much will be written; checked against the free space.
 
     Raises:
@@ -357,17 +357,17 @@ def replace_folder(path: Path, plan: dict, num_bytes: int) -> Iterator[Path]:
             tell_full_disk(error, path)
             raise
         os.replace(partial, path)
-        # Not before: without its plan a finished folder would be begun anew after a kill.
+        # Not earlier: without its plan, a finished folder would be written again after a kill.
         finish_replacing(path)
 
 
 def format_size(num_bytes: int) -> str:
-    """Bytes in a unit that leaves something before the point."""
+    """A number of bytes as text, in GB or, below 1 GB, in MB."""
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.3f} MB"
 
 
 def finish_replacing(path: Path) -> None:
-    """Remove what a run that was killed after its folder had taken its name left in it."""
+    """Remove the leftovers of a run that was killed right after its folder was renamed."""
     for name in (PLAN_FILE, LOCK_FILE):
         (path / name).unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""What a published checkpoint is made of: the parts it names, and what weights do not tell of them."""
+"""The parts of a published checkpoint: those that it names, and their configurations, which are not in its weights."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from ross3d.data.names import is_inside
 from ross3d.tools.checkpoints.files import fetch_folder, find_folder, read_json
 
 
-# Configurations that weights do not tell, by the last part of the name that a published config gives them.
+# Configurations of well-known parts, by the last component of their name in a published config.
 VISION_TOWERS: dict[str, dict[str, Any]] = {
     "siglip-so400m-patch14-384": {
         "hidden_size": 1152,
@@ -48,7 +48,7 @@ TEACHERS: dict[str, dict[str, Any]] = {
     },
 }
 VISION_KEYS = tuple(VISION_TOWERS["siglip-so400m-patch14-384"])
-# The released one has four blocks of two layers.
+# The released VAE has four blocks of two layers.
 MAX_VAE_LAYERS = 32
 DEFAULT_VISION_TOWER, DEFAULT_TEACHER = "google/siglip-so400m-patch14-384", "checkpoints/FLUX.1-dev"
 
@@ -57,7 +57,7 @@ def read_vision_config(folder: Path) -> dict[str, Any]:
     """The vision half of a SigLIP folder's `config.json`, all values written out.
 
     Raises:
-        ValueError: when it is no SigLIP.
+        ValueError: when it is not a SigLIP.
     """
     config = read_json(folder / "config.json")
     kind = config.get("model_type")
@@ -87,7 +87,7 @@ def read_teacher_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder}: expected a diffusers AutoencoderKL, got {kind}; name the folder of the VAE.")
     blocks = [config.get(key, []) for key in ("block_out_channels", "down_block_types", "up_block_types")]
     layers = config.get("layers_per_block", 1)
-    # A model is built to see which values it has; that of a wrong number would never end.
+    # A model is built to find its values; with a wrong number that would never end.
     if type(layers) is not int or layers > MAX_VAE_LAYERS or not all(is_short_list(value) for value in blocks):
         raise ValueError(
             f"{folder / 'config.json'}: expected lists of at most {MAX_VAE_LAYERS} blocks with at most"
@@ -110,8 +110,11 @@ def is_short_list(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Part:
-    """What a published config calls by name: configurations known by it, how to read another, the option that names a
-    folder, and what is needed of a Hub repository."""
+    """A part that a published config refers to by name.
+
+    Holds the configurations of well-known names, the reader for others, the option that names a folder, and the files
+    that are needed from a Hub repository.
+    """
 
     known: Mapping[str, dict[str, Any]]
     read: Callable[[Path], dict[str, Any]]
@@ -135,12 +138,12 @@ PARTS = {
 
 
 def find_known_name(key: str, name: str) -> str | None:
-    """The well-known part that a name ends in or leads through, such as that of `/models/FLUX.1-dev/vae`."""
+    """The well-known part among the components of a name, such as `FLUX.1-dev` in `/models/FLUX.1-dev/vae`."""
     return next((part for part in Path(str(name)).parts if part in PARTS[key].known), None)
 
 
 def is_part_inside(name: Any, beside: Path) -> bool:
-    """Whether a name leads to another folder within a checkpoint's."""
+    """Whether a name refers to a folder inside a checkpoint's folder."""
     if not isinstance(name, str) or "\0" in name or not name:
         return False
     folder = beside / name
@@ -152,11 +155,11 @@ def find_part(
 ) -> Path:
     """The folder of vision tower or VAE: the one given, or the one that `published[key]` names.
 
-    What is given is a folder or a Hub id. A name in a config is a folder in `beside` or a Hub id: whoever wrote it
-    does not choose among the folders of this machine. The VAE of a whole pipeline is its `vae`.
+    The given name is a folder or a Hub id. A name in a config is a folder inside `beside` or a Hub id: a config must
+    not choose among the folders of this machine. The VAE of a whole pipeline is its `vae`.
 
     Raises:
-        ValueError: when it is neither.
+        ValueError: when the name is neither.
     """
     part = PARTS[key]
     name = published.get(key) if given is None else given
@@ -178,10 +181,10 @@ def find_part(
 
 
 def find_config(key: str, published: Mapping[str, Any], beside: Path, given: str | None) -> dict[str, Any]:
-    """The configuration of vision tower or VAE, which its weights do not tell; well-known names need no folder.
+    """The configuration of vision tower or VAE, which is not in the weights; well-known names need no folder.
 
     Raises:
-        ValueError: as `find_part` does.
+        ValueError: as `find_part`.
     """
     part, name = PARTS[key], published[key]
     known = find_known_name(key, name)

@@ -1,7 +1,7 @@
-"""The names of a published Ross3D checkpoint beside ours: one table, read in both directions.
+"""Published weight names and ours: one table, used in both directions.
 
-`*` stands for a layer number or the rest of a name. Names that begin with `teacher.` live in the diffusers folder
-`teacher/` beside our weights, not in them.
+`*` matches a layer number or the rest of a name. Names that begin with `teacher.` are in the diffusers folder
+`teacher/` of our checkpoint, not among its weights.
 """
 
 import re
@@ -60,7 +60,7 @@ KEY_TABLE: tuple[tuple[str, str], ...] = (
     ("ground_head_query.3.*", "grounding_head.query_mlp.linear_2.*"),
 )
 
-# Published keys that have no place in ours, and why nothing is lost with them.
+# Published keys without a counterpart in ours, and why nothing is lost without them.
 DROPPED_KEYS: tuple[tuple[str, str], ...] = (
     ("model.layers.*.self_attn.rotary_emb.inv_freq", "computed from rope_theta"),
     ("model.rotary_emb.inv_freq", "computed from rope_theta"),
@@ -73,11 +73,11 @@ VISION_LAYER = f"{TOWER_PREFIX}vision_model.encoder.layers."
 
 
 def explain_dropped(name: str, num_vision_layers: int) -> str | None:
-    """Why a published key has no place in ours, or None when it should have one.
+    """The reason why a published key has no counterpart in ours, or None when it should have one.
 
     Args:
         name (`str`): a published key.
-        num_vision_layers (`int`): layers of the tower that run; the published code deletes those behind them.
+        num_vision_layers (`int`): layers of the tower that run; the published code deletes the layers after them.
     """
     if name.startswith(VISION_LAYER) and int(name.removeprefix(VISION_LAYER).split(".")[0]) >= num_vision_layers:
         return "the tower's last layer is never run"
@@ -85,7 +85,7 @@ def explain_dropped(name: str, num_vision_layers: int) -> str | None:
 
 
 def rename(name: str, source: str, target: str) -> str | None:
-    """The name under pattern `target` of a `name` that fits pattern `source`, or None."""
+    """A `name` that matches pattern `source`, rewritten by pattern `target`; None if it does not match."""
     pattern = "(.+)".join(re.escape(part) for part in source.split("*"))
     found = re.fullmatch(pattern, name)
     if found is None:
@@ -95,21 +95,21 @@ def rename(name: str, source: str, target: str) -> str | None:
 
 
 def to_ours(name: str) -> str | None:
-    """Our name of a published key, or None when the table has none."""
+    """Our name for a published key, or None when the table has none."""
     return next((new for source, target in KEY_TABLE if (new := rename(name, source, target)) is not None), None)
 
 
 def to_published(name: str) -> str | None:
-    """The published name of one of our keys, or None when the release has no such weight."""
+    """The published name for one of our keys, or None when the release has no such weight."""
     return next((new for source, target in KEY_TABLE if (new := rename(name, target, source)) is not None), None)
 
 
-# A denoiser of the 2D model Ross has one branch; ours has two. Its own names are the published ones without a branch.
+# The denoiser of the 2D model Ross has one branch, ours has two. Its names are the published ones without the branch.
 INVERSE_PROJECTOR = "model.mm_inv_projector.net."
 
 
 def get_short_name(name: str) -> str:
-    """The name of a denoiser's weight without what files put before it."""
+    """The name of a denoiser's weight without the prefix that it has in files."""
     return name.rpartition("mm_inv_projector.")[2].removeprefix("net.")
 
 
@@ -119,16 +119,16 @@ def adapt_denoiser_file(
     """Weights of a 2D-pretrained denoiser file (`mm_inv_projector.bin`) under our names, for both branches.
 
     Its position table is resized bilinearly to the grids of the views and of the bird's-eye picture; its picture
-    embedding and condition embedding are copied to both branches. A condition embedding of another build has no
-    place in ours and is left out, as the release leaves it out; load the result with `strict=False`. Names that have
-    a branch already are taken as they are.
+    embedding and condition embedding are copied to both branches. A condition embedding of another form has no
+    counterpart in ours and is left out, as in the release; load the result with `strict=False`. Names that already
+    have a branch are used unchanged.
 
     Args:
         state_dict: published names, with or without the leading `model.mm_inv_projector.`.
         view_grid_size, bev_grid_size (`int`): tokens along a side of a view and of the bird's-eye picture.
 
     Raises:
-        ValueError: for a position table that is no square.
+        ValueError: for a position table that is not of a square grid.
     """
     adapted = {}
     for name, tensor in state_dict.items():

@@ -1,4 +1,4 @@
-"""A published checkpoint as a model, without converting it first: Transformers renames its keys while it loads."""
+"""Load a published checkpoint without converting it first: Transformers renames its keys while loading."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ from ross3d.tools.checkpoints.source import (
 
 
 def get_key_mapping() -> dict[str, str]:
-    """The key table as `from_pretrained(key_mapping=)` takes it: beginnings of names, a layer number as a group."""
+    """The key table in the form of `from_pretrained(key_mapping=)`: prefixes of names, a layer number as a group."""
     mapping = {}
     for published, ours in KEY_TABLE:
         if published != ours and not ours.startswith("teacher."):
@@ -32,14 +32,14 @@ def get_key_mapping() -> dict[str, str]:
 def load_published(
     path: str | Path, vision_tower: str | None = None, teacher: str | None = None, **kwargs
 ) -> Ross3DForConditionalGeneration:
-    """A published checkpoint as our model, the teacher attached when its weights are there.
+    """Load a published checkpoint as our model, with the teacher attached if its weights are there.
 
-    `save_pretrained` of the result writes our names. For a processor, or a checkpoint whose tower lies elsewhere,
-    convert it with `tools/convert.py`.
+    `save_pretrained` of the result writes our names. To get a processor, or for a checkpoint without its tower's
+    weights, convert it with `tools/convert.py`.
 
     Args:
         path: folder or Hub id of the checkpoint.
-        vision_tower, teacher (`str`, *optional*): where the parts are that it names, as in `tools/convert.py`.
+        vision_tower, teacher (`str`, *optional*): folders or Hub ids of the parts, as in `tools/convert.py`.
         kwargs: of `from_pretrained`, such as `dtype` and `device_map`.
 
     Raises:
@@ -49,7 +49,7 @@ def load_published(
     config = make_release_config(source)
     check_direct(source)
     new = make_mask_token(config, source.tensors[EMBEDDINGS[0]].dtype, seed=0)
-    # Refuses what does not fit as the converter does; nothing is read yet.
+    # Refuses what does not fit, as the converter does; no tensor is read yet.
     plan = plan_ours(source.tensors, config, source.teacher if source.has_teacher else None, new)
     with quiet():
         model = Ross3DForConditionalGeneration.from_pretrained(
@@ -71,7 +71,7 @@ def check_direct(source: PublishedSource) -> None:
     """Refuse checkpoints whose tensors have to change.
 
     Raises:
-        ValueError: with the way out.
+        ValueError: with the remedy.
     """
     rows = {name: source.tensors[name].shape[0] for name in EMBEDDINGS if name in source.tensors}
     if len(set(rows.values())) > 1:

@@ -1,4 +1,4 @@
-"""Which tensor becomes which: every key of a checkpoint mapped, generated, or dropped with a reason."""
+"""Plans of conversions: every key of a checkpoint is renamed, generated, or dropped with a reason."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ from ross3d.tools.checkpoints.published_config import EMBEDDINGS, explain_droppe
 TEACHER = "teacher."
 NEW_PARTS = ("model.mask_token", "grounding_head.", "reconstruction_head.")
 ROWS_AT_ONCE = 8192
-# Where the layers of each count are among the weights, published and ours.
+# For each number of layers in a config, published or ours: the prefix of these layers' weights.
 OWN_SECTIONS = ("text_config", "vision_config", "denoiser_config")
 LAYERS = {
     "num_hidden_layers": "model.layers.",
@@ -33,13 +33,13 @@ LAYERS = {
     "vision_config.num_hidden_layers": "model.vision_tower.encoder.layers.",
     "denoiser_config.num_hidden_layers": "reconstruction_head.denoiser.blocks.",
 }
-# Layers that a damaged checkpoint may lack and be told which: building a model of a few more costs nothing.
+# Number of missing layers up to which an error names the missing weights: building a few more layers costs little.
 MAX_MISSING_LAYERS = 100
 
 
 @dataclass(frozen=True)
 class KeyRecord:
-    """What became of one key: its name on both sides, where it has one."""
+    """The result for one key: its name on both sides, if it has one."""
 
     published: str | None
     ours: str | None
@@ -49,9 +49,9 @@ class KeyRecord:
 
 @dataclass
 class ConversionPlan:
-    """Tensors to write, by their new names, and what became of every key.
+    """Tensors to write, by their new names, and the result for every key.
 
-    `rest` holds what has no place in the model and is kept beside it for the way back.
+    `rest` holds tensors without a place in the model that are saved separately for converting back.
     """
 
     model: dict[str, Readable] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class ConversionPlan:
     records: list[KeyRecord] = field(default_factory=list)
 
     def put(self, name: str, tensor: Readable) -> None:
-        """File a tensor under one of our names."""
+        """Add a tensor under one of our names."""
         if name.startswith(TEACHER):
             self.teacher[name.removeprefix(TEACHER)] = tensor
         else:
@@ -70,7 +70,7 @@ class ConversionPlan:
         return [*self.model.values(), *self.teacher.values(), *self.rest.values()]
 
     def describe(self) -> list[list]:
-        """Every tensor that will be written: name, shape, type, and how it is made."""
+        """Every tensor that will be written: name, shape, type, and how it is computed."""
         parts = {"model": self.model, "teacher": self.teacher, "rest": self.rest}
         return [
             [f"{part}/{name}", list(tensor.shape), str(tensor.dtype), getattr(tensor, "note", "")]
@@ -80,7 +80,7 @@ class ConversionPlan:
 
 
 def get_own_shapes(config: Ross3DConfig, teacher: Mapping[str, Any] | None) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of our model, and of the teacher behind `teacher.`; nothing is allocated."""
+    """Names and shapes of our model, and of the teacher with the prefix `teacher.`; nothing is allocated."""
     with torch.device("meta"):
         tensors = Ross3DForConditionalGeneration(config).state_dict()
         if teacher is not None:
@@ -93,10 +93,10 @@ def get_own_shapes(config: Ross3DConfig, teacher: Mapping[str, Any] | None) -> d
 
 
 def check_num_layers(counts: Mapping[str, Any], names: Iterable[str], where: Path) -> None:
-    """Refuse a config that counts many more layers than its weights have, before a model of so many is built.
+    """Refuse a config with many more layers than its weights have, before a model of that size is built.
 
     Args:
-        counts: key of the config (`num_hidden_layers`, or with its section) -> what it says; None is told elsewhere.
+        counts: key of the config (`num_hidden_layers`, or with its section) -> value; None is refused elsewhere.
         names: of the weights.
         where (`Path`): the config's file.
 
@@ -128,10 +128,10 @@ def check_own_layers(settings: Mapping[str, Any], names: Iterable[str], where: P
 
 
 def check_shapes(pairs: list[tuple[str, str, tuple[int, ...], tuple[int, ...]]]) -> None:
-    """Refuse tensors (name, target, shape, shape of the target) that do not fit.
+    """Refuse tensors (name, target, shape, shape of the target) whose shapes do not fit.
 
     Raises:
-        ValueError: with both names of the first, and how many there are.
+        ValueError: with both names of the first, and their number.
     """
     wrong = [pair for pair in pairs if pair[2] != pair[3]]
     if wrong:
@@ -148,16 +148,16 @@ def plan_ours(
     teacher: Mapping[str, Any] | None,
     new: Mapping[str, MadeTensor],
 ) -> ConversionPlan:
-    """A published checkpoint under our names.
+    """The plan of a published checkpoint under our names.
 
     Args:
-        tensors: by published name, the teacher's included where it is there.
+        tensors: by published name, including the teacher's if it is there.
         config: ours.
         teacher: the diffusers configuration of the VAE; None when its weights are not there.
-        new: by our name, what stands in where the checkpoint has nothing.
+        new: by our name, tensors for keys that the checkpoint lacks.
 
     Raises:
-        ValueError: for keys that have no place, that are missing, or whose shape is another.
+        ValueError: for keys that have no place, are missing, or have another shape.
     """
     plan, unknown, pairs = ConversionPlan(), [], []
     shapes = get_own_shapes(config, teacher)
@@ -191,7 +191,7 @@ def plan_ours(
 
 
 def trim_rows(plan: ConversionPlan, name: str, tensor: Readable, vocab_size: int) -> Readable:
-    """The first `vocab_size` rows of word embeddings; those behind them go to `plan.rest`."""
+    """The first `vocab_size` rows of word embeddings; the rows after them go to `plan.rest`."""
     if name not in EMBEDDINGS or tensor.shape[0] <= vocab_size:
         return tensor
     shape, behind = ((n, *tensor.shape[1:]) for n in (vocab_size, tensor.shape[0] - vocab_size))
@@ -204,7 +204,7 @@ def check_complete(plan: ConversionPlan, shapes: Mapping[str, tuple[int, ...]]) 
     """Refuse a plan that lacks keys of our model.
 
     Raises:
-        ValueError: with the names that the checkpoint should have brought.
+        ValueError: with the names that the checkpoint should have.
     """
     planned = plan.model.keys() | {f"{TEACHER}{name}" for name in plan.teacher}
     missing = [to_published(name) or name for name in shapes if name not in planned]
@@ -219,9 +219,9 @@ def check_complete(plan: ConversionPlan, shapes: Mapping[str, tuple[int, ...]]) 
 
 
 def make_new_weights(config: Ross3DConfig, seed: int) -> dict[str, torch.Tensor]:
-    """Mask token and heads as a new model of this config begins; no other part is built at its size.
+    """Initial mask token and heads of a new model of this config; no other part is built at full size.
 
-    The vector of "no target" is drawn at unit spread, as the published recipe does.
+    The vector of "no target" has unit standard deviation, as in the published recipe.
     """
     settings = config.to_dict()
     settings["text_config"] |= {"num_hidden_layers": 0, "layer_types": [], "vocab_size": 3, "bos_token_id": None}
@@ -242,7 +242,7 @@ def hold(tensor: torch.Tensor, dtype: torch.dtype, note: str, source: str | None
 
 
 def make_mask_token(config: Ross3DConfig, dtype: torch.dtype, seed: int) -> dict[str, MadeTensor]:
-    """What a checkpoint may lack: its mask token, whose memory the published code then leaves as it finds it."""
+    """A mask token for checkpoints that lack it, in which case the published code leaves it uninitialised."""
     generator = torch.Generator().manual_seed(seed)
     token = torch.randn(config.text_config.hidden_size, generator=generator) * config.initializer_range
     return {"model.mask_token": hold(token, dtype, "the checkpoint has none: drawn as for a new model")}
@@ -252,14 +252,14 @@ def make_mask_token(config: Ross3DConfig, dtype: torch.dtype, seed: int) -> dict
 
 
 def get_new_denoiser_settings(shapes: Mapping[str, tuple[int, ...]], teacher: Mapping[str, Any]) -> dict[str, Any]:
-    """`denoiser_config` of the published recipe: what the file it begins from tells, else the released sizes.
+    """`denoiser_config` of the published recipe: from the initial denoiser file, else the released sizes.
 
     Args:
-        shapes: of the file, by its own names; empty to begin without one, with sinusoids as position tables.
+        shapes: of the file, by its own names; empty to start without a file, with sinusoids as position tables.
         teacher: the diffusers configuration of the VAE.
 
     Raises:
-        ValueError: when the file is no denoiser's.
+        ValueError: when the file does not hold a denoiser.
     """
     released = Ross3DDenoiserConfig()
     told = {get_short_name(name).replace("x_embedder.", "x_embedder_view."): tuple(s) for name, s in shapes.items()}
@@ -288,18 +288,18 @@ def plan_start(
     num_old_tokens: int,
     seed: int,
 ) -> ConversionPlan:
-    """A base model with the parts that the published recipe adds to it, under our names.
+    """The plan of a base model with the parts that the published recipe adds to it, under our names.
 
     Args:
         tensors: of the base model (and tower and teacher), by published name.
-        denoiser: of the 2D-pretrained denoiser file, by its own names; empty to begin with new weights.
+        denoiser: of the 2D-pretrained denoiser file, by its own names; empty to start with new weights.
         config: ours.
         teacher: the diffusers configuration of the VAE; None when its weights are not there.
-        num_old_tokens (`int`): tokens that the base model knew; rows of the others begin as the mean of theirs.
-        seed (`int`): of all that is drawn.
+        num_old_tokens (`int`): tokens that the base model knew; rows of new tokens are the mean of their rows.
+        seed (`int`): of all random weights.
 
     Raises:
-        ValueError: as `plan_ours` does.
+        ValueError: as `plan_ours`.
     """
     dtype = tensors[EMBEDDINGS[0]].dtype
     vocab_size = config.text_config.vocab_size
@@ -316,7 +316,7 @@ def plan_start(
 
 
 def add_rows(name: str, tensor: Readable, num_old: int, num_rows: int) -> MadeTensor:
-    """The first `num_old` rows of word embeddings, the others their mean.
+    """Word embeddings with the first `num_old` rows unchanged and the others equal to their mean.
 
     Raises:
         ValueError: when there are fewer rows than old tokens.
@@ -331,7 +331,7 @@ def add_rows(name: str, tensor: Readable, num_old: int, num_rows: int) -> MadeTe
         old = tensor.read()[:num_old]
         rows = old.new_empty(num_rows, *old.shape[1:])
         rows[:num_old] = old
-        # Part by part: a copy of all rows in float32 would be the largest tensor of the conversion.
+        # In parts: a float32 copy of all rows would be the largest tensor of the conversion.
         rows[num_old:] = sum(part.sum(dim=0, dtype=torch.float64) for part in old.split(ROWS_AT_ONCE)) / num_old
         return rows
 
@@ -342,11 +342,11 @@ def add_rows(name: str, tensor: Readable, num_old: int, num_rows: int) -> MadeTe
 def read_denoiser(
     tensors: Mapping[str, Readable], config: Ross3DConfig, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, MadeTensor], list[KeyRecord]]:
-    """Weights of a denoiser file by our name, and its keys that have no place.
+    """Weights of a denoiser file by our names, and its keys that have no place in ours.
 
     Raises:
-        ValueError: for a weight of another shape than the model's; a condition embedding of another width is left
-            out instead, as the published code leaves it out.
+        ValueError: for a weight of another shape than the model's, except a condition embedding of another width,
+            which is left out, as in the published code.
     """
     found, dropped, pairs = {}, [], []
     for name, stored in tensors.items():
@@ -375,17 +375,17 @@ def plan_published(
     config: Ross3DConfig,
     embedding_rows: int | None,
 ) -> ConversionPlan:
-    """One of our checkpoints under the published names.
+    """The plan of one of our checkpoints under the published names.
 
     Args:
         tensors: of our model, by our names.
         teacher: of its VAE, by their names in the diffusers folder; empty when there is none.
-        rest: rows of word embeddings that were set aside on the way here, by published name.
+        rest: rows of word embeddings that were set aside when it was converted to ours, by published name.
         config: ours.
-        embedding_rows (`int`, *optional*): rows of `model.embed_tokens.weight`; those behind the vocabulary are 0.
+        embedding_rows (`int`, *optional*): rows of `model.embed_tokens.weight`; rows after the vocabulary are 0.
 
     Raises:
-        ValueError: for keys that are not of our model, that are missing, or whose shape is another.
+        ValueError: for keys that are not in our model, are missing, or have another shape.
     """
     plan, shapes = ConversionPlan(), get_own_shapes(config, None)
     if unknown := sorted(set(tensors) - set(shapes)):

@@ -1,7 +1,7 @@
-"""A published `config.json` (`mm_*` keys) and `Ross3DConfig`: one table, read in both directions.
+"""Published `config.json` (`mm_*` keys) and `Ross3DConfig`: one table, used in both directions.
 
-The published file leaves out what its code fixes: sizes of denoiser and grounding head are those of the weights,
-vision tower and VAE are folders of their own. `make_config` takes all of it together.
+The published file leaves out what its code fixes: the sizes of denoiser and grounding head follow from the weights,
+vision tower and VAE have their own folders. `make_config` combines all of these.
 """
 
 from collections.abc import Collection, Mapping
@@ -17,7 +17,7 @@ from ross3d.tools.checkpoints.keys import INVERSE_PROJECTOR
 REQUIRED = object()
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 
-# Published key, our key, the published value where a config.json has none.
+# Published key, our key, the published default if a config.json lacks the key.
 CONFIG_TABLE: tuple[tuple[str, str, Any], ...] = (
     ("hidden_size", "text_config.hidden_size", REQUIRED),
     ("intermediate_size", "text_config.intermediate_size", REQUIRED),
@@ -42,14 +42,14 @@ CONFIG_TABLE: tuple[tuple[str, str, Any], ...] = (
     ("image_mean", "image_mean", [0.5, 0.5, 0.5]),
     ("image_std", "image_std", [0.5, 0.5, 0.5]),
 )
-# Keys whose value has another form in ours.
+# Keys whose value has a different form in ours.
 CONVERTED_KEYS = (
     "max_position_embeddings", "tokenizer_model_max_length", "rope_theta", "rope_parameters", "view_mask_prob",
     "vocab_size",
     "ground_token_ids", "coord_token_ids", "mm_vision_tower", "mm_pixel_decoder", "mm_hidden_size",
     "mm_inv_hidden_size", "image_embed_len",
 )  # fmt: skip
-# Choices of the published code that ours has no other side of: any other value is refused.
+# Options of the published code of which ours supports one value: any other value is refused.
 ONLY_VALUES: dict[str, Any] = {
     "mm_projector_type": "mlp2x_gelu",
     "world_position_embedding_type": "avg-discrete-sin3d",
@@ -60,9 +60,9 @@ ONLY_VALUES: dict[str, Any] = {
     "mm_use_im_start_end": False,
     "rope_scaling": None,
 }
-# Those of them that the published recipe sets itself, whatever the base model had.
+# Those of them that the published recipe sets itself, regardless of the base model.
 SET_BY_RECIPE = tuple(key for key in ONLY_VALUES if key not in ("mm_projector_type", "rope_scaling"))
-# Keys that the published code writes and that change nothing at the published setting, or are of its training alone.
+# Keys that the published code writes and that have no effect at the published setting, or only on its training.
 IDLE_KEYS = frozenset(
     {
         "add_faster_video", "add_time_instruction", "delay_load", "faster_token_stride", "force_sample",
@@ -90,12 +90,12 @@ LIBRARY_ENTRIES = frozenset(
     | set(GenerationConfig().to_dict())
 )  # fmt: skip
 
-# Heads of the released denoiser and its poolers: weights of any width look the same.
+# Attention heads of the released denoiser and its poolers, which cannot be read from the weights.
 DENOISER_HEADS, LATENT_PATCH_SIZE = 16, 2
 
 
 def list_unknown_keys(published: Mapping[str, Any]) -> list[str]:
-    """Keys of a published config that are neither converted nor known to change nothing."""
+    """Keys of a published config that are neither converted nor known to have no effect."""
     known = {key for key, _, _ in CONFIG_TABLE} | set(CONVERTED_KEYS) | set(ONLY_VALUES) | IDLE_KEYS | LIBRARY_ENTRIES
     return sorted(set(published) - known)
 
@@ -108,10 +108,10 @@ def make_config(
     denoiser: Mapping[str, Any] | None,
     grounding: bool,
 ) -> Ross3DConfig:
-    """Our config of a published model, with the published choice of every named value.
+    """Our config for a published model, with the published choice of every named value.
 
     Args:
-        published: its `config.json`; null is as good as absent.
+        published: its `config.json`; a null value counts as absent.
         vocab_size (`int`): rows of the word embeddings.
         token_ids: of `image`, `ground`, `coord`, `eos`, `pad`.
         vision: SigLIP's configuration; its `num_hidden_layers` counts the last layer, which the model leaves out.
@@ -164,7 +164,7 @@ def make_config(
 
 
 def get_rope_theta(published: Mapping[str, Any]) -> float:
-    """Written by itself when the release was made, among `rope_parameters` today."""
+    """The RoPE base: a key of its own in configs of the release's time, a part of `rope_parameters` today."""
     rope = published.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default":
         raise ValueError(f"rope_parameters: expected rope_type 'default', the only one this model has, got {rope}.")
@@ -172,7 +172,7 @@ def get_rope_theta(published: Mapping[str, Any]) -> float:
 
 
 def get_vocab_size(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Rows that input and output embeddings have in common.
+    """The number of rows that input and output embeddings have in common.
 
     Raises:
         ValueError: when there are no word embeddings.
@@ -193,31 +193,31 @@ def get_shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, ..
 
 
 def get_max_positions(published: Mapping[str, Any]) -> int:
-    """The published code checks no length; its tokenizer's limit is the real one."""
+    """The longest row: the tokenizer's limit, since the published code checks no length itself."""
     return max(published.get("max_position_embeddings") or 0, published.get("tokenizer_model_max_length") or 32768)
 
 
 def get_mask_period(published: Mapping[str, Any]) -> int:
-    """`view_mask_prob` is used as a period, truncated."""
+    """The masking period: the published code uses the inverse of `view_mask_prob`, truncated."""
     return int(1 / (published.get("view_mask_prob") or 0.25))
 
 
 def get_mask_ratio(published: Mapping[str, Any]) -> float:
-    """With a `view_mask_prob` of 0 no view is ever hidden."""
+    """The share of masked views; 0 if `view_mask_prob` is 0, with which no view is ever masked."""
     return 0.0 if published.get("view_mask_prob", 0.25) == 0 else published.get("view_mask_ratio", 0.25)
 
 
 def get_denoiser_settings(shapes: Mapping[str, tuple[int, ...]], teacher: Mapping[str, Any]) -> dict[str, Any] | None:
     """`denoiser_config` of published weights, or None when they have no denoiser.
 
-    Heads, schedule and sampler are those that the published code fixes.
+    The published code fixes heads, schedule and sampler.
 
     Args:
         shapes: of the weights, by published name.
         teacher: the diffusers configuration of the VAE.
 
     Raises:
-        ValueError: when it is there in part.
+        ValueError: when the denoiser is incomplete.
     """
     if not any(name.startswith(INVERSE_PROJECTOR) for name in shapes):
         return None
@@ -252,7 +252,7 @@ def get_denoiser_settings(shapes: Mapping[str, tuple[int, ...]], teacher: Mappin
     }
 
 
-# What the release's config.json says besides, for checkpoints that never came from one.
+# Further entries of the release's config.json, for checkpoints that were not converted from one.
 PUBLISHED_TEMPLATE: dict[str, Any] = {
     "architectures": ["Ross3DQwenForCausalLM"],
     "model_type": "ross3d_qwen",
@@ -276,7 +276,7 @@ def check_publishable(config: Ross3DConfig) -> None:
     """Refuse models whose answers the published code cannot compute.
 
     Raises:
-        ValueError: for the first setting that it does not have.
+        ValueError: for the first setting that it does not support.
     """
     only = {
         "text_config.model_type": "qwen2",
@@ -296,7 +296,7 @@ def check_publishable(config: Ross3DConfig) -> None:
 
 
 def explain_dropped_denoiser(config: Ross3DConfig) -> str | None:
-    """Why the published code could not use this model's denoiser; None when it could."""
+    """The reason why the published code cannot use this model's denoiser; None when it can."""
     denoiser = config.denoiser_config
     if denoiser is None:
         return None
@@ -314,14 +314,14 @@ def make_published_config(
     has_denoiser: bool,
     vocab_sizes: Collection[int],
 ) -> dict[str, Any]:
-    """The published `config.json` of our config: `base` where it says the same, changed where it does not.
+    """The published `config.json` of our config: `base`, with the entries that differ changed.
 
     Args:
         config: ours.
         base: the published config that the model came from, or None.
         parts: `mm_vision_tower` and `mm_pixel_decoder`, used without `base`.
-        has_denoiser (`bool`): whether denoiser weights go with it.
-        vocab_sizes: rows of input and output embeddings that go with it.
+        has_denoiser (`bool`): whether the checkpoint has denoiser weights.
+        vocab_sizes: rows of the checkpoint's input and output embeddings.
     """
     published = {**PUBLISHED_TEMPLATE, **parts} if base is None else dict(base)
     for key, ours, default in CONFIG_TABLE:
@@ -358,7 +358,7 @@ def make_published_config(
         derived["mm_inv_hidden_size"] = config.denoiser_config.token_channels
     if base is None:
         derived |= {"bos_token_id": text.bos_token_id, "eos_token_id": text.eos_token_id}
-    # A base may leave out what it does not change; what it says must be so.
+    # A base may omit keys with default values; the keys that it has must match.
     published |= {key: value for key, value in derived.items() if base is None or key in base}
     if not has_denoiser and (base is None or config.denoiser_config is not None):
         published |= {key: False for key in ("ross_enable", "ross_multi_task", "use_mm_inv_proj") if key in published}
@@ -366,7 +366,7 @@ def make_published_config(
 
 
 def get_mask_share(period: int) -> float:
-    """A `view_mask_prob` whose truncated inverse is `period`, whatever the division rounds to."""
+    """A `view_mask_prob` whose truncated inverse is `period`, regardless of rounding in the division."""
     return next(share for share in (1 / period, 1 / (period + 0.5)) if int(1 / share) == period)
 
 
@@ -377,6 +377,6 @@ def get_value(config: Any, path: str) -> Any:
 
 
 def same(first: Any, second: Any) -> bool:
-    """Equal, lists and tuples alike."""
+    """Whether two values are equal; lists and tuples with equal items are."""
     plain = [list(value) if isinstance(value, (list, tuple)) else value for value in (first, second)]
     return plain[0] == plain[1]

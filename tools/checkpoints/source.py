@@ -1,4 +1,4 @@
-"""A published checkpoint as it lies on disk or on the Hub, with the parts that it names."""
+"""Read a published checkpoint, on disk or on the Hub, with the parts that it names."""
 
 import fnmatch
 import warnings
@@ -37,19 +37,19 @@ TOKENS = {"image": IMAGE_TOKEN, "ground": GROUND_TOKEN, "coord": COORD_TOKEN}
 
 @dataclass
 class PublishedSource:
-    """What was found.
+    """A published checkpoint: configurations, tokenizer, and where its tensors are.
 
     Attributes:
         folder (`Path`): of the checkpoint.
         raw_config (`dict`): its `config.json`.
-        config (`dict`): the same without nulls, with the parts of the published recipe where it names none.
-        tensors: by published name, vision tower and VAE included where they were found.
+        config (`dict`): the same without nulls, with the parts of the published recipe if it names none.
+        tensors: by published name, including vision tower and VAE if they were found.
         vision (`dict`): SigLIP's configuration.
-        teacher (`dict`, *optional*): the VAE's configuration, where there are weights that need it.
+        teacher (`dict`, *optional*): the VAE's configuration, if there are weights that need it.
         tokenizer: with all three scene tokens.
-        num_old_tokens (`int`): how many tokens it knew before.
-        tower_folder, teacher_folder (`Path`, *optional*): where weights come from that the checkpoint lacks.
-        dropped: keys left out because they were asked to be.
+        num_old_tokens (`int`): the number of its tokens before these were added.
+        tower_folder, teacher_folder (`Path`, *optional*): the sources of weights that the checkpoint lacks.
+        dropped: keys left out on request.
     """
 
     folder: Path
@@ -86,17 +86,17 @@ class PublishedSource:
 def read_source(
     name: str | Path, vision_tower: str | None = None, teacher: str | None = None, drop: Iterable[str] = ()
 ) -> PublishedSource:
-    """Read a published checkpoint's configuration and where its tensors lie; no tensor is read.
+    """Read a published checkpoint's configuration and find its tensors; no tensor is read.
 
     Args:
         name: folder or Hub id.
         vision_tower, teacher (`str`, *optional*): folder or Hub id of SigLIP and of the VAE, for checkpoints that
-            name one that is not to be found, or that come without their weights.
+            lack their weights or name one that cannot be found.
         drop: patterns of keys to leave out.
 
     Raises:
-        FileNotFoundError: for absent files.
-        ValueError: for broken or contradicting ones.
+        FileNotFoundError: for missing files.
+        ValueError: for broken or contradictory files.
     """
     folder = find_checkpoint(name)
     if not folder.is_dir():
@@ -148,7 +148,7 @@ def fits_any(name: str, patterns: Iterable[str]) -> bool:
 
 
 def check_tower(vision: Mapping[str, Any], tensors: Mapping[str, Readable], where: Path, is_whole: bool) -> None:
-    """Refuse a tower whose configuration counts other layers than its weights.
+    """Refuse a tower whose configuration has another number of layers than its weights.
 
     Args:
         vision: the configuration, whose `num_hidden_layers` counts the last layer.
@@ -168,7 +168,7 @@ def check_tower(vision: Mapping[str, Any], tensors: Mapping[str, Readable], wher
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The library's warnings and reports are off inside."""
+    """Turn the library's warnings and reports off inside this context."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -180,14 +180,14 @@ def quiet() -> Iterator[None]:
 
 
 def list_tower(folder: Path) -> dict[str, Readable]:
-    """Tensors of a SigLIP folder under the names that a published checkpoint gives them."""
+    """Tensors of a SigLIP folder under their names in a published checkpoint."""
     found = list_tensors(folder)
     alone = any(name.startswith("embeddings.") for name in found)
     return {f"{TOWER_PREFIX}{'vision_model.' if alone else ''}{name}": tensor for name, tensor in found.items()}
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint folder, published or ours, without running code of it.
+    """The tokenizer of a checkpoint folder, published or ours, loaded without running code from it.
 
     Raises:
         FileNotFoundError: when there is none.
@@ -197,11 +197,11 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise FileNotFoundError(
             f"{folder}: expected a tokenizer (tokenizer.json or vocab.json), found none; copy it there."
         )
-    # With a tokenizer of several files the library goes by model_type, which it does not know here.
+    # For a tokenizer of several files the library goes by model_type, which it does not know here.
     is_one_file = (folder / "tokenizer.json").is_file()
     try:
         with quiet():
-            # Without a word about trust the library would ask on the terminal.
+            # Without `trust_remote_code` the library would ask on the terminal.
             return (
                 AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
                 if is_one_file
@@ -212,13 +212,13 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def load_tokenizer(folder: Path, config: Mapping[str, Any]) -> tuple[PreTrainedTokenizerBase, int]:
-    """The checkpoint's tokenizer with the scene tokens, and how many tokens it had without those that were added.
+    """The checkpoint's tokenizer with the scene tokens, and its number of tokens before these were added.
 
-    `<ground>` and `<coord>` are ordinary tokens, as published: decoding keeps them.
+    `<ground>` and `<coord>` are ordinary tokens, as published: decoding does not remove them.
 
     Raises:
         FileNotFoundError: when there is no tokenizer.
-        ValueError: when the ids are not those that `config` says.
+        ValueError: when the ids differ from those of `config`.
     """
     tokenizer = read_tokenizer(folder)
     num_old_tokens = len(tokenizer)
@@ -242,10 +242,10 @@ def load_tokenizer(folder: Path, config: Mapping[str, Any]) -> tuple[PreTrainedT
 
 
 def make_release_config(source: PublishedSource) -> Ross3DConfig:
-    """Our config of a released checkpoint: it has the heads whose weights are there.
+    """Our config for a released checkpoint, with the heads whose weights are there.
 
     Raises:
-        ValueError: when word embeddings lack rows of scene tokens, as those of base models do.
+        ValueError: when word embeddings lack rows for scene tokens, as in base models.
     """
     vocab_size = get_vocab_size(source.shapes)
     tokens = {token: source.token_ids[name] for name, token in TOKENS.items()}
@@ -265,7 +265,7 @@ def make_release_config(source: PublishedSource) -> Ross3DConfig:
 
 
 def list_ingredients(name: str, source: PublishedSource, has_teacher: bool, has_release: bool) -> list[Ingredient]:
-    """What a converted checkpoint is made of; of other sizes than the released ones it knows no more than the name."""
+    """The ingredients of a converted checkpoint; for sizes other than the released ones, only its name."""
     ingredients = [INGREDIENTS["code"]]
     is_7b = source.config["hidden_size"] == 3584 and source.vision == VISION_TOWERS[Path(DEFAULT_VISION_TOWER).name]
     if is_7b:
@@ -281,21 +281,21 @@ def list_ingredients(name: str, source: PublishedSource, has_teacher: bool, has_
 
 
 def set_generation_defaults(model: Ross3DForConditionalGeneration) -> None:
-    """Answers as the published evaluation generates them: greedy, to the end mark, 512 tokens at most."""
+    """Set generation as in the published evaluation: greedy, up to the end mark, at most 512 tokens."""
     config = model.config
     model.generation_config = GenerationConfig(
         do_sample=False,
         eos_token_id=config.text_config.eos_token_id,
         pad_token_id=config.text_config.pad_token_id,
         max_new_tokens=MAX_NEW_TOKENS,
-        # Their vectors mean places of a scene: an answer never holds them.
+        # These tokens are placeholders of the input: an answer never contains them.
         suppress_tokens=[config.image_token_id, config.coord_token_id],
         use_cache=True,
     )
 
 
 def make_processor(tokenizer: PreTrainedTokenizerBase, config: Ross3DConfig, for_training: bool) -> Ross3DProcessor:
-    """The published processing of a model; its training prompts carry the spatial instruction, its evaluation not."""
+    """The processor of a published model; with the spatial instruction in training prompts, not in evaluation."""
     side = config.vision_config.image_size
     denoiser = config.denoiser_config
     return Ross3DProcessor(
