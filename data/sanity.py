@@ -1,4 +1,4 @@
-"""Is a scan upright? What its readings say of floor, walls and cameras, in numbers and, where something is off, words.
+"""Check whether a scan is upright: measurements of floor, walls and cameras, and warnings where something is off.
 
 Shape letters: N flat patches.
 """
@@ -25,13 +25,13 @@ MAX_FLOOR_HEIGHT, MAX_FLOOR_RMS, MAX_WALL_DEGREES, MIN_CAMERAS_INSIDE = 0.05, 0.
 MAX_FLOOR_TILT, MIN_CAMERAS_UPRIGHT = 1.0, 0.9
 # Cosine between a picture's upper edge and z, 65 degrees: people look down at floors, and not with the head turned.
 UPWARDS = 0.4226
-# Metres that a camera may stand outside of what was seen: nobody sees what is behind them.
+# Metres that a camera may be outside of the visible area: it does not see what is behind it.
 BEHIND = 1.0
 
 
 @dataclass(frozen=True)
 class Sanity:
-    """What a scan's readings say.
+    """Measurements of a scan.
 
     Attributes:
         points (`np.ndarray` of shape `(N, 3)`): middles of flat patches, metres, for drawings from the side.
@@ -101,7 +101,7 @@ class Sanity:
 
 
 def measure_sanity(scene: Scene, surface: Surface | None = None) -> Sanity:
-    """Measure a scene that is said to be upright; `surface` is its `sample_surface`, where that is at hand.
+    """Measure a scene that should be upright; `surface` is `sample_surface(scene)`, if already computed.
 
     Raises:
         ValueError: without posed depth.
