@@ -44,7 +44,7 @@ def count_unlabelled_rows(num_rows: int, share: float) -> int:
 
 
 def take_turns(first: int, count: int, num_scans: int, seed: int) -> list[int]:
-    """Indices of `count` scans from turn `first` on: every scan once in random order, then all again in another one."""
+    """Indices of `count` scans from turn `first` on: every scan once in random order, then again in another order."""
     orders: dict[int, np.ndarray] = {}
     places = []
     for turn in range(first, first + count):

@@ -56,7 +56,7 @@ class Scene:
         bev_image (`np.ndarray` of shape `(Hb, Wb, 3)`, uint8, *optional*): seen from above, void exactly black.
         bev_valid (`np.ndarray` of shape `(Hb, Wb)`, bool, *optional*): True where something was seen.
         bev_bounds (`np.ndarray` of shape `(4,)`, float32, *optional*): xmin, ymin, xmax, ymax in metres.
-        axis_align_matrix (`np.ndarray` of shape `(4, 4)`, *optional*): the alignment that `cam2world` already contains;
+        axis_align_matrix (`np.ndarray` of shape `(4, 4)`, *optional*): the alignment already applied to `cam2world`;
             None for a scan without one, whose world is that of its capture.
         path (`Path`, *optional*): the folder it was read from.
         exclusions (`dict[str, str]`): frames of the scan that were left out, by name, with the reason.

@@ -28,9 +28,8 @@ VOXEL_SIZE = 0.05
 CONE_DEGREES = (12.0, 8.0, 5.0, 5.0)
 # Gravity is looked for within this angle of the cameras' mean up.
 MAX_TILT_DEGREES = 65.0
-# An edge of the pictures may point up if this share of them agrees. The scan's own z axis is preferred if the estimated
-# up is within this many degrees of it and fits the cameras nearly (by this much) as well as the best; the upper edge
-# gets this bonus.
+# An edge of the pictures may point up if this share of them agrees. An estimate within this many degrees of the scan's
+# own z axis is preferred if its fit to the cameras is at most this much below the best; the upper edge has this bonus.
 MIN_AGREEING, KEPT_DEGREES, KEPT_FIT, UPPER_EDGE_FIT = 0.8, 5.0, 0.15, 0.1
 # Margin at floor and ceiling, metres, within which level surfaces are not counted, and the minimum share of the others
 # that faces up: objects stand on floors and seldom hang from ceilings.
@@ -48,7 +47,8 @@ WHOLE_FLOOR_AREA = 2.0
 CAMERA_HEIGHTS = (0.6, 1.1, 2.2, 3.5)
 # Points this far below the floor contradict it, metres; this share of all votes is a full contradiction.
 BELOW, FULL_CONTRADICTION = 0.12, 0.08
-# Degrees and number of the rounds of averaging that refine the heading, and degrees within which a surface supports it.
+# Refinement of the heading: degrees within which angles are averaged, rounds; degrees within which a surface supports
+# it.
 HEADING_REACH = 6.0
 HEADING_ROUNDS = 3
 STRAIGHT_DEGREES = 10.0
