@@ -66,7 +66,7 @@ def make_kept(identity: dict[str, Any], about: dict[str, Any], tensors: dict[str
 
 
 def load_kept_or_none(file: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """As `load_kept`, but a damaged file gives a warning and None, so that the caller makes it again."""
+    """As `load_kept`, but a damaged file gives a warning and None, so that its content is made again."""
     try:
         return load_kept(file, identity)
     except DamagedError:

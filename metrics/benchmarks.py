@@ -177,7 +177,8 @@ def score_scanrefer(
     """ScanRefer: accuracy at IoU 0.25 and 0.5 of one box per expression, over all, unique and multiple objects.
 
     The published scores add 1e-8 to the union, so an IoU of exactly 0.5 is a miss for small boxes; ours add nothing
-    and round the IoU to float32, so it is a hit. A box without volume has IoU 0; `num_degenerate` counts predicted ones.
+    and round the IoU to float32, so it is a hit. A box without volume has IoU 0; `num_degenerate` counts those
+    predicted.
 
     Args:
         predictions (list of boxes (6,)): centre and size, metres; None for no box, which is a miss.

@@ -488,9 +488,9 @@ def _singular(word: str) -> str:
 def lookup_baseline(train: list[Annotation], val: list[Annotation], min_count: int = 5) -> dict[str, dict[str, float]]:
     """Accuracy from the question's words alone, by type: exact match of the majority answer and of the best look-up.
 
-    The look-up answers with the most frequent training answer of the most specific key (`get_lookup_keys`) that occurred
-    at least `min_count` times in training. For grounding types the "answer" is whether there is one target, several or
-    none, which the words could give away; room size and captions are also matched exactly.
+    The look-up answers with the most frequent training answer of the most specific key (`get_lookup_keys`) that
+    occurred at least `min_count` times in training. For grounding types the "answer" is whether there is one target,
+    several or none, which the words could give away; room size and captions are also matched exactly.
 
     Returns:
         type -> `{"count", "majority", "lookup"}` with accuracies in [0, 1].

@@ -44,7 +44,7 @@ def sample_mesh(
     """Points (N, 3) and colours (N, 3) of a mesh, on every triangle no further apart than `spacing` metres.
 
     Args:
-        vertices (`(M, 3)`), colors (`(M, 3)`, uint8), faces (`(F, 3)`): vertices without a face are kept.
+        vertices (`(M, 3)`), colors (`(M, 3)`, uint8), faces (`(F, 3)`): vertices without a face are points too.
         where (`str`): what errors call the mesh.
 
     Raises:
