@@ -1,7 +1,7 @@
 """One row type for every question about a scene, and its store: `annotations/SPLIT.jsonl`, or the same as Parquet.
 
-People write JSON lines; `python -m ross3d.data.prepare` writes Parquet, which `datasets` reads with its types. A data
-folder has one of them for a split.
+JSON lines are easy to write by hand; `python -m ross3d.data.prepare` writes Parquet, which `datasets` reads with its
+types. Each split of a data folder has one of the two.
 """
 
 import json

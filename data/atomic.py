@@ -109,7 +109,7 @@ def replace_file(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left in a folder: files of `replace_file`, and folders `.NAME.PROCESS.part`.
+    """Remove leftovers of killed processes from a folder: files of `replace_file`, and folders `.NAME.PROCESS.part`.
 
     Other hidden files and folders are left alone.
     """

@@ -108,7 +108,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Cameras:
-    """What is compared: depth maps (V, H, W), intrinsics (V, 3, 3) and cam2world (V, 4, 4), float64.
+    """The data to compare: depth maps (V, H, W), intrinsics (V, 3, 3) and cam2world (V, 4, 4), float64.
 
     `kept` caches sampled readings by their number, with the depth maps they come from: most mistakes leave the maps
     unchanged, and sampling is slow for large, sparse maps.
@@ -148,7 +148,7 @@ class Disagreement:
         num_compared (`int`): readings compared as the scan is.
         reason, remedy (`str`): in words.
         explained_share (`float`, *optional*): the share once the mistake is undone; None where no mistake is known.
-        certain (`bool`): whether there is no doubt that the cameras are wrong.
+        certain (`bool`): whether the cameras are certainly wrong.
         is_unit (`bool`): whether translations and depth seem to differ in unit.
     """
 

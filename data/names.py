@@ -1,7 +1,7 @@
 """Check names and links from untrusted folders before they are used as paths.
 
-`is_inside` says whether a path stays in its folder. `check_name` is for names that are no paths, `check_links` for
-files of a folder that are copied, `resolve_inside` (sources/inside.py) for names that may be paths.
+`is_inside` tests whether a path stays in its folder. `check_name` is for names that must not be paths, `check_links`
+for files of a folder that are copied, `resolve_inside` (sources/inside.py) for names that may be paths.
 """
 
 import re
@@ -19,7 +19,8 @@ def check_name(name: Any, where: str) -> str:
     """Return the name of a scene or file if it is a plain one; `where` (file and place) begins the error.
 
     Raises:
-        ValueError: for what is no text, is empty or long, or has a slash, a blank or a dot at its start.
+        ValueError: for a name that is not a string, is empty or too long, contains a slash or a blank, or starts with
+            a dot.
     """
     if not isinstance(name, str) or len(name) > MAX_NAME_LETTERS or NAME.fullmatch(name) is None:
         raise ValueError(

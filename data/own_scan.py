@@ -85,7 +85,7 @@ class OwnScan:
         return np.eye(4) if matrix is None else np.asarray(matrix, np.float64)
 
     def describe_world(self) -> str:
-        """A sentence that says what is known of unit and axes, and what that rests on."""
+        """A sentence that describes unit and axes, as far as known, with the evidence."""
         if self.scene.cam2world is None:
             return "Pictures without cameras: nothing is known of places, sizes and directions."
         if self.scene.depth_maps is None:

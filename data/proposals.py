@@ -39,7 +39,7 @@ WALL_OVERHANG = 0.5
 MIN_WALL_AREA = 0.6
 # A wall reaches this share of the height of what was seen; furniture seldom does.
 MIN_WALL_REACH = 0.8
-# Share of all votes that may lie behind a wall: what is seen through doors.
+# Share of all votes that may lie behind a wall: points seen through doors.
 MAX_BEHIND = 0.02
 # Metres: a surface facing down above this is a ceiling, below it is the underside of furniture.
 MIN_CEILING_HEIGHT = 1.9
@@ -87,7 +87,7 @@ class Proposals:
     areas: np.ndarray
 
     def describe(self) -> str:
-        """One sentence for people."""
+        """A one-sentence summary."""
         if not len(self.boxes):
             return "no boxes proposed: nothing stands out from floor and walls"
         return (

@@ -65,7 +65,7 @@ def read_text(file: str | os.PathLike, meaning: str = "UTF-8 text", max_bytes: i
     """The text of a UTF-8 file, without a byte order mark.
 
     Raises:
-        FileNotFoundError, ValueError: as `check_file`, and for bytes that are no UTF-8, with their line.
+        FileNotFoundError, ValueError: as `check_file`, and for invalid UTF-8, with the line.
     """
     path = check_file(file, meaning, max_bytes)
     with path.open("rb") as opened:
@@ -130,7 +130,7 @@ def _check_kind(
 
 
 def describe_kind(value: Any) -> str:
-    """What a value is called in JSON and YAML."""
+    """The name of a value's type in JSON and YAML."""
     if value is None:
         return "nothing (null)"
     names = {

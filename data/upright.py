@@ -117,7 +117,7 @@ class UprightEstimate:
         return f"the pictures {lie}, their cameras are right: give --rotate auto to turn both"
 
     def describe(self) -> str:
-        """One sentence for people."""
+        """A one-sentence summary."""
         shares = ", ".join(f"{name} {share:.2f}" for name, share in self.evidence.items())
         return (
             f"alignment estimated from {self.num_patches} flat patches in {self.num_views} views, confidence "
@@ -127,7 +127,7 @@ class UprightEstimate:
 
 
 def compute_share_over_chance(share: float, chance: float) -> float:
-    """0 where `share` is what chance gives, 1 where it is all."""
+    """Rescale a share so that the chance level and below become 0 and 1 stays 1."""
     return float(np.clip((share - chance) / (1 - chance), 0.0, 1.0))
 
 
@@ -243,7 +243,7 @@ def turn_about_z(degrees: float) -> np.ndarray:
 
 
 def grade_camera_heights(heights: np.ndarray) -> float:
-    """Mean over the views (V,) of how likely a camera is carried at its height above the floor, metres."""
+    """Mean over the views (V,) of how plausible a camera's height above the floor is, metres -> [0, 1]."""
     return float(np.interp(heights, CAMERA_HEIGHTS, (0.0, 1.0, 1.0, 0.0)).mean())
 
 

@@ -152,7 +152,7 @@ class Meteor:
                 continue
 
     def fail(self, what: str) -> RuntimeError:
-        """The error to raise, with what the program wrote on its error stream."""
+        """The error to raise, with the text of the program's error stream."""
         self.process.kill()
         self.process.wait()
         self.errors.seek(0)
@@ -201,7 +201,7 @@ class Meteor:
 
         Raises:
             ValueError: for lists of different length, no items, items without a reference, and non-string values.
-            RuntimeError: when the program fails, ends or stays silent; with what it wrote on its error stream.
+            RuntimeError: when the program fails, ends or stays silent; with the text of its error stream.
         """
         self.ask(f" {SEPARATOR} ".join(["EVAL", *self.ask_statistics(hypotheses, references)]))
         items = np.array([float(self.read_answer(1)) for _ in hypotheses])

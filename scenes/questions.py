@@ -1,4 +1,4 @@
-"""Questions about a room whose answers are known by construction, balanced against what their words give away.
+"""Questions about a room with answers known by construction, balanced so that the words do not give them away.
 
 `make_candidates` lists far more questions than are used. `balance_candidates` then picks, over all rooms of a split,
 so that every answer is equally frequent *for each key*, where the key is the information in the question's words (the

@@ -39,7 +39,7 @@ def import_task(name: str):
     """Import one file of this folder as a module.
 
     Raises:
-        ValueError: names the file and what is wrong with it.
+        ValueError: names the file and its fault.
     """
     try:
         return importlib.import_module(f"{__name__}.{name}")

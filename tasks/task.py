@@ -40,7 +40,7 @@ class Item(Protocol):
 
 @dataclass
 class EvalSettings:
-    """Every value that changes what an evaluation writes.
+    """All settings that affect the output of an evaluation.
 
     Attributes:
         split (`str`, *optional*): which scenes and annotations of the data folder; each task's published one by
@@ -166,8 +166,8 @@ class Task:
         score: all records -> JSON values; with `is_captions`, (all records, running METEOR or None).
         get_values: all records -> scores of each question by name (N,), NaN where a question has none of that name;
             None where `score` gives its own intervals. Their mean is the score, so runs are compared by them.
-        get_sums: all records -> `Summed` of scores that are no mean of questions, by name; with `is_captions`, (all
-            records, running METEOR or None).
+        get_sums: all records -> `Summed` of scores that are not means over questions, by name; with `is_captions`,
+            (all records, running METEOR or None).
         is_captions (`bool`): whether METEOR can be asked for.
         scene_path (`str`, *optional*): path of a scene in the data folder; None if every question has its own frames.
         split (`str`): the split of the published numbers.

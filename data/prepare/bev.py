@@ -41,10 +41,10 @@ MAX_VIEWS = 100
 def sample_mesh(
     vertices: np.ndarray, colors: np.ndarray, faces: np.ndarray, spacing: float, where: str = "the mesh"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Points (N, 3) and colours (N, 3) of a mesh, on every triangle no further apart than `spacing` metres.
+    """Sample points (N, 3) and colours (N, 3) on a mesh, at most `spacing` metres apart on every triangle.
 
     Args:
-        vertices (`(M, 3)`), colors (`(M, 3)`, uint8), faces (`(F, 3)`): vertices without a face are points too.
+        vertices (`(M, 3)`), colors (`(M, 3)`, uint8), faces (`(F, 3)`): vertices without a face are included.
         where (`str`): what errors call the mesh.
 
     Raises:
@@ -79,7 +79,7 @@ def _make_lattice(steps: int) -> np.ndarray:
 
 
 def render_mesh_bev(vertices: np.ndarray, mesh: Mesh, size: int, where: str) -> BEVPicture:
-    """Bird's-eye picture of a mesh, its triangles filled at half a pixel; of a cloud without faces, of its points.
+    """Bird's-eye picture of a mesh, its triangles filled at half a pixel; a cloud without faces is drawn as points.
 
     Args:
         vertices (`(M, 3)`): those of `mesh` in the aligned world.

@@ -82,7 +82,7 @@ def make_annotations(records: list[Record], where: str, rows_of_objects: dict[st
 
 
 def read_task(record: Record, where: str) -> str:
-    """The benchmark of a record, after a check of what all records have."""
+    """Check the fields that all records have, and return the benchmark of a record."""
     try:
         human, gpt = record["conversations"]
         texts = (record["video"], human["value"], record["metadata"]["dataset"])

@@ -287,7 +287,7 @@ def list_frames(job: PublicJob) -> list[str]:
     """Names of frames in the order of time: EmbodiedScan's list where there is one.
 
     Raises:
-        ValueError: for a name that is no number, or a number that comes twice.
+        ValueError: for a name that is not a number, or a repeated number.
     """
     if job.info is None:
         names = sorted({file.stem for kind in ("jpg", "txt") for file in job.folder.glob(f"[0-9]*.{kind}")})

@@ -1,4 +1,4 @@
-"""A scene's folder (`data/sources/rgbd_folder.py`), written once, with `scene.json`, which says what it was made of.
+"""A scene's folder (`data/sources/rgbd_folder.py`), written once, with `scene.json`, which records its sources.
 
 The folder is written atomically. Pictures are copied byte by byte.
 """

@@ -292,7 +292,7 @@ def list_not_read(path: Path) -> dict[str, str]:
 
 
 def describe_not_read(not_read: dict[str, str]) -> str:
-    """What `list_not_read` found, in a sentence."""
+    """The result of `list_not_read`, as a sentence."""
     return "not read: " + "; ".join(f"{name}, {reason}" for name, reason in not_read.items())
 
 

@@ -86,7 +86,7 @@ class Alignment:
 
 
 def read_alignment(given, beside: Beside, get_own: Callable[[], np.ndarray | None] = lambda: None) -> Alignment:
-    """The alignment of a scan: what is `given` (a matrix or its file), else `axis_align.txt`, else the layout's own.
+    """The alignment of a scan: `given` (a matrix or its file), else `axis_align.txt`, else the layout's own.
 
     Args:
         get_own: the layout's own, None where it has none.
@@ -136,7 +136,7 @@ def make_scene(
         intrinsics (`(3, 3)` or `(V, 3, 3)`): pixels of the depth map, or of `views.images` where there is no depth.
         cam2world (`(V, 4, 4)`): to the scan's own world.
         given_boxes (`(K, 6)` array or JSON file, *optional*): in place of `boxes.json`.
-        read_own_boxes: the layout's own boxes in the aligned world, and what is known of each.
+        read_own_boxes: the layout's own boxes in the aligned world, and the other facts of each.
         read_own_bev: the layout's own bird's-eye picture, and the mask of seen pixels.
         rotate (*optional*): degrees by which upright pictures are turned, counter-clockwise, with their depth and
             cameras; `"auto"` turns them until the world's z points up in most of them.

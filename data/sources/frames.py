@@ -469,7 +469,7 @@ def check_rotation(rotate: Any) -> str | int | None:
 
 
 def scale_intrinsics(intrinsics: np.ndarray, size: tuple[int, int], new_size: tuple[int, int]) -> np.ndarray:
-    """Intrinsics (..., 3, 3) of pictures of `size` (width, height) for the same view at `new_size`.
+    """Rescale intrinsics (..., 3, 3) of pictures of `size` (width, height) to the same view at `new_size`.
 
     Pixel centres are at integers, so a picture's corner is at (-0.5, -0.5), and the centre moves with half a pixel.
     """
@@ -507,7 +507,7 @@ def read_matrix(file: Path, shape: tuple[int, int], meaning: str) -> np.ndarray:
 def read_axis_align_matrix(
     given, scene_id: str, default: Callable[[], np.ndarray | None] = lambda: None
 ) -> np.ndarray | None:
-    """Scan to upright world (4, 4): a matrix, a text file that holds one, or, when None, what `default` returns;
+    """Scan to upright world (4, 4): a matrix, a text file with one, or, when None, the result of `default`;
     None if unknown.
     """
     if given is None:
@@ -528,7 +528,7 @@ def read_axis_align_matrix(
 
 
 def read_boxes(given, scene_id: str, must_have: bool = False) -> tuple[np.ndarray | None, list[dict] | None]:
-    """Boxes (K, 6) and what is known of each, from an array or a JSON file.
+    """Boxes (K, 6) and the other facts of each, from an array or a JSON file.
 
     The file holds a list (`[{"box": [cx, cy, cz, dx, dy, dz], ...}, ...]` or `[[cx, cy, cz, dx, dy, dz], ...]`), or a
     dictionary of such lists by scene, as `scannet_{split}_{gt,pred}_box.json` does with `scannet/<scene>`. A scene

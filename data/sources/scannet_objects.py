@@ -38,7 +38,7 @@ class SegmentGroup:
 
 @dataclass(frozen=True)
 class VertexLabels:
-    """What each vertex (M) belongs to.
+    """The object and class of each vertex (M).
 
     Attributes:
         instance_ids (`(M,)`, int16): ids of objects, -1 = none.
