@@ -2,8 +2,8 @@
 
     python bench/checkouts.py OLD NEW --figure packed_seconds [--rounds 5] -- bench/train_step.py --questions 8
 
-OLD and NEW are checkouts in folders named `ross3d`. Each round starts the script in one, then in the other; a script
-that OLD does not have yet is NEW's, run on OLD's code. `--figure` is a number of seconds in the line that it prints.
+OLD and NEW are checkouts in folders named `ross3d`. Each round runs NEW's script on the code of one, then of the other.
+`--figure` is a number in the line that it prints.
 """
 
 import argparse
@@ -33,8 +33,7 @@ def run(old: Path, new: Path, figure: str, rounds: int, script: str, options: li
     lines = {}
     for _ in range(rounds):
         for name, checkout in (("old", old), ("new", new)):
-            place = checkout / script
-            value, lines[name] = read_figure(checkout, place if place.is_file() else new / script, options, figure)
+            value, lines[name] = read_figure(checkout, new / script, options, figure)
             seconds[name].append(value)
     return {
         "bench": "checkouts", "script": script, "options": options, "figure": figure, "rounds": rounds,

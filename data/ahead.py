@@ -1,4 +1,4 @@
-"""Work done ahead: while one thing is worked on, a thread prepares the next."""
+"""Prefetching: a thread prepares the next items while the current one is used."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -11,10 +11,10 @@ R = TypeVar("R")
 
 
 def iterate_ahead(prepare: Callable[[T], R], things: Sequence[T], ahead: int = 1) -> Iterator[R]:
-    """`prepare` of each thing, in order; `ahead` more are under way while one is worked on.
+    """Yield `prepare(thing)` of each thing, in order; up to `ahead` more are prepared while one is used.
 
     Args:
-        prepare: runs in one other thread. Its errors are raised where its result would have come.
+        prepare: runs in one background thread. Its errors are raised where its result would be yielded.
         things (sequence): what to prepare.
         ahead (`int`): at least 1.
     """

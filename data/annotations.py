@@ -1,7 +1,7 @@
 """One row type for every question about a scene, and its store: `annotations/SPLIT.jsonl`, or the same as Parquet.
 
-People write JSON lines; `python -m ross3d.data.prepare` writes Parquet, which `datasets` reads with its types. A data
-folder has one of them for a split.
+JSON lines are easy to write by hand; `python -m ross3d.data.prepare` writes Parquet, which `datasets` reads with its
+types. Each split of a data folder has one of the two.
 """
 
 import json
@@ -27,27 +27,28 @@ from ross3d.geometry_ross3d import MAX_OUTSIDE_DISTANCE
 
 @dataclass
 class Annotation:
-    """A question about a scene with what is accepted as its answer.
+    """A question about a scene with its accepted answers.
 
     Attributes:
         id (`str`): unique within its file.
         scene_id (`str`): the scene it is about.
         task (`str`): the benchmark it belongs to.
         question_type (`str`): the group it is scored in.
-        question (`str`): plain words; `<coord>` marks where `query_coords` is meant.
-        answer (`str`): the answer that is trained on; `<ground>` when the answer is boxes.
+        question (`str`): plain text; `<coord>` is the placeholder for `query_coords`.
+        answer (`str`): the training target; `<ground>` when the answer is boxes.
         references (`list[str]`): every accepted answer.
         query_coords (`tuple` of 3 floats, *optional*): the place asked about, metres in the aligned world.
         object_ids (`list[int]`, *optional*): box indices of the targets; `[]` = no target, `None` = not grounding.
 
-    What only benchmarks fill in, each None where it does not apply:
+    Fields for benchmarks, each None where it does not apply:
 
         ann_id (`str`): the official number of a description among those of its object.
-        target_ids (`list[int]`): the objects asked about by the ids that the scan's authors gave them.
+        target_ids (`list[int]`): official ids of the target objects.
         target_boxes (`list` of 6 floats each): their boxes, centre and size in metres, to the last published digit.
-        query_box (6 floats): the detected box that stands for the object asked about, and
-        query_iou (`float`): its overlap with that object. A benchmark asks only above a threshold, so `query_coords`
-            may be None while `<coord>` stands in the question: such an object gets no answer, and counts.
+        query_box (6 floats): the detected box that represents the object asked about.
+        query_iou (`float`): IoU of that box with the object. Benchmarks ask only above a threshold: below it
+            `query_coords` is None although the question contains `<coord>`, and the object is scored with an empty
+            answer.
     """
 
     id: str
@@ -66,18 +67,18 @@ class Annotation:
     query_iou: float | None = None
 
 
-# Beyond these a coordinate is no metre of a room, and a text fits into no model's row.
+# A larger coordinate cannot be in metres of a room; a longer text does not fit into any model's context.
 MAX_METRES = 500.0
 MAX_LETTERS = 20_000
-# Rows that an error lists, and with how many letters each; the rest is counted, up to a number that says enough.
+# Faulty rows that an error lists, characters shown of each, and the number at which counting stops.
 SHOWN_FAULTS, MAX_FAULT_LETTERS, MAX_FAULTS = 10, 400, 1000
-# The largest mixture of the published training data has a fifth of a million questions.
+# The largest mixture of the published training data has about 200,000 questions.
 MAX_ROWS = 10_000_000
 ROWS_AT_ONCE = 4096
-# No text has these; tabs and ends of lines are no others' business.
+# Control characters that no text should contain; tabs and line ends are allowed.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _RESERVED_MARKS = ("<|im_start|>", "<|im_end|>", "<image>")
-# What a text that people write may hold and is no word: the processor reads each as something else.
+# Markers that a text may contain and that the processor does not read as words.
 MARKS = (*_RESERVED_MARKS, "<coord>", "<ground>")
 _NAMES = {f.name for f in fields(Annotation)}
 _TEXT_NAMES = ("id", "scene_id", "task", "question_type", "question", "answer")
@@ -99,7 +100,7 @@ SCHEMA = pa.schema(
 
 
 def check_annotation(annotation: Annotation, where: str, allow_outside: bool | None = None) -> Annotation:
-    """Refuse a row whose fields are of the wrong kind, contradict each other, or would be refused when it is asked.
+    """Refuse a row whose fields have wrong types, contradict each other, or would be refused by the processor.
 
     Args:
         where (`str`): file:line, for errors.
@@ -133,7 +134,7 @@ def check_annotation(annotation: Annotation, where: str, allow_outside: bool | N
 
 
 def _has_words(text: str) -> bool:
-    """Whether anything of a text is seen: blanks are not, nor are marks of no width (U+200B and others)."""
+    """Whether a text has a visible character: blanks and zero-width characters (U+200B and others) are not."""
     return any(not letter.isspace() and unicodedata.category(letter) != "Cf" for letter in text)
 
 
@@ -172,7 +173,7 @@ def _check_agreement(annotation: Annotation, where: str) -> None:
 
 
 def _check_words(annotation: Annotation, where: str) -> None:
-    """Refuse what the processor would refuse, or take for something else than words."""
+    """Refuse text that the processor would refuse or misread as special tokens."""
     texts = {name: getattr(annotation, name) for name in _TEXT_NAMES}
     for name, text in {**texts, "references": "\n".join(annotation.references)}.items():
         try:
@@ -229,7 +230,7 @@ def _check_benchmark_fields(annotation: Annotation, where: str) -> None:
 
 
 def _is_box(value) -> bool:
-    """Centre and size in metres, no size below 0."""
+    """Whether a value is a box: centre and size in metres, no size below 0."""
     is_box = isinstance(value, list) and len(value) == 6 and all(map(_is_distance, value))
     return is_box and min(value[3:]) >= 0
 
@@ -247,7 +248,7 @@ def _is_finite_number(value) -> bool:
 
 
 def find_annotations(data_dir: str | os.PathLike, split: str) -> Path:
-    """The file of a data folder's split: `annotations/SPLIT.jsonl` or `.parquet`; the first where there is none.
+    """The annotation file of a split: `annotations/SPLIT.jsonl` or `.parquet`; the former if neither exists.
 
     Raises:
         ValueError: when both are there.
@@ -263,8 +264,8 @@ def load_annotations(path: str | os.PathLike, allow_outside: bool | None = None)
     """Read and check a file of JSON lines or, by its suffix, Parquet; an error lists all rows that are wrong.
 
     Args:
-        allow_outside (`bool`, *optional*): let scene ids lead out of the data folder; None where nobody can ask for
-            it, so that errors do not offer it.
+        allow_outside (`bool`, *optional*): let scene ids lead out of the data folder; None for callers without that
+            option, so that errors do not offer it.
 
     Raises:
         FileNotFoundError, ValueError: name file and line.
@@ -298,7 +299,7 @@ def load_annotations(path: str | os.PathLike, allow_outside: bool | None = None)
 
 
 def _refuse_all(faults: list[ValueError], expected: str) -> None:
-    """Raise the only fault, or one error that lists several; nothing where there is none."""
+    """Raise the only fault, or one error that lists several; do nothing if there is none."""
     if len(faults) == 1:
         raise faults[0]
     if faults:
@@ -309,10 +310,10 @@ def _refuse_all(faults: list[ValueError], expected: str) -> None:
 
 
 def read_parquet_rows(path: Path, meaning: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number (from 1 on) and values of every row of a Parquet file, some thousands in memory at a time.
+    """Number (from 1) and values of every row of a Parquet file, a few thousand in memory at a time.
 
     Raises:
-        ValueError: for a file that is none, and for one of more than `MAX_ROWS`, which a few bytes can be.
+        ValueError: for a file that is not Parquet or has more than `MAX_ROWS` rows (a tiny file can claim that).
     """
     number = 0
     try:
@@ -345,7 +346,7 @@ def _parse_row(row, where: str, allow_outside: bool | None) -> Annotation:
 
 
 def save_annotations(annotations: list[Annotation], path: str | os.PathLike) -> None:
-    """Write JSON lines or, by the suffix, Parquet, at once: a reader sees the old file or the whole new one."""
+    """Write JSON lines or, by the suffix, Parquet, atomically: readers see the old file or the complete new one."""
     path = Path(path)
     rows = [
         asdict(check_annotation(annotation, f"{path}:{number}"))
@@ -387,9 +388,9 @@ def check_object_ids(annotation: Annotation, num_boxes: int | None, where: str) 
 
 
 def check_all_object_ids(annotations: Iterable[Annotation], find_scene: Callable[[str], Path]) -> None:
-    """`check_object_ids` of all questions whose scene's folder has a list of boxes in `boxes.json`.
+    """Run `check_object_ids` on all questions whose scene folder has a list of boxes in `boxes.json`.
 
-    Other layouts tell their boxes when the scene is read.
+    The boxes of other layouts are known only when the scene is read.
 
     Args:
         find_scene: scene id -> its folder.
@@ -426,7 +427,7 @@ def check_query_coords(
 
     Args:
         cam2world (V, 4, 4), *optional*: cameras of the scene, metres; nothing is checked without them.
-        get_readings: () -> points (N, 3) that depth shows, metres; only called where the cameras are far away.
+        get_readings: () -> points (N, 3) measured by depth, metres; only called where the cameras are far away.
         where (`str`): the file of annotations, for errors.
 
     Raises:
@@ -445,7 +446,7 @@ def check_query_coords(
 
 
 def _is_near(point: torch.Tensor, seen: torch.Tensor) -> bool:
-    """Whether a point (3,) lies around the box of points (N, 3), as the processor wants it."""
+    """Whether a point (3,) lies in or near the bounding box of points (N, 3), as the processor requires."""
     low, high = seen.amin(dim=0) - MAX_OUTSIDE_DISTANCE, seen.amax(dim=0) + MAX_OUTSIDE_DISTANCE
     return bool(((point >= low) & (point <= high)).all())
 

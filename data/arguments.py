@@ -17,21 +17,21 @@ class DataArguments:
     Attributes:
         root (`str`): folder with `train/`, `val/` and `annotations/` (`python -m ross3d.scenes.build` makes one).
         split (`str`): which of them to train on.
-        limit (`int`, *optional*): at most so many scenes.
+        limit (`int`, *optional*): maximum number of scenes.
         epochs (`int`): passes over the scenes, or over the questions; the Trainer sees them as one.
-        visit (`str`): what a pass visits once: `scenes`, each with a row of its questions, drawn anew in every pass;
-            or `questions`, in as many rows as they need (published, with `questions_per_row: 1`).
-        questions_per_row (`int`): at most so many questions behind one scene.
-        tokens_per_row (`int`, *optional*): at most about so many tokens of questions and answers behind one scene.
+        visit (`str`): what a pass visits once: `scenes`, each with one row of its questions, drawn again in every
+            pass; or `questions`, in as many rows as they need (published, with `questions_per_row: 1`).
+        questions_per_row (`int`): maximum number of questions in a row, after its scene.
+        tokens_per_row (`int`, *optional*): approximate maximum of question and answer tokens in a row.
         one_task_per_step (`bool`): with `visit: questions`, keep grounding out of steps with other questions
             (published).
         labelled_share (`float`): share of the samples (scenes or questions, as `visit` says) that keep their text; the
             others train reconstruction alone, the same ones in every pass.
         unlabelled_root (`str`, *optional*): folder of scans without questions, which train reconstruction alone.
-        unlabelled_share (`float`): which share of all rows those scans are, in turns.
+        unlabelled_share (`float`): share of all rows that those scans make up; they take turns.
         proposals (`str`): what grounding chooses among: the objects' own boxes (`ground_truth`, published), or
-            `jittered` ones among boxes that match nothing, as our rooms are found.
-        blind (`bool`): train on the words alone, the baseline that every score stands beside.
+            `jittered` ones mixed with boxes that match no object, as our rooms are evaluated.
+        blind (`bool`): train on the words alone, the baseline for every score.
         num_views (`int`): views of a scan that are read, evenly spread (published: 32).
         decode (`str`): how JPEG pictures are decoded: `exact`, at their own size (published); or `reduced`, at the
             smallest size that is no smaller than the model's input, which is faster and changes pixels slightly.

@@ -1,4 +1,4 @@
-"""Files that are written at once: a kill, or a reader in another process, sees the old one or the whole new one."""
+"""Atomic writes and locks: after a kill, or from another process, a file is the old one or the complete new one."""
 
 import errno
 import fcntl
@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import IO
 
 
-# How torch and safetensors say that a disk is full, each in its own words.
+# How torch and safetensors report a full disk.
 DISK_FULL_WORDS = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
 
-# Names of what is being written, with the number of the process.
+# Names of unfinished files and folders, with the process id.
 PARTIAL_FILE, PART_FOLDER = re.compile(r"\..+\.(\d+)\.[0-9a-f]{8}\.partial"), re.compile(r"\..+\.(\d+)\.part")
 
 
 def tell_full_disk(error: Exception, path: Path) -> None:
-    """Raise an error that says so where another one comes from a full disk; otherwise nothing.
+    """If `error` was caused by a full disk, raise one that says so; otherwise do nothing.
 
     Raises:
         OSError: names the file.
@@ -37,7 +37,7 @@ def tell_full_disk(error: Exception, path: Path) -> None:
 
 
 def check_output_folder(folder: str | os.PathLike, option: str) -> None:
-    """Refuse a folder into which nothing can be written, before there is anything to write; it is made.
+    """Create a folder and refuse it if it cannot be written to, before any work is done.
 
     Args:
         option (`str`): what the user set, for errors, such as `--output`.
@@ -50,7 +50,7 @@ def check_output_folder(folder: str | os.PathLike, option: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    # A name with a character that no name has is a ValueError.
+    # A path with an invalid character (NUL) is a ValueError.
     except (OSError, ValueError) as error:
         is_file = isinstance(error, FileExistsError | NotADirectoryError)
         reason = "a file is in its place" if is_file else getattr(error, "strerror", None) or error
@@ -60,7 +60,7 @@ def check_output_folder(folder: str | os.PathLike, option: str) -> None:
 
 
 def check_output_file(file: str | os.PathLike, option: str) -> None:
-    """Refuse a file that cannot be written, before there is anything to write; its folder is made.
+    """Create a file's folder and refuse the file if it cannot be written, before any work is done.
 
     Args:
         option (`str`): what the user set, for errors, such as `--output`.
@@ -86,12 +86,12 @@ def check_output_file(file: str | os.PathLike, option: str) -> None:
 
 @contextmanager
 def replace_file(path: str | os.PathLike) -> Iterator[Path]:
-    """A path beside `path` to write to; what was written is on disk and under its name when the block is left.
+    """Context manager for an atomic write: yields a temporary path in the same folder, renamed to `path` on exit.
 
-    The block's name is `.NAME.PROCESS.CHANCE.partial`; only a killed process leaves it behind.
+    The temporary name is `.NAME.PROCESS.CHANCE.partial`; only a killed process leaves such a file behind.
 
     Raises:
-        OSError: when there is no room left on the disk, whatever the block raised then.
+        OSError: when the disk is full, regardless of the error that the block raised.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,9 +109,9 @@ def replace_file(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left in a folder: files of `replace_file`, and folders `.NAME.PROCESS.part`.
+    """Remove leftovers of killed processes from a folder: files of `replace_file`, and folders `.NAME.PROCESS.part`.
 
-    Hidden files and folders of other names are somebody else's.
+    Other hidden files and folders are left alone.
     """
     for leftover in folder.glob(".*.partial"):
         if PARTIAL_FILE.fullmatch(leftover.name):
@@ -122,7 +122,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove_leftovers_of_the_dead(folder: Path) -> None:
-    """Remove files of `replace_file` whose process is gone, from a folder that others may be writing to."""
+    """Remove `replace_file` leftovers of ended processes from a folder that others may be writing to."""
     for leftover in folder.glob(".*.partial"):
         named = PARTIAL_FILE.fullmatch(leftover.name)
         if named is not None and not is_running(int(named[1])):
@@ -130,23 +130,23 @@ def remove_leftovers_of_the_dead(folder: Path) -> None:
 
 
 def is_running(process: int) -> bool:
-    """Whether a process of this machine is there."""
+    """Whether a process with this id runs on this machine."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    # Somebody else's, or no number of a process.
+    # Another user's process, or not a process id.
     except (PermissionError, OverflowError):
         pass
     return True
 
 
 def take_lock(path: Path) -> IO[str] | None:
-    """The open file that holds a lock until it is closed; None while another process has it."""
+    """Take a file lock, held until the returned file is closed; None while another process holds it."""
     file = path.open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Who held it before may have removed the file between: then it locks nothing.
+        # The previous holder may have removed the file in the meantime: then it locks nothing.
         if os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return file
     except (BlockingIOError, FileNotFoundError):
@@ -157,9 +157,9 @@ def take_lock(path: Path) -> IO[str] | None:
 
 @contextmanager
 def hold_folder(folder: str | os.PathLike, patience: float = 1.0, option: str = "output folder") -> Iterator[None]:
-    """Nobody else holds the folder (made when it is not there) while the block runs; a kill lets go of it.
+    """Hold an exclusive lock on a folder (created if missing) while the block runs; a kill releases it.
 
-    Workers of a killed process hold on for some seconds more: `patience` says how many to wait for.
+    Workers of a killed process keep the lock for some seconds: `patience` is how many seconds to wait for it.
 
     Args:
         option (`str`): what the user set, for errors, such as `--output`.
@@ -184,6 +184,6 @@ def hold_folder(folder: str | os.PathLike, patience: float = 1.0, option: str = 
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a UTF-8 file at once."""
+    """Write a UTF-8 file atomically."""
     with replace_file(path) as partial:
         partial.write_text(text, encoding="utf-8")

@@ -1,11 +1,10 @@
-"""A picture of a scene from above: orthographic, ceiling removed, void exactly black, with the mask of what was seen.
+"""Bird's-eye pictures of scenes: orthographic, ceiling removed, void exactly black, with a mask of seen cells.
 
 Framing: the square `bounds` (xmin, ymin, xmax, ymax) in metres of the aligned world; x grows to the right, y grows
-upwards (row 0 is the ymax side), so the picture is a map with one scale on both axes. Rule of a cell: points above
-`ceiling_height` are dropped, then the highest point wins. The heights are closed (morphologically): a cell without a
-point in a gap of at most twice `splat` metres gets the height of the gap's lower rim and the colour beside it, so
-holes disappear and objects do not grow; every other cell is void, exactly (0, 0, 0). A seen cell is never exactly
-black.
+upwards (row 0 is the ymax side), so the picture is a map with one scale on both axes. In each cell, points above
+`ceiling_height` are dropped, then the highest point wins. A morphological closing of the heights fills gaps of at most
+twice `splat` metres: an empty cell gets the height of the gap's lower rim and the colour next to it, so holes
+disappear and objects do not grow. Every other cell is void, exactly (0, 0, 0). A seen cell is never exactly black.
 
 Shape letters: N points, S pixels of the picture's side.
 """
@@ -20,15 +19,15 @@ from ross3d.geometry_ross3d import get_bev_bounds, project_bev, unproject
 
 
 POINTS_AT_ONCE = 2_000_000
-# Pixels of a side; a picture takes some hundred bytes a pixel while it is drawn.
+# Maximum side in pixels; drawing takes some hundred bytes a pixel.
 MAX_BEV_SIZE = 4096
-# A pit of at most twice as many cells and at least this depth in metres was seen through the gaps of a surface.
+# A pit at most twice this many cells wide and at least this deep (metres) was seen through gaps in a surface.
 PIT_REACH, PIT_DEPTH = 2, 0.1
 
 
 @dataclass
 class BEVPicture:
-    """`image` (S, S, 3) uint8, `valid` (S, S) bool, `bounds` (4,) float32 metres, None where nobody knows them."""
+    """`image` (S, S, 3) uint8, `valid` (S, S) bool, `bounds` (4,) float32 metres, None where unknown."""
 
     image: np.ndarray
     valid: np.ndarray
@@ -43,14 +42,14 @@ def render_bev(
     ceiling_height: float = 2.2,
     splat: float = 0.16,
 ) -> BEVPicture:
-    """Picture of a coloured point cloud from above.
+    """Render a coloured point cloud from above.
 
     Args:
         points (`(N, 3)`): metres, z up, floor near z = 0.
         colors (`(N, 3)`, uint8): RGB.
-        bounds (`(4,)`, *optional*): xmin, ymin, xmax, ymax in metres; framed on the points by default.
+        bounds (`(4,)`, *optional*): xmin, ymin, xmax, ymax in metres; by default those of the points.
         size (`int`, defaults to 432): pixels of a side.
-        ceiling_height (`float`, defaults to 2.2): metres; what lies higher is left out.
+        ceiling_height (`float`, defaults to 2.2): metres; higher points are dropped.
         splat (`float`, defaults to 0.16): metres; half the width of the widest gap that is closed.
 
     Raises:
@@ -85,14 +84,14 @@ def render_bev(
         chunk = slice(start, start + POINTS_AT_ONCE)
         _draw_highest(points[chunk], colors[chunk], bounds, size, height, image)
     image, height = image.reshape(size, size, 3), height.reshape(size, size)
-    # Of a picture of centimetres no more than a quarter, since a wider gap leaves nothing to see.
+    # At most a quarter of the picture, which matters when it shows only centimetres: wider would fill everything.
     reach = min(int(round(splat * size / float(bounds[2] - bounds[0]))), size // 4)
     valid = _close_gaps(image, height, reach)
     return BEVPicture(image, valid, bounds)
 
 
 def check_bev_size(size: int) -> None:
-    """Refuse a side of no pixels, or of more than `MAX_BEV_SIZE`.
+    """Refuse a side below 1 pixel or above `MAX_BEV_SIZE`.
 
     Raises:
         ValueError: with the limits.
@@ -105,7 +104,7 @@ def check_bev_size(size: int) -> None:
 
 
 def _draw_highest(points, colors, bounds, size: int, height: np.ndarray, image: np.ndarray) -> None:
-    """Give each cell (flat, in place) its highest point so far; of equally high ones the last."""
+    """Give each cell (flat, in place) its highest point so far; among equally high ones the last."""
     pixels, inside = project_bev(torch.from_numpy(points), torch.from_numpy(bounds), size)
     kept = np.flatnonzero(inside.numpy())
     columns, rows = np.floor(pixels.numpy()[kept] + 0.5).astype(np.int64).clip(0, size - 1).T
@@ -117,13 +116,13 @@ def _draw_highest(points, colors, bounds, size: int, height: np.ndarray, image: 
     winner = winner[cells]
     higher = points[winner, 2] >= height[cells]
     height[cells[higher]] = points[winner[higher], 2]
-    # One grey level above black, so that black is void and nothing else.
+    # One grey level above black, so that only void is black.
     seen = colors[winner[higher]]
     image[cells[higher]] = np.where(seen.any(-1, keepdims=True), seen, 1)
 
 
 def _close_gaps(image: np.ndarray, height: np.ndarray, reach: int) -> np.ndarray:
-    """Close the height map and colour the cells (in place) that this raises; cells that have a height at the end.
+    """Close the height map and colour the raised cells (in place); returns which cells have a height afterwards.
 
     A closing lifts a cell to the lower rim of the gap it lies in, so a hole in a table takes the table's height, a gap
     between table and floor the floor's, and no object grows.
@@ -144,7 +143,7 @@ def _neighbours(array: np.ndarray, outside) -> np.ndarray:
 def _close(height: np.ndarray, reach: int) -> np.ndarray:
     """Grey-scale closing with a square of 2 * reach + 1 cells: the largest value around, the smallest of those.
 
-    Beyond the picture nothing was seen, so what lies between a wall and the edge is no gap.
+    Nothing was seen beyond the picture, so the space between a wall and the picture's edge is not a gap.
     """
     rows, columns = height.shape
     height = np.pad(height, reach, constant_values=-np.inf)
@@ -156,7 +155,7 @@ def _close(height: np.ndarray, reach: int) -> np.ndarray:
 
 
 def _color_raised(image: np.ndarray, height: np.ndarray, closed: np.ndarray, raised: np.ndarray) -> None:
-    """From the rim inwards, raised cells take the colour of a neighbour of their height, or else of the nearest."""
+    """Colour raised cells from the rim inwards: by a neighbour of their height, or else by the nearest one."""
     done = ~raised & np.isfinite(height)
     while raised.any():
         known = np.where(done, closed, np.inf)
@@ -184,7 +183,7 @@ def get_scene_points(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
 
 
 def render_scene_bev(scene: Scene, size: int = 432, **settings) -> BEVPicture:
-    """`render_bev` of all readings of a scene; `settings` go to it unchanged."""
+    """`render_bev` of all depth readings of a scene; `settings` are passed on unchanged."""
     points, colors = get_scene_points(scene)
     return render_bev(points, colors, size=size, **settings)
 

@@ -1,4 +1,4 @@
-"""Boxes that others made: plain lists, and the masks that Mask3D and others write for ScanNet's benchmark."""
+"""Read boxes of external detectors: plain lists, and masks in the format of ScanNet's instance benchmark (Mask3D)."""
 
 import math
 import os
@@ -14,7 +14,7 @@ from ross3d.data.sources.inside import resolve_inside
 from ross3d.data.text_files import check_file, read_text
 
 
-# Of a file of masks, beyond what its numbers take.
+# Bytes that a mask file may have in addition to its numbers.
 MAX_MORE_BYTES = 1 << 16
 
 
@@ -25,9 +25,9 @@ class MaskBoxes:
     Attributes:
         boxes (`np.ndarray` of shape `(K, 6)`, float64): centre and size, metres, in the world of the vertices.
         scores (`np.ndarray` of shape `(K,)`): as the detector gave them.
-        labels (`list[str]`): K classes, as they stand in the file.
+        labels (`list[str]`): K classes, as written in the file.
         num_empty (`int`): masks without a vertex, left out.
-        num_points (`int`): masks whose vertices all lie in one place, left out.
+        num_points (`int`): masks whose vertices all coincide, left out.
     """
 
     boxes: np.ndarray
@@ -47,7 +47,7 @@ def read_box_list(file: str | os.PathLike, scene_id: str) -> np.ndarray:
 
 
 def check_box_file(file: str | os.PathLike, scene_ids: Sequence[str]) -> None:
-    """Refuse a file of boxes that is none, or is about other scenes, before anything is made of it.
+    """Refuse a file that holds no boxes, or boxes of other scenes, before it is used.
 
     Raises:
         FileNotFoundError, ValueError: no such file; no boxes; a plain list for several scenes, whose boxes differ; a
@@ -86,11 +86,11 @@ def read_mask3d(
             FILE.txt has 0 or 1 for each vertex.
         vertices (`np.ndarray` of shape `(M, 3)`): of the mesh or cloud that the masks are over, metres; boxes lie in
             their world, so align them first (`align_vertices`).
-        max_proposals (`int`): masks of the lowest scores beyond so many boxes are not read.
+        max_proposals (`int`): maximum number of boxes; masks with lower scores are not read.
         allow_outside (`bool`): let the list name files outside its own folder.
 
     Raises:
-        FileNotFoundError, ValueError: name the file and its line, what was expected and what came.
+        FileNotFoundError, ValueError: name the file and its line, the expected and the actual content.
     """
     file = Path(file)
     if not np.isfinite(vertices).all():

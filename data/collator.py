@@ -1,4 +1,4 @@
-"""Rows of different sizes -> one padded batch, with a proposal of which views to hide.
+"""Pad rows of different sizes into one batch, with proposed views to mask.
 
 Shapes: V views, K proposals, Q questions, L sequence of a row; B rows.
 """
@@ -13,7 +13,7 @@ from ross3d.inputs_ross3d import INPUTS, stack_rows
 
 
 def check_latents(rows: list[dict[str, torch.Tensor]]) -> None:
-    """Refuse a batch in which some pictures come with their latents and some without: those would be taught zeros."""
+    """Refuse a batch in which only some pictures come with latents: the others would be trained on zeros."""
     for latents, pictures in (("view_latents", "pixel_values"), ("bev_latents", "bev_pixel_values")):
         bare = [place for place, row in enumerate(rows) if latents not in row and pictures in row]
         if bare and any(latents in row for row in rows):
@@ -24,15 +24,15 @@ def check_latents(rows: list[dict[str, torch.Tensor]]) -> None:
 
 
 def widen_grounding_labels(labels: torch.Tensor, num_proposals: int) -> torch.Tensor:
-    """(Q, K + 1) -> (Q, num_proposals + 1): new proposals are no targets, "no target" stays the last column."""
+    """Pad (Q, K + 1) to (Q, num_proposals + 1): added proposals are no targets, "no target" stays the last column."""
     missing = num_proposals + 1 - labels.shape[1]
     return torch.cat([F.pad(labels[:, :-1], (0, missing)), labels[:, -1:]], dim=1)
 
 
 def propose_masked_views(may_mask: torch.Tensor, ratio: float, row_seed: int) -> torch.Tensor:
-    """Which views (V,) bool of a row to hide, drawn from `row_seed` by the published rule of `choose_masked_views`.
+    """Which views (V,) bool of a row to mask, drawn from `row_seed` by the published rule of `choose_masked_views`.
 
-    Views that may not be masked (no depth: nothing says where they look) do not count.
+    Views that may not be masked (without depth it is unknown where they look) do not count.
     """
     candidates = may_mask.nonzero()[:, 0]
     numbers = torch.rand(len(candidates), generator=torch.Generator().manual_seed(row_seed))
@@ -42,7 +42,7 @@ def propose_masked_views(may_mask: torch.Tensor, ratio: float, row_seed: int) ->
 
 
 def choose_masked_views(numbers: torch.Tensor, ratio: float) -> torch.Tensor:
-    """Which of V views (bool) to hide, given a uniform number (V,) each: `int(V * (1 - ratio))` smallest are kept."""
+    """Which of V views (bool) to mask, given uniform numbers (V,); the `int(V * (1 - ratio))` smallest are visible."""
     masked = torch.ones(len(numbers), dtype=torch.bool)
     masked[numbers.argsort()[: int(len(numbers) * (1 - ratio))]] = False
     return masked
@@ -50,11 +50,11 @@ def choose_masked_views(numbers: torch.Tensor, ratio: float) -> torch.Tensor:
 
 @dataclass
 class Ross3DCollator:
-    """Pads and stacks rows of `SceneRows`; `proposal_patches` leave as bits (`pack_patches`), which the model reads.
+    """Pads and stacks rows of `SceneRows`; `proposal_patches` are packed into bits (`pack_patches`) for the model.
 
     Attributes:
         pad_token_id (`int`): fills `input_ids`.
-        view_mask_ratio (`float`): share of views to propose for hiding; the trainer opens the gate.
+        view_mask_ratio (`float`): share of views to propose for masking; the trainer decides whether to mask.
     """
 
     pad_token_id: int
@@ -73,7 +73,7 @@ class Ross3DCollator:
                 row["grounding_labels"] = widen_grounding_labels(row["grounding_labels"], widest)
         batch = stack_rows(tensors, input_ids=self.pad_token_id)
         if len(rows) == 1:
-            # Stacked without a copy: a change of the batch must not reach rows that are kept.
+            # Stacked without a copy: a change of the batch must not reach cached rows.
             batch = {name: tensor.clone() for name, tensor in batch.items()}
         batch["row_seed"] = torch.stack([row["row_seed"] for row in rows])
         if "view_mask" in batch:
@@ -83,7 +83,7 @@ class Ross3DCollator:
         return batch
 
     def propose(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Masked views (B, V) of every row; none where no depth tells what a masked view looks at."""
+        """Masked views (B, V) of every row; none in rows without depth, where it is unknown what a view looks at."""
         view_mask = batch["view_mask"]
         if "patch_valid" not in batch:
             return torch.zeros_like(view_mask)

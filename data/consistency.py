@@ -1,14 +1,14 @@
-"""Do the views of a scan agree? Depth readings of one view are looked up in others; where they do not, why not?
+"""Check that the views of a scan agree, by looking up depth readings of one view in others, and diagnose mistakes.
 
-A reading of one view, seen from another camera, either agrees with the depth there, lies behind it (hidden by what
-stands in front), or lies in front of it. The last cannot be in a scene that stands still: the other view looked
-through that place. The share that agrees, of those that agree or contradict, is 1 for cameras and depth that belong
-together; noise, drift of some centimetres and people who walk by leave it above 0.9. Wrong cameras give 0.2 to 0.8.
+A reading of one view, seen from another camera, either agrees with the depth there, lies behind it (occluded), or lies
+in front of it. The last is a contradiction in a static scene: the other view looked through that place. The share that
+agrees, of those that agree or contradict, is 1 for cameras and depth that belong together; noise, drift of some
+centimetres and people who walk by leave it above 0.9. Wrong cameras give 0.2 to 0.8.
 
-Where views do not agree, the usual mistakes are undone one by one (`list_mistakes`), and the one that makes the views
-agree is the likely reason. A place that no two views see says nothing, and nothing is said.
+Where views do not agree, common mistakes are undone one by one (`list_mistakes`), and the one that makes the views
+agree is the likely reason. Places that no two views see are not judged.
 
-Only a few hundred readings of each view are looked at. Shape letters: V views, H W depth pixels, N readings of a view,
+Only a few hundred readings of each view are compared. Shape letters: V views, H W depth pixels, N readings of a view,
 P ordered pairs of views.
 """
 
@@ -25,17 +25,17 @@ from scipy.spatial.transform import Rotation
 from ross3d.data.scene import Scene
 
 
-# Views looked at, evenly spread; readings of each; up to so many views are all compared with each other.
+# Maximum number of views checked, evenly spread; readings of each; up to this many views, all pairs are compared.
 MAX_VIEWS, NUM_READINGS, ALL_PAIRS = 32, 200, 14
 # Readings agree within this share of the scan's median depth plus this share of their own: sensors err by 2 % at 3 m.
 BASE_TOLERANCE, TOLERANCE = 0.03, 0.04
-# The nine pixels around a place have to hold so many readings before anything is said about it.
+# Readings that the nine pixels around a place need before it is compared.
 MIN_AROUND = 3
-# So many readings have to be compared before views are said to disagree, or to agree once a mistake is undone.
+# Compared readings needed before views are reported to disagree, or to agree once a mistake is undone.
 MIN_COMPARED = 200
-# From this share on views agree and nothing more is asked; below the second something is wrong, whatever it is.
+# From the first share on views agree and the check ends; below the second they disagree even if no reason is found.
 AGREES, DISAGREES = 0.97, 0.75
-# An explanation makes this share agree, and takes away so much of what contradicted.
+# An explanation must make this share agree and remove this share of the contradictions.
 EXPLAINS, EXPLAINED = 0.93, 0.65
 # Below this share, with an explanation from this share on, the cameras are certainly wrong.
 CERTAINLY_WRONG, CERTAIN = 0.7, 0.97
@@ -43,11 +43,11 @@ CERTAINLY_WRONG, CERTAIN = 0.7, 0.97
 MIN_FACTOR = 1.15
 # A single view does not belong to the others below this share, where the others agree among themselves.
 STRAY_VIEW = 0.6
-# Cameras that stand so many median depths from their middle and see nothing in common have another unit.
+# Cameras at least this many median depths from their centre that see nothing in common are in another unit.
 FAR_APART = 30.0
-# Units that people mix up: how many of them make a metre.
+# Units that are often mixed up: how many of them make a metre.
 UNITS = {1000.0: "millimetres", 100.0: "centimetres", 39.37: "inches", 3.2808: "feet"}
-# Readings a view looks up while a mistake is searched for, where there are many views.
+# Readings per view while searching for a mistake, in scans with many views.
 SEARCHED_READINGS, FEW_VIEWS = 64, 6
 # Factors are tried in even ratios, then in finer ones around the best. Focal lengths are off by no more than the last
 # of these; for translations all are tried that bring the median distance of the cameras from their middle between
@@ -55,7 +55,7 @@ SEARCHED_READINGS, FEW_VIEWS = 64, 6
 STEP, FINE_STEP, FINE_STEPS = 1.15, 1.02, 10
 FOCAL_FACTORS = STEP ** np.arange(-14.0, 15.0)
 MIN_SPREAD, MAX_SPREAD = 0.02, 10.0
-# Cameras that all stand in one place contradict each other by at least so much, where a factor can be told.
+# A translation factor can be estimated only if putting all cameras in one place makes this share contradict.
 TELLING = 0.1
 
 OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -108,10 +108,10 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Cameras:
-    """What is compared: depth maps (V, H, W), intrinsics (V, 3, 3) and cam2world (V, 4, 4), float64.
+    """The data to compare: depth maps (V, H, W), intrinsics (V, 3, 3) and cam2world (V, 4, 4), float64.
 
-    `kept` are readings that were sampled, by their number, with the maps that they are of: most mistakes are undone
-    with the same maps, and looking for readings takes longer the larger and emptier these are.
+    `kept` caches sampled readings by their number, with the depth maps they come from: most mistakes leave the maps
+    unchanged, and sampling is slow for large, sparse maps.
     """
 
     depth_maps: np.ndarray
@@ -130,8 +130,8 @@ class Cameras:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A usual mistake: what is wrong, what to do about it, and the cameras with it undone; whether it is a factor of
-    the translations."""
+    """A common mistake: reason, remedy, the cameras with it undone, and whether it is a factor of the
+    translations."""
 
     reason: str
     remedy: str
@@ -148,7 +148,7 @@ class Disagreement:
         num_compared (`int`): readings compared as the scan is.
         reason, remedy (`str`): in words.
         explained_share (`float`, *optional*): the share once the mistake is undone; None where no mistake is known.
-        certain (`bool`): whether there is no doubt that the cameras are wrong.
+        certain (`bool`): whether the cameras are certainly wrong.
         is_unit (`bool`): whether translations and depth seem to differ in unit.
     """
 
@@ -161,7 +161,7 @@ class Disagreement:
     is_unit: bool = False
 
     def describe(self) -> str:
-        """What was seen, the likely reason and the way out, for people."""
+        """A message with the finding, the likely reason and the remedy."""
         if self.num_compared:
             seen = f"of {self.num_compared} depth readings looked up in another view {100 * self.share:.1f} % agree"
         else:
@@ -173,10 +173,10 @@ class Disagreement:
 
 
 def get_cameras(scene: Scene) -> Cameras | None:
-    """What of a scene is compared, at most `MAX_VIEWS` views; None without posed depth, and for a single view.
+    """The cameras and depth of at most `MAX_VIEWS` views of a scene; None without posed depth, and for a single view.
 
-    Cameras are in the scan's own frame, as its files have them: poses that were inverted, say, are no inverses once
-    they are aligned.
+    Cameras are in the scan's own frame, as in its files: mistakes such as inverted poses can only be undone before the
+    alignment.
     """
     if scene.depth_maps is None or scene.intrinsics is None or scene.cam2world is None or scene.num_views < 2:
         return None
@@ -184,7 +184,7 @@ def get_cameras(scene: Scene) -> Cameras | None:
 
 
 def take_cameras(scene: Scene) -> Cameras:
-    """The same of a scene with posed depth, a single view among them."""
+    """As `get_cameras`, for a scene that has posed depth; a single view is allowed."""
     chosen = choose_views(scene.num_views)
     intrinsics = np.broadcast_to(np.asarray(scene.intrinsics, np.float64), (scene.num_views, 3, 3))
     cam2world = np.asarray(scene.cam2world, np.float64)[chosen]
@@ -194,7 +194,7 @@ def take_cameras(scene: Scene) -> Cameras:
 
 
 def choose_views(num_views: int) -> np.ndarray:
-    """The views that are looked at, evenly spread."""
+    """Indices of the views to check, evenly spread."""
     return np.unique(np.linspace(0, num_views - 1, min(MAX_VIEWS, num_views)).round().astype(int))
 
 
@@ -232,7 +232,7 @@ def unproject_readings(
 
 
 def pair_views(num_views: int) -> np.ndarray:
-    """Ordered pairs (2, P) of views: all of few; of many, neighbours and those a quarter and half of the scan away."""
+    """Ordered pairs (2, P) of views: all if few; else neighbours and those a quarter and half of the scan apart."""
     first, second = np.divmod(np.arange(num_views**2), num_views)
     gap = (second - first) % num_views
     steps = range(1, num_views) if num_views <= ALL_PAIRS else (1, 2, 3, num_views // 4, num_views // 2)
@@ -271,14 +271,14 @@ def measure_agreement(cameras: Cameras, num_readings: int = NUM_READINGS) -> Agr
 
 
 def set_rotation(cameras: Cameras, rotation: np.ndarray) -> Cameras:
-    """The same with other rotations (V, 3, 3)."""
+    """The cameras with other rotations (V, 3, 3)."""
     cam2world = cameras.cam2world.copy()
     cam2world[:, :3, :3] = rotation
     return replace(cameras, cam2world=cam2world)
 
 
 def set_translation(cameras: Cameras, translation: np.ndarray) -> Cameras:
-    """The same with other translations (V, 3)."""
+    """The cameras with other translations (V, 3)."""
     cam2world = cameras.cam2world.copy()
     cam2world[:, :3, 3] = translation
     return replace(cameras, cam2world=cam2world)
@@ -399,7 +399,7 @@ def _list_axes_mistakes() -> Iterator[Mistake]:
         for signs in product((1, -1), repeat=3):
             turn = np.zeros((3, 3))
             turn[range(3), order] = signs
-            # Columns of cam2world are the camera's axes: the right ones are these combinations of those that came.
+            # Columns of cam2world are the camera's axes: the correct ones are these combinations of the given ones.
             if np.linalg.det(turn) > 0 and not np.array_equal(turn, np.eye(3)):
                 yield Mistake(
                     *_describe_axes(turn), lambda c, turn=turn: set_rotation(c, c.cam2world[:, :3, :3] @ turn.T)
@@ -514,7 +514,7 @@ def find_factor(
 
 
 def list_translation_factors(cameras: Cameras) -> np.ndarray:
-    """Factors in even ratios between which translations can fit the depth; none where all cameras are in one place."""
+    """Factors in even ratios within which translations can fit the depth; none where all cameras are in one place."""
     spread = measure_spread(cameras)
     if spread == 0:
         return np.zeros(0)
@@ -523,7 +523,7 @@ def list_translation_factors(cameras: Cameras) -> np.ndarray:
 
 
 def depends_on_translations(cameras: Cameras) -> bool:
-    """Whether views would contradict each other if all cameras stood in one place; else no factor can be told."""
+    """Whether views would contradict each other if all cameras were in one place; else no factor can be estimated."""
     return measure_agreement(scale_translations(cameras, 0.0)).share < 1 - TELLING
 
 
@@ -570,14 +570,14 @@ def list_swaps(names: list[str]) -> Iterator[Mistake]:
 def explains(better: Agreement, given: Agreement) -> bool:
     """Whether undoing a mistake makes views agree that did not."""
     if given.num_compared < MIN_COMPARED:
-        # Nothing spoke against the cameras as they are: more has to speak for the others.
+        # No reading contradicted the cameras as given, so an alternative needs stronger support.
         return better.num_compared >= 2 * MIN_COMPARED and better.share >= AGREES
     enough = better.num_compared >= max(MIN_COMPARED, 0.2 * given.num_compared)
     return enough and better.share >= EXPLAINS and 1 - better.share <= (1 - EXPLAINED) * (1 - given.share)
 
 
 def find_mistake(cameras: Cameras, given: Agreement, mistakes: Iterator[Mistake]) -> tuple[Mistake, Agreement] | None:
-    """The mistake that, undone, makes most readings agree, the earlier of two as good; None where none explains."""
+    """The mistake that, undone, makes most readings agree; the earlier one of a tie; None if no mistake explains."""
     num_readings = get_search_readings(cameras)
     best, best_share = None, 0.0
     for mistake in mistakes:
@@ -636,7 +636,7 @@ def find_disagreement(cameras: Cameras, names: list[str]) -> Disagreement | None
         return describe_stray_views(given, names)
     groups = [list_mistakes(cameras), list_factor_mistakes(cameras)]
     if count < MIN_COMPARED and not depends_on_translations(cameras):
-        # Nothing was compared, and nothing would tell a factor from another.
+        # Nothing was compared, so factors cannot be told apart.
         groups.pop()
     if count >= MIN_COMPARED and len(names) <= ALL_PAIRS:
         groups.append(list_swaps(names))
@@ -644,7 +644,7 @@ def find_disagreement(cameras: Cameras, names: list[str]) -> Disagreement | None
         found = find_mistake(cameras, given, mistakes)
         if found is not None:
             mistake, better = found
-            # A factor that makes views agree which could not be compared leaves no doubt: no other factor does.
+            # The views could not be compared before, so a factor that makes them agree is certain: no other one does.
             wrong = far_apart or (mistake.is_factor if count < MIN_COMPARED else share < CERTAINLY_WRONG)
             certain = wrong and better.share >= CERTAIN and len(names) > 2
             return Disagreement(share, count, mistake.reason, mistake.remedy, better.share, certain, mistake.is_factor)
@@ -661,14 +661,14 @@ def find_disagreement(cameras: Cameras, names: list[str]) -> Disagreement | None
     return Disagreement(share, count, reason, remedy)
 
 
-# Scenes whose cameras and depth were last seen to differ in unit, by folder and name: nobody knows how large they are.
+# Scenes whose cameras and depth seem to differ in unit, by folder and name: their true size is unknown.
 OF_UNKNOWN_SIZE: set[tuple[Path | None, str]] = set()
-# What was said of the scenes that this process looked at, by fingerprint: each is looked at, and warned of, once.
+# Findings of the scenes that this process has checked, by fingerprint: each is checked and warned about once.
 LOOKED_AT: dict[bytes, list[str]] = {}
 
 
 def get_fingerprint(scene: Scene, purpose: str) -> bytes:
-    """What a scene with posed depth is recognised by, so that files which changed are looked at again."""
+    """A hash of a scene with posed depth, so that changed files are checked again."""
     content = hashlib.blake2b(f"{purpose} {scene.path}".encode(), digest_size=16)
     for array in (scene.cam2world, scene.intrinsics, scene.depth_maps[:, ::16, ::16]):
         content.update(np.ascontiguousarray(array).tobytes())
@@ -692,7 +692,7 @@ def measure_scene_agreement(scene: Scene) -> float | None:
 
 def check_consistency(scene: Scene) -> None:
     """Warn of views that do not agree with each other, once per scene and process; refuse cameras that are certainly
-    wrong, each time. Nothing is said of a scene without posed depth, nor of views that see nothing in common.
+    wrong, each time. Scenes without posed depth, and views that see nothing in common, are not checked.
 
     Raises:
         ValueError: the views do not agree, and undoing one usual mistake makes them agree; names scene and mistake.

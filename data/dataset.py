@@ -44,10 +44,10 @@ def take_boxes(scene: Scene, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def get_seen(scene: Scene, fitted: Any = None) -> tuple[Any, Callable[[], torch.Tensor]]:
-    """Cameras (V, 4, 4) of a scene with depth, else None, and what gives the points (N, 3) that its depth shows.
+    """Cameras (V, 4, 4) of a scene with depth, else None, and a function that returns the points (N, 3) of its depth.
 
     Args:
-        fitted (`FittedScene`, *optional*): what the processor keeps of the scene, where it was prepared.
+        fitted (`FittedScene`, *optional*): the processor's cached form of the scene, if it was prepared.
     """
     if fitted is not None:
         return fitted.cam2world, lambda: fitted.patch_coords[fitted.patch_valid]
@@ -60,7 +60,7 @@ def get_seen(scene: Scene, fitted: Any = None) -> tuple[Any, Callable[[], torch.
 class SceneRows(Dataset):
     """Training rows of all epochs, in order: item `epoch * rows_per_epoch + place`.
 
-    The epoch travels in the index because a resumed `Trainer` does not announce it again; train with sequential
+    The epoch is part of the index because a resumed `Trainer` does not announce it again; train with sequential
     sampling over one pass.
 
     Args:
@@ -68,12 +68,12 @@ class SceneRows(Dataset):
         scenes (sequence of `Path`): scene folders.
         annotations (`dict`): scene id -> its annotations; a scene without any trains reconstruction only.
         processor (`Ross3DProcessor`): makes the tensors.
-        reader (`SceneReader`): reads a scene's folder; `PreparedScenes` without its pictures, from the second time on.
+        reader (`SceneReader`): reads a scene's folder; `PreparedScenes` skips its pictures from the second time on.
         make_proposals: (scene, seed) -> proposal boxes (K, 6) and object index -> proposal index.
         seed (`int`): of order, choice of questions, proposals and diffusion draws.
         rows_per_step (`int`): rows of one optimizer step; where a pass visits questions, those are of similar length.
-        unlabelled (sequence of `Path`): folders of scans without questions, in turns.
-        latents (`SceneLatents`, *optional*): what the teacher makes of the pictures; rows carry it.
+        unlabelled (sequence of `Path`): folders of scans without questions, which take turns.
+        latents (`SceneLatents`, *optional*): the teacher's latents of the pictures, added to the rows.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class SceneRows(Dataset):
         unlabelled: Sequence[Path] = (),
         latents: SceneLatents | None = None,
     ):
-        # Behind the scenes with questions stand the scans without.
+        # Scenes with questions first, then scans without.
         self.num_scenes = len(scenes)
         self.scenes = [*scenes, *unlabelled]
         self.data = data
@@ -110,7 +110,7 @@ class SceneRows(Dataset):
 
     @cached_property
     def labelled_scenes(self) -> np.ndarray:
-        """Which scenes keep their text, where a pass visits scenes."""
+        """Which scenes keep their text, in runs that visit scenes."""
         return choose_labelled(self.num_scenes, self.data.labelled_share, self.seed)
 
     @cached_property
@@ -123,20 +123,20 @@ class SceneRows(Dataset):
 
     @cached_property
     def rows_per_epoch(self) -> int:
-        """The same in every epoch, however its questions are dealt."""
+        """Number of rows of an epoch; the same in every epoch, however its questions are dealt."""
         return self.num_labelled_rows + count_unlabelled_rows(self.num_labelled_rows, self.data.unlabelled_share)
 
     @cached_property
     def num_labelled_rows(self) -> int:
-        """Rows of an epoch without those of the scans that never had a question."""
+        """Number of rows of an epoch, without the rows of scans that have no questions."""
         if self.data.visit == "scenes":
             return self.num_scenes
         parts = [(scene, places) for scene in range(self.num_scenes) for places, _ in self.split_questions(scene)]
         return sum(self.count_rows(scene, places) for scene, places in parts)
 
     def split_questions(self, scene: int) -> list[tuple[list[int], bool]]:
-        """Places of a scene's questions with text, and of those without, as far as there are any; one empty part for a
-        scene that never had a question."""
+        """Positions of a scene's questions with text and of those without, empty parts left out; one empty part for a
+        scene without questions."""
         kept, dropped = self.labelled_questions[scene]
         return [part for part in ((kept, True), (dropped, False)) if part[0]] or [([], True)]
 
@@ -156,7 +156,7 @@ class SceneRows(Dataset):
         return self.lengths[scene_id]
 
     def plan_epoch(self, epoch: int) -> list[PlannedRow]:
-        """The rows of an epoch in their order; the last plan is kept."""
+        """The rows of an epoch in their order; the last plan is cached."""
         if self.planned is None or self.planned[0] != epoch:
             rng = np.random.default_rng([self.seed, epoch])
             if self.data.visit == "scenes":
@@ -172,20 +172,20 @@ class SceneRows(Dataset):
         return self.planned[1]
 
     def plan_unlabelled(self, epoch: int, num_tokens: list[int], rng: np.random.Generator) -> list[PlannedRow]:
-        """The rows of an epoch whose scans have no questions, as if of one of these lengths each."""
+        """An epoch's rows of scans without questions; each gets one of these lengths, for sorting."""
         count = self.rows_per_epoch - self.num_labelled_rows
         if not count:
             return []
         num_scans, first = len(self.scenes) - self.num_scenes, epoch * count
         places, lengths = take_turns(first, count, num_scans, self.seed), rng.choice(num_tokens, count)
-        # A scan whose turn comes again in the same epoch is another row.
+        # A scan that comes again in the same epoch is another row.
         return [
             PlannedRow(self.num_scenes + place, (first + turn) // num_scans - first // num_scans, (), int(length))
             for turn, (place, length) in enumerate(zip(places, lengths, strict=True))
         ]
 
     def deal_epoch(self, rng: np.random.Generator) -> list[PlannedRow]:
-        """Every question in a row of its scene; without its text where it is to be without."""
+        """Deal all questions to rows of their scene; unlabelled ones lose their text."""
         rows = []
         for scene in range(self.num_scenes):
             path, number = self.scenes[scene], 0
@@ -220,7 +220,7 @@ class SceneRows(Dataset):
         return row | {"row_seed": torch.tensor(row_seed)}
 
     def choose_questions(self, scene_id: str, row_seed: int) -> list[Annotation]:
-        """The questions of a row: `questions_per_row` of the scene's, in drawn order, as far as their tokens fit."""
+        """Draw the questions of a row: up to `questions_per_row` of the scene's, as far as their tokens fit."""
         questions = self.annotations.get(scene_id, [])
         order = np.random.default_rng(row_seed).permutation(len(questions))[: self.data.questions_per_row]
         if self.data.tokens_per_row is not None and len(order):
@@ -238,7 +238,7 @@ class SceneRows(Dataset):
         }
 
     def get_inputs(self, path: Path, questions: list[Annotation], row_seed: int) -> dict[str, Any]:
-        """What the processor gets for a scene and its questions.
+        """The processor's arguments for a scene and its questions.
 
         Raises:
             ValueError: for a question about objects that the scene does not have, or about a place far outside of it.
@@ -260,7 +260,7 @@ class SceneRows(Dataset):
         return inputs | scene.get_inputs(bev=True) | {"proposal_boxes": boxes}
 
     def get_blind_inputs(self, questions: list[Annotation]) -> dict[str, Any]:
-        """The same words behind one grey picture: no pixels, no geometry, no proposals, every `<coord>` at 0."""
+        """The same text with one grey picture: no pixels, no geometry, no proposals, every `<coord>` at 0."""
         inputs = self.get_text([question for question in questions if question.object_ids is None])
         if inputs:
             inputs["query_coords"] = [None if xyz is None else np.zeros(3) for xyz in inputs["query_coords"]]

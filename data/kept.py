@@ -1,4 +1,4 @@
-"""Tensors kept in a file with what they were made of: mapped into memory, summed up each time they are read."""
+"""Cache files of tensors with a description of their sources; memory-mapped, checksum verified at each read."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from ross3d.data.sources import list_files
 
 
 class DamagedError(ValueError):
-    """A file that does not hold what was written to it."""
+    """A cache file whose content is not what was written to it."""
 
 
 FIELDS = {"identity", "about", "tensors", "checksum"}
@@ -45,7 +45,7 @@ def describe_source(path: Path) -> dict[str, Any]:
 
 
 def get_file_name(path: Path, suffix: str) -> str:
-    """A name for what is kept of a scan: its own, and what tells it from scans of that name in other folders."""
+    """Cache file name: the scan's name and a hash of its folder."""
     folder = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
     return f"{path.name}-{folder}.{suffix}"
 
@@ -61,12 +61,12 @@ def sum_bytes(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> int:
 
 
 def make_kept(identity: dict[str, Any], about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """What a file holds: tensors, plain values `about` them, and what tells whether they are still right."""
+    """The content of a cache file: tensors, plain values `about` them, checksum, and `identity` to detect changes."""
     return {"identity": identity, "about": about, "tensors": tensors, "checksum": sum_bytes(about, tensors)}
 
 
 def load_kept_or_none(file: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """As `load_kept`, and None, with a warning, for a broken file: its contents are to be made anew."""
+    """As `load_kept`, but a damaged file gives a warning and None, so that its content is made again."""
     try:
         return load_kept(file, identity)
     except DamagedError:
@@ -80,7 +80,7 @@ def write_kept(file: Path, kept: dict[str, Any]) -> None:
 
 
 def load_kept(file: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """What a file holds, or None when it is not there or was made of something else.
+    """Load a cache file; None if it does not exist or was made from other sources.
 
     Raises:
         DamagedError: for a broken file.

@@ -1,6 +1,7 @@
-"""The teacher's latents of scenes, kept on disk: training rows carry them, and no step passes pictures to the teacher.
+"""The teacher's latents of scenes, cached on disk, so that training steps do not run the teacher.
 
-A file a scene, made by `python -m ross3d.training.latents`. Shapes: V views, z channels of a latent, a x a its size.
+One file per scene, made by `python -m ross3d.training.latents`. Shapes: V views, z channels of a latent, a x a its
+size.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from ross3d.data.atomic import remove_leftovers_of_the_dead
 from ross3d.data.kept import describe_source, get_file_name, load_kept, load_kept_or_none, make_kept, write_kept
 
 
-# Changes whenever what a file holds, or what the numbers in it mean, changes.
+# Raise when the content of a file, or the meaning of its numbers, changes.
 LATENTS_VERSION = 2
 
 
@@ -27,12 +28,12 @@ def get_teacher_fingerprint(folder: Path) -> str:
 
 
 class SceneLatents:
-    """Kept latents: for each scene `view_latents` (V, 2z, a, a) and, with a bird's-eye picture, `bev_latents`
+    """Cached latents: for each scene `view_latents` (V, 2z, a, a) and, with a bird's-eye picture, `bev_latents`
     (2z, b, b), both posterior mean and log-variance.
 
     Args:
-        folder (`Path`): where they are kept.
-        settings (`dict`): what they depend on beside the scene's files: of processor, model and teacher.
+        folder (`Path`): where they are stored.
+        settings (`dict`): what they depend on in addition to the scene's files: processor, model and teacher.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]):
@@ -44,18 +45,18 @@ class SceneLatents:
         return self.folder / get_file_name(path, "latents")
 
     def get_identity(self, path: Path) -> dict[str, Any]:
-        """What tells whether latents are still right; to be taken before the pictures are read."""
+        """The identity of a scene's latents, to detect changes; take it before the pictures are read."""
         return {"version": LATENTS_VERSION, "settings": self.settings, "source": describe_source(path)}
 
     def has(self, path: Path) -> bool:
-        """Whether the latents of a scene are there; damaged ones count as absent, with a warning."""
+        """Whether the latents of a scene exist; damaged ones count as absent, with a warning."""
         return load_kept_or_none(self.get_file(path), self.get_identity(path)) is not None
 
     def write(self, path: Path, identity: dict[str, Any], latents: dict[str, torch.Tensor]) -> None:
         write_kept(self.get_file(path), make_kept(identity, {}, latents))
 
     def refuse_missing(self, paths: list[Path]) -> None:
-        """Refuse to begin when scenes have no file; whether it is the right one shows when it is read.
+        """Refuse to start if scenes have no file; whether a file is the right one is checked when it is read.
 
         Raises:
             ValueError: names how many are missing, and the first.

@@ -1,7 +1,7 @@
-"""Names and links that folders of others hold, checked once before they become paths.
+"""Check names and links from untrusted folders before they are used as paths.
 
-`is_inside` says whether a path stays in its folder. `check_name` is for names that are no paths, `check_links` for
-files of a folder that are copied, `resolve_inside` (sources/inside.py) for names that may be paths.
+`is_inside` tests whether a path stays in its folder. `check_name` is for names that must not be paths, `check_links`
+for files of a folder that are copied, `resolve_inside` (sources/inside.py) for names that may be paths.
 """
 
 import re
@@ -16,10 +16,11 @@ MAX_NAME_LETTERS = 200
 
 
 def check_name(name: Any, where: str) -> str:
-    """The name of a scene or file, where it is a plain one; `where` (file and place) begins the error.
+    """Return the name of a scene or file if it is a plain one; `where` (file and place) begins the error.
 
     Raises:
-        ValueError: for what is no text, is empty or long, or has a slash, a blank or a dot at its start.
+        ValueError: for a name that is not a string, is empty or too long, contains a slash or a blank, or starts with
+            a dot.
     """
     if not isinstance(name, str) or len(name) > MAX_NAME_LETTERS or NAME.fullmatch(name) is None:
         raise ValueError(
@@ -30,8 +31,8 @@ def check_name(name: Any, where: str) -> str:
 
 
 def is_inside(file: Path, folder: Path) -> bool:
-    """Whether what a path leads to, links followed, lies in a folder; of a folder of the Hub's cache, whose files are
-    links, also among the files that the cache keeps of that repository.
+    """Whether the target of a path, links followed, lies in a folder. For a folder of the Hub's cache, whose files are
+    links, the files that the cache stores for that repository count too.
     """
     root = folder.resolve()
     blobs = [root.parents[1] / "blobs"] if root.parent.name == "snapshots" else []
@@ -39,7 +40,7 @@ def is_inside(file: Path, folder: Path) -> bool:
 
 
 def check_links(files: Iterable[Path], folder: Path) -> None:
-    """Refuse links among the files of a folder that lead out of it: what they lead to would be copied as its own.
+    """Refuse links among the files of a folder that lead out of it: their targets would be copied as its own files.
 
     Raises:
         ValueError: names the first, and where it leads.

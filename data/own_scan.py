@@ -1,8 +1,8 @@
-"""A scan of one's own made ready to be asked about: upright, with boxes, whatever it came with.
+"""Prepare a user's scan for questions: make it upright and give it boxes.
 
-The world is upright when somebody says so: an alignment was given or came with the scan, or boxes of its objects came,
-which lie in an upright world. Otherwise it is estimated from posed depth; a world that the estimate would hardly move
-is left as it is. Boxes are proposed from depth where none came.
+The world counts as upright if an alignment was given or came with the scan, or if the scan has boxes of objects, which
+lie in an upright world. Otherwise the alignment is estimated from posed depth; a world that the estimate would hardly
+move is left as it is. Boxes are proposed from depth if the scan has none.
 """
 
 import os
@@ -23,11 +23,11 @@ from ross3d.data.upright import LOW_CONFIDENCE, UprightEstimate, align_scene, es
 from ross3d.data.world import check_bounds
 
 
-# Alignment, boxes and bird's-eye pictures are made from at most so many frames, pictures no larger than needed.
+# Maximum number of frames for alignment, boxes and bird's-eye pictures, and the picture size they need, pixels.
 NUM_FRAMES, PICTURE_SIZE = 64, 432
-# A world is upright already when the estimate would tilt it, turn it (quarter turns aside), in degrees, and lift or
-# lower its floor, in metres, by less than this: proposals take off 5 cm of floor, which a room of 6 m at half a degree
-# just keeps to.
+# A world is already upright if the estimate would tilt it, turn it (apart from quarter turns), in degrees, and lift or
+# lower its floor, in metres, by less than this. Proposals remove 5 cm of floor, which just covers a room of 6 m tilted
+# by half a degree.
 UPRIGHT_DEGREES, UPRIGHT_TURN, UPRIGHT_HEIGHT = 0.5, 3.0, 0.02
 ALIGNED = "the alignment came with the scan"
 
@@ -38,15 +38,15 @@ class OwnScan:
 
     Attributes:
         path (`Path`), scene (`Scene`): where it lies, and frames spread over all of it.
-        alignment (`str`): a sentence that says what the alignment rests on.
-        estimate (`UprightEstimate`, *optional*): what was estimated, where it was.
+        alignment (`str`): a sentence on the source of the alignment.
+        estimate (`UprightEstimate`, *optional*): the estimate, if one was made.
         axis_align_matrix (`(4, 4)` array or its file, *optional*): given or estimated, for `read_scene`; None where
             the scan is read as it lies.
         given_boxes (`Path`, *optional*): the file given in place of the scan's own boxes.
         proposals (`Proposals`, *optional*): where the scan came without boxes.
         reading (`dict`): further options that it is read with, see `make_reading`.
         surface (`Surface`, *optional*): flat patches of `scene`, in its world; None without depth.
-        trust (`str`): in a few words, what "upright" rests on; empty where nobody knows.
+        trust (`str`): in a few words, the evidence that the world is upright; empty where unknown.
     """
 
     path: Path
@@ -62,7 +62,7 @@ class OwnScan:
 
     @property
     def boxes(self) -> np.ndarray:
-        """Boxes (K, 6) to choose among, metres, upright world: those that came, else the proposed ones."""
+        """Boxes (K, 6) to choose among, metres, upright world: the scan's or the given ones, else the proposed."""
         for came in (self.scene.boxes, self.scene.proposal_boxes):
             if has_any(came):
                 return came
@@ -85,7 +85,7 @@ class OwnScan:
         return np.eye(4) if matrix is None else np.asarray(matrix, np.float64)
 
     def describe_world(self) -> str:
-        """A sentence that says what is known of unit and axes, and what that rests on."""
+        """A sentence that describes unit and axes, as far as known, with the evidence."""
         if self.scene.cam2world is None:
             return "Pictures without cameras: nothing is known of places, sizes and directions."
         if self.scene.depth_maps is None:
@@ -94,20 +94,20 @@ class OwnScan:
         return f"Posed views with depth in metres, as its files give it; z up: {self.trust}."
 
     def read_views(self, num_views: int) -> Scene:
-        """So many views of the scan, pictures at their own size, in the same world; without proposed boxes."""
+        """Read `num_views` views of the scan at full size, in the same world; without proposed boxes."""
         given = make_options(self.axis_align_matrix, self.given_boxes)
         limits = make_limits(self.path) | self.reading
         return read_scene(self.path, look_at_world=False, num_views=num_views, **given, **limits)
 
 
 def make_options(axis_align_matrix, boxes) -> dict:
-    """Options of `read_scene`, what is None left out: videos know neither."""
+    """Options of `read_scene` that are not None; videos accept neither."""
     given = {"axis_align_matrix": axis_align_matrix, "boxes": boxes}
     return {name: value for name, value in given.items() if value is not None}
 
 
 def make_limits(path: Path) -> dict:
-    """How many frames may be lost or damaged before the scan is refused, where its layout alone would allow none."""
+    """A `max_excluded` for layouts that by default allow no lost or damaged frame."""
     is_strict = path.is_dir() and find_layout(path).name == "rgbd_folder"
     return {"max_excluded": MAX_EXCLUDED} if is_strict else {}
 
@@ -117,7 +117,7 @@ def has_any(boxes: np.ndarray | None) -> bool:
 
 
 def is_upright(estimate: UprightEstimate) -> bool:
-    """Whether an alignment changes next to nothing but the middle of the floor and quarter turns."""
+    """Whether an alignment hardly changes anything apart from the origin and quarter turns."""
     rotation = estimate.axis_align_matrix[:3, :3]
     tilt = np.rad2deg(np.arccos(np.clip(rotation[2, 2], -1.0, 1.0)))
     turn = np.mod(np.rad2deg(np.arctan2(rotation[1, 0], rotation[0, 0])) + 45.0, 90.0) - 45.0
@@ -132,7 +132,7 @@ def read_own_scan(
     boxes: Path | None = None,
     reading: dict[str, Any] | None = None,
 ) -> OwnScan:
-    """Read a scan of any layout, or a video, and make it ready; a warning names files of its folder that are not read.
+    """Read and prepare a scan of any layout, or a video; a warning names files of its folder that are not read.
 
     Args:
         path: see `read_scene`.
@@ -178,7 +178,7 @@ def make_upright(path: Path, scene: Scene, given: Path | None = None) -> OwnScan
         return OwnScan(path, scene, sentence, axis_align_matrix=given, surface=surface, trust=trust)
     if scene.axis_align_matrix is not None:
         return OwnScan(path, scene, ALIGNED, surface=surface, trust="by the alignment that came with the scan")
-    # Proposals and pictures made from depth say nothing of the world that they were made in.
+    # Proposals and pictures made from depth are no evidence that their world is upright.
     if has_any(scene.boxes):
         sentence = "no alignment came with the scan, but boxes did: its world is taken to be upright"
         return OwnScan(path, scene, sentence, surface=surface, trust="taken for granted, since boxes came with it")
@@ -189,7 +189,7 @@ def make_upright(path: Path, scene: Scene, given: Path | None = None) -> OwnScan
     if is_upright(estimate):
         sentence = f"the scan is upright already and was not turned (confidence {estimate.confidence:.2f}){pictures}"
         return OwnScan(path, scene, sentence, estimate, surface=surface, trust=trust)
-    # What was made in the world as it lay does not go with it.
+    # Proposals and pictures made in the old world are dropped.
     scene = replace(scene, boxes=None, proposal_boxes=None, bev_image=None, bev_valid=None, bev_bounds=None)
     matrix, sentence = estimate.axis_align_matrix, estimate.describe() + pictures
     aligned, surface = align_scene(scene, estimate), surface.move(matrix)

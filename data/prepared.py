@@ -1,8 +1,8 @@
-"""Scenes prepared once: decoded, resized and pooled, kept as tensors, so that later epochs read no pictures.
+"""A cache of prepared scenes: decoded, resized and pooled tensors, so that later epochs read no pictures.
 
-A file a scene, in a folder that may be thrown away at any time; one that is damaged, was made of other files, or by a
-processor of other settings, is made anew. Beside a scene whose views or world were warned of lies what was said
-(`NAME.warnings.json`), so that later runs, which do not look at its views, say it again.
+One file per scene, in a folder that may be deleted at any time. A file that is damaged, or was made from other files
+or with other processor settings, is made again. Warnings about a scene's views or world are stored next to it
+(`NAME.warnings.json`), so that later runs, which do not check its views, can repeat them.
 """
 
 import hashlib
@@ -22,13 +22,13 @@ from ross3d.data.text_files import read_json
 from ross3d.data.world import recall_warnings
 
 
-# Changes whenever what a file holds, or what the numbers in it mean, changes.
+# Raise when the content of a file, or the meaning of its numbers, changes.
 PREPARED_VERSION = 3
 WARNINGS_SUFFIX = ".warnings.json"
 
 
 def to_metres(millimetres: torch.Tensor) -> torch.Tensor:
-    """uint16 -> float32, rounded once, as readers of depth maps divide."""
+    """uint16 millimetres -> float32 metres, rounded once, exactly as the readers of depth maps do."""
     return millimetres.float().div_(1000)
 
 
@@ -49,20 +49,20 @@ class SceneReader:
         self.reading = dict(reading or {})
 
     def read(self, path: Path) -> tuple[Scene, Any]:
-        """A scene, and what the processor made of it (`FittedScene`) where it was prepared, else None."""
+        """Read a scene, and its `FittedScene` from the processor if it was prepared, else None."""
         return self.read_scene(path, **self.reading), None
 
     def warn_again(self, paths: Sequence[Path]) -> None:
-        """Nothing: whenever a scene is read, it is warned of."""
+        """Do nothing: this reader warns each time a scene is read."""
 
 
 class PreparedScenes(SceneReader):
     """Reads scenes for training rows, each from its pictures the first time and from its prepared tensors later.
 
     Args:
-        folder (`Path`): where prepared scenes are kept; made when it is not there.
-        processor (`Ross3DProcessor`): prepares them; a file of another one's settings is made anew.
-        read_scene, reading: as of `SceneReader`; scenes read with other options are made anew.
+        folder (`Path`): where prepared scenes are stored; created if missing.
+        processor (`Ross3DProcessor`): prepares them; files made with other settings are made again.
+        read_scene, reading: as in `SceneReader`; scenes read with other options are made again.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class PreparedScenes(SceneReader):
         remove_leftovers_of_the_dead(self.folder)
 
     def read(self, path: Path) -> tuple[Scene, Any]:
-        """A scene without its pictures, and what the processor made of them (`FittedScene`)."""
+        """Read a scene without its pictures, and the processor's `FittedScene` of them."""
         file, identity = self.folder / get_file_name(path, "prepared"), self.get_identity(path)
         kept = load_kept_or_none(file, identity)
         if kept is None:
@@ -88,7 +88,7 @@ class PreparedScenes(SceneReader):
         return self.build(kept, path)
 
     def get_identity(self, path: Path) -> dict[str, Any]:
-        """What a prepared scene is made of, by which it is known to be still right."""
+        """A description of everything a prepared scene is made from, to detect changes."""
         return {
             "version": PREPARED_VERSION,
             "settings": self.processor.get_fit_settings(),
@@ -97,7 +97,7 @@ class PreparedScenes(SceneReader):
         }
 
     def keep(self, kept: dict[str, Any], file: Path, said: list[str]) -> None:
-        """Write a prepared scene and what was said of it; where there is no room for it, training goes on without."""
+        """Write a prepared scene and its warnings; if the disk is full, training continues without the file."""
         beside = file.with_suffix(WARNINGS_SUFFIX)
         try:
             beside.unlink(missing_ok=True)
@@ -110,7 +110,7 @@ class PreparedScenes(SceneReader):
                           stacklevel=2)  # fmt: skip
 
     def warn_again(self, paths: Sequence[Path]) -> None:
-        """Say in one warning how many of the scenes were warned of when they were prepared, where that still holds."""
+        """Give one warning with the number of scenes whose preparation gave warnings that still hold."""
         said = {path.name: told for path in paths if (told := self.read_warnings(path))}
         if said:
             count = f"{len(said)} of {len(paths)} prepared scenes were" if len(said) > 1 else "a prepared scene was"
@@ -122,19 +122,19 @@ class PreparedScenes(SceneReader):
             )
 
     def read_warnings(self, path: Path) -> list[str]:
-        """What was said of a scene when it was prepared; nothing where its files or settings have changed."""
+        """Warnings stored when a scene was prepared; none if its files or settings have changed."""
         beside = (self.folder / get_file_name(path, "prepared")).with_suffix(WARNINGS_SUFFIX)
         if not beside.is_file():
             return []
         try:
             told = read_json(beside, "warnings of a prepared scene", keys=("identity", "warnings"))
-        # A folder that may be thrown away: what is damaged there is no reason to stop.
+        # The folder may be deleted at any time: damaged files there are no reason to stop.
         except ValueError:
             return []
         return told["warnings"] if told["identity"] == hash_identity(self.get_identity(path)) else []
 
     def prepare(self, scene: Scene, identity: dict[str, Any]) -> dict[str, Any]:
-        """Let the processor fit what was read of a scene's own files."""
+        """Let the processor fit a scene that was read from its own files."""
         inputs = scene.get_inputs(bev=True)
         fitted = self.processor.fit_scene(**inputs | {"scene_id": inputs.pop("scene_ids")[0]})
         names = [field.name for field in fields(fitted) if field.name != "settings"]

@@ -1,12 +1,12 @@
-"""Boxes of whatever stands in a room, without names, from posed depth.
+"""Propose class-agnostic object boxes from posed depth.
 
-Floor, ceiling and walls are taken off an upright scene. What is left is grouped in several ways, since no single one
-suits all: points linked within a reach in space, or in plan (a lamp's shade and its foot are one), at several reaches;
-what is left above and between level surfaces (a cup on a table); and each level surface down to the floor (the table
-without the cup). Each grouping gives boxes. Boxes that several groupings find again, and that show much surface, come
-first; near copies are dropped. Nothing is drawn at random.
+Floor, ceiling and walls are removed from an upright scene. The remaining points are grouped in several ways, since no
+single one suits all objects: points linked within a distance in space, or in plan (a lamp's shade and its foot are
+one), at several distances; points above and between level surfaces (a cup on a table); and each level surface down to
+the floor (the table without the cup). Each grouping gives boxes. Boxes that several groupings find, and that show much
+surface, come first; near duplicates are dropped. The result is deterministic.
 
-Boxes that others made are read by `ross3d.data.box_files`. Shape letters: N points, M patches, K boxes, G groups.
+`ross3d.data.box_files` reads boxes of external detectors. Shape letters: N points, M patches, K boxes, G groups.
 """
 
 from dataclasses import dataclass
@@ -22,24 +22,24 @@ from ross3d.data.surface import Surface, check_depth, count_voxel_votes, find_up
 from ross3d.geometry_ross3d import compute_box_iou, unproject
 
 
-# Pixels looked at along a depth map's longer side: 2 cm apart at 3 m, as fine as the voxels below.
+# Pixels sampled along a depth map's longer side: 2 cm apart at 3 m, as fine as the voxels below.
 PIXELS_ACROSS = 160
 # Metres: one point is kept of each voxel of this side, half of the smallest reach.
 THIN_SIZE = 0.02
-# Metres: side of the voxels that areas are counted in; patches of `sample_surface` lie so far apart at 4 m.
+# Metres: side of the voxels that areas are counted in; the spacing of `sample_surface` patches at 4 m.
 VOTE_SIZE = 0.05
 
-# Share of the points that may lie further below the floor than so many metres, as mirrors and windows make them.
+# Share of the points that may lie further below the floor than this, metres: mirrors and windows cause such points.
 MAX_BELOW, BELOW = 0.2, 0.3
-# Metres: what lies so near floor or wall belongs to it; sensors err by half of that at 4 m.
+# Metres: points this near to floor or wall belong to it; sensors err by half of that at 4 m.
 FLOOR_BAND, WALL_BAND = 0.05, 0.05
-# Metres: a wall is taken off so far beyond its seen ends, where furniture hid it.
+# Metres: a wall is removed this far beyond its visible ends, where furniture hides it.
 WALL_OVERHANG = 0.5
 # Square metres: a wall is larger than a cupboard's side that happens to have nothing behind it.
 MIN_WALL_AREA = 0.6
 # A wall reaches this share of the height of what was seen; furniture seldom does.
 MIN_WALL_REACH = 0.8
-# Share of all votes that may lie behind a wall: what is seen through doors.
+# Share of all votes that may lie behind a wall: points seen through doors.
 MAX_BEHIND = 0.02
 # Metres: a surface facing down above this is a ceiling, below it is the underside of furniture.
 MIN_CEILING_HEIGHT = 1.9
@@ -59,16 +59,16 @@ MIN_LEVEL = 0.95
 MIN_LEVEL_HEIGHT, MIN_LEVEL_AREA = 0.15, 0.05
 # Metres: cells that link a level surface, wide since patches lie apart, low since boards lie close.
 LEVEL_CELL = (0.08, 0.08, 0.04)
-# Metres, and cells to each side: what lies so near a level patch is on its surface.
+# Metres, and cells to each side: points this near to a level patch are on its surface.
 ON_LEVEL_CELL, ON_LEVEL_REACH = (0.04, 0.04, 0.02), (2, 2, 1)
 
 # Voxels, and metres along the longest side: smaller groups are noise.
 MIN_GROUP_VOXELS, MIN_GROUP_SIZE = 8, 0.1
-# Metres: a group that comes as near to the floor stands on it; feet are hidden, and end in the floor's band.
+# Metres: a group that comes this near to the floor stands on it; feet are hidden, or removed with the floor.
 STANDING = 0.22
-# Share of a group's points left out at each end of each axis: single wild readings.
+# Share of a group's points dropped at each end of each axis, against outliers.
 TRIM = 0.002
-# Overlap from which boxes agree: that at which a box counts as found. From the second on they are copies.
+# IoU from which boxes agree (that at which a box counts as found), and from which they are duplicates.
 AGREEING, COPIES = 0.5, 0.8
 
 
@@ -79,7 +79,7 @@ class Proposals:
     Attributes:
         boxes (`np.ndarray` of shape `(K, 6)`, float32): centre and size, metres, in the scene's world.
         agreement (`np.ndarray` of shape `(K,)`): share of the groupings that found the box, or one with IoU >= 0.5.
-        areas (`np.ndarray` of shape `(K,)`): surface that was seen in each, roughly, square metres.
+        areas (`np.ndarray` of shape `(K,)`): approximate visible surface in each box, square metres.
     """
 
     boxes: np.ndarray
@@ -87,7 +87,7 @@ class Proposals:
     areas: np.ndarray
 
     def describe(self) -> str:
-        """One sentence for people."""
+        """A one-sentence summary."""
         if not len(self.boxes):
             return "no boxes proposed: nothing stands out from floor and walls"
         return (
@@ -97,11 +97,11 @@ class Proposals:
 
 
 def propose_boxes(scene: Scene, max_proposals: int = MAX_PROPOSALS, surface: Surface | None = None) -> Proposals:
-    """Boxes of what stands in an upright scene, at most `max_proposals`, best first.
+    """Propose boxes of the objects in an upright scene, at most `max_proposals`, best first.
 
     Args:
         scene (`Scene`): posed depth, z up, floor at z = 0.
-        surface (`Surface`, *optional*): its `sample_surface`, where that is at hand.
+        surface (`Surface`, *optional*): `sample_surface(scene)`, if already computed.
 
     Raises:
         ValueError: without posed depth, and where much lies below the floor.
@@ -146,9 +146,9 @@ def check_upright(points: np.ndarray, scene_id: str) -> None:
 
 
 def number_cells(points: np.ndarray, cell) -> tuple[np.ndarray, np.ndarray]:
-    """A number (N,) for the cell of each of points (N, 3), and what it grows by (3,) from one cell to the next.
+    """A linear index (N,) for the cell of each of points (N, 3), and its strides (3,) from one cell to the next.
 
-    Two cells are free between the rows' ends, so that one or two steps never lead from one end to the other.
+    Rows are padded with two empty cells, so that one or two steps never wrap around to another row.
     """
     cells = np.floor((points - points.min(0)) / cell).astype(np.int64)
     _, rows, columns = cells.max(0) + 3
@@ -187,7 +187,7 @@ def link_points(points: np.ndarray, cell) -> np.ndarray:
 def find_room(points: np.ndarray, surface: Surface) -> np.ndarray:
     """Which points (N, 3) of an upright scene belong to floor, walls or ceiling, or lie behind them.
 
-    A wall is an upright plane that reaches nearly as high as anything seen and has next to nothing behind it.
+    A wall is an upright plane that reaches nearly as high as anything seen and has almost nothing behind it.
     """
     votes = count_voxel_votes(surface.points, VOTE_SIZE)
     room = points[:, 2] < FLOOR_BAND
@@ -218,7 +218,7 @@ def find_level(points: np.ndarray, level_points: np.ndarray) -> np.ndarray:
 def get_group_boxes(points: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Boxes (G, 6) and areas (G,) of groups (N,) of points (N, 3), without those that are too small.
 
-    What is flat is as thick as points are exact, so that it overlaps itself.
+    Flat groups get a minimum thickness, the precision of the points, so that their boxes have a volume.
     """
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
@@ -258,7 +258,7 @@ def make_groupings(points: np.ndarray, level_points: np.ndarray) -> list[tuple[n
 
 
 def rank_groupings(groupings: list[tuple[np.ndarray, np.ndarray]]) -> Proposals:
-    """The boxes of all groupings, best first, near copies dropped.
+    """The boxes of all groupings, best first, near duplicates dropped.
 
     A box's rank is the root of its area times the sum of its overlaps with the boxes that agree with it.
     """

@@ -1,6 +1,6 @@
-"""Which questions stand behind which scene in one epoch: dealing them to rows, and the order of the rows.
+"""Plan an epoch: deal the questions to rows of their scenes, and order the rows.
 
-All of it follows from counts, lengths and a generator, so a resumed run plans what the first one planned.
+The plan depends only on counts, lengths and a generator, so a resumed run makes the same plan.
 """
 
 from collections.abc import Sequence
@@ -9,19 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 
 
-# Rows of so many steps are sorted by length before they are cut into steps.
+# Rows of this many steps are sorted by length before they are cut into steps.
 STEPS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
 class PlannedRow:
-    """A scene and the questions behind it, both by their place in the dataset's lists.
+    """A scene and its questions, both by their position in the dataset's lists.
 
     Attributes:
         number (`int`): tells the rows of one scene apart.
-        num_tokens (`int`): of the questions and their answers; of a row without text those of one with text, so that
-            rows are mixed in every step.
-        grounds (`bool`): whether one of them is answered by boxes.
+        num_tokens (`int`): tokens of the questions and their answers; a row without text gets the length of one with
+            text, so that rows of both kinds are mixed in every step.
+        grounds (`bool`): whether one of the questions is answered by boxes.
     """
 
     scene: int
@@ -32,20 +32,19 @@ class PlannedRow:
 
 
 def choose_labelled(count: int, share: float, seed: int) -> np.ndarray:
-    """Which of so many samples (bool) keep their text: `share` of them to the nearest whole number from 1 on, drawn
-    once."""
+    """Which of `count` samples (bool) keep their text: a random `share` of them, rounded, at least 1."""
     kept = np.zeros(count, dtype=bool)
     kept[np.random.default_rng([seed, 0, 1]).permutation(count)[: max(1, round(share * count))]] = True
     return kept
 
 
 def count_unlabelled_rows(num_rows: int, share: float) -> int:
-    """How many rows of scans without text make up `share` of all, beside `num_rows` others."""
+    """How many rows of scans without text, added to `num_rows` others, make up `share` of all."""
     return round(num_rows * share / (1 - share))
 
 
 def take_turns(first: int, count: int, num_scans: int, seed: int) -> list[int]:
-    """Places of `count` scans from turn `first` on: every scan once in drawn order, then all again in another one."""
+    """Indices of `count` scans from turn `first` on: every scan once in random order, then again in another order."""
     orders: dict[int, np.ndarray] = {}
     places = []
     for turn in range(first, first + count):
@@ -65,7 +64,7 @@ def count_rows(lengths: Sequence[int], questions_per_row: int, tokens_per_row: i
 def deal_questions(
     lengths: Sequence[int], num_rows: int, questions_per_row: int, rng: np.random.Generator
 ) -> list[list[int]]:
-    """Places of all questions, in `num_rows` rows of about as many tokens each, in drawn order within a row.
+    """Indices of all questions in `num_rows` rows with similar numbers of tokens, in random order within a row.
 
     The longest come first, each to the row with the fewest tokens that has room for it.
     """
@@ -89,14 +88,14 @@ def cut_questions(order: Sequence[int], lengths: Sequence[int], tokens_per_row: 
 def order_rows(
     rows: Sequence[PlannedRow], rows_per_step: int, one_task_per_step: bool, rng: np.random.Generator, begun: int = 0
 ) -> list[PlannedRow]:
-    """Rows in drawn order, those of one step of similar length.
+    """Rows in random order; the rows of one step have similar lengths.
 
     Args:
         rows: of an epoch.
         rows_per_step (`int`): rows of one optimizer step, over all processes and accumulated batches.
-        one_task_per_step (`bool`): keep rows with and without grounding questions in steps of their own, as the
-            published sampler does; only what is left over of both shares the last steps.
-        begun (`int`): rows of a step that the epoch before has begun; what is left over completes it first.
+        one_task_per_step (`bool`): keep rows with and without grounding questions in separate steps, as the
+            published sampler does; only the remainders of both share the last steps.
+        begun (`int`): rows that the previous epoch put into its unfinished last step; remainders complete it first.
     """
     drawn = [rows[place] for place in rng.permutation(len(rows))]
     kinds = [[row for row in drawn if row.grounds == kind] for kind in (False, True)] if one_task_per_step else [drawn]

@@ -1,4 +1,4 @@
-"""Which views of a scan to use: evenly spread, or those that together see most of the scan."""
+"""Choose views of a scan: evenly spread, or those that together see most of the scan."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ross3d.geometry_ross3d import unproject
 # Metres; side of the voxels that coverage counts.
 COVERAGE_VOXEL_SIZE = 0.1
 COVERAGE_VIEWS = 32
-# No scan has as many frames; a larger number is a slip, and would fill the memory.
+# No scan has this many frames; a larger number is a mistake and would fill the memory.
 MAX_SAMPLED_VIEWS = 1_000_000
 
 
@@ -84,9 +84,9 @@ def list_coverage_candidates(num_frames: int, num_views: int = COVERAGE_VIEWS) -
 def select_max_coverage(
     frame_voxels: Sequence[np.ndarray], scene_voxels: np.ndarray, num_views: int = COVERAGE_VIEWS, seed: int = 0
 ) -> Coverage:
-    """Greedy maximum coverage: again and again the frame that sees most voxels of the scan not seen before.
+    """Greedy maximum coverage: repeatedly take the frame that sees most voxels of the scan not seen before.
 
-    The published rule (Video-3D-LLM), but for the draw between equally good frames, which is seeded here.
+    The published rule (Video-3D-LLM), except that ties between frames are broken by a seeded draw.
 
     Args:
         frame_voxels: voxels (N_i, 3), integers, of each candidate.

@@ -1,4 +1,4 @@
-"""Is a scan upright? What its readings say of floor, walls and cameras, in numbers and, where something is off, words.
+"""Check whether a scan is upright: measurements of floor, walls and cameras, and warnings where something is off.
 
 Shape letters: N flat patches.
 """
@@ -23,15 +23,15 @@ MIN_WALL_AREA = 1.0
 # Metres and degrees from which on something is off.
 MAX_FLOOR_HEIGHT, MAX_FLOOR_RMS, MAX_WALL_DEGREES, MIN_CAMERAS_INSIDE = 0.05, 0.03, 3.0, 0.9
 MAX_FLOOR_TILT, MIN_CAMERAS_UPRIGHT = 1.0, 0.9
-# Cosine between a picture's upper edge and z, 65 degrees: people look down at floors, and not with the head turned.
+# Cosine between a picture's upper edge and z, 65 degrees: cameras often look down at floors, but are seldom rolled.
 UPWARDS = 0.4226
-# Metres that a camera may stand outside of what was seen: nobody sees what is behind them.
+# Metres that a camera may be outside of the visible area: it does not see what is behind it.
 BEHIND = 1.0
 
 
 @dataclass(frozen=True)
 class Sanity:
-    """What a scan's readings say.
+    """Measurements of a scan.
 
     Attributes:
         points (`np.ndarray` of shape `(N, 3)`): middles of flat patches, metres, for drawings from the side.
@@ -41,7 +41,7 @@ class Sanity:
         floor_rms (`float`, *optional*): metres; root mean square of the cells' own medians about `floor_height`.
         floor_area (`float`): square metres of cells.
         wall_degrees (`float`, *optional*): how far the upright planes of 1 square metre and more are from the axes;
-            half of their area is no further, so that turned furniture does not count. None without such planes.
+            median weighted by area, so that turned furniture does not count. None without such planes.
         worst_wall_degrees (`float`, *optional*): the same of the worst of them.
         cameras_upright (`float`): share of cameras whose upper edge points up, within 65 degrees.
         picture_turns (`int`): quarter turns counter-clockwise that bring the upper edge of most pictures up.
@@ -60,7 +60,7 @@ class Sanity:
     picture_turns: int = 0
 
     def list_facts(self) -> list[tuple[str, str]]:
-        """(name, value) of every number, for people."""
+        """(name, value) of every measurement, as text."""
         facts = [("cameras inside the room, %", f"{100 * self.cameras_inside:.0f}")]
         facts.append(("cameras with their upper edge up, %", f"{100 * self.cameras_upright:.0f}"))
         if self.floor_height is not None:
@@ -101,7 +101,7 @@ class Sanity:
 
 
 def measure_sanity(scene: Scene, surface: Surface | None = None) -> Sanity:
-    """Measure a scene that is said to be upright; `surface` is its `sample_surface`, where that is at hand.
+    """Measure a scene that should be upright; `surface` is `sample_surface(scene)`, if already computed.
 
     Raises:
         ValueError: without posed depth.

@@ -1,4 +1,4 @@
-"""A `Scene`: posed views of one place, in metres, z up, whatever it was read from.
+"""A `Scene`: posed views of one place, in metres, z up, the same for all source layouts.
 
 Frames and units: `cam2world` maps OpenCV camera axes (x right, y down, z forward) to a world whose z points up and
 whose axis alignment is already applied; `depth_maps` are metres along the camera's z, 0 = no reading; `intrinsics` are
@@ -25,17 +25,17 @@ from ross3d.inputs_ross3d import (
 )
 
 
-# What a model that has to be blind sees instead of views.
+# The picture that a blind model sees instead of the views.
 BLIND_PICTURE = np.full((8, 8, 3), 128, dtype=np.uint8)
-# Boxes in metres are not longer than twice the diagonal of what depth shows (8 m at least, since a view may show a
-# corner only), and not further from it than that and so many metres more.
+# Boxes in metres are not longer than twice the diagonal of the visible depth (8 m at least, since a view may show a
+# corner only), and not further from it than that plus this margin, metres.
 MIN_EXTENT, NEIGHBOURHOOD = 8.0, 5.0
 # Other units, how many make a metre; metres of the shortest and of the usual object, by its longest side.
 BOX_UNITS = {"millimetres": 1000.0, "centimetres": 100.0, "inches": 39.37}
 SHORTEST_BOX, USUAL_BOX = 0.05, 0.7
 
 
-# Cameras that stand so many times further apart than they see are likely in another unit than depth.
+# Cameras that are this many times further apart than they see are probably in another unit than depth.
 FAR_APART = 10.0
 
 
@@ -51,13 +51,13 @@ class Scene:
         cam2world (`np.ndarray` of shape `(V, 4, 4)`, float64, *optional*): camera to aligned world, metres.
         view_names (`list[str]`): one name a view, such as `frame-000120`.
         boxes (`np.ndarray` of shape `(K, 6)`, float32, *optional*): centre xyz and size xyz, metres.
-        box_labels (`list[dict]`, *optional*): K dictionaries: category, color, yaw and whatever else is known.
+        box_labels (`list[dict]`, *optional*): K dictionaries: category, color, yaw and any other known facts.
         proposal_boxes (`np.ndarray` of shape `(P, 6)`, float32, *optional*): boxes that a detector found, metres.
         bev_image (`np.ndarray` of shape `(Hb, Wb, 3)`, uint8, *optional*): seen from above, void exactly black.
         bev_valid (`np.ndarray` of shape `(Hb, Wb)`, bool, *optional*): True where something was seen.
         bev_bounds (`np.ndarray` of shape `(4,)`, float32, *optional*): xmin, ymin, xmax, ymax in metres.
-        axis_align_matrix (`np.ndarray` of shape `(4, 4)`, *optional*): the alignment that `cam2world` has in it; None
-            where the scan came without one, so that its world is whatever its capture chose.
+        axis_align_matrix (`np.ndarray` of shape `(4, 4)`, *optional*): the alignment already applied to `cam2world`;
+            None for a scan without one, whose world is that of its capture.
         path (`Path`, *optional*): the folder it was read from.
         exclusions (`dict[str, str]`): frames of the scan that were left out, by name, with the reason.
     """
@@ -83,7 +83,7 @@ class Scene:
         return len(self.images)
 
     def get_inputs(self, bev: bool = False, proposal_boxes: np.ndarray | None = None) -> dict[str, Any]:
-        """The processor's arguments for this scene, what it lacks left out.
+        """The processor's arguments for this scene, without those it has no value for.
 
         Args:
             bev (`bool`): its bird's-eye picture as well.
@@ -104,7 +104,7 @@ def check_scene(scene: Scene) -> Scene:
     """Refuse a scene whose arrays contradict each other, its units or its frame; return it otherwise.
 
     Raises:
-        ValueError: names the scene, the field, what was expected, what came, and what to do about it.
+        ValueError: names the scene, the field, the expected and the actual value, and the remedy.
     """
     where = f"scene {scene.scene_id!r}"
     if not scene.scene_id:
@@ -144,7 +144,7 @@ def _check_images(scene: Scene, where: str) -> None:
 
 
 def _check_geometry(scene: Scene, where: str) -> None:
-    """Depth and cameras, by the rules of the processor."""
+    """Check depth and cameras by the rules of the processor."""
     size, num_views, names = None, scene.num_views, scene.view_names
     if scene.depth_maps is not None:
         check_has_cameras(where, intrinsics=scene.intrinsics, cam2world=scene.cam2world)
@@ -160,7 +160,7 @@ def _check_geometry(scene: Scene, where: str) -> None:
 
 
 def _check_boxes_near_views(scene: Scene, boxes: np.ndarray, name: str) -> None:
-    """Refuse boxes whose middle lies far outside of what the views can show: those are no metres."""
+    """Refuse boxes whose centre lies far outside of what the views can show: they are not in metres."""
     if scene.cam2world is None or not len(boxes):
         return
     _check_unit_of_boxes(scene, boxes, name)
@@ -177,7 +177,7 @@ def _check_boxes_near_views(scene: Scene, boxes: np.ndarray, name: str) -> None:
 
 
 def _advise_on_far_boxes(scene: Scene) -> str:
-    """What to do about boxes far from all cameras: either may be in another unit, the cameras where they stand much
+    """The remedy for boxes far from all cameras: boxes or cameras are in another unit; the cameras, if they are much
     further apart than they see."""
     if scene.depth_maps is not None:
         apart, seen = float(np.ptp(scene.cam2world[:, :3, 3], axis=0).max()), float(scene.depth_maps.max())
@@ -191,10 +191,10 @@ def _advise_on_far_boxes(scene: Scene) -> str:
 
 
 def _check_unit_of_boxes(scene: Scene, boxes: np.ndarray, name: str) -> None:
-    """Refuse boxes far from, or much longer than, what depth shows, where another unit would bring them into it.
+    """Refuse boxes far outside of, or much longer than, the visible depth, if another unit would make them fit.
 
-    Boxes of a room next door, and long ones of a scan that only a few views were read of, stay: in another unit, half
-    of them would be shorter than 5 cm.
+    Boxes of a neighbouring room, and long ones of a scan of which only a few views were read, are accepted: in another
+    unit, half of them would be shorter than 5 cm.
     """
     if scene.depth_maps is None:
         return

@@ -1,4 +1,4 @@
-"""Flat patches of what depth maps see: points and normals that noise, edges and missing readings do not bend.
+"""Flat surface patches from depth maps: points and normals that are robust to noise, edges and missing readings.
 
 A depth map is cut into square cells. The inverse depth of a plane is linear in the pixel, so a cell's mean inverse
 depth, taken at the mean pixel of its readings, lies exactly on the plane, and the plane through three by three cells
@@ -162,7 +162,7 @@ def sample_surface(scene: Scene, cells_across: int = 80) -> Surface:
 
 
 def count_voxel_votes(points: np.ndarray, voxel_size: float) -> np.ndarray:
-    """Weights (N,) by which each occupied voxel of points (N, 3) has one vote, however often it was seen."""
+    """Weights (N,) that give each occupied voxel of points (N, 3) one vote in total, however often it was seen."""
     voxels = np.floor(points / voxel_size).astype(np.int64)
     _, inverse, counts = np.unique(voxels, axis=0, return_inverse=True, return_counts=True)
     return 1.0 / counts[inverse.reshape(-1)]
@@ -171,7 +171,7 @@ def count_voxel_votes(points: np.ndarray, voxel_size: float) -> np.ndarray:
 def find_upright_planes(surface: Surface, votes: np.ndarray, voxel_size: float, min_area: float) -> list[UprightPlane]:
     """Upright planes of a surface whose world is upright, the largest first.
 
-    A Hough vote over angle and offset finds a plane, trimmed least squares place it, its patches leave the vote.
+    A Hough vote over angle and offset finds a plane, trimmed least squares refine it, then its patches are removed.
 
     Args:
         votes (`np.ndarray` of shape `(N,)`): of `count_voxel_votes` with `voxel_size` metres.

@@ -1,6 +1,6 @@
-"""Text, JSON, JSON lines and YAML, read in one place: within limits, with errors that name the file and the place.
+"""Read text, JSON, JSON lines and YAML within size limits, with errors that name the file and the position.
 
-Every function here reads a regular file of bounded size: a pipe or a device, which may have no end, is refused.
+Every function here reads a regular file of bounded size: pipes and devices, which may be endless, are refused.
 """
 
 import json
@@ -14,12 +14,12 @@ from typing import Any
 import yaml
 
 
-# The largest file, and the longest line of one, that are read; the annotations of the largest benchmark take 200 MB.
+# Maximum size of a file and of a line; the annotations of the largest benchmark take 200 MB.
 MAX_TEXT_BYTES = 1 << 29
 MAX_LINE_BYTES = 1 << 24
-# A run file, its references (`*name`) written out, has a few hundred values.
+# A run file has a few hundred values, with its references (`*name`) expanded.
 MAX_YAML_VALUES = 100_000
-# Beyond this a whole number cannot become a float64, and no id or coordinate needs as many.
+# Digits of a whole number: longer ones do not fit into a float64, and no id or coordinate needs them.
 MAX_DIGITS = 300
 
 AGAIN = "write it or copy it again"
@@ -35,7 +35,7 @@ def describe_size(num_bytes: int) -> str:
 
 
 def check_file(file: str | os.PathLike, meaning: str, max_bytes: int | None = None) -> Path:
-    """The path, where it leads to a regular file of at most `max_bytes`; `meaning` says in errors what is expected.
+    """Return the path if it is a regular file of at most `max_bytes`; `meaning` says in errors what is expected.
 
     Raises:
         FileNotFoundError: there is none.
@@ -65,11 +65,11 @@ def read_text(file: str | os.PathLike, meaning: str = "UTF-8 text", max_bytes: i
     """The text of a UTF-8 file, without a byte order mark.
 
     Raises:
-        FileNotFoundError, ValueError: as `check_file`, and for bytes that are no UTF-8, with their line.
+        FileNotFoundError, ValueError: as `check_file`, and for invalid UTF-8, with the line.
     """
     path = check_file(file, meaning, max_bytes)
     with path.open("rb") as opened:
-        # A file that grows meanwhile is not followed.
+        # Reads no further if the file grows in the meantime.
         content = opened.read(os.fstat(opened.fileno()).st_size)
     return _decode(content, 1, path, meaning)
 
@@ -101,15 +101,15 @@ def read_json(
     Args:
         file (`str` or `Path`): a UTF-8 file.
         meaning (`str`): what it should hold, for errors.
-        kind (`type`, *optional*): `dict` or `list`, what the outermost value has to be.
-        keys (sequence of `str`): what the outermost object has to have at least.
+        kind (`type`, *optional*): `dict` or `list`, the required type of the outermost value.
+        keys (sequence of `str`): required keys of the outermost object.
         max_bytes (`int`): larger files are refused.
         remedy (`str`): what to do about a broken file, for errors.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_text`; and for what is no JSON, with line and column, nests too deep,
-            has numbers of hundreds of digits, halves of characters (lone surrogates) or a key twice in an object, or
-            is of another kind.
+        FileNotFoundError, ValueError: as `read_text`; also for invalid JSON, with line and column, and for JSON that
+            nests too deep, has numbers of hundreds of digits, lone surrogates or a duplicate key in an object, or is
+            of another kind.
     """
     value = parse_json(read_text(file, meaning, max_bytes), str(file), meaning, remedy)
     return _check_kind(value, dict if keys else kind, keys, str(file), meaning, remedy)
@@ -130,7 +130,7 @@ def _check_kind(
 
 
 def describe_kind(value: Any) -> str:
-    """What a value is called in JSON and YAML."""
+    """The name of a value's type in JSON and YAML."""
     if value is None:
         return "nothing (null)"
     names = {
@@ -158,7 +158,7 @@ def parse_json(
     try:
         value = json.loads(text, parse_int=_parse_int, object_pairs_hook=_make_object)
         if _ESCAPED_SURROGATE.search(text):
-            # A pair of them is one character; half of one can be neither written nor given to a tokenizer.
+            # A pair of surrogates is one character; a lone one can be neither written nor tokenized.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
         place = f"{error.msg}: column {error.colno}" if is_line else str(error)
@@ -176,7 +176,7 @@ def parse_json(
 
 
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys all differ, where JSON's reader would take the last of several."""
+    """Build an object and refuse duplicate keys, of which the JSON parser would take the last."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -205,7 +205,7 @@ def read_json_lines(
     kind: type[dict] | type[list] | None = None,
     keys: Sequence[str] = (),
 ) -> Iterator[tuple[int, Any]]:
-    """Number (from 1 on) and value of every line of a file of JSON lines that is not blank.
+    """Number (from 1) and value of every line of a file of JSON lines that is not blank.
 
     Raises:
         FileNotFoundError, ValueError: as `read_json`, with file:line.
@@ -232,7 +232,7 @@ def read_json_lines(
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's plain values; a key that stands twice in a section is refused, where YAML would take the last."""
+    """Safe YAML loader that refuses a duplicate key in a section, where YAML would take the last one."""
 
     def construct_mapping(self, node, deep=False):
         known = set()
@@ -247,10 +247,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(file: str | os.PathLike, meaning: str = "YAML settings", max_bytes: int = 1 << 20) -> Any:
-    """The content of a YAML file; plain values alone, nothing of it is run.
+    """The content of a YAML file; only plain values, no code is run.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_text`; and for what is no YAML, with line and column.
+        FileNotFoundError, ValueError: as `read_text`; also for invalid YAML, with line and column.
     """
     return parse_yaml(read_text(file, meaning, max_bytes), str(file), meaning)
 
@@ -259,7 +259,7 @@ def parse_yaml(text: str, where: str, meaning: str = "YAML settings") -> Any:
     """The value that a YAML text holds; `where` begins every error.
 
     Raises:
-        ValueError: for what is no YAML, a key that stands twice, and references that make it huge or endless.
+        ValueError: for invalid YAML, duplicate keys, and references that make it huge or endless.
     """
     loader = None
     try:
@@ -277,7 +277,7 @@ def parse_yaml(text: str, where: str, meaning: str = "YAML settings") -> Any:
         problem = "lists inside lists, too deep to be read"
     except (yaml.YAMLError, ValueError) as error:
         problem = " ".join(str(error).split())
-    # What else the library's constructors raise for values that do not fit their tag, such as `!!int ""`.
+    # Other errors of the library's constructors, for values that do not fit their tag, such as `!!int ""`.
     except (LookupError, AttributeError, TypeError):
         problem = "a value does not fit its tag (`!!...`)"
     finally:
@@ -287,7 +287,7 @@ def parse_yaml(text: str, where: str, meaning: str = "YAML settings") -> Any:
 
 
 def _has_more_values(value: Any, limit: int) -> bool:
-    """Whether a value holds more than `limit` others, those counted again that are referred to again."""
+    """Whether a value contains more than `limit` values; repeated references count each time."""
     waiting, count = [value], 0
     while waiting:
         found = waiting.pop()

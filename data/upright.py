@@ -1,17 +1,16 @@
-"""Where is up? Gravity, floor and heading of a scan from its posed depth, for scans that came without an alignment.
+"""Estimate gravity, floor and heading of a scan from its posed depth, for scans without an alignment.
 
 1. Up: flat patches of the surface vote with their normals; the winner is the direction that most patches share,
-   weighed by how well it agrees with what the cameras call up.
+   weighted by how well it agrees with the cameras' up directions.
 2. Floor: the lowest large plane facing up; a trimmed least-squares fit to it corrects the direction.
-3. Heading: patches of upright surfaces vote modulo 90 degrees; of the four answers the one is taken in which the first
-   camera looks most towards +y, which is up in the bird's-eye picture.
+3. Heading: patches of upright surfaces vote modulo 90 degrees; of the four solutions, the one is taken in which the
+   first camera looks most towards +y, which is up in the bird's-eye picture.
 
-The floor becomes z = 0 and its middle x = y = 0. Every occupied voxel has one vote, so that what was looked at for
-longer does not count for more. Nothing is drawn at random.
+The floor becomes z = 0 and its middle x = y = 0. Every occupied voxel has one vote, so that surfaces seen for longer
+do not count more. The result is deterministic.
 
-Which edge of the pictures points up is not taken for granted: phones held upright write pictures that lie on their
-side. All four edges are tried (`find_alignment`). Where two fit, the one wins that leaves a world with z up as it is,
-then the upper edge.
+The upper edge of the pictures need not point up: phones held upright write pictures that lie on their side. All four
+edges are tried (`find_alignment`). If two fit, the one that leaves a z-up world as it is wins, then the upper edge.
 """
 
 import warnings
@@ -29,27 +28,27 @@ VOXEL_SIZE = 0.05
 CONE_DEGREES = (12.0, 8.0, 5.0, 5.0)
 # Gravity is looked for within this angle of the cameras' mean up.
 MAX_TILT_DEGREES = 65.0
-# An edge of the pictures may point up when so many of them agree; the file's own z axis, when the up that is found is
-# within so many degrees of it and fits the cameras nearly as well as the best; the upper edge is given so much more.
+# An edge of the pictures may point up if this share of them agrees. An estimate within this many degrees of the scan's
+# own z axis is preferred if its fit to the cameras is at most this much below the best; the upper edge has this bonus.
 MIN_AGREEING, KEPT_DEGREES, KEPT_FIT, UPPER_EDGE_FIT = 0.8, 5.0, 0.15, 0.1
-# Metres between floor and ceiling that are left out where level surfaces in between are counted, and the least share
-# of those that face up: things stand on floors, and seldom hang from ceilings.
+# Margin at floor and ceiling, metres, within which level surfaces are not counted, and the minimum share of the others
+# that faces up: objects stand on floors and seldom hang from ceilings.
 LEVEL_MARGIN, MIN_STANDING = 0.25, 0.3
-# So many directions are tried on so many normals, both taken at even steps.
+# Maximum numbers of directions tried and of normals they are tried on, both sampled at even steps.
 MAX_CANDIDATES, MAX_VOTERS = 400, 10_000
 # Metres: thickness of the slab in which a plane gathers its votes, and the reach of the refinement's rounds.
 SLAB = 0.06
 FLOOR_REACH = (0.10, 0.06, 0.04)
 # A floor has this share of the votes of the largest plane facing up, and at least this visible area, square metres.
 MIN_FLOOR_SHARE, MIN_FLOOR_AREA = 0.3, 0.3
-# Evidence is whole when the floor shows this area, square metres, and cameras stand between the middle two of these
-# heights, metres; below the first and above the last it is nil, since a table top would pass for a floor.
+# Evidence is 1 if this much floor is visible, square metres, and cameras are between the middle two of these heights,
+# metres; below the first and above the last height it is 0, since a table top could be mistaken for a floor.
 WHOLE_FLOOR_AREA = 2.0
 CAMERA_HEIGHTS = (0.6, 1.1, 2.2, 3.5)
-# What lies this far below the floor contradicts it, metres; this share of all votes is a full contradiction.
+# Points this far below the floor contradict it, metres; this share of all votes is a full contradiction.
 BELOW, FULL_CONTRADICTION = 0.12, 0.08
-# Degrees: the reach of the mean that places the heading in so many rounds, and how far off a surface may be and still
-# speak for it.
+# Refinement of the heading: degrees within which angles are averaged, rounds; degrees within which a surface supports
+# it.
 HEADING_REACH = 6.0
 HEADING_ROUNDS = 3
 STRAIGHT_DEGREES = 10.0
@@ -67,12 +66,12 @@ class UprightWarning(UserWarning):
 
 @dataclass(frozen=True)
 class UprightEstimate:
-    """An alignment and what speaks for it.
+    """An alignment with its evidence.
 
     Attributes:
         axis_align_matrix (`np.ndarray` of shape `(4, 4)`, float64): rigid, scan to upright world, metres.
         confidence (`float`): in [0, 1], the smallest value of `evidence`.
-        floor_height_error (`float`): metres; 68 % of the visible floor lies within so much of z = 0.
+        floor_height_error (`float`): metres; 68 % of the visible floor lies within this distance of z = 0.
         floor_area (`float`): square metres of floor that were seen.
         evidence (`dict[str, float]`): shares in [0, 1].
             "cameras": views whose own up is within 65 degrees of the one found.
@@ -102,7 +101,7 @@ class UprightEstimate:
 
     @property
     def tilt(self) -> float:
-        """Degrees between the up that was found and the z axis of the scan's own world."""
+        """Degrees between the estimated up and the z axis of the scan's own world."""
         return float(np.rad2deg(np.arccos(np.clip(self.axis_align_matrix[2, 2], -1.0, 1.0))))
 
     @property
@@ -111,14 +110,14 @@ class UprightEstimate:
         return float(np.linalg.inv(self.axis_align_matrix)[2, 3])
 
     def describe_pictures(self) -> str | None:
-        """What is wrong with the pictures' own orientation, and the way out; None where nothing is."""
+        """A problem with the orientation of the pictures, and the remedy; None if there is none."""
         if self.picture_turns == 0:
             return None
         lie = "stand on their head" if self.picture_turns == 2 else "lie on their side"
         return f"the pictures {lie}, their cameras are right: give --rotate auto to turn both"
 
     def describe(self) -> str:
-        """One sentence for people."""
+        """A one-sentence summary."""
         shares = ", ".join(f"{name} {share:.2f}" for name, share in self.evidence.items())
         return (
             f"alignment estimated from {self.num_patches} flat patches in {self.num_views} views, confidence "
@@ -128,7 +127,7 @@ class UprightEstimate:
 
 
 def compute_share_over_chance(share: float, chance: float) -> float:
-    """0 where `share` is what chance gives, 1 where it is all."""
+    """Rescale a share so that the chance level and below become 0 and 1 stays 1."""
     return float(np.clip((share - chance) / (1 - chance), 0.0, 1.0))
 
 
@@ -142,7 +141,7 @@ def get_camera_ups(cam2world: np.ndarray, picture_turns: int = 0) -> np.ndarray:
 
 
 def find_up(surface: Surface, votes: np.ndarray, camera_ups: np.ndarray) -> np.ndarray | None:
-    """The direction (3,) that most normals share, up or down, among those the cameras may call up; None without any.
+    """The direction (3,) that most normals share, up or down, among those near the cameras' up; None without any.
 
     Args:
         votes (`np.ndarray` of shape `(N,)`): weight of each patch.
@@ -214,13 +213,13 @@ def fit_floor(points: np.ndarray, votes: np.ndarray, up: np.ndarray, height: flo
 def find_heading(angles: np.ndarray, votes: np.ndarray) -> tuple[float, float]:
     """The heading modulo 90 degrees that most of the angles (M,), degrees, share; and the share of votes near it.
 
-    A histogram of one-degree bins finds it, the mean of what lies within reach places it; near is within 10 degrees.
+    A histogram with one-degree bins finds it, the mean of the angles around refines it; near is within 10 degrees.
     """
     folded = np.mod(angles, 90.0)
     counts = np.bincount(folded.astype(np.int64) % 90, votes, minlength=90)
     smooth = sum(np.roll(counts, shift) for shift in (-2, -1, 0, 1, 2))
     heading = np.argmax(smooth) + 0.5
-    # The same reach each time: a narrower one would drop one end of a wall that drift has bent.
+    # The same width each round: a narrower one would drop one end of a wall that drift has bent.
     for _ in range(HEADING_ROUNDS):
         offset = np.mod(folded - heading + 45.0, 90.0) - 45.0
         near = np.abs(offset) < HEADING_REACH
@@ -230,7 +229,7 @@ def find_heading(angles: np.ndarray, votes: np.ndarray) -> tuple[float, float]:
 
 
 def make_level_axes(up: np.ndarray) -> np.ndarray:
-    """A rotation (3, 3) whose rows are two level directions and `up`; the first is as near to world x as may be."""
+    """A rotation (3, 3) whose rows are two level directions and `up`; the first is as near to world x as possible."""
     start = np.eye(3)[0] if abs(up[0]) < 0.9 else np.eye(3)[1]
     first = start - (start @ up) * up
     first /= np.linalg.norm(first)
@@ -244,16 +243,16 @@ def turn_about_z(degrees: float) -> np.ndarray:
 
 
 def grade_camera_heights(heights: np.ndarray) -> float:
-    """Mean over the views (V,) of how likely a camera is carried at its height above the floor, metres."""
+    """Mean over the views (V,) of how plausible a camera's height above the floor is, metres -> [0, 1]."""
     return float(np.interp(heights, CAMERA_HEIGHTS, (0.0, 1.0, 1.0, 0.0)).mean())
 
 
 def estimate_upright(scene: Scene, surface: Surface | None = None) -> UprightEstimate:
-    """Estimate the alignment of a scan from its posed depth; warns when little speaks for it.
+    """Estimate the alignment of a scan from its posed depth; warns if the evidence is weak.
 
     Args:
         scene (`Scene`): depth, intrinsics and cameras in any rotated and shifted world, metres.
-        surface (`Surface`, *optional*): its `sample_surface`, where that is at hand.
+        surface (`Surface`, *optional*): `sample_surface(scene)`, if already computed.
 
     Raises:
         ValueError: without posed depth, and where no floor is in view.
@@ -277,7 +276,7 @@ def estimate_upright(scene: Scene, surface: Surface | None = None) -> UprightEst
 
 
 def find_alignment(scene: Scene, surface: Surface) -> UprightEstimate | None:
-    """The most likely alignment of a scan by its posed depth, whatever its confidence; None where no floor is in view.
+    """The most likely alignment of a scan by its posed depth, at any confidence; None if no floor is in view.
 
     Args:
         surface (`Surface`): of `sample_surface`.
@@ -303,12 +302,12 @@ def choose_estimate(found: list[tuple[UprightEstimate, float, float]]) -> Uprigh
     """The likeliest of several estimates; None of none.
 
     Args:
-        found: each with its fit, the mean cosine in [0, 1] between up and the edge of the pictures that it takes for
-            their upper one; and what `measure_standing` says.
+        found: estimates, each with its fit, the mean cosine in [0, 1] between up and the picture edge that it assumes
+            to point up, and the result of `measure_standing`.
     """
     credible = [(estimate, fit) for estimate, fit, standing in found if is_credible(estimate, standing)]
     if not credible:
-        # Nothing fits: the pictures' own upper edge is the best guess, and the confidence says that it is one.
+        # Nothing fits: the upper edge is the best guess, and the low confidence shows that it is one.
         guesses = [estimate for estimate, _, _ in found if estimate.picture_turns == 0]
         return max(guesses, key=lambda estimate: estimate.confidence, default=None)
     best = max(fit for _, fit in credible)
@@ -317,16 +316,16 @@ def choose_estimate(found: list[tuple[UprightEstimate, float, float]]) -> Uprigh
 
 
 def is_credible(estimate: UprightEstimate, standing: float) -> bool:
-    """Whether an estimate competes with others; `standing` is of `measure_standing`."""
+    """Whether an estimate may compete with others; `standing` is the result of `measure_standing`."""
     if estimate.evidence["cameras"] < MIN_AGREEING or estimate.confidence < LOW_CONFIDENCE:
         return False
-    # A ceiling looks like the floor of pictures that stand on their head, which are rare.
+    # In upside-down pictures, which are rare, a ceiling would look like the floor.
     on_their_head = estimate.picture_turns == 2 and estimate.tilt > KEPT_DEGREES
     return standing >= (1 - MIN_STANDING if on_their_head else MIN_STANDING)
 
 
 def measure_standing(surface: Surface, votes: np.ndarray, up: np.ndarray, height: float) -> float:
-    """Share of the level surface between floor and ceiling that faces up; 0.5 where there is next to none."""
+    """Share of the level surface between floor and ceiling that faces up; 0.5 where there is almost none."""
     cosines, heights = surface.normals @ up, surface.points @ up - height
     top = np.quantile(heights, 0.99)
     between = (heights > LEVEL_MARGIN) & (heights < top - LEVEL_MARGIN)
@@ -395,8 +394,8 @@ def align_scene(scene: Scene, estimate: UprightEstimate) -> Scene:
     """The same scene in the upright world of `estimate`.
 
     Raises:
-        ValueError: when the scene has boxes, proposals or a bird's-eye picture: those lie in an aligned world already,
-            and which one nobody knows.
+        ValueError: when the scene has boxes, proposals or a bird's-eye picture: those are already in an aligned world,
+            and it is unknown which one.
     """
     present = [name for name in ("boxes", "proposal_boxes", "bev_image") if getattr(scene, name) is not None]
     if present:

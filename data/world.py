@@ -1,7 +1,7 @@
-"""What a scan's world is, as far as its readings tell: upright or not, with its floor at z = 0 or not, within bounds.
+"""Check a scan's world from its depth readings: whether it is upright, has its floor at z = 0 and is within bounds.
 
-Every scan that is read is looked at once per process (`check_world`). Few views and coarse patches are enough to see
-that a world is upright; only where they do not show it, an alignment is estimated (`data/upright.py`).
+Every scan that is read is checked once per process (`check_world`). A few views and coarse patches are enough to see
+that a world is upright; only if they do not show it, an alignment is estimated (`data/upright.py`).
 """
 
 import warnings
@@ -25,14 +25,14 @@ from ross3d.data.upright import (
 )
 
 
-# Views looked at, and cells along their longer side: of the first look, and of an estimate.
+# Views used, and cells along their longer side: for the quick check, and for an estimate.
 QUICK_VIEWS, QUICK_CELLS, VIEWS, CELLS = 8, 32, 16, 48
-# The first look is content when so much of the flat surface is level.
+# The quick check passes if at least this share of the flat surface is level.
 MIN_LEVEL_SHARE = 0.1
-# Degrees of tilt and metres of floor above or below z = 0 from which on a world is not upright.
+# Degrees of tilt, and metres of floor above or below z = 0, beyond which a world is not upright.
 MAX_TILT, MAX_FLOOR_HEIGHT = 3.0, 0.2
 # Positions outside are clamped to these bounds by published checkpoints and by the default configuration, metres
-# (`scene_bounds_min` and `scene_bounds_max`); so many of them are worth a warning.
+# (`scene_bounds_min` and `scene_bounds_max`); a larger share than this gives a warning.
 SCENE_BOUNDS = ((-15.0, -15.0, -5.0), (15.0, 15.0, 5.0))
 MAX_CLAMPED = 0.01
 
@@ -45,18 +45,18 @@ REPLACE = (
     "replace the axis_align.txt that lies with the scan by an estimate (python -m ross3d.data.prepare align --force "
     "--data {folder}), or by your own 4x4 matrix, scan to upright world"
 )
-# `align` writes nothing where the recording, or the caller, has an alignment.
+# `align` writes nothing if the recording has an alignment or the caller gave one.
 CORRECT = (
     "correct the alignment that was given, or write your own 4x4 matrix, scan to upright world, as axis_align.txt"
 )
 
 
 class WorldWarning(UserWarning):
-    """The world of a scan is not what models were trained on."""
+    """The world of a scan is unlike those that models were trained on."""
 
 
 def take_views(scene: Scene, count: int) -> Scene:
-    """At most so many views of a scene, evenly spread, as far as surfaces need them."""
+    """At most `count` views of a scene, evenly spread, with the fields that surfaces need."""
     chosen = np.unique(np.linspace(0, scene.num_views - 1, min(count, scene.num_views)).round().astype(int))
     intrinsics = np.broadcast_to(np.asarray(scene.intrinsics), (scene.num_views, 3, 3))[chosen]
     return replace(
@@ -70,7 +70,7 @@ def take_views(scene: Scene, count: int) -> Scene:
 
 
 def is_plainly_upright(scene: Scene) -> bool:
-    """A first look: the pictures' upper edges are up, and much of the surface is level, its lowest part near z = 0."""
+    """Quick check: the pictures' upper edges are up, and much of the surface is level, its lowest part near z = 0."""
     ups = get_camera_ups(scene.cam2world)
     if (ups[:, 2] > np.cos(np.deg2rad(MAX_TILT_DEGREES))).mean() < MIN_AGREEING:
         return False
@@ -93,7 +93,7 @@ def is_plainly_upright(scene: Scene) -> bool:
 
 
 def describe_doubt(estimate: UprightEstimate | None, camera_ups: np.ndarray) -> str | None:
-    """What is wrong with a world whose alignment was estimated; None where nothing speaks against it.
+    """A problem with a world whose alignment was estimated; None if there is none.
 
     Args:
         camera_ups (`np.ndarray` of shape `(V, 3)`): see `get_camera_ups`.
@@ -125,7 +125,7 @@ def measure_clamped(scene: Scene) -> float:
 
 def check_world(scene: Scene) -> None:
     """Warn, once per scene and process, of a world that is not upright, of pictures that lie on their side, and of
-    positions that a model will clamp; nothing is said of a scene without posed depth, or of a single view."""
+    positions that a model will clamp; scenes without posed depth, or with a single view, are not checked."""
     if scene.depth_maps is None or scene.intrinsics is None or scene.cam2world is None or scene.num_views < 2:
         return
     fingerprint = get_fingerprint(scene, "world")
@@ -145,7 +145,7 @@ def check_world(scene: Scene) -> None:
 
 
 def recall_warnings(scene: Scene) -> list[str]:
-    """What `check_consistency` and `check_world` said of a scene when this process looked at it, if it did."""
+    """Warnings of `check_consistency` and `check_world` about a scene that this process has checked."""
     if scene.depth_maps is None or scene.intrinsics is None or scene.cam2world is None:
         return []
     fingerprints = [get_fingerprint(scene, purpose) for purpose in ("consistency", "world")]
@@ -153,8 +153,8 @@ def recall_warnings(scene: Scene) -> list[str]:
 
 
 def examine_world(scene: Scene) -> tuple[UprightEstimate | None, str | None]:
-    """The estimate of a scan's alignment, None where it is plainly upright or shows no floor, and what is wrong with
-    its world, None where nothing speaks against it."""
+    """The estimate of a scan's alignment (None if it passes the quick check or shows no floor), and the problem with
+    its world (None if there is none)."""
     if is_plainly_upright(scene):
         return None, None
     few = take_views(scene, VIEWS)
@@ -163,7 +163,7 @@ def examine_world(scene: Scene) -> tuple[UprightEstimate | None, str | None]:
 
 
 def describe_world(scene: Scene, doubt: str) -> str:
-    """What is wrong with a world, and the way out that there is for this scan."""
+    """The problem with a world, and the remedy for this scan."""
     given, remedy = "came without an alignment", ALIGN
     if scene.axis_align_matrix is not None:
         given = "is not upright once it is aligned"
@@ -178,8 +178,8 @@ def require_upright(scene: Scene) -> None:
     """Warn, each time, of a world that is not upright, before something is made in it.
 
     Raises:
-        ValueError: the scan came without an alignment and its floor is tilted: what is made in that world would have
-            to be made anew, and keep `align` from turning it.
+        ValueError: the scan has no alignment and its floor is tilted: anything made in that world would have to be
+            made again, and would keep `align` from turning it.
     """
     if scene.depth_maps is None or scene.intrinsics is None or scene.cam2world is None or scene.num_views < 2:
         return
@@ -198,14 +198,14 @@ def require_upright(scene: Scene) -> None:
 
 
 def check_bounds(scene: Scene) -> None:
-    """Warn of positions that a model will clamp; not where another warning said that the unit is wrong."""
+    """Warn of positions that a model will clamp, unless another warning already reported a wrong unit."""
     message = describe_clamped(scene)
     if message is not None:
         warnings.warn(message, WorldWarning, stacklevel=3)
 
 
 def describe_clamped(scene: Scene) -> str | None:
-    """What is said of positions that a model will clamp; None where few are, or the unit is known to be wrong."""
+    """The warning about positions that a model will clamp; None if few are, or the unit is known to be wrong."""
     if (scene.path, scene.scene_id) in OF_UNKNOWN_SIZE:
         return None
     share = measure_clamped(scene)

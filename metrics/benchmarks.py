@@ -1,9 +1,9 @@
-"""One function a benchmark: columns in, a flat dictionary of named scores out.
+"""Scores of all benchmarks: one function per benchmark, from columns to a flat dictionary of named scores.
 
-Columns are lists with one entry an item, in the same order. Scores are shares in [0, 1], CIDEr in [0, 10], and
-`num_...` are counts; tables that print percent multiply. A name with `_published` holds the number of the published
-rule where ours differs; without it, it is ours. Scores of one question type have its name behind a slash. A score
-that nothing was asked for (a type without questions, METEOR without its program) is absent.
+Columns are lists with one entry per item, in the same order. Scores are shares in [0, 1], CIDEr in [0, 10], and
+`num_...` are counts; tables in percent multiply by 100. A score named `_published` follows the published rule where
+ours differs; without the suffix it is ours. Scores of one question type have its name after a slash. A score without
+items (a type without questions, METEOR without its program) is absent.
 """
 
 from collections.abc import Callable, Sequence
@@ -68,7 +68,7 @@ def score_values(values: Values, groups: Sequence[str] | None = None) -> Scores:
 
 
 def score_captions(hypotheses: list[str], references: list[list[str]], meteor: Meteor | None) -> Scores:
-    """BLEU-1..4, CIDEr, ROUGE-L, and METEOR where its program is given."""
+    """BLEU-1..4, CIDEr, ROUGE-L, and METEOR if its program is given."""
     scores = compute_caption_scores(hypotheses, references)
     if meteor is not None:
         scores["METEOR"] = meteor.score(hypotheses, references)[0]
@@ -76,7 +76,7 @@ def score_captions(hypotheses: list[str], references: list[list[str]], meteor: M
 
 
 def get_scanqa_captions(predictions: list[str], references: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    """Answers and references as they are scored as captions."""
+    """Answers and references in the form in which they are scored as captions."""
     check_texts("predictions", predictions)
     return [text.rstrip(".") for text in predictions], references
 
@@ -121,11 +121,11 @@ def compute_sqa3d_values(predictions: list[str], references: list[str]) -> Value
 def score_sqa3d(predictions: list[str], references: list[str], question_types: list[str]) -> Scores:
     """SQA3D: exact match of cleaned answers, for all questions and each type, and refined exact match ("EM-R").
 
-    The two refined numbers differ in what holds what: see `compute_refined_match`.
+    The two refined scores differ in when one answer contains the other: see `compute_refined_match`.
 
     Args:
-        predictions, references (list of `str`): as they are; both are cleaned here.
-        question_types (list of `str`): what, is, how, can, which or others: what the question begins with.
+        predictions, references (list of `str`): unprocessed; both are cleaned here.
+        question_types (list of `str`): what, is, how, can, which or others: the start of the question.
     """
     num_items = check_columns(predictions=predictions, references=references, question_types=question_types)
     check_known("question_types", question_types, SQA3D_QUESTION_TYPES)
@@ -145,11 +145,11 @@ def get_scan2cap_captions(predictions: list[str], references: list[list[str]]) -
 def score_scan2cap(predictions: list[str], references: list[list[str]], meteor: Meteor | None = None) -> Scores:
     """Scan2Cap: caption scores over all objects of texts in lower case, split and wrapped in "sos ... eos".
 
-    What makes it "@0.5" is that an object without a proposal of IoU 0.5 has the empty text as its prediction; it must
-    not be left out. `num_empty` counts them.
+    "@0.5" means that an object without a proposal of IoU 0.5 has the empty text as its prediction; it must not be left
+    out. `num_empty` counts them.
 
     Args:
-        predictions (list of `str`): one an object.
+        predictions (list of `str`): one per object.
         references (list of list of `str`): all annotations of each object.
         meteor (`Meteor`, *optional*): the running program.
     """
@@ -174,15 +174,15 @@ def score_scanrefer(
     references: list[Sequence[float]],
     question_types: list[str],
 ) -> Scores:
-    """ScanRefer: accuracy at IoU 0.25 and 0.5 of one box an expression, of all, unique and multiple objects.
+    """ScanRefer: accuracy at IoU 0.25 and 0.5 of one box per expression, over all, unique and multiple objects.
 
-    The published numbers add 1e-8 to the union, so an exact half of a small box is a miss; ours add nothing and round
-    the overlap to float32, so it is a hit. A box without a volume overlaps nothing; `num_degenerate` counts those
-    that were predicted.
+    The published scores add 1e-8 to the union, so an IoU of exactly 0.5 is a miss for small boxes; ours add nothing
+    and round the IoU to float32, so it is a hit. A box without volume has IoU 0; `num_degenerate` counts those
+    predicted.
 
     Args:
         predictions (list of boxes (6,)): centre and size, metres; None for no box, which is a miss.
-        references (list of boxes (6,)): the object meant.
+        references (list of boxes (6,)): the target objects.
         question_types (list of `str`): unique or multiple.
     """
     num_items = check_columns(predictions=predictions, references=references, question_types=question_types)
@@ -212,11 +212,11 @@ def score_multi3drefer(
     references: list[Sequence[Sequence[float]]],
     question_types: list[str],
 ) -> Scores:
-    """Multi3DRefer: mean F1 at IoU 0.25 and 0.5 of sets of boxes, of all expressions and each type.
+    """Multi3DRefer: mean F1 at IoU 0.25 and 0.5 of sets of boxes, over all expressions and each type.
 
     Args:
-        predictions (list of boxes (n, 6)): the selected ones, maybe none; see `select_proposals`.
-        references (list of boxes (m, 6)): the objects meant, maybe none.
+        predictions (list of boxes (n, 6)): the selected ones, possibly none; see `select_proposals`.
+        references (list of boxes (m, 6)): the target objects, possibly none.
         question_types (list of `str`): zt_wo_d, zt_w_d, st_wo_d, st_w_d or mt.
     """
     num_items = check_columns(predictions=predictions, references=references, question_types=question_types)
@@ -234,10 +234,10 @@ def score_choices_and_numbers(
     numbers: Sequence[str],
     error: Literal["absolute", "signed"] = "absolute",
 ) -> np.ndarray:
-    """Score of each item: right or wrong for choices, mean relative accuracy for numbers, by the published parse.
+    """Score of each item: right or wrong for choices, mean relative accuracy for numbers, with the published parser.
 
     Args:
-        choices, numbers: which question types are which.
+        choices, numbers: the question types answered by a choice, and by a number.
         error (`str`): see `compute_relative_accuracy`.
 
     Returns:
@@ -260,7 +260,7 @@ def score_choices_and_numbers(
 
 
 def score_tasks(scores: np.ndarray, question_types: Sequence[str], suffix: str = "") -> Scores:
-    """Mean of each task, and the unweighted mean of the tasks there are; the levels of direction are one task."""
+    """Mean of each task, and the unweighted mean of the tasks present; the levels of direction are one task."""
     means = compute_group_means(scores, question_types)
     directions = [means.pop(name) for name in DIRECTION_TYPES if name in means]
     if directions:
@@ -273,14 +273,14 @@ def score_tasks(scores: np.ndarray, question_types: Sequence[str], suffix: str =
 def get_task_counts(
     scores: np.ndarray, question_types: Sequence[str]
 ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """What `compute_score_interval` resamples for the `overall` of `score_tasks`.
+    """The counts that `compute_score_interval` resamples for the `overall` of `score_tasks`.
 
     Args:
-        scores (N,), question_types: as there.
+        scores (N,), question_types: as in `score_tasks`.
 
     Returns:
-        what each item adds to each type's sum and number, (N, 2 * types), and the overall score (R,) of sums
-        (R, 2 * types). A type that a resample does not draw is absent from it.
+        each item's contribution to each type's sum and number, (N, 2 * types), and a function from sums
+        (R, 2 * types) to overall scores (R,). Types without an item in a resample are left out of its mean.
     """
     names = sorted(set(question_types))
     is_scored = (np.array(question_types)[:, None] == names) & ~np.isnan(scores)[:, None]
@@ -314,10 +314,10 @@ def score_vsibench(predictions: list[str], references: list[str | float], questi
 
 
 def score_vstibench(predictions: list[str], references: list[str | float], question_types: list[str]) -> Scores:
-    """VSTI-Bench: as VSI-Bench, every question type a task of its own.
+    """VSTI-Bench: as VSI-Bench, but every question type is a separate task.
 
-    Distances can shrink: the published rule divides by targets below 0, so that any number meets them, and fails at 0,
-    which leaves the item out. Ours divides by their size, and 0 is met by 0.
+    Targets may be negative, since distances can shrink. The published rule divides by them, so any number is right for
+    a negative target, and fails at 0, so the item is left out. Ours divides by the absolute value; 0 is right for 0.
 
     Args:
         predictions (list of `str`): answers.
@@ -400,7 +400,7 @@ def count_scannet_det(
     text_rule: Literal["whole_text", "lines"] = "whole_text",
     box_rule: Literal["no_volume", "small_faces"] = "no_volume",
 ) -> tuple[list[Counts], int]:
-    """Hits and misses of each item, and how many boxes were predicted; see `score_scannet_det`."""
+    """Hits and misses of each item, and the number of predicted boxes; see `score_scannet_det`."""
     check_texts("predictions", predictions)
     targets = [
         [LabelledBox(box["label"], check_boxes(f"references[{item}]", [box["bbox_3d"]], 9)[0]) for box in boxes]
@@ -413,9 +413,9 @@ def count_scannet_det(
 def score_scannet_det(predictions: list[str], references: list[list[dict[str, Any]]]) -> Scores:
     """Detection in windows of ScanNet views: precision, recall and F1, means over 8, 20 and 31 categories.
 
-    The published numbers read one record a line, let boxes with small faces overlap nothing, and average over a list
-    of 31 names with "lamp" twice and "towl"; ours read lists as well, take every box that has a volume, and average
-    over the 30 categories that are meant.
+    The published scores read one record per line, give boxes with small faces an IoU of 0, and average over a list of
+    31 names with "lamp" twice and "towl"; ours also read lists, accept every box that has a volume, and average over
+    the 30 intended categories.
 
     Args:
         predictions (list of `str`): answers.
@@ -447,17 +447,17 @@ def compute_located_overlaps(
     text_rule: Literal["whole_text", "lines"] = "whole_text",
     box_rule: Literal["no_volume", "small_faces"] = "no_volume",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """IoU of the box that each answer puts into one of its views with the box meant in the world.
+    """IoU of the box that each answer gives in one of its views with the target box in the world.
 
     Args:
         predictions (list of `str`): answers with "frame" and "bbox_3d".
         references (N, 9): boxes in the aligned world; their angles are "ZXY".
         cam2world (list of (V, 4, 4)): of each item's views, in the aligned world.
-        convention (`str`): of the angles that are turned into the world. What comes out is read as "ZXY" whichever it
-            is (the published inconsistency, with "zxy").
+        convention (`str`): of the angles when boxes are transformed to the world. The results are always read as
+            "ZXY" (the published inconsistency, with "zxy").
 
     Returns:
-        IoU (N,), 0 without a readable box; the boxes (N, 9) in the world, NaN there.
+        IoU (N,), 0 without a readable box; the boxes (N, 9) in the world, NaN without a readable box.
     """
     overlaps, boxes = np.zeros(len(references)), np.full((len(references), 9), np.nan)
     found = [
@@ -479,11 +479,11 @@ def score_vgllm_scanrefer(
     """ScanRefer answered by text with a view and a box in it (VG-LLM): accuracy at IoU 0.25 and 0.5.
 
     Three variants: ours (angles "ZXY" throughout, answers over several lines, boxes with any volume), `_published` (as
-    first released: angles turned as "zxy", read as "ZXY") and `_published_ZXY` (as released later).
+    first released: angles transformed as "zxy", read as "ZXY") and `_published_ZXY` (as released later).
 
     Args:
         predictions (list of `str`): answers with "frame" and "bbox_3d".
-        references (list of boxes (9,)): the object meant, in the aligned world.
+        references (list of boxes (9,)): the target objects, in the aligned world.
         cam2world (list of (V, 4, 4)): of each item's views, in the aligned world: `axis_align_matrix @ cam2world`.
     """
     num_items = check_columns(predictions=predictions, references=references, cam2world=cam2world)

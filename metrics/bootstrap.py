@@ -1,7 +1,7 @@
-"""Intervals by resampling, and tables of several seeds. Seeded: the same numbers give the same interval.
+"""Bootstrap intervals, and summaries over several seeds. Seeded: the same numbers give the same interval.
 
 A score that is a mean over items (matches, accuracy, ROUGE-L, CIDEr with the document frequencies of the whole set) is
-resampled as a mean. Any other needs what each item adds to its sums: BLEU has `get_bleu_counts`, METEOR
+resampled as a mean. Other scores need each item's contribution to their sums: BLEU has `get_bleu_counts`, METEOR
 `Meteor.get_counts`, means of tasks `get_task_counts`, detection `tabulate_counts`.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 
-# Resamples at a time, for memory.
+# Resamples per batch, to limit memory.
 CHUNK = 500
 
 
@@ -21,7 +21,7 @@ class Interval:
 
     Attributes:
         mean, low, high (`float`): the score of all items, or the difference of two, and the ends of its interval.
-        num_pairs, num_groups (`int`): how many items (pairs, for differences), in how many groups, it rests on.
+        num_pairs, num_groups (`int`): number of items (pairs, for differences) and of groups.
     """
 
     mean: float
@@ -33,7 +33,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class SeedSummary:
-    """A score over runs that differ in their seed alone.
+    """A score over runs that differ only in their seed.
 
     Attributes:
         mean (`float`), std (`float`, *optional*): mean and sample deviation (n - 1); None for a single run.
@@ -56,12 +56,12 @@ def compute_score_interval(
 ) -> Interval:
     """Percentile bootstrap interval of a score of sums over items, whole groups resampled at a time.
 
-    A resample draws as many groups as there are, with replacement, and sums what each of them brings: no text or box
-    is looked at again. With few groups (under 20 or so) such an interval is too narrow, with one it has no width.
+    A resample draws as many groups as there are, with replacement, and adds up their counts; no text or box is scored
+    again. With few groups (below about 20) such an interval is too narrow, with one its width is 0.
 
     Args:
-        counts (`np.ndarray` of shape `(number of items, C)`): what each item adds to the sums, finite.
-        compute_score (callable): score (R,) of sums (R, C); NaN where sums have none, which is left out.
+        counts (`np.ndarray` of shape `(number of items, C)`): contribution of each item to the sums, finite.
+        compute_score (callable): score (R,) of sums (R, C); NaN where undefined, which is left out.
         groups (`np.ndarray` of shape `(number of items,)`, *optional*): items that are not independent of one
             another, such as the questions about one scene, carry the same label; by default each is its own group.
         confidence (`float`, defaults to 0.95), num_samples (`int`, defaults to 10000), seed (`int`, defaults to 0).
@@ -121,7 +121,7 @@ def compute_paired_interval(
     """Percentile bootstrap interval of mean(a - b), pairs resampled together.
 
     Args:
-        a, b (`np.ndarray` of shape `(number of pairs,)`): two scores of the same things, finite.
+        a, b (`np.ndarray` of shape `(number of pairs,)`): two scores of the same items, finite.
         groups, settings: as in `compute_score_interval`.
 
     Raises:

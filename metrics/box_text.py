@@ -1,6 +1,6 @@
-"""Oriented boxes that a model wrote down, read without running what it wrote.
+"""Parse oriented boxes from a model's text answer without evaluating it as code.
 
-The published evaluations (VG-LLM) pass lines of the answer to Python's `eval`. Here they are read as literals, which
+The published evaluations (VG-LLM) pass lines of the answer to Python's `eval`. Here they are parsed as literals, which
 accepts the same records and nothing else.
 """
 
@@ -16,7 +16,7 @@ from ross3d.metrics.columns import check_known
 
 TEXT_RULES = ("whole_text", "lines")
 BOX_SIZE = 9
-# Metres and radians beyond which a box is no box: its volume would overflow.
+# Maximum value of a box, metres and radians: beyond it the volume could overflow.
 LARGEST = 1e30
 
 
@@ -35,7 +35,7 @@ class LocatedBox:
 
 @dataclass(frozen=True)
 class LabelledBox:
-    """A box of a category; None for a box that is no nine finite numbers, which overlaps nothing."""
+    """A box with its category; the box is None if it is not nine finite numbers: its IoU is then 0."""
 
     label: str
     box: np.ndarray | None
@@ -66,7 +66,7 @@ def read_value(text: str) -> Any:
 
 
 def read_numbers(value: Any) -> np.ndarray | None:
-    """What numpy takes for an array of numbers; None for anything else."""
+    """A numpy array of the value if it holds numbers; None for anything else."""
     try:
         return np.array(value, np.float64)
     except (ValueError, TypeError, OverflowError):
@@ -84,13 +84,13 @@ def parse_located_box(
 
     Args:
         text (`str`): the answer.
-        num_views (`int`): views there are; another index is no answer.
-        rule (`str`, defaults to `"whole_text"`): `"lines"` (published) reads the first line that names "bbox_3d" and
-            no other; `"whole_text"` (ours) takes the answer as a whole where that is a record, such as one that was
-            broken into several lines.
+        num_views (`int`): number of views; a larger index is invalid.
+        rule (`str`, defaults to `"whole_text"`): `"lines"` (published) reads only the first line that contains
+            "bbox_3d"; `"whole_text"` (ours) reads the whole answer if that is a record, for example one over several
+            lines.
 
     Returns:
-        None where there is no such record, its view does not exist, or its box is no list of nine finite numbers.
+        the box; None if there is no such record, its view does not exist, or its box is not nine finite numbers.
     """
     check_known("rule", [rule], TEXT_RULES)
     text = strip_fences(text)
@@ -114,12 +114,12 @@ def parse_labelled_boxes(text: str, rule: Literal["whole_text", "lines"] = "whol
 
     Args:
         text (`str`): the answer.
-        rule (`str`, defaults to `"whole_text"`): `"lines"` (published) reads one record a line, so a list on one line
-            holds none; `"whole_text"` (ours) reads lists too, on one line or over several.
+        rule (`str`, defaults to `"whole_text"`): `"lines"` (published) reads one record per line, so a list on one
+            line gives none; `"whole_text"` (ours) also reads lists, on one line or several.
 
     Returns:
-        in the order of the answer. Records without a label, or with a box that holds no numbers, are left out; other
-        than nine of them count as a box that overlaps nothing (published).
+        the boxes in the order of the answer. Records without a label, or whose box is not made of numbers, are left
+        out; a number of values other than nine counts as a box with IoU 0 (published).
     """
     check_known("rule", [rule], TEXT_RULES)
     text = strip_fences(text)

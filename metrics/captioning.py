@@ -1,7 +1,7 @@
 """Caption scores: BLEU-1..4, CIDEr-D and ROUGE-L, as the published 3D evaluations compute them.
 
-Texts are compared as they come: tokens are separated by blanks, case counts, punctuation belongs to its word. What a
-benchmark wants lower-cased or split is done to its texts first (`wrap_caption` for Scan2Cap).
+Texts are compared unchanged: tokens are separated by blanks, case matters, punctuation belongs to its word. If a
+benchmark requires lower case or splitting, its texts are processed first (`wrap_caption` for Scan2Cap).
 """
 
 from collections.abc import Sequence
@@ -20,15 +20,15 @@ ROUGE_BETA = 1.2
 
 
 def wrap_caption(text: str) -> str:
-    """A text as Scan2Cap compares it: lower case, blanks around periods and commas, between "sos" and "eos".
+    """A text in Scan2Cap's form: lower case, blanks around periods and commas, between "sos" and "eos".
 
-    An empty text becomes "sos  eos" with two blanks; ROUGE-L sees an empty token between them.
+    An empty text becomes "sos  eos" with two blanks, which for ROUGE-L contains an empty token.
     """
     return f"sos {text.replace('.', ' . ').replace(',', ' , ').lower()} eos"
 
 
 def check_pairs(hypotheses: list[str], references: list[list[str]]) -> None:
-    """Refuse lists of different length, no item, items without a reference, and what is no text."""
+    """Refuse lists of different length, no items, items without a reference, and values that are not strings."""
     check_columns(hypotheses=hypotheses, references=references)
     check_texts("hypotheses", hypotheses)
     for index, texts in enumerate(references):
@@ -41,7 +41,7 @@ def check_pairs(hypotheses: list[str], references: list[list[str]]) -> None:
 
 
 def count_ngrams(texts: list[str]) -> list[csr_array]:
-    """How often each run of 1, 2, 3 and 4 tokens occurs: one table (texts, n-grams) an order."""
+    """Counts of n-grams of 1, 2, 3 and 4 tokens: one table (texts, n-grams) per order."""
     tokens = [text.split() for text in texts]
     rows = np.repeat(np.arange(len(texts)), [len(words) for words in tokens])
     numbers: dict[str, int] = {}
@@ -58,7 +58,7 @@ def count_ngrams(texts: list[str]) -> list[csr_array]:
 
 
 def count_pairs(hypotheses: list[str], references: list[list[str]]) -> tuple[np.ndarray, list[csr_array]]:
-    """Of which item each reference is (R,), and the n-gram counts of hypotheses and, below them, references."""
+    """The item index of each reference (R,), and the n-gram counts of hypotheses and, below them, references."""
     check_pairs(hypotheses, references)
     owners = np.repeat(np.arange(len(references)), [len(texts) for texts in references])
     return owners, count_ngrams([*hypotheses, *(text for texts in references for text in texts)])
@@ -75,14 +75,14 @@ def get_largest(table: csr_array, owners: np.ndarray, num_items: int) -> csr_arr
 
 
 def get_bleu_counts(hypotheses: list[str], references: list[list[str]]) -> np.ndarray:
-    """What BLEU sums over a corpus, of each item: (number of items, 10).
+    """Each item's contribution to the sums of corpus BLEU: (number of items, 10).
 
     Clipped n-gram counts of orders 1 to 4, all n-gram counts of orders 1 to 4, the length, and the length of the
-    reference closest in length (the shorter of equals).
+    reference closest in length (the shorter one of a tie).
 
     Args:
-        hypotheses (list of `str`): one text an item.
-        references (list of list of `str`): at least one an item.
+        hypotheses (list of `str`): one text per item.
+        references (list of list of `str`): at least one per item.
     """
     owners, tables = count_pairs(hypotheses, references)
     num_items = len(hypotheses)
@@ -120,7 +120,7 @@ def compute_bleu(hypotheses: list[str], references: list[list[str]]) -> np.ndarr
 def weigh_ngrams(table: csr_array, owners: np.ndarray, num_items: int) -> csr_array:
     """TF-IDF weights of the counts of hypotheses and references: count * log(items / items whose references have it).
 
-    An n-gram that no reference has counts as one that a single item's references have.
+    An n-gram that is in no reference gets the document frequency 1.
     """
     membership = csr_array((np.ones(len(owners)), (owners, np.arange(len(owners)))))
     in_items = (membership @ table[num_items:]).tocsc()
@@ -132,9 +132,9 @@ def weigh_ngrams(table: csr_array, owners: np.ndarray, num_items: int) -> csr_ar
 def compute_cider(hypotheses: list[str], references: list[list[str]]) -> np.ndarray:
     """CIDEr-D of each item, document frequencies taken from the given references; the corpus score is the mean.
 
-    The mean over orders, and over references, of the cosine of the two texts' TF-IDF vectors, the hypothesis clipped
-    to the reference; lengths, which the penalty compares, are counted in bigrams, so texts of no and of one token are
-    equally long (published).
+    The mean over orders and references of the cosine of the two texts' TF-IDF vectors, with the hypothesis clipped to
+    the reference. The length penalty counts lengths in bigrams, so texts of zero and of one token are equally long
+    (published).
 
     Args:
         hypotheses, references: as in `get_bleu_counts`.
@@ -160,8 +160,8 @@ def compute_cider(hypotheses: list[str], references: list[list[str]]) -> np.ndar
 def get_common_length(a: Sequence[str], b: Sequence[str]) -> int:
     """Length of the longest common subsequence.
 
-    A row of the usual table at a time, as the bits of one integer (Crochemore et al. 2001): a bit that is 0 stands
-    for a place in `b` where the length grows by one.
+    Each row of the usual table is stored as the bits of one integer (Crochemore et al. 2001): a bit that is 0 marks a
+    position in `b` where the length grows by one.
     """
     places: dict[str, int] = {}
     for index, token in enumerate(b):
@@ -176,7 +176,7 @@ def get_common_length(a: Sequence[str], b: Sequence[str]) -> int:
 def compute_rouge_l(hypotheses: list[str], references: list[list[str]]) -> np.ndarray:
     """ROUGE-L of each item: F-measure of the best precision and the best recall over its references.
 
-    Tokens are separated by single blanks, so a double blank holds an empty token. The corpus score is the mean.
+    Tokens are separated by single blanks, so a double blank contains an empty token. The corpus score is the mean.
 
     Args:
         hypotheses, references: as in `get_bleu_counts`.
@@ -198,7 +198,7 @@ def compute_rouge_l(hypotheses: list[str], references: list[list[str]]) -> np.nd
 
 
 def compute_caption_values(hypotheses: list[str], references: list[list[str]]) -> dict[str, np.ndarray]:
-    """The caption scores that are means over items: of each item (number of items,), by name."""
+    """The caption scores that are means over items: name -> values (number of items,)."""
     return {"CIDEr": compute_cider(hypotheses, references), "ROUGE-L": compute_rouge_l(hypotheses, references)}
 
 

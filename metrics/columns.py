@@ -1,4 +1,4 @@
-"""What the columns of a benchmark have to be: one entry an item, each once, known types, texts, finite boxes."""
+"""Check the columns of a benchmark: one entry per item, unique ids, known types, texts, finite boxes."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def check_columns(**columns: Sequence[Any]) -> int:
-    """How many items the columns hold.
+    """Return the number of items of the columns.
 
     Raises:
         ValueError: for columns of different length, or without an item.
@@ -32,7 +32,7 @@ def check_known(name: str, values: Iterable[Any], known: Sequence[str]) -> None:
 
 
 def check_texts(name: str, values: Sequence[Any]) -> None:
-    """Refuse a column in which something is no text; nothing said is the empty text."""
+    """Refuse a column with a value that is not a string; an empty answer is ""."""
     for index, value in enumerate([values] if isinstance(values, str) else values):
         if isinstance(values, str) or not isinstance(value, str):
             raise ValueError(
@@ -42,7 +42,7 @@ def check_texts(name: str, values: Sequence[Any]) -> None:
 
 
 def match_ids(prediction_ids: Sequence[str], reference_ids: Sequence[str]) -> list[int]:
-    """Where the prediction of each reference is: predictions of a file in the order of the annotations.
+    """The index of each reference's prediction, to put a file's predictions into the order of the annotations.
 
     Raises:
         ValueError: for an id that comes twice on one side, and for one that the other side lacks.
@@ -74,10 +74,10 @@ def is_row(box: Any, width: int) -> bool:
 
 
 def check_boxes(name: str, boxes: Any, width: int) -> np.ndarray:
-    """Boxes as float64 of shape (N, width); an empty list is no box, a single row is one.
+    """Boxes as float64 of shape (N, width); an empty list gives no box, a single row gives one.
 
     Raises:
-        ValueError: for another number of values a box, text, or values that are not finite.
+        ValueError: for another number of values per box, text, or values that are not finite.
     """
     try:
         array = np.asarray(boxes, np.float64)

@@ -11,7 +11,7 @@ from ross3d.metrics.columns import check_boxes, check_columns
 from ross3d.metrics.oriented_boxes import compute_oriented_box_iou
 
 
-# A pair counts above this overlap, not at it (published).
+# A pair matches if its IoU is above this value, not equal to it (published).
 IOU_THRESHOLD = 0.25
 CATEGORIES_8 = ("chair", "cabinet", "table", "bin", "couch", "bed", "bathtub", "toilet")
 CATEGORIES_20 = (
@@ -19,7 +19,7 @@ CATEGORIES_20 = (
     "dresser", "bin", "toilet", "refrigerator", "stove", "microwave", "monitor", "computer",
 )  # fmt: skip
 CATEGORIES_MORE = ("window", "shelf", "curtain", "plant", "stairs", "picture", "book", "bottle")
-# The published list of 31 has "lamp" twice and "towl" for "towel"; corrected it has 30 categories.
+# The published list of 31 has "lamp" twice and "towl" for "towel"; the corrected list has 30 categories.
 PUBLISHED_CATEGORIES = {
     "cate8": CATEGORIES_8,
     "cate20": CATEGORIES_20,
@@ -60,7 +60,7 @@ def count_item(
     targets: Sequence[LabelledBox],
     overlaps: dict[tuple[int, int], float],
 ) -> Counts:
-    """Each prediction in turn takes the free target it overlaps most; the first of equals."""
+    """Greedy matching: each prediction in turn takes the free target with the highest IoU; the first one of a tie."""
     labels = {box.label for box in (*predicted, *targets)}
     counts = {label: {"tp": 0, "fp": 0, "fn": 0} for label in sorted(labels)}
     free = set(range(len(targets)))
@@ -84,11 +84,11 @@ def count_detections(
 
     Args:
         predictions: the boxes of each item, in the order of the answer; the angles are "ZXY".
-        targets: the boxes there are.
-        rule (`str`): which boxes overlap nothing, see `find_degenerate`; published is `"small_faces"`.
+        targets: the true boxes of each item.
+        rule (`str`): which boxes have IoU 0, see `find_degenerate`; published is `"small_faces"`.
 
     Raises:
-        ValueError: for columns of different length, and for a target that is no nine finite numbers.
+        ValueError: for columns of different length, and for a target that is not nine finite numbers.
     """
     check_columns(predictions=predictions, targets=targets)
     for item, boxes in enumerate(targets):

@@ -1,4 +1,4 @@
-"""A benchmark's score as a module of the `evaluate` library: what the folders in `evaluate_modules/` share."""
+"""Make a benchmark's score a module of the `evaluate` library: shared code of the folders in `evaluate_modules/`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ def make_module(
     """The class that `evaluate.load` looks for in a file.
 
     Args:
-        name (`str`): of the class.
+        name (`str`): name of the class.
         description (`str`): the docstring of the file.
         score: a benchmark's function of `metrics.benchmarks`; its arguments are the columns.
         columns: the type of one item of each column, by name.
@@ -43,7 +43,7 @@ def make_module(
 
 
 def offer_meteor(score: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """A score of captions that starts METEOR's program by itself, with `use_meteor=True`."""
+    """Wrap a caption score so that it starts METEOR's program itself with `use_meteor=True`."""
 
     def score_captions(predictions, references, use_meteor: bool = False) -> dict[str, Any]:
         if not use_meteor:

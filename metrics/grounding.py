@@ -18,7 +18,7 @@ IOU_EPS = 1e-8
 
 
 def prepare_boxes(name: str, boxes: np.ndarray) -> torch.Tensor:
-    """Checked boxes (N, 6), float64, a negative size as the same box."""
+    """Checked boxes (N, 6), float64; a negative size is read as its absolute value."""
     array = check_boxes(name, boxes, 6)
     return torch.from_numpy(np.concatenate([array[:, :3], np.abs(array[:, 3:])], axis=1))
 
@@ -26,7 +26,7 @@ def prepare_boxes(name: str, boxes: np.ndarray) -> torch.Tensor:
 def compute_iou(boxes_a: np.ndarray, boxes_b: np.ndarray, union_eps: float = IOU_EPS) -> np.ndarray:
     """IoU (N, M) of boxes (N, 6) and (M, 6), float64, as the published evaluations count it.
 
-    They add an epsilon to the union and read a negative size as the same box.
+    They add an epsilon to the union and read a negative size as its absolute value.
 
     Raises:
         ValueError: for boxes of another shape, or that are not finite.
@@ -35,7 +35,7 @@ def compute_iou(boxes_a: np.ndarray, boxes_b: np.ndarray, union_eps: float = IOU
 
 
 def check_scores(scores: np.ndarray) -> np.ndarray:
-    """Scores (K + 1,) as float64; NaN would win or lose without a word."""
+    """Scores (K + 1,) as float64; refuses NaN, which would silently win or lose."""
     scores = np.asarray(scores, np.float64)
     if scores.ndim != 1 or len(scores) == 0 or np.isnan(scores).any() or np.isposinf(scores).any():
         raise ValueError(
@@ -47,7 +47,7 @@ def check_scores(scores: np.ndarray) -> np.ndarray:
 
 
 def choose_proposal(scores: np.ndarray) -> int | None:
-    """The proposal with the highest score, although "no target" may score higher (published where there is a target).
+    """The proposal with the highest score, even if "no target" scores higher (published for tasks with one target).
 
     Args:
         scores (`np.ndarray` of shape `(K + 1,)`): proposals, then "no target".
@@ -72,7 +72,7 @@ def select_proposals(scores: np.ndarray, threshold: float = SELECTION_THRESHOLD)
 
 
 def select_above_no_target(scores: np.ndarray) -> list[int]:
-    """The proposals that score above "no target" (K + 1,), best first: ours, blind to how many there are."""
+    """The proposals that score above "no target" (K + 1,), best first: our rule, without the number of targets."""
     scores = check_scores(scores)
     order = np.argsort(-scores[:-1], kind="stable")
     return order[scores[order] > scores[-1]].tolist()
@@ -81,14 +81,14 @@ def select_above_no_target(scores: np.ndarray) -> list[int]:
 def match_boxes(predicted: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """IoU of each matched pair, matched one to one for the greatest sum of IoU.
 
-    As published, IoU is rounded to float32, so that an exact half counts as one, and the table is padded to a square,
-    which decides between matches of equal sum.
+    As published, IoU is rounded to float32, so that exactly 0.5 counts as 0.5, and the table is padded to a square,
+    which decides between matchings of equal sum.
 
     Args:
         predicted (n, 6), targets (m, 6): boxes.
 
     Returns:
-        (max(n, m),) float32, 0 for what has no partner.
+        (max(n, m),) float32, 0 for unmatched boxes.
     """
     size = max(len(predicted), len(targets))
     iou = np.zeros((size, size), dtype=np.float32)
@@ -97,7 +97,7 @@ def match_boxes(predicted: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def get_f1(matched: np.ndarray, num_predicted: int, num_targets: int, iou_threshold: float) -> float:
-    """F1 of a set of boxes from what `match_boxes` found: 1 when both sets are empty, 0 when one is."""
+    """F1 of a set of boxes from the result of `match_boxes`: 1 if both sets are empty, 0 if one is."""
     if num_predicted == 0 or num_targets == 0:
         return float(num_predicted == num_targets)
     return float(2 * (matched >= np.float32(iou_threshold)).sum() / (num_predicted + num_targets))
@@ -121,8 +121,8 @@ def compute_paired_iou(
 
     Args:
         predicted (list of (6,) or None), targets (list of (6,)): boxes.
-        union_eps (`float`, defaults to the published 1e-8): added to the union; with it boxes that overlap by an exact
-            half of 1 cubic metre stay below a threshold of 0.5.
+        union_eps (`float`, defaults to the published 1e-8): added to the union; with it an IoU of exactly 0.5 for a
+            union of 1 cubic metre stays below a threshold of 0.5.
     """
     check_columns(predicted=predicted, targets=targets)
     missing = np.array([box is None for box in predicted])

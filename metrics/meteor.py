@@ -1,6 +1,6 @@
-"""METEOR 1.5 through its own Java program, where Java and the optional package `pycocoevalcap` are installed.
+"""METEOR 1.5 through its original Java program; needs Java and the optional package `pycocoevalcap`.
 
-Only the program file and its paraphrase table are taken from the package; nothing of it is imported. The program
+Only the program file and its paraphrase table are used from the package; nothing of it is imported. The program
 answers line by line over its standard streams.
 """
 
@@ -65,13 +65,13 @@ def find_java() -> str:
 
 
 def check_meteor() -> None:
-    """Refuse to go on where METEOR cannot run; see `find_program` and `find_java`."""
+    """Raise an error if METEOR cannot run; see `find_program` and `find_java`."""
     find_program()
     find_java()
 
 
 def clean_text(text: str) -> str:
-    """A text on one line without the protocol's separator; a line break would put every later answer out of step."""
+    """A text on one line without the protocol's separator; a line break would shift every later answer."""
     return " ".join(text.replace(SEPARATOR, " ").split())
 
 
@@ -103,7 +103,7 @@ class Meteor:
 
     Args:
         timeout (`float`, defaults to 300): seconds to wait for any one answer.
-        command (list of `str`, *optional*): in place of the installed program, for tests.
+        command (list of `str`, *optional*): replaces the installed program, for tests.
     """
 
     def __init__(self, timeout: float = 300.0, command: list[str] | None = None):
@@ -129,7 +129,7 @@ class Meteor:
         self.reader.start()
 
     def read_lines(self) -> None:
-        """Everything the program says, as it comes; None when it has ended."""
+        """Put the program's output lines into the queue as they arrive; None when it has ended."""
         for line in self.process.stdout:
             self.lines.put(line)
         self.lines.put(None)
@@ -148,11 +148,11 @@ class Meteor:
         for stream in (self.process.stdin, self.process.stdout, self.errors):
             try:
                 stream.close()
-            except BrokenPipeError:  # what was written to a program that had ended
+            except BrokenPipeError:  # the program had already ended
                 continue
 
     def fail(self, what: str) -> RuntimeError:
-        """The error to raise, with what the program wrote on its error stream."""
+        """The error to raise, with the text of the program's error stream."""
         self.process.kill()
         self.process.wait()
         self.errors.seek(0)
@@ -167,7 +167,7 @@ class Meteor:
             raise self.fail("has ended before it was asked everything") from error
 
     def read_answer(self, count: int) -> str:
-        """The next line, which must hold so many numbers."""
+        """The next line, which must contain `count` numbers."""
         try:
             line = self.lines.get(timeout=self.timeout)
         except queue.Empty:
@@ -192,25 +192,25 @@ class Meteor:
         """METEOR of a corpus and of each item.
 
         Args:
-            hypotheses (list of `str`): one text an item; runs of blanks and line breaks count as one blank.
-            references (list of list of `str`): at least one an item.
+            hypotheses (list of `str`): one text per item; runs of blanks and line breaks count as one blank.
+            references (list of list of `str`): at least one per item.
 
         Returns:
             the program's own score of the corpus, which is not the mean of the items', and (number of items,), in
             [0, 1].
 
         Raises:
-            ValueError: for lists of different length, no item, items without a reference, and what is no text.
-            RuntimeError: when the program fails, ends or stays silent; with what it wrote on its error stream.
+            ValueError: for lists of different length, no items, items without a reference, and non-string values.
+            RuntimeError: when the program fails, ends or stays silent; with the text of its error stream.
         """
         self.ask(f" {SEPARATOR} ".join(["EVAL", *self.ask_statistics(hypotheses, references)]))
         items = np.array([float(self.read_answer(1)) for _ in hypotheses])
         return float(self.read_answer(1)), items
 
     def get_counts(self, hypotheses: list[str], references: list[list[str]]) -> np.ndarray:
-        """What METEOR sums over a corpus, of each item: (number of items, 23); arguments and errors as in `score`.
+        """Each item's contribution to METEOR's sums: (number of items, 23); arguments and errors as in `score`.
 
-        A hypothesis that is its reference word for word has no chunk, as the program counts them.
+        A hypothesis identical to its reference has zero chunks, as the program counts them.
         """
         lines = self.ask_statistics(hypotheses, references)
         rows = np.array([line.split() for line in lines], np.float64)

@@ -1,4 +1,4 @@
-"""Overlap of oriented boxes in space, exact, for any number of pairs at once.
+"""Exact IoU of oriented 3D boxes, vectorised over pairs.
 
 A box is nine numbers: centre xyz and size xyz in metres, and three Euler angles in radians. `convention` says how the
 angles turn the box, in scipy's letters: `"ZXY"` turns about the box's own axes, R = Rz(a) Rx(b) Ry(c); `"zxy"` about
@@ -25,7 +25,7 @@ FACE_SIGNS = np.array([-1, 1, -1, 1, -1, 1])
 FACE_AXES = np.array([0, 0, 1, 1, 2, 2])
 # The published evaluation fails on a face triangle below this area (m²), and on a corner as far from its face (m).
 PUBLISHED_EPS = 1e-4
-# Coinciding faces are told apart by this share of the larger box, so that they count once.
+# Coinciding faces are separated by this share of the larger box, so that they count once.
 TIE = 1e-9
 CHUNK = 4096
 
@@ -51,11 +51,11 @@ def find_degenerate(
     rule: Literal["no_volume", "small_faces"] = "no_volume",
     convention: str = "ZXY",
 ) -> np.ndarray:
-    """Which boxes (N, 9) have no overlap to speak of: (N,) bool.
+    """Which boxes (N, 9) are degenerate and get IoU 0: (N,) bool.
 
     Args:
         rule (`str`, defaults to `"no_volume"`):
-            - `"no_volume"` (ours): a side of length 0; boxes (N, 6) will do.
+            - `"no_volume"` (ours): a side of length 0; also accepts boxes (N, 6).
             - `"small_faces"` (published): those for which the published evaluation fails, in float32: half a face
               below 1e-4 m², such as any of a cube of 1 cm, or a corner 1e-4 m off its face's plane.
     """
@@ -72,11 +72,11 @@ def find_degenerate(
 
 
 def clip_polygons(polygons: np.ndarray, heights: np.ndarray) -> np.ndarray:
-    """What a plane leaves of convex polygons.
+    """Clip convex polygons by a plane.
 
     Args:
         polygons (M, K, 3): corners once around; a polygon with fewer repeats its last one.
-        heights (M, K): of the corners above the plane; what lies below goes.
+        heights (M, K): of the corners above the plane; parts below it are removed.
 
     Returns:
         (M, K + 1, 3). A polygon of which nothing is left has the same corner everywhere.
@@ -109,8 +109,8 @@ def compute_areas_inside(corners: np.ndarray, half_sizes: np.ndarray) -> np.ndar
 def compute_shared_volume(boxes_a: np.ndarray, boxes_b: np.ndarray, convention: str = "ZXY") -> np.ndarray:
     """Volume (N,) that boxes (N, 9) and boxes (N, 9) share, pair by pair.
 
-    By the divergence theorem: a third of the sum, over the faces of what they share, of area times distance from the
-    centre of `a`. These faces are the faces of each box as far as they lie within the other.
+    By the divergence theorem: a third of the sum, over the faces of the intersection, of area times distance from the
+    centre of `a`. These faces are the parts of each box's faces that lie inside the other box.
     """
     turns = [get_rotation_matrices(boxes[:, 6:], convention) for boxes in (boxes_a, boxes_b)]
     corners = [compute_corners(boxes, convention) for boxes in (boxes_a, boxes_b)]
@@ -135,7 +135,7 @@ def compute_oriented_box_iou(
     """IoU of oriented boxes, pair by pair: intersection / union, without an epsilon, float64.
 
     Args:
-        boxes_a, boxes_b (N, 9): finite; a negative size is read as the same box.
+        boxes_a, boxes_b (N, 9): finite; a negative size is read as its absolute value.
         convention (`str`): of the angles, see above.
         rule (`str`): which boxes are degenerate, see `find_degenerate`.
 

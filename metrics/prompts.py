@@ -1,4 +1,4 @@
-"""Questions of choice benchmarks in the words of their published evaluation, so that answers can be scored alike.
+"""Prompts of choice benchmarks exactly as in their published evaluation, so that scores are comparable.
 
 Sources: VG-LLM's evaluation of VSI-Bench, VSTI-Bench, CV-Bench and BLINK.
 """

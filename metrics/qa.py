@@ -1,6 +1,6 @@
 """Scores of short answers: exact match under several rules, letters of choices, and numbers.
 
-Each published rule stands beside ours where ours differs. Sources: ScanQA and SQA3D as LEO and Video-3D-LLM score
+Where our rule differs, the published one is provided too. Sources: ScanQA and SQA3D as LEO and Video-3D-LLM score
 them, VSI-Bench and VSTI-Bench as their evaluations do, CV-Bench and BLINK as VG-LLM does.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 from ross3d.metrics.columns import check_columns, check_known
 
 
-# Relative accuracies a number is held against: the share of thresholds it meets is its score.
+# Thresholds of relative accuracy: the score of a number is the share of thresholds it meets.
 MRA_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 REFINED_RULES = ("substring", "whole_words")
 ERROR_RULES = ("absolute", "signed")
@@ -23,7 +23,7 @@ NUMBER_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
     " eighteen nineteen twenty"
 ).split()
-# SQA3D's spelling repairs, each of a whole word, in their order.
+# SQA3D's spelling corrections, each of a whole word, in their order.
 SQA3D_WORDS = {
     "letf": "left",
     "let": "left",
@@ -42,7 +42,7 @@ SQA3D_WORDS = {
     **{str(number): word for number, word in enumerate(NUMBER_WORDS) if number},
     "23": "twenty-three",
 }
-# All steps of SQA3D's cleaning after lower-casing: what is looked for, and what takes its place.
+# All steps of SQA3D's cleaning after lower-casing: pattern and replacement.
 SQA3D_STEPS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -95,7 +95,7 @@ def compute_verbatim_match(predictions: list[str], references: list[list[str]]) 
 
 
 def clean_sqa3d_answer(text: str) -> str:
-    """An answer as SQA3D compares it: lower case, known misspellings repaired, numbers as words, no articles.
+    """An answer cleaned as in SQA3D: lower case, known misspellings corrected, numbers as words, no articles.
 
     Periods vanish before numbers are read, so "2.5" is "25"; 21 and 22 have no words (published).
     """
@@ -106,7 +106,7 @@ def clean_sqa3d_answer(text: str) -> str:
 
 
 def contains_words(text: str, part: str) -> bool:
-    """Whether the words of `part`, at least one, stand in `text` in a row; punctuation at words' ends is no part."""
+    """Whether `text` contains the words of `part` (at least one) in a row; punctuation at word ends is ignored."""
     words, wanted = ([word.strip(",:-'") for word in side.split()] for side in (text, part))
     spans = (words[start : start + len(wanted)] for start in range(len(words) - len(wanted) + 1))
     return bool(wanted) and any(span == wanted for span in spans)
@@ -117,14 +117,14 @@ def compute_refined_match(
     answers: list[str],
     rule: Literal["substring", "whole_words"] = "whole_words",
 ) -> np.ndarray:
-    """Which answers are equal, or one of them holds the other: SQA3D's "EM-R", (N,) bool.
+    """Whether answers are equal or one contains the other: SQA3D's "EM-R", (N,) bool.
 
     Args:
         predictions, answers (list of `str`): cleaned.
         rule (`str`, defaults to `"whole_words"`):
-            - `"substring"` (published): without blanks, one is a piece of the other. An empty prediction is right,
+            - `"substring"` (published): without blanks, one is a substring of the other. An empty prediction is right,
               "no" is in "north" and "one" in "phone".
-            - `"whole_words"` (ours): the words of one stand in the other in a row. An empty prediction is wrong.
+            - `"whole_words"` (ours): one contains the words of the other in a row. An empty prediction is wrong.
     """
     check_columns(predictions=predictions, answers=answers)
     check_known("rule", [rule], REFINED_RULES)
@@ -154,7 +154,7 @@ def parse_number(text: str) -> float:
 
 
 def parse_first_word(text: str) -> str:
-    """What stands before the first blank, without periods at its end: the published rule of VSI-Bench and VSTI-Bench.
+    """The text before the first blank, without periods at its end: the published rule of VSI-Bench and VSTI-Bench.
 
     " B" is empty, "(B)" and "B:" keep their punctuation.
     """
@@ -188,12 +188,12 @@ def compute_relative_accuracy(
     """Mean relative accuracy: the share of thresholds t in .5, .55, ... .95 with |p - target| / |target| <= 1 - t.
 
     Args:
-        predictions (`np.ndarray` of shape `(number of items,)`): NaN and infinite ones score 0.
+        predictions (`np.ndarray` of shape `(number of items,)`): NaN and infinite values score 0.
         targets (`np.ndarray` of the same shape): finite.
         error (`str`, defaults to `"absolute"`):
-            - `"absolute"` (ours): a target of 0 is met by 0 only.
-            - `"signed"` (published): divided by the target itself, so any number meets a target below 0. For a target
-              of 0 the published code fails on a number: the score is NaN, and the item is left out of means.
+            - `"absolute"` (ours): for a target of 0 only 0 is right.
+            - `"signed"` (published): divided by the target itself, so any number is right for a negative target. For a
+              target of 0 the published code fails on a number: the score is NaN, and the item is left out of means.
 
     Returns:
         (number of items,) in [0, 1], float64.

@@ -4,8 +4,8 @@
     DIR/annotations/{train,val}.jsonl     questions (data/annotations.py)
     DIR/manifest.json                     arguments, version and counts, written last
 
-A matching manifest means the folder is complete and nothing is built. A build that was cut off goes on with the scenes
-that are missing; each scene depends on (seed, split, index) alone, so the result is the same.
+A matching manifest means the folder is complete and nothing is built. An interrupted build continues with the missing
+scenes; each scene depends only on (seed, split, index), so the result is the same.
 """
 
 import argparse
@@ -38,7 +38,7 @@ VERSION = 3
 def make_scene(
     seed: int, split: str, index: int, num_views: int = 8, image_size: tuple[int, int] = (64, 64), bev_size: int = 96
 ) -> tuple[Scene, Room, np.random.Generator]:
-    """Room `index` of `split` as a `Scene`; the room itself and its generator for going on (questions)."""
+    """Room `index` of `split` as a `Scene`; also the room itself, and its generator for further draws (questions)."""
     room, rng = make_room(seed, split, index)
     intrinsics, cam2world = make_cameras(room, rng, num_views, image_size)
     rendering = render_room(room, intrinsics, cam2world, image_size)
@@ -56,7 +56,7 @@ def make_scene(
     scene = Scene(
         scene_id=get_scene_id(split, index),
         images=rendering.images,
-        # As it will come back from disk, so that a scene in memory equals the one read.
+        # Rounded as on disk, so that a scene in memory equals the one read.
         depth_maps=np.round(rendering.depth_maps * 1000).astype(np.float32) / np.float32(1000),
         intrinsics=intrinsics,
         cam2world=cam2world,
@@ -76,7 +76,7 @@ def get_scene_id(split: str, index: int) -> str:
 def build_scene(
     index: int, output: str, split: str, seed: int, num_views: int, image_size, bev_size: int
 ) -> list[Candidate]:
-    """Write scene `index` unless it is there; return the questions that could be asked about it."""
+    """Write scene `index` unless it exists; return the questions that could be asked about it."""
     folder = Path(output) / split / get_scene_id(split, index)
     if folder.is_dir():
         room, rng = make_room(seed, split, index)
@@ -176,7 +176,7 @@ def _write_json(value: dict, file: Path) -> None:
 
 
 def format_baselines(output: str | os.PathLike) -> str:
-    """Table of what the questions' words alone give on the built validation split."""
+    """Table of the accuracy that the questions' words alone give on the built validation split."""
     train, val = (load_annotations(Path(output) / "annotations" / f"{split}.jsonl") for split in ("train", "val"))
     lines = [f"{'type':<18}{'count':>7}{'majority':>10}{'look-up':>10}"]
     for kind, row in lookup_baseline(train, val).items():

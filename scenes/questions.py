@@ -1,9 +1,9 @@
-"""Questions about a room whose answers are known by construction, balanced against what their words give away.
+"""Questions about a room with answers known by construction, balanced so that the words do not give them away.
 
 `make_candidates` lists far more questions than are used. `balance_candidates` then picks, over all rooms of a split,
-so that every answer is equally frequent *for each key*, where the key is what the question's words say (the category
-asked about, the phrase, the pair compared). A look-up that knows the words is left at chance; `lookup_baseline`
-measures it.
+so that every answer is equally frequent *for each key*, where the key is the information in the question's words (the
+category asked about, the phrase, the pair compared). A look-up from words to answers is then at chance;
+`lookup_baseline` measures it.
 
 A room in which something is hidden from every view is not asked about that thing, nor about its category or colour.
 """
@@ -22,7 +22,7 @@ from ross3d.scenes.rooms import CATEGORIES, COLORS, Room
 
 TASK = "rooms"
 
-# Questions a room gets on average, by type.
+# Average number of questions per room, by type.
 QUESTIONS_PER_SCENE = {
     "existence": 3.0,
     "color": 2.5,
@@ -83,8 +83,8 @@ def get_article(phrase: str) -> str:
 class Candidate(NamedTuple):
     """A question that could be asked.
 
-    `group` is balanced on its own (a question type, or the wording that two grounding types share); `key` is what the
-    words give away; `answer` is what must stay unpredictable from `key`, and `text` what is answered.
+    `group` is balanced separately (a question type, or the wording that two grounding types share); `key` is the
+    information in the words; `answer` must be unpredictable from `key`; `text` is the answer's text.
     """
 
     group: str
@@ -100,7 +100,7 @@ class Candidate(NamedTuple):
 
 @dataclass
 class _Pieces:
-    """What questions need to know about a room: arrays over its K pieces."""
+    """Facts about a room that questions use: arrays over its K pieces."""
 
     categories: list[str]
     colors: list[str]
@@ -123,7 +123,7 @@ class _Pieces:
             self.by_color[color].append(i)
 
     def get_names(self, i: int) -> list[str]:
-        """Phrases that mean piece `i` and nothing else in the room."""
+        """Phrases that match piece `i` and nothing else in the room."""
         names = []
         if self.category_counts[self.categories[i]] == 1:
             names.append(self.categories[i])
@@ -137,7 +137,7 @@ def make_candidates(room: Room, visible_shares: np.ndarray, rng: np.random.Gener
 
     Args:
         visible_shares (`(K,)`): for each piece, the largest share of a view's pixels that shows it.
-        rng: decides wordings, coordinates and which of very many are listed.
+        rng: draws wordings, coordinates and which of very many are listed.
     """
     pieces = _Pieces(
         [piece.category for piece in room.furniture],
@@ -243,7 +243,7 @@ def _ask_size_comparison(pieces: _Pieces, rng: np.random.Generator) -> list[Cand
 
 
 def _draw_point(pieces: _Pieces, i: int, rng: np.random.Generator) -> tuple[float, float, float]:
-    """A place inside piece `i` seen from above; its height is drawn alike for all pieces, so it tells nothing."""
+    """A point within piece `i` in plan view; its height is drawn alike for all pieces, so it gives no hint."""
     centre, size = pieces.boxes[i, :2], pieces.boxes[i, 3:5]
     x, y = centre + size * rng.uniform(-0.25, 0.25, 2)
     return round(float(x), 3), round(float(y), 3), round(float(rng.uniform(0.25, 0.75)), 3)
@@ -335,7 +335,7 @@ def _ask_caption(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
 
 
 def _ask_grounding_one(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
-    """ "Find the red chair.": exactly one fits, or none does."""
+    """ "Find the red chair.": exactly one object matches, or none."""
     phrases: dict[str, tuple] = {}
     for i in np.flatnonzero(pieces.seen):
         for name in pieces.get_names(i):
@@ -360,7 +360,7 @@ def _ask_grounding_one(pieces: _Pieces, rng: np.random.Generator) -> list[Candid
 
 
 def _ask_grounding_all(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
-    """ "Find all chairs.": several fit, or none does."""
+    """ "Find all chairs.": several objects match, or none."""
     things = [(get_plural(c), pieces.by_category[c], c in pieces.hidden_categories) for c in CATEGORIES]
     things += [(f"{c} objects", pieces.by_color[c], c in pieces.hidden_colors) for c in COLORS]
     return [
@@ -381,17 +381,17 @@ def _ask_grounding_all(pieces: _Pieces, rng: np.random.Generator) -> list[Candid
 def balance_candidates(
     candidates: list[list[Candidate]], seed: int, split: str, questions_per_scene: dict[str, float] | None = None
 ) -> list[list[Candidate]]:
-    """Pick questions of all rooms together, every answer of a key equally often, rooms loaded evenly.
+    """Pick questions over all rooms: every answer of a key equally often, similar numbers per room.
 
     Args:
-        candidates: one list a room.
+        candidates: one list per room.
         questions_per_scene (`dict[str, float]`, *optional*): average number by type; `QUESTIONS_PER_SCENE` by default.
 
     Returns:
-        one list a room, in the order of `QUESTION_TYPES`.
+        one list per room, in the order of `QUESTION_TYPES`.
     """
     wanted = dict(QUESTIONS_PER_SCENE if questions_per_scene is None else questions_per_scene)
-    # Grounding wordings share their "none" questions; each wording is balanced on its own.
+    # Grounding wordings share their "none" questions; each wording is balanced separately.
     shares = {name: wanted.get(name, 0.0) for name in QUESTION_TYPES if name not in GROUNDING_TYPES}
     answering = wanted.get("grounding_unique", 0.0) + wanted.get("grounding_multiple", 0.0)
     none_share = wanted.get("grounding_none", 0.0) / answering if answering else 0.0
@@ -419,7 +419,7 @@ def _pick_balanced(keys: dict, total: float, ratios: dict, load: np.ndarray, rng
     cells = []
     for key in sorted(keys):
         supply = {answer: len(found) / ratios.get(answer, 1.0) for answer, found in keys[key].items()}
-        # An answer that hardly ever occurs for this key would hold all others down: it is left out there.
+        # An answer that is very rare for this key would limit all others: it is left out for this key.
         supply = {answer: n for answer, n in supply.items() if n >= 0.15 * np.median(list(supply.values()))}
         if len(supply) > 1 or key == ():
             cells.append((key, sorted(supply), min(supply.values())))
@@ -471,7 +471,7 @@ def make_annotations(scene_id: str, chosen: list[Candidate]) -> list[Annotation]
 
 
 def get_lookup_keys(question: str) -> list[tuple]:
-    """What a look-up may know about a question, most specific first: its text, its content words, less of them."""
+    """Keys a look-up may use for a question, most specific first: its text, its content words, fewer of them."""
     words = tuple(re.findall(r"[a-z]+|<coord>", question.lower()))
     content = tuple(w for w in (_singular(word) for word in words) if w in CATEGORIES or w in COLORS or w == "object")
     categories = tuple(w for w in content if w in CATEGORIES)
@@ -486,11 +486,11 @@ def _singular(word: str) -> str:
 
 
 def lookup_baseline(train: list[Annotation], val: list[Annotation], min_count: int = 5) -> dict[str, dict[str, float]]:
-    """What the question's words alone give, by type: exact match of the majority answer and of the best look-up.
+    """Accuracy from the question's words alone, by type: exact match of the majority answer and of the best look-up.
 
-    The look-up answers with the commonest training answer of the most specific key (`get_lookup_keys`) that occurred
-    at least `min_count` times in training. For grounding types the "answer" is whether there is one target, several or
-    none, which is what the words could give away; room size and captions are matched exactly too.
+    The look-up answers with the most frequent training answer of the most specific key (`get_lookup_keys`) that
+    occurred at least `min_count` times in training. For grounding types the "answer" is whether there is one target,
+    several or none, which the words could give away; room size and captions are also matched exactly.
 
     Returns:
         type -> `{"count", "majority", "lookup"}` with accuracies in [0, 1].

@@ -14,7 +14,7 @@ import numpy as np
 from ross3d.scenes.rooms import CEILING_COLOR, Furniture, Room
 
 
-NEAR = 0.02  # metres before the camera; nothing stands nearer
+NEAR = 0.02  # metres before the camera; nothing is nearer
 
 
 @dataclass
@@ -93,7 +93,7 @@ def _rays_near(piece: Furniture, intrinsics, cam2world, image_size) -> np.ndarra
 
 
 def _hit_furniture(piece, number, light, rays, origins, directions, num_pixels, depth, object_ids, colors) -> None:
-    """Where `piece` is nearer than what a ray met before, write its depth, number and shaded colour (in place)."""
+    """Where `piece` is nearer than the ray's previous hit, write its depth, number and shaded colour (in place)."""
     if not len(rays):
         return
     cos, sin = np.float32(np.cos(piece.yaw)), np.float32(np.sin(piece.yaw))

@@ -5,8 +5,8 @@ furniture is a handful of boxes in its own frame (origin on the floor below its 
 `yaw` (radians, counter-clockwise seen from above) and moved to `position`. Its `box` is the axis-aligned hull in the
 world.
 
-Every draw comes from one `np.random.default_rng([seed, split, index])`, so a room never depends on its neighbours, and
-the rooms of two splits never share a stream.
+All random draws come from one `np.random.default_rng([seed, split, index])`, so rooms are independent of each other,
+and two splits never share a stream.
 """
 
 import math
@@ -141,7 +141,7 @@ def _plant():
 
 @dataclass(frozen=True)
 class Category:
-    """How a kind of furniture is built, and where it likes to stand."""
+    """How a kind of furniture is built, and where it is usually placed."""
 
     parts: tuple
     against_wall: float  # probability of standing with its back to a wall
@@ -240,7 +240,7 @@ class Room:
 
 
 def make_room(seed: int, split: str, index: int) -> tuple[Room, np.random.Generator]:
-    """The room at `index` of `split`, and the generator to go on drawing from (cameras, questions)."""
+    """The room at `index` of `split`, and its generator for further draws (cameras, questions)."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {sorted(SPLITS)}, got {split!r}.")
     rng = np.random.default_rng([seed, SPLITS[split], index])
@@ -306,7 +306,7 @@ def _draw_categories(room: Room, rng: np.random.Generator) -> list[str]:
 
 
 def _draw_colors(count: int, rng: np.random.Generator) -> list[str]:
-    """Colours of the pieces: independent draws, or in some rooms one colour that comes back."""
+    """Colours of the pieces: independent draws; in some rooms one colour is repeated."""
     names = list(COLORS)
     colors = [names[i] for i in rng.integers(len(names), size=count)]
     if rng.random() < 0.45:
@@ -413,7 +413,7 @@ def _make_camera(room: Room, hulls: np.ndarray, angle: float, rng: np.random.Gen
         eye[2] = rng.uniform(1.2, 1.7)
         wander = angle + rng.uniform(-0.02, 0.02) * attempt
         direction = np.array([np.cos(wander), np.sin(wander)])
-        # To the rounded rectangle 0.3 m before the walls, then a little inwards.
+        # Onto the rounded rectangle 0.3 m from the walls, then a little inwards.
         reach = np.min((half - 0.3) / np.maximum(np.abs(direction), 1e-6))
         eye[:2] = middle + direction * reach * rng.uniform(0.8, 1.0) * (1 - 0.01 * attempt)
         distance = np.abs(hulls[:, :2] - eye[:2]) - hulls[:, 3:5] / 2

@@ -10,7 +10,7 @@ def find_tasks() -> dict[str, Task]:
     """Every benchmark of this folder by its name.
 
     Raises:
-        ValueError: names the file that cannot be imported, whose TASK is no `Task`, or whose name another one has.
+        ValueError: names the file that cannot be imported, whose TASK is not a `Task`, or whose task name is taken.
     """
     tasks: dict[str, Task] = {}
     files: dict[str, str] = {}
@@ -36,14 +36,14 @@ def list_modules() -> list[str]:
 
 
 def import_task(name: str):
-    """One file of this folder as a module.
+    """Import one file of this folder as a module.
 
     Raises:
-        ValueError: names the file and what is wrong with it.
+        ValueError: names the file and its fault.
     """
     try:
         return importlib.import_module(f"{__name__}.{name}")
-    # Whatever a file of somebody's own does when it is read.
+    # A user's file may raise any error when it is imported.
     except Exception as error:
         raise ValueError(
             f"tasks/{name}.py: expected a benchmark that can be imported, got {type(error).__name__}: {error}; correct"

@@ -1,4 +1,4 @@
-"""Questions about scenes -> records: each scene is read once, its questions are answered in batches.
+"""Answer questions about scenes: each scene is read once, its questions are answered in batches.
 
 Shapes: K proposals.
 """
@@ -24,7 +24,7 @@ from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, limi
 
 
 END_OF_TURN = "<|im_end|>"
-# Written scores keep as many decimals, so that a record reads the same wherever it was computed.
+# Decimals of written scores, so that records agree between machines.
 DECIMALS = 5
 
 
@@ -36,11 +36,11 @@ def iterate_batches(items: list[Any], size: int) -> Iterator[list[Any]]:
 def load_questions(
     data_dir: Path, settings: EvalSettings, task_name: str, question_types: Sequence[str] | None = None
 ) -> list[Annotation]:
-    """A benchmark's annotations of a split, those of the first `--limit` scenes.
+    """Load a benchmark's annotations of a split, limited to the first `--limit` scenes.
 
     Raises:
-        ValueError: when there is none, one of a type that the benchmark does not have, or one about objects that its
-            scene does not have.
+        ValueError: for no annotations, an unknown question type, or a question about objects that its scene does not
+            have.
     """
     path = find_annotations(data_dir, settings.split)
     loaded = load_annotations(path, settings.allow_outside)
@@ -62,25 +62,25 @@ def load_questions(
 
 
 def get_question(annotation: Annotation) -> str:
-    """Questions are asked as they stand, blanks at their ends too: prepared files hold the published words."""
+    """The question unchanged, with blanks at its ends: prepared files contain the published text."""
     return annotation.question
 
 
 def clean_response(annotation: Annotation, response: str) -> str:
-    """What the model said, without blanks around it and without a spelt end mark (published)."""
+    """The model's response without surrounding blanks and without an end mark written as text (published)."""
     return response.strip().removesuffix(END_OF_TURN).strip()
 
 
 def get_columns(records: list[Record], *names: str) -> list[list[Any]]:
-    """The named values of all records, a list a name."""
+    """The named values of all records, one list per name."""
     return [[record[name] for record in records] for name in names]
 
 
 def check_detected(data_dir: Path, items: Sequence[Annotation], settings: EvalSettings) -> None:
-    """Refuse to begin when scenes have no detected boxes, which show only when their turn comes.
+    """Refuse to start if scenes have no detected boxes, rather than fail when their turn comes.
 
     Raises:
-        ValueError: names how many, and the first.
+        ValueError: gives the number of such scenes and the first one.
     """
     folders = dict.fromkeys(data_dir / settings.split / item.scene_id for item in items)
     missing = [folder for folder in folders if not (folder / "proposals.json").is_file()]
@@ -98,7 +98,7 @@ def check_detected(data_dir: Path, items: Sequence[Annotation], settings: EvalSe
 
 
 def get_detected_boxes(context: EvalContext, scene: Scene) -> np.ndarray:
-    """What grounding chooses among: the boxes that a detector found, or with `--proposals ground_truth` the objects'.
+    """The boxes that grounding chooses among: detected ones, or with `--proposals ground_truth` those of the objects.
 
     Raises:
         ValueError: for a scene without them.
@@ -131,7 +131,7 @@ def make_record(task_name: str, annotation: Annotation, **values: Any) -> Record
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question about scene `scene` of those that are answered together."""
+    """A question about scene number `scene` of the scenes that are answered together."""
 
     annotation: Annotation
     text: str
@@ -139,7 +139,7 @@ class Prompt:
 
 
 def ask_questions(context: EvalContext, scene_cache: Any, prompts: list[Prompt]) -> list[str]:
-    """Greedy answers, as text, to questions about scenes that were encoded."""
+    """Greedy text answers to questions about encoded scenes."""
     responses: list[str] = []
     for batch in iterate_batches(prompts, context.settings.batch_size):
         given = [prompt.annotation.query_coords for prompt in batch]
@@ -170,13 +170,13 @@ def ground_questions(context: EvalContext, scene_cache: Any, prompts: list[Promp
         asks = context.processor(text=[prompt.text for prompt in batch], return_tensors="pt").to(context.device)
         index = [prompt.scene for prompt in batch]
         rows = context.model.ground(scene=scene_cache, scene_index=index, **asks).float().cpu().numpy()
-        # Proposals of scenes with fewer than others are padded before the last column.
+        # Scenes with fewer proposals than others are padded before the last column.
         scores += [np.append(row[: counts[scene]], row[-1]) for row, scene in zip(rows, index, strict=True)]
     return scores
 
 
 def draw_scores(context: EvalContext, annotation: Annotation, num_proposals: int) -> np.ndarray:
-    """Scores of a model that knows nothing: the proposals and "no target" in a seeded random order."""
+    """Blind scores: the proposals and "no target" in a seeded random order."""
     rng = np.random.default_rng(context.get_seed(context.settings.seed, f"blind/{annotation.id}"))
     return rng.permutation(num_proposals + 1).astype(np.float64)
 
@@ -188,7 +188,7 @@ def list_boxes(boxes: np.ndarray) -> list[list[float]]:
 def make_grounding_record(
     task_name: str, annotation: Annotation, scores: np.ndarray, proposal_boxes: np.ndarray, scene_boxes: np.ndarray
 ) -> Record:
-    """A record with the boxes that the published rules read from scores (K + 1,)."""
+    """A record with the boxes that the published rules select from scores (K + 1,)."""
     targets = annotation.target_boxes
     if targets is None:
         targets = list_boxes(scene_boxes[annotation.object_ids])
@@ -210,7 +210,7 @@ def make_grounding_record(
 
 @dataclass
 class SceneForQuestions:
-    """What questions about a scene need, made without the model.
+    """The inputs that questions about a scene need, prepared without the model.
 
     Attributes:
         inputs (`BatchFeature`): of the processor, for the scene alone; None once the scene is encoded.
@@ -241,7 +241,7 @@ def prepare_questions(
     without_boxes = blind or get_proposals is None
     scene = None if blind and not grounds else context.load_scene(annotations[0].scene_id)
     folder = "" if scene is None else str(scene.path)
-    # None of them rather than nothing, so that scenes with and without grounding questions can be held together.
+    # An empty list rather than None, so that scenes with and without grounding questions can share a cache.
     boxes = None if without_boxes or scene.depth_maps is None else np.zeros((0, 6), np.float32)
     for annotation in annotations:
         if annotation.target_boxes is None:
@@ -251,7 +251,7 @@ def prepare_questions(
     inputs = {"images": [BLIND_PICTURE]} if blind else scene.get_inputs(proposal_boxes=boxes)
     tensors = context.processor(**inputs, return_tensors="pt")
     if not blind and scene.depth_maps is not None:
-        # Questions come to the processor later, without the scene that it would compare them with.
+        # Checked here, because the processor later gets the questions without their scene.
         file = str(find_annotations(context.data_dir, context.settings.split))
         for annotation in annotations:
             check_query_coords(
@@ -261,7 +261,7 @@ def prepare_questions(
 
 
 def score_proposals(context: EvalContext, cache: Any, prompts: list[Prompt], counts: list[int]) -> list[np.ndarray]:
-    """Scores (K + 1,) for each prompt: the model's, or those of one that knows nothing."""
+    """Scores (K + 1,) for each prompt: the model's, or blind ones."""
     if not context.settings.blind:
         return ground_questions(context, cache, prompts)
     return [draw_scores(context, prompt.annotation, counts[prompt.scene]) for prompt in prompts]
@@ -274,16 +274,16 @@ def answer_questions(
     get_prompt: Callable[[Annotation], str],
     parse_answer: Callable[[Annotation, str], str],
 ) -> list[list[Record]]:
-    """Records of all questions about some scenes, in their order.
+    """Answer all questions about some scenes; returns their records in order.
 
     Args:
         context (`EvalContext`): see there.
         scenes (list of `OpenScene`): annotations of each scene, prepared by `prepare_questions`.
         task_name (`str`): goes into the records.
-        get_prompt: annotation -> what the model is asked.
+        get_prompt: annotation -> the model's prompt.
         parse_answer: (annotation, response) -> the answer that is scored.
     """
-    # Scenes that nothing can be grounded in (no depth) have no proposals, not even an empty list, and are held apart.
+    # Scenes without depth cannot be grounded in: they have no proposals, not even an empty list, and a separate cache.
     apart: dict[bool, list[OpenScene]] = {}
     for scene in scenes:
         apart.setdefault(scene.prepared.proposal_boxes is None, []).append(scene)
@@ -298,7 +298,7 @@ def answer_questions(
 
 
 def encode_scenes(context: EvalContext, prepared: list[SceneForQuestions]) -> Any:
-    """The scenes read by the model, each held once; the processor's inputs are let go."""
+    """Encode the scenes with the model, each cached once; the processor's inputs are released."""
     encoded = []
     for scene in prepared:
         encoded.append(context.model.encode_scene(**scene.inputs.to(context.device)))
@@ -313,7 +313,7 @@ def answer_together(
     get_prompt: Callable[[Annotation], str],
     parse_answer: Callable[[Annotation, str], str],
 ) -> list[list[Record]]:
-    """Records of scenes that are held in one cache; arguments as in `answer_questions`."""
+    """Answer the questions about scenes in one cache; arguments as in `answer_questions`."""
     prepared: list[SceneForQuestions] = [scene.prepared for scene in scenes]
     cache = encode_scenes(context, prepared)
     prompts = [

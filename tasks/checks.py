@@ -1,7 +1,7 @@
-"""A benchmark's records and scores, checked on the first scene that is answered: not after hours, when all are.
+"""Check a benchmark's records and scores on the first answered scene, instead of failing after hours at the end.
 
-Every record has `task`, `id` and `scene_id`. Those of questions (in `predictions.jsonl`, or of a task with
-`get_values`), of which pages and comparisons tell, have `QUESTION_FIELDS` too, which `make_record` fills, and those
+Every record has `task`, `id` and `scene_id`. Records of questions (in `predictions.jsonl`, or of a task with
+`get_values`), which pages and comparisons show, also have `QUESTION_FIELDS`, which `make_record` fills, and those
 answered by boxes `BOX_FIELDS`.
 """
 
@@ -20,19 +20,19 @@ from ross3d.tasks.task import Record, Task
 
 PREDICTIONS_FILE = "predictions.jsonl"
 FIELDS = ("task", "id", "scene_id")
-# Of a question: what was asked, what counts, what the model said (None for boxes), how it is read, whether it is right
-# (None where nothing says).
+# Fields of a question: its text, accepted answers, the model's response (None for boxes), the parsed prediction, and
+# whether it is right (None if undefined).
 QUESTION_FIELDS = ("question_type", "question", "query_coords", "references", "response", "prediction", "right")
-# Of a question whose prediction is None: the boxes that were meant and those that were given, six numbers each.
+# Fields of a question whose prediction is None: target boxes and predicted boxes, six numbers each.
 BOX_FIELDS = ("target_boxes", "answer_boxes")
 
 
 def check_records(task: Task, items: list[Any], records: Any) -> list[Record]:
-    """A scene's records, where they are what the files, pages and scores need.
+    """Return a scene's records if they have what the files, pages and scores need.
 
     Args:
-        items: what was asked about the scene.
-        records: what `task.answer` gave for it.
+        items: the items of the scene.
+        records: the result of `task.answer` for it.
 
     Raises:
         ValueError: names the task, the question and the field.
@@ -71,7 +71,7 @@ def check_records(task: Task, items: list[Any], records: Any) -> list[Record]:
 
 
 def check_scores(task: Task, records: list[Record]) -> None:
-    """Have a task score some of its records, and refuse what could not be written.
+    """Let a task score some of its records, and refuse scores that could not be written.
 
     Raises:
         ValueError: names the task and its function.
@@ -109,7 +109,7 @@ def describe_array(value: Any) -> str:
 
 
 def call(task: Task, name: str, *given: Any) -> Any:
-    """What a task's function makes of records.
+    """Call a task's function on records and return its result.
 
     Raises:
         ValueError: names task and function when it fails.
@@ -127,10 +127,10 @@ def call(task: Task, name: str, *given: Any) -> Any:
 
 @contextmanager
 def name_task(task: Task, function: str) -> Iterator[None]:
-    """Errors of the block name the task and its function; memory that is used up keeps its own error.
+    """Prefix errors of the block with the task and its function; out-of-memory errors stay as they are.
 
     Raises:
-        OSError, ValueError: what the block raised, with the names in front.
+        OSError, ValueError: the block's error, with the names in front.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Systems compared on the same questions: scores with their spread over seeds, differences with intervals, changes.
+"""Compare systems on the same questions: scores with their spread over seeds, differences with intervals, changes.
 
 A system is one or several runs of `eval.py` that differ in the model's seed alone. Every later system is compared with
 the first. Intervals are 95 % bootstrap intervals over scenes, of differences paired by question.
@@ -35,7 +35,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """A finished evaluation.
+    """Read a finished evaluation.
 
     Raises:
         FileNotFoundError: for a folder without one.
@@ -50,7 +50,7 @@ def read_run(folder: Path) -> Run:
         raise ValueError(
             f"{file}: expected scores, an object with the scores of each task, got {str(scores)[:60]}; evaluate again."
         )
-    # Those without values of each question are not compared.
+    # Tasks without per-question values are not compared.
     noted = {metrics.get("records_files", {}).get(task, "predictions.jsonl") for task in scores}
     names = {check_name(name, f"{file}, records_files") for name in noted} or {"predictions.jsonl"}
     records: dict[str, list[Record]] = {}
@@ -68,7 +68,7 @@ def align_records(runs: list[Run], task: str) -> list[list[Record]]:
     """Records of each run in the order of the first one's, so that answers can be paired.
 
     Raises:
-        ValueError: names the run whose questions are others, and such questions.
+        ValueError: names the run with different questions, and such questions.
     """
     wanted = [record["id"] for record in runs[0].records[task]]
     aligned = []
@@ -89,7 +89,7 @@ def compare_systems(systems: list[list[Run]], tasks: dict[str, Task]) -> dict[st
 
     Args:
         systems (list of lists of `Run`): runs of each system.
-        tasks: those that can be compared, by name.
+        tasks: the tasks that can be compared, by name.
 
     Returns:
         task -> num_questions, num_scenes; `scores`: name -> systems (mean, std over runs, num_runs, low, high) and
@@ -173,9 +173,9 @@ def get_main_values(records: list[Record], task: Task) -> np.ndarray:
 
 
 def list_changes(before: list[Record], after: list[Record], task: Task) -> dict[str, Any]:
-    """Questions that are answered otherwise: how many are better, worse and as good, and each of them.
+    """Questions with different answers: the counts of better, worse and equally good ones, and a list of them.
 
-    Better and worse are told by the first value that a question has, such as exact match.
+    Better and worse are decided by the first value of a question, such as exact match.
     """
     gains = get_main_values(after, task) - get_main_values(before, task)
     rows = []
@@ -194,7 +194,7 @@ def list_changes(before: list[Record], after: list[Record], task: Task) -> dict[
 
 
 def describe_answer(record: Record) -> str:
-    """What was said, or the boxes that were chosen, as text."""
+    """The prediction, or the chosen boxes, as text."""
     if record["prediction"] is not None:
         return record["prediction"]
     boxes = [" ".join(f"{value:.2f}" for value in box) for box in record["answer_boxes"]]

@@ -1,7 +1,7 @@
-"""Scores as sums over questions, so that their intervals, and those of differences, come from resampled scenes.
+"""Express scores as functions of sums over questions, to get intervals of scores and differences by resampling scenes.
 
-Questions about one scene stand or fall together, so scenes are resampled, not questions. Nothing is asked or parsed
-again: BLEU, say, is a function of counts that each answer adds to.
+Questions about one scene are not independent, so scenes are resampled, not questions. No answer is generated or parsed
+again: BLEU, for example, is a function of counts that each answer adds to.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def make_mean(values: np.ndarray) -> Summed:
     """The mean of values (N,), those that are NaN left out."""
     known = ~np.isnan(values)
     counts = np.stack([np.where(known, values, 0.0), known], axis=1)
-    # A resample may hold no question of a rare type: it says nothing about that type.
+    # A resample may contain no question of a rare type; it then has no score for that type.
     return Summed(counts, compute_ratio)
 
 
@@ -91,7 +91,7 @@ def compute_intervals(sums: dict[str, Summed], scenes: np.ndarray) -> dict[str, 
 
 
 def compute_interval(summed: Summed, scenes: np.ndarray) -> dict[str, Any]:
-    """The same for one score; of a single scene nothing can be said, so that low and high are None."""
+    """As `compute_intervals`, for one score; with a single scene, low and high are None."""
     interval = compute_score_interval(summed.counts, summed.compute, scenes)
     ends = {"low": interval.low, "high": interval.high} if interval.num_groups > 1 else {"low": None, "high": None}
     return {"mean": interval.mean, **ends, "num_scenes": interval.num_groups}

@@ -1,4 +1,4 @@
-"""Multi3DRefer: the none, one or several objects that a description means; validation split, mean F1 at IoU."""
+"""Multi3DRefer: descriptions that match no, one or several objects; validation split, mean F1 at IoU."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[Annotation]:
     """Descriptions.
 
     Raises:
-        ValueError: for one without boxes, empty where it means nothing.
+        ValueError: for one without a list of boxes (an empty list means no target).
     """
     items = load_questions(data_dir, settings, NAME, MULTI3DREFER_TYPES)
     for item in items:

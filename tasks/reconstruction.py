@@ -1,9 +1,9 @@
-"""Masked views and bird's-eye pictures of held-out scenes, rebuilt, beside controls and the teacher's own limit.
+"""Reconstruct masked views and bird's-eye pictures of held-out scenes, with controls and the teacher's own limit.
 
-Each picture is rebuilt from the scene itself, from another scene's visual states at this scene's positions, and from
-positions alone (every view masked). The mean training picture stands for knowing nothing of the scene, the teacher's
-round trip for its ceiling. Scores are PSNR in dB; of the bird's-eye picture, on the pixels of objects, since one floor
-colour does well on the rest.
+Each picture is reconstructed from the scene itself, from another scene's visual states at this scene's positions, and
+from positions alone (every view masked). The mean training picture is the baseline without any knowledge of the scene,
+the teacher's round trip the upper bound. Scores are PSNR in dB; for the bird's-eye picture on the pixels of objects,
+since one floor colour does well on the rest.
 
 Shapes: n masked views of a scene, S samples, H W pixels.
 """
@@ -44,15 +44,15 @@ PREDICTORS = ("one_sample", MAIN, "teacher", *CONTROLS)
 # A point belongs to an object when it is inside its box and this far above the box's bottom, metres.
 FLOOR_CLEARANCE = 0.05
 MEAN_PICTURE_SCENES = 64
-# Scenes whose pictures are kept for the report.
+# Number of scenes whose pictures are saved for the report.
 PICTURE_SCENES = 6
-# An exact picture scores this much, dB.
+# The score of an exact picture, dB.
 MAX_PSNR = 100.0
 
 
 @dataclass(frozen=True)
 class SceneItem:
-    """One held-out scene, and the scene whose visual states stand in for its own in a control."""
+    """One held-out scene, and the scene whose visual states replace its own in a control."""
 
     id: str
     scene_id: str
@@ -62,7 +62,7 @@ class SceneItem:
 
 @dataclass
 class Targets:
-    """What is to be rebuilt of a scene, in [0, 1].
+    """The pictures to reconstruct for a scene, in [0, 1].
 
     Attributes:
         masked (`torch.BoolTensor` of shape `(1, V)`): the views that are masked.
@@ -99,7 +99,7 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[SceneItem]:
 
 
 def choose_masked_views(scene: Scene, ratio: float, seed: int) -> list[int]:
-    """Views to mask: as many as training masks, drawn from those whose depth says where they look; at least one."""
+    """Views to mask: as many as in training, at least one, drawn from those whose depth tells where they look."""
     candidates = np.arange(scene.num_views)
     if scene.depth_maps is not None:
         candidates = np.flatnonzero((scene.depth_maps > 0).any(axis=(1, 2)))
@@ -127,7 +127,7 @@ def get_object_pixels(scene: Scene) -> np.ndarray:
 
 
 def prepare_scene(context: EvalContext, scene: Scene, masked_views: list[int]) -> tuple[dict[str, Any], Targets]:
-    """The model's inputs for a scene, and what it has to rebuild."""
+    """The model's inputs for a scene, and its reconstruction targets."""
     inputs = scene.get_inputs(bev=True)
     tensors = context.processor(**inputs, return_tensors="pt").to(context.device)
     masked = torch.zeros(1, scene.num_views, dtype=torch.bool, device=context.device)
@@ -135,7 +135,7 @@ def prepare_scene(context: EvalContext, scene: Scene, masked_views: list[int]) -
     bev, regions = None, {}
     if scene.bev_image is not None:
         bev = tensors["bev_pixel_values"].float()
-        # The mask takes the picture's way through the processor, so that it fits whatever resizing that does.
+        # The processor treats the mask like the picture, so that both are resized alike.
         bev_inputs = {"images": [scene.images[0]], "bev_image": scene.bev_image}
         painted = context.processor(**bev_inputs, bev_valid=get_object_pixels(scene), return_tensors="pt")
         objects = painted["bev_valid"][0].to(context.device)
@@ -180,9 +180,9 @@ def sample_pictures(context: EvalContext, queries: PictureQueries, seed: int, si
 
 
 def pass_through_teacher(model: Any, pictures: torch.Tensor, branch: str) -> torch.Tensor:
-    """Pictures (n, 3, H, W) in [0, 1], encoded, resized to the denoiser's grid and decoded: the best it could do."""
+    """Encode pictures (n, 3, H, W) in [0, 1], resize to the denoiser's grid and decode: the best it can output."""
     config, teacher = model.config.denoiser_config, model.get_teacher()
-    # Pictures in [0, 1] are taught alike, whatever they show.
+    # Pictures in [0, 1] are encoded like bird's-eye pictures, views too.
     mean, _ = encode_pictures(teacher, get_bev_pictures(pictures)).chunk(2, dim=1)
     tokens = get_target_tokens(mean, config, model.reconstruction_head.get_grid_size(branch))
     return resize_bilinear(decode_latents(teacher, get_latents(tokens, config)), pictures.shape[-1])
@@ -223,7 +223,7 @@ def compute_psnr(pictures: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor
 def rebuild(
     context: EvalContext, states: dict[str, SceneStates], targets: Targets, branch: str, bounds: Any, seed: int
 ) -> dict[str, torch.Tensor]:
-    """What each predictor makes of the masked views, or of the bird's-eye picture: name -> (n, 3, H, W)."""
+    """Predict the masked views, or the bird's-eye picture, with each predictor: name -> (n, 3, H, W)."""
     truth = targets.views if branch == "view" else targets.bev
     pictures = {"teacher": pass_through_teacher(context.model, truth, branch)}
     pictures["mean_picture"] = get_mean_pictures(context)[branch].expand_as(truth)
@@ -240,7 +240,7 @@ def rebuild(
 
 
 def save_picture(path: Path, picture: torch.Tensor) -> None:
-    """A picture (3, H, W) in [0, 1] as PNG, written at once."""
+    """Write a picture (3, H, W) in [0, 1] as PNG, atomically."""
     pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     with replace_file(path) as partial:
         Image.fromarray(pixels).save(partial, format="PNG")
@@ -257,10 +257,10 @@ def get_seed(context: EvalContext, purpose: str) -> int:
 
 
 def prepare(context: EvalContext, items: list[SceneItem]) -> tuple[Scene, Scene]:
-    """The scene that is rebuilt, and the one that stands in for it.
+    """Read the scene to reconstruct, and the other scene of its control.
 
     Raises:
-        ValueError: for a model that was not trained to rebuild what it does not see.
+        ValueError: for a model that was not trained with reconstruction.
     """
     objective = context.model.config.view_objective
     if objective != "cross_view":
@@ -309,7 +309,7 @@ def rebuild_scene(context: EvalContext, item: SceneItem, scene: Scene, other: Sc
 
 
 def compare_predictors(rows: list[dict[str, float]], scenes: list[str]) -> dict[str, Any]:
-    """Mean PSNR of each predictor, and paired differences of ours against each control, scenes drawn whole."""
+    """Mean PSNR of each predictor, and paired differences of ours and each control, whole scenes resampled."""
     columns = {name: np.array([row[name] for row in rows]) for name in PREDICTORS}
     differences = {
         f"{ours} - {control}": asdict(compute_paired_interval(columns[ours], columns[control], np.array(scenes)))

@@ -1,9 +1,9 @@
-"""The records of an evaluation on disk, so written that a kill at any moment neither loses nor repeats an answer.
+"""Store the records of an evaluation on disk, so that a kill at any moment neither loses nor repeats an answer.
 
-While an evaluation runs, each process appends whole scenes to a file of its own under `parts/`; a restarted one opens
-a new file and never touches an old one. A scene counts once every one of its records can be read: a torn last line,
-or a scene cut short, is answered again. At the end all records go, in the order of the items, into the final files,
-which replace older ones at once.
+While an evaluation runs, each process appends whole scenes to its own file under `parts/`; a restarted process opens
+a new file and never touches an old one. A scene is complete once all of its records can be read: a truncated last
+line, or an incomplete scene, is answered again. At the end all records are written, in the order of the items, to the
+final files, which replace older ones atomically.
 """
 
 import json
@@ -19,7 +19,7 @@ from ross3d.tasks.task import Record
 
 
 PARTS_FOLDER, PARTS = "parts", "rank*-*.jsonl"
-# Each scene has a folder in it.
+# Contains a folder for each scene.
 PICTURES_FOLDER = "pictures"
 
 
@@ -32,18 +32,18 @@ def format_lines(records: Sequence[Record]) -> str:
 
 
 def read_whole_lines(path: Path) -> list[Record]:
-    """Records of a file up to its last line break; what follows it was cut off."""
-    # Bytes are split, since text may hold other characters that Python counts as line breaks.
+    """Records of a file up to its last line break; a rest after it is an interrupted write."""
+    # Split bytes, since text may contain other characters that Python treats as line breaks.
     *whole, _ = path.read_bytes().split(b"\n")
     lines = ((f"{path}:{number}", line) for number, line in enumerate(whole, start=1))
     return [parse_record(line, where) for where, line in lines]
 
 
 def parse_record(line: bytes, where: str) -> Record:
-    """The record of a line.
+    """Parse the record of a line.
 
     Raises:
-        ValueError: for a damaged one; it names file and line.
+        ValueError: for a damaged line; names file and line.
     """
     meaning, remedy = "a record of eval.py", "remove the line: its scene is answered again"
     try:
@@ -68,7 +68,7 @@ class RecordStore:
 
     Args:
         output_dir (`Path`): of the evaluation.
-        final_files (list of `str`): names that finished records may be found under.
+        final_files (list of `str`): names of files with finished records.
         rank (`int`): of this process.
     """
 
@@ -81,14 +81,14 @@ class RecordStore:
         self.part = self.parts_dir / f"rank{rank}-{max(taken, default=-1) + 1}.jsonl"
 
     def read_again(self, final_files: Sequence[str] = ()) -> None:
-        """Take in what all processes have written so far."""
+        """Read what all processes have written so far."""
         finished = [self.output_dir / name for name in final_files]
         for path in [path for path in finished if path.is_file()] + sorted(self.parts_dir.glob(PARTS)):
             for record in read_whole_lines(path):
                 self.records.setdefault((record["task"], record["id"]), record)
 
     def get_open_scenes(self, task_name: str, items: Sequence[Any]) -> dict[str, list[Any]]:
-        """Scenes that still want answers, each with all of its items, in the order of the items."""
+        """Scenes that are not answered yet, each with all of its items, in the order of the items."""
         return {
             scene_id: group
             for scene_id, group in group_items(items).items()
@@ -96,7 +96,7 @@ class RecordStore:
         }
 
     def append_scene(self, records: Sequence[Record]) -> None:
-        """Keep the records of a whole scene; on return they are on disk."""
+        """Append the records of a whole scene; on return they are on disk."""
         self.parts_dir.mkdir(parents=True, exist_ok=True)
         with self.part.open("ab") as file:
             file.write(format_lines(records).encode("utf-8"))
@@ -123,10 +123,10 @@ class RecordStore:
         write_text(self.output_dir / name, format_lines(records))
 
     def remove_parts(self) -> None:
-        """Remove what only a running evaluation needs, and the half-written files of killed ones."""
+        """Remove files that only a running evaluation needs, and unfinished files of killed ones."""
         for path in self.parts_dir.glob(PARTS):
             path.unlink()
-        # Somebody else's files in it stay.
+        # Other files in the folder stay.
         if self.parts_dir.is_dir() and not any(self.parts_dir.iterdir()):
             self.parts_dir.rmdir()
         for folder in (self.output_dir, *self.output_dir.glob(f"{PICTURES_FOLDER}/*")):

@@ -1,7 +1,7 @@
 """The benchmark of our own synthetic rooms (`scenes/`): short answers, a number, captions, grounded boxes.
 
-`macro_exact_match` is the mean over a fixed list of question types, so leaving a type out is no way to a better
-number: with a type missing it is None.
+`macro_exact_match` is the mean over a fixed list of question types, so that leaving a type out cannot improve it: with
+a type missing it is None.
 """
 
 from collections import Counter, defaultdict
@@ -37,7 +37,7 @@ GROUNDING_TYPES = ("grounding_unique", "grounding_multiple", "grounding_none")
 QUESTION_TYPES = EXACT_MATCH_TYPES + NUMBER_TYPES + CAPTION_TYPES + GROUNDING_TYPES
 PROPOSALS_FILE = "proposals.json"
 IOU_THRESHOLDS = (0.25, 0.5)
-# The score of a type that tables show first.
+# The main score of a type, which tables show first.
 MAIN_SCORES = (
     dict.fromkeys(EXACT_MATCH_TYPES, "exact_match")
     | {"room_size": "relative_accuracy", "caption": "attribute_accuracy"}
@@ -51,7 +51,7 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[Annotation]:
     """Questions of a split.
 
     Raises:
-        ValueError: when some of their scenes have detected boxes and others have none.
+        ValueError: if only some of their scenes have detected boxes.
     """
     items = load_questions(data_dir, settings, NAME, QUESTION_TYPES)
     if settings.proposals == "predicted":
@@ -67,7 +67,7 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[Annotation]:
 
 
 def parse_answer(annotation: Annotation, response: str) -> str:
-    """The first line of what the model said; numbers without the words behind them."""
+    """The first line of the response; a number without the words after it."""
     lines = response.strip().splitlines()
     answer = lines[0].strip() if lines else ""
     if annotation.question_type in NUMBER_TYPES:
@@ -76,8 +76,8 @@ def parse_answer(annotation: Annotation, response: str) -> str:
 
 
 def get_proposals(context: EvalContext, scene: Scene) -> np.ndarray:
-    """What grounding chooses among: the boxes in `proposals.json`; where there is none, or with `simulated`, the
-    scene's objects as an imperfect detector would find them; with `ground_truth` as they are."""
+    """The boxes that grounding chooses among: those in `proposals.json`; if there is none, or with `simulated`, the
+    scene's objects as an imperfect detector would find them; with `ground_truth` the exact objects."""
     proposals = context.settings.proposals
     if proposals == "ground_truth" or (proposals == "predicted" and scene.proposal_boxes is not None):
         return get_detected_boxes(context, scene)
@@ -94,7 +94,7 @@ def answer(context: EvalContext, scenes: list[OpenScene]) -> list[list[Record]]:
 
 
 def add_answer(record: Record) -> Record:
-    """A record with whether it is right and, of grounding, the boxes that count as the answer."""
+    """The record with `right` and, for grounding, `answer_boxes`: the boxes that count as the answer."""
     if record["question_type"] in GROUNDING_TYPES:
         one = record["question_type"] != "grounding_multiple"
         best = [] if record["no_target_wins"] or record["best_box"] is None else [record["best_box"]]
@@ -103,13 +103,13 @@ def add_answer(record: Record) -> Record:
 
 
 def get_attributes(caption: str) -> set[str]:
-    """Words of a caption that tell something: no articles, prepositions or punctuation."""
+    """Content words of a caption: no articles, prepositions or punctuation."""
     words = caption.lower().replace(",", " ").replace(".", " ").split()
     return set(words) - FUNCTION_WORDS
 
 
 def compute_attribute_accuracy(prediction: str, reference: str) -> float:
-    """Share of the reference's telling words that a caption says."""
+    """Share of the reference's content words that a caption contains."""
     wanted = get_attributes(reference)
     return len(wanted & get_attributes(prediction)) / max(len(wanted), 1)
 
@@ -130,7 +130,7 @@ def compute_text_values(question_type: str, records: list[Record]) -> dict[str, 
 def compute_grounding_values(question_type: str, records: list[Record]) -> dict[str, np.ndarray]:
     """Unique: the best box, and "no target" is a miss. Several: F1 of the selected boxes. None: "no target" wins.
 
-    `best_box` looks away from "no target"; `f1_above_no_target` takes every box above it, not the published rule.
+    `best_box` ignores "no target"; `f1_above_no_target` takes every box above it, instead of the published rule.
     """
     targets = [np.array(record["target_boxes"]).reshape(-1, 6) for record in records]
     if question_type == "grounding_none":
@@ -206,7 +206,7 @@ def score(records: list[Record]) -> dict[str, Any]:
 
 
 def find_majority_answers(annotations: list[Annotation]) -> dict[str, str]:
-    """The commonest training answer of each question type; of numbers, the median."""
+    """The most frequent training answer of each question type; for numbers, the median."""
     answers: dict[str, list[str]] = defaultdict(list)
     for annotation in annotations:
         answers[annotation.question_type].append(annotation.answer)
@@ -230,7 +230,7 @@ def score_baseline(annotations: list[Annotation], get_answer: Callable[[Annotati
 
 
 def score_majority(train: list[Annotation], annotations: list[Annotation]) -> dict[str, Any]:
-    """Scores of always giving the commonest training answer of a question's type."""
+    """Scores of always giving the most frequent training answer of a question's type."""
     majority = find_majority_answers(train)
     return score_baseline(annotations, lambda annotation: majority.get(annotation.question_type, ""))
 

@@ -1,8 +1,8 @@
 """Scan2Cap: descriptions of objects of ScanNet scenes at IoU 0.5; validation split, caption scores.
 
-An object is asked about by the centre of the detected box that overlaps it by half or more. Where there is none the
-caption is empty and counts, which is what "@0.5" means. With `--proposals ground_truth` each is asked about by its own
-box instead.
+The question gives the centre of the detected box whose IoU with the object is at least 0.5. If there is none, the
+caption is empty and is scored as such, which is what "@0.5" means. With `--proposals ground_truth` the question gives
+the centre of the object's own box.
 """
 
 from dataclasses import replace
@@ -59,7 +59,7 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[Annotation]:
 
 
 def get_asked(objects: list[Annotation]) -> list[Annotation]:
-    """The objects that a box stands for."""
+    """The objects that have a matching box."""
     return [item for item in objects if item.query_coords is not None]
 
 
@@ -76,7 +76,7 @@ def answer(context: EvalContext, scenes: list[OpenScene]) -> list[list[Record]]:
 
 
 def make_empty_record(item: Annotation) -> Record:
-    """Of an object that no detected box stands for."""
+    """The record of an object without a matching detected box."""
     return make_record(NAME, item, response=None, prediction="", right=None)
 
 

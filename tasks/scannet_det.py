@@ -28,7 +28,7 @@ FILE = "scannet_det_{split}_*frames.json"
 
 
 def make_window(row: dict[str, Any], window_id: str, where: str) -> Window:
-    """The published words: slots are taken away and leave their line breaks, one of which is the slot's own here."""
+    """The published prompt: removed picture slots leave their line breaks, one of which belongs to our slot."""
     human, gpt = (turn["value"] for turn in row["conversations"])
     boxes = [{"label": box["label"], "bbox_3d": box["bbox_3d"]} for box in row["boxes"]]
     for box in boxes:
@@ -51,7 +51,7 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[Window]:
 
 
 def answer(context: EvalContext, scenes: list[OpenScene]) -> list[list[Record]]:
-    """Answers are lists, neither right nor wrong."""
+    """Answer the windows; answers are lists, so none is marked right or wrong."""
     return answer_windows(context, scenes, NAME, lambda record: None)
 
 
@@ -65,7 +65,7 @@ def count(records: list[Record]) -> list[Counts]:
 
 
 def get_values(records: list[Record]) -> dict[str, np.ndarray]:
-    """F1 of each window over all its boxes, whatever their category; the score itself is a mean of categories."""
+    """F1 of each window over all its boxes, regardless of category; the score itself is a mean over categories."""
     return {"window_f1": np.array([compute_window_f1(counts) for counts in count(records)])}
 
 
@@ -79,7 +79,7 @@ def get_sums(records: list[Record]) -> dict[str, Summed]:
 
 
 def compute_window_f1(counts: Counts) -> float:
-    """F1 of a window's counts, 1 where nothing was there and nothing was said."""
+    """F1 of a window's counts; 1 if there is neither a target nor a prediction."""
     hits, extra, missed = (sum(row[name] for row in counts.values()) for name in ("tp", "fp", "fn"))
     return 1.0 if hits + extra + missed == 0 else 2 * hits / (2 * hits + extra + missed)
 

@@ -1,4 +1,4 @@
-"""ScanRefer: the one object that a description means, among detected boxes; validation split, accuracy at IoU."""
+"""ScanRefer: find the one object of a description among detected boxes; validation split, accuracy at IoU."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[Annotation]:
     """Descriptions.
 
     Raises:
-        ValueError: for one that does not mean exactly one box.
+        ValueError: for one without exactly one target box.
     """
     items = load_questions(data_dir, settings, NAME, SCANREFER_TYPES)
     for item in items:
@@ -53,7 +53,7 @@ def add_answer(record: Record) -> Record:
 
 
 def get_boxes(records: list[Record]) -> tuple[list[list[float] | None], list[list[float]]]:
-    """The answered box of each, None where there was none to choose, and the box meant."""
+    """The predicted box of each record, None without proposals, and the target box."""
     answers = [record["answer_boxes"][0] if record["answer_boxes"] else None for record in records]
     return answers, [record["target_boxes"][0] for record in records]
 

@@ -33,7 +33,7 @@ def answer(context: EvalContext, scenes: list[OpenScene]) -> list[list[Record]]:
 
 
 def get_texts(records: list[Record]) -> tuple[list[str], list[str]]:
-    """Predictions, and the one answer of each question."""
+    """Predictions, and the single reference answer of each question."""
     return [record["prediction"] for record in records], [record["references"][0] for record in records]
 
 

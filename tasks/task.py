@@ -1,4 +1,4 @@
-"""What a benchmark is to `eval.py`: items that belong to scenes, a way to answer a scene's items, and a score.
+"""The interface of a benchmark for `eval.py`: items that belong to scenes, a way to answer them, and a score.
 
 Answers are records: flat dictionaries of JSON values with at least `task`, `id` and `scene_id`, one line each in the
 files that `eval.py` writes. A score is computed from records alone.
@@ -21,7 +21,7 @@ from ross3d.data.sources.options import get_scan_options
 Record = dict[str, Any]
 PROPOSAL_SOURCES = ("predicted", "simulated", "ground_truth")
 SCENE_PATH = "{split}/{scene_id}"
-# Numbers that settings may be, by their name.
+# Allowed ranges of numeric settings, by name.
 EVAL_NUMBERS = {
     "limit": COUNT,
     "num_views": NUM_VIEWS,
@@ -32,7 +32,7 @@ EVAL_NUMBERS = {
 
 
 class Item(Protocol):
-    """Something to answer about a scene, such as an `Annotation`."""
+    """A question or other item of a scene, such as an `Annotation`."""
 
     id: str
     scene_id: str
@@ -40,17 +40,17 @@ class Item(Protocol):
 
 @dataclass
 class EvalSettings:
-    """Every value that changes what an evaluation writes.
+    """All settings that affect the output of an evaluation.
 
     Attributes:
         split (`str`, *optional*): which scenes and annotations of the data folder; each task's published one by
             default.
         limit (`int`, *optional*): at most this many scenes of each task.
-        blind (`bool`): words alone: one grey picture, no coordinates, grounding chosen without information.
-        scenes_at_once (`int`): scenes whose questions are answered together; each is held in memory once.
-        batch_size (`int`): questions answered at once.
+        blind (`bool`): text only: one grey picture, no coordinates, grounding chosen at random.
+        scenes_at_once (`int`): scenes whose questions are answered together; each is in memory once.
+        batch_size (`int`): questions answered in one batch.
         max_new_tokens (`int`, *optional*): longest answer; each task's published limit by default.
-        num_views (`int`): views of a scan that are looked at, evenly spread (published: 32).
+        num_views (`int`): views of a scan that are read, evenly spread (published: 32).
         decode (`str`): how JPEG pictures are decoded, `exact` (published) or `reduced`; at the
             smallest size that is no smaller than the model's input.
         rotate (`str`, *optional*): degrees by which pictures, with their depth and cameras, are turned
@@ -60,12 +60,12 @@ class EvalSettings:
             below 1; by default as each layout has it.
         allow_outside (`bool`): let annotations, files and links name scenes and pictures outside the data folder and
             the scan's; only for data that you trust.
-        proposals (`str`): what grounding chooses among, and captions are asked of. `predicted`, boxes of a detector:
-            `proposals.json` in each scene's folder, a JSON list of boxes [cx, cy, cz, dx, dy, dz] or {"box": [...]},
-            metres, as python -m ross3d.data.prepare proposals writes it; where no scene of task rooms has one, as
-            `simulated`, and other tasks end. `ground_truth`, the objects' own: `boxes.json`, in the same form, or the
-            layout's own boxes. `simulated`, for task rooms alone: the objects' boxes, shifted and resized, among boxes
-            of nothing.
+        proposals (`str`): the boxes that grounding chooses among and captions are about. `predicted`, boxes of a
+            detector: `proposals.json` in each scene's folder, a JSON list of boxes [cx, cy, cz, dx, dy, dz] or
+            {"box": [...]}, metres, as python -m ross3d.data.prepare proposals writes it; without any, task rooms uses
+            `simulated` and other tasks stop. `ground_truth`, the objects' own: `boxes.json`, in the same form, or the
+            layout's own boxes. `simulated`, for task rooms only: the objects' boxes, shifted and resized, mixed with
+            boxes that match no object.
         seed (`int`): of proposals, masked views, diffusion draws and blind choices.
         num_samples (`int`): sampled pictures whose mean is scored.
         num_inference_steps (`int`): sampler steps.
@@ -99,7 +99,7 @@ class EvalSettings:
 
 @dataclass
 class EvalContext:
-    """What a task is handed to answer with.
+    """Model, data and settings that a task gets to answer with.
 
     Attributes:
         model (`Ross3DForConditionalGeneration`), processor (`Ross3DProcessor`): ready, on `device`.
@@ -111,7 +111,7 @@ class EvalContext:
         get_seed: (seed, purpose) -> a seed that depends on nothing else.
         settings (`EvalSettings`): see there.
         scene_path (`str`): where a scene lies in the data folder, `{split}` and `{scene_id}` filled in.
-        cache (`dict`): what a task computes once for all scenes.
+        cache (`dict`): values that a task computes once for all scenes.
     """
 
     model: Any
@@ -127,7 +127,7 @@ class EvalContext:
     cache: dict[str, Any] = field(default_factory=dict)
 
     def find_scene(self, scene_id: str, split: str | None = None) -> Path:
-        """Where a scene lies in the data folder, whose scenes may be links to other disks.
+        """The path of a scene in the data folder, whose scenes may be links to other disks.
 
         Raises:
             OutsideError: its id leads out of the data folder.
@@ -146,7 +146,7 @@ class EvalContext:
 
 @dataclass(frozen=True)
 class OpenScene:
-    """A scene's items, and what `Task.prepare` made of them."""
+    """A scene's items, and the result of `Task.prepare` for them."""
 
     items: list[Any]
     prepared: Any
@@ -158,20 +158,19 @@ class Task:
 
     Attributes:
         name (`str`): what `eval.py --task` calls it, and the `task` of its records.
-        records_file (`str`): the file of the output folder that its records are kept in.
+        records_file (`str`): the file of the output folder that its records are written to.
         load_items: (data folder, settings) -> items in the order in which they are to be written.
-        prepare: (context, items of one scene) -> whatever reading and the processor can do without the model; it is
-            called ahead, in another thread.
+        prepare: (context, items of one scene) -> inputs that can be prepared without the model; called in advance, in
+            another thread.
         answer: (context, scenes) -> for each scene a record for each item, in order; depends on nothing else.
         score: all records -> JSON values; with `is_captions`, (all records, running METEOR or None).
         get_values: all records -> scores of each question by name (N,), NaN where a question has none of that name;
             None where `score` gives its own intervals. Their mean is the score, so runs are compared by them.
-        get_sums: all records -> `Summed` of scores that are no mean of questions, by name; with `is_captions`, (all
-            records, running METEOR or None).
+        get_sums: all records -> `Summed` of scores that are not means over questions, by name; with `is_captions`,
+            (all records, running METEOR or None).
         is_captions (`bool`): whether METEOR can be asked for.
-        scene_path (`str`, *optional*): where a scene lies in the data folder; None when every question has frames of
-            its own.
-        split (`str`): the one that published numbers are of.
+        scene_path (`str`, *optional*): path of a scene in the data folder; None if every question has its own frames.
+        split (`str`): the split of the published numbers.
         max_new_tokens (`int`): as published.
     """
 
@@ -200,7 +199,7 @@ class Task:
                 raise ValueError(f"Task {self.name!r}: expected a function as {name}, got {getattr(self, name)!r}.")
 
     def fill_settings(self, settings: EvalSettings) -> EvalSettings:
-        """`settings` with what the task decides where nothing was said."""
+        """`settings` with the task's defaults for values that are None."""
         return replace(
             settings,
             split=settings.split or self.split,

@@ -1,4 +1,4 @@
-"""ScanRefer from frames alone (VG-LLM): the first clear frame that shows an object, and its oriented box there.
+"""ScanRefer from frames alone (VG-LLM): answer with the first clear frame of an object and its oriented box there.
 
 Data: `scanrefer_val_32frames.json` (or 24) of VG-LLM in the data folder, frames under the paths it names. The answer
 is text, `{"frame": ..., "bbox_3d": [...]}`, in the coordinates of that frame's camera; the row's cameras turn it into

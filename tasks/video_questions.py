@@ -1,8 +1,8 @@
-"""What VSI-Bench and VSTI-Bench share: public rows, the words of the prompt, choices and numbers as answers.
+"""Shared code of VSI-Bench and VSTI-Bench: public rows, prompts, and choices and numbers as answers.
 
 A row: `id`, `question_type`, `question`, `options` (["A. left", ...] or nothing), the right letter or number, and the
-name of its video. Videos lie beside the file of rows, in the folders of the public archives; a folder of a posed scan
-with the name of a video takes its place, so that the same questions can be asked with depth.
+name of its video. Videos are next to the file of rows, in the folders of the public archives; a folder of a posed scan
+with the name of a video replaces it, so that the same questions can be asked with depth.
 """
 
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def find_rows(data_dir: Path, split: str) -> Path:
 
 
 def read_rows(file: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Number (from 1 on; of JSON lines that of the line) and values of the rows of JSON lines or Parquet.
+    """Number (from 1; for JSON lines the line number) and values of the rows of JSON lines or Parquet.
 
     Raises:
         ValueError: names the file and the line that cannot be read, or the file without a row.
@@ -71,11 +71,11 @@ def read_rows(file: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def check_row(row: dict[str, Any], answer: str, options: list[str] | None, where: str) -> None:
-    """Refuse words that are none, and a right answer that no answer could equal.
+    """Refuse an empty question, and a right answer that no model answer could match.
 
     Args:
         answer (`str`): the right letter or number.
-        options: what there is to choose from; None for a number.
+        options: the choices; None for a number.
 
     Raises:
         ValueError: with `where` in front.
@@ -104,10 +104,10 @@ class VideoBenchmark:
     """One benchmark of questions about videos.
 
     Attributes:
-        name (`str`): of the task.
+        name (`str`): name of the task.
         choices, numbers: question types answered by a letter, and by a number.
         get_video: row -> the video's path in the data folder, without its suffix.
-        choice_field (`str`): field of the right letter; that of a number is `ground_truth`.
+        choice_field (`str`): field with the right letter; right numbers are in `ground_truth`.
         score: (predictions, references, question types) -> scores.
     """
 
@@ -122,8 +122,8 @@ class VideoBenchmark:
         """Questions of the public rows.
 
         Raises:
-            ValueError: names file and row, for one without a field, of another type, that cannot be asked or
-                answered, or with an id that came before.
+            ValueError: names file and row, for a row that lacks a field, has wrong types, cannot be asked or
+                answered, or repeats an id.
         """
         file = find_rows(data_dir, settings.split)
         items: dict[str, Annotation] = {}
@@ -168,7 +168,7 @@ class VideoBenchmark:
         )
 
     def answer(self, context: EvalContext, scenes: list[OpenScene]) -> list[list[Record]]:
-        # The published rule reads the first word of the answer as it is, blanks in front included.
+        # The published rule parses the first word of the unchanged answer, including leading blanks.
         answered = answer_questions(context, scenes, self.name, get_question, lambda _, response: response)
         return [[record | {"right": self.is_right(record)} for record in records] for records in answered]
 
@@ -177,7 +177,7 @@ class VideoBenchmark:
         return score_choices_and_numbers(*get_answers(records), self.choices, self.numbers)
 
     def is_right(self, record: Record) -> bool:
-        """The right letter, or a number within a tenth."""
+        """Whether the answer is the right letter, or a number within 10 % of the right one."""
         return bool(self.compute_scores([record])[0] >= 0.9)
 
     def score_records(self, records: list[Record]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """VSI-Bench: spatial questions about videos of ScanNet, ScanNet++ and ARKitScenes; choices and numbers.
 
-Data: `test.jsonl` or Parquet of the public repository, videos as `DATASET/SCENE_NAME.mp4` beside it.
+Data: `test.jsonl` or Parquet of the public repository, videos as `DATASET/SCENE_NAME.mp4` in the same folder.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
-"""Benchmarks whose questions each come with frames of their own (VG-LLM): rows in public form, answers as text.
+"""Benchmarks whose questions each have their own frames (VG-LLM): rows in public form, answers as text.
 
 A row names its frames by paths below the data folder. The frames are views without depth or cameras, in their order,
-behind one slot of the prompt; the published prompts repeat the slot, with words between the frames.
+all at one slot of the prompt; the published prompts repeat the slot, with words between the frames.
 """
 
 from collections.abc import Callable
@@ -23,12 +23,12 @@ from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record
 
 @dataclass
 class Window(Annotation):
-    """A question about frames of its own, which is a scene for itself.
+    """A question with its own frames, treated as a separate scene.
 
     Attributes:
-        scan (`str`): the scan that its frames are of.
+        scan (`str`): the scan that its frames belong to.
         images (`list[str]`): frames, below the data folder.
-        facts (`dict`): what its score needs, kept in the record.
+        facts (`dict`): values that its score needs, stored in the record.
     """
 
     scan: str = ""
@@ -43,11 +43,11 @@ def load_windows(
 
     Args:
         pattern (`str`): names of the file, a JSON list anywhere below the data folder; `{split}` is filled in.
-            Published names tell the number of frames.
+            Published names contain the number of frames.
         make_window: (row, id, where) -> question; `where` is file and entry, for errors.
 
     Raises:
-        FileNotFoundError, ValueError: for a file that is not there, is there twice, or is no list of rows.
+        FileNotFoundError, ValueError: for a file that is missing, exists twice, or is not a list of rows.
     """
     name = pattern.format(split=settings.split)
     found = sorted(data_dir.rglob(name))
@@ -80,10 +80,10 @@ def load_windows(
 
 
 def get_scan(images: list[str]) -> str:
-    """The scan that frames are of: the folder that holds them.
+    """The scan that frames belong to: the name of their folder.
 
     Raises:
-        IndexError: without a frame.
+        IndexError: if there is no frame.
     """
     return Path(images[0]).parent.name
 
@@ -99,7 +99,7 @@ def find_frame(data_dir: Path, name: str, allow_outside: bool) -> Path:
 
 
 def prepare_window(context: EvalContext, windows: list[Window]) -> SceneForQuestions:
-    """What the processor makes of the frames of one window."""
+    """The processor's inputs for the frames of one window."""
     (window,) = windows
     images = [BLIND_PICTURE]
     if not context.settings.blind:
@@ -116,10 +116,10 @@ def prepare_window(context: EvalContext, windows: list[Window]) -> SceneForQuest
 def answer_windows(
     context: EvalContext, scenes: list[OpenScene], task_name: str, is_right: Callable[[Record], bool | None]
 ) -> list[list[Record]]:
-    """Records of windows, which carry their scan as the scene: windows of one scan are not independent."""
+    """Answer windows; records have the scan as their scene, since windows of one scan are not independent."""
 
     def get_prompt(window: Window) -> str:
-        """With the spatial instruction as in training, which leaves out the line breaks of the slots."""
+        """The prompt with the spatial instruction, as in training, which omits the line breaks of the slots."""
         return window.question.lstrip("\n") if context.processor.spatial_instruction else window.question
 
     answered = answer_questions(context, scenes, task_name, get_prompt, clean_response)

@@ -30,19 +30,17 @@ def test_a_harness_runs(name):
 
 
 def test_checkouts_are_timed_in_turn(tmp_path):
-    """A script that the old checkout lacks is the new one's; the ratio is of each round's two figures."""
-    line = '{"commit": "%s", "hardware": "h", "threads": 1, "seconds": %s}'
-    for name, seconds in (("old", 2.0), ("new", 3.0)):
+    """The new script runs on the code of both; the ratio is of each round's two figures."""
+    for name, seconds in (("old", 2), ("new", 3)):
         folder = tmp_path / name / "ross3d"
         (folder / "bench").mkdir(parents=True)
-        (folder / "bench" / "both.py").write_text(f"print('noise')\nprint('{line % (name, seconds)}')\n")
-        (folder / "__init__.py").write_text(f"name = {name!r}\n")
-    text = f"import ross3d\nprint('{line}' % (ross3d.name, 4))\n"
-    (tmp_path / "new" / "ross3d" / "bench" / "added.py").write_text(text)
+        (folder / "__init__.py").write_text(
+            f"line = dict(commit={name!r}, hardware='', threads=1, seconds={seconds})\n"
+        )
     old, new = (tmp_path / name / "ross3d" for name in ("old", "new"))
+    (new / "bench" / "both.py").write_text("import json, ross3d\nprint('noise')\nprint(json.dumps(ross3d.line))\n")
     figures = checkouts.run(old, new, "seconds", 2, "bench/both.py", [])
     assert figures["new_over_old"] == {"min": 1.5, "median": 1.5, "max": 1.5}
-    added = checkouts.run(old, new, "seconds", 1, "bench/added.py", [])
-    assert (added["old"], added["new"]) == ("old", "new") and added["new_over_old"]["median"] == 1.0
+    assert (figures["old"], figures["new"], figures["seconds"]) == ("old", "new", {"old": 2.0, "new": 3.0})
     with pytest.raises(RuntimeError, match="expected a run on .*, got an error: .*No such file"):
         checkouts.run(old, new, "seconds", 1, "bench/absent.py", [])

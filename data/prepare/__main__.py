@@ -6,7 +6,7 @@
     bev             bird's-eye pictures of the scenes of a data folder
     proposals       boxes to choose among, for the scenes of a data folder: from depth, masks or a list
 
-A command that was cut off goes on when it is given again.
+An interrupted command continues when it is run again.
 """
 
 import argparse

@@ -1,11 +1,11 @@
 """Alignments of scans that came without one: `python -m ross3d.data.prepare align --data DIR`.
 
 A scan's `axis_align.txt` (4x4, scan to upright world) is estimated from its posed depth (`data/upright.py`). A scan
-that is upright already gets the identity, so that nobody estimates it again. A file that is there stays, unless
---force is given; an alignment that comes with the recording itself (ScanNet's) is never replaced.
+that is already upright gets the identity, so that it is not estimated again. An existing file stays, unless --force is
+given; an alignment that comes with the recording itself (ScanNet's) is never replaced.
 
-Boxes, proposals and a bird's-eye picture that lie with a scan are in its world without the file, and cannot be turned
-with it. Such a scan is refused when its world would change: they have to go first.
+Existing boxes, proposals and bird's-eye pictures of a scan are in its unaligned world and are not transformed. Such a
+scan is refused if its world would change: delete them first.
 """
 
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ from ross3d.data.upright import LOW_CONFIDENCE, UprightEstimate, find_alignment
 from ross3d.data.world import ALIGNMENT, MAX_TILT
 
 
-# Files that lie in the world of the scan's folder.
+# Files whose coordinates are in the world of the scan's folder.
 IN_ITS_WORLD = ("boxes.json", "proposals.json", "bev.json")
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """What became of a scan: `outcome` is one of `OUTCOMES`, `told` a sentence for people."""
+    """The result for a scan: `outcome` is one of `OUTCOMES`, `told` a sentence for people."""
 
     outcome: str
     told: str
@@ -45,8 +45,8 @@ def align_folder(folder: Path, force: bool, min_confidence: float, reading: dict
     """Give a scan its `axis_align.txt`, unless it has an alignment; `reading` are options of `read_scene`.
 
     Raises:
-        ValueError: without posed depth or a floor in view; with too little confidence; when what lies with the scan
-            is of another world.
+        ValueError: without posed depth or a floor in view; with too little confidence; if existing files of the scan
+            are in another world.
     """
     file = folder / ALIGNMENT
     if file.is_file() and not force:
@@ -54,7 +54,7 @@ def align_folder(folder: Path, force: bool, min_confidence: float, reading: dict
     reading = {"look_at_world": False} | (reading or {})
     if not file.is_file() and read_scene(folder, num_views=1, **reading).axis_align_matrix is not None:
         return Aligned("there already", "its recording has an alignment already")
-    # With --force the scan is read as it lies; an identity given is no alignment.
+    # With --force the scan is read without its alignment: a given identity does that.
     given = {"axis_align_matrix": np.eye(4)} if file.is_file() else {}
     scene = read_scene(folder, num_views=NUM_FRAMES, reduce_to=PICTURE_SIZE, **given, **reading)
     if scene.depth_maps is None or scene.cam2world is None:
@@ -86,7 +86,7 @@ def align_folder(folder: Path, force: bool, min_confidence: float, reading: dict
 
 
 def check_estimate(estimate: UprightEstimate | None, scene_id: str, file: Path, min_confidence: float) -> None:
-    """Refuse an estimate that little speaks for.
+    """Refuse an estimate with too little evidence.
 
     Raises:
         ValueError: no floor was found; the confidence is below `min_confidence`.
@@ -118,10 +118,10 @@ def prepare_alignments(
     min_confidence: float = LOW_CONFIDENCE,
     reading: dict[str, Any] | None = None,
 ) -> dict[str, int]:
-    """Alignments of all scans below `data_dir`; prints what became of each, returns how many of each outcome.
+    """Align all scans below `data_dir`; prints the result of each, returns how many had each outcome.
 
     Raises:
-        ValueError: `min_confidence` is no share; or lists the scans that were not aligned, the others are.
+        ValueError: `min_confidence` is not from 0 to 1; or lists the scans that failed, after all others are aligned.
     """
     if not 0 <= min_confidence <= 1:
         raise ValueError(

@@ -1,7 +1,8 @@
 """Bird's-eye pictures of all scenes of a data folder: `python -m ross3d.data.prepare bev --data DIR`.
 
-`bev.json` says how a picture was made, so a second run makes only what is missing or was made otherwise. A picture is
-made from the frames' depth, from ScanNet's mesh, or of a published `view_0.jpg`, whose bounds nobody knows.
+`bev.json` records how a picture was made, so a second run makes only pictures that are missing or were made otherwise.
+A picture is made from the frames' depth, from ScanNet's mesh, or from a published `view_0.jpg`, whose bounds are
+unknown.
 """
 
 import json
@@ -31,19 +32,19 @@ from ross3d.geometry_ross3d import get_bev_bounds
 
 SOURCES = ("mesh", "depth", "published")
 SCENE_ID = re.compile(r"scene\d{4}_\d{2}$")
-# Points that a mesh is sampled at: 2 GB while it is drawn. A room takes a few million.
+# Maximum number of points sampled on a mesh: 2 GB while it is drawn. A room takes a few million.
 MAX_POINTS = 40_000_000
-# Frames that are read at most to make a picture from depth.
+# Maximum number of frames read to make a picture from depth.
 MAX_VIEWS = 100
 
 
 def sample_mesh(
     vertices: np.ndarray, colors: np.ndarray, faces: np.ndarray, spacing: float, where: str = "the mesh"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Points (N, 3) and colours (N, 3) of a mesh, on every triangle no further apart than `spacing` metres.
+    """Sample points (N, 3) and colours (N, 3) on a mesh, at most `spacing` metres apart on every triangle.
 
     Args:
-        vertices (`(M, 3)`), colors (`(M, 3)`, uint8), faces (`(F, 3)`): vertices without a face are kept.
+        vertices (`(M, 3)`), colors (`(M, 3)`, uint8), faces (`(F, 3)`): vertices without a face are included.
         where (`str`): what errors call the mesh.
 
     Raises:
@@ -78,7 +79,7 @@ def _make_lattice(steps: int) -> np.ndarray:
 
 
 def render_mesh_bev(vertices: np.ndarray, mesh: Mesh, size: int, where: str) -> BEVPicture:
-    """Bird's-eye picture of a mesh, its triangles filled at half a pixel; of a cloud without faces, of its points.
+    """Bird's-eye picture of a mesh, its triangles filled at half a pixel; a cloud without faces is drawn as points.
 
     Args:
         vertices (`(M, 3)`): those of `mesh` in the aligned world.
@@ -111,12 +112,12 @@ def read_published_bev(scan: Path) -> BEVPicture:
 
 
 def describe(source: str, size: int) -> dict[str, str | int]:
-    """What `bev.json` keeps of how a picture was made; published ones have the size that they have."""
+    """How a picture was made, for `bev.json`; published ones have a fixed size."""
     return {"from": source} if source == "published" else {"from": source, "size": size}
 
 
 def is_made(folder: Path, source: str, size: int) -> bool:
-    """Whether a scene folder has the picture that these settings give."""
+    """Whether a scene folder already has a picture made with these settings."""
     file = folder / "bev.json"
     if not file.is_file() or not (folder / "bev.png").is_file():
         return False
@@ -124,9 +125,9 @@ def is_made(folder: Path, source: str, size: int) -> bool:
 
 
 def write_bev(picture: BEVPicture, folder: Path, source: str) -> None:
-    """Write `bev.png` (RGBA, alpha 0 = void) and `bev.json`; a kill leaves the scene without a picture, not with half.
+    """Write `bev.png` (RGBA, alpha 0 = void) and `bev.json`; a kill leaves no picture rather than half of one.
 
-    The old picture goes first, since its bounds may differ.
+    The old picture is removed first, since its bounds may differ.
     """
     remove_leftovers(folder)
     (folder / "bev.png").unlink(missing_ok=True)
@@ -172,7 +173,7 @@ def render_folder(
 
 
 def make_bev(folder: Path, source: str, size: int, scans: Path | None, reading: dict[str, Any] | None = None) -> bool:
-    """Give a scene its picture unless it has it; whether it was made."""
+    """Make a scene's picture unless it exists; returns whether it was made."""
     if is_made(folder, source, size):
         return False
     write_bev(render_folder(folder, source, size, scans, reading), folder, source)
@@ -199,14 +200,14 @@ def prepare_bev(
     num_workers: int,
     reading: dict[str, Any] | None = None,
 ) -> dict[str, int]:
-    """Pictures of all scenes below `data_dir`; how many were made and how many were there.
+    """Make the pictures of all scenes below `data_dir`; returns how many were made and how many existed.
 
     Args:
         reading (`dict`, *optional*): options that scans are read with, see `make_reading`.
 
     Raises:
-        ValueError: lists the scenes whose picture could not be made, those that are not upright among them; the others
-            have theirs.
+        ValueError: lists the scenes whose picture could not be made, including those that are not upright, after all
+            others are made.
     """
     folders = list_scene_folders(data_dir)
     job = partial(make_bev, source=source, size=size, scans=scans, reading=reading)

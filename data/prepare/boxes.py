@@ -10,9 +10,9 @@ from ross3d.data.prepare.llava_style import PREFIX, Boxes
 from ross3d.geometry_ross3d import compute_box_iou
 
 
-# Of a scene, as the published files hold.
+# Maximum per scene, as in the published files.
 MAX_PROPOSALS = 50
-# In the denominator of the published overlap, cubic metres.
+# Added to the denominator of the published IoU, cubic metres.
 IOU_EPS = 1e-8
 
 
@@ -46,7 +46,7 @@ def make_gt_file(objects: dict[str, Boxes]) -> dict[str, list[list[float]]]:
 
 
 def make_pred_file(proposals: dict[str, list[list[float] | None]]) -> dict[str, list[list[float]]]:
-    """`scannet_*_pred_box.json`: at most 50 masks of a scene, and as published none from the first empty one on."""
+    """`scannet_*_pred_box.json`: at most 50 masks of a scene; as published, it ends at the first empty mask."""
     return {
         PREFIX + scene_id: list(takewhile(lambda box: box is not None, boxes[:MAX_PROPOSALS]))
         for scene_id, boxes in proposals.items()

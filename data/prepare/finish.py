@@ -1,4 +1,4 @@
-"""What follows when all scenes are on disk: annotations, tables, the card for `datasets`, and the account."""
+"""Finish a data folder once all scenes are on disk: annotations, tables, the card for `datasets`, the account."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from ross3d.data.sources import list_folders
 from ross3d.data.text_files import read_json
 
 
-# Files of one reason that are named when a command ends.
+# Files per reason that are named when a command ends.
 SHOWN_FILES = 20
 # split, boxes by scene, proposals by scene -> public file name -> records
 MakeFiles = Callable[[str, dict[str, Boxes], dict[str, list[list[float]]]], dict[str, list[Record]]]
@@ -34,9 +34,9 @@ class Finished:
 
 
 def check_settings(output: Path, settings: dict[str, Any], inputs: dict[str, Any]) -> Finished | None:
-    """The account of a folder that is complete; None when there is something to do, after noting the settings.
+    """The account of a complete folder; else None, after writing the settings.
 
-    What killed runs left behind is removed.
+    Leftovers of killed runs are removed.
 
     Raises:
         ValueError: when the folder was begun with other settings.
@@ -69,12 +69,12 @@ def list_made(output: Path) -> list[str]:
 
 
 def is_whole(output: Path, made: list[str]) -> bool:
-    """Whether everything that was made is there, and nothing of it empty."""
+    """Whether everything that was made exists and is not empty."""
     return made == list_made(output) and all((output / name).stat().st_size for name in made)
 
 
 def check_no_strangers(output: Path, scenes: dict[str, set[str]]) -> None:
-    """Refuse a folder with scenes (by split) that are not among those that are prepared: they would be trained on."""
+    """Refuse a folder that also has scenes which are not prepared by this run: they would be trained on."""
     strangers = [
         folder
         for split in SPLITS
@@ -98,12 +98,12 @@ def finish(
     not_read: dict[str, list[str]],
     published: dict[str, set[str]] | None = None,
 ) -> Finished:
-    """Write everything that is made of all scenes together, the account last.
+    """Write everything that is made from all scenes together, the account last.
 
     Args:
         make_files: (split, boxes, proposals) -> public files of a split.
-        excluded (`dict`): scans that have no folder, and why. missing (`list[str]`): files not there.
-        not_read (`dict`): reason -> files that are there and not used.
+        excluded (`dict`): scans that have no folder, and why. missing (`list[str]`): absent files.
+        not_read (`dict`): reason -> existing files that are not used.
         published (`dict`, *optional*): also write public records and box files, by the published rules; split ->
             scenes of its box files, all where it names none.
     """
@@ -190,7 +190,7 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def format_account(finished: Finished, output: Path) -> str:
-    """What the command prints at its end."""
+    """The summary that the command prints at its end."""
     account = finished.account
     lines = [f"{output}: {'prepared' if finished.new else 'already complete, nothing to do'}"]
     for split, row in account["splits"].items():

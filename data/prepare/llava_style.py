@@ -1,10 +1,10 @@
-"""Public records ("LLaVA style"), which Video-3D-LLM and Ross3D train on, and what becomes of them here.
+"""Convert public records ("LLaVA style"), which Video-3D-LLM and Ross3D train on, into annotations.
 
     {"id": ..., "video": "scannet/SCENE", "metadata": {"dataset": ..., "question_type": ..., ...}, ...,
      "conversations": [{"value": "<image> ...", "from": "human"}, {"value": ..., "from": "gpt"}]}
 
-An `Annotation`'s question is the human value without `<image>`, every blank and line break kept, so that the published
-prompt is the question as it stands.
+An `Annotation`'s question is the human value without `<image>`, with all blanks and line breaks, so that it is exactly
+the published prompt.
 """
 
 from collections import Counter
@@ -25,7 +25,7 @@ Boxes = dict[int, list[float]]
 
 
 def make_record(record_id: str | int, scene_id: str, human: str, gpt: str, **fields: Any) -> Record:
-    """A record whose keys stand in the published order; `fields` follow the conversation."""
+    """A record with its keys in the published order; `fields` follow the conversation."""
     return {
         "id": record_id,
         "video": PREFIX + scene_id,
@@ -36,7 +36,7 @@ def make_record(record_id: str | int, scene_id: str, human: str, gpt: str, **fie
 
 @dataclass
 class Conversion:
-    """Annotations and, for each record that became none, why: reason -> ids."""
+    """Annotations, and the records that were not converted: reason -> ids."""
 
     annotations: list[Annotation] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
@@ -52,7 +52,7 @@ def make_annotations(records: list[Record], where: str, rows_of_objects: dict[st
         records (list): public records of one file.
         where (`str`): the file, quoted in errors.
         rows_of_objects (`dict`): scene -> official object id -> row of the scene's boxes. Records about other scenes
-            or objects are left out and told.
+            or objects are left out and reported.
 
     Raises:
         ValueError: for records of another form, and for ids that come twice.
@@ -82,7 +82,7 @@ def make_annotations(records: list[Record], where: str, rows_of_objects: dict[st
 
 
 def read_task(record: Record, where: str) -> str:
-    """The benchmark of a record, after a check of what all records have."""
+    """Check the fields that all records have, and return the benchmark of a record."""
     try:
         human, gpt = record["conversations"]
         texts = (record["video"], human["value"], record["metadata"]["dataset"])
@@ -106,7 +106,7 @@ def read_task(record: Record, where: str) -> str:
 
 
 def read_record(record: Record, task: str, name: str, where: str) -> Annotation:
-    """One annotation; `object_ids` are the official ones still."""
+    """Convert one record; `object_ids` are still the official ones."""
     metadata = record["metadata"]
     human, gpt = (turn["value"] for turn in record["conversations"])
     annotation = Annotation(
@@ -134,7 +134,7 @@ def get_scene_id(video: str, where: str) -> str:
     """The scene of a record's or box file's `scannet/SCENE`.
 
     Raises:
-        ValueError: for what could lead out of a folder of scenes.
+        ValueError: for a name that could lead out of the folder of scenes.
     """
     return check_name(video.removeprefix(PREFIX), where)
 

@@ -1,7 +1,7 @@
 """`SCENE.mask.npz`: masks of a detector over the vertices of a mesh, a sparse matrix of `scipy.sparse.save_npz`.
 
-Such a file says where each of its numbers belongs, and SciPy writes there without looking: sizes and places are
-checked before anything is unpacked or converted.
+SciPy trusts the indices in such a file without a check, so sizes and indices are verified before anything is unpacked
+or converted.
 """
 
 import math
@@ -16,7 +16,7 @@ from ross3d.data.prepare.boxes import MAX_PROPOSALS, make_mask_boxes
 from ross3d.data.text_files import check_file
 
 
-# Unpacked; a scan's fifty masks take a few megabytes.
+# Maximum unpacked size; a scan's fifty masks take a few megabytes.
 MAX_MASK_BYTES = 1 << 30
 MAX_MASKS = 100_000
 FORMATS = ("csr", "csc", "coo")
@@ -30,7 +30,7 @@ def read_mask_boxes(file: Path, vertices: np.ndarray) -> list[list[float] | None
         vertices (`(M, 3)`): of the mesh, metres; boxes lie in their world.
 
     Raises:
-        FileNotFoundError, ValueError: name the file, what was expected and what came.
+        FileNotFoundError, ValueError: name the file, the expected and the actual content.
     """
     masks = load_masks(file)
     num_masks, num_vertices = masks.shape
@@ -51,7 +51,7 @@ def read_mask_boxes(file: Path, vertices: np.ndarray) -> list[list[float] | None
 
 
 def load_masks(file: Path) -> scipy.sparse.sparray | scipy.sparse.spmatrix:
-    """The matrix of a file, whose numbers all lie inside of it.
+    """Load the matrix of a file and check that all its indices lie inside it.
 
     Raises:
         FileNotFoundError, ValueError: as `read_mask_boxes`.
@@ -62,7 +62,7 @@ def load_masks(file: Path) -> scipy.sparse.sparray | scipy.sparse.spmatrix:
         masks = scipy.sparse.load_npz(file)
         if masks.format not in FORMATS or masks.ndim != 2:
             raise ValueError(f"format {masks.format} of {masks.ndim} axes, one of {FORMATS} of 2 is read")
-        # Coordinates are compared with the shape by the reader itself.
+        # SciPy's reader checks coordinates against the shape itself.
         if masks.format != "coo":
             masks.check_format(full_check=True)
     # Damaged bytes can make NumPy and SciPy raise anything.

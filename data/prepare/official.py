@@ -29,13 +29,13 @@ def check_rows(
     fields: dict[str, type | tuple[type, ...]],
     get_key: Callable[[Row], Hashable] | None = None,
 ) -> list[Row]:
-    """Refuse rows that are not what a benchmark's file holds; return them otherwise.
+    """Return the rows of a benchmark's file; refuse malformed ones.
 
     Args:
-        rows: what should be a list of objects.
+        rows: should be a list of objects.
         where (`str`): the file, quoted in errors.
-        fields (`dict`): name -> its type or types; no text may be empty, in lists neither.
-        get_key: row -> what no two rows share.
+        fields (`dict`): name -> its type or types; texts must not be empty, neither must texts in lists.
+        get_key: row -> a key that must be unique.
     """
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{where}: expected a JSON list of objects, got {type(rows).__name__}; is it another file?")

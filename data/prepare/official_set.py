@@ -1,4 +1,4 @@
-"""All official files of a folder -> public records by file -> annotations of a split."""
+"""Read all official files of a folder; convert them to public records by file, and to annotations of a split."""
 
 from collections import defaultdict
 from collections.abc import Callable, Collection
@@ -19,14 +19,14 @@ SCENE_LIST = "scannetv2_{}.txt"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What there is of one benchmark.
+    """The files of one benchmark and how to read them.
 
     Attributes:
         files: names of its files, with `{}` for the split.
         splits: those whose answers are public.
         check_files: refuses wrong content, and returns the rows.
-        test_files: of a test split whose answers are kept back.
-        answer: the field that rows of such files lack then.
+        test_files: of a test split whose answers are not public.
+        answer: the field that rows of such files then lack.
     """
 
     files: tuple[str, ...]
@@ -60,7 +60,7 @@ BENCHMARKS = {
         ("multi3drefer_{}.json",), ("train", "val"), multi3drefer.check, ("multi3drefer_test.json",), "object_ids"
     ),
 }
-# Why a file below the folder is not read.
+# Reasons why a file below the folder is not read.
 WITHOUT_ANSWERS = "questions of a test split without their answers, so that nothing can be scored"
 OF_ALL_SPLITS = "rows of all splits together; those of each split's own file are read"
 ARCHIVE = "an archive; unpack it, where its files are not there yet"
@@ -70,10 +70,10 @@ ARCHIVES = {".zip", ".gz", ".tgz", ".tar", ".bz2", ".xz", ".7z", ".rar"}
 
 @dataclass
 class OfficialSet:
-    """What a folder of official files holds.
+    """The content of a folder of official files.
 
     Attributes:
-        files (`list[Path]`): that were read. missing (`list[str]`): names that are not there.
+        files (`list[Path]`): files that were read. missing (`list[str]`): names that are absent.
         rows (`dict`): split -> benchmark -> checked rows (SQA3D: questions by id, and annotations).
         not_read (`dict`): reason -> files below the folder that were found and are not used.
         lists (`dict`): split -> scenes of its list. scenes: those that its list or any of its files name.
@@ -118,11 +118,11 @@ def read_official(folder: Path, elsewhere: Collection[Path] = ()) -> OfficialSet
     """Read and check every official file below a folder, and list those files there that are not read.
 
     Args:
-        elsewhere: files and folders that are read otherwise, so that they are not listed if they lie below the folder.
+        elsewhere: files and folders that other code reads, so that they are not listed as unread.
 
     Raises:
-        FileNotFoundError: for a folder that is not there or holds none of the files.
-        ValueError: names file and entry of what is wrong.
+        FileNotFoundError: for a folder that does not exist or holds none of the files.
+        ValueError: names the file and the faulty entry.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"--annotations: {folder} is not a folder; give the one with the official files.")
@@ -148,7 +148,7 @@ def read_official(folder: Path, elsewhere: Collection[Path] = ()) -> OfficialSet
 
 
 def read_split(folder: Path, official: OfficialSet, name: str, split: str) -> None:
-    """Read a benchmark's files of a split whose answers are public; note those that are not there."""
+    """Read a benchmark's files of a split whose answers are public; note absent ones."""
     benchmark = BENCHMARKS[name]
     names = [pattern.format(split) for pattern in benchmark.files]
     files = [find_file(folder, name) for name in names]
@@ -167,7 +167,7 @@ def read_split(folder: Path, official: OfficialSet, name: str, split: str) -> No
 
 
 def read_test_files(folder: Path, official: OfficialSet, name: str) -> None:
-    """Read a benchmark's test files, where somebody has them with answers."""
+    """Read a benchmark's test files, if they exist and contain answers."""
     benchmark = BENCHMARKS[name]
     for file in filter(None, (find_file(folder, name) for name in benchmark.test_files)):
         rows = read_official_json(file)
@@ -180,7 +180,7 @@ def read_test_files(folder: Path, official: OfficialSet, name: str) -> None:
 
 
 def list_unread(folder: Path, official: OfficialSet, elsewhere: Collection[Path]) -> None:
-    """Note every file below the folder that nothing has read, hidden ones left aside, with the reason."""
+    """Note every unread file below the folder, except hidden ones, with the reason."""
     known = {folder / name for names in official.not_read.values() for name in names} | set(official.files)
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
@@ -230,7 +230,7 @@ def convert_files(
 ) -> Conversion:
     """Annotations of a split's public files, file after file; of captions, also the best proposal of an object.
 
-    An object that no proposal stands for stays, without a place.
+    An object without a matching proposal stays, without coordinates.
     """
     rows = {scene_id: {number: row for row, number in enumerate(sorted(known))} for scene_id, known in boxes.items()}
     whole = Conversion()

@@ -1,4 +1,4 @@
-"""One function over many scans, in processes, with progress; what fails is told at the end, once the rest is done."""
+"""Run one function over many scans in worker processes, with progress; failures are reported at the end."""
 
 import multiprocessing
 import os
@@ -26,7 +26,7 @@ def run_jobs(
     title: str,
     get_name: Callable[[Item], str],
 ) -> list[Result]:
-    """`job` of every item, in order.
+    """Return `job(item)` of every item, in order.
 
     Raises:
         ValueError: after all others are done, lists the items for which `job` raised an error.
@@ -64,13 +64,13 @@ def run_jobs(
 def _attempt(job: Callable[[Item], Result], item: Item) -> tuple[Result | None, str | None]:
     try:
         return job(item), None
-    # Whatever a malformed scan leads to, the others are still to be done, and this one is told at the end.
+    # Any error of a malformed scan is reported at the end, after the others are done.
     except Exception as error:
         return None, describe_error(error)
 
 
 def _start_worker() -> None:
-    """One thread of torch, and no life after the parent: a killed run leaves nobody behind who writes."""
+    """Worker set-up: one torch thread; the worker exits with its parent, so no orphan keeps writing."""
     torch.set_num_threads(1)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 

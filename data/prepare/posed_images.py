@@ -6,7 +6,7 @@
     ROOT/metadata/scannet_SPLIT_{gt,pred}_box.json
     ROOT/processed/NAME_SPLIT_llava_style.json  or in a folder for each task, as Ross3D has it
 
-Objects of a scene that the box file leaves out are those that the records ask about, with the records' boxes.
+A scene that the box file lacks gets the objects that the records ask about, with the boxes from the records.
 """
 
 from collections import defaultdict
@@ -38,9 +38,9 @@ from ross3d.inputs_ross3d import check_boxes
 
 
 VERSION = 1
-# What uint16 holds.
+# Maximum of uint16.
 MAX_DEPTH_MM = 65535
-# Record files: name -> splits that are published; others are read where somebody has them.
+# Record files: name -> published splits; other splits are read if they exist.
 RECORD_FILES = {
     "scanqa": ("train", "val"),
     "sqa3d": SPLITS,
@@ -56,15 +56,15 @@ UNKNOWN = "no file of records, boxes or infos that is read has such a name and p
 
 @dataclass
 class PublicSet:
-    """What a folder of public files holds.
+    """The content of a folder of public files.
 
     Attributes:
-        files (`list[Path]`): that were read. missing (`list[str]`): record files that are not there.
+        files (`list[Path]`): files that were read. missing (`list[str]`): absent record files.
         not_read (`dict`): reason -> files in the folders of records, boxes and infos that are not used.
         records (`dict`): split -> file name -> records.
         scenes (`dict`): split -> scenes that its record and box files name.
-        boxes, proposals (`dict`): scene -> boxes by object id, or detected boxes; of whichever split's file, since
-            SQA3D splits scenes in its own way.
+        boxes, proposals (`dict`): scene -> boxes by object id, or detected boxes; from the files of all splits, since
+            SQA3D splits the scenes differently.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -78,7 +78,7 @@ class PublicSet:
 
 @dataclass(frozen=True)
 class PublicJob:
-    """One scene of a split: its folder of frames, what is known of it, its objects and proposals, and whether links of
+    """One scene of a split: its folder of frames, its EmbodiedScan info, objects and proposals, and whether links in
     its folders may lead out of them."""
 
     folder: Path
@@ -101,7 +101,7 @@ def read_public(root: Path) -> PublicSet:
     """Read record and box files below `root`.
 
     Raises:
-        FileNotFoundError, ValueError: no record file; one that is there in both layouts; malformed ones.
+        FileNotFoundError, ValueError: no record file; one that exists in both layouts; malformed ones.
     """
     public = PublicSet()
     for split in SPLITS:
@@ -130,7 +130,7 @@ def read_public(root: Path) -> PublicSet:
 
 
 def list_unread(root: Path, public: PublicSet, info_files: list[Path]) -> None:
-    """Note every file beside those of records, boxes and infos that nothing has read, with the reason."""
+    """Note every unread file in the folders of records, boxes and infos, with the reason."""
     known = {*public.files, *info_files}
     for folder in ("processed", "metadata", "embodiedscan"):
         for file in sorted((root / folder).rglob("*")):
@@ -155,7 +155,7 @@ def read_box_file(file: Path, public: PublicSet, split: str, kind: str) -> None:
 
 
 def check_box_rows(rows: list, where: str) -> None:
-    """Refuse rows that are no boxes of centre and size.
+    """Refuse rows that are not boxes (centre and size).
 
     Raises:
         ValueError: names the file and the scene or record.
@@ -171,7 +171,7 @@ def check_box_rows(rows: list, where: str) -> None:
 
 
 def add_record_boxes(public: PublicSet) -> None:
-    """Scenes of the records, and, in scenes without a row in a box file, the objects that records ask about."""
+    """Add scenes of the records and, for scenes without a row in a box file, the objects that records ask about."""
     listed = set(public.boxes)
     for split, files in public.records.items():
         for name, records in files.items():
@@ -192,10 +192,10 @@ def plan_jobs(
     partial_scans: bool,
     allow_outside: bool = False,
 ) -> list[PublicJob]:
-    """A job for each scene that a split's records or boxes name.
+    """Make a job for each scene that a split's records or boxes name.
 
     Raises:
-        ValueError: for scenes whose frames are not there, unless `partial_scans`.
+        ValueError: for scenes whose frames are missing, unless `partial_scans`.
     """
     jobs, unknown = [], []
     for split in SPLITS:
@@ -215,7 +215,7 @@ def plan_jobs(
 
 
 def describe_inputs(job: PublicJob) -> dict[str, Any]:
-    """What a scene is made of: number and size of its files, and a hash of what other files say of it.
+    """A description of a scene's sources: number and size of its files, and a hash of its entries in other files.
 
     Raises:
         FileNotFoundError, ValueError: without intrinsics, or without the alignment that its boxes are given in; for
@@ -236,7 +236,7 @@ def describe_inputs(job: PublicJob) -> dict[str, Any]:
 
 
 def describe_inputs_or_fault(job: PublicJob) -> dict[str, Any] | str:
-    """`describe_inputs`; what is wrong with a scan is told once the others are done."""
+    """`describe_inputs`, or its error message, which is reported once the others are done."""
     try:
         return describe_inputs(job)
     except (ValueError, OSError) as error:
@@ -244,7 +244,7 @@ def describe_inputs_or_fault(job: PublicJob) -> dict[str, Any] | str:
 
 
 def prepare_public_scene(job: PublicJob, output: Path, num_views: int, bev_source: str, bev_size: int) -> str | None:
-    """Write a scene's folder unless it is there, made of the same files; the reason when it can have none."""
+    """Write a scene's folder unless it exists, made from the same files; returns the reason if it cannot be made."""
     folder = output / job.split / job.scene_id
     inputs = describe_inputs(job)
     facts = read_facts(folder)
@@ -287,7 +287,7 @@ def list_frames(job: PublicJob) -> list[str]:
     """Names of frames in the order of time: EmbodiedScan's list where there is one.
 
     Raises:
-        ValueError: for a name that is no number, or a number that comes twice.
+        ValueError: for a name that is not a number, or a repeated number.
     """
     if job.info is None:
         names = sorted({file.stem for kind in ("jpg", "txt") for file in job.folder.glob(f"[0-9]*.{kind}")})
@@ -322,10 +322,10 @@ def get_alignment(job: PublicJob) -> np.ndarray:
 
 
 def read_view(folder: Path, name: str, cam2world: np.ndarray) -> View:
-    """A frame with its picture's bytes as they are.
+    """A frame with the unchanged bytes of its picture.
 
     Raises:
-        FileNotFoundError, ValueError: a file is not there; depth that the scene's reader would refuse or that does not
+        FileNotFoundError, ValueError: a file is missing; depth that the scene's reader would refuse or that does not
             fit uint16.
     """
     depth_file = folder / f"{name}.png"
@@ -352,7 +352,7 @@ def prepare_posed_images(
     num_workers: int = 1,
     allow_outside: bool = False,
 ) -> Finished:
-    """Prepare public files into `output`, or go on where a run was cut off.
+    """Prepare public files into `output`, or continue an interrupted run.
 
     Args:
         allow_outside (`bool`): let links in a scene's folders lead out of them.

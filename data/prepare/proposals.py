@@ -1,7 +1,7 @@
 """Proposals for all scenes of a data folder or one scan: `python -m ross3d.data.prepare proposals --data DIR`.
 
 A scene's `proposals.json` is made from its depth, from a detector's masks over the vertices of its mesh, or from a
-list of boxes. One that is there is kept, since benchmarks are scored on it, unless --force is given.
+list of boxes. An existing file stays unless --force is given, since benchmarks are scored on it.
 """
 
 from dataclasses import dataclass, field, replace
@@ -58,7 +58,7 @@ def find_masks(masks: Path, scene_id: str) -> Path:
 
 
 def find_mesh(folder: Path, source: ProposalSource, masks: Path) -> Path:
-    """The mesh or cloud of a scene: among its raw files, else beside its masks."""
+    """The mesh or cloud of a scene: among its raw files, else next to its masks."""
     places = [folder if source.scans is None else source.scans / folder.name, masks.parent]
     files = [place / f"{folder.name}{suffix}" for place in places for suffix in ("_vh_clean_2.ply", ".ply")]
     found = [file for file in files if file.is_file()]
@@ -86,7 +86,7 @@ def make_boxes(folder: Path, source: ProposalSource) -> list[list[float]]:
     """The proposals of a scene, best first: lists of centre and size, metres, in its upright world."""
     if source.boxes is not None:
         boxes = read_box_list(source.boxes, folder.name)
-        # What is written is refused here already where readers would refuse it.
+        # Refuse boxes that the readers would refuse, before they are written.
         scene = read_scene(folder, num_views=MAX_VIEWS, **({"look_at_world": False} | source.reading))
         try:
             check_scene(replace(scene, proposal_boxes=boxes))
@@ -108,7 +108,7 @@ def make_boxes(folder: Path, source: ProposalSource) -> list[list[float]]:
 
 
 def make_proposals(folder: Path, source: ProposalSource, force: bool) -> bool:
-    """Give a scene its `proposals.json` unless it has one; whether it was made."""
+    """Make a scene's `proposals.json` unless it has one; returns whether it was made."""
     file = folder / "proposals.json"
     if file.is_file() and not force:
         return False
@@ -124,11 +124,11 @@ def make_proposals(folder: Path, source: ProposalSource, force: bool) -> bool:
 
 
 def prepare_proposals(data_dir: Path, source: ProposalSource, force: bool, num_workers: int) -> dict[str, int]:
-    """Proposals of all scenes below `data_dir`; how many were made and how many were there.
+    """Make the proposals of all scenes below `data_dir`; returns how many were made and how many existed.
 
     Raises:
-        FileNotFoundError, ValueError: what was asked for cannot be; or lists the scenes that failed, those that are
-            not upright among them; the others have theirs.
+        FileNotFoundError, ValueError: the options are wrong; or lists the scenes that failed, including those that are
+            not upright, after all others are made.
     """
     folders = list_scene_folders(data_dir)
     if source.masks is not None and not source.masks.exists():

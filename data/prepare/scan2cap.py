@@ -8,7 +8,7 @@ from ross3d.data.prepare.scanrefer import get_box, get_eval_types
 
 
 HUMAN = "<image> Given an object located at <coord> , describe the object in detail."
-# Overlap from which on a proposal stands for an object: the "@0.5" of published scores.
+# IoU from which a proposal represents an object: the "@0.5" of published scores.
 MIN_IOU = 0.5
 
 
@@ -19,7 +19,7 @@ def make_records(
     nyu40_ids: dict[str, int],
     proposals: dict[str, list[list[float]]],
 ) -> list[Record]:
-    """For training one record a description, otherwise one an object with all its descriptions.
+    """Make records: for training one per description, otherwise one per object with all its descriptions.
 
     `box_input` is the object's box in training, otherwise the proposal that overlaps it most, or None where that is
     less than half. `id` is the place of the (first) description in the official file.
@@ -57,5 +57,5 @@ def _get_key(row: Row) -> tuple[str, str, str]:
 
 
 def add_best_proposal(annotation: Annotation, proposals: list[list[float]]) -> None:
-    """Give a validation row the proposal that overlaps its object most, however little, for other thresholds."""
+    """Give a validation row the proposal that overlaps its object most, at any IoU, for other thresholds."""
     annotation.query_box, annotation.query_iou = match_proposal(annotation.target_boxes[0], proposals)

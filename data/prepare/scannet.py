@@ -6,8 +6,9 @@
     OUTPUT/processed/, OUTPUT/metadata/     with --published: the public records and box files
     OUTPUT/account.json                     what was made and what was left out and why; written last
 
-A scan belongs to the splits whose lists (`scannetv2_SPLIT.txt`) or annotations name it; in a second one it is the same
-files. Every scene depends on its own raw files alone, so a run that was cut off goes on and ends with the same bytes.
+A scan belongs to the splits whose lists (`scannetv2_SPLIT.txt`) or annotations name it; several splits share its files
+by hard links. Every scene depends on its own raw files alone, so an interrupted run can continue and ends with the
+same bytes.
 """
 
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ from ross3d.data.sources.sens import iterate_sens_frames, read_sens_cameras
 
 # Raise when the same raw files would give other bytes.
 VERSION = 1
-# Share of what all frames see that is enough, for each way of choosing by coverage.
+# Share of the voxels seen by all frames that is enough, for each way of choosing by coverage.
 COVERAGE_RATIOS = {"coverage": 1.0, "coverage95": 0.95, "coverage90": 0.9}
 CHOICES = ("uniform", *COVERAGE_RATIOS)
 
@@ -67,8 +68,8 @@ class ScanSettings:
     Attributes:
         num_views (`int`): views of a scene, of the frames with a pose among every tenth.
         choose (`str`): which ones: `uniform`, evenly spread; `coverage`, those that together see most of the mesh; or
-            `coverage95`, `coverage90`, so many of these as see that share of what all together see (published names:
-            mc, mc-ratio95, mc-ratio90).
+            `coverage95`, `coverage90`, only as many of these as see 95 % or 90 % of what all frames see (published
+            names: mc, mc-ratio95, mc-ratio90).
         bev_source (`str`): what the bird's-eye picture is made from, one of `bev.SOURCES`.
         bev_size (`int`): its pixels.
     """
@@ -100,10 +101,10 @@ def plan_jobs(
     partial_scans: bool,
     allow_outside: bool = False,
 ) -> tuple[list[ScanJob], dict[str, str]]:
-    """What is to be prepared, and the scans that are not, with the reason.
+    """Plan which scans to prepare, and list those that are left out, with the reason.
 
     Raises:
-        ValueError: for scenes that are named but not there, or have no masks while others do, unless `partial_scans`.
+        ValueError: for scenes that are named but missing, or have no masks while others do, unless `partial_scans`.
     """
     named = set().union(*official.scenes.values())
     unknown = sorted(named - scans.keys())
@@ -141,7 +142,7 @@ def plan_jobs(
 
 
 def find_masks(proposals: Path | None, scene_id: str) -> Path | None:
-    """The mask file of a scene; None where there is none, which the account counts."""
+    """The mask file of a scene; None if there is none, which the account counts."""
     if proposals is None:
         return None
     file = proposals / f"{scene_id}.mask.npz"
@@ -156,7 +157,7 @@ def describe_inputs(job: ScanJob) -> dict[str, int]:
 
 
 def prepare_scan(job: ScanJob, output: Path, settings: ScanSettings, nyu40_ids: dict[str, int]) -> str | None:
-    """Write a scan's folder unless it is there, made of the same files; the reason when it can have none."""
+    """Write a scan's folder unless it exists, made from the same files; returns the reason if it cannot be made."""
     folder = output / job.splits[0] / job.scene_id
     inputs = describe_inputs(job) | {"labels": hash_text(sorted(nyu40_ids.items()))}
     facts = read_facts(folder)
@@ -174,7 +175,7 @@ def prepare_scan(job: ScanJob, output: Path, settings: ScanSettings, nyu40_ids: 
 def write_scan(
     job: ScanJob, folder: Path, settings: ScanSettings, nyu40_ids: dict[str, int], inputs: dict[str, int]
 ) -> str | None:
-    """Write one scene's folder; the reason when no frame of the scan can be used."""
+    """Write one scene's folder; returns the reason if no frame of the scan can be used."""
     check_all_inside(job.scan, [*list_scan_names(job.scene_id), *PUBLISHED_BEV_NAMES], job.allow_outside)
     stem = job.scan / job.scene_id
     recording = Path(f"{stem}.sens")
@@ -233,7 +234,7 @@ def choose_frames(
     vertices: np.ndarray,
     settings: ScanSettings,
 ) -> set[int]:
-    """Numbers of the frames to keep, of those that were tracked."""
+    """Numbers of the frames to use, chosen among the tracked ones."""
     if settings.choose == "uniform":
         return {tracked[i] for i in sample_uniform(len(tracked), settings.num_views, unique=True)}
     candidates = [tracked[i] for i in list_coverage_candidates(len(tracked), settings.num_views)]
@@ -290,7 +291,7 @@ def prepare_scannet(
     num_workers: int = 1,
     allow_outside: bool = False,
 ) -> Finished:
-    """Prepare raw scans and official annotations into `output`, or go on where a run was cut off.
+    """Prepare raw scans and official annotations into `output`, or continue an interrupted run.
 
     Args:
         allow_outside (`bool`): let links in a scan's folder lead out of it.
@@ -301,7 +302,7 @@ def prepare_scannet(
     found = list_scans(scans)
     labels_file = find_labels_file(next(iter(found.values())))
     elsewhere = [labels_file, scans, output, *([] if proposals is None else [proposals])]
-    # A folder of annotations within that of the scans is looked through all the same.
+    # A folder of annotations inside the folder of scans is searched too.
     official = read_official(annotations, [path for path in elsewhere if not is_inside(annotations, path)])
     jobs, excluded = plan_jobs(found, official, proposals, partial_scans, allow_outside)
     nyu40_ids = read_nyu40_ids(labels_file)

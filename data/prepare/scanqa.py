@@ -16,7 +16,7 @@ def check(rows, where: str) -> list[Row]:
 
 
 def make_records(rows: list[Row], split: str) -> list[Record]:
-    """One record an answer for training, otherwise one a question with all its answers."""
+    """Make records: for training one per answer, otherwise one per question with all its answers."""
     records = []
     for row in rows:
         answers = row["answers"] if split == "train" else row["answers"][:1]

@@ -1,4 +1,4 @@
-"""ScanRefer: `ScanRefer_filtered_{train,val}.json` -> public records. Scan2Cap is made of the same rows."""
+"""ScanRefer: `ScanRefer_filtered_{train,val}.json` -> public records. Scan2Cap uses the same rows."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ from ross3d.data.sources.scannet_objects import NYU40_CLASSES
 
 FIELDS = {"scene_id": str, "object_id": str, "object_name": str, "ann_id": str, "description": str}
 HUMAN = "<image>Identify the object according to the following description.\n{}"
-# Every name without a class of its own shares this one.
+# All names that are not in another class share this one.
 OTHER = 39
 
 
@@ -22,7 +22,7 @@ def check(rows, where: str) -> list[Row]:
 
 
 def get_eval_types(rows: list[Row], nyu40_ids: dict[str, int]) -> list[str]:
-    """ "unique" for an object without another of its class among those that the file describes in its scene.
+    """ "unique" for an object that is the only one of its class among those the file describes in its scene.
 
     Args:
         rows (list): one split's file, whole.

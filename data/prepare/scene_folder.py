@@ -1,6 +1,6 @@
-"""A scene's folder (`data/sources/rgbd_folder.py`), written once, with `scene.json`, which says what it was made of.
+"""A scene's folder (`data/sources/rgbd_folder.py`), written once, with `scene.json`, which records its sources.
 
-The folder appears at once and whole. Pictures are copied as they were stored.
+The folder is written atomically. Pictures are copied byte by byte.
 """
 
 import json
@@ -50,11 +50,11 @@ def write_scene(
     render: Callable[[Scene], BEVPicture],
     bev_source: str,
 ) -> None:
-    """Write a scene's folder, read it back as a check, see whether its views agree, and add the bird's-eye picture.
+    """Write a scene's folder, read it back, check that its views agree, and add the bird's-eye picture.
 
     Args:
         path (`Path`): replaced if it is a scene's folder that was prepared before.
-        source (`Path`): what the scene is made of, for errors.
+        source (`Path`): what the scene is made from, for errors.
         views: read one after the other.
         intrinsics (`(3, 3)`): pixels of the depth map. axis_align_matrix (`(4, 4)`): scan to upright world.
         boxes (*optional*): `boxes.json`, a dictionary with `box` and `object_id` an object.
@@ -63,8 +63,8 @@ def write_scene(
         render: the scene -> its picture. bev_source (`str`): what that is made from.
 
     Raises:
-        ValueError: what is wrong with the scene, cameras that are certainly wrong among it (`check_consistency`, which
-            warns of those that may be); also where something else is at `path`.
+        ValueError: names the fault of the scene, such as cameras that are certainly wrong (`check_consistency`, which
+            only warns if they may be); also if something else is at `path`.
     """
     check_name(path.name, f"{source}")
     check_replaceable(path)
@@ -82,7 +82,7 @@ def write_scene(
             if rows is not None:
                 (part / name).write_text(format_rows(rows), encoding="utf-8")
         (part / "scene.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        # By the names that people know: the folder that it is read from will not be there.
+        # Errors name the final folder: the temporary one that is read will not exist any more.
         scene = replace(read_rgbd_folder(part), scene_id=path.name, path=source)
         check_consistency(scene)
         write_bev(render(scene), part, bev_source)
@@ -92,14 +92,14 @@ def write_scene(
         told = str(error).replace(f"{part}{os.sep}", "").replace(part.name, path.name)
         if told == str(error):
             raise
-        # Nobody finds the files in which the fault showed: they are gone.
+        # The error must not name the temporary files: they are gone.
         raise ValueError(f"{source}: the scene made of it is not valid: {told}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
 def check_replaceable(path: Path) -> None:
-    """Refuse a place where something else lies than a scene that was prepared before.
+    """Refuse a path that exists and is not a scene prepared before.
 
     Raises:
         ValueError: names it.
@@ -111,7 +111,7 @@ def check_replaceable(path: Path) -> None:
 
 
 def link_scene(path: Path, other: Path) -> None:
-    """The same scene in another split: the same files, by hard links, so they are on disk once.
+    """Add a scene to another split by hard links, so that its files are on disk once.
 
     Raises:
         ValueError: where something else is at `other`.
@@ -127,8 +127,8 @@ def link_scene(path: Path, other: Path) -> None:
 
 
 def read_facts(path: Path) -> dict[str, Any] | None:
-    """What `scene.json` of a folder says; None where there is no such folder, and, with a warning, where the file is
-    damaged: the scene is made anew then.
+    """The content of a folder's `scene.json`; None if there is no such folder, and, with a warning, if the file is
+    damaged: the scene is then made again.
     """
     file = path / "scene.json"
     if not file.is_file():
@@ -145,5 +145,5 @@ def _write_matrix(matrix: np.ndarray, file: Path) -> None:
 
 
 def format_rows(rows: list[Any]) -> str:
-    """A JSON list with a row a line."""
+    """A JSON list with one row per line."""
     return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"

@@ -1,4 +1,4 @@
-"""SQA3D: questions and answers in two files of a split -> public records."""
+"""SQA3D: a split's two files (questions, answers) -> public records."""
 
 from typing import Any
 
@@ -37,13 +37,13 @@ def check(questions: Any, annotations: Any, where: str) -> tuple[dict[str | int,
 
 
 def get_question_type(question: str) -> str:
-    """What a question begins with, of what, is, how, can and which; else "others". "Isn't" and "Island" are "is"."""
+    """The prefix of a question: what, is, how, can, which, or else "others". "Isn't" and "Island" count as "is"."""
     start = question.lstrip().lower()
     return next((kind for kind in QUESTION_TYPES if start.startswith(kind)), "others")
 
 
 def make_records(questions: dict[str | int, Row], annotations: list[Row], split: str) -> list[Record]:
-    """In the order of the annotations; for training one record a situation, its rewordings first."""
+    """Make records in the order of the annotations; for training one per situation, its rewordings first."""
     records = []
     for row in annotations:
         asked = questions[row["question_id"]]

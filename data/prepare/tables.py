@@ -25,7 +25,7 @@ SCHEMA = pa.schema(
     [
         ("scene_id", pa.string()),
         ("source", pa.string()),
-        ("folder", pa.string()),  # the files' place, relative to the data set
+        ("folder", pa.string()),  # of the files, relative to the data set
         ("num_frames", pa.int64()),  # of the recording
         ("color_files", pa.list_(pa.string())),
         ("depth_files", pa.list_(pa.string())),

@@ -1,4 +1,4 @@
-"""Readers of scans, one layout a file; `read_scene` looks at a folder and calls the right one."""
+"""Readers of scans, one file per layout; `read_scene` detects the layout of a folder and calls its reader."""
 
 import os
 import re
@@ -26,12 +26,12 @@ from ross3d.data.world import check_world
 
 DECODES = ("exact", "reduced")
 VIDEO_OPTIONS = ("num_views", "reduce_to", "rotate")
-# Files that lie with a scan of any layout and are read (beside.py).
+# Optional files that are read in the folder of any layout (beside.py).
 BESIDE = ("axis_align.txt", "boxes.json", "proposals.json", "bev.png", "bev.json")
-# Entries of a folder of unknown layout that are looked at, so that a scan in it can be pointed out; levels below it
+# Limits of the search for scans in a folder of unknown layout: entries, levels below it
 # (ARKitScenes/raw/Training/<video>), and folders of one level.
 MAX_LISTED, SEARCHED_LEVELS, MAX_SEARCHED = 200, 3, 1000
-# Why a file that lies with a scan is not read: the first pattern that its path, in small letters, fits.
+# Why a file of a scan is not read: the first pattern that matches its path in lower case.
 NOT_READ = (
     ("*confidence*", "confidence of depth: every reading counts, whatever its confidence"),
     ("*depth*", "depth that the layout does not have under this name"),
@@ -57,19 +57,19 @@ NOT_READ = (
 
 @dataclass(frozen=True)
 class Layout:
-    """How a folder of one kind of scan is recognised (a pattern that some file in it fits) and read."""
+    """How a folder of one kind of scan is recognised (a pattern that some file in it matches) and read."""
 
     name: str
     pattern: str
     read: Callable[..., Scene]
     looks_like: str
-    # Patterns of the files in its folder that are read, or known to be of no use here.
+    # Patterns of the files in its folder that are read, or known and not needed.
     files: tuple[str, ...]
-    # A pattern of what the layout cannot be read without, where other layouts may have files of the first one too.
+    # A pattern of a required file, if files of other layouts may match the first pattern too.
     needs: str | None = None
-    # A pattern of what a scan is known by whose pictures are all gone: its reader says which they were.
+    # A pattern that recognises a scan whose pictures are all missing: its reader says which.
     remains: str | None = None
-    # Files of a scan that do not lie in its folder.
+    # Files of a scan outside its folder.
     list_elsewhere: Callable[[Path], list[Path]] = lambda path: []
 
 
@@ -109,7 +109,7 @@ LAYOUTS = (
         "transforms.json",
         read_nerfstudio,
         "transforms.json (nerfstudio, instant-ngp; converted from Polycam, Record3D, COLMAP)",
-        # Copies of the pictures at other sizes, and what the conversion leaves.
+        # Copies of the pictures at other sizes, and leftovers of the conversion.
         ("transforms.json", "images_[0-9]*/*", "colmap/*", "sparse_pc.ply"),
         list_elsewhere=list_named_files,
     ),
@@ -144,8 +144,8 @@ def find_layout(path: str | os.PathLike) -> Layout:
     """The layout of a folder.
 
     Raises:
-        FileNotFoundError, ValueError: no folder; a folder of a layout that is known and not read, with the way from
-            there; one that looks like none of the layouts, which are listed.
+        FileNotFoundError, ValueError: no folder; a folder of a known layout that is not supported, with the way to
+            convert it; one that matches no layout, with a list of the layouts.
     """
     path = Path(path)
     if path.exists() and not path.is_dir() and path.suffix.lower() in FOREIGN_FILES:
@@ -158,7 +158,7 @@ def find_layout(path: str | os.PathLike) -> Layout:
     if next(path.iterdir(), None) is None:
         raise ValueError(f"{path} is an empty folder; give the folder of one scan, or copy the scan there again.")
     foreign, scan = find_foreign_layout(path), _find_scan_below(path)
-    # Loose pictures do not say much of a folder of scans.
+    # Loose pictures do not make a folder of scans a scan.
     if foreign is not None and (scan is None or foreign is not FOREIGN[-1]):
         raise ValueError(f"{path} is {foreign.name}, which is not read as it is; {foreign.way.format(path=path)}.")
     if scan is not None:
@@ -171,8 +171,8 @@ def find_layout(path: str | os.PathLike) -> Layout:
 
 
 def list_layouts(path: Path) -> list[Layout]:
-    """The layouts that a folder has files of, pictures foremost; of those without pictures, only where there are no
-    others."""
+    """The layouts that a folder has files of, preferring those with pictures: others are listed only if there are
+    none."""
     found = [layout for layout in LAYOUTS if next(path.glob(layout.pattern), None) is not None]
     without = [layout for layout in LAYOUTS if layout.remains is not None and _is_without_pictures(path, layout)]
     return found or without
@@ -214,7 +214,7 @@ def _warn_of_other_layouts(path: Path, layout: Layout) -> None:
 def list_folders(path: str | os.PathLike) -> list[Path]:
     """Folders of scans in a folder, by name; none where there is no such folder.
 
-    Hidden ones are no scans: a write that is not finished, or was killed, is in one.
+    Hidden folders are skipped: they hold unfinished or killed writes.
     """
     path = Path(path)
     found = path.iterdir() if path.is_dir() else []
@@ -222,14 +222,14 @@ def list_folders(path: str | os.PathLike) -> list[Path]:
 
 
 def read_scene(path: str | os.PathLike, *, look_at_world: bool = True, **options) -> Scene:
-    """Read and check a scan of any layout, or a video, with what lies in its folder (beside.py).
+    """Read and check a scan of any layout, or a video, with the optional files in its folder (beside.py).
 
     Args:
         path (`str` or `Path`): the folder of one scan, whose name is the scene's id; or a video, whose suffix may be
             left out where there is no folder of that name.
-        look_at_world (`bool`): warn of a world that is not upright; False for those who set it upright themselves.
+        look_at_world (`bool`): warn of a world that is not upright; False for callers that make it upright themselves.
         options: of every reader `num_views`, `reduce_to` and `rotate`, of every folder's `axis_align_matrix`, `boxes`,
-            `max_excluded` and `allow_outside` (a video has no use for the latter two); further ones of the layout,
+            `max_excluded` and `allow_outside` (videos ignore the latter two); further ones of the layout,
             such as `infos` (posed_images) or `labels_file` (scannet).
 
     Raises:
@@ -292,7 +292,7 @@ def list_not_read(path: Path) -> dict[str, str]:
 
 
 def describe_not_read(not_read: dict[str, str]) -> str:
-    """What `list_not_read` found, in a sentence."""
+    """The result of `list_not_read`, as a sentence."""
     return "not read: " + "; ".join(f"{name}, {reason}" for name, reason in not_read.items())
 
 
@@ -327,11 +327,11 @@ def get_reading(
     max_excluded: float | None = None,
     allow_outside: bool = False,
 ) -> dict[str, Any]:
-    """Options of `read_scene` for a model: so many views, decoded whole or no larger than its input needs.
+    """Options of `read_scene` for a model: number of views, and decoding at full size or as small as its input allows.
 
     Args:
-        decode (`str`): `exact`, pictures at their own size (published); or `reduced`, JPEG at the smallest of its
-            scales that is no smaller than the model's input, which is faster and changes pixels slightly.
+        decode (`str`): `exact`, pictures at full size (published); or `reduced`, JPEG at the smallest of its scales
+            that is no smaller than the model's input, which is faster and changes pixels slightly.
         view_size (`int`): side of the model's input, pixels.
         rotate, max_excluded, allow_outside: see `make_reading`.
     """
@@ -342,7 +342,7 @@ def get_reading(
 def make_reading(
     rotate: str | int | None = None, max_excluded: float | None = None, allow_outside: bool = False
 ) -> dict[str, Any]:
-    """Options of `read_scene` that every program has; those that were not given are left to the layout.
+    """Options of `read_scene` that all programs share; options not given keep the layout's default.
 
     Args:
         rotate (*optional*): `auto`, 0, 90, 180 or 270, see `make_scene`.
@@ -350,7 +350,7 @@ def make_reading(
         allow_outside (`bool`): whether files and links of a scan may name files outside its folder.
 
     Raises:
-        ValueError: another rotation, or no share.
+        ValueError: another rotation, or a share outside [0, 1).
     """
     check_share(max_excluded)
     given = {"rotate": check_rotation(rotate), "max_excluded": max_excluded, "allow_outside": allow_outside or None}

@@ -7,12 +7,12 @@
                                                                 world to camera, about ten lines a second
     DIR/<video>/<video>_3dod_annotation.json                    optional: oriented boxes
 
-In the 3dod download the first four stand in DIR/<video>/<video>_frames. The world has z up and is metric.
+In the 3dod download the first four are in DIR/<video>/<video>_frames. The world has z up and is metric.
 
-A frame is a line of the trajectory with the picture next in time. Pictures lie as the sensor does, on their side when
-the tablet was held upright; they are turned by quarter turns, all of a video alike, until up is up. The turn comes
-from the cameras: the `sky_direction` of the metadata names one too, but not reliably. Boxes become the axis-aligned
-hulls of the oriented ones, whose yaw and size stay in `box_labels`.
+A frame is a line of the trajectory with the picture nearest in time. Pictures are stored in the sensor's orientation,
+on their side when the tablet was held upright; all pictures of a video are turned by the same quarter turns until they
+are upright. The turn is computed from the cameras: the metadata's `sky_direction` is not reliable. Boxes become the
+axis-aligned hulls of the oriented ones, whose yaw and size stay in `box_labels`.
 """
 
 import os
@@ -61,12 +61,13 @@ def read_arkitscenes(
         axis_align_matrix (`(4, 4)` array or file, *optional*): the video's world to another upright one.
         boxes (`(K, 6)` array or JSON file, *optional*): instead of the annotated ones.
         max_excluded (`float`): share of frames that may be lost, missing or damaged.
-        reduce_to (`int`, *optional*): as of the other readers; PNG pictures are decoded exactly all the same.
-        rotate (defaults to `"auto"`): 0 keeps the pictures as the sensor lay, landscape always; see `make_scene`.
+        reduce_to (`int`, *optional*): as in the other readers; PNG pictures are always decoded exactly.
+        rotate (defaults to `"auto"`): 0 leaves the pictures in the sensor's orientation, always landscape; see
+            `make_scene`.
         allow_outside (`bool`): let links in the folder lead out of it.
 
     Raises:
-        FileNotFoundError, ValueError: name the file, what was expected, what came, and what to do about it.
+        FileNotFoundError, ValueError: name the file, the expected and the actual content, and the remedy.
     """
     path = Path(path)
     scene_id = path.resolve().name
@@ -172,7 +173,7 @@ def _get_time(file: Path) -> float:
 def _find_nearest(listed: tuple[np.ndarray, list[Path]], time: float) -> Path:
     times, files = listed
     index = int(np.abs(times - time).argmin())
-    # Times are written with three decimals, so a difference may come out a rounding longer.
+    # Times are written with three decimals, so differences may exceed the limit by a rounding error.
     if abs(times[index] - time) > MAX_TIME_DIFFERENCE + 1e-6:
         raise FileNotFoundError(
             f"{files[index].parent}: no file within {1000 * MAX_TIME_DIFFERENCE:.0f} ms of {time:.3f} s; the nearest"

@@ -1,14 +1,13 @@
-"""What may lie in the folder of a scan of any layout, and the scene that is made with it.
+"""Optional files next to a scan of any layout, and the scene that is made with them.
 
     axis_align.txt      4x4: the scan's world -> z up, floor at 0; takes the place of the layout's own alignment
     boxes.json          [{"box": [cx, cy, cz, dx, dy, dz], "category": ..., ...}, ...] or the lists of numbers alone;
                         metres, in the aligned world; takes the place of the layout's own boxes
     proposals.json      boxes to choose among, as in boxes.json
-    bev.png, bev.json   RGBA bird's-eye picture (alpha 0 = void) and {"bounds": [...]}, null where nobody knows them
+    bev.png, bev.json   RGBA bird's-eye picture (alpha 0 = void) and {"bounds": [...]}, null if unknown
 
-Boxes, proposals and picture lie in the world that these files and the layout give: where another alignment is given,
-they are left out, and a warning says so. Where a layout keeps its frames in a folder of the scan's folder, both are
-looked at.
+Boxes, proposals and picture are in the world given by these files and the layout: if another alignment is given, they
+are left out with a warning. If a layout stores its frames in a subfolder of the scan, both folders are searched.
 """
 
 import os
@@ -45,10 +44,10 @@ Boxes = tuple[np.ndarray | None, list[dict] | None]
 
 @dataclass(frozen=True)
 class Beside:
-    """The folders of a scan in which files of this module are looked for.
+    """The folders of a scan in which these optional files are searched.
 
     Attributes:
-        places (`tuple[Path, ...]`): the scan's folder first; the first that has a file counts.
+        places (`tuple[Path, ...]`): the scan's folder first; the first folder that has a file is used.
         allow_outside (`bool`): whether a link may lead out of them.
     """
 
@@ -61,7 +60,7 @@ class Beside:
         return self.places[0].resolve().name
 
     def find(self, name: str) -> Path | None:
-        """The file of a name; None where no place has it.
+        """The file with this name; None if no folder has it.
 
         Raises:
             OutsideError: it is a link that leads out of its folder.
@@ -78,8 +77,8 @@ class Alignment:
     """Scan to upright world.
 
     Attributes:
-        matrix (`(4, 4)`, *optional*): None where nobody knows it, and the scan keeps its own world.
-        is_own (`bool`): it leads to the world of the boxes and pictures that lie with the scan.
+        matrix (`(4, 4)`, *optional*): None if unknown: the scan keeps its own world.
+        is_own (`bool`): whether it leads to the world of the boxes and pictures stored with the scan.
     """
 
     matrix: np.ndarray | None
@@ -87,13 +86,13 @@ class Alignment:
 
 
 def read_alignment(given, beside: Beside, get_own: Callable[[], np.ndarray | None] = lambda: None) -> Alignment:
-    """The alignment of a scan: what is `given` (a matrix or its file), else `axis_align.txt`, else the layout's own.
+    """The alignment of a scan: `given` (a matrix or its file), else `axis_align.txt`, else the layout's own.
 
     Args:
         get_own: the layout's own, None where it has none.
 
     Raises:
-        FileNotFoundError, ValueError: names the file or argument that is no rigid 4x4 matrix.
+        FileNotFoundError, ValueError: names the file or argument that is not a rigid 4x4 matrix.
     """
     scene_id = beside.scene_id
     own, file = read_axis_align_matrix(None, scene_id, get_own), beside.find(ALIGNMENT_FILE)
@@ -113,7 +112,7 @@ def align_cameras(cameras: Mapping[str, np.ndarray], alignment: Alignment) -> di
 
 
 def _is_same(one: np.ndarray | None, other: np.ndarray | None) -> bool:
-    """Whether two alignments make the same world; None is the scan's own."""
+    """Whether two alignments lead to the same world; None is the scan's own world."""
     one, other = (np.eye(4) if matrix is None else matrix for matrix in (one, other))
     return bool(np.allclose(one, other, atol=1e-6))
 
@@ -131,19 +130,19 @@ def make_scene(
     read_own_bev: Callable[[], tuple[np.ndarray, np.ndarray] | None] = lambda: None,
     rotate: str | int | None = None,
 ) -> Scene:
-    """The checked scene of decoded views and of what lies beside them, with the alignment applied.
+    """The checked scene of decoded views and the optional files of the scan, with the alignment applied.
 
     Args:
         intrinsics (`(3, 3)` or `(V, 3, 3)`): pixels of the depth map, or of `views.images` where there is no depth.
         cam2world (`(V, 4, 4)`): to the scan's own world.
         given_boxes (`(K, 6)` array or JSON file, *optional*): in place of `boxes.json`.
-        read_own_boxes: the layout's own boxes in the aligned world, and what is known of each.
-        read_own_bev: the layout's own bird's-eye picture, and what was seen.
+        read_own_boxes: the layout's own boxes in the aligned world, and the other facts of each.
+        read_own_bev: the layout's own bird's-eye picture, and the mask of seen pixels.
         rotate (*optional*): degrees by which upright pictures are turned, counter-clockwise, with their depth and
-            cameras; `"auto"` until the world's z points up in most of them.
+            cameras; `"auto"` turns them until the world's z points up in most of them.
     """
     scene_id = beside.scene_id
-    # Before anything is turned, so that errors tell of the files as they are; the turned scene is checked again.
+    # Check before turning, so that errors describe the files as they are; the turned scene is checked again.
     check_cam2world(cam2world, len(views.names), f"cam2world of {exclusions.where}", views.names)
     if views.depth_maps is not None:
         size = views.depth_maps.shape[1:]
@@ -205,10 +204,10 @@ def _warn_of_other_world(beside: Beside, scene_id: str, has_boxes: bool) -> None
 
 
 def read_bev(file: Path, bounds_file: Path | None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """A bird's-eye picture (Hb, Wb, 3), what was seen (Hb, Wb), and its bounds (4,) in metres where they are known.
+    """A bird's-eye picture (Hb, Wb, 3), its mask of seen pixels (Hb, Wb), and its bounds (4,) in metres if known.
 
     Args:
-        file, bounds_file (`Path`): `bev.png`, and `bev.json` where there is one.
+        file, bounds_file (`Path`): `bev.png`, and `bev.json` if it exists.
 
     Raises:
         FileNotFoundError, ValueError: a picture without `bev.json`, or of another mode than RGBA.

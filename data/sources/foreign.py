@@ -1,21 +1,21 @@
-"""Scans that are known and not read: each is named, with the way from it to a layout that is read."""
+"""Known scan layouts that are not supported, each with the way to convert it to a supported one."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 
-# The layout that a few lines of any language can write.
+# The layout that is easiest to write.
 AS_FOLDER = (
     "write frame-NNNNNN.color.jpg, frame-NNNNNN.depth.png (16 bits, millimetres), frame-NNNNNN.pose.txt (4x4 camera to"
     " world, metres, OpenCV axes) and camera-intrinsics.txt (3x3, pixels of the depth map)"
 )
-# As cameras and phones name pictures.
+# Suffixes of pictures from cameras and phones.
 PICTURE_SUFFIXES = ("jpg", "JPG", "jpeg", "JPEG", "png", "PNG", "heic", "HEIC", "webp")
 
 
 @dataclass(frozen=True)
 class ForeignLayout:
-    """How a folder is recognised (a file fits each of the patterns of one alternative) and made readable."""
+    """How a folder is recognised (files match all patterns of one alternative) and how to convert it."""
 
     name: str
     alternatives: tuple[tuple[str, ...], ...]
@@ -184,7 +184,7 @@ FOREIGN = (
         " NEW_FOLDER; its world has no metres",
     ),
 )
-# Single files that people have of a scan, by suffix.
+# Scans that are single files, by suffix.
 FOREIGN_FILES = {
     ".r3d": "a Record3D capture: it is a zip file; export it from the app as EXR + RGB instead, and convert that with"
     " ns-process-data record3d --data FOLDER --output-dir NEW_FOLDER",
@@ -203,7 +203,7 @@ FOREIGN_FILES = {
 
 
 def find_foreign_layout(path: Path) -> ForeignLayout | None:
-    """The layout, known and not read, that a folder has; None where there is none."""
+    """The known but unsupported layout of a folder; None if it has none."""
     for layout in FOREIGN:
         for patterns in layout.alternatives:
             if all(next(path.glob(pattern), None) is not None for pattern in patterns):

@@ -1,12 +1,12 @@
-"""What all sources of scans do with frames: read cameras, pictures, depth and boxes; leave out lost ones; choose.
+"""Frame handling shared by all readers: read cameras, pictures, depth and boxes; exclude lost frames; choose views.
 
 A reader lists its frames with their cameras, lets `Exclusions` drop those whose tracking was lost, chooses views
-before anything is decoded (`choose_views`), decodes those (`decode_views`) and hands the rest to `make_scene`
+before anything is decoded (`choose_views`), decodes those (`decode_views`) and passes them to `make_scene`
 (beside.py).
 
-A picture may be stored on its side with a tag (EXIF orientation) that says so. Where cameras and depth belong to the
-pixels as they are stored, which is the rule, all are turned together (`turn_stored_views`); where their size, or an up
-that turning would lose, says that they belong to the upright picture, only the picture is turned (`decode_views`).
+A picture may be stored on its side with an EXIF orientation tag. Usually cameras and depth belong to the stored
+pixels, and all are turned together (`turn_stored_views`). If their size, or cameras that are already upright, show
+that they belong to the upright picture, only the picture is turned (`decode_views`).
 """
 
 import os
@@ -37,23 +37,23 @@ from ross3d.geometry_ross3d import turn_cameras
 from ross3d.inputs_ross3d import check, check_boxes, check_cam2world, has_same_aspect
 
 
-# Share of a scan's frames that may be lost, missing or damaged before the whole scan is refused; and of pictures that
-# a list names and nobody copied, as half of a capture that was thinned out afterwards.
+# Share of a scan's frames that may be lost, missing or damaged before the whole scan is refused; and share of listed
+# pictures that may be absent, as in a capture that was thinned out afterwards.
 MAX_EXCLUDED = 0.2
 MAX_ABSENT = 0.5
 RAISE_LIMIT = "raise the limit: --max-excluded SHARE (train.py: --data.max_excluded, in Python max_excluded=)"
 # Quarter turns by the degrees of `rotate`, counter-clockwise; "auto" turns by the cameras.
 ROTATIONS = ("auto", 0, 90, 180, 270)
-# A matrix of a few numbers.
+# Maximum size of a text file with one matrix.
 MAX_MATRIX_BYTES = 100_000
-# Cameras are upright where so many of the tagged ones point their up nearer to the world's than turning would, and
-# the mean cosine between both ups is at least so large.
+# Cameras are already upright if at least this share of the tagged ones is nearer to the world's up as stored than
+# turned, and the mean cosine between their up and the world's is at least this.
 MIN_UPRIGHT_SHARE, MIN_UP_COSINE = 0.9, 0.5
-# Logarithm of the aspects of two sizes that are told apart.
+# Minimum difference of the logarithms of two aspect ratios that count as different.
 MIN_ASPECT_STEP = 0.02
-# What views may take in memory together.
+# Maximum memory of all views together.
 MAX_DECODED_BYTES = 16 * 2**30
-# Beyond this share of frames that cannot be used no limit helps.
+# If a larger share of frames cannot be used, errors do not suggest raising the limit.
 HOPELESS_SHARE = 0.99
 LOST = "{where}, {name}: cam2world is not finite, so tracking was lost there; leave the frame out."
 LOST_ZEROS = "{where}, {name}: cam2world is all zeros, so tracking was lost there; leave the frame out."
@@ -66,10 +66,10 @@ Value = TypeVar("Value")
 
 
 def check_share(max_excluded: float | None) -> None:
-    """Refuse a limit that is no share of the frames.
+    """Refuse a limit that is not a share of the frames.
 
     Raises:
-        ValueError: it is no number from 0 to below 1.
+        ValueError: it is not a number from 0 to below 1.
     """
     is_number = isinstance(max_excluded, Real) and not isinstance(max_excluded, bool)
     if max_excluded is not None and not (is_number and 0 <= max_excluded < 1):
@@ -79,14 +79,14 @@ def check_share(max_excluded: float | None) -> None:
 class Exclusions:
     """Frames of one scan that are left out, with the reason of each, and how large their share may be.
 
-    The share counts twice: of all frames asked for so far, and of those asked for at once, so that of a few chosen
-    views no more may be damaged than of a whole scan.
+    The limit applies twice: to all frames requested so far, and to each request, so that a few chosen views may not
+    have a larger damaged share than a whole scan.
 
     Args:
         where (`str`): the scan, for errors.
         max_excluded (`float`, *optional*): from 0 to below 1; at 0 the first frame that cannot be used raises its own
-            error. By default 0.2, and 0.5 of pictures that are not there although a list or another file of the frame
-            names them (`drop_absent`).
+            error. By default 0.2, and 0.5 for absent pictures that a list or another file of the frame names
+            (`drop_absent`).
     """
 
     def __init__(self, where: str, max_excluded: float | None = None):
@@ -120,7 +120,7 @@ class Exclusions:
         return found
 
     def drop_absent(self, files: Mapping[str, Path]) -> list[str]:
-        """The names of frames whose pictures are there.
+        """The names of frames whose pictures exist.
 
         Args:
             files: the picture of every frame that a list, a depth map or a pose names.
@@ -141,7 +141,7 @@ class Exclusions:
         return [name for name in files if name not in self._absent]
 
     def drop_lost(self, cameras: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The cameras (4, 4) by name, without those that are not finite or all zeros, as some tools write them.
+        """The cameras (4, 4) by name, without lost ones, which tools write as not finite or all zeros.
 
         Raises:
             ValueError: tracking was lost in more frames than may be.
@@ -166,7 +166,7 @@ class Exclusions:
 
     def _check(self, names: list[str]) -> None:
         self._names |= dict.fromkeys(names)
-        # Pictures that are not there have a limit of their own.
+        # Absent pictures have a separate limit.
         for asked in (names, [name for name in self._names if name not in self._absent]):
             excluded = sum(name in self.reasons for name in asked)
             if excluded > self.max_excluded * len(asked):
@@ -191,7 +191,7 @@ class Exclusions:
         )
 
     def warn(self) -> None:
-        """Say how many of the scan's frames were left out, and why; nothing where none was."""
+        """Warn how many of the scan's frames were left out, and why; do nothing if none was."""
         if self.reasons:
             warnings.warn(
                 f"{self.where}: left out {len(self.reasons)} of {len(self._names)} frames"
@@ -246,23 +246,23 @@ def decode_views(
     camera_size: tuple[float, float] | None = None,
     cam2world: Mapping[str, np.ndarray] | None = None,
 ) -> Views:
-    """The views that can be decoded.
+    """Decode the views; those that cannot be decoded are left out.
 
-    Pictures that are stored on their side come as they are stored, and `Views.turns` says how they have to be turned,
-    unless the size of depth or `camera_size` is that of the upright picture: then the picture alone is turned here. Of
-    square pictures, and of those stored upside down, no size can tell: the picture alone is turned where `cam2world`
-    is upright without the turn (`_are_upright`); otherwise cameras belong to the pixels as stored.
+    Pictures that are stored on their side are returned as stored, and `Views.turns` says how to turn them, unless the
+    size of depth or `camera_size` is that of the upright picture: then the picture alone is turned here. For square
+    pictures, and those stored upside down, the size does not tell: the picture alone is turned if `cam2world` is
+    upright without the turn (`_are_upright`); otherwise cameras belong to the pixels as stored.
 
     Args:
         find_color: name -> the compressed picture, a file or its bytes in memory.
         read_depth: name -> depth map (h, w), float32 metres; None for a scan without depth.
         reduce_to (`int`, *optional*): pixels of the shorter side that are enough, see `decode_color`.
-        camera_size (`(width, height)`, *optional*): of the pictures that the intrinsics are of, where that is known.
-        cam2world (*optional*): name -> camera (4, 4) to the aligned world, as it is stored.
+        camera_size (`(width, height)`, *optional*): size of the pictures that the intrinsics belong to, if known.
+        cam2world (*optional*): name -> camera (4, 4) to the aligned world, as stored.
 
     Raises:
-        ValueError: too many cannot be decoded; sizes differ; colour and depth have another aspect; pictures are
-            stored mirrored, which no camera takes; they take too much memory together.
+        ValueError: too many cannot be decoded; sizes differ; colour and depth differ in aspect; pictures are stored
+            mirrored, which no camera model describes; they need too much memory together.
     """
     if reduce_to is not None and reduce_to < 1:
         raise ValueError(f"reduce_to must be at least 1 pixel, or None for exact pictures, got {reduce_to}.")
@@ -309,10 +309,10 @@ def decode_views(
 
 
 def check_memory(num_bytes: int, num_views: int, where: str) -> None:
-    """Refuse views that take more memory than is set aside for the pictures of one scan.
+    """Refuse views that need more memory than allowed for the pictures of one scan.
 
     Raises:
-        ValueError: names the scan and the ways out.
+        ValueError: names the scan and the remedies.
     """
     if num_bytes > MAX_DECODED_BYTES:
         raise ValueError(
@@ -326,7 +326,7 @@ def _belong_to_upright(
     camera_size: tuple[float, float] | None,
     cam2world: Mapping[str, np.ndarray] | None,
 ) -> bool:
-    """Whether cameras and depth are those of the upright pictures, by their size or else by the cameras' up."""
+    """Whether cameras and depth belong to the upright pictures, by their size or else by the cameras' up."""
     if camera_size is not None and any(_is_size_of_upright(picture, camera_size) for picture in pictures.values()):
         return True
     steps = [np.log(p.size[0] / p.size[1]) - np.log(p.upright_size[0] / p.upright_size[1]) for p in pictures.values()]
@@ -338,10 +338,10 @@ def _belong_to_upright(
 
 
 def _are_upright(cam2world: np.ndarray, turns: np.ndarray) -> bool:
-    """Whether cameras (V, 4, 4) are upright as they are, so that the quarter turns (V,) of their pictures' tags would
-    lay them on their side or head.
+    """Whether cameras (V, 4, 4) are already upright, so that the quarter turns (V,) of their pictures' tags would
+    turn them on their side or upside down.
 
-    Up is the world's z, or that of the cameras without a turn where these agree.
+    Up is the world's z, or the up of the cameras without a turn if these agree.
     """
     is_tagged = turns != 0
     if not is_tagged.any():
@@ -381,7 +381,7 @@ def _check_one_size(sizes: dict[str, tuple[int, int]], what: str, where: str) ->
 
 
 def _check_aspect(views: Views, where: str) -> None:
-    """Colour and depth show the same field of view."""
+    """Refuse colour and depth with different aspect ratios."""
     if views.depth_maps is None:
         return
     (width, height), (color_width, color_height) = views.depth_size, views.stored_size
@@ -455,7 +455,7 @@ def turn_stored_views(
 
 
 def check_rotation(rotate: Any) -> str | int | None:
-    """`rotate` as one of `ROTATIONS`, or None; the words of a command line are read.
+    """`rotate` as one of `ROTATIONS`, or None; strings from the command line are parsed.
 
     Raises:
         ValueError: another value.
@@ -469,7 +469,7 @@ def check_rotation(rotate: Any) -> str | int | None:
 
 
 def scale_intrinsics(intrinsics: np.ndarray, size: tuple[int, int], new_size: tuple[int, int]) -> np.ndarray:
-    """Intrinsics (..., 3, 3) of pictures of `size` (width, height) for the same view at `new_size`.
+    """Rescale intrinsics (..., 3, 3) of pictures of `size` (width, height) to the same view at `new_size`.
 
     Pixel centres are at integers, so a picture's corner is at (-0.5, -0.5), and the centre moves with half a pixel.
     """
@@ -487,7 +487,7 @@ def merge_intrinsics(intrinsics: np.ndarray) -> np.ndarray:
 
 
 def read_matrix(file: Path, shape: tuple[int, int], meaning: str) -> np.ndarray:
-    """A matrix of numbers from a text file, float64; `meaning` is quoted in errors."""
+    """Read a matrix of numbers from a text file, float64; `meaning` is quoted in errors."""
     if not file.exists():
         raise FileNotFoundError(
             f"{file} is missing; expected a text file with a {shape[0]}x{shape[1]} matrix: {meaning}."
@@ -507,8 +507,8 @@ def read_matrix(file: Path, shape: tuple[int, int], meaning: str) -> np.ndarray:
 def read_axis_align_matrix(
     given, scene_id: str, default: Callable[[], np.ndarray | None] = lambda: None
 ) -> np.ndarray | None:
-    """Scan to upright world (4, 4): a matrix, a text file that holds one, or, when None, what `default` returns;
-    None where nobody knows it.
+    """Scan to upright world (4, 4): a matrix, a text file with one, or, when None, the result of `default`;
+    None if unknown.
     """
     if given is None:
         matrix, name = default(), "its own axis alignment"
@@ -528,14 +528,14 @@ def read_axis_align_matrix(
 
 
 def read_boxes(given, scene_id: str, must_have: bool = False) -> tuple[np.ndarray | None, list[dict] | None]:
-    """Boxes (K, 6) and what is known of each, from an array or a JSON file.
+    """Boxes (K, 6) and the other facts of each, from an array or a JSON file.
 
     The file holds a list (`[{"box": [cx, cy, cz, dx, dy, dz], ...}, ...]` or `[[cx, cy, cz, dx, dy, dz], ...]`), or a
     dictionary of such lists by scene, as `scannet_{split}_{gt,pred}_box.json` does with `scannet/<scene>`. A scene
     that such a dictionary lacks has no boxes, and a warning says so; it is refused where the file `must_have` them.
 
     Raises:
-        FileNotFoundError, ValueError: names the file and the row that is no box in metres.
+        FileNotFoundError, ValueError: names the file and the row that is not a box in metres.
     """
     if not isinstance(given, (str, os.PathLike)):
         array = np.asarray(given, dtype=np.float32)
@@ -558,7 +558,7 @@ def read_boxes(given, scene_id: str, must_have: bool = False) -> tuple[np.ndarra
 
 
 def read_box_rows(file: Path) -> list | dict[str, list]:
-    """What a JSON file of boxes holds: a list, or lists by scene, whose rows nobody has looked at yet.
+    """The content of a JSON file of boxes: a list, or lists by scene; the rows are not yet checked.
 
     Raises:
         FileNotFoundError, ValueError: no such file; it holds something else.
@@ -574,15 +574,15 @@ def read_box_rows(file: Path) -> list | dict[str, list]:
 
 
 def find_scene_key(rows: Mapping[str, list], scene_id: str) -> str | None:
-    """The name that a scene has among boxes by scene; None where it has none."""
+    """The key of a scene in a dictionary of boxes by scene; None if it has none."""
     return next((key for key in (scene_id, f"scannet/{scene_id}") if key in rows), None)
 
 
 def parse_box_rows(rows: list, where: str) -> tuple[np.ndarray, list[dict]]:
-    """Boxes (K, 6), float32, and what is known of each, of a list as it stands in a file.
+    """Boxes (K, 6), float32, and the other facts of each, from a list as read from a file.
 
     Raises:
-        ValueError: begins with `where`, names the row that is no box in metres.
+        ValueError: begins with `where`, names the row that is not a box in metres.
     """
     try:
         rows = [{"box": row} if isinstance(row, list) else row for row in rows]

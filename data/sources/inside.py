@@ -1,7 +1,7 @@
-"""Names that files and annotations give lead to files inside their own folder, unless somebody allows more.
+"""Resolve names from files and annotations to paths inside their own folder, unless outside paths are allowed.
 
-A `transforms.json`, a row of a benchmark or a link in a folder that was downloaded could otherwise name any picture
-of this machine, which a page would then show.
+Otherwise a `transforms.json`, a row of a benchmark or a link in a downloaded folder could name any picture of this
+machine, and a page would show it.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import Any
 from ross3d.data.names import is_inside
 
 
-# What file systems can hold.
+# Limits of file systems.
 MAX_NAME_LENGTH, MAX_PART_LENGTH = 4096, 255
 WINDOWS_DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
 ADDRESS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
@@ -32,7 +32,7 @@ def split_name(name: Any, where: str) -> list[str]:
     """The parts of a relative path, written with slashes or, on Windows, with backslashes; `.` is left out.
 
     Raises:
-        ValueError: it is no text, is empty, or is longer than file systems allow.
+        ValueError: it is not a string, is empty, or is longer than file systems allow.
     """
     if not isinstance(name, str) or "\0" in name:
         raise ValueError(f"{where}: expected the name of a file, got {str(name)[:80]!r}; correct it.")
@@ -61,8 +61,8 @@ def resolve_inside(
     Args:
         root: the folder that `name` belongs to; it may itself be a link to another place.
         name (`str`): a path below `root`, with slashes or backslashes; any path when `allow_outside`.
-        where (`str`, *optional*): what gives the name, for errors; `root` by default.
-        allow_outside (`bool`, *optional*): let the name lead anywhere; None where nobody can ask for it, so that
+        where (`str`, *optional*): the source of the name, for errors; `root` by default.
+        allow_outside (`bool`, *optional*): let the name lead anywhere; None for callers without that option, so that
             errors do not offer it.
         check_links (`bool`): links on the way must stay inside too; False where folders below `root` may be links to
             other disks, as the scenes of a data folder.
@@ -70,14 +70,14 @@ def resolve_inside(
 
     Raises:
         OutsideError: the name, or a link on its way, leads out of `root`.
-        ValueError: it is no name of a file.
+        ValueError: it is not a valid file name.
     """
     root, where = Path(root), where or str(root)
     remedy = COPY if allow_outside is None else WAY_OUT
     parts = split_name(name, where)
     path = Path("/", *parts) if name.startswith("/") else root.joinpath(*parts)
     expected = expected or f"a file inside {root}"
-    # Another system's absolute path lies outside, wherever it would lead here.
+    # An absolute path of another operating system counts as outside.
     if name.startswith("\\") or WINDOWS_DRIVE.match(name) is not None:
         raise OutsideError(
             f"{where}: expected {expected}, got {name[:200]!r}, which leads out of it, a path of another machine;"
@@ -93,7 +93,7 @@ def resolve_inside(
     if check_links:
         try:
             stays = is_inside(path, root)
-        # A link that leads to itself.
+        # A circular link.
         except (OSError, RuntimeError) as error:
             raise ValueError(f"{where}: {path} cannot be followed ({error}); remove the link.") from error
         if not stays:

@@ -1,4 +1,4 @@
-"""A folder with a `transforms.json`: nerfstudio, instant-ngp and what they make of Polycam, Record3D and COLMAP.
+"""Read a folder with a `transforms.json`: nerfstudio, instant-ngp and their conversions of Polycam, Record3D, COLMAP.
 
     transforms.json   fl_x fl_y cx cy w h, or camera_angle_x, for all frames or in each; frames: file_path,
                       transform_matrix (camera to world, OpenGL axes: x right, y up, z backward), and depth_file_path
@@ -6,13 +6,13 @@
 
 What differs from our conventions, and is converted here: OpenGL camera axes; pixel centres at half integers (a
 principal point of w / 2 is the middle of the picture); `applied_scale`, by which the world was multiplied; and units
-of depth. That of `depth_file_path` (nerfstudio) is `depth_unit_scale_factor` metres a unit, 0.001 unless said
-otherwise, or metres where a `.npy` of floats can be nothing else; that of `depth_path` (instant-ngp, NeRFCapture) is
-`integer_depth_scale` metres a unit. Either unit counts for either depth, a frame's own before the file's. Depth may be
-smaller than the picture. Paths may be written with backslashes; pictures that are not there are passed over.
+of depth. That of `depth_file_path` (nerfstudio) is `depth_unit_scale_factor` metres a unit, by default 0.001, or
+metres for a `.npy` of floats that cannot be millimetres; that of `depth_path` (instant-ngp, NeRFCapture) is
+`integer_depth_scale` metres a unit. Either key is accepted for either depth, a frame's own before the file's. Depth
+may be smaller than the picture. Paths may be written with backslashes; missing pictures are skipped.
 
-What is not known and stays with the user: COLMAP's world has no unit and no upright axis, Record3D's has y up; give
-`axis_align_matrix` for the latter. Frames stand in the order of the file.
+Not converted: COLMAP's world has no unit and no upright axis, Record3D's has y up; give `axis_align_matrix` for the
+latter. Frames are in the order of the file.
 """
 
 import os
@@ -41,7 +41,7 @@ from ross3d.inputs_ross3d import MAX_ASPECT_DIFFERENCE
 
 
 OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
-# What names a frame's depth map, and what says how many metres one of its units is.
+# Key of a frame's depth map -> key of its unit in metres.
 DEPTH_UNITS = {"depth_file_path": "depth_unit_scale_factor", "depth_path": "integer_depth_scale"}
 DEPTH_WORDS = (*DEPTH_UNITS, *DEPTH_UNITS.values())
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -73,15 +73,15 @@ def read_nerfstudio(
         boxes (`(K, 6)` array or JSON file, *optional*): instead of `boxes.json`.
         max_excluded (`float`, *optional*): share of frames that may be lost, missing or damaged; by default a fifth,
             and half of the pictures may be absent.
-        reduce_to (`int`, *optional*): decode JPEG pictures no larger than needed for a shorter side of so many pixels
-            (a processor's `view_size`); exactly by default.
-        rotate (*optional*): turn pictures, depth and cameras by so many degrees, counter-clockwise; see `make_scene`.
+        reduce_to (`int`, *optional*): decode JPEG pictures no larger than needed for a shorter side of this many
+            pixels (a processor's `view_size`); exactly by default.
+        rotate (*optional*): degrees, counter-clockwise, to turn pictures, depth and cameras by; see `make_scene`.
         allow_outside (`bool`): let file and links name pictures and depth outside the folder.
         depth_unit_scale_factor (`float`, *optional*): metres of one depth unit; instead of the file's and its
             frames'.
 
     Raises:
-        FileNotFoundError, ValueError: name the file, what was expected, what came, and what to do about it.
+        FileNotFoundError, ValueError: name the file, the expected and the actual content, and the remedy.
     """
     path = Path(path)
     scene_id = path.resolve().name
@@ -147,7 +147,7 @@ def read_nerfstudio(
 
 
 def list_named_files(path: Path) -> list[Path]:
-    """Pictures and depth maps that transforms.json names, wherever they lie."""
+    """Pictures and depth maps that transforms.json names, in any folder."""
     frames = _list_frames(read_json(path / "transforms.json", "frames and cameras"), path / "transforms.json")
 
     def find(name: str) -> Path:
@@ -159,7 +159,7 @@ def list_named_files(path: Path) -> list[Path]:
 
 
 def _list_frames(content: Any, file: Path) -> dict[str, dict]:
-    """The frames by their file path without suffix, each with the keys that stand for all frames filled in."""
+    """The frames by their file path without suffix, each with the keys shared by all frames filled in."""
     frames = content.get("frames") if isinstance(content, dict) else None
     if not isinstance(frames, list) or not frames or not all(_names_picture_and_camera(frame) for frame in frames):
         raise ValueError(f"{file}: expected frames, each with file_path and transform_matrix; export it again.")
@@ -176,7 +176,7 @@ def _list_frames(content: Any, file: Path) -> dict[str, dict]:
 
 
 def _fill_in(shared: Mapping[str, Any], frame: Mapping[str, Any]) -> dict[str, Any]:
-    """A frame with what the file says of all; a unit of depth of its own, under either name, takes its place."""
+    """A frame with the file's shared keys; its own unit of depth, under either key, replaces the shared one."""
     if any(key in frame for key in DEPTH_UNITS.values()):
         shared = {key: value for key, value in shared.items() if key not in DEPTH_UNITS.values()}
     return {**shared, **frame}
@@ -216,9 +216,9 @@ def _warn_of_depth_not_read(frames: Mapping[str, Mapping[str, Any]], where: str)
 
 
 def _get_units_per_metre(frame: Mapping[str, Any], depth_key: str, given: float | None, where: str) -> float | None:
-    """Units of depth a metre, None for what is nowhere said: millimetres, unless floats say otherwise.
+    """Units of depth per metre; None if not given: then millimetres, or metres for floats that cannot be millimetres.
 
-    The frame's own unit counts, then the file's (`_fill_in`), under the name of either kind of depth.
+    The frame's own unit is used, then the file's (`_fill_in`), under the key of either kind of depth.
     """
     values = frame if given is None else {"depth_unit_scale_factor": given}
     metres = {key: _get_number(values, key, 0.0, where) for key in DEPTH_UNITS.values() if key in values}
@@ -238,7 +238,7 @@ def _get_units_per_metre(frame: Mapping[str, Any], depth_key: str, given: float 
 
 
 def _get_camera_size(frame: Mapping[str, Any], where: str) -> tuple[float, float] | None:
-    """Width and height of the pictures that the cameras are of, None where the file does not say it."""
+    """Width and height of the pictures that the cameras belong to; None if the file does not give them."""
     for width_key, height_key, factor in (("w", "h", 1.0), ("cx", "cy", 2.0)):
         if width_key in frame and height_key in frame:
             width, height = (_get_number(frame, key, 0.0, where) for key in (width_key, height_key))
@@ -277,10 +277,10 @@ def _get_intrinsics(
 ) -> np.ndarray:
     """Intrinsics (3, 3) of a frame in pixels of a picture of `size` (width, height), pixel centres at integers.
 
-    `stored_size` is that of the picture on disk, for files that do not say it.
+    `stored_size` is that of the picture on disk, for files that do not give it.
     """
     model = str(frame.get("camera_model", "OPENCV"))
-    # instant-ngp says it so, and names no model.
+    # instant-ngp marks fisheye cameras this way and names no camera model.
     is_fisheye = bool(frame.get("is_fisheye"))
     if is_fisheye or model not in CAMERA_MODELS:
         got = f"is_fisheye = {frame['is_fisheye']!r}" if is_fisheye else repr(model)
@@ -324,7 +324,7 @@ def _get_intrinsics(
 
 
 def _get_focal(frame: Mapping[str, Any], axis: str, length: float, where: str) -> float | None:
-    """Focal length in pixels along an axis of `length` pixels, from itself or from the angle of view in radians."""
+    """Focal length in pixels along an axis of `length` pixels, as given or from the angle of view in radians."""
     if f"fl_{axis}" in frame:
         return _get_number(frame, f"fl_{axis}", 0.0, where)
     if f"camera_angle_{axis}" in frame:
@@ -339,7 +339,7 @@ def _get_focal(frame: Mapping[str, Any], axis: str, length: float, where: str) -
 
 
 def _get_distortion(coefficients: list[float], size: np.ndarray, focal: np.ndarray, centre: np.ndarray) -> float:
-    """Pixels by which OpenCV's lens model moves the corner that it moves most; `coefficients` as in DISTORTION."""
+    """Largest shift of a corner by OpenCV's lens model, pixels; `coefficients` as in DISTORTION."""
     k1, k2, k3, k4, p1, p2 = coefficients
     corners = np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) * size
     x, y = ((corners - centre) / focal).T

@@ -1,4 +1,4 @@
-"""Command-line options that every program has that reads scans; `train.py` and `eval.py` have them as settings."""
+"""Command-line options of all programs that read scans; `train.py` and `eval.py` have them as settings."""
 
 import argparse
 from typing import Any
@@ -35,10 +35,10 @@ def add_allow_outside(parser: argparse.ArgumentParser) -> None:
 
 
 def get_scan_options(options: Any) -> dict[str, Any]:
-    """Options of `read_scene` from what was parsed; those that were not given are left to the layout.
+    """Options of `read_scene` from the parsed arguments; options not given keep the layout's default.
 
     Raises:
-        ValueError: `--max-excluded` is no share, or `--rotate` none of its choices.
+        ValueError: `--max-excluded` is not a share, or `--rotate` is none of its choices.
     """
     try:
         return make_reading(options.rotate, options.max_excluded, options.allow_outside)

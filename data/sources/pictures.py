@@ -1,7 +1,7 @@
-"""Pictures and depth maps of one frame: colours the right way up, depth in metres whatever it was kept in.
+"""Decode the picture and depth map of one frame: colour upright, depth in metres from any stored unit.
 
-Pictures are decoded exactly unless `reduce_to` asks for less (`decode_color`). Depth maps always are: a model takes
-single readings out of them, which no smaller map has.
+Pictures are decoded exactly unless `reduce_to` allows a smaller size (`decode_color`). Depth maps are always decoded
+exactly, because a model uses single readings of them.
 """
 
 import re
@@ -19,9 +19,9 @@ from ross3d.image_processing_ross3d import check_picture_size, get_orientation, 
 
 
 MILLIMETRES_PER_METRE = 1000.0
-# A depth map whose largest reading is nearer than this, metres, was kept in another unit than is said.
+# A depth map whose largest reading is nearer than this, metres, was stored in another unit than assumed.
 MIN_LARGEST_DEPTH = 0.05
-# What TSDF tools and 7-Scenes write where there is no reading.
+# Written by TSDF tools and 7-Scenes where there is no reading.
 NO_READING = 65535
 # Orientation 1 to 8 of EXIF: whether the stored picture is mirrored left to right first, and by how many quarter
 # turns, counter-clockwise, it is turned then.
@@ -35,7 +35,7 @@ UPRIGHT = {
     7: (True, 3),
     8: (False, 1),
 }
-# What undoes each orientation.
+# The inverse of each orientation.
 LAY_BACK = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -49,7 +49,7 @@ LAY_BACK = {
 _GAP = rb"(?:\s|#[^\n]*\n)+"
 PGM_HEAD = re.compile(rb"P5" + 3 * (_GAP + rb"(\d{1,9})") + rb"\s")
 PGM_HEAD_BYTES = 4096
-# Forms of depth that are known and not read, with what to do.
+# Known depth formats that are not supported.
 OTHER_DEPTH = {
     ".exr": "OpenEXR",
     ".pfm": "a portable float map",
@@ -62,7 +62,7 @@ OTHER_DEPTH = {
 
 @contextmanager
 def _name_broken_picture(where) -> Iterator[None]:
-    """Say of a picture that was opened and cannot be decoded which one it is."""
+    """Name the picture in errors of decoding."""
     try:
         yield
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
@@ -86,7 +86,7 @@ def _open(source: Path | BinaryIO, where) -> Image.Image:
 
 
 def open_image(file: Path) -> Image.Image:
-    """A picture, read to its end, as it is stored.
+    """Open a picture and read it to its end, as it is stored.
 
     Raises:
         FileNotFoundError, ValueError: names the file that is missing, too large, no picture or damaged.
@@ -109,7 +109,7 @@ class StoredPicture:
     Attributes:
         pixels (`(H, W, 3)`, uint8): RGB.
         size (`(width, height)`): on disk; larger than that of `pixels` where it was decoded at a reduced size.
-        orientation (`int`): 1 to 8 of EXIF, how it is to be seen.
+        orientation (`int`): EXIF orientation, 1 to 8.
     """
 
     pixels: np.ndarray
@@ -118,7 +118,7 @@ class StoredPicture:
 
     @property
     def turns(self) -> int:
-        """Quarter turns, counter-clockwise, to be upright, once mirrored where it `is_mirrored`."""
+        """Quarter turns, counter-clockwise, that make it upright, after mirroring if it `is_mirrored`."""
         return UPRIGHT[self.orientation][1]
 
     @property
@@ -127,11 +127,11 @@ class StoredPicture:
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        """Width and height on disk, as it is to be seen."""
+        """Width and height on disk, of the upright picture."""
         return self.size[:: -1 if self.turns % 2 else 1]
 
     def turn_upright(self) -> "StoredPicture":
-        """The picture as it is to be seen."""
+        """The upright picture."""
         return StoredPicture(turn_pixels(self.pixels, self.is_mirrored, self.turns), self.upright_size, 1)
 
 
@@ -163,11 +163,10 @@ def decode_stored(source: Path | BinaryIO, where: Path | str, reduce_to: int | N
 def decode_color(
     source: Path | BinaryIO, where: Path | str, reduce_to: int | None = None
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """RGB (H, W, 3), uint8, the right way up, and (width, height) on disk, turned along, of a file or of bytes.
+    """Decode a file or bytes to upright RGB (H, W, 3), uint8; also returns the (width, height) on disk, turned alike.
 
-    With `reduce_to`, JPEG is decoded at the smallest of its scales 1, 1/2, 1/4 and 1/8 that leaves the shorter side at
-    least so many pixels, a side that does not divide being rounded up; other formats have no such scales and are
-    decoded exactly.
+    With `reduce_to`, JPEG is decoded at the smallest of its scales 1, 1/2, 1/4 and 1/8 whose shorter side (rounded up)
+    has at least `reduce_to` pixels; other formats have no such scales and are decoded exactly.
 
     Raises:
         FileNotFoundError, ValueError: `where` the picture is missing, too large, of 16 bits, no picture or damaged.
@@ -208,7 +207,7 @@ def _read_depth_picture(file: Path) -> np.ndarray:
 
 
 def _read_npy(file: Path) -> np.ndarray:
-    """An array (h, w) or (h, w, 1) of numbers; it is mapped, so that a header that promises too much costs nothing."""
+    """An array (h, w) or (h, w, 1) of numbers; memory-mapped, so that a false size in the header allocates nothing."""
     check_file(file, "a depth map")
     try:
         values = np.load(file, mmap_mode="r", allow_pickle=False)
@@ -253,12 +252,12 @@ def _read_pgm(file: Path) -> np.ndarray:
 
 
 def scale_depth(values: np.ndarray, where, units_per_metre: float | None = None) -> np.ndarray:
-    """Depth units (h, w) as float32 metres; of whole numbers 65535 stands for no reading, as 0 does, and so do NaN
-    and infinity of floats.
+    """Depth units (h, w) as float32 metres. No reading is 0 or, in whole numbers, 65535, and in floats NaN or
+    infinity.
 
     Args:
-        units_per_metre (`float`, *optional*): by default 1000, millimetres; floats that as millimetres would all lie
-            within 5 cm of the camera are metres.
+        units_per_metre (`float`, *optional*): by default 1000 (millimetres), or 1 (metres) for floats that as
+            millimetres would all be within 5 cm of the camera.
 
     Raises:
         ValueError: `where` depth is negative, or too small for its unit.

@@ -1,8 +1,8 @@
-"""Pickles of arrays and builtins, read so that nothing in them is run.
+"""Read pickles of arrays and builtins without running anything in them.
 
-Neither are numpy's own parts trusted with what a file says of itself: the state of a `dtype` that hides an object
-field, or an offset beyond its item, makes numpy take raw bytes for addresses. Types and arrays are therefore built
-here, from a type's plain name, a shape and bytes.
+Numpy's own unpickling is not trusted either: the state of a `dtype` that hides an object field, or an offset beyond
+its item, makes numpy take raw bytes for addresses. Types and arrays are therefore built here, from a type's plain
+name, a shape and bytes.
 """
 
 import codecs
@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 
-# Whole numbers, floats, complex numbers, truth values and texts of fixed length; no objects, no fields.
+# Integers, floats, complex numbers, booleans and strings of fixed length; no objects, no fields.
 PLAIN_TYPE = re.compile(r"[biufcSU]\d{1,6}")
 MAX_PICKLE_BYTES = 1 << 32
 
 
 class _Type:
-    """A dtype of a pickle: named first, its order of bytes said afterwards."""
+    """A dtype of a pickle: named first, its byte order set afterwards."""
 
     def __init__(self, name: str):
         self.dtype = np.dtype(name)
@@ -55,7 +55,7 @@ class _Array:
 
 
 class _ArrayClass:
-    """Stands for `numpy.ndarray`, which a pickle names and has no need to call."""
+    """Placeholder for `numpy.ndarray`, which a pickle names but need not call."""
 
     def __init__(self, *arguments):
         raise pickle.UnpicklingError("it calls numpy.ndarray")
@@ -137,7 +137,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def load_plain_pickle(path: Path, meaning: str) -> Any:
-    """The content of a pickle of builtins and arrays; arrays come as what `numpy.asarray` takes.
+    """The content of a pickle of builtins and arrays; arrays are returned as objects that `numpy.asarray` accepts.
 
     Raises:
         FileNotFoundError: no such file.
@@ -149,7 +149,7 @@ def load_plain_pickle(path: Path, meaning: str) -> Any:
     if path.stat().st_size > MAX_PICKLE_BYTES:
         raise ValueError(f"{path}: expected {meaning}, of at most {MAX_PICKLE_BYTES / 1e9:.0f} GB; got a larger file.")
     try:
-        # In memory a text that claims to be longer than the file takes no more than the file.
+        # Read from memory, a string with a false length cannot take more than the file.
         return _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
     # Damaged bytes can make an unpickler raise anything.
     except Exception as error:

@@ -1,7 +1,7 @@
-"""Vertices and faces of `.ply` files, binary of either byte order or text.
+"""Read vertices and faces of `.ply` files, binary of either byte order or text.
 
-The header is read whole first, and what it promises is compared with the size of the file, so that no header makes
-this reader take more memory than a few times what the file holds.
+The header is read completely first and compared with the size of the file, so that no header makes this reader use
+more than a few times the memory of the file.
 """
 
 import io
@@ -42,7 +42,7 @@ MAX_HEADER_BYTES, MAX_LINE_BYTES = 1 << 20, 1 << 24
 MAX_FILE_BYTES = 1 << 30
 # Metres between a vertex and the middle of all; farther ones are stray, or the mesh is in millimetres.
 MAX_REACH = 1000.0
-# What the faces' list of corners may be called.
+# Accepted names of the faces' list of corners.
 FACE_LISTS = ("vertex_indices", "vertex_index")
 
 
@@ -84,29 +84,29 @@ class _Element:
 
 @dataclass(frozen=True)
 class _Lists:
-    """Lists of one column: how long each is (R,), and the entries of all of them one behind the other."""
+    """Lists of one column: the length of each (R,), and the concatenated entries of all."""
 
     lengths: np.ndarray
     entries: np.ndarray
 
 
 _Columns = dict[str, np.ndarray | _Lists]
-# A row: the entries of each of its columns, one where the column is no list.
+# A row: the entries of each column; one entry for a column that is not a list.
 _Row = list[list[int] | list[float]]
 
 
 def read_ply(path: str | os.PathLike, with_faces: bool = True) -> Mesh:
     """Read the vertices of a mesh, with colours and normals where they have them, and its faces.
 
-    Elements of other names are passed over, wherever they stand.
+    Elements with other names are skipped, at any position.
 
     Args:
         with_faces (`bool`): False reads no further than the vertices.
 
     Raises:
-        FileNotFoundError, ValueError: name the file: no such file, no PLY, a header that cannot be understood or
-            promises more than the file holds, no x, y, z, a file that ends early, numbers that do not fit their type,
-            faces of vertices that are not there, vertices that are not finite or lie a kilometre off.
+        FileNotFoundError, ValueError: name the file: no such file, not a PLY, a header that is invalid or promises
+            more than the file holds, no x, y, z, a file that ends early, numbers that do not fit their type, faces of
+            vertices that do not exist, vertices that are not finite or a kilometre away from the others.
     """
     path = check_file(path, "a mesh in PLY format", MAX_FILE_BYTES)
     wanted = {"vertex", "face"} if with_faces else {"vertex"}
@@ -190,7 +190,7 @@ def _check_size(file: BinaryIO, path: Path, elements: list[_Element], order: str
                 f"{path}: expected properties of the {element.count} rows of {element.name!r}, the header has none;"
                 " export the mesh again."
             )
-        # In text a number takes a digit and what ends it; the last of a file may have nothing behind it.
+        # In text a number takes at least a digit and a separator; the last one of a file may lack the separator.
         sizes = [2 if order is None else np.dtype(p.length or p.kind).itemsize for p in element.properties]
         left -= element.count * sum(sizes)
         if left < (-1 if order is None else 0):
@@ -269,7 +269,7 @@ def _read_words(lines: TextIO, path: Path, element: _Element) -> list[str]:
 
 
 def _parse_number(word: str, kind: str) -> int | float:
-    """A number of a type; one that the type does not hold is an error."""
+    """Parse a number of a type; a value outside the type's range is an error."""
     value = float(word)
     if kind.startswith("f"):
         return value
@@ -280,7 +280,7 @@ def _parse_number(word: str, kind: str) -> int | float:
 
 
 def _gather(rows: Iterable[_Row], element: _Element) -> _Columns:
-    """Rows as columns."""
+    """Convert rows to columns."""
     pieces: list[list[list]] = [[] for _ in element.properties]
     for row in rows:
         for column, entries in zip(pieces, row, strict=True):

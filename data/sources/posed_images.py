@@ -3,11 +3,11 @@
     DIR/posed_images/<scene>/NNNNN.jpg .png .txt   colour; depth, uint16 millimetres; camera to the scan's world
     DIR/posed_images/<scene>/depth_intrinsic.txt   4x4, pixels of the depth map
     DIR/scans/<scene>/<scene>.txt                  axisAlignment; without it (a scene that was copied alone) the
-                                                   scene keeps the scan's own world, unless axis_align.txt lies in it
+                                                   scene keeps the scan's own world, unless it has an axis_align.txt
     DIR/scans/<scene>/view_0.png or .jpg           optional bird's-eye picture
 
-An EmbodiedScan info file (`load_embodiedscan_infos`) takes the place of the two middle ones, and its list of images
-that of the folder's: that is the order, and the choice without lost frames, of the published pipeline.
+An EmbodiedScan info file (`load_embodiedscan_infos`) replaces the two middle ones, and its list of images replaces
+the folder's listing: it has the order, and the choice without lost frames, of the published pipeline.
 """
 
 import os
@@ -35,16 +35,16 @@ from ross3d.data.sources.scannet_objects import read_axis_alignment
 
 # Side of the published bird's-eye picture, pixels.
 BEV_SIZE = 432
-# Of 255; our choice: JPEG leaves traces of a few levels in the black around a seen area, which are void all the same.
+# Grey levels of 255 that still count as void (our choice): JPEG leaves traces in the black around a seen area.
 JPEG_RINGING = 8
-# Picture, depth map and pose of a frame.
+# Suffixes of a frame's picture, depth map and pose.
 SUFFIXES = (".jpg", ".png", ".txt")
 PUBLISHED_BEV_NAMES = ("view_0.png", "view_0.jpg")
 
 
 @dataclass(frozen=True)
 class EmbodiedScanInfo:
-    """What EmbodiedScan knows of one scan.
+    """EmbodiedScan's information about one scan.
 
     Attributes:
         image_names (`list[str]`): file names of the pictures, in the order of time.
@@ -83,12 +83,12 @@ def load_embodiedscan_infos(path: str | os.PathLike) -> dict[str, EmbodiedScanIn
 
 
 def _find_scan(path: Path) -> Path:
-    """The scan's folder beside the export: DIR/scans/<scene> of DIR/posed_images/<scene>."""
+    """The scan's folder next to the export: DIR/scans/<scene> for DIR/posed_images/<scene>."""
     return path.resolve().parent.parent / "scans" / path.resolve().name
 
 
 def list_scan_files(path: Path) -> list[Path]:
-    """What may be read of the scan's folder beside the export: meta data and bird's-eye picture."""
+    """Files that may be read from the scan's folder next to the export: meta data and bird's-eye picture."""
     scan = _find_scan(path)
     return [scan / name for name in (f"{scan.name}.txt", *PUBLISHED_BEV_NAMES)]
 
@@ -114,16 +114,16 @@ def read_posed_images(
         axis_align_matrix (`(4, 4)` array or file, *optional*): instead of the info's or the meta data's.
         boxes (`(K, 6)` array or JSON file, *optional*): such as `scannet_val_pred_box.json`.
         max_excluded (`float`): share of frames that may be lost, missing or damaged.
-        reduce_to (`int`, *optional*): decode JPEG pictures no larger than needed for a shorter side of so many pixels
-            (a processor's `view_size`); exactly by default.
-        rotate (*optional*): turn pictures, depth and cameras by so many degrees, counter-clockwise; see `make_scene`.
+        reduce_to (`int`, *optional*): decode JPEG pictures no larger than needed for a shorter side of this many
+            pixels (a processor's `view_size`); exactly by default.
+        rotate (*optional*): degrees, counter-clockwise, to turn pictures, depth and cameras by; see `make_scene`.
         allow_outside (`bool`): let links in the scan's folders lead out of them.
-        infos (*optional*): what `load_embodiedscan_infos` returned.
+        infos (*optional*): the result of `load_embodiedscan_infos`.
         crop_bev (`bool`, defaults to `True`): cut the middle out of a published bird's-eye picture; False for a
             processor of `geometry_mode="published"`, which cuts it itself.
 
     Raises:
-        FileNotFoundError, ValueError: name the file, what was expected, what came, and what to do about it.
+        FileNotFoundError, ValueError: name the file, the expected and the actual content, and the remedy.
     """
     path = Path(path)
     scene_id = path.resolve().name
@@ -178,10 +178,10 @@ def read_posed_images(
 
 
 def read_bev_view(file: Path, depth_size: tuple[int, int], crop: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """A published bird's-eye picture: image (432, W, 3) uint8 with void exactly black, and what was seen (432, W).
+    """A published bird's-eye picture: image (432, W, 3) uint8, void exactly black, and mask of seen pixels (432, W).
 
-    The published rule stretches it to the aspect of the depth map (width, height), whatever its own, at a height of
-    432 pixels, and cuts 432 columns out of the middle (`crop`). Nobody says which metres it shows.
+    The published rule stretches it to the aspect of the depth map (width, height), regardless of its own, at a height
+    of 432 pixels, and crops the middle 432 columns (`crop`). Its bounds in metres are unknown.
     """
     width, height = depth_size
     stretched = int(width * BEV_SIZE / height)

@@ -37,10 +37,10 @@ from ross3d.data.sources.inside import resolve_inside
 
 
 COLOR_PATTERN = re.compile(r"^(frame-\d+)\.color\.(jpg|jpeg|png)$", re.IGNORECASE)
-# `.depth.proj.png` and `.rendered.depth.png`, which others make of it, are no depth maps of this layout.
+# `.depth.proj.png` and `.rendered.depth.png`, written by other tools, are not depth maps of this layout.
 DEPTH_PATTERN = re.compile(r"^(frame-\d+)\.depth\.(png|pgm|tif|tiff|npy|exr|pfm|npz)$", re.IGNORECASE)
 POSE_PATTERN = re.compile(r"^(frame-\d+)\.pose\.(txt)$", re.IGNORECASE)
-# What `write_rgbd_folder` writes.
+# Files that `write_rgbd_folder` writes.
 WRITTEN = (
     "*.color.png", "*.depth.png", "*.pose.txt", "camera-intrinsics.txt", "boxes.json", "proposals.json", "bev.png",
     "bev.json",
@@ -63,21 +63,21 @@ def read_rgbd_folder(
     Args:
         path (`str` or `Path`): the folder; its name becomes the scene's id.
         num_views (`int`, *optional*): read this many frames, evenly spread, none twice; all frames by default.
-        axis_align_matrix (`(4, 4)` array or file, *optional*): scan to upright world; instead of `axis_align.txt`. In
-            another world than the folder's own its boxes, proposals and bird's-eye picture are left out.
+        axis_align_matrix (`(4, 4)` array or file, *optional*): scan to upright world; instead of `axis_align.txt`. If
+            it leads to another world than the folder's, boxes, proposals and bird's-eye picture are left out.
         boxes (`(K, 6)` array or JSON file, *optional*): instead of `boxes.json`.
         max_excluded (`float`, defaults to 0): share of frames that may be lost, missing or damaged; they are left out
             and listed in `Scene.exclusions`.
-        reduce_to (`int`, *optional*): decode JPEG pictures no larger than needed for a shorter side of so many pixels
-            (a processor's `view_size`); exactly by default.
-        rotate (*optional*): turn pictures, depth and cameras by so many degrees, counter-clockwise; see `make_scene`.
+        reduce_to (`int`, *optional*): decode JPEG pictures no larger than needed for a shorter side of this many
+            pixels (a processor's `view_size`); exactly by default.
+        rotate (*optional*): degrees, counter-clockwise, to turn pictures, depth and cameras by; see `make_scene`.
         allow_outside (`bool`): let links in the folder lead out of it.
 
     Returns:
         `Scene` in metres with the alignment applied.
 
     Raises:
-        FileNotFoundError, ValueError: name the file, what was expected, what came, and what to do about it.
+        FileNotFoundError, ValueError: name the file, the expected and the actual content, and the remedy.
     """
     path = Path(path)
     if not path.is_dir():
@@ -130,7 +130,7 @@ def read_rgbd_folder(
         None if len(missing) == len(chosen) else read_depth_map,
         exclusions,
         reduce_to,
-        # The middle of the camera's picture.
+        # The centre of the camera's picture.
         camera_size=(max(2 * intrinsics[0, 2] + 1, 1.0), max(2 * intrinsics[1, 2] + 1, 1.0)),
         cam2world=align_cameras(tracked, alignment),
     )
@@ -173,10 +173,10 @@ def _read_intrinsics(file: Path) -> np.ndarray:
 
 
 def write_rgbd_folder(scene: Scene, path: str | os.PathLike) -> Path:
-    """Write `scene` (its world is upright already, so no axis_align.txt) as PNG files; the folder appears at once.
+    """Write `scene` (its world is upright, so without axis_align.txt) as PNG files; the folder is written atomically.
 
     Raises:
-        ValueError: what the layout cannot hold; something else at `path` than a folder that was written here.
+        ValueError: the layout cannot store the scene; or `path` exists and was not written by this function.
     """
     path = Path(path)
     check_scene(scene)
@@ -223,7 +223,7 @@ def write_rgbd_folder(scene: Scene, path: str | os.PathLike) -> Path:
 
 
 def _holds_own_files(path: Path) -> bool:
-    """Whether a folder holds nothing but files that `write_rgbd_folder` writes."""
+    """Whether a folder holds only files that `write_rgbd_folder` writes."""
     return path.is_dir() and all(any(fnmatch(file.name, name) for name in WRITTEN) for file in path.iterdir())
 
 

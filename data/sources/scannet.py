@@ -68,15 +68,15 @@ def read_scannet_scan(
         axis_align_matrix (`(4, 4)` array or file, *optional*): instead of the `.txt`'s.
         boxes (`(K, 6)` array or JSON file, *optional*): instead of those of the mesh's objects.
         max_excluded (`float`): share of frames that may be lost or damaged.
-        reduce_to (`int`, *optional*): decode JPEG pictures no larger than needed for a shorter side of so many pixels
-            (a processor's `view_size`); exactly by default.
-        rotate (*optional*): turn pictures, depth and cameras by so many degrees, counter-clockwise; see `make_scene`.
+        reduce_to (`int`, *optional*): decode JPEG pictures no larger than needed for a shorter side of this many
+            pixels (a processor's `view_size`); exactly by default.
+        rotate (*optional*): degrees, counter-clockwise, to turn pictures, depth and cameras by; see `make_scene`.
         allow_outside (`bool`): let links in the folder lead out of it.
         frame_step (`int`, defaults to 10): frames 0, step, 2 * step ... are the scan.
-        labels_file (`str` or `Path`, *optional*): the table of labels, where it is not beside the scans.
+        labels_file (`str` or `Path`, *optional*): the table of labels, if it is not next to the scans.
 
     Raises:
-        FileNotFoundError, ValueError: name the file, what was expected, what came, and what to do about it.
+        FileNotFoundError, ValueError: name the file, the expected and the actual content, and the remedy.
     """
     path = Path(path)
     scene_id = path.resolve().name
@@ -124,7 +124,7 @@ def read_scannet_scan(
 
 
 def list_scan_names(scene_id: str) -> list[str]:
-    """Names of the files of a raw scan, there or not."""
+    """Names of the files of a raw scan, whether they exist or not."""
     return [f"{scene_id}{suffix}" for suffix in SUFFIXES]
 
 
@@ -149,7 +149,7 @@ def read_object_boxes(
             f"scene {scene_id!r}: objects {labels.vanished} have no vertices left, so they have no box", stacklevel=2
         )
     found = compute_instance_boxes(align_vertices(mesh.vertices, axis_align_matrix), labels.instance_ids)
-    # Of two groups with one id the later one counts, as in the instance ids.
+    # If two groups have the same id, the later one is used, as in the instance ids.
     category = {group.object_id: group.label for group in groups}
     return found.boxes, [
         {
@@ -176,7 +176,7 @@ def read_mesh_with_segments(path: Path) -> tuple[Mesh, np.ndarray]:
 
 
 def find_labels_file(path: Path) -> Path:
-    """The table of labels in the scan's folder or up to two folders above it; where it was expected, when absent."""
+    """The table of labels in the scan's folder or up to two folders above it; if absent, the path it should have."""
     folders = [path, *path.resolve().parents[:2]]
     return next((folder / LABELS_FILE for folder in folders if (folder / LABELS_FILE).is_file()), path / LABELS_FILE)
 

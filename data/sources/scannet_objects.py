@@ -18,12 +18,12 @@ from ross3d.data.text_files import read_json, read_text
 from ross3d.inputs_ross3d import check_cam2world
 
 
-# nyu40 ids that have a class of their own, in the order of the classes; every other id shares the last class.
+# nyu40 ids that have a class of their own, in the order of the classes; all other ids share the last class.
 NYU40_CLASSES = (*range(1, 13), 14, 16, 24, 28, 33, 34, 36, 39)
 OTHER_CLASS = len(NYU40_CLASSES) - 1
-# Ids of objects are kept as int16.
+# Object ids are stored as int16.
 MAX_OBJECT_ID = 32767
-# The row of the label table that names it does not know count as.
+# The row of the label table that unknown names are mapped to.
 UNKNOWN_LABEL = "case"
 
 
@@ -38,7 +38,7 @@ class SegmentGroup:
 
 @dataclass(frozen=True)
 class VertexLabels:
-    """What each vertex (M) belongs to.
+    """The object and class of each vertex (M).
 
     Attributes:
         instance_ids (`(M,)`, int16): ids of objects, -1 = none.
@@ -96,7 +96,7 @@ def read_segments(path: str | os.PathLike) -> np.ndarray:
 
 
 def _check_numbers(numbers: Any, name: str, meaning: str) -> None:
-    """Refuse what is no list of segments."""
+    """Refuse a value that is not a list of segments."""
     if not isinstance(numbers, list):
         raise ValueError(f"{name} must be a list of whole numbers, {meaning}, got {type(numbers).__name__}.")
     wrong = next((n for n, number in enumerate(numbers) if type(number) is not int or abs(number) >= 2**63), None)
@@ -111,7 +111,7 @@ def read_segment_groups(path: str | os.PathLike) -> list[SegmentGroup]:
     """The objects of `*.aggregation.json`, in the order of the file.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; an object without a whole number as its id, label or segments.
+        FileNotFoundError, ValueError: no such file; an object without an integer id, a label or segments.
     """
     meaning = 'a dictionary with "segGroups", the objects of the scan'
     rows = read_json(path, meaning, keys=("segGroups",))["segGroups"]
@@ -175,7 +175,7 @@ def label_vertices(segments: np.ndarray, groups: Sequence[SegmentGroup], nyu40_i
     Args:
         segments (`(M,)`): segment of each vertex.
         groups: objects; a later one overwrites an earlier one.
-        nyu40_ids: nyu40 id by raw label; has to know `case`.
+        nyu40_ids: nyu40 id by raw label; must contain `case`.
     """
     instance_ids = np.full(len(segments), -1, dtype=np.int16)
     semantic_labels = np.full(len(segments), OTHER_CLASS, dtype=np.int8)

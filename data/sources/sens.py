@@ -6,9 +6,9 @@
     uint32 colour width, height, depth width, height; float32 depth shift (units a metre); uint64 number of frames
     a frame: 16 float32 camera to world; uint64 colour time, depth time, colour bytes, depth bytes; the two payloads
 
-One frame is in memory at a time; frames that are not wanted are skipped with a seek. A frame whose tracking was lost
-has a `cam2world` of -inf. Colour and depth count as one camera, as the published pipeline treats them, so the two
-extrinsics are passed over.
+One frame is in memory at a time; unused frames are skipped with a seek. A frame whose tracking was lost has a
+`cam2world` of -inf. Colour and depth are treated as one camera, as in the published pipeline, so the two extrinsics
+are ignored.
 """
 
 import os
@@ -27,9 +27,9 @@ from ross3d.image_processing_ross3d import check_picture_size, check_regular_fil
 VERSION = 4
 JPEG, ZLIB_USHORT = 2, 1
 MAX_NAME_BYTES = 4096
-# Nine hours at 30 frames a second.
+# Maximum number of frames: nine hours at 30 frames a second.
 MAX_FRAMES = 1_000_000
-# Compressed, a picture takes at most so many bytes a pixel, and so many more.
+# Maximum compressed size of a picture: bytes per pixel, plus a constant.
 MAX_PIXEL_BYTES, MAX_MORE_BYTES = 4, 1 << 21
 MILLIMETRES_PER_METRE = 1000.0
 SIZES = struct.Struct("<iiIIIIfQ")
@@ -38,7 +38,7 @@ FRAME = struct.Struct("<16f4Q")
 
 @dataclass(frozen=True)
 class SensHeader:
-    """What a recording says about itself.
+    """The header of a recording.
 
     Attributes:
         path (`Path`): the file, quoted in errors.
@@ -46,7 +46,7 @@ class SensHeader:
         color_intrinsics, depth_intrinsics (`(4, 4)`, float64): pixels of the colour picture and of the depth map.
         color_size, depth_size (`(width, height)`): pixels.
         depth_shift (`float`): stored depth units a metre.
-        num_frames (`int`): frames that the file should hold.
+        num_frames (`int`): frames that the file should contain.
     """
 
     path: Path
@@ -89,7 +89,7 @@ class SensFrame:
         where = f"{self.header.path}, frame {self.index}"
         expected, unpacker = 2 * width * height, zlib.decompressobj()
         try:
-            # No more than one byte beyond what there should be: a few bytes can unpack to gigabytes.
+            # Unpack at most one byte more than expected: a few bytes can unpack to gigabytes.
             payload = unpacker.decompress(self.depth_zlib, expected + 1)
         except zlib.error as error:
             raise ValueError(
@@ -118,8 +118,8 @@ def read_sens_header(file: BinaryIO) -> SensHeader:
     """Read the header from the start of an open file and leave the file at its first frame.
 
     Raises:
-        ValueError: another version, a compression other than JPEG and zlib, sizes that make no sense, or a file that
-            ends within the header.
+        ValueError: another version, a compression other than JPEG and zlib, invalid sizes, or a file that ends within
+            the header.
     """
     path = Path(file.name)
     (version,) = struct.unpack("<I", _read_exactly(file, 4, path, "the header"))

@@ -1,4 +1,4 @@
-"""Videos without cameras or depth: evenly spread frames are the views, the right way up."""
+"""Read videos without cameras or depth: evenly spread frames become the views, turned upright."""
 
 import os
 from pathlib import Path
@@ -33,27 +33,27 @@ def read_video(
     reduce_to: int | None = None,
     rotate: str | int | None = None,
 ) -> Scene:
-    """Read frames of a video, turned as its display matrix says: a phone writes them as its sensor lies.
+    """Read frames of a video, turned by its display matrix, since phones store them in the sensor's orientation.
 
     Args:
         path (`str` or `Path`): the file; its name without suffix becomes the scene's id.
-        num_views (`int`, *optional*): so many frames by the published rule, floor(linspace(0, n - 1, num_views)), none
-            twice; all by default.
-        reduce_to (`int`, *optional*): pixels of the shorter side that are enough: frames, which can only be decoded
-            whole, are halved as long as they stay at least so large.
-        rotate (*optional*): 0, 90, 180 or 270 degrees, counter-clockwise, by which the pictures are turned then.
+        num_views (`int`, *optional*): number of frames, by the published rule floor(linspace(0, n - 1, num_views)),
+            none twice; all by default.
+        reduce_to (`int`, *optional*): required pixels of the shorter side: frames are decoded at full size, then
+            halved as long as they stay at least this large.
+        rotate (*optional*): 0, 90, 180 or 270 degrees, counter-clockwise, by which the pictures are then turned.
 
     Raises:
-        FileNotFoundError, ValueError: for a file that is no video, that breaks off, or whose frames are too large;
-            `rotate="auto"`, which would need cameras.
+        FileNotFoundError, ValueError: for a file that is not a video, ends early, or has frames that are too large;
+            for `rotate="auto"`, which needs cameras.
     """
-    # Takes 0.1 s, which nobody else should wait for.
+    # Imported here because it takes 0.1 s, which only videos need.
     import av
 
     path, rotate = Path(path), check_rotation(rotate)
     if rotate == "auto":
         raise ValueError(f"{path}: rotate: a video has no cameras to be turned by; give 0, 90, 180 or 270.")
-    # The protocol is named, so that no other is read out of a file's name.
+    # The protocol is explicit, so that a file name cannot select another one.
     name = f"file:{check_file(path, 'a video')}"
     try:
         with av.open(name) as container:
@@ -82,12 +82,12 @@ def read_video(
 
 
 def get_display_turn(matrix: np.ndarray) -> tuple[bool, int]:
-    """How a frame is to be shown: whether it is mirrored left to right first, and how many quarter turns,
-    counter-clockwise, it is turned then; an angle between quarter turns counts as the nearest.
+    """How to display a frame: whether it is first mirrored left to right, and the quarter turns, counter-clockwise,
+    that follow; other angles are rounded to the nearest quarter turn.
 
     Args:
-        matrix (`(3, 3)`): display matrix as containers hold it, x' = a x + c y and y' = b x + d y with rows (a, b, u),
-            (c, d, v), both y axes pointing down.
+        matrix (`(3, 3)`): display matrix as stored in containers, x' = a x + c y and y' = b x + d y with rows
+            (a, b, u), (c, d, v), both y axes pointing down.
     """
     (a, b), (c, d) = np.asarray(matrix, dtype=np.float64)[:2, :2]
     is_mirrored = a * d - b * c < 0

@@ -1,4 +1,4 @@
-"""Scan2Cap: caption scores over all objects; the empty text stands for an object without a matching proposal.
+"""Scan2Cap: caption scores over all objects; an object without a matching proposal has the empty text.
 
 For `evaluate.load` with this folder; columns and scores are those of `score_scan2cap`.
 `compute(..., use_meteor=True)` adds METEOR, which needs Java and `pycocoevalcap`.
