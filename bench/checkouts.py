@@ -2,7 +2,7 @@
 
     python bench/checkouts.py OLD NEW --figure packed_seconds [--rounds 5] -- bench/train_step.py --questions 8
 
-OLD and NEW are checkouts in folders named `ross3d`. Each round runs NEW's script on the code of one, then of the other.
+OLD and NEW are checkouts in folders named `ross3d`. Each round runs NEW's script on the code of the one and the other.
 `--figure` is a number in the line that it prints.
 """
 
