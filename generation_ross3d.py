@@ -554,7 +554,7 @@ def check_prompts(model: Any, name: str, input_ids: torch.Tensor | None, inputs:
     check_mask(mask, *input_ids.shape, 0)
     if isinstance(mask, torch.Tensor) and mask.dim() == 2:
         check_mask_values(mask)
-    elif mask is not None and name != "generate":
+    elif mask is not None and not (name == "generate" and isinstance(mask, torch.Tensor)):
         raise TypeError(
             f"attention_mask: expected a tensor of 0 and 1 of shape (B, L), got"
             f" {tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__}; build rows with"
@@ -694,7 +694,7 @@ def limit_answers(model: Any, inputs: torch.Tensor | None, kwargs: dict[str, Any
     if not widths:
         return
     # A mask is longer than the prompt where a cache precedes it.
-    length = max(widths) if mask is None else max(*widths, mask.shape[-1])
+    length = max(*widths, mask.shape[-1]) if isinstance(mask, torch.Tensor) else max(widths)
     if isinstance(cache, SharedPrefixCache):
         length += cache.longest_prefix
     limit, per_view = model.config.context_length, model.model.views.layout.num_positions

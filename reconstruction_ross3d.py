@@ -43,7 +43,7 @@ from .diffusion_ross3d import (
     space_timesteps,
 )
 from .geometry_ross3d import MAX_COORDINATE
-from .inputs_ross3d import HINTS, read_float32
+from .inputs_ross3d import HINTS, check_numbers, read_float32
 from .objectives_ross3d import (
     Batch,
     Draws,
@@ -541,16 +541,29 @@ def check_timesteps(draws: Draws, config: Ross3DDenoiserConfig) -> None:
 
 
 class ReconstructionObjective(Objective):
-    """Base class of the view and bird's-eye objectives: head, draws, and a step without pictures."""
+    """Base class of the view and bird's-eye objectives: head, draws, and a step without pictures.
+
+    Attributes:
+        branch (`str`): of the head.
+        targets (tuple of `str`): tensors of a batch that are compared with what the head makes.
+    """
 
     head = "reconstruction_head"
     branch: Branch
+    targets: tuple[str, ...]
 
     def is_on(self, config: Ross3DConfig) -> bool:
         return config.denoiser_config is not None
 
     def can_run(self, model: nn.Module, states: SceneStates) -> bool:
         return super().can_run(model, states) and states.states is not None
+
+    def check_batch(self, model: nn.Module, batch: Batch) -> None:
+        """Also refuse pictures and latents with NaN outside training, where no loss is watched."""
+        super().check_batch(model, batch)
+        given = [] if model.training else [name for name in self.targets if name in batch]
+        for name in given:
+            check_numbers(name, batch[name], torch.ones_like(batch[name], dtype=torch.bool))
 
     def draw_latents(self, posterior: torch.Tensor, draws: Draws, counts: Sequence[int], rows=None) -> torch.Tensor:
         """Sample latents of `counts[r]` pictures of each row from the teacher's posterior (n, 2z, a, b)."""
@@ -588,6 +601,7 @@ class ViewObjective(ReconstructionObjective):
 
     name = branch = "view"
     reads = ("bool_masked_views",)
+    targets = ("view_latents",)
 
     def has_target(self, states: SceneStates, batch: Batch, config: Ross3DConfig) -> bool:
         masked = get_masked_views(batch, config)
@@ -630,6 +644,7 @@ class BevObjective(ReconstructionObjective):
 
     name = branch = "bev"
     reads = ("bev_pixel_values",)
+    targets = ("bev_pixel_values", "bev_latents")
 
     def has_target(self, states: SceneStates, batch: Batch, config: Ross3DConfig) -> bool:
         return "bev_pixel_values" in batch or "bev_latents" in batch

@@ -1,6 +1,7 @@
 """What the model refuses: name, expected, got and remedy of each message; and what the nearest right input gives."""
 
 import copy
+import math
 import re
 from pathlib import Path
 
@@ -554,6 +555,16 @@ def test_bev_pictures_of_another_size(model, bare, row, size):
         with refuses(message):
             forward(own, row, **picture)
     assert float(forward(bare, row, **picture).lm_loss) == pytest.approx(compute_lm_loss(bare, row), rel=1e-5)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_bev_pictures_with_nan(model, row, number):
+    """Outside training, where no loss is watched; the same picture with numbers alone is rebuilt."""
+    picture = {"bev_pixel_values": torch.rand(1, 3, 8, 8), "bev_valid": torch.ones(1, 8, 8).bool()}
+    assert 0 < float(forward(model, row, **picture).bev_loss) < math.inf
+    picture["bev_pixel_values"][0, 1, 2, 3] = number
+    with refuses("bev_pixel_values: expected finite numbers, got NaN or infinity in row 0"):
+        forward(model, row, **picture)
 
 
 def test_no_teacher(model, row):

@@ -116,7 +116,7 @@ def check_sums(folder: Path) -> None:
     for name, wanted in read_json(listed, "check sums of the files of a checkpoint", kind=dict).items():
         file = resolve_inside(folder, name, where=str(listed), allow_outside=None, check_links=False)
         if not file.is_file() or hash_file(file) != wanted:
-            raise ValueError(f"{file}: expected the bytes that were written, got others; copy it again.")
+            raise ValueError(f"{file}: expected bytes with the checksum in {CHECKSUMS}, got others; copy it again.")
 
 
 def check_state(file: Path, step: int) -> None:
