@@ -528,6 +528,8 @@ def check_reconstruct_inputs(
     check_inputs(batch, **model.model.views.layout.sizes)
     if model.reconstruction_head is None:
         raise ValueError("reconstruct: expected a model with denoiser_config, got None; load another checkpoint.")
+    if batch["pixel_values"] is None:
+        raise ValueError("pixel_values: expected the views of the scenes, got None; pass the processor's output.")
     model.get_teacher()
     if generator is not None and not isinstance(generator, torch.Generator):
         got = shorten(repr(generator))

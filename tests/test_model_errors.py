@@ -557,6 +557,12 @@ def test_bev_pictures_of_another_size(model, bare, row, size):
     assert float(forward(bare, row, **picture).lm_loss) == pytest.approx(compute_lm_loss(bare, row), rel=1e-5)
 
 
+def test_reconstruct_needs_pictures(model, row):
+    inputs = select(row, *FROM_PROCESSOR) | {"pixel_values": None}
+    with refuses("pixel_values: expected the views of the scenes, got None; pass the processor's output"):
+        model.reconstruct(**inputs, masked_views=[0], num_inference_steps=1)
+
+
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_bev_pictures_with_nan(model, row, number):
     """Outside training, where no loss is watched; the same picture with numbers alone is rebuilt."""

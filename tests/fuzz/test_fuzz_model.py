@@ -104,9 +104,9 @@ def spoiled_inputs(draw) -> tuple[str, dict]:
         elif not isinstance(value, torch.Tensor) or kind == "junk":
             inputs[name] = draw(junk())
         elif kind == "cut":
-            inputs[name] = value[..., :-1]
+            inputs[name] = value[..., :-1] if value.dim() else value[None]
         elif kind == "scenes":
-            inputs[name] = value[:1]
+            inputs[name] = value[:1] if value.dim() else value[None]
         elif kind == "flat":
             inputs[name] = value.flatten()
         elif kind == "nan" and value.is_floating_point():
