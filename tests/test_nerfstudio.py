@@ -255,6 +255,33 @@ FAULTS = {
         {},
         "scene 'capture', .*: depth_unit_scale_factor must be a finite number above 0, got 'mm'; correct",
     ),
+    "another spelling": (
+        {"cx": None, "c_x": 30.0},
+        {},
+        "json: expected the key 'cx', got 'c_x', which is not read; rename",
+    ),
+    "another name": ({"cy": None, "ppy": 20.0}, {}, "transforms.json: expected the key 'cy', got 'ppy', which is not"),
+    "capital letters": (
+        {"k1": None, "K1": 0.3},
+        {},
+        "expected the key 'k1', got 'K1', which is not read; rename it, with its value",
+    ),
+    "a key in camel case": (
+        {"camera_model": None, "cameraModel": "OPENCV"},
+        {},
+        "the key 'camera_model', got 'cameraMo",
+    ),
+    "a misspelt unit, of a frame": (
+        {"depth_unit_scale_factor": None},
+        {"depth_unit_scale_facter": 0.001},
+        "expected the key 'depth_unit_scale_factor', got 'depth_unit_scale_facter'",
+    ),
+    "a list of coefficients": (
+        {"distortion_params": [0, 0.3]},
+        {},
+        r"got distortion_params = \[0, 0.3\], which is not",
+    ),
+    "more coefficients": ({}, {"k5": 0.1}, "expected lens distortion as k1, k2, k3, k4, p1, p2, got k5 = 0.1, which"),
     "scaled cameras": ({}, {"transform_matrix": (2 * np.eye(4)).tolist()}, "cam2world of scene .*: expected rigid"),
 }
 
@@ -265,6 +292,17 @@ def test_captures_that_are_wrong_are_refused(folder, content, fault):
     change(folder, content, shared, **of_frame)
     with pytest.raises(ValueError, match=message):
         read_nerfstudio(folder, max_excluded=0)
+
+
+def test_keys_of_others_and_zeros_pass(folder, content):
+    """What exporters write next to the keys that are read."""
+    others = {
+        "aabb_scale": 16, "orientation_override": "none", "distortion_params": [0, 0.0], "k5": 0, "n_frames": 5,
+        "ply_file_path": "points.ply", "CX": 1.0,
+    }  # fmt: skip
+    plain = read_nerfstudio(folder)
+    scene = read_nerfstudio(change(folder, content, others, colmap_im_id=3, blur_score=0.1))
+    assert np.array_equal(scene.intrinsics, plain.intrinsics) and np.array_equal(scene.cam2world, plain.cam2world)
 
 
 def test_a_little_distortion_and_missing_files(folder, content):

@@ -15,6 +15,7 @@ Not converted: COLMAP's world has no unit and no upright axis, Record3D's has y 
 latter. Frames are in the order of the file.
 """
 
+import difflib
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -47,6 +48,19 @@ DEPTH_WORDS = (*DEPTH_UNITS, *DEPTH_UNITS.values())
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 CAMERA_MODELS = {"OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "SIMPLE_RADIAL", "RADIAL"}
 DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
+# Coefficients of lens models that are not read: no view may have any.
+OTHER_DISTORTION = ("k5", "k6", "distortion_params", "distortion_coeffs", "distortion_coefficients")
+# Keys that decide where a pixel lies. Another spelling of one would be passed over, and its default taken.
+GEOMETRY_KEYS = (
+    "fl_x", "fl_y", "cx", "cy", "w", "h", "camera_angle_x", "camera_angle_y", "camera_model", "is_fisheye",
+    "applied_scale", *DEPTH_UNITS.values(), *DISTORTION,
+)  # fmt: skip
+SYNONYMS = {
+    "ppx": "cx", "ppy": "cy", "principal_point_x": "cx", "principal_point_y": "cy",
+    "depth_scale": "integer_depth_scale",
+}  # fmt: skip
+# Share of letters in common from which on a long key is taken for a misspelling.
+MISSPELT_FROM = 0.9
 # Share of the picture's width by which lens distortion may move a corner; a visual token is 7 % wide.
 MAX_DISTORTION = 0.02
 
@@ -172,7 +186,49 @@ def _list_frames(content: Any, file: Path) -> dict[str, dict]:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{file}: the picture {twice!r} has two frames; each frame needs a picture of its own.")
-    return {name: _fill_in(shared, frame) for name, frame in zip(names, frames, strict=True)}
+    filled = {name: _fill_in(shared, frame) for name, frame in zip(names, frames, strict=True)}
+    for keys in {frozenset(frame) for frame in filled.values()}:
+        _check_keys(keys, file)
+    for frame in filled.values():
+        _check_other_distortion(frame, file)
+    return filled
+
+
+def _check_keys(keys: frozenset[str], file: Path) -> None:
+    """Refuse other spellings of the keys that decide where a pixel lies, such as c_x and cameraModel.
+
+    Raises:
+        ValueError: names the key and the one that is meant.
+    """
+    plain = {_simplify(key): key for key in GEOMETRY_KEYS}
+    for key in sorted(keys - {*GEOMETRY_KEYS}):
+        meant = SYNONYMS.get(key.lower()) or plain.get(_simplify(key))
+        if meant is None and len(key) >= len("camera_model"):
+            meant = next(iter(difflib.get_close_matches(key.lower(), GEOMETRY_KEYS, 1, MISSPELT_FROM)), None)
+        # Either unit counts for either depth, and without depth none does.
+        alike = {*DEPTH_UNITS.values()} if meant in DEPTH_UNITS.values() else {meant}
+        is_idle = meant in DEPTH_UNITS.values() and not keys & DEPTH_UNITS.keys()
+        if meant is not None and not is_idle and not keys & alike:
+            raise ValueError(
+                f"{file}: expected the key {meant!r}, got {key!r}, which is not read; rename it, with its value in the"
+                f" unit of {meant!r}, or take it out."
+            )
+
+
+def _simplify(key: str) -> str:
+    return key.lower().replace("_", "").replace("-", "")
+
+
+def _check_other_distortion(frame: Mapping[str, Any], file: Path) -> None:
+    """Refuse lens coefficients under keys that are not read, unless all are zero."""
+    for key in OTHER_DISTORTION:
+        value = frame.get(key)
+        numbers = value if isinstance(value, list) else [value]
+        if any(_is_number(number) and number != 0 for number in numbers):
+            raise ValueError(
+                f"{file}: expected lens distortion as {', '.join(DISTORTION)}, got {key} = {str(value)[:80]}, which is"
+                " not read; rename the coefficients, or undistort the pictures first (COLMAP: image_undistorter)."
+            )
 
 
 def _fill_in(shared: Mapping[str, Any], frame: Mapping[str, Any]) -> dict[str, Any]:
