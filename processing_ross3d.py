@@ -301,13 +301,26 @@ ROLES = ("system", "user", "assistant", "tool")
 MISSPELT_FROM = 0.7
 
 
+# What others call the same; a block that says so is not read without it.
+PICTURE_SYNONYMS = {
+    "pose": "cam2world", "camera_pose": "cam2world", "c2w": "cam2world", "camera_to_world": "cam2world",
+    "transform_matrix": "cam2world", "extrinsics": "cam2world", "extrinsic": "cam2world", "w2c": "cam2world",
+    "world2cam": "cam2world", "k": "intrinsics", "intrinsic": "intrinsics", "camera_matrix": "intrinsics",
+    "depth": "depth_map", "depth_maps": "depth_map", "zmap": "depth_map", "src": "url", "source": "url", "uri": "url",
+}  # fmt: skip
+
+
 def check_picture_keys(block: Mapping[str, Any], name: str) -> None:
     """Refuse keys of a picture block that look like a misspelt camera or picture key."""
     known = (*CAMERA_KEYS, *PICTURE_KEYS)
     for key in (key for key, value in block.items() if value is not None):
-        near = [] if key in (*known, "type") else difflib.get_close_matches(str(key).lower(), known, 1, MISSPELT_FROM)
+        word = str(key).lower()
+        near = [PICTURE_SYNONYMS[word]] if word in PICTURE_SYNONYMS else []
+        if not near and key not in (*known, "type"):
+            near = difflib.get_close_matches(word, known, 1, MISSPELT_FROM)
+        axes = ", camera to world with OpenCV axes" if near == ["cam2world"] else ""
         check(not near, name, f"keys {known} in the block of a picture", repr(key),
-              f"write {near[0]!r}" if near else "")  # fmt: skip
+              f"write {near[0]!r}{axes}" if near else "")  # fmt: skip
 
 
 def normalize_content(message: dict[str, Any], name: str) -> str | list[dict[str, Any]]:

@@ -175,6 +175,10 @@ class TestChats:
              " keys .* in the block of a picture, got 'depth'; write 'depth_map'"),
             ([say("user", {"type": "image", "path": "a"}, {"type": "image", "path": "b", "cam2word": [1.0]})],
              "block 1 of message 0 of chat 0: expected keys .*, got 'cam2word'; write 'cam2world'"),
+            ([say("user", {"type": "image", "image": "a", "c2w": [[1]]})],
+             "in the block of a picture, got 'c2w'; write 'cam2world', camera to world with OpenCV axes"),
+            ([say("user", {"type": "image", "image": "a", "K": [[1]]})], "a picture, got 'K'; write 'intrinsics'"),
+            ([say("user", {"type": "image", "src": "a.png"})], "in the block of a picture, got 'src'; write 'url'"),
             ([say("user", {"type": "image", "imge": "a"})], "in the block of a picture, got 'imge'; write 'image'"),
             ([say("user", {"type": "image", "path": "a"}, {"type": "image", "image": None})],
              r"chat 0: expected a picture in each of 2 blocks, or in none, got none in picture blocks"
