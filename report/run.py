@@ -261,7 +261,7 @@ def make_scene_section(
     scene: Scene, records: Sequence[dict[str, Any]], rebuilt: dict[str, Any] | None, pictures: Path
 ) -> Markup:
     """One scene: views, bird's-eye picture, reconstructions, questions and grounded boxes."""
-    masked = rebuilt["masked_views"] if rebuilt else []
+    masked = [rebuilt_view["view"] for rebuilt_view in rebuilt["views"]] if rebuilt else []
     views = [
         make_figure(image, f"view {index}" + (", masked" if index in masked else ""), 112, masked=index in masked)
         for index, image in enumerate(scene.images)
