@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from transformers.image_processing_utils import SizeDict
 
@@ -52,7 +51,7 @@ def run(num_views: int, rounds: int) -> dict[str, Any]:
     sums = {name: float(tensor.double().sum()) for name, tensor in results["processor"].items()}
     return {
         "bench": "processor", **describe_run(), "views": num_views, "boxes": len(scene.boxes), "rounds": rounds,
-        "torch_threads": torch.get_num_threads(), "seconds": round(min(seconds["processor"]), 3), "sums": sums,
+        "seconds": round(min(seconds["processor"]), 3), "sums": sums,
     }  # fmt: skip
 
 
