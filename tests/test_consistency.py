@@ -386,7 +386,8 @@ def test_inverted_poses_are_named_in_a_scan_that_is_aligned(tmp_path, index):
     assert measure_scene_agreement(read_scene(folder)) > 0.99
     points = sample_points(read_scene(folder))
     np.testing.assert_allclose(points, sample_points(scene), atol=2e-3)
-    write(replace(scene, cam2world=np.linalg.inv(np.linalg.inv(align) @ scene.cam2world)), folder)
+    inverted = replace(scene, cam2world=np.linalg.inv(np.linalg.inv(align) @ scene.cam2world))
+    folder = write(inverted, tmp_path / "inverted" / f"room-{index}")
     np.savetxt(folder / "axis_align.txt", align)
     with pytest.raises(
         ValueError, match="the poses are world to camera where camera to world is expected; write the inv"

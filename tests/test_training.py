@@ -316,7 +316,7 @@ def test_a_command_without_a_file_says_how_it_is_used(capsys):
             read_command_line([word], "accelerate launch train.py CONFIG.yaml")
         told = capsys.readouterr().out
         assert end.value.code == 0 and told.startswith("accelerate launch train.py CONFIG.yaml")
-        assert "--data.limit  at most so many scenes.\n" in told and "--debug" in told
+        assert "--data.limit  maximum number of scenes.\n" in told and "--debug" in told
 
 
 def test_no_is_a_strategy(config_file):
