@@ -772,6 +772,20 @@ def test_other_runs_differ_from_it_where_they_say(name):
     assert published.trainer.keys() - same <= {"output_dir", "gradient_accumulation_steps", "learning_rate"}
 
 
+def test_any_checkpoint_is_fine_tuned(tmp_path):
+    """`configs/fine_tune.yaml` describes no model: model, processor and VAE are those of the checkpoint."""
+    folders = ["--init_from", str(get_checkpoint()), "--data.root", str(get_rooms())]
+    run = read_config("fine_tune", *folders, "--trainer.output_dir", str(tmp_path), "--trainer.max_steps", "3")
+    assert not (run.model or run.processor or run.teacher or run.parts)
+    train.main(run)
+    before, after = (load_file(folder / "model.safetensors") for folder in (get_checkpoint(), tmp_path))
+    assert before.keys() == after.keys()
+    moved = {name.split(".")[1] for name, value in after.items() if not torch.equal(value, before[name])}
+    assert {"language_model", "vision_tower"} <= moved
+    old, new = (json.loads((folder / "processor_config.json").read_text()) for folder in (get_checkpoint(), tmp_path))
+    assert old == new and (tmp_path / "teacher" / "config.json").is_file()
+
+
 def test_launch_files_name_what_there_is():
     """FSDP2 wraps classes by name, which nothing would find if it were wrong."""
     files = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "configs" / "accelerate").iterdir()}
