@@ -10,13 +10,16 @@ BIN := .venv/bin
 # The models of the tests are tiny: more threads than one only wait for each other.
 TEST_ENV = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
 
+# As many processes as cores; the tests of a file stay in one, which makes their models and rooms once.
+SPREAD = -n logical --maxprocesses 8 --dist loadfile
+
 .PHONY: demo test test-slow test-library check fix
 
 demo: .venv/installed
 	$(BIN)/python -m ross3d.tools.demo
 
 test: .venv/installed
-	$(TEST_ENV) $(BIN)/python -m pytest -q -m "not slow"
+	$(TEST_ENV) $(BIN)/python -m pytest -q $(SPREAD) -m "not slow"
 
 test-slow: .venv/installed
 	$(TEST_ENV) $(BIN)/python -m pytest -q -m slow
