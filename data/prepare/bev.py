@@ -90,8 +90,8 @@ def render_mesh_bev(vertices: np.ndarray, mesh: Mesh, size: int, where: str) -> 
     """
     if mesh.colors is None:
         raise ValueError(
-            f"{where}: expected vertices with red, green and blue, got none; take a mesh with colours, or make the"
-            " picture from depth (--bev depth, or --from depth)."
+            f"{where}: expected vertices with red, green and blue, got {', '.join(mesh.columns)}; take a mesh"
+            " with colours, or make the picture from depth (--bev depth, or --from depth)."
         )
     faces = np.zeros((0, 3), np.int64) if mesh.faces is None else mesh.faces
     bounds = get_bev_bounds(torch.from_numpy(np.asarray(vertices, np.float32)))

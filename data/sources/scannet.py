@@ -142,7 +142,7 @@ def read_object_boxes(
         return None, None
     groups = read_segment_groups(aggregation)
     nyu40_ids = read_nyu40_ids(labels_file or find_labels_file(path))
-    mesh, segments = read_mesh_with_segments(path)
+    mesh, segments = read_mesh_with_segments(path, only_vertices=True)
     labels = label_vertices(segments, groups, nyu40_ids)
     if labels.vanished:
         warnings.warn(
@@ -161,10 +161,10 @@ def read_object_boxes(
     ]
 
 
-def read_mesh_with_segments(path: Path) -> tuple[Mesh, np.ndarray]:
-    """A scan's mesh, in the scan's own frame, and the segment of each of its vertices (M,)."""
+def read_mesh_with_segments(path: Path, only_vertices: bool = False) -> tuple[Mesh, np.ndarray]:
+    """A scan's mesh (see `read_ply`), in the scan's own frame, and the segment of each of its vertices (M,)."""
     scene_id = path.resolve().name
-    mesh = read_ply(path / f"{scene_id}_vh_clean_2.ply")
+    mesh = read_ply(path / f"{scene_id}_vh_clean_2.ply", only_vertices)
     file = path / f"{scene_id}_vh_clean_2.0.010000.segs.json"
     segments = read_segments(file)
     if len(segments) != len(mesh.vertices):
