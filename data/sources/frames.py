@@ -10,6 +10,7 @@ that they belong to the upright picture, only the picture is turned (`decode_vie
 """
 
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -32,7 +33,9 @@ from ross3d.data.sources.pictures import (
     read_depth,
     scale_depth,
 )
-from ross3d.data.text_files import read_json, read_text
+from ross3d.data.sources.scannet_objects import read_axis_alignment
+from ross3d.data.sources.spelling import describe_alike, describe_near_misses
+from ross3d.data.text_files import check_file, read_json, read_text
 from ross3d.geometry_ross3d import turn_cameras
 from ross3d.inputs_ross3d import check, check_boxes, check_cam2world, has_same_aspect
 
@@ -44,7 +47,9 @@ MAX_ABSENT = 0.5
 RAISE_LIMIT = "raise the limit: --max-excluded SHARE (train.py: --data.max_excluded, in Python max_excluded=)"
 # Quarter turns by the degrees of `rotate`, counter-clockwise; "auto" turns by the cameras.
 ROTATIONS = ("auto", 0, 90, 180, 270)
-# Maximum size of a text file with one matrix.
+# Keys of a JSON file that hold an alignment.
+ALIGNMENT_KEYS = ("axis_align_matrix", "axisAlignment", "axis_align")
+# Maximum size of a file with one matrix.
 MAX_MATRIX_BYTES = 100_000
 # Cameras are already upright if at least this share of the tagged ones is nearer to the world's up as stored than
 # turned, and the mean cosine between their up and the world's is at least this.
@@ -131,10 +136,7 @@ class Exclusions:
         self._names |= dict.fromkeys(files)
         for name, file in files.items():
             if not file.exists():
-                error = FileNotFoundError(
-                    f"{file}: the picture does not exist; copy it again, or leave the frame out."
-                )
-                self._exclude(name, "picture is missing", error)
+                self._exclude(name, "picture is missing", self._errors.get("picture is missing") or _miss(file))
                 self._absent.add(name)
         if len(self._absent) > self.max_absent * len(files):
             self._refuse(list(files), f"listed pictures are not there, more than {self.max_absent:.0%} of them")
@@ -198,6 +200,13 @@ class Exclusions:
                 f" ({self._describe(list(self.reasons))})",
                 stacklevel=4,
             )
+
+
+def _miss(file: Path) -> FileNotFoundError:
+    alike = describe_alike(file)
+    remedy = "copy it again, or leave the frame out"
+    remedy = f"correct the name, {remedy}" if alike else remedy
+    return FileNotFoundError(f"{file}: the picture does not exist{alike}; {remedy}.")
 
 
 def choose_views(names: Iterable[str], num_views: int | None) -> list[str]:
@@ -489,8 +498,10 @@ def merge_intrinsics(intrinsics: np.ndarray) -> np.ndarray:
 def read_matrix(file: Path, shape: tuple[int, int], meaning: str) -> np.ndarray:
     """Read a matrix of numbers from a text file, float64; `meaning` is quoted in errors."""
     if not file.exists():
+        near = describe_near_misses(file.parent, file.name)
         raise FileNotFoundError(
-            f"{file} is missing; expected a text file with a {shape[0]}x{shape[1]} matrix: {meaning}."
+            f"{file} is missing; expected a text file with a {shape[0]}x{shape[1]} matrix: {meaning}"
+            f"{near and f'; {near}'}."
         )
     text = read_text(file, f"a {shape[0]}x{shape[1]} matrix ({meaning})", MAX_MATRIX_BYTES)
     try:
@@ -504,16 +515,54 @@ def read_matrix(file: Path, shape: tuple[int, int], meaning: str) -> np.ndarray:
     return values.reshape(shape)
 
 
+def read_alignment_file(file: Path) -> np.ndarray:
+    """Scan to upright world (4, 4), float64: a matrix of four rows, or of the first three, as text, `.npy` or `.json`
+    (also `{"axis_align_matrix": [...]}`); or the line `axisAlignment` of ScanNet's `SCENE.txt`.
+
+    Raises:
+        FileNotFoundError, ValueError: names the file, and what it holds instead.
+    """
+    form = "a 4x4 matrix, scan to upright world, as text, .npy or .json"
+    check_file(file, form, MAX_MATRIX_BYTES)
+    try:
+        if file.suffix.lower() == ".npy":
+            values = np.load(file, mmap_mode="r", allow_pickle=False)
+        elif file.suffix.lower() == ".json":
+            content = read_json(file, form)
+            keys = [key for key in ALIGNMENT_KEYS if isinstance(content, dict) and key in content]
+            values = np.array(content[keys[0]] if keys else content)
+        else:
+            text = read_text(file, form)
+            if "axisAlignment" in text:
+                values = read_axis_alignment(file)
+            else:
+                values = np.array([float(word) for word in re.sub(r"[][,;]", " ", text).split()])
+        values = np.asarray(values, dtype=np.float64)
+    # A damaged header of an array can make its parser raise anything.
+    except (ValueError, TypeError, SyntaxError, EOFError, OSError, OverflowError) as error:
+        if str(error).startswith(str(file)):
+            raise
+        raise ValueError(f"{file}: expected {form}, got {error}; write the 16 numbers, row by row.") from error
+    if values.size == 12:
+        values = np.append(values, [0, 0, 0, 1])
+    if values.size != 16:
+        raise ValueError(
+            f"{file}: expected {form}, or the first three rows of it, got {values.size} values; write the 16 numbers,"
+            " row by row."
+        )
+    return values.reshape(4, 4)
+
+
 def read_axis_align_matrix(
     given, scene_id: str, default: Callable[[], np.ndarray | None] = lambda: None
 ) -> np.ndarray | None:
-    """Scan to upright world (4, 4): a matrix, a text file with one, or, when None, the result of `default`;
-    None if unknown.
+    """Scan to upright world (4, 4): a matrix, a file with one (`read_alignment_file`), or, when None, the result of
+    `default`; None if unknown.
     """
     if given is None:
         matrix, name = default(), "its own axis alignment"
     elif isinstance(given, (str, os.PathLike)):
-        matrix, name = read_matrix(Path(given), (4, 4), "scan to upright world"), str(given)
+        matrix, name = read_alignment_file(Path(given)), str(given)
     else:
         matrix, name = np.asarray(given, dtype=np.float64), "axis_align_matrix"
     if matrix is None:
@@ -619,6 +668,7 @@ __all__ = [
     "merge_intrinsics",
     "open_image",
     "parse_box_rows",
+    "read_alignment_file",
     "read_axis_align_matrix",
     "read_box_rows",
     "read_boxes",

@@ -39,6 +39,7 @@ from ross3d.data.sources.scannet_objects import (
     read_segments,
 )
 from ross3d.data.sources.sens import iterate_sens_frames, read_sens_cameras
+from ross3d.data.sources.spelling import Listing
 
 
 LABELS_FILE = "scannetv2-labels.combined.tsv"
@@ -83,7 +84,11 @@ def read_scannet_scan(
     check_all_inside(path, list_scan_names(scene_id), allow_outside)
     recording = path / f"{scene_id}.sens"
     if not recording.exists():
-        raise FileNotFoundError(f"{recording} does not exist; give the folder of one scan with its .sens recording.")
+        others = [file.name for file in Listing(path).glob("*.sens")]
+        there = f" ({', '.join(others)} lies there: name the folder, or the file, as the scan)" if others else ""
+        raise FileNotFoundError(
+            f"{recording} does not exist{there}; give the folder of one scan with its .sens recording."
+        )
     if frame_step < 1:
         raise ValueError(f"frame_step must be at least 1 frame, got {frame_step}; 10 is that of the public export.")
     beside = Beside((path,), allow_outside)
