@@ -263,9 +263,9 @@ def test_names_that_come_near_no_other(tmp_path):
     ):
         (tmp_path / name).touch()
     for name in ("transforms.json", "boxes.json", "axis_align.txt", "camera-intrinsics.txt", "lowres_wide.traj"):
-        assert find_near_misses(tmp_path, name) == []
+        assert find_near_misses(Listing(tmp_path), name) == []
     (tmp_path / "transforms.json").mkdir()
-    assert find_near_misses(tmp_path, "boxes.json") == []
+    assert find_near_misses(Listing(tmp_path), "boxes.json") == []
 
 
 def test_pictures_beside_unknown_cameras_are_told_of_them(tmp_path):

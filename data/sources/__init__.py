@@ -170,7 +170,7 @@ def find_layout(path: str | os.PathLike) -> Layout:
     # Loose pictures and files do not make a folder of scans a scan.
     problem = _describe_other_folder(path) or _describe_below(path) or describe_loose_files(path)
     if problem is not None:
-        raise ValueError(f"{path}{problem}")
+        raise ValueError(f"{path} is {problem}.")
     known = "\n".join(f"  {layout.name}: {layout.looks_like}" for layout in LAYOUTS)
     raise ValueError(f"{path}: the layout of this folder is not known; a scan is one of these folders:\n{known}")
 
@@ -178,14 +178,15 @@ def find_layout(path: str | os.PathLike) -> Layout:
 def _describe_other_folder(path: Path) -> str | None:
     """Why a folder that looks like a scan is not read, and the way out, as the rest of a sentence: a key file under
     another name, or a layout that is not supported; None for others."""
+    listing = Listing(path)
     for layout in LAYOUTS:
-        near = "" if layout.key_file is None else describe_near_misses(path, layout.key_file)
+        near = "" if layout.key_file is None else describe_near_misses(listing, layout.key_file)
         if near:
-            return f" is no scan of the layout {layout.name}, whose file {layout.key_file} is not there; {near}."
-    foreign = find_foreign_layout(path)
+            return f"no scan of the layout {layout.name}, whose file {layout.key_file} is not there; {near}"
+    foreign = find_foreign_layout(listing)
     if foreign is None:
         return None
-    return f" is {foreign.name}, which is not read as it is; {foreign.way.format(path=path)}."
+    return f"{foreign.name}, which is not read as it is; {foreign.way.format(path=path)}"
 
 
 def _describe_below(path: Path) -> str | None:
@@ -194,13 +195,13 @@ def _describe_below(path: Path) -> str | None:
         scan = next(filter(list_layouts, level), None)
         if scan is not None:
             return (
-                f" is no scan of a known layout, but {scan.relative_to(path)} in it is one"
-                f" ({list_layouts(scan)[0].name}); give the folder of one scan: {scan}."
+                f"no scan of a known layout, but {scan.relative_to(path)} in it is one"
+                f" ({list_layouts(scan)[0].name}); give the folder of one scan: {scan}"
             )
         for other in level:
             problem = _describe_other_folder(other)
             if problem is not None:
-                return f" is no scan of a known layout; {other.relative_to(path)} in it{problem}"
+                return f"no scan of a known layout; {other.relative_to(path)} in it is {problem}"
     return None
 
 
@@ -309,7 +310,7 @@ def _warn_of_near_misses(path: Path, scene: Scene) -> None:
     }
     listing = Listing(path)
     absent = [name for name, value in values.items() if value is None and not listing.find(name)]
-    near = [told for name in absent if (told := describe_near_misses(path, name))]
+    near = [told for name in absent if (told := describe_near_misses(listing, name))]
     if "axis_align.txt" in absent:
         metas = [file.name for file in listing.glob("scene*.txt") if names_alignment(file)]
         near += [f"{name} is not read: save it as axis_align.txt if it is of this scan" for name in metas]

@@ -294,9 +294,8 @@ WHOLE_SCANS = tuple(
 )
 
 
-def find_foreign_layout(path: Path) -> ForeignLayout | None:
+def find_foreign_layout(listing: Listing) -> ForeignLayout | None:
     """The known but unsupported layout of a folder; None if it has none."""
-    listing = Listing(path)
     return next((one for one in FOREIGN if any(all(map(listing.has, every)) for every in one.alternatives)), None)
 
 
@@ -323,12 +322,13 @@ def describe_loose_files(path: Path) -> str | None:
             f"; {', '.join(files[:3])} in it may hold them, in no form that is known: {AS_FOLDER}" if files else ""
         )
         way = f"{PICTURES.way.format(path=path)}{cameras}{video and f'; or {video}'}"
-        return f" is {PICTURES.name}, which is not read as it is; {way}."
+        return f"{PICTURES.name}, which is not read as it is; {way}"
     if video:
-        return f" is no scan, but holds {len(videos)} video{'s' if len(videos) > 1 else ''}; {video}."
+        return f"no scan, but holds {len(videos)} video{'s' if len(videos) > 1 else ''}; {video}"
     wholes = [file for suffix in WHOLE_SCANS for file in listing.glob(f"[!.]*{suffix}") if file.is_file()]
+    wholes = [file for file in wholes if file.name.lower() != "thumbs.db"]
     if wholes:
-        return f" is no scan of a known layout; {wholes[0].name} in it is {describe_file(wholes[0])}."
+        return f"no scan of a known layout; {wholes[0].name} in it is {describe_file(wholes[0])}"
     return None
 
 

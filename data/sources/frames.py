@@ -34,7 +34,7 @@ from ross3d.data.sources.pictures import (
     scale_depth,
 )
 from ross3d.data.sources.scannet_objects import read_axis_alignment
-from ross3d.data.sources.spelling import describe_alike, describe_near_misses
+from ross3d.data.sources.spelling import Listing, describe_alike, describe_near_misses
 from ross3d.data.text_files import check_file, read_json, read_text
 from ross3d.geometry_ross3d import turn_cameras
 from ross3d.inputs_ross3d import check, check_boxes, check_cam2world, has_same_aspect
@@ -498,7 +498,7 @@ def merge_intrinsics(intrinsics: np.ndarray) -> np.ndarray:
 def read_matrix(file: Path, shape: tuple[int, int], meaning: str) -> np.ndarray:
     """Read a matrix of numbers from a text file, float64; `meaning` is quoted in errors."""
     if not file.exists():
-        near = describe_near_misses(file.parent, file.name)
+        near = describe_near_misses(Listing(file.parent), file.name)
         raise FileNotFoundError(
             f"{file} is missing; expected a text file with a {shape[0]}x{shape[1]} matrix: {meaning}"
             f"{near and f'; {near}'}."

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Collection, Iterator
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 
 from ross3d.data.sources.inside import resolve_inside
@@ -73,6 +74,14 @@ class Listing:
         if name not in self._inner:
             self._inner[name] = Listing(self.path / name)
         return self._inner[name]
+
+    @cached_property
+    def stems(self) -> dict[str, list[str]]:
+        """The names by what `find_near_misses` compares of them."""
+        stems: dict[str, list[str]] = {}
+        for name in self._names:
+            stems.setdefault(_simplify(name), []).append(name)
+        return stems
 
     def list_pictures(self, name: str, suffixes: Collection[str]) -> list[str]:
         """Names of pictures that are `name` but for its suffix, which may be left out, in upper or lower case."""
@@ -152,15 +161,13 @@ def describe_alike(file: Path) -> str:
     return f" ({', '.join(names)} {'lies' if len(names) == 1 else 'lie'} there)" if names else ""
 
 
-def find_near_misses(folder: Path, name: str) -> list[str]:
+def find_near_misses(listing: Listing, name: str) -> list[str]:
     """Names of files in a folder that come near that of an absent one of `OTHER_NAMES`: a copy of it, another spelling
     or suffix, or the name that other programs give it."""
-    known, plain = {_simplify(other) for other in OTHER_NAMES[name]}, _simplify(name)
-    by_stem: dict[str, list[Path]] = {}
-    for file in Listing(folder).glob("*"):
-        by_stem.setdefault(_simplify(file.name), []).append(file)
-    near = known & by_stem.keys() | {*difflib.get_close_matches(plain, by_stem, len(by_stem) or 1, MISSPELT_FROM)}
-    return sorted(file.name for stem in near for file in by_stem[stem] if file.name != name and file.is_file())
+    stems, known = listing.stems, {_simplify(other) for other in OTHER_NAMES[name]}
+    misspelt = difflib.get_close_matches(_simplify(name), stems, len(stems) or 1, MISSPELT_FROM)
+    found = [other for stem in {*misspelt, *(known & stems.keys())} for other in stems[stem]]
+    return sorted(other for other in found if other != name and (listing.path / other).is_file())
 
 
 def _simplify(name: str) -> str:
@@ -169,9 +176,9 @@ def _simplify(name: str) -> str:
     return re.sub(r"[^a-z]", "", stem.lower())
 
 
-def describe_near_misses(folder: Path, name: str) -> str:
+def describe_near_misses(listing: Listing, name: str) -> str:
     """The near misses of one of `OTHER_NAMES` and what to do, as the end of an error; empty where there are none."""
-    names = find_near_misses(folder, name) if name in OTHER_NAMES else []
+    names = find_near_misses(listing, name) if name in OTHER_NAMES else []
     if not names:
         return ""
     is_same_kind = all(Path(other).suffix.lower() == Path(name).suffix for other in names)
