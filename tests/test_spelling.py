@@ -419,7 +419,7 @@ def test_files_that_are_scans_of_their_own_are_told_what_to_export(tmp_path, nam
     (tmp_path / name).touch()
     with pytest.raises(ValueError, match=f"{name} is no folder of a scan, but {words}"):
         read_scene(tmp_path / name)
-    with pytest.raises(ValueError, match=f"is no scan of a known layout; {name} in it is {words}"):
+    with pytest.raises(ValueError, match=f": this folder is no scan of a known layout; {name} in it is {words}"):
         read_scene(tmp_path)
     (tmp_path / "walk.xyz9").touch()
     with pytest.raises(

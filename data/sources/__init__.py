@@ -15,7 +15,7 @@ from ross3d.data.consistency import check_consistency
 from ross3d.data.scene import Scene
 from ross3d.data.sources.arkitscenes import read_arkitscenes
 from ross3d.data.sources.beside import names_alignment
-from ross3d.data.sources.foreign import describe_file, describe_loose_files, find_foreign_layout
+from ross3d.data.sources.foreign import check_loose_files, describe_file, find_foreign_layout
 from ross3d.data.sources.frames import check_rotation, check_share
 from ross3d.data.sources.nerfstudio import list_named_files, read_nerfstudio
 from ross3d.data.sources.posed_images import list_scan_files, read_posed_images
@@ -167,42 +167,44 @@ def find_layout(path: str | os.PathLike) -> Layout:
         return next((layout for layout in found if _is_complete(path, layout)), found[0])
     if next(path.iterdir(), None) is None:
         raise ValueError(f"{path} is an empty folder; give the folder of one scan, or copy the scan there again.")
+    _check_looks(path, path)
     # Loose pictures and files do not make a folder of scans a scan.
-    problem = _describe_other_folder(path) or _describe_below(path) or describe_loose_files(path)
-    if problem is not None:
-        raise ValueError(f"{path} is {problem}.")
+    _check_below(path)
+    check_loose_files(path)
     known = "\n".join(f"  {layout.name}: {layout.looks_like}" for layout in LAYOUTS)
     raise ValueError(f"{path}: the layout of this folder is not known; a scan is one of these folders:\n{known}")
 
 
-def _describe_other_folder(path: Path) -> str | None:
-    """Why a folder that looks like a scan is not read, and the way out, as the rest of a sentence: a key file under
-    another name, or a layout that is not supported; None for others."""
+def _check_looks(path: Path, given: Path) -> None:
+    """Refuse a folder that looks like a scan and is not read, itself or a folder above it `given`.
+
+    Raises:
+        ValueError: a file that cameras are read from has another name; a layout that is not supported.
+    """
+    name = f"{given}" if path == given else f"{given} is no scan of a known layout; {path.relative_to(given)} in it"
     listing = Listing(path)
     for layout in LAYOUTS:
         near = "" if layout.key_file is None else describe_near_misses(listing, layout.key_file)
         if near:
-            return f"no scan of the layout {layout.name}, whose file {layout.key_file} is not there; {near}"
+            raise ValueError(
+                f"{name} is no scan of the layout {layout.name}, whose file {layout.key_file} is not there; {near}."
+            )
     foreign = find_foreign_layout(listing)
-    if foreign is None:
-        return None
-    return f"{foreign.name}, which is not read as it is; {foreign.way.format(path=path)}"
+    if foreign is not None:
+        raise ValueError(f"{name} is {foreign.name}, which is not read as it is; {foreign.way.format(path=path)}.")
 
 
-def _describe_below(path: Path) -> str | None:
-    """Which folder in it holds a scan, or else what looks like one, as the end of a sentence; None where none does."""
+def _check_below(path: Path) -> None:
+    """Refuse a folder with a scan, or with what looks like one, in it or in a folder of it."""
     for level in _list_levels(path):
         scan = next(filter(list_layouts, level), None)
         if scan is not None:
-            return (
-                f"no scan of a known layout, but {scan.relative_to(path)} in it is one"
-                f" ({list_layouts(scan)[0].name}); give the folder of one scan: {scan}"
+            raise ValueError(
+                f"{path} is no scan of a known layout, but {scan.relative_to(path)} in it is one"
+                f" ({list_layouts(scan)[0].name}); give the folder of one scan: {scan}."
             )
-        for other in level:
-            problem = _describe_other_folder(other)
-            if problem is not None:
-                return f"no scan of a known layout; {other.relative_to(path)} in it is {problem}"
-    return None
+        for folder in level:
+            _check_looks(folder, path)
 
 
 def list_layouts(path: Path) -> list[Layout]:

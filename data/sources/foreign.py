@@ -310,26 +310,29 @@ def describe_file(file: Path) -> str:
     )
 
 
-def describe_loose_files(path: Path) -> str | None:
-    """What to do with a folder of pictures without cameras, of videos, or of a file that is a scan of its own, as the
-    rest of a sentence; None for other folders."""
+def check_loose_files(path: Path) -> None:
+    """Refuse a folder of pictures without cameras, of videos, or of a file that is a scan by itself: say what to do.
+
+    Raises:
+        ValueError: it is one of these.
+    """
     listing = Listing(path)
     videos = [file for suffix in VIDEO_SUFFIXES for file in listing.glob(f"[!.]*{suffix}") if file.is_file()]
     video = f"give the video itself: {videos[0]}" if videos else ""
     if any(listing.has(pattern) for (pattern,) in PICTURES.alternatives):
         files = sorted({file.name for pattern in CAMERA_NAMES for file in listing.glob(pattern) if file.is_file()})
-        cameras = (
-            f"; {', '.join(files[:3])} in it may hold them, in no form that is known: {AS_FOLDER}" if files else ""
-        )
-        way = f"{PICTURES.way.format(path=path)}{cameras}{video and f'; or {video}'}"
-        return f"{PICTURES.name}, which is not read as it is; {way}"
+        way = PICTURES.way.format(path=path)
+        way += f"; {', '.join(files[:3])} in it may hold them, in no form that is known: {AS_FOLDER}" if files else ""
+        raise ValueError(f"{path} is {PICTURES.name}, which is not read as it is; {way}{video and f'; or {video}'}.")
     if video:
-        return f"no scan, but holds {len(videos)} video{'s' if len(videos) > 1 else ''}; {video}"
+        raise ValueError(f"{path} is no scan, but holds {len(videos)} video{'s' if len(videos) > 1 else ''}; {video}.")
     wholes = [file for suffix in WHOLE_SCANS for file in listing.glob(f"[!.]*{suffix}") if file.is_file()]
     wholes = [file for file in wholes if file.name.lower() != "thumbs.db"]
     if wholes:
-        return f"no scan of a known layout; {wholes[0].name} in it is {describe_file(wholes[0])}"
-    return None
+        name = wholes[0].name
+        raise ValueError(
+            f"{path}: this folder is no scan of a known layout; {name} in it is {describe_file(wholes[0])}."
+        )
 
 
 __all__ = [
@@ -337,7 +340,7 @@ __all__ = [
     "FOREIGN_FILES",
     "PICTURES",
     "ForeignLayout",
+    "check_loose_files",
     "describe_file",
-    "describe_loose_files",
     "find_foreign_layout",
 ]
