@@ -162,12 +162,13 @@ def find_layout(path: str | os.PathLike) -> Layout:
         raise ValueError(f"{path} is no folder of a scan, but {describe_file(path)}.")
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not a folder, and no video; give the folder of one scan, or a video.")
-    found = list_layouts(path)
+    listing = Listing(path)
+    found = _match_layouts(listing)
     if found:
-        return next((layout for layout in found if _is_complete(path, layout)), found[0])
+        return next((layout for layout in found if _is_complete(listing, layout)), found[0])
     if next(path.iterdir(), None) is None:
         raise ValueError(f"{path} is an empty folder; give the folder of one scan, or copy the scan there again.")
-    _check_looks(path, path)
+    check_looks(path)
     # Loose pictures and files do not make a folder of scans a scan.
     _check_below(path)
     check_loose_files(path)
@@ -175,13 +176,16 @@ def find_layout(path: str | os.PathLike) -> Layout:
     raise ValueError(f"{path}: the layout of this folder is not known; a scan is one of these folders:\n{known}")
 
 
-def _check_looks(path: Path, given: Path) -> None:
-    """Refuse a folder that looks like a scan and is not read, itself or a folder above it `given`.
+def check_looks(path: Path, given: Path | None = None) -> None:
+    """Refuse a folder of no layout that looks like a scan.
+
+    Args:
+        given (`Path`, *optional*): the folder above it that was given in its place.
 
     Raises:
         ValueError: a file that cameras are read from has another name; a layout that is not supported.
     """
-    name = f"{given}" if path == given else f"{given} is no scan of a known layout; {path.relative_to(given)} in it"
+    name = f"{path}" if given is None else f"{given} is no scan of a known layout; {path.relative_to(given)} in it"
     listing = Listing(path)
     for layout in LAYOUTS:
         near = "" if layout.key_file is None else describe_near_misses(listing, layout.key_file)
@@ -204,13 +208,16 @@ def _check_below(path: Path) -> None:
                 f" ({list_layouts(scan)[0].name}); give the folder of one scan: {scan}."
             )
         for folder in level:
-            _check_looks(folder, path)
+            check_looks(folder, path)
 
 
 def list_layouts(path: Path) -> list[Layout]:
     """The layouts that a folder has files of, preferring those with pictures: others are listed only if there are
     none."""
-    listing = Listing(path)
+    return _match_layouts(Listing(path))
+
+
+def _match_layouts(listing: Listing) -> list[Layout]:
     found = [layout for layout in LAYOUTS if any(map(listing.has, layout.patterns))]
     without = [layout for layout in LAYOUTS if layout.remains is not None and _is_without_pictures(listing, layout)]
     return found or without
@@ -220,9 +227,8 @@ def _is_without_pictures(listing: Listing, layout: Layout) -> bool:
     return all(map(listing.has, (layout.remains, layout.needs)))
 
 
-def _is_complete(path: Path, layout: Layout) -> bool:
+def _is_complete(listing: Listing, layout: Layout) -> bool:
     """Whether a folder has the files that a layout cannot be read without, none of them empty or no file."""
-    listing = Listing(path)
     required = (layout.patterns,) if layout.needs is None else (layout.patterns, (layout.needs,))
     return all(any(map(_is_filled, (file for one in patterns for file in listing.glob(one)))) for patterns in required)
 
@@ -240,13 +246,13 @@ def _list_levels(path: Path) -> Iterator[list[Path]]:
         yield level
 
 
-def _warn_of_other_layouts(path: Path, layout: Layout) -> None:
+def _warn_of_other_layouts(listing: Listing, layout: Layout) -> None:
     others = [other for other in LAYOUTS if other is not layout and other.read is not layout.read]
-    names = [other.name for other in others if _is_complete(path, other)]
+    names = [other.name for other in others if _is_complete(listing, other)]
     if names:
         warnings.warn(
-            f"{path} is read as {layout.name}; it is also a scan of the layout {' and '.join(names)}, which is not"
-            " read: move that to another folder if it is the one you mean",
+            f"{listing.path} is read as {layout.name}; it is also a scan of the layout {' and '.join(names)}, which is"
+            " not read: move that to another folder if it is the one you mean",
             stacklevel=3,
         )
 
@@ -290,27 +296,27 @@ def read_scene(path: str | os.PathLike, *, look_at_world: bool = True, **options
         options = {name: value for name, value in options.items() if name in VIDEO_OPTIONS}
         return read_video(video, **options)
     layout = find_layout(path)
-    _warn_of_other_layouts(path, layout)
+    listing = Listing(path)
+    _warn_of_other_layouts(listing, layout)
     scene = layout.read(path, **options)
     if scene.depth_maps is None:
         depth = {name: reason for name, reason in list_not_read(path).items() if "depth" in name.lower()}
         if depth:
             warnings.warn(f"scene {scene.scene_id!r} is read without depth; {describe_not_read(depth)}", stacklevel=2)
-    _warn_of_near_misses(path, scene)
+    _warn_of_near_misses(listing, scene)
     check_consistency(scene)
     if look_at_world:
         check_world(scene)
     return scene
 
 
-def _warn_of_near_misses(path: Path, scene: Scene) -> None:
+def _warn_of_near_misses(listing: Listing, scene: Scene) -> None:
     """Warn of files whose names come near those of alignment, boxes and proposals, which the scan lacks."""
     values = {
         "axis_align.txt": scene.axis_align_matrix,
         "boxes.json": scene.boxes,
         "proposals.json": scene.proposal_boxes,
     }
-    listing = Listing(path)
     absent = [name for name, value in values.items() if value is None and not listing.find(name)]
     near = [told for name in absent if (told := describe_near_misses(listing, name))]
     if "axis_align.txt" in absent:
@@ -420,6 +426,7 @@ __all__ = [
     "DECODES",
     "LAYOUTS",
     "Layout",
+    "check_looks",
     "describe_not_read",
     "find_layout",
     "find_video",

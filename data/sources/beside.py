@@ -15,6 +15,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -62,14 +63,18 @@ class Beside:
         """The scan's name: that of its folder."""
         return self.places[0].resolve().name
 
+    @cached_property
+    def _files(self) -> list[ScanFiles]:
+        return [ScanFiles(place, self.allow_outside) for place in self.places]
+
     def find(self, name: str) -> Path | None:
         """The file with this name; None if no folder has it.
 
         Raises:
             OutsideError: it is a link that leads out of its folder.
         """
-        for place in self.places:
-            file = ScanFiles(place, self.allow_outside).find(name)
+        for files in self._files:
+            file = files.find(name)
             # A link that leads nowhere is an error, not an absence.
             if os.path.lexists(file):
                 return file

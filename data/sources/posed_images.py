@@ -31,7 +31,7 @@ from ross3d.data.sources.frames import (
 from ross3d.data.sources.inside import resolve_inside
 from ross3d.data.sources.plain_pickle import load_plain_pickle
 from ross3d.data.sources.scannet_objects import read_axis_alignment
-from ross3d.data.sources.spelling import Listing, ScanFiles
+from ross3d.data.sources.spelling import ScanFiles
 
 
 # Side of the published bird's-eye picture, pixels.
@@ -140,8 +140,7 @@ def read_posed_images(
     beside = Beside((path,), allow_outside)
     if info is None:
         # A pose or a depth map without a picture is a frame whose picture is lost.
-        listing = Listing(path)
-        names = sorted({file.stem for suffix in SUFFIXES for file in listing.glob(f"[0-9]*{suffix}")})
+        names = sorted({file.stem for suffix in SUFFIXES for file in files.listing.glob(f"[0-9]*{suffix}")})
         intrinsics = read_matrix(files.find("depth_intrinsic.txt"), (4, 4), "the depth camera, pixels")[:3, :3]
         own_alignment = _read_alignment(find_beside(f"{scene_id}.txt"))
     else:

@@ -5,10 +5,10 @@ Files whose names come near an expected one are not read, but named in errors an
 """
 
 import difflib
+import fnmatch
 import os
 import re
 from collections.abc import Collection, Iterator
-from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 
@@ -46,21 +46,28 @@ class Listing:
             self._names = sorted(os.listdir(path))
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             self._names = []
-        self._by_lower: dict[str, list[str]] = {}
-        for name in self._names:
-            self._by_lower.setdefault(name.lower(), []).append(name)
         self._inner: dict[str, Listing] = {}
+
+    @cached_property
+    def _by_lower(self) -> dict[str, list[str]]:
+        names: dict[str, list[str]] = {}
+        for name in self._names:
+            names.setdefault(name.lower(), []).append(name)
+        return names
 
     def find(self, name: str) -> list[str]:
         """The names that are `name` in upper or lower case."""
         return self._by_lower.get(name.lower(), [])
 
     def glob(self, pattern: str) -> Iterator[Path]:
-        """The paths below that match a pattern (`*`, `?`, `[...]`, slashes between folders) in upper or lower case."""
+        """The paths below that match a pattern (`*`, `?`, `[...]`, slashes between folders) in upper or lower case.
+
+        They come in the order of their names.
+        """
         first, _, rest = pattern.lower().partition("/")
         is_plain = not set("*?[") & set(first)
-        names = self.find(first) if is_plain else (name for name in self._names if fnmatchcase(name.lower(), first))
-        for name in names:
+        lower = [first] if is_plain else fnmatch.filter(self._by_lower, first)
+        for name in (name for other in lower for name in self._by_lower.get(other, ())):
             if rest:
                 yield from self.enter(name).glob(rest)
             else:
@@ -100,7 +107,11 @@ class ScanFiles:
 
     def __init__(self, root: Path, allow_outside: bool = False):
         self.root, self.allow_outside = root, allow_outside
-        self._listing: Listing | None = None
+
+    @cached_property
+    def listing(self) -> Listing:
+        """The names in the scan's folder."""
+        return Listing(self.root)
 
     def find(
         self,
@@ -137,8 +148,7 @@ class ScanFiles:
 
     def _find_other(self, file: Path, suffixes: Collection[str], besides: Collection[Path]) -> Path | None:
         *folders, name = file.relative_to(self.root).parts
-        self._listing = self._listing or Listing(self.root)
-        listing = self._listing
+        listing = self.listing
         for folder in folders:
             found = listing.find(folder)
             exact = [one for one in found if one == folder] or found
