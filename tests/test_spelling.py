@@ -117,7 +117,7 @@ def test_of_two_candidates_none_is_taken_and_both_are_named(make_copy):
     file.unlink()
     with pytest.raises(
         FileNotFoundError,
-        match=r"frame_00001.jpg: the picture does not exist \(frame_00001.PNG, frame_00001.webp lie there\); correct",
+        match=r"frame_00001.jpg: the picture does not exist \(images/frame_00001.PNG, images/frame_00001.webp lie there\); cor",
     ):
         read_scene(folder, max_excluded=0)
 
@@ -135,6 +135,24 @@ def test_a_depth_map_is_no_picture_of_another_suffix(make_copy):
     (folder / "images" / "frame_00001.jpg").unlink()
     with pytest.warns(UserWarning, match="left out 1 of 3 frames"):
         assert read_scene(folder).view_names == ["images/frame_00000", "images/frame_00002"]
+    with pytest.raises(
+        FileNotFoundError, match="frame_00001.jpg: the picture does not exist; copy it again, or leave"
+    ):
+        read_scene(folder, max_excluded=0)
+
+
+@pytest.mark.parametrize("place", ["", "rgb/"])
+def test_pictures_in_another_folder_are_named(make_copy, place):
+    folder, _ = make_copy("nerfstudio")
+    (folder / place).mkdir(exist_ok=True)
+    for file in (folder / "images").iterdir():
+        file.rename(folder / place / file.name)
+    # Depth maps have the same stems.
+    with pytest.raises(
+        (ValueError, FileNotFoundError),
+        match=rf"images/frame_00000.jpg: the picture does not exist \({place}frame_00000.jpg lies there\); correct the n",
+    ):
+        read_scene(folder)
 
 
 @pytest.mark.parametrize("mark", ["_", "-"])
@@ -148,9 +166,16 @@ def test_frames_of_an_rgbd_folder_under_other_names(make_copy, mark, word, suffi
     found = read_scene(folder)
     assert_same(found, wanted)
     assert found.view_names == wanted.view_names and list_not_read(folder) == {}
-    shutil.copy(folder / f"frame{mark}000001.{word}{suffix}", folder / f"frame-000001.color{'.png'}")
+    shutil.copy(folder / f"frame{mark}000001.{word}{suffix}", folder / f"frame-000001.{word}.jpg")
     with pytest.raises(ValueError, match="frame-000001 has two pictures, "):
         read_scene(folder)
+
+
+def test_of_color_and_rgb_the_first_is_read(make_copy):
+    folder, wanted = make_copy("rgbd_folder")
+    for file in folder.glob("*.color.jpg"):
+        Image.new("RGB", (64, 48)).save(folder / file.name.replace(".color.jpg", ".rgb.png"))
+    assert_same(read_scene(folder), wanted)
 
 
 def test_public_exports_with_jpeg_pictures(make_copy):

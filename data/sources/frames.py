@@ -34,7 +34,7 @@ from ross3d.data.sources.pictures import (
     scale_depth,
 )
 from ross3d.data.sources.scannet_objects import read_axis_alignment
-from ross3d.data.sources.spelling import Listing, describe_alike, describe_near_misses
+from ross3d.data.sources.spelling import Listing, describe_near_misses
 from ross3d.data.text_files import check_file, read_json, read_text
 from ross3d.geometry_ross3d import turn_cameras
 from ross3d.inputs_ross3d import check, check_boxes, check_cam2world, has_same_aspect
@@ -124,11 +124,14 @@ class Exclusions:
         self._check(names)
         return found
 
-    def drop_absent(self, files: Mapping[str, Path]) -> list[str]:
+    def drop_absent(
+        self, files: Mapping[str, Path], describe_alike: Callable[[Path], str] = lambda file: ""
+    ) -> list[str]:
         """The names of frames whose pictures exist.
 
         Args:
             files: the picture of every frame that a list, a depth map or a pose names.
+            describe_alike: an absent picture -> where it may lie instead, for the error; may be empty.
 
         Raises:
             ValueError: more of them are absent than may be; FileNotFoundError where none may be.
@@ -136,7 +139,13 @@ class Exclusions:
         self._names |= dict.fromkeys(files)
         for name, file in files.items():
             if not file.exists():
-                self._exclude(name, "picture is missing", self._errors.get("picture is missing") or _miss(file))
+                # Errors quote the first of them.
+                alike = describe_alike(file) if "picture is missing" not in self._errors else ""
+                remedy = "correct the name, copy it again" if alike else "copy it again"
+                error = FileNotFoundError(
+                    f"{file}: the picture does not exist{alike}; {remedy}, or leave the frame out."
+                )
+                self._exclude(name, "picture is missing", error)
                 self._absent.add(name)
         if len(self._absent) > self.max_absent * len(files):
             self._refuse(list(files), f"listed pictures are not there, more than {self.max_absent:.0%} of them")
@@ -200,13 +209,6 @@ class Exclusions:
                 f" ({self._describe(list(self.reasons))})",
                 stacklevel=4,
             )
-
-
-def _miss(file: Path) -> FileNotFoundError:
-    alike = describe_alike(file)
-    remedy = "copy it again, or leave the frame out"
-    remedy = f"correct the name, {remedy}" if alike else remedy
-    return FileNotFoundError(f"{file}: the picture does not exist{alike}; {remedy}.")
 
 
 def choose_views(names: Iterable[str], num_views: int | None) -> list[str]:

@@ -112,7 +112,8 @@ def read_nerfstudio(
         _check_camera_model(frame, f"{where}, {name}", path)
     exclusions = Exclusions(where, max_excluded)
     pictures = _find_pictures(files, frames, file)
-    present = exclusions.drop_absent(pictures)
+    besides = _list_other_pictures(files.root, frames)
+    present = exclusions.drop_absent(pictures, lambda absent: files.describe_alike(absent, besides))
     cameras = exclusions.read_each(present, lambda name: _get_cam2world(frames[name], scale), "pose")
     tracked = exclusions.drop_lost(cameras)
     chosen = choose_views(tracked, num_views)
@@ -410,16 +411,21 @@ def _get_distortion(coefficients: list[float], size: np.ndarray, focal: np.ndarr
     return float(np.hypot(shift_x * focal[0], shift_y * focal[1]).max())
 
 
-def _find_pictures(files: ScanFiles, frames: Mapping[str, Mapping[str, Any]], file: Path) -> dict[str, Path]:
-    """The picture of each frame: as it is named, with a suffix where it has none (NeRF's synthetic scenes), or under
-    another spelling that is no depth map or mask of any frame."""
+def _list_other_pictures(root: Path, frames: Mapping[str, Mapping[str, Any]]) -> set[Path]:
+    """Depth maps, masks and the like that the frames name."""
     others = {
         value
         for frame in frames.values()
         for key, value in frame.items()
         if key.endswith("_path") and key != "file_path" and isinstance(value, str)
     }
-    besides = {Path(os.path.normpath(files.root / name.replace("\\", "/"))) for name in others}
+    return {Path(os.path.normpath(root / name.replace("\\", "/"))) for name in others}
+
+
+def _find_pictures(files: ScanFiles, frames: Mapping[str, Mapping[str, Any]], file: Path) -> dict[str, Path]:
+    """The picture of each frame: as it is named, with a suffix where it has none (NeRF's synthetic scenes), or under
+    another spelling that is no depth map or mask of any frame."""
+    besides = _list_other_pictures(files.root, frames)
 
     def find(name: str) -> Path:
         named = files.find(name, where=str(file))

@@ -36,7 +36,9 @@ from ross3d.data.sources.frames import (
 from ross3d.data.sources.spelling import ScanFiles
 
 
-COLOR_PATTERN = re.compile(r"^frame[-_](\d+)\.(?:color|rgb)\.(jpg|jpeg|png|webp)$", re.IGNORECASE)
+COLOR_PATTERN = re.compile(r"^frame[-_](\d+)\.color\.(jpg|jpeg|png|webp)$", re.IGNORECASE)
+# Counts in folders without the other.
+RGB_PATTERN = re.compile(r"^frame[-_](\d+)\.rgb\.(jpg|jpeg|png|webp)$", re.IGNORECASE)
 # `.depth.proj.png` and `.rendered.depth.png`, written by other tools, are not depth maps of this layout.
 DEPTH_PATTERN = re.compile(r"^frame[-_](\d+)\.depth\.(png|pgm|tif|tiff|npy|exr|pfm|npz)$", re.IGNORECASE)
 POSE_PATTERN = re.compile(r"^frame[-_](\d+)\.pose\.(txt)$", re.IGNORECASE)
@@ -85,10 +87,8 @@ def read_rgbd_folder(
         raise FileNotFoundError(f"{path} is not a folder; give the folder that holds frame-NNNNNN.color.jpg files.")
     scene_id = path.resolve().name
     find = ScanFiles(path, allow_outside).find
-    color_files, depth_files = (
-        _find_frames(path, COLOR_PATTERN, "pictures"),
-        _find_frames(path, DEPTH_PATTERN, "depth maps"),
-    )
+    color_files = _find_frames(path, COLOR_PATTERN, "pictures") or _find_frames(path, RGB_PATTERN, "pictures")
+    depth_files = _find_frames(path, DEPTH_PATTERN, "depth maps")
     poses = _find_frames(path, POSE_PATTERN, "poses")
     # A pose or a depth map without a picture is a frame whose picture is lost.
     names = sorted({*color_files, *depth_files, *poses})

@@ -161,14 +161,20 @@ class ScanFiles:
                 return others[0] if len(others) == 1 else None
         return None
 
-
-def describe_alike(file: Path) -> str:
-    """What lies in the place of an absent picture, as the end of an error; empty where nothing does."""
-    if not file.parent.is_dir():
-        return f" (there is no folder {file.parent.name}/)"
-    listing = Listing(file.parent)
-    names = sorted({*listing.find(file.name), *listing.list_pictures(file.name, PICTURE_SUFFIXES)})
-    return f" ({', '.join(names)} {'lies' if len(names) == 1 else 'lie'} there)" if names else ""
+    def describe_alike(self, file: Path, besides: Collection[Path] = ()) -> str:
+        """Where an absent picture may lie: pictures of its name but for the suffix in its folder, or else such a one in
+        the scan's folder or in one of those in it; as the end of an error, empty where there is none."""
+        folders = [
+            self.listing,
+            *(self.listing.enter(folder.name) for folder in self.listing.glob("*") if folder.is_dir()),
+        ]
+        found = [
+            listing.path / name for listing in folders for name in listing.list_pictures(file.name, PICTURE_SUFFIXES)
+        ]
+        found = [other for other in found if other not in besides]
+        near = [other for other in found if other.parent == file.parent] or found
+        names = sorted(str(other.relative_to(self.root)) for other in near)
+        return f" ({', '.join(names[:3])} {'lies' if len(names) == 1 else 'lie'} there)" if names else ""
 
 
 def find_near_misses(listing: Listing, name: str) -> list[str]:
@@ -202,7 +208,6 @@ __all__ = [
     "PICTURE_SUFFIXES",
     "Listing",
     "ScanFiles",
-    "describe_alike",
     "describe_near_misses",
     "find_near_misses",
 ]
