@@ -162,8 +162,8 @@ class ScanFiles:
         return None
 
     def describe_alike(self, file: Path, besides: Collection[Path] = ()) -> str:
-        """Where an absent picture may lie: pictures of its name but for the suffix in its folder, or else such a one in
-        the scan's folder or in one of those in it; as the end of an error, empty where there is none."""
+        """Where an absent picture may lie, as the end of an error: pictures of its name but for the suffix in its
+        folder, or else in the scan's folder or in one of those in it; empty where there are none."""
         folders = [
             self.listing,
             *(self.listing.enter(folder.name) for folder in self.listing.glob("*") if folder.is_dir()),
