@@ -296,12 +296,19 @@ def test_names_that_come_near_no_other(tmp_path):
 def test_pictures_beside_unknown_cameras_are_told_of_them(tmp_path):
     for name in ("a.jpg", "b.jpg", "all_poses.npy"):
         (tmp_path / name).touch()
-    with pytest.raises(ValueError, match="pictures without cameras.*; all_poses.npy in it may hold them, in no form"):
+    with pytest.raises(ValueError, match="pictures without cameras.*; or all_poses.npy in it may hold them, in no f"):
         find_layout(tmp_path)
     (tmp_path / "all_poses.npy").unlink()
     with pytest.raises(ValueError, match="pictures without cameras") as caught:
         find_layout(tmp_path)
     assert "in it may hold" not in str(caught.value)
+    for name, words in (
+        ("walk.mp4", "or give the video itself: .*walk.mp4"),
+        ("room.obj", "or room.obj in it is a mesh"),
+    ):
+        (tmp_path / name).touch()
+        with pytest.raises(ValueError, match=f"pictures without cameras.*; {words}"):
+            find_layout(tmp_path)
 
 
 def test_a_recording_of_another_name_is_named(originals, tmp_path):

@@ -171,7 +171,9 @@ def find_layout(path: str | os.PathLike) -> Layout:
     check_looks(path)
     # Loose pictures and files do not make a folder of scans a scan.
     _check_below(path)
-    check_loose_files(path)
+    # A folder in a folder, as archives are unpacked, counts as one.
+    for folder in (path, *(level[0] for level in _list_levels(path) if len(level) == 1)):
+        check_loose_files(folder)
     known = "\n".join(f"  {layout.name}: {layout.looks_like}" for layout in LAYOUTS)
     raise ValueError(f"{path}: the layout of this folder is not known; a scan is one of these folders:\n{known}")
 

@@ -225,7 +225,13 @@ FOREIGN = (
     ),
     ForeignLayout(
         "a folder of numbered pictures, depth maps and poses",
-        (("[0-9]*.jpg", "[0-9]*.png", "[0-9]*.txt"), ("[0-9]*.color.*", "[0-9]*.depth.*")),
+        (
+            ("[0-9]*.jpg", "[0-9]*.png", "[0-9]*.txt"),
+            ("*[0-9].color.*", "*[0-9].depth.*"),
+            ("*[0-9].color.*", "*[0-9].pose.txt"),
+            ("frame*[0-9].jpg", "frame*[0-9].txt"),
+            ("frame*[0-9].png", "frame*[0-9].txt"),
+        ),
         f"name them 00000.jpg, 00000.png, 00000.txt (five digits) and write depth_intrinsic.txt (4x4); or {AS_FOLDER}",
     ),
     ForeignLayout(
@@ -306,7 +312,7 @@ def describe_file(file: Path) -> str:
         return known
     return (
         f"a file of an unknown kind ({file.suffix or 'without a suffix'}): give the folder of one scan, or a video"
-        f" ({', '.join(VIDEO_SUFFIXES)})"
+        f" ({', '.join(VIDEO_SUFFIXES[:5])}, ...)"
     )
 
 
@@ -317,22 +323,23 @@ def check_loose_files(path: Path) -> None:
         ValueError: it is one of these.
     """
     listing = Listing(path)
-    videos = [file for suffix in VIDEO_SUFFIXES for file in listing.glob(f"[!.]*{suffix}") if file.is_file()]
+
+    def find(suffixes: tuple[str, ...]) -> list[Path]:
+        found = [file for suffix in suffixes for file in listing.glob(f"[!.]*{suffix}")]
+        return [file for file in found if file.is_file() and file.name.lower() != "thumbs.db"]
+
+    videos, wholes = find(VIDEO_SUFFIXES), find(WHOLE_SCANS)
     video = f"give the video itself: {videos[0]}" if videos else ""
+    whole = f"{wholes[0].name} in it is {describe_file(wholes[0])}" if wholes else ""
     if any(listing.has(pattern) for (pattern,) in PICTURES.alternatives):
         files = sorted({file.name for pattern in CAMERA_NAMES for file in listing.glob(pattern) if file.is_file()})
-        way = PICTURES.way.format(path=path)
-        way += f"; {', '.join(files[:3])} in it may hold them, in no form that is known: {AS_FOLDER}" if files else ""
-        raise ValueError(f"{path} is {PICTURES.name}, which is not read as it is; {way}{video and f'; or {video}'}.")
+        cameras = f"{', '.join(files[:3])} in it may hold them, in no form that is known: {AS_FOLDER}" if files else ""
+        ways = [way for way in (PICTURES.way.format(path=path), cameras, video, whole) if way]
+        raise ValueError(f"{path} is {PICTURES.name}, which is not read as it is; {'; or '.join(ways)}.")
     if video:
         raise ValueError(f"{path} is no scan, but holds {len(videos)} video{'s' if len(videos) > 1 else ''}; {video}.")
-    wholes = [file for suffix in WHOLE_SCANS for file in listing.glob(f"[!.]*{suffix}") if file.is_file()]
-    wholes = [file for file in wholes if file.name.lower() != "thumbs.db"]
-    if wholes:
-        name = wholes[0].name
-        raise ValueError(
-            f"{path}: this folder is no scan of a known layout; {name} in it is {describe_file(wholes[0])}."
-        )
+    if whole:
+        raise ValueError(f"{path}: this folder is no scan of a known layout; {whole}.")
 
 
 __all__ = [
