@@ -45,17 +45,53 @@ FOREIGN = {
     "workspace of COLMAP": ["distorted/sparse/0/cameras.bin", "input/a.jpg", "images/a.jpg"],
     "numbered pictures": ["000000.jpg", "000000.png", "000000.txt"],
     "pictures without cameras": ["IMG_0001.HEIC"],
+    "RTAB-Map": ["rgb/1.jpg", "depth/1.png", "calib/1.yaml", "poses.txt"],
+    "SUN RGB-D": ["image/a.jpg", "depth/a.png", "depth_bfx/a.png", "extrinsics/a.txt", "intrinsics.txt"],
+    "MVSNet": ["images/00000000.jpg", "cams/00000000_cam.txt", "pair.txt"],
+    "folders of their own": ["rgb/0.png", "depth/0.png", "poses/0.txt"],
 }
+# The same under other names, in other parts, in upper case.
+VARIANTS = [
+    ("ScanNet's SensReader", ["color/0.png", "depth/0.png", "pose/0.txt", "intrinsic/intrinsic_depth.txt"]),
+    ("ScanNet's SensReader", ["Color/0.JPG", "Depth/0.PNG", "Pose/0.TXT"]),
+    ("Matterport3D", ["matterport_camera_poses/a_pose_0_0.txt", "matterport_camera_intrinsics/a_intrinsics_0.txt"]),
+    ("Matterport3D", ["undistorted_color_images/a_i0_0.jpg"]),
+    (
+        "ScanNet\\+\\+",
+        ["nerfstudio/transforms.json", "nerfstudio/transforms_undistorted.json", "resized_images/a.JPG"],
+    ),
+    ("ScanNet\\+\\+", ["transforms_undistorted.json", "train_test_lists.json"]),
+    ("TUM RGB-D", ["associations.txt", "rgb/1305031102.175304.png", "depth/1305031102.160407.png"]),
+    ("RTAB-Map", ["rtabmap.db"]),
+    ("RTAB-Map", ["room_rgb/1.jpg", "room_depth/1.png", "room_calib/1.yaml", "room_camera_poses.txt"]),
+    ("SUN RGB-D", ["fullres/a.jpg", "intrinsics.txt"]),
+    ("Redwood", ["Apartment.LOG", "depth/1.png", "image/1.jpg"]),
+    ("folders of their own", ["images/0.jpg", "poses/0.txt", "intrinsics.txt"]),
+    ("folders of their own", ["rgb/0.jpg", "depth/0.png"]),
+    ("pictures without cameras", ["images/IMG_0001.JPEG"]),
+    ("numbered pictures", ["frame000000.color.png", "frame000000.pose.txt"]),
+    ("numbered pictures", ["frame-000000.PNG", "frame-000000-depth.png", "frame-000000.txt"]),
+]
 
 
-@pytest.mark.parametrize("name", FOREIGN)
-def test_known_layouts_are_named_with_a_way_out(tmp_path, name):
-    for file in FOREIGN[name]:
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / file).write_bytes(b"1")
+def write_files(folder, names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"1")
+    return folder
+
+
+@pytest.mark.parametrize(("name", "files"), [*FOREIGN.items(), *VARIANTS])
+def test_known_layouts_are_named_with_a_way_out(tmp_path, name, files):
+    write_files(tmp_path, files)
     with pytest.raises(ValueError, match=f"is an? .*{name}|is {name}") as caught:
         find_layout(tmp_path)
     assert "which is not read as it is; " in str(caught.value) and "the layout of this folder" not in str(caught.value)
+    # A download that was unpacked into a folder of its own names that folder.
+    outer = write_files(tmp_path.parent / f"{tmp_path.name}_outer", [f"export/scan/{file}" for file in files])
+    told = "outer/export/scan is" if name == "pictures without cameras" else "outer is .*export.* in it is"
+    with pytest.raises(ValueError, match=f"{told} .*{name}.*, which is not read as it is"):
+        find_layout(outer)
 
 
 def test_folders_without_a_scan_say_where_one_is(raw, tmp_path):

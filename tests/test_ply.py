@@ -72,7 +72,7 @@ def test_every_form_is_read(tmp_path, order, length, corner, newline):
     mesh = read_ply(file)
     assert np.array_equal(mesh.vertices, VERTICES) and mesh.colors.tolist() == [[9, 8, 7]] * 5
     assert mesh.faces.tolist() == TRIANGLES and mesh.normals is None
-    alone = read_ply(file, with_faces=False)
+    alone = read_ply(file, only_vertices=True)
     assert np.array_equal(alone.vertices, VERTICES) and alone.faces is None
     for faces, wanted in (([[0, 1, 2, 3]] * 3, [[0, 1, 2], [0, 2, 3]] * 3), ([], []), ([[1], [2]], [])):
         found = read_ply(write_mesh(tmp_path / "alike.ply", order, newline, length, corner, faces)).faces
@@ -85,7 +85,52 @@ def test_faces_may_stand_before_the_vertices(tmp_path):
         "property float x\nproperty float y\nproperty float z\nend_header\n\n4 0 1 2 3\n0 0 0\n1 0 0\n\n1 1 0\n0 1.5 0"
     )
     assert read_ply(tmp_path / "mesh.ply").faces.tolist() == [[0, 1, 2], [0, 2, 3]]
-    assert read_ply(tmp_path / "mesh.ply", with_faces=False).vertices[3].tolist() == [0, 1.5, 0]
+    assert read_ply(tmp_path / "mesh.ply", only_vertices=True).vertices[3].tolist() == [0, 1.5, 0]
+
+
+@pytest.mark.parametrize("order", ["<", ">", ""])
+@pytest.mark.parametrize(
+    ("colors", "normals", "faces"),
+    [
+        (("r", "g", "b"), ("normal_x", "normal_y", "normal_z"), "indices"),
+        (("diffuse_red", "diffuse_green", "diffuse_blue"), ("nx", "ny", "nz"), "vertex_index"),
+    ],
+)
+def test_columns_count_under_their_other_names(tmp_path, order, colors, normals, faces):
+    columns = [f"property uchar {name}" for name in colors] + [f"property float {name}" for name in normals]
+    form = {"<": "binary_little_endian", ">": "binary_big_endian", "": "ascii"}[order]
+    lists = ("element face 2", f"property list uchar int {faces}", "property list uchar float texcoord")
+    header = make_header("element vertex 3", *XYZ, *columns, *lists, form=form)
+    vertices = [(0, 0, 0, 9, 8, 7, 0, 0, 1), (1, 0, 0, 255, 0, 1, 0, 1, 0), (0, 2, 0, 3, 4, 5, 1, 0, 0)]
+    corners = [(3, 0, 1, 2, 2, 0.5, 0.25), (3, 2, 1, 0, 2, 0, 1)]
+    if order:
+        rows = [struct.pack(f"{order}3f3B3f", *row) for row in vertices]
+        rows += [struct.pack(f"{order}B3iB2f", *row) for row in corners]
+        body = b"".join(rows)
+    else:
+        body = "\n".join(" ".join(map(str, row)) for row in [*vertices, *corners]).encode()
+    (tmp_path / "mesh.ply").write_bytes(header + body)
+    mesh = read_ply(tmp_path / "mesh.ply")
+    assert mesh.colors.tolist() == [[9, 8, 7], [255, 0, 1], [3, 4, 5]]
+    assert mesh.normals.tolist() == [[0, 0, 1], [0, 1, 0], [1, 0, 0]]
+    assert mesh.faces.tolist() == [[0, 1, 2], [2, 1, 0]] and mesh.columns == ("x", "y", "z", *colors, *normals)
+    alone = read_ply(tmp_path / "mesh.ply", only_vertices=True)
+    assert alone.vertices.tolist() == mesh.vertices.tolist() and alone.colors is alone.normals is alone.faces is None
+
+
+def test_faces_of_an_unknown_name_are_no_cloud_of_points(tmp_path):
+    faces = ("element face 1", "property list uchar int corners", "property list uchar float texcoord")
+    text = make_header("element vertex 3", *XYZ, *faces, form="ascii").decode() + "0 0 0\n1 0 0\n1 1 0\n"
+    (tmp_path / "mesh.ply").write_text(text + "3 0 1 2 0\n")
+    message = "faces as a list vertex_indices or vertex_index or indices, got 'corners', 'texcoord'; rename it in the"
+    with pytest.raises(ValueError, match=message):
+        read_ply(tmp_path / "mesh.ply")
+    assert read_ply(tmp_path / "mesh.ply", only_vertices=True).vertices.shape == (3, 3)
+    # An element without rows, or without lists, is no mesh either way.
+    for lines in (["element face 0", *faces[1:]], ["element face 0", "property int material"]):
+        text = make_header("element vertex 1", *XYZ, *lines, form="ascii").decode()
+        (tmp_path / "mesh.ply").write_text(text + "0 0 0\n")
+        assert read_ply(tmp_path / "mesh.ply").faces is None
 
 
 def make_header(*lines: str, form: str = "binary_little_endian") -> bytes:

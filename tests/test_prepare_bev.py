@@ -76,6 +76,26 @@ def test_folders_without_scans(tmp_path):
         run("--data", tmp_path / "empty")
 
 
+def test_folders_that_look_like_scans_are_not_left_out_in_silence(scan, tmp_path):
+    write_posed_images(tmp_path, "scene0004_00", scan)
+    data = tmp_path / "posed_images"
+    (data / "attic").mkdir()
+    (data / "attic" / "transforms (1).json").touch()
+    with pytest.warns(
+        UserWarning, match=r"--data: left out: .*attic is no scan of .*; transforms \(1\).json is not read"
+    ):
+        assert [folder.name for folder in list_scene_folders(data)] == ["scene0004_00"]
+    (data / "scene0004_00").rename(tmp_path / "elsewhere")
+    (data / "cellar" / "color").mkdir(parents=True)
+    (data / "cellar" / "pose").mkdir()
+    for name in ("color/0.png", "pose/0.txt"):
+        (data / "cellar" / name).touch()
+    with pytest.raises(
+        ValueError, match=r"--data: expected a folder of scans, got 2 that cannot be read: .*attic is no"
+    ):
+        list_scene_folders(data)
+
+
 def test_a_scene_that_fails_is_named_and_the_others_are_made(rooms):
     for file in (rooms / "train" / "train-000004").glob("*.depth.png"):
         file.unlink()

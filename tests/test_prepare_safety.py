@@ -330,8 +330,11 @@ def test_masks_over_a_mesh_of_polygons(tmp_path):
     room = shutil.copytree(get_rooms() / "val" / "val-000000", tmp_path / "val-000000")
     (room / "proposals.json").unlink(missing_ok=True)
     mesh = "ply\nformat ascii 1.0\nelement vertex 5\nproperty float x\nproperty float y\nproperty float z\n"
-    mesh += "element face 2\nproperty list uchar int vertex_indices\nend_header\n"
-    mesh += "0 0 0\n1 0 0\n1 2 0.5\n0 2 0\n3 3 3\n4 0 1 2 3\n5 0 1 2 3 4\n"
+    # Neither colours that are no bytes nor lists of an unknown name matter here.
+    mesh += "property float red\nproperty float green\nproperty float blue\n"
+    mesh += "element face 2\nproperty list uchar int corners\nend_header\n"
+    rows = ("0 0 0", "1 0 0", "1 2 0.5", "0 2 0", "3 3 3")
+    mesh += "".join(f"{row} 0.25 1 0\n" for row in rows) + "4 0 1 2 3\n5 0 1 2 3 4\n"
     masks = tmp_path / "masks"
     (masks / "pred_mask").mkdir(parents=True)
     (masks / "val-000000.ply").write_text(mesh)
@@ -380,7 +383,7 @@ def test_clouds_are_drawn_and_meshes_without_colours_are_refused(given):
     head = "ply\nformat ascii 1.0\nelement vertex 2\nproperty float x\nproperty float y\nproperty float z\n"
     ply.write_text(head + "end_header\n0 0 0\n1 1 1\n")
     with pytest.raises(
-        ValueError, match="clean_2.ply: expected vertices with red, green and blue, got none; take a mesh"
+        ValueError, match="clean_2.ply: expected vertices with red, green and blue, got x, y, z; take a mesh"
     ):
         prepare_given(given, "--partial")
     colors = "property uchar red\nproperty uchar green\nproperty uchar blue\n"

@@ -297,7 +297,9 @@ def test_meshes_that_are_wrong_are_refused(tmp_path):
         make_header(*XYZ) + end + "1 2 3\n4.25 5.5\n": r"mesh.ply: row 1 of 'vertex' cannot be understood \(1 numb",
         make_header(*XYZ, form="binary_little_endian 1.0") + end: r"the file ends before its 2 rows of 'vertex' do",
         make_header("float x") + end + "1\n2\n": r"mesh.ply: expected vertices with x, y and z, the file has \['x'\]",
-        make_header(*XYZ, "float red") + end + "1 2 3 1\n4 5 6 1\n": r"expected colours of type uchar \(0 to 255\)",
+        make_header(*XYZ, "float r", "float g", "float b") + end + 2 * "1 2 3 1 0 0.5\n": (
+            r"mesh.ply: expected colours of type uchar \(0 to 255\), got 'r' of type float32; export the mesh with"
+        ),
     }
     for text, message in cases.items():
         file.write_text(text)

@@ -20,7 +20,7 @@ from ross3d.data.own_scan import NUM_FRAMES, PICTURE_SIZE, is_upright
 from ross3d.data.prepare.bev import list_scene_folders
 from ross3d.data.prepare.parallel import run_jobs
 from ross3d.data.sources import read_scene
-from ross3d.data.sources.frames import read_matrix
+from ross3d.data.sources.frames import read_alignment_file
 from ross3d.data.surface import sample_surface
 from ross3d.data.upright import LOW_CONFIDENCE, UprightEstimate, find_alignment
 from ross3d.data.world import ALIGNMENT, MAX_TILT
@@ -65,7 +65,7 @@ def align_folder(folder: Path, force: bool, min_confidence: float, reading: dict
     estimate = find_alignment(scene, sample_surface(scene))
     check_estimate(estimate, scene.scene_id, file, min_confidence)
     matrix = np.eye(4) if is_upright(estimate) else estimate.axis_align_matrix
-    before = read_matrix(file, (4, 4), "scan to upright world") if file.is_file() else np.eye(4)
+    before = read_alignment_file(file) if file.is_file() else np.eye(4)
     present = [name for name in IN_ITS_WORLD if (folder / name).is_file()]
     if present and not np.allclose(matrix, before, atol=1e-6):
         keep = f"write the identity as {ALIGNMENT} to keep the world"

@@ -7,6 +7,7 @@ unknown.
 
 import json
 import re
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ross3d.data.atomic import hold_folder, remove_leftovers, replace_file, writ
 from ross3d.data.bev import BEVPicture, render_bev, render_scene_bev
 from ross3d.data.prepare.parallel import run_jobs
 from ross3d.data.prepare.tables import refresh_scans_tables
-from ross3d.data.sources import list_layouts, read_scene
+from ross3d.data.sources import check_looks, list_layouts, read_scene
 from ross3d.data.sources.frames import open_image
 from ross3d.data.sources.inside import check_all_inside
 from ross3d.data.sources.ply import Mesh, read_ply
@@ -90,8 +91,8 @@ def render_mesh_bev(vertices: np.ndarray, mesh: Mesh, size: int, where: str) -> 
     """
     if mesh.colors is None:
         raise ValueError(
-            f"{where}: expected vertices with red, green and blue, got none; take a mesh with colours, or make the"
-            " picture from depth (--bev depth, or --from depth)."
+            f"{where}: expected vertices with red, green and blue, got {', '.join(mesh.columns)}; take a mesh"
+            " with colours, or make the picture from depth (--bev depth, or --from depth)."
         )
     faces = np.zeros((0, 3), np.int64) if mesh.faces is None else mesh.faces
     bounds = get_bev_bounds(torch.from_numpy(np.asarray(vertices, np.float32)))
@@ -181,15 +182,38 @@ def make_bev(folder: Path, source: str, size: int, scans: Path | None, reading: 
 
 
 def list_scene_folders(data_dir: Path) -> list[Path]:
-    """Folders of any known layout: `data_dir` itself, those in it, or those in the folders of its splits."""
+    """Folders of any known layout: `data_dir` itself, those in it, or those in the folders of its splits.
+
+    A warning names folders beside them that look like scans and are not read.
+
+    Raises:
+        FileNotFoundError: no such folder, or none of a scan in it.
+        ValueError: none of a scan but one that looks like it.
+    """
     if not data_dir.is_dir():
         raise FileNotFoundError(f"--data: {data_dir} is not a folder; give the data set, a split or one scene of it.")
+    problems: list[str] = []
     for pattern in ("", "*", "*/*"):
         candidates = sorted(data_dir.glob(pattern)) if pattern else [data_dir]
-        found = [path for path in candidates if path.is_dir() and not path.name.startswith(".") and list_layouts(path)]
+        folders = [path for path in candidates if path.is_dir() and not path.name.startswith(".")]
+        found = [path for path in folders if list_layouts(path)]
+        problems += [told for path in folders if path not in found and (told := _describe_problem(path))]
         if found:
+            for told in problems:
+                warnings.warn(f"--data: left out: {told}", stacklevel=2)
             return found
+    if problems:
+        raise ValueError(f"--data: expected a folder of scans, got {len(problems)} that cannot be read: {problems[0]}")
     raise FileNotFoundError(f"--data: no folder of a scan in {data_dir}, two levels deep; prepare the scans first.")
+
+
+def _describe_problem(path: Path) -> str:
+    """Why a folder that looks like a scan is not read; empty for others."""
+    try:
+        check_looks(path)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def prepare_bev(

@@ -99,7 +99,7 @@ def make_boxes(folder: Path, source: ProposalSource) -> list[list[float]]:
         boxes = propose_boxes(scene).boxes
         return boxes.astype(np.float64).round(4).tolist()
     masks = find_masks(source.masks, folder.name)
-    mesh = read_ply(find_mesh(folder, source, masks), with_faces=False)
+    mesh = read_ply(find_mesh(folder, source, masks), only_vertices=True)
     vertices = align_vertices(mesh.vertices, get_alignment(folder, source.reading))
     if masks.suffix == ".npz":
         return [box for box in read_mask_boxes(masks, vertices) if box is not None]

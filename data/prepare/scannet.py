@@ -188,7 +188,7 @@ def write_scan(
         return f"none of its {len(strided)} frames (every tenth) has a pose"
     axis_align_matrix = read_axis_alignment(Path(f"{stem}.txt"))
     axis_align_matrix = np.eye(4) if axis_align_matrix is None else axis_align_matrix
-    mesh, segments = read_mesh(job)
+    mesh, segments = read_mesh(job, only_vertices=settings.bev_source != "mesh")
     vertices = align_vertices(mesh.vertices, axis_align_matrix)
     chosen = choose_frames(recording, tracked, header.depth_intrinsics[:3, :3], axis_align_matrix, vertices, settings)
     boxes, unknown_labels = read_objects(job, vertices, segments, nyu40_ids)
@@ -249,11 +249,11 @@ def choose_frames(
     return {candidates[i] for i in kept}
 
 
-def read_mesh(job: ScanJob) -> tuple[Mesh, np.ndarray | None]:
+def read_mesh(job: ScanJob, only_vertices: bool) -> tuple[Mesh, np.ndarray | None]:
     """A scan's mesh, and the segment of each vertex; None for test scans, which have neither segments nor objects."""
     if (job.scan / f"{job.scene_id}.aggregation.json").is_file():
-        return read_mesh_with_segments(job.scan)
-    return read_ply(job.scan / f"{job.scene_id}_vh_clean_2.ply"), None
+        return read_mesh_with_segments(job.scan, only_vertices)
+    return read_ply(job.scan / f"{job.scene_id}_vh_clean_2.ply", only_vertices), None
 
 
 def read_objects(

@@ -4,7 +4,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import islice
@@ -14,12 +14,14 @@ from typing import Any
 from ross3d.data.consistency import check_consistency
 from ross3d.data.scene import Scene
 from ross3d.data.sources.arkitscenes import read_arkitscenes
-from ross3d.data.sources.foreign import FOREIGN, FOREIGN_FILES, find_foreign_layout
+from ross3d.data.sources.beside import names_alignment
+from ross3d.data.sources.foreign import check_loose_files, describe_file, find_foreign_layout
 from ross3d.data.sources.frames import check_rotation, check_share
 from ross3d.data.sources.nerfstudio import list_named_files, read_nerfstudio
 from ross3d.data.sources.posed_images import list_scan_files, read_posed_images
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.data.sources.scannet import find_labels_file, read_scannet_scan
+from ross3d.data.sources.spelling import Listing, describe_near_misses
 from ross3d.data.sources.video import find_video, read_video
 from ross3d.data.world import check_world
 
@@ -57,10 +59,13 @@ NOT_READ = (
 
 @dataclass(frozen=True)
 class Layout:
-    """How a folder of one kind of scan is recognised (a pattern that some file in it matches) and read."""
+    """How a folder of one kind of scan is recognised (patterns of which some file in it matches one) and read.
+
+    Patterns hold in upper and lower case.
+    """
 
     name: str
-    pattern: str
+    patterns: tuple[str, ...]
     read: Callable[..., Scene]
     looks_like: str
     # Patterns of the files in its folder that are read, or known and not needed.
@@ -69,6 +74,8 @@ class Layout:
     needs: str | None = None
     # A pattern that recognises a scan whose pictures are all missing: its reader says which.
     remains: str | None = None
+    # The file that alone makes a folder a scan of this layout, a key of `OTHER_NAMES`.
+    key_file: str | None = None
     # Files of a scan outside its folder.
     list_elsewhere: Callable[[Path], list[Path]] = lambda path: []
 
@@ -83,22 +90,23 @@ ARKITSCENES_FILES = (
 LAYOUTS = (
     Layout(
         "rgbd_folder",
-        "frame-*.color.*",
+        ("frame[-_]*.color.*", "frame[-_]*.rgb.*"),
         read_rgbd_folder,
         "camera-intrinsics.txt and frame-NNNNNN.color.jpg, .depth.png, .pose.txt (7-Scenes, TSDF tools)",
         (
             "camera-intrinsics.txt",
             "scene.json",
-            "frame-*.color.*",
-            "frame-*.pose.txt",
-            *(f"frame-{6 * '[0-9]'}.depth.{suffix}" for suffix in ("png", "pgm", "tif", "tiff", "npy")),
+            "frame[-_]*.color.*",
+            "frame[-_]*.rgb.*",
+            "frame[-_]*.pose.txt",
+            *(f"frame[-_]{6 * '[0-9]'}.depth.{suffix}" for suffix in ("png", "pgm", "tif", "tiff", "npy")),
         ),
         needs="camera-intrinsics.txt",
-        remains="frame-*.pose.txt",
+        remains="frame[-_]*.pose.txt",
     ),
     Layout(
         "scannet",
-        "*.sens",
+        ("*.sens",),
         read_scannet_scan,
         "<scene>.sens, .txt and the mesh's files (raw ScanNet)",
         ("*.sens", "scene*.txt", "*_vh_clean*", "*.aggregation.json", "*_2d-*.zip", "*.zip", "*-labels.combined.tsv"),
@@ -106,33 +114,35 @@ LAYOUTS = (
     ),
     Layout(
         "nerfstudio",
-        "transforms.json",
+        ("transforms.json",),
         read_nerfstudio,
         "transforms.json (nerfstudio, instant-ngp; converted from Polycam, Record3D, COLMAP)",
         # Copies of the pictures at other sizes, and leftovers of the conversion.
         ("transforms.json", "images_[0-9]*/*", "colmap/*", "sparse_pc.ply"),
+        key_file="transforms.json",
         list_elsewhere=list_named_files,
     ),
     Layout(
         "arkitscenes",
-        "lowres_wide.traj",
+        ("lowres_wide.traj",),
         read_arkitscenes,
         "lowres_wide.traj and lowres_wide/, lowres_depth/, lowres_wide_intrinsics/ (ARKitScenes)",
         ARKITSCENES_FILES,
+        key_file="lowres_wide.traj",
     ),
     Layout(
         "arkitscenes_3dod",
-        "*_frames/lowres_wide.traj",
+        ("*_frames/lowres_wide.traj",),
         read_arkitscenes,
         "the same in a folder <video>_frames (the 3dod part of ARKitScenes)",
         tuple(pattern for name in ARKITSCENES_FILES for pattern in (name, f"*_frames/{name}")),
     ),
     Layout(
         "posed_images",
-        "[0-9][0-9][0-9][0-9][0-9].jpg",
+        ("[0-9][0-9][0-9][0-9][0-9].jpg", "[0-9][0-9][0-9][0-9][0-9].jpeg"),
         read_posed_images,
         "NNNNN.jpg, .png, .txt and depth_intrinsic.txt (ScanNet's posed_images/<scene>)",
-        ("[0-9]*.jpg", "[0-9]*.png", "[0-9]*.txt", "depth_intrinsic.txt", "intrinsic.txt"),
+        ("[0-9]*.jpg", "[0-9]*.jpeg", "[0-9]*.png", "[0-9]*.txt", "depth_intrinsic.txt", "intrinsic.txt"),
         needs="depth_intrinsic.txt",
         remains="[0-9][0-9][0-9][0-9][0-9].txt",
         list_elsewhere=list_scan_files,
@@ -145,68 +155,106 @@ def find_layout(path: str | os.PathLike) -> Layout:
 
     Raises:
         FileNotFoundError, ValueError: no folder; a folder of a known layout that is not supported, with the way to
-            convert it; one that matches no layout, with a list of the layouts.
+            convert it; one that matches no layout, with what it looks like, or a list of the layouts.
     """
     path = Path(path)
-    if path.exists() and not path.is_dir() and path.suffix.lower() in FOREIGN_FILES:
-        raise ValueError(f"{path} is no folder of a scan, but {FOREIGN_FILES[path.suffix.lower()]}.")
+    if path.is_file():
+        raise ValueError(f"{path} is no folder of a scan, but {describe_file(path)}.")
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not a folder, and no video; give the folder of one scan, or a video.")
-    found = list_layouts(path)
+    listing = Listing(path)
+    found = _match_layouts(listing)
     if found:
-        return next((layout for layout in found if _is_complete(path, layout)), found[0])
+        return next((layout for layout in found if _is_complete(listing, layout)), found[0])
     if next(path.iterdir(), None) is None:
         raise ValueError(f"{path} is an empty folder; give the folder of one scan, or copy the scan there again.")
-    foreign, scan = find_foreign_layout(path), _find_scan_below(path)
-    # Loose pictures do not make a folder of scans a scan.
-    if foreign is not None and (scan is None or foreign is not FOREIGN[-1]):
-        raise ValueError(f"{path} is {foreign.name}, which is not read as it is; {foreign.way.format(path=path)}.")
-    if scan is not None:
-        raise ValueError(
-            f"{path} is no scan of a known layout, but {scan.relative_to(path)} in it is one"
-            f" ({list_layouts(scan)[0].name}); give the folder of one scan: {scan}."
-        )
+    check_looks(path)
+    # Loose pictures and files do not make a folder of scans a scan.
+    _check_below(path)
+    # A folder in a folder, as archives are unpacked, counts as one.
+    for folder in (path, *(level[0] for level in _list_levels(path) if len(level) == 1)):
+        check_loose_files(folder)
     known = "\n".join(f"  {layout.name}: {layout.looks_like}" for layout in LAYOUTS)
     raise ValueError(f"{path}: the layout of this folder is not known; a scan is one of these folders:\n{known}")
+
+
+def check_looks(path: Path, given: Path | None = None) -> None:
+    """Refuse a folder of no layout that looks like a scan.
+
+    Args:
+        given (`Path`, *optional*): the folder above it that was given in its place.
+
+    Raises:
+        ValueError: a file that cameras are read from has another name; a layout that is not supported.
+    """
+    name = f"{path}" if given is None else f"{given} is no scan of a known layout; {path.relative_to(given)} in it"
+    listing = Listing(path)
+    for layout in LAYOUTS:
+        near = "" if layout.key_file is None else describe_near_misses(listing, layout.key_file)
+        if near:
+            raise ValueError(
+                f"{name} is no scan of the layout {layout.name}, whose file {layout.key_file} is not there; {near}."
+            )
+    foreign = find_foreign_layout(listing)
+    if foreign is not None:
+        raise ValueError(f"{name} is {foreign.name}, which is not read as it is; {foreign.way.format(path=path)}.")
+
+
+def _check_below(path: Path) -> None:
+    """Refuse a folder with a scan, or with what looks like one, in it or in a folder of it."""
+    for level in _list_levels(path):
+        scan = next(filter(list_layouts, level), None)
+        if scan is not None:
+            raise ValueError(
+                f"{path} is no scan of a known layout, but {scan.relative_to(path)} in it is one"
+                f" ({list_layouts(scan)[0].name}); give the folder of one scan: {scan}."
+            )
+        for folder in level:
+            check_looks(folder, path)
 
 
 def list_layouts(path: Path) -> list[Layout]:
     """The layouts that a folder has files of, preferring those with pictures: others are listed only if there are
     none."""
-    found = [layout for layout in LAYOUTS if next(path.glob(layout.pattern), None) is not None]
-    without = [layout for layout in LAYOUTS if layout.remains is not None and _is_without_pictures(path, layout)]
+    return _match_layouts(Listing(path))
+
+
+def _match_layouts(listing: Listing) -> list[Layout]:
+    found = [layout for layout in LAYOUTS if any(map(listing.has, layout.patterns))]
+    without = [layout for layout in LAYOUTS if layout.remains is not None and _is_without_pictures(listing, layout)]
     return found or without
 
 
-def _is_without_pictures(path: Path, layout: Layout) -> bool:
-    return all(next(path.glob(pattern), None) is not None for pattern in (layout.remains, layout.needs))
+def _is_without_pictures(listing: Listing, layout: Layout) -> bool:
+    return all(map(listing.has, (layout.remains, layout.needs)))
 
 
-def _is_complete(path: Path, layout: Layout) -> bool:
+def _is_complete(listing: Listing, layout: Layout) -> bool:
     """Whether a folder has the files that a layout cannot be read without, none of them empty or no file."""
-    patterns = (layout.pattern,) if layout.needs is None else (layout.pattern, layout.needs)
-    return all(any(file.is_file() and file.stat().st_size for file in path.glob(pattern)) for pattern in patterns)
+    required = (layout.patterns,) if layout.needs is None else (layout.patterns, (layout.needs,))
+    return all(any(map(_is_filled, (file for one in patterns for file in listing.glob(one)))) for patterns in required)
 
 
-def _find_scan_below(path: Path) -> Path | None:
-    """A scan in a folder, in one of its folders, or in one of theirs, as downloads are laid out."""
+def _is_filled(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size > 0
+
+
+def _list_levels(path: Path) -> Iterator[list[Path]]:
+    """The folders in a folder, those in these, and so on, as far down as downloads are laid out."""
     level = [path]
     for _ in range(SEARCHED_LEVELS):
         below = (inner for folder in level for inner in sorted(folder.iterdir())[:MAX_LISTED] if inner.is_dir())
         level = [folder for folder in islice(below, MAX_SEARCHED) if os.access(folder, os.R_OK | os.X_OK)]
-        found = next((folder for folder in level if list_layouts(folder)), None)
-        if found is not None:
-            return found
-    return None
+        yield level
 
 
-def _warn_of_other_layouts(path: Path, layout: Layout) -> None:
+def _warn_of_other_layouts(listing: Listing, layout: Layout) -> None:
     others = [other for other in LAYOUTS if other is not layout and other.read is not layout.read]
-    names = [other.name for other in others if _is_complete(path, other)]
+    names = [other.name for other in others if _is_complete(listing, other)]
     if names:
         warnings.warn(
-            f"{path} is read as {layout.name}; it is also a scan of the layout {' and '.join(names)}, which is not"
-            " read: move that to another folder if it is the one you mean",
+            f"{listing.path} is read as {layout.name}; it is also a scan of the layout {' and '.join(names)}, which is"
+            " not read: move that to another folder if it is the one you mean",
             stacklevel=3,
         )
 
@@ -250,16 +298,34 @@ def read_scene(path: str | os.PathLike, *, look_at_world: bool = True, **options
         options = {name: value for name, value in options.items() if name in VIDEO_OPTIONS}
         return read_video(video, **options)
     layout = find_layout(path)
-    _warn_of_other_layouts(path, layout)
+    listing = Listing(path)
+    _warn_of_other_layouts(listing, layout)
     scene = layout.read(path, **options)
     if scene.depth_maps is None:
         depth = {name: reason for name, reason in list_not_read(path).items() if "depth" in name.lower()}
         if depth:
             warnings.warn(f"scene {scene.scene_id!r} is read without depth; {describe_not_read(depth)}", stacklevel=2)
+    _warn_of_near_misses(listing, scene)
     check_consistency(scene)
     if look_at_world:
         check_world(scene)
     return scene
+
+
+def _warn_of_near_misses(listing: Listing, scene: Scene) -> None:
+    """Warn of files whose names come near those of alignment, boxes and proposals, which the scan lacks."""
+    values = {
+        "axis_align.txt": scene.axis_align_matrix,
+        "boxes.json": scene.boxes,
+        "proposals.json": scene.proposal_boxes,
+    }
+    absent = [name for name, value in values.items() if value is None and not listing.find(name)]
+    near = [told for name in absent if (told := describe_near_misses(listing, name))]
+    if "axis_align.txt" in absent:
+        metas = [file.name for file in listing.glob("scene*.txt") if names_alignment(file)]
+        near += [f"{name} is not read: save it as axis_align.txt if it is of this scan" for name in metas]
+    if near:
+        warnings.warn(f"scene {scene.scene_id!r}: {'; '.join(near)}", stacklevel=3)
 
 
 def _warn_of_files_beside(video: Path) -> None:
@@ -274,13 +340,14 @@ def list_not_read(path: Path) -> dict[str, str]:
     Files of a folder of the same kind are one entry, such as `confidence/*.png (60 files)`.
     """
     layout = find_layout(path)
-    known = (*layout.files, *BESIDE)
+    known = tuple(map(str.lower, (*layout.files, *BESIDE)))
     named = {os.path.relpath(file, path) for file in layout.list_elsewhere(path)}
+    named |= {file.name for file in Listing(path).glob(f"{path.resolve().name}.txt") if names_alignment(file)}
     counts = Counter()
     for folder, _, names in os.walk(path):
         for name in names:
             file = os.path.relpath(os.path.join(folder, name), path)
-            if file in named or name.startswith(".") or any(fnmatchcase(file, pattern) for pattern in known):
+            if file in named or name.startswith(".") or any(fnmatchcase(file.lower(), pattern) for pattern in known):
                 continue
             counts[re.sub(r"\d+", "*", file)] += 1
     return {
@@ -361,6 +428,7 @@ __all__ = [
     "DECODES",
     "LAYOUTS",
     "Layout",
+    "check_looks",
     "describe_not_read",
     "find_layout",
     "find_video",

@@ -32,7 +32,7 @@ from ross3d.data.sources.frames import (
     read_matrix,
     scale_intrinsics,
 )
-from ross3d.data.sources.inside import resolve_inside
+from ross3d.data.sources.spelling import PICTURE_SUFFIXES, Listing, ScanFiles
 from ross3d.data.text_files import read_text
 
 
@@ -73,12 +73,17 @@ def read_arkitscenes(
     scene_id = path.resolve().name
     folder = find_frames_folder(path)
 
+    files = ScanFiles(folder, allow_outside)
+
     def find(file: Path) -> Path:
-        return resolve_inside(folder, str(file.relative_to(folder)), allow_outside=allow_outside)
+        return files.find(str(file.relative_to(folder)))
 
     cameras = read_trajectory(find(folder / "lowres_wide.traj"))
-    colors, depths = _list_times(folder / "lowres_wide", "png"), _list_times(folder / "lowres_depth", "png")
-    pincams = _list_times(folder / "lowres_wide_intrinsics", "pincam")
+    colors, depths = (
+        _list_times(folder / "lowres_wide", *PICTURE_SUFFIXES),
+        _list_times(folder / "lowres_depth", ".png"),
+    )
+    pincams = _list_times(folder / "lowres_wide_intrinsics", ".pincam")
     exclusions = Exclusions(f"scene {scene_id!r}", max_excluded)
     tracked = exclusions.drop_lost(cameras)
     color_files = exclusions.read_each(tracked, lambda name: _find_nearest(colors, float(name)), "picture")
@@ -154,11 +159,12 @@ def _rotate(axis_angle: np.ndarray) -> np.ndarray:
     return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
 
 
-def _list_times(folder: Path, suffix: str) -> tuple[np.ndarray, list[Path]]:
-    """Times (N,) in seconds, increasing, and files named `<video>_<time>.<suffix>`."""
-    files = sorted(folder.glob(f"*_*.{suffix}"), key=_get_time)
+def _list_times(folder: Path, *suffixes: str) -> tuple[np.ndarray, list[Path]]:
+    """Times (N,) in seconds, increasing, and files named `<video>_<time>` with one of the suffixes."""
+    listing = Listing(folder)
+    files = sorted((file for suffix in suffixes for file in listing.glob(f"*_*{suffix}")), key=_get_time)
     if not files:
-        raise FileNotFoundError(f"{folder} holds no file named <video>_<time>.{suffix}; download this part too.")
+        raise FileNotFoundError(f"{folder} holds no file named <video>_<time>{suffixes[0]}; download this part too.")
     return np.array([_get_time(file) for file in files]), files
 
 

@@ -1,6 +1,7 @@
 """Optional files next to a scan of any layout, and the scene that is made with them.
 
     axis_align.txt      4x4: the scan's world -> z up, floor at 0; takes the place of the layout's own alignment
+    <scan>.txt          ScanNet's meta data: its axisAlignment counts where there is no other alignment
     boxes.json          [{"box": [cx, cy, cz, dx, dy, dz], "category": ..., ...}, ...] or the lists of numbers alone;
                         metres, in the aligned world; takes the place of the layout's own boxes
     proposals.json      boxes to choose among, as in boxes.json
@@ -14,12 +15,14 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from ross3d.data.scene import Scene, check_scene
 from ross3d.data.sources.frames import (
+    MAX_MATRIX_BYTES,
     Exclusions,
     Views,
     check_rotation,
@@ -31,7 +34,8 @@ from ross3d.data.sources.frames import (
     turn_stored_views,
     turn_views,
 )
-from ross3d.data.sources.inside import resolve_inside
+from ross3d.data.sources.scannet_objects import read_axis_alignment
+from ross3d.data.sources.spelling import ScanFiles
 from ross3d.inputs_ross3d import check_cam2world, check_intrinsics
 
 
@@ -59,17 +63,27 @@ class Beside:
         """The scan's name: that of its folder."""
         return self.places[0].resolve().name
 
+    @cached_property
+    def _files(self) -> list[ScanFiles]:
+        return [ScanFiles(place, self.allow_outside) for place in self.places]
+
     def find(self, name: str) -> Path | None:
         """The file with this name; None if no folder has it.
 
         Raises:
             OutsideError: it is a link that leads out of its folder.
         """
-        for place in self.places:
+        for files in self._files:
+            file = files.find(name)
             # A link that leads nowhere is an error, not an absence.
-            if os.path.lexists(place / name):
-                return resolve_inside(place, name, allow_outside=self.allow_outside)
+            if os.path.lexists(file):
+                return file
         return None
+
+    def read_meta_alignment(self) -> np.ndarray | None:
+        """The `axisAlignment` (4, 4) of ScanNet's meta data, in a file named as the scan; None without."""
+        file = self.find(f"{self.scene_id}.txt")
+        return read_axis_alignment(file) if file is not None and names_alignment(file) else None
 
 
 @dataclass(frozen=True)
@@ -85,8 +99,15 @@ class Alignment:
     is_own: bool = True
 
 
+def names_alignment(file: Path) -> bool:
+    """Whether a file is ScanNet's meta data with an `axisAlignment`."""
+    is_small = file.is_file() and file.stat().st_size <= MAX_MATRIX_BYTES
+    return is_small and b"axisAlignment" in file.read_bytes()
+
+
 def read_alignment(given, beside: Beside, get_own: Callable[[], np.ndarray | None] = lambda: None) -> Alignment:
-    """The alignment of a scan: `given` (a matrix or its file), else `axis_align.txt`, else the layout's own.
+    """The alignment of a scan: `given` (a matrix or its file), else `axis_align.txt`, else the layout's own, else that
+    of a `<scan>.txt` of ScanNet in its folder.
 
     Args:
         get_own: the layout's own, None where it has none.
@@ -96,6 +117,7 @@ def read_alignment(given, beside: Beside, get_own: Callable[[], np.ndarray | Non
     """
     scene_id = beside.scene_id
     own, file = read_axis_align_matrix(None, scene_id, get_own), beside.find(ALIGNMENT_FILE)
+    own = beside.read_meta_alignment() if own is None else own
     default = own if file is None else read_axis_align_matrix(file, scene_id)
     if given is not None:
         matrix = read_axis_align_matrix(given, scene_id)
@@ -229,4 +251,13 @@ def read_bev(file: Path, bounds_file: Path | None) -> tuple[np.ndarray, np.ndarr
     return pixels[..., :3] * valid[..., None].astype(np.uint8), valid, bounds
 
 
-__all__ = ["Alignment", "Beside", "Boxes", "align_cameras", "make_scene", "read_alignment", "read_bev"]
+__all__ = [
+    "Alignment",
+    "Beside",
+    "Boxes",
+    "align_cameras",
+    "make_scene",
+    "names_alignment",
+    "read_alignment",
+    "read_bev",
+]

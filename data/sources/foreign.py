@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ross3d.data.sources.spelling import Listing
+from ross3d.data.sources.video import SUFFIXES as VIDEO_SUFFIXES
+
 
 # The layout that is easiest to write.
 AS_FOLDER = (
@@ -10,12 +13,13 @@ AS_FOLDER = (
     " world, metres, OpenCV axes) and camera-intrinsics.txt (3x3, pixels of the depth map)"
 )
 # Suffixes of pictures from cameras and phones.
-PICTURE_SUFFIXES = ("jpg", "JPG", "jpeg", "JPEG", "png", "PNG", "heic", "HEIC", "webp")
+PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "heic", "webp")
 
 
 @dataclass(frozen=True)
 class ForeignLayout:
-    """How a folder is recognised (files match all patterns of one alternative) and how to convert it."""
+    """How a folder is recognised (files match all patterns of one alternative, in upper or lower case) and how to
+    convert it."""
 
     name: str
     alternatives: tuple[tuple[str, ...], ...]
@@ -25,9 +29,9 @@ class ForeignLayout:
 FOREIGN = (
     ForeignLayout(
         "ScanNet's SensReader export",
-        (("color/*.jpg", "pose/*.txt"), ("color/*.jpg", "intrinsic/*.txt")),
-        "give the scan's folder with SCENE.sens instead, which is read as it is; or, from color/N.jpg, depth/N.png,"
-        f" pose/N.txt and the 3x3 of intrinsic/intrinsic_depth.txt, {AS_FOLDER}",
+        (("color/*.jpg", "pose/*.txt"), ("color/*.png", "pose/*.txt"), ("color/*", "intrinsic/*.txt")),
+        "give the scan's folder with SCENE.sens instead, which is read as it is; or, from color/N.jpg (or .png),"
+        f" depth/N.png, pose/N.txt and the 3x3 of intrinsic/intrinsic_depth.txt, {AS_FOLDER}",
     ),
     ForeignLayout(
         "Polycam's raw data",
@@ -53,9 +57,15 @@ FOREIGN = (
     ),
     ForeignLayout(
         "a sequence of TUM RGB-D",
-        (("groundtruth.txt", "rgb/*"), ("groundtruth.txt", "rgb.txt"), ("rgb.txt", "depth.txt")),
-        "associate rgb, depth and groundtruth.txt (tx ty tz qx qy qz qw, camera to world) by time, divide depth by 5"
-        f" to get millimetres, and {AS_FOLDER}",
+        (
+            ("groundtruth.txt", "rgb/*"),
+            ("groundtruth.txt", "rgb.txt"),
+            ("rgb.txt", "depth.txt"),
+            # Its pictures are named by seconds, those of ICL-NUIM by numbers.
+            ("rgb/[0-9]*.[0-9]*.png", "depth/[0-9]*.[0-9]*.png"),
+        ),
+        "associate rgb, depth and groundtruth.txt (tx ty tz qx qy qz qw, camera to world; download it if it is not"
+        f" there) by time, divide depth by 5 to get millimetres, and {AS_FOLDER}",
     ),
     ForeignLayout(
         "a sequence of ICL-NUIM",
@@ -70,14 +80,37 @@ FOREIGN = (
         f" millimetres): {AS_FOLDER}",
     ),
     ForeignLayout(
+        "an export of RTAB-Map",
+        (
+            ("rtabmap*.db",),
+            ("*_rgb/*", "*_calib/*.yaml"),
+            ("rgb/*", "calib/*.yaml"),
+            ("*_camera_poses.txt",),
+            ("rtabmap*_poses*.txt",),
+        ),
+        "export pictures and cameras of its database (rtabmap-export --images --poses_camera --poses_format 11"
+        " DATABASE), and from the folders rgb, depth (millimetres) and calib and the poses (tx ty tz qx qy qz qw,"
+        f" camera to world) {AS_FOLDER}",
+    ),
+    ForeignLayout(
+        "a picture of SUN RGB-D",
+        (("image/*", "depth_bfx/*"), ("image/*", "depth/*", "extrinsics/*"), ("fullres/*", "intrinsics.txt")),
+        "it is one view with its depth turned by three bits (value >> 3 | value << 13 is millimetres) and"
+        f" extrinsics/*.txt, whose rotation makes it upright, as the pose: {AS_FOLDER}",
+    ),
+    ForeignLayout(
+        "a scene of MVSNet",
+        (("cams/*cam.txt",), ("cameras/*_cam.txt",)),
+        "each *_cam.txt holds the 4x4 world to camera, to be inverted, and the 3x3 in pixels; its world has metres"
+        f" only if its maker says so: {AS_FOLDER}",
+    ),
+    ForeignLayout(
         "a Redwood, Open3D or similar RGB-D sequence",
         (
             ("*.log", "depth/*"),
             ("*/*.log", "depth/*"),
             ("color/*", "depth/*", "camera_*.json"),
             ("color/*", "depth/*", "intrinsic.json"),
-            ("image/*", "depth/*"),
-            ("rgb/*.jpg", "depth/*.png"),
         ),
         "a trajectory .log has five lines a frame, the last four being the 4x4 camera to world, depth is millimetres:"
         f" {AS_FOLDER}",
@@ -97,14 +130,32 @@ FOREIGN = (
     ),
     ForeignLayout(
         "a scan of ScanNet++",
-        (("iphone/*", "scans/*"), ("dslr/*", "scans/*"), ("iphone/pose_intrinsic_imu.json",)),
-        "give dslr/nerfstudio with its pictures undistorted by the dataset's own toolkit; or, from the iPhone's"
-        f" frames, {AS_FOLDER}",
+        (
+            ("iphone/*", "scans/*"),
+            ("dslr/*", "scans/*"),
+            ("iphone/pose_intrinsic_imu.json",),
+            ("pose_intrinsic_imu.json",),
+            ("nerfstudio/transforms_undistorted.json",),
+            ("transforms_undistorted.json",),
+            ("*undistorted_images/*", "nerfstudio/*"),
+            ("resized_images/*", "nerfstudio/*"),
+        ),
+        "undistort its pictures with the dataset's own toolkit (dslr.undistort), copy transforms_undistorted.json of"
+        " dslr/nerfstudio as transforms.json into the folder of these pictures, and give that; its axes are not those"
+        " of the mesh, so align it (python -m ross3d.data.prepare align, or your own axis_align.txt); or, from the"
+        f" iPhone's frames, {AS_FOLDER}",
     ),
     ForeignLayout(
         "a Matterport3D building",
-        (("undistorted_camera_parameters/*",), ("matterport_color_images/*",), ("matterport_depth_images/*",)),
-        f"depth is 4000 units a metre (divide by 4 to get millimetres): {AS_FOLDER}, a folder for each room",
+        (
+            ("matterport_*/*",),
+            ("undistorted_camera_parameters/*",),
+            ("undistorted_color_images/*",),
+            ("undistorted_depth_images/*",),
+        ),
+        "its cameras are in undistorted_camera_parameters/*.conf (intrinsics_matrix, and lines of scan with the 4x4"
+        " camera to world in OpenGL axes: turn the y and z axes around), depth is 4000 units a metre (divide by 4 to"
+        f" get millimetres): {AS_FOLDER}, a folder for each room",
     ),
     ForeignLayout(
         "3D Scanner App's export of all data",
@@ -174,41 +225,129 @@ FOREIGN = (
     ),
     ForeignLayout(
         "a folder of numbered pictures, depth maps and poses",
-        (("[0-9]*.jpg", "[0-9]*.png", "[0-9]*.txt"), ("[0-9]*.color.*", "[0-9]*.depth.*")),
+        (
+            ("[0-9]*.jpg", "[0-9]*.png", "[0-9]*.txt"),
+            ("*[0-9].color.*", "*[0-9].depth.*"),
+            ("*[0-9].color.*", "*[0-9].pose.txt"),
+            ("frame*[0-9].jpg", "frame*[0-9].txt"),
+            ("frame*[0-9].png", "frame*[0-9].txt"),
+        ),
         f"name them 00000.jpg, 00000.png, 00000.txt (five digits) and write depth_intrinsic.txt (4x4); or {AS_FOLDER}",
     ),
     ForeignLayout(
-        "a folder of pictures without cameras",
-        tuple((f"{folder}*.{suffix}",) for folder in ("", "images/") for suffix in PICTURE_SUFFIXES),
-        "find their cameras first, with COLMAP or nerfstudio: ns-process-data images --data {path} --output-dir"
-        " NEW_FOLDER; its world has no metres",
+        "a folder with pictures, depth maps or poses in folders of their own",
+        tuple(
+            (f"{pictures}/*", f"{others}/*")
+            for pictures in ("rgb", "color", "colors", "image", "images", "rgbs")
+            for others in ("depth", "depths", "depth_images", "pose", "poses")
+        ),
+        f"only you know the unit of its depth and the axes of its poses: {AS_FOLDER}; or write transforms.json, with"
+        " file_path, depth_file_path and transform_matrix (4x4 camera to world, metres, OpenGL axes) of each frame and"
+        " fl_x, fl_y, cx, cy, w and h, beside these folders",
     ),
+)
+PICTURES = ForeignLayout(
+    "a folder of pictures without cameras",
+    tuple((f"{folder}*.{suffix}",) for folder in ("", "images/") for suffix in PICTURE_SUFFIXES),
+    "find their cameras first, with COLMAP or nerfstudio: ns-process-data images --data {path} --output-dir"
+    " NEW_FOLDER; its world has no metres",
+)
+# Names of files that may hold the cameras of pictures, in no form that is known.
+CAMERA_NAMES = (
+    "*camera*", "*pose*", "*intrinsic*", "*extrinsic*", "*traj*", "*transform*", "*calib*", "*odom*", "*c2w*", "*w2c*",
+)  # fmt: skip
+WITHOUT_PICTURES = (
+    "without the pictures that it was made of: give the folder of posed frames, or export them from the app"
 )
 # Scans that are single files, by suffix.
 FOREIGN_FILES = {
     ".r3d": "a Record3D capture: it is a zip file; export it from the app as EXR + RGB instead, and convert that with"
     " ns-process-data record3d --data FOLDER --output-dir NEW_FOLDER",
-    ".zip": "an archive: unpack it and give the folder",
-    ".sens": "the recording of a raw ScanNet scan: give the folder that it lies in, named as the scan",
-    ".ply": "a mesh or a point cloud, without pictures: give the folder of posed frames that it was made of",
-    ".bag": "a recording of a robot or a RealSense camera: take frames and poses out of it, and " + AS_FOLDER,
-    ".json": "a file of a scan: give the folder that it lies in",
     **dict.fromkeys(
-        (".jpg", ".jpeg", ".png", ".heic", ".heif", ".webp"),
+        (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"),
+        "an archive: unpack it and give the folder",
+    ),
+    ".sens": "the recording of a raw ScanNet scan: give the folder that it lies in, named as the scan",
+    **dict.fromkeys((".ply", ".pcd", ".las", ".laz", ".pts", ".xyz"), f"a mesh or a point cloud, {WITHOUT_PICTURES}"),
+    **dict.fromkeys(
+        (".obj", ".stl", ".off", ".fbx", ".dae", ".glb", ".gltf", ".usd", ".usdc", ".usdz"),
+        f"a mesh, {WITHOUT_PICTURES}",
+    ),
+    ".e57": f"a laser scan: export the pictures in it, with their poses, and {AS_FOLDER}",
+    **dict.fromkeys((".splat", ".spz", ".ksplat"), f"a cloud of Gaussians, {WITHOUT_PICTURES}"),
+    **dict.fromkeys(
+        (".bag", ".db3", ".mcap", ".oni"),
+        f"a recording of a robot or a depth camera: take frames and poses out of it, and {AS_FOLDER}",
+    ),
+    **dict.fromkeys(
+        (".svo", ".svo2"), f"a recording of a ZED camera: export it with the maker's tools, and {AS_FOLDER}"
+    ),
+    ".db": "a database, such as RTAB-Map's: export its pictures and cameras (rtabmap-export --images --poses_camera"
+    f" --poses_format 11 FILE), and {AS_FOLDER}",
+    **dict.fromkeys(
+        (".json", ".txt", ".csv", ".xml", ".yaml", ".yml", ".traj", ".log", ".npy", ".npz"),
+        "a file of a scan: give the folder that it lies in",
+    ),
+    **dict.fromkeys(
+        (".jpg", ".jpeg", ".png", ".heic", ".heif", ".webp", ".tif", ".tiff", ".bmp", ".dng"),
         "a single picture: give the folder of posed frames, or a video",
     ),
     ".gif": "an animation: convert it to a video (ffmpeg -i FILE FILE.mp4)",
-    ".svo": "a recording of a ZED camera: export it with the maker's tools, and " + AS_FOLDER,
 }
+# Those that are a scan by themselves, so that a folder with one of them is no scan.
+WHOLE_SCANS = tuple(
+    suffix for suffix, what in FOREIGN_FILES.items() if not what.startswith(("a file", "a single picture"))
+)
 
 
-def find_foreign_layout(path: Path) -> ForeignLayout | None:
+def find_foreign_layout(listing: Listing) -> ForeignLayout | None:
     """The known but unsupported layout of a folder; None if it has none."""
-    for layout in FOREIGN:
-        for patterns in layout.alternatives:
-            if all(next(path.glob(pattern), None) is not None for pattern in patterns):
-                return layout
-    return None
+    return next((one for one in FOREIGN if any(all(map(listing.has, every)) for every in one.alternatives)), None)
 
 
-__all__ = ["FOREIGN", "FOREIGN_FILES", "ForeignLayout", "find_foreign_layout"]
+def describe_file(file: Path) -> str:
+    """What a file that is no video is, and what to give instead."""
+    known = FOREIGN_FILES.get(file.suffix.lower())
+    if known is not None:
+        return known
+    return (
+        f"a file of an unknown kind ({file.suffix or 'without a suffix'}): give the folder of one scan, or a video"
+        f" ({', '.join(VIDEO_SUFFIXES[:5])}, ...)"
+    )
+
+
+def check_loose_files(path: Path) -> None:
+    """Refuse a folder of pictures without cameras, of videos, or of a file that is a scan by itself: say what to do.
+
+    Raises:
+        ValueError: it is one of these.
+    """
+    listing = Listing(path)
+
+    def find(suffixes: tuple[str, ...]) -> list[Path]:
+        found = [file for suffix in suffixes for file in listing.glob(f"[!.]*{suffix}")]
+        return [file for file in found if file.is_file() and file.name.lower() != "thumbs.db"]
+
+    videos, wholes = find(VIDEO_SUFFIXES), find(WHOLE_SCANS)
+    video = f"give the video itself: {videos[0]}" if videos else ""
+    whole = f"{wholes[0].name} in it is {describe_file(wholes[0])}" if wholes else ""
+    if any(listing.has(pattern) for (pattern,) in PICTURES.alternatives):
+        files = sorted({file.name for pattern in CAMERA_NAMES for file in listing.glob(pattern) if file.is_file()})
+        cameras = f"{', '.join(files[:3])} in it may hold them, in no form that is known: {AS_FOLDER}" if files else ""
+        ways = [way for way in (PICTURES.way.format(path=path), cameras, video, whole) if way]
+        raise ValueError(f"{path} is {PICTURES.name}, which is not read as it is; {'; or '.join(ways)}.")
+    if video:
+        raise ValueError(f"{path} is no scan, but holds {len(videos)} video{'s' if len(videos) > 1 else ''}; {video}.")
+    if whole:
+        raise ValueError(f"{path}: this folder is no scan of a known layout; {whole}.")
+
+
+__all__ = [
+    "FOREIGN",
+    "FOREIGN_FILES",
+    "PICTURES",
+    "ForeignLayout",
+    "check_loose_files",
+    "describe_file",
+    "find_foreign_layout",
+]

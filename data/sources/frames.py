@@ -10,6 +10,7 @@ that they belong to the upright picture, only the picture is turned (`decode_vie
 """
 
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -32,7 +33,9 @@ from ross3d.data.sources.pictures import (
     read_depth,
     scale_depth,
 )
-from ross3d.data.text_files import read_json, read_text
+from ross3d.data.sources.scannet_objects import read_axis_alignment
+from ross3d.data.sources.spelling import Listing, describe_near_misses
+from ross3d.data.text_files import check_file, read_json, read_text
 from ross3d.geometry_ross3d import turn_cameras
 from ross3d.inputs_ross3d import check, check_boxes, check_cam2world, has_same_aspect
 
@@ -44,7 +47,9 @@ MAX_ABSENT = 0.5
 RAISE_LIMIT = "raise the limit: --max-excluded SHARE (train.py: --data.max_excluded, in Python max_excluded=)"
 # Quarter turns by the degrees of `rotate`, counter-clockwise; "auto" turns by the cameras.
 ROTATIONS = ("auto", 0, 90, 180, 270)
-# Maximum size of a text file with one matrix.
+# Keys of a JSON file that hold an alignment.
+ALIGNMENT_KEYS = ("axis_align_matrix", "axisAlignment", "axis_align")
+# Maximum size of a file with one matrix.
 MAX_MATRIX_BYTES = 100_000
 # Cameras are already upright if at least this share of the tagged ones is nearer to the world's up as stored than
 # turned, and the mean cosine between their up and the world's is at least this.
@@ -119,11 +124,14 @@ class Exclusions:
         self._check(names)
         return found
 
-    def drop_absent(self, files: Mapping[str, Path]) -> list[str]:
+    def drop_absent(
+        self, files: Mapping[str, Path], describe_alike: Callable[[Path], str] = lambda file: ""
+    ) -> list[str]:
         """The names of frames whose pictures exist.
 
         Args:
             files: the picture of every frame that a list, a depth map or a pose names.
+            describe_alike: an absent picture -> where it may lie instead, for the error; may be empty.
 
         Raises:
             ValueError: more of them are absent than may be; FileNotFoundError where none may be.
@@ -131,8 +139,11 @@ class Exclusions:
         self._names |= dict.fromkeys(files)
         for name, file in files.items():
             if not file.exists():
+                # Errors quote the first of them.
+                alike = describe_alike(file) if "picture is missing" not in self._errors else ""
+                remedy = "correct the name, copy it again" if alike else "copy it again"
                 error = FileNotFoundError(
-                    f"{file}: the picture does not exist; copy it again, or leave the frame out."
+                    f"{file}: the picture does not exist{alike}; {remedy}, or leave the frame out."
                 )
                 self._exclude(name, "picture is missing", error)
                 self._absent.add(name)
@@ -489,8 +500,10 @@ def merge_intrinsics(intrinsics: np.ndarray) -> np.ndarray:
 def read_matrix(file: Path, shape: tuple[int, int], meaning: str) -> np.ndarray:
     """Read a matrix of numbers from a text file, float64; `meaning` is quoted in errors."""
     if not file.exists():
+        near = describe_near_misses(Listing(file.parent), file.name)
         raise FileNotFoundError(
-            f"{file} is missing; expected a text file with a {shape[0]}x{shape[1]} matrix: {meaning}."
+            f"{file} is missing; expected a text file with a {shape[0]}x{shape[1]} matrix: {meaning}"
+            f"{near and f'; {near}'}."
         )
     text = read_text(file, f"a {shape[0]}x{shape[1]} matrix ({meaning})", MAX_MATRIX_BYTES)
     try:
@@ -504,16 +517,54 @@ def read_matrix(file: Path, shape: tuple[int, int], meaning: str) -> np.ndarray:
     return values.reshape(shape)
 
 
+def read_alignment_file(file: Path) -> np.ndarray:
+    """Scan to upright world (4, 4), float64: a matrix of four rows, or of the first three, as text, `.npy` or `.json`
+    (also `{"axis_align_matrix": [...]}`); or the line `axisAlignment` of ScanNet's `SCENE.txt`.
+
+    Raises:
+        FileNotFoundError, ValueError: names the file, and what it holds instead.
+    """
+    form = "a 4x4 matrix, scan to upright world, as text, .npy or .json"
+    check_file(file, form, MAX_MATRIX_BYTES)
+    try:
+        if file.suffix.lower() == ".npy":
+            values = np.load(file, mmap_mode="r", allow_pickle=False)
+        elif file.suffix.lower() == ".json":
+            content = read_json(file, form)
+            keys = [key for key in ALIGNMENT_KEYS if isinstance(content, dict) and key in content]
+            values = np.array(content[keys[0]] if keys else content)
+        else:
+            text = read_text(file, form)
+            if "axisAlignment" in text:
+                values = read_axis_alignment(file)
+            else:
+                values = np.array([float(word) for word in re.sub(r"[][,;]", " ", text).split()])
+        values = np.asarray(values, dtype=np.float64)
+    # A damaged header of an array can make its parser raise anything.
+    except (ValueError, TypeError, SyntaxError, EOFError, OSError, OverflowError) as error:
+        if str(error).startswith(str(file)):
+            raise
+        raise ValueError(f"{file}: expected {form}, got {error}; write the 16 numbers, row by row.") from error
+    if values.size == 12:
+        values = np.append(values, [0, 0, 0, 1])
+    if values.size != 16:
+        raise ValueError(
+            f"{file}: expected {form}, or the first three rows of it, got {values.size} values; write the 16 numbers,"
+            " row by row."
+        )
+    return values.reshape(4, 4)
+
+
 def read_axis_align_matrix(
     given, scene_id: str, default: Callable[[], np.ndarray | None] = lambda: None
 ) -> np.ndarray | None:
-    """Scan to upright world (4, 4): a matrix, a text file with one, or, when None, the result of `default`;
-    None if unknown.
+    """Scan to upright world (4, 4): a matrix, a file with one (`read_alignment_file`), or, when None, the result of
+    `default`; None if unknown.
     """
     if given is None:
         matrix, name = default(), "its own axis alignment"
     elif isinstance(given, (str, os.PathLike)):
-        matrix, name = read_matrix(Path(given), (4, 4), "scan to upright world"), str(given)
+        matrix, name = read_alignment_file(Path(given)), str(given)
     else:
         matrix, name = np.asarray(given, dtype=np.float64), "axis_align_matrix"
     if matrix is None:
@@ -619,6 +670,7 @@ __all__ = [
     "merge_intrinsics",
     "open_image",
     "parse_box_rows",
+    "read_alignment_file",
     "read_axis_align_matrix",
     "read_box_rows",
     "read_boxes",

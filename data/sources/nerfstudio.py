@@ -18,7 +18,7 @@ latter. Frames are in the order of the file.
 import difflib
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -36,16 +36,18 @@ from ross3d.data.sources.frames import (
     read_json,
     scale_intrinsics,
 )
-from ross3d.data.sources.inside import resolve_inside, split_name
+from ross3d.data.sources.inside import split_name
+from ross3d.data.sources.spelling import PICTURE_SUFFIXES, Listing, ScanFiles
 from ross3d.geometry_ross3d import find_calibration_fault, is_centre_of_turned
 from ross3d.inputs_ross3d import MAX_ASPECT_DIFFERENCE
 
 
+# The file itself, and the one that ScanNet++ has beside it for pictures without distortion.
+KEY_FILE, UNDISTORTED_FILE = "transforms.json", "transforms_undistorted.json"
 OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 # Key of a frame's depth map -> key of its unit in metres.
 DEPTH_UNITS = {"depth_file_path": "depth_unit_scale_factor", "depth_path": "integer_depth_scale"}
 DEPTH_WORDS = (*DEPTH_UNITS, *DEPTH_UNITS.values())
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 CAMERA_MODELS = {"OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "SIMPLE_RADIAL", "RADIAL"}
 DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 # Coefficients of lens models that are not read: no view may have any.
@@ -101,16 +103,17 @@ def read_nerfstudio(
     scene_id = path.resolve().name
     where = f"scene {scene_id!r}"
 
-    def find(name: Any) -> Path:
-        return resolve_inside(path, name, where=str(path / "transforms.json"), allow_outside=allow_outside)
-
-    file = find("transforms.json")
+    files = ScanFiles(path, allow_outside)
+    file = files.find(KEY_FILE)
     content = read_json(file, "cameras as nerfstudio writes them")
     frames = _list_frames(content, file)
     scale = _get_number(content, "applied_scale", 1.0, where)
+    for name, frame in frames.items():
+        _check_camera_model(frame, f"{where}, {name}", path)
     exclusions = Exclusions(where, max_excluded)
-    pictures = {name: _find_picture(find, frame["file_path"]) for name, frame in frames.items()}
-    present = exclusions.drop_absent(pictures)
+    pictures = _find_pictures(files, frames, file)
+    besides = _list_other_pictures(files.root, frames)
+    present = exclusions.drop_absent(pictures, lambda absent: files.describe_alike(absent, besides))
     cameras = exclusions.read_each(present, lambda name: _get_cam2world(frames[name], scale), "pose")
     tracked = exclusions.drop_lost(cameras)
     chosen = choose_views(tracked, num_views)
@@ -128,7 +131,7 @@ def read_nerfstudio(
             raise FileNotFoundError(
                 f"{pictures[name]}: the frame has no {others} although others have one; leave it out."
             )
-        return read_depth(find(frames[name][depth_keys[name]]), units_per_metre[name])
+        return read_depth(files.find(frames[name][depth_keys[name]], where=str(file)), units_per_metre[name])
 
     beside = Beside((path,), allow_outside)
     alignment = read_alignment(axis_align_matrix, beside)
@@ -162,14 +165,11 @@ def read_nerfstudio(
 
 def list_named_files(path: Path) -> list[Path]:
     """Pictures and depth maps that transforms.json names, in any folder."""
-    frames = _list_frames(read_json(path / "transforms.json", "frames and cameras"), path / "transforms.json")
-
-    def find(name: str) -> Path:
-        return resolve_inside(path, name, allow_outside=True)
-
-    pictures = [_find_picture(find, frame["file_path"]) for frame in frames.values()]
+    files = ScanFiles(path, allow_outside=True)
+    file = files.find(KEY_FILE)
+    frames = _list_frames(read_json(file, "frames and cameras"), file)
     named = [frame[key] for frame in frames.values() for key in DEPTH_UNITS if isinstance(frame.get(key), str)]
-    return pictures + [find(name) for name in named]
+    return [file, *_find_pictures(files, frames, file).values(), *map(files.find, named)]
 
 
 def _list_frames(content: Any, file: Path) -> dict[str, dict]:
@@ -328,6 +328,20 @@ def _get_cam2world(frame: Mapping[str, Any], applied_scale: float) -> np.ndarray
     return matrix @ OPENGL_TO_OPENCV
 
 
+def _check_camera_model(frame: Mapping[str, Any], where: str, path: Path) -> None:
+    """Refuse lens models other than OpenCV's; their names count in upper and lower case."""
+    model = str(frame.get("camera_model", "OPENCV")).upper()
+    # instant-ngp marks fisheye cameras this way and names no camera model.
+    is_fisheye = bool(frame.get("is_fisheye"))
+    if not is_fisheye and model in CAMERA_MODELS:
+        return
+    got = f"is_fisheye = {frame['is_fisheye']!r}" if is_fisheye else repr(frame["camera_model"])
+    remedy = "undistort the pictures to a pinhole camera first"
+    if Listing(path).find(UNDISTORTED_FILE):
+        remedy = f"copy {UNDISTORTED_FILE} as {KEY_FILE} into the folder of the undistorted pictures, and give that"
+    raise ValueError(f"{where}: camera_model must be one of {sorted(CAMERA_MODELS)}, got {got}; {remedy}.")
+
+
 def _get_intrinsics(
     frame: Mapping[str, Any], stored_size: tuple[int, int], size: tuple[int, int], where: str
 ) -> np.ndarray:
@@ -335,15 +349,6 @@ def _get_intrinsics(
 
     `stored_size` is that of the picture on disk, for files that do not give it.
     """
-    model = str(frame.get("camera_model", "OPENCV"))
-    # instant-ngp marks fisheye cameras this way and names no camera model.
-    is_fisheye = bool(frame.get("is_fisheye"))
-    if is_fisheye or model not in CAMERA_MODELS:
-        got = f"is_fisheye = {frame['is_fisheye']!r}" if is_fisheye else repr(model)
-        raise ValueError(
-            f"{where}: camera_model must be one of {sorted(CAMERA_MODELS)}, got {got}; undistort the pictures to a"
-            " pinhole camera first."
-        )
     width, height = (_get_number(frame, key, side, where) for key, side in zip("wh", stored_size, strict=True))
     if abs(width * stored_size[1] - height * stored_size[0]) > MAX_ASPECT_DIFFERENCE * width * stored_size[1]:
         raise ValueError(
@@ -406,10 +411,32 @@ def _get_distortion(coefficients: list[float], size: np.ndarray, focal: np.ndarr
     return float(np.hypot(shift_x * focal[0], shift_y * focal[1]).max())
 
 
-def _find_picture(find: Callable[[str], Path], file_path: str) -> Path:
-    """The picture of a frame; NeRF's synthetic scenes leave its suffix out."""
-    candidates = [find(file_path + suffix) for suffix in ("", *PICTURE_SUFFIXES)]
-    return next((candidate for candidate in candidates if candidate.exists()), candidates[0])
+def _list_other_pictures(root: Path, frames: Mapping[str, Mapping[str, Any]]) -> set[Path]:
+    """Depth maps, masks and the like that the frames name."""
+    others = {
+        value
+        for frame in frames.values()
+        for key, value in frame.items()
+        if key.endswith("_path") and key != "file_path" and isinstance(value, str)
+    }
+    return {Path(os.path.normpath(root / name.replace("\\", "/"))) for name in others}
+
+
+def _find_pictures(files: ScanFiles, frames: Mapping[str, Mapping[str, Any]], file: Path) -> dict[str, Path]:
+    """The picture of each frame: as it is named, with a suffix where it has none (NeRF's synthetic scenes), or under
+    another spelling that is no depth map or mask of any frame."""
+    besides = _list_other_pictures(files.root, frames)
+
+    def find(name: str) -> Path:
+        named = files.find(name, where=str(file))
+        if named.exists():
+            return named
+        suffix = next((suffix for suffix in PICTURE_SUFFIXES if named.with_name(named.name + suffix).exists()), None)
+        if suffix is not None:
+            return files.find(name + suffix, where=str(file))
+        return files.find(name, where=str(file), suffixes=PICTURE_SUFFIXES, besides=besides)
+
+    return {name: find(frame["file_path"]) for name, frame in frames.items()}
 
 
 __all__ = ["list_named_files", "read_nerfstudio"]

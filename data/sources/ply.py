@@ -42,8 +42,10 @@ MAX_HEADER_BYTES, MAX_LINE_BYTES = 1 << 20, 1 << 24
 MAX_FILE_BYTES = 1 << 30
 # Metres between a vertex and the middle of all; farther ones are stray, or the mesh is in millimetres.
 MAX_REACH = 1000.0
-# Accepted names of the faces' list of corners.
-FACE_LISTS = ("vertex_indices", "vertex_index")
+# Accepted names of a vertex's colour and normal, and of the faces' list of corners.
+COLORS = (("red", "green", "blue"), ("r", "g", "b"), ("diffuse_red", "diffuse_green", "diffuse_blue"))
+NORMALS = (("nx", "ny", "nz"), ("normal_x", "normal_y", "normal_z"))
+FACE_LISTS = ("vertex_indices", "vertex_index", "indices")
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,14 @@ class Mesh:
         normals (`(M, 3)`, float32, *optional*).
         faces (`(F, 3)`, int64, *optional*): triangles of vertices. A face with more corners is cut into triangles
             that share its first corner; faces of one or two corners, which have no surface, are left out.
+        columns (`tuple[str, ...]`): names of the numbers of a vertex in the file.
     """
 
     vertices: np.ndarray
     colors: np.ndarray | None = None
     normals: np.ndarray | None = None
     faces: np.ndarray | None = None
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,21 +99,22 @@ _Columns = dict[str, np.ndarray | _Lists]
 _Row = list[list[int] | list[float]]
 
 
-def read_ply(path: str | os.PathLike, with_faces: bool = True) -> Mesh:
+def read_ply(path: str | os.PathLike, only_vertices: bool = False) -> Mesh:
     """Read the vertices of a mesh, with colours and normals where they have them, and its faces.
 
     Elements with other names are skipped, at any position.
 
     Args:
-        with_faces (`bool`): False reads no further than the vertices.
+        only_vertices (`bool`): read no further than the vertices, and of them the positions alone.
 
     Raises:
         FileNotFoundError, ValueError: name the file: no such file, not a PLY, a header that is invalid or promises
-            more than the file holds, no x, y, z, a file that ends early, numbers that do not fit their type, faces of
-            vertices that do not exist, vertices that are not finite or a kilometre away from the others.
+            more than the file holds, no x, y, z, a file that ends early, numbers that do not fit their type, faces
+            whose corners have an unknown name or are vertices that do not exist, vertices that are not finite or a
+            kilometre away from the others.
     """
     path = check_file(path, "a mesh in PLY format", MAX_FILE_BYTES)
-    wanted = {"vertex", "face"} if with_faces else {"vertex"}
+    wanted = {"vertex"} if only_vertices else {"vertex", "face"}
     with path.open("rb") as file:
         order, elements = _read_header(file, path)
         _check_size(file, path, elements, order)
@@ -124,7 +129,7 @@ def read_ply(path: str | os.PathLike, with_faces: bool = True) -> Mesh:
                 found[element.name] = _read_binary_rows(file, path, element, order)
             else:
                 found[element.name] = _gather(_walk_text_rows(lines, path, element), element)
-    return _make_mesh(found, path)
+    return _make_mesh(found, path, only_vertices)
 
 
 def _read_header(file: BinaryIO, path: Path) -> tuple[str | None, list[_Element]]:
@@ -304,33 +309,53 @@ def _refuse_cut_file(path: Path, element: _Element) -> None:
     )
 
 
-def _make_mesh(found: dict[str, _Columns], path: Path) -> Mesh:
+def _make_mesh(found: dict[str, _Columns], path: Path, only_vertices: bool) -> Mesh:
     vertex = {name: column for name, column in found.get("vertex", {}).items() if isinstance(column, np.ndarray)}
     if not {"x", "y", "z"} <= vertex.keys():
         raise ValueError(
             f"{path}: expected vertices with x, y and z, the file has {sorted(vertex) or sorted(found)}; export the"
             " mesh again."
         )
-    if "red" in vertex and vertex["red"].dtype != np.uint8:
-        raise ValueError(f"{path}: expected colours of type uchar (0 to 255), got {vertex['red'].dtype}.")
 
-    def stack(names: tuple[str, ...], kind) -> np.ndarray | None:
-        if not set(names) <= vertex.keys():
-            return None
+    def stack(names: tuple[str, ...], kind) -> np.ndarray:
         return np.stack([vertex[name].astype(kind) for name in names], axis=1)
 
     # A number beyond float32 becomes infinite, which is refused with the others.
     with np.errstate(over="ignore"):
         vertices = stack(("x", "y", "z"), np.float32)
     check_vertices(vertices, path)
-    face = found.get("face", {})
-    lists = [face[name] for name in FACE_LISTS if isinstance(face.get(name), _Lists)]
+    if only_vertices:
+        return Mesh(vertices, columns=tuple(vertex))
+    colors, normals = (
+        next((names for names in known if vertex.keys() >= {*names}), None) for known in (COLORS, NORMALS)
+    )
+    for name in colors or ():
+        if vertex[name].dtype != np.uint8:
+            raise ValueError(
+                f"{path}: expected colours of type uchar (0 to 255), got {name!r} of type {vertex[name].dtype}; export"
+                " the mesh with colours of 8 bits."
+            )
     return Mesh(
         vertices=vertices,
-        colors=stack(("red", "green", "blue"), np.uint8),
-        normals=stack(("nx", "ny", "nz"), np.float32),
-        faces=_make_triangles(lists[0], len(vertices), path) if lists else None,
+        colors=None if colors is None else stack(colors, np.uint8),
+        normals=None if normals is None else stack(normals, np.float32),
+        faces=_read_faces(found.get("face", {}), len(vertices), path),
+        columns=tuple(vertex),
     )
+
+
+def _read_faces(face: _Columns, num_vertices: int, path: Path) -> np.ndarray | None:
+    """Triangles (F, 3); None without faces. A mesh whose corners have an unknown name is no cloud of points."""
+    lists = {name: column for name, column in face.items() if isinstance(column, _Lists)}
+    corners = next((lists[name] for name in FACE_LISTS if name in lists), None)
+    if corners is not None:
+        return _make_triangles(corners, num_vertices, path)
+    if any(len(column.lengths) for column in lists.values()):
+        raise ValueError(
+            f"{path}: expected the corners of the faces as a list {' or '.join(FACE_LISTS)}, got"
+            f" {', '.join(map(repr, lists))}; rename it in the file's header, or export the mesh again."
+        )
+    return None
 
 
 def check_vertices(vertices: np.ndarray, path: Path) -> None:

@@ -31,14 +31,16 @@ from ross3d.data.sources.frames import (
 from ross3d.data.sources.inside import resolve_inside
 from ross3d.data.sources.plain_pickle import load_plain_pickle
 from ross3d.data.sources.scannet_objects import read_axis_alignment
+from ross3d.data.sources.spelling import ScanFiles
 
 
 # Side of the published bird's-eye picture, pixels.
 BEV_SIZE = 432
 # Grey levels of 255 that still count as void (our choice): JPEG leaves traces in the black around a seen area.
 JPEG_RINGING = 8
-# Suffixes of a frame's picture, depth map and pose.
-SUFFIXES = (".jpg", ".png", ".txt")
+# Suffixes of a frame's picture, and of its picture, depth map and pose.
+PICTURE_SUFFIXES = (".jpg", ".jpeg")
+SUFFIXES = (*PICTURE_SUFFIXES, ".png", ".txt")
 PUBLISHED_BEV_NAMES = ("view_0.png", "view_0.jpg")
 
 
@@ -129,40 +131,43 @@ def read_posed_images(
     scene_id = path.resolve().name
     scan = _find_scan(path)
 
-    def find(name: str, folder: Path = path) -> Path:
-        return resolve_inside(folder, name, allow_outside=allow_outside)
+    files = ScanFiles(path, allow_outside)
+
+    def find_beside(name: str) -> Path:
+        return resolve_inside(scan, name, allow_outside=allow_outside)
 
     info = _get_info(infos, scene_id)
     beside = Beside((path,), allow_outside)
     if info is None:
         # A pose or a depth map without a picture is a frame whose picture is lost.
-        names = sorted({file.stem for suffix in SUFFIXES for file in path.glob(f"[0-9]*{suffix}")})
-        intrinsics = read_matrix(find("depth_intrinsic.txt"), (4, 4), "the depth camera, pixels")[:3, :3]
-        own_alignment = _read_alignment(find(f"{scene_id}.txt", scan))
+        names = sorted({file.stem for suffix in SUFFIXES for file in files.listing.glob(f"[0-9]*{suffix}")})
+        intrinsics = read_matrix(files.find("depth_intrinsic.txt"), (4, 4), "the depth camera, pixels")[:3, :3]
+        own_alignment = _read_alignment(find_beside(f"{scene_id}.txt"))
     else:
         names = [Path(name).stem for name in info.image_names]
         intrinsics, own_alignment = info.depth_intrinsics, info.axis_align_matrix
     if not names:
         raise ValueError(f"{path} holds zero frames; expected 00000.jpg, 00000.png and 00000.txt and so on.")
     exclusions = Exclusions(f"scene {scene_id!r}", max_excluded)
-    present = exclusions.drop_absent({name: path / f"{name}.jpg" for name in names})
+    pictures = {name: files.spell(path / f"{name}.jpg", PICTURE_SUFFIXES) for name in names}
+    present = exclusions.drop_absent(pictures)
     cameras = exclusions.read_each(
-        present, lambda name: read_matrix(find(f"{name}.txt"), (4, 4), "camera to world, metres"), "pose"
+        present, lambda name: read_matrix(files.find(f"{name}.txt"), (4, 4), "camera to world, metres"), "pose"
     )
     tracked = exclusions.drop_lost(cameras)
     alignment = read_alignment(axis_align_matrix, beside, lambda: own_alignment)
     views = decode_views(
         choose_views(tracked, num_views),
-        lambda name: find(f"{name}.jpg"),
-        lambda name: read_depth(find(f"{name}.png")),
+        lambda name: files.find(pictures[name].name),
+        lambda name: read_depth(files.find(f"{name}.png")),
         exclusions,
         reduce_to,
         cam2world=align_cameras(tracked, alignment),
     )
 
     def read_own_bev() -> tuple[np.ndarray, np.ndarray] | None:
-        files = [find(name, scan) for name in PUBLISHED_BEV_NAMES if (scan / name).exists()]
-        return read_bev_view(files[0], views.depth_size, crop_bev) if files else None
+        published = [find_beside(name) for name in PUBLISHED_BEV_NAMES if (scan / name).exists()]
+        return read_bev_view(published[0], views.depth_size, crop_bev) if published else None
 
     return make_scene(
         views=views,

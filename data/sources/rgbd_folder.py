@@ -1,14 +1,14 @@
 """A folder of posed RGB-D frames, as 7-Scenes and TSDF tools write it. Our own scenes have the same layout.
 
-    DIR/frame-NNNNNN.color.jpg (or .png)   RGB
+    DIR/frame-NNNNNN.color.jpg (or .png)   RGB; or .rgb.jpg, and .webp
     DIR/frame-NNNNNN.depth.png             uint16 millimetres along z, 0 = no reading; or .pgm (3RScan, ScanNet's
                                            tools), .tif, or .npy, whose floats are metres
     DIR/frame-NNNNNN.pose.txt              4x4 camera to world, metres, OpenCV axes
     DIR/camera-intrinsics.txt              3x3, pixels of the depth map
     DIR/axis_align.txt, boxes.json, ...    see beside.py
 
-Depth and colour may differ in size when their aspect agrees; a folder in which no frame has depth is read without
-depth.
+`frame_NNNNNN` and upper case count as well. Depth and colour may differ in size when their aspect agrees; a folder in
+which no frame has depth is read without depth.
 """
 
 import json
@@ -33,13 +33,16 @@ from ross3d.data.sources.frames import (
     read_matrix,
     scale_intrinsics,
 )
-from ross3d.data.sources.inside import resolve_inside
+from ross3d.data.sources.spelling import ScanFiles
 
 
-COLOR_PATTERN = re.compile(r"^(frame-\d+)\.color\.(jpg|jpeg|png)$", re.IGNORECASE)
+COLOR_PATTERN = re.compile(r"^frame[-_](\d+)\.color\.(jpg|jpeg|png|webp)$", re.IGNORECASE)
+# Counts in folders without the other.
+RGB_PATTERN = re.compile(r"^frame[-_](\d+)\.rgb\.(jpg|jpeg|png|webp)$", re.IGNORECASE)
 # `.depth.proj.png` and `.rendered.depth.png`, written by other tools, are not depth maps of this layout.
-DEPTH_PATTERN = re.compile(r"^(frame-\d+)\.depth\.(png|pgm|tif|tiff|npy|exr|pfm|npz)$", re.IGNORECASE)
-POSE_PATTERN = re.compile(r"^(frame-\d+)\.pose\.(txt)$", re.IGNORECASE)
+DEPTH_PATTERN = re.compile(r"^frame[-_](\d+)\.depth\.(png|pgm|tif|tiff|npy|exr|pfm|npz)$", re.IGNORECASE)
+POSE_PATTERN = re.compile(r"^frame[-_](\d+)\.pose\.(txt)$", re.IGNORECASE)
+POSE = "camera to world, metres"
 # Files that `write_rgbd_folder` writes.
 WRITTEN = (
     "*.color.png", "*.depth.png", "*.pose.txt", "camera-intrinsics.txt", "boxes.json", "proposals.json", "bev.png",
@@ -83,14 +86,9 @@ def read_rgbd_folder(
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not a folder; give the folder that holds frame-NNNNNN.color.jpg files.")
     scene_id = path.resolve().name
-
-    def find(name: str) -> Path:
-        return resolve_inside(path, name, allow_outside=allow_outside)
-
-    color_files, depth_files = (
-        _find_frames(path, COLOR_PATTERN, "pictures"),
-        _find_frames(path, DEPTH_PATTERN, "depth maps"),
-    )
+    find = ScanFiles(path, allow_outside).find
+    color_files = _find_frames(path, COLOR_PATTERN, "pictures") or _find_frames(path, RGB_PATTERN, "pictures")
+    depth_files = _find_frames(path, DEPTH_PATTERN, "depth maps")
     poses = _find_frames(path, POSE_PATTERN, "poses")
     # A pose or a depth map without a picture is a frame whose picture is lost.
     names = sorted({*color_files, *depth_files, *poses})
@@ -108,7 +106,7 @@ def read_rgbd_folder(
     exclusions = Exclusions(f"scene {scene_id!r}", max_excluded)
     present = exclusions.drop_absent({name: path / color_files.get(name, f"{name}.color.jpg") for name in names})
     cameras = exclusions.read_each(
-        present, lambda name: read_matrix(find(f"{name}.pose.txt"), (4, 4), "camera to world, metres"), "pose"
+        present, lambda name: read_matrix(find(poses.get(name, f"{name}.pose.txt")), (4, 4), POSE), "pose"
     )
     tracked = exclusions.drop_lost(cameras)
     chosen = choose_views(tracked, num_views)
@@ -149,17 +147,16 @@ def read_rgbd_folder(
 
 
 def _find_frames(path: Path, pattern: re.Pattern, what: str) -> dict[str, str]:
-    """File names by the frame that they begin with."""
+    """File names by the frame that they begin with, as `frame-NNNNNN`."""
     frames: dict[str, str] = {}
     for name in sorted(os.listdir(path)):
         match = pattern.match(name)
         if match is None:
             continue
-        if match[1] in frames:
-            raise ValueError(
-                f"{path.name}: {match[1]} has two {what}, {frames[match[1]]} and {name}; leave one of the two."
-            )
-        frames[match[1]] = name
+        frame = f"frame-{match[1]}"
+        if frame in frames:
+            raise ValueError(f"{path.name}: {frame} has two {what}, {frames[frame]} and {name}; leave one of the two.")
+        frames[frame] = name
     return frames
 
 

@@ -39,6 +39,7 @@ from ross3d.data.sources.scannet_objects import (
     read_segments,
 )
 from ross3d.data.sources.sens import iterate_sens_frames, read_sens_cameras
+from ross3d.data.sources.spelling import Listing
 
 
 LABELS_FILE = "scannetv2-labels.combined.tsv"
@@ -83,7 +84,11 @@ def read_scannet_scan(
     check_all_inside(path, list_scan_names(scene_id), allow_outside)
     recording = path / f"{scene_id}.sens"
     if not recording.exists():
-        raise FileNotFoundError(f"{recording} does not exist; give the folder of one scan with its .sens recording.")
+        others = [file.name for file in Listing(path).glob("*.sens")]
+        there = f" ({', '.join(others)} lies there: name the folder, or the file, as the scan)" if others else ""
+        raise FileNotFoundError(
+            f"{recording} does not exist{there}; give the folder of one scan with its .sens recording."
+        )
     if frame_step < 1:
         raise ValueError(f"frame_step must be at least 1 frame, got {frame_step}; 10 is that of the public export.")
     beside = Beside((path,), allow_outside)
@@ -142,7 +147,7 @@ def read_object_boxes(
         return None, None
     groups = read_segment_groups(aggregation)
     nyu40_ids = read_nyu40_ids(labels_file or find_labels_file(path))
-    mesh, segments = read_mesh_with_segments(path)
+    mesh, segments = read_mesh_with_segments(path, only_vertices=True)
     labels = label_vertices(segments, groups, nyu40_ids)
     if labels.vanished:
         warnings.warn(
@@ -161,10 +166,10 @@ def read_object_boxes(
     ]
 
 
-def read_mesh_with_segments(path: Path) -> tuple[Mesh, np.ndarray]:
-    """A scan's mesh, in the scan's own frame, and the segment of each of its vertices (M,)."""
+def read_mesh_with_segments(path: Path, only_vertices: bool = False) -> tuple[Mesh, np.ndarray]:
+    """A scan's mesh (see `read_ply`), in the scan's own frame, and the segment of each of its vertices (M,)."""
     scene_id = path.resolve().name
-    mesh = read_ply(path / f"{scene_id}_vh_clean_2.ply")
+    mesh = read_ply(path / f"{scene_id}_vh_clean_2.ply", only_vertices)
     file = path / f"{scene_id}_vh_clean_2.0.010000.segs.json"
     segments = read_segments(file)
     if len(segments) != len(mesh.vertices):

@@ -14,7 +14,11 @@ from ross3d.data.text_files import check_file
 from ross3d.image_processing_ross3d import check_picture_size
 
 
-SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".3gp")
+# Containers that phones, cameras and programs write; the first ones are tried first where the suffix is left out.
+SUFFIXES = (
+    ".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".3gp", ".3g2", ".asf", ".divx", ".dv", ".f4v", ".flv", ".m2ts",
+    ".m2v", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".wmv", ".y4m",
+)  # fmt: skip
 
 
 def find_video(path: str | os.PathLike) -> Path | None:
