@@ -25,6 +25,7 @@ so it counts as stored upright, like the result of `ImageOps.exif_transpose`.
 
 import base64
 import os
+import re
 import stat
 import struct
 import time
@@ -47,10 +48,50 @@ ORIENTATION_TAG = 0x0112
 MAX_DOWNLOAD_BYTES = MAX_PICTURE_PIXELS
 # Seconds that a server may take for each part of its answer, and for the whole answer.
 ANSWER_TIMEOUT, DOWNLOAD_TIMEOUT = 60.0, 600.0
+# The largest file of a picture: 16 bits of four colours for each pixel of the largest one, and its tags.
+MAX_PICTURE_BYTES = 8 * MAX_PICTURE_PIXELS + (1 << 24)
 # Exceptions that PIL raises for damaged files of its many formats.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error)
 # Quarter turns, counter-clockwise, that bring stored pixels upright; the other orientations (2, 4, 5, 7) also mirror.
 STORED_TURNS = {1: 0, 3: 2, 6: 3, 8: 1}
+# Letters in which contents are recognised, and the largest file that may be a Git-LFS pointer.
+HEAD_BYTES, POINTER_BYTES = 64, 1024
+POINTER = ("a Git-LFS pointer in place of the file", "fetch the file: git lfs pull")
+CONVERT = "convert it to JPEG or PNG first, such as by `magick FILE FILE.jpg`"
+AGAIN = "copy it again, or leave it out"
+CUT = ("a picture that is truncated or damaged, or of a kind that Pillow does not decode", AGAIN)
+UNKNOWN = ("bytes that no known format begins with: no picture, or a damaged one", AGAIN)
+ARRAYS = "pictures are read from JPEG, PNG, WebP, AVIF or TIFF, depth from PNG, TIFF or PGM of 16 bits or .npy"
+# How files begin that are no picture which Pillow decodes: the first match counts.
+CONTENTS = tuple(
+    (re.compile(beginning, re.DOTALL | re.IGNORECASE), kind, remedy)
+    for beginning, kind, remedy in (
+        (rb"version https://git-lfs\.github\.com/spec", *POINTER),
+        (rb"\s*<(!doctype html|html|head)", "an HTML page", "download the file itself, not the page that shows it"),
+        (rb"\s*(<\?xml|<svg|<[a-z!])", "an XML or SVG text", CONVERT),
+        (rb"....ftyp.{0,48}avi[fs]", "an AVIF picture, which this Pillow cannot decode or which is damaged", CONVERT),
+        (rb"....ftyp.{0,48}(hei[cxms]|hev[cxms]|mif1|msf1)", "a HEIC picture", CONVERT),
+        (rb"....ftypcrx", "a raw picture of a camera (CR3)", CONVERT),
+        (rb"....(ftyp|moov)|\x1a\x45\xdf\xa3|RIFF....AVI ", "a video", "save its frames as pictures"),
+        (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL picture", CONVERT),
+        (rb"\x89HDF", "an HDF5 file", ARRAYS),
+        (rb"\x93NUMPY", "a NumPy array", ARRAYS),
+        (rb"\x76\x2f\x31\x01", "an OpenEXR picture", ARRAYS),
+        (rb"PK\x03\x04", "a zip archive, such as torch.save and numpy.savez write", ARRAYS),
+        (rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd", "a compressed file", "unpack it first"),
+        (rb"%PDF|%!PS", "a PDF or PostScript document", CONVERT),
+        (rb"[{\[]", "a text that looks like JSON", "look whether the picture lies under another name"),
+        (rb"[\t\r\n\x20-\x7e]+\Z", "a text", "look whether the picture lies under another name"),
+        (rb"\Z", "an empty file", AGAIN),
+        (rb"\xff\xd8\xff|\x89PNG|RIFF....WEBP|II\*\0|MM\0\*|GIF8", *CUT),
+    )
+)
+# Raw pictures of cameras: their files are TIFF or like it, and Pillow opens the small preview in some of them.
+RAW_SUFFIXES = (".dng", ".nef", ".arw", ".cr2", ".cr3", ".orf", ".pef", ".raf", ".rw2")
+DNG_TAG = 0xC612
+RAW = ("a raw picture of a camera", "develop it to JPEG first, such as by `magick FILE FILE.jpg`")
+# Pillow recognises these, which hold drawings or arrays and no pixels of their own.
+NOT_PIXELS = ("BUFR", "EPS", "GRIB", "HDF5", "WMF")
 
 
 def shorten(text: str, limit: int = 200) -> str:
@@ -62,7 +103,8 @@ def check_regular_file(file: str | os.PathLike, name: str) -> Path:
     """The path of a regular file.
 
     Raises:
-        FileNotFoundError: there is no such file. ValueError: a folder, a pipe or a device, which may never end.
+        FileNotFoundError: there is no such file. ValueError: a folder, a pipe or a device, which may never end; a
+            pointer of Git LFS.
     """
     path = Path(file)
     try:
@@ -75,7 +117,27 @@ def check_regular_file(file: str | os.PathLike, name: str) -> Path:
     if not stat.S_ISREG(mode):
         kind = "folder" if stat.S_ISDIR(mode) else "pipe, socket or device"
         raise ValueError(f"{name}: expected a regular file, got the {kind} {path}; give the path of a picture.")
+    check_no_pointer(path, name, f"the content of {path}")
     return path
+
+
+def describe_content(head: bytes) -> tuple[str, str] | None:
+    """What a file with this beginning (`HEAD_BYTES` of it) is, and what to do; None if it is nothing known."""
+    return next(((kind, remedy) for beginning, kind, remedy in CONTENTS if beginning.match(head)), None)
+
+
+def check_no_pointer(file: Path, name: str, meaning: str) -> None:
+    """Refuse the text that Git LFS leaves in place of a file that was not fetched; other files are not judged.
+
+    Raises:
+        ValueError: names the file (`name`) and what it should hold (`meaning`).
+    """
+    if file.stat().st_size > POINTER_BYTES:
+        return
+    with file.open("rb") as opened:
+        found = describe_content(opened.read(HEAD_BYTES))
+    if found == POINTER:
+        raise ValueError(f"{name}: expected {meaning}, got {found[0]}; {found[1]}.")
 
 
 def check_picture_size(size: tuple[int, int], name: str) -> None:
@@ -113,8 +175,11 @@ def open_picture(source: str | os.PathLike | BinaryIO | Image.Image, name: str) 
     if isinstance(source, Image.Image):
         check_picture_size(source.size, name)
         return source
+    file = None
     if isinstance(source, str | os.PathLike):
-        source = check_regular_file(source, name)
+        file = check_regular_file(source, name)
+        # Of a file in memory nothing stays open, whichever way decoding ends.
+        source = BytesIO(read_picture_file(file, name))
     try:
         picture = Image.open(source)
     # PIL has a limit of its own, above ours.
@@ -125,10 +190,52 @@ def open_picture(source: str | os.PathLike | BinaryIO | Image.Image, name: str) 
         ) from error
     # PIL raises SyntaxError for broken PNG files.
     except (OSError, SyntaxError, ValueError) as error:
-        hint = "; HEIC has to be converted to JPEG first" if _looks_like_heic(source) else ""
-        raise ValueError(f"{name}: expected a readable picture, got {error}{hint}.") from error
+        raise ValueError(describe_no_picture(source, file, name)) from error
+    if picture.format in NOT_PIXELS or is_raw(picture, file):
+        raise ValueError(describe_no_picture(source, file, name, picture))
+    if file is not None:
+        picture.filename = str(file)
     check_picture_size(picture.size, name)
     return picture
+
+
+def read_picture_file(file: Path, name: str) -> bytes:
+    """The bytes of a regular file, of at most `MAX_PICTURE_BYTES`."""
+    with file.open("rb") as opened:
+        content = opened.read(MAX_PICTURE_BYTES + 1)
+    if len(content) > MAX_PICTURE_BYTES:
+        raise ValueError(
+            f"{name}: expected a picture's file of at most {MAX_PICTURE_BYTES / 1e6:.0f} MB, got a larger one; make"
+            " the picture smaller."
+        )
+    return content
+
+
+def is_raw(picture: Image.Image | None, file: Path | None) -> bool:
+    """Whether content is a raw picture of a camera; `picture` is its preview if Pillow opened that."""
+    is_named_so = file is not None and file.suffix.lower() in RAW_SUFFIXES
+    if picture is None:
+        return is_named_so
+    return picture.format == "TIFF" and (is_named_so or DNG_TAG in picture.tag_v2)
+
+
+def describe_no_picture(source: BinaryIO, file: Path | None, name: str, picture: Image.Image | None = None) -> str:
+    """The error for content that is not read as a picture, with what it is instead and what to do.
+
+    Args:
+        source: the content.
+        file (`Path`, *optional*): where it lies.
+        picture (*optional*): what Pillow opened.
+    """
+    source.seek(0)
+    found = describe_content(source.read(HEAD_BYTES))
+    if found in (None, CUT) and is_raw(picture, file):
+        found = RAW
+    if found is None and picture is not None:
+        found = f"the format {picture.format}, which holds no pixels", CONVERT
+    kind, remedy = found or UNKNOWN
+    place = "" if file is None or str(file) in name else f" ({file})"
+    return f"{name}: expected a readable picture, got {kind}{place}; {remedy}."
 
 
 def open_named_picture(text: str, name: str) -> Image.Image:
@@ -229,19 +336,11 @@ def decode_upright(picture: Image.Image, name: str) -> Image.Image:
         upright.load()
         return upright if upright.mode == "RGB" else upright.convert("RGB")
     except DAMAGED as error:
-        file = getattr(picture, "filename", "") or "the picture"
-        raise ValueError(f"{name}: expected a readable picture, got {file}: {error}; restore the file.") from error
-
-
-def _looks_like_heic(source: Path | BinaryIO) -> bool:
-    """Whether a file begins as HEIC and HEIF pictures do."""
-    if isinstance(source, Path):
-        with source.open("rb") as file:
-            head = file.read(32)
-    else:
-        source.seek(0)
-        head = source.read(32)
-    return head[4:8] == b"ftyp" and any(brand in head for brand in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"))
+        file = getattr(picture, "filename", "")
+        raise ValueError(
+            f"{name}: expected a readable picture, got a truncated or damaged one{f' ({file})' if file else ''}:"
+            f" {error}; copy it again."
+        ) from error
 
 
 def has_upright_tag(picture: Image.Image) -> bool:
@@ -304,9 +403,11 @@ __all__ = [
     "shorten",
     "MAX_PICTURE_ASPECT",
     "MAX_PICTURE_PIXELS",
+    "check_no_pointer",
     "check_picture_size",
     "check_regular_file",
     "decode_upright",
+    "describe_content",
     "get_orientation",
     "get_stored_turns",
     "get_upright_size",

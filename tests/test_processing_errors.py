@@ -405,7 +405,7 @@ class TestFiles:
         self.make_jpeg(whole, 1.0)
         self.make_jpeg(cut, 0.6)
         load: Callable = Image.open if as_image else str
-        message = rf"images\[1\] of scene {SCENE}: expected a readable picture, got .*cut\.jpg.*truncated.*restore"
+        message = rf"images\[1\] of scene {SCENE}: expected a readable picture, got .*cut\.jpg.*truncated.*; copy it"
         with pytest.raises(ValueError, match=message):
             processor(images=[load(whole), load(cut)], scene_ids=SCENE)
         processor(images=[load(whole), load(whole)], scene_ids=SCENE)

@@ -34,11 +34,15 @@ from ross3d.data.sources.frames import (
     scale_intrinsics,
 )
 from ross3d.data.sources.inside import resolve_inside
+from ross3d.data.sources.pictures import NOT_READ_DEPTH
 
 
 COLOR_PATTERN = re.compile(r"^(frame-\d+)\.color\.(jpg|jpeg|png)$", re.IGNORECASE)
 # `.depth.proj.png` and `.rendered.depth.png`, written by other tools, are not depth maps of this layout.
-DEPTH_PATTERN = re.compile(r"^(frame-\d+)\.depth\.(png|pgm|tif|tiff|npy|exr|pfm|npz)$", re.IGNORECASE)
+DEPTH_SUFFIXES = (".png", ".pgm", ".tif", ".tiff", ".npy", *NOT_READ_DEPTH)
+DEPTH_PATTERN = re.compile(
+    rf"^(frame-\d+)\.depth((?:\.npy|\.raw)?(?:{'|'.join(map(re.escape, DEPTH_SUFFIXES))}))$", re.IGNORECASE
+)
 POSE_PATTERN = re.compile(r"^(frame-\d+)\.pose\.(txt)$", re.IGNORECASE)
 # Files that `write_rgbd_folder` writes.
 WRITTEN = (
