@@ -54,6 +54,9 @@ MAX_PICTURE_BYTES = 8 * MAX_PICTURE_PIXELS + (1 << 24)
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error)
 # Quarter turns, counter-clockwise, that bring stored pixels upright; the other orientations (2, 4, 5, 7) also mirror.
 STORED_TURNS = {1: 0, 3: 2, 6: 3, 8: 1}
+# Schemes of the addresses that are read, and how addresses begin; a letter alone is a drive of Windows.
+SCHEMES = ("http", "https", "file")
+ADDRESS = r"([A-Za-z][A-Za-z0-9+.-]+):/"
 # Letters in which contents are recognised, and the largest file that may be a Git-LFS pointer.
 HEAD_BYTES, POINTER_BYTES = 64, 1024
 POINTER = ("a Git-LFS pointer in place of the file", "fetch the file: git lfs pull")
@@ -110,7 +113,9 @@ def check_regular_file(file: str | os.PathLike, name: str) -> Path:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{name}: the file {path} does not exist; correct the path.") from error
+        is_address = re.match(ADDRESS, str(path)) is not None
+        remedy = "pass an address as a string, with //" if is_address else "correct the path"
+        raise FileNotFoundError(f"{name}: the file {path} does not exist; {remedy}.") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{name}: expected a path to a file, got {shorten(str(path))!r} ({reason}).") from None
@@ -238,6 +243,17 @@ def describe_no_picture(source: BinaryIO, file: Path | None, name: str, picture:
     return f"{name}: expected a readable picture, got {kind}{place}; {remedy}."
 
 
+def check_address(text: str, name: str) -> None:
+    """Refuse blank text, and an address whose scheme is not read."""
+    found = re.match(f"{ADDRESS}/", text)
+    if not text.strip() or (found is not None and found[1].lower() not in SCHEMES):
+        schemes = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise ValueError(
+            f"{name}: expected a path, a data URI or an address that begins with one of {schemes}, got"
+            f" {shorten(text)!r}; download the picture, and pass its path."
+        )
+
+
 def open_named_picture(text: str, name: str) -> Image.Image:
     """Open the picture that a string names, in the forms that the library's `load_image` accepts.
 
@@ -250,6 +266,7 @@ def open_named_picture(text: str, name: str) -> Image.Image:
             address and never the data.
     """
     scheme = text[:8].lower()
+    check_address(text, name)
     if scheme.startswith(("http://", "https://")):
         return open_picture(_download(text, name), f"{name} at {shorten(text)!r}")
     if scheme.startswith("data:"):

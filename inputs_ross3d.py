@@ -18,8 +18,10 @@ dtypes only: reading values would make the host wait for the GPU. Scan readers (
 check depth, cameras and boxes with the functions at the end of this file.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any, Literal
 
 import numpy as np
@@ -369,13 +371,30 @@ def to_array(value: Any, name: str) -> np.ndarray:
             array = np.asarray(array.tolist())
     except (ValueError, TypeError, OverflowError) as error:
         kind, array = f"{kind} ({shorten(str(error))})", np.asarray("")
-    check(
-        array.dtype.kind in "biuf", name, "an array of numbers", kind, "pass numbers alone, in arrays or nested lists"
-    )
+    holds_numbers = array.dtype.kind in "biuf"
+    wrong = [] if holds_numbers else list_no_numbers(value)
+    kind = f"{type(wrong[0]).__name__} in a {kind}" if wrong and isinstance(value, (list, tuple)) else kind
+    check(holds_numbers, name, "an array of numbers", kind, suggest_numbers(wrong))
     check(not np.ma.is_masked(value), name, "an array without a mask", "masked values", "fill them: 0 = no depth")
     if not array.dtype.isnative or array.dtype.itemsize > 8:
         array = array.astype(array.dtype.newbyteorder("=") if array.dtype.itemsize <= 8 else np.float64)
     return array
+
+
+def list_no_numbers(value: Any) -> list[Any]:
+    """The entries of nested lists that are neither numbers nor arrays."""
+    if isinstance(value, (list, tuple)):
+        return [wrong for item in value for wrong in list_no_numbers(item)]
+    return [] if isinstance(value, (Number, np.ndarray, torch.Tensor)) else [value]
+
+
+def suggest_numbers(wrong: list[Any]) -> str:
+    """What to do about entries that are no numbers."""
+    if wrong and isinstance(wrong[0], (str, bytes, os.PathLike)):
+        return "read the file, and pass the array of its numbers"
+    if wrong and wrong[0] is None:
+        return "give numbers for it, or leave the argument out"
+    return "pass numbers alone, in arrays or nested lists"
 
 
 def to_tensor(value: Any, name: str) -> torch.Tensor:
@@ -386,7 +405,7 @@ def to_tensor(value: Any, name: str) -> torch.Tensor:
               "call to_dense(), or load the tensor first")  # fmt: skip
         return value.detach().cpu()
     if isinstance(value, (list, tuple)):
-        arrays = [to_array(item, name) for item in value]
+        arrays = [to_array(item, f"item {place} of {name}") for place, item in enumerate(value)]
         shapes = sorted({array.shape for array in arrays})
         check(len(shapes) <= 1, name, "arrays of one shape", shapes, "resize them to a common size")
         array = np.stack(arrays) if arrays else np.zeros(0)
