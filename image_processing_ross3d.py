@@ -62,6 +62,8 @@ HEAD_BYTES, POINTER_BYTES = 64, 1024
 POINTER = ("a Git-LFS pointer in place of the file", "fetch the file: git lfs pull")
 CONVERT = "convert it to JPEG or PNG first, such as by `magick FILE FILE.jpg`"
 AGAIN = "copy it again, or leave it out"
+VIDEO = "a video"
+OTHER_NAME = "look whether the right file lies under another name"
 CUT = ("a picture that is truncated or damaged, or of a kind that Pillow does not decode", AGAIN)
 UNKNOWN = ("bytes that no known format begins with: no picture, or a damaged one", AGAIN)
 ARRAYS = "pictures are read from JPEG, PNG, WebP, AVIF or TIFF, depth from PNG, TIFF or PGM of 16 bits or .npy"
@@ -75,7 +77,7 @@ CONTENTS = tuple(
         (rb"....ftyp.{0,48}avi[fs]", "an AVIF picture, which this Pillow cannot decode or which is damaged", CONVERT),
         (rb"....ftyp.{0,48}(hei[cxms]|hev[cxms]|mif1|msf1)", "a HEIC picture", CONVERT),
         (rb"....ftypcrx", "a raw picture of a camera (CR3)", CONVERT),
-        (rb"....(ftyp|moov)|\x1a\x45\xdf\xa3|RIFF....AVI ", "a video", "save its frames as pictures"),
+        (rb"....(ftyp|moov)|\x1a\x45\xdf\xa3|RIFF....AVI ", VIDEO, "save its frames as pictures"),
         (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL picture", CONVERT),
         (rb"\x89HDF", "an HDF5 file", ARRAYS),
         (rb"\x93NUMPY", "a NumPy array", ARRAYS),
@@ -83,8 +85,8 @@ CONTENTS = tuple(
         (rb"PK\x03\x04", "a zip archive, such as torch.save and numpy.savez write", ARRAYS),
         (rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd", "a compressed file", "unpack it first"),
         (rb"%PDF|%!PS", "a PDF or PostScript document", CONVERT),
-        (rb"[{\[]", "a text that looks like JSON", "look whether the picture lies under another name"),
-        (rb"[\t\r\n\x20-\x7e]+\Z", "a text", "look whether the picture lies under another name"),
+        (rb"[{\[]", "a text that looks like JSON", OTHER_NAME),
+        (rb"[\t\r\n\x20-\x7e]+\Z", "a text", OTHER_NAME),
         (rb"\Z", "an empty file", AGAIN),
         (rb"\xff\xd8\xff|\x89PNG|RIFF....WEBP|II\*\0|MM\0\*|GIF8", *CUT),
     )
@@ -131,6 +133,12 @@ def describe_content(head: bytes) -> tuple[str, str] | None:
     return next(((kind, remedy) for beginning, kind, remedy in CONTENTS if beginning.match(head)), None)
 
 
+def describe_file(file: Path) -> tuple[str, str] | None:
+    """`describe_content` of a file."""
+    with file.open("rb") as opened:
+        return describe_content(opened.read(HEAD_BYTES))
+
+
 def check_no_pointer(file: Path, name: str, meaning: str) -> None:
     """Refuse the text that Git LFS leaves in place of a file that was not fetched; other files are not judged.
 
@@ -139,8 +147,7 @@ def check_no_pointer(file: Path, name: str, meaning: str) -> None:
     """
     if file.stat().st_size > POINTER_BYTES:
         return
-    with file.open("rb") as opened:
-        found = describe_content(opened.read(HEAD_BYTES))
+    found = describe_file(file)
     if found == POINTER:
         raise ValueError(f"{name}: expected {meaning}, got {found[0]}; {found[1]}.")
 
@@ -152,10 +159,11 @@ def check_picture_size(size: tuple[int, int], name: str) -> None:
         ValueError: names the picture, its size and the limit.
     """
     width, height = size
-    if width < 1 or height < 1 or width * height > MAX_PICTURE_PIXELS:
+    is_empty = width < 1 or height < 1
+    if is_empty or width * height > MAX_PICTURE_PIXELS:
         raise ValueError(
             f"{name}: expected a picture of 1 to {MAX_PICTURE_PIXELS / 1e6:g} megapixels, got {width} x {height}"
-            " (width x height); make it smaller."
+            f" (width x height); {'leave it out' if is_empty else 'make it smaller'}."
         )
     if max(width, height) > MAX_PICTURE_ASPECT * min(width, height):
         raise ValueError(
@@ -417,6 +425,7 @@ def turn_upright(picture: Image.Image) -> Image.Image:
 
 
 __all__ = [
+    "VIDEO",
     "shorten",
     "MAX_PICTURE_ASPECT",
     "MAX_PICTURE_PIXELS",
@@ -425,6 +434,7 @@ __all__ = [
     "check_regular_file",
     "decode_upright",
     "describe_content",
+    "describe_file",
     "get_orientation",
     "get_stored_turns",
     "get_upright_size",
