@@ -455,13 +455,16 @@ def check_has_cameras(scene_name: str, **cameras: Any) -> None:
               "give intrinsics and cam2world, or leave depth_maps out")  # fmt: skip
 
 
-def check_depth_maps(depth_maps: Any, num_views: int | None, name: str, views: Sequence[str] = ()) -> torch.Tensor:
+def check_depth_maps(
+    depth_maps: Any, num_views: int | None, name: str, views: Sequence[str] = (), when_other_unit: str = ""
+) -> torch.Tensor:
     """Depth in metres, float32 (V, H, W); maps in another unit, or without a reading, are refused.
 
     Args:
         num_views (`int` or None): V, where it is known.
         name (`str`): what errors call the maps.
         views (sequence of `str`): what errors call the views; their numbers by default.
+        when_other_unit (`str`): the remedy for depth that is not in metres, where the caller knows a better one.
 
     Raises:
         ValueError: names the maps, and the views where only some are wrong.
@@ -485,10 +488,11 @@ def check_depth_maps(depth_maps: Any, num_views: int | None, name: str, views: S
     far = medians > MAX_MEDIAN_DEPTH
     check(not bool(far.any()), name, "metres",
           f"a median depth of {medians[far][:1].sum():.0f}{locate(far, views)}, which looks like millimetres",
-          metres)  # fmt: skip
+          when_other_unit or metres)  # fmt: skip
     median = medians.nanmedian().item()
     check(median >= MIN_MEDIAN_DEPTH, name, "metres",
-          f"a median depth of {median:.5f}, which looks divided by 1000 twice", "pass metres")  # fmt: skip
+          f"a median depth of {median:.5f}, which looks divided by 1000 twice",
+          when_other_unit or "pass metres")  # fmt: skip
     highest = depth.max().item()
     check(highest <= MAX_CAMERA_DISTANCE, name, f"readings up to {MAX_CAMERA_DISTANCE:.0f} metres",
           f"one of {highest:g}", "write 0 where the sensor has no reading")  # fmt: skip
@@ -592,8 +596,10 @@ def check_cam2world(
     return poses
 
 
-def check_camera_positions(cam2world: torch.Tensor, name: str, views: Sequence[str] = ()) -> None:
-    """Refuse cameras (V, 4, 4) beyond `MAX_CAMERA_DISTANCE`: they are not in metres; see `check_cam2world`."""
+def check_camera_positions(
+    cam2world: torch.Tensor, name: str, views: Sequence[str] = (), when_other_unit: str = ""
+) -> None:
+    """Refuse cameras (V, 4, 4) beyond `MAX_CAMERA_DISTANCE`: they are not in metres; see `check_depth_maps`."""
     distances = cam2world[:, :3, 3].abs().amax(dim=1)
     far = distances > MAX_CAMERA_DISTANCE
     check(
@@ -601,7 +607,7 @@ def check_camera_positions(cam2world: torch.Tensor, name: str, views: Sequence[s
         name,
         "translations in metres",
         f"a camera {distances.max():.0f} from the origin{locate(far, views)}, which looks like millimetres",
-        "divide the translations by 1000, or move the world's origin to the scan",
+        when_other_unit or "divide the translations by 1000, or move the world's origin to the scan",
     )
 
 

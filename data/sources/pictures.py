@@ -183,12 +183,13 @@ def decode_color(
     return picture.pixels, picture.size
 
 
-def read_depth(file: Path, units_per_metre: float | None = None) -> np.ndarray:
+def read_depth(file: Path, units_per_metre: float | None = None, said: str = "") -> np.ndarray:
     """Depth (h, w), float32 metres, 0 = no reading.
 
     Args:
         file (`Path`): a 16-bit PNG, TIFF or PGM, a float TIFF, or a `.npy` array.
         units_per_metre (`float`, *optional*): of the stored values; see `scale_depth`.
+        said (`str`): what says this unit, for errors.
 
     Raises:
         FileNotFoundError, ValueError: names the file and what to save in its place.
@@ -203,7 +204,7 @@ def read_depth(file: Path, units_per_metre: float | None = None) -> np.ndarray:
     if not file.exists():
         raise FileNotFoundError(f"{file}: the depth map does not exist; copy it again, or leave the frame out.")
     read = {".npy": _read_npy, ".pgm": _read_pgm}.get(suffix, _read_depth_picture)
-    return scale_depth(read(file), file, units_per_metre)
+    return scale_depth(read(file), file, units_per_metre, said)
 
 
 def _read_depth_picture(file: Path) -> np.ndarray:
@@ -260,13 +261,14 @@ def _read_pgm(file: Path) -> np.ndarray:
     return np.frombuffer(content, dtype=">u2").reshape(height, width).astype(np.uint16)
 
 
-def scale_depth(values: np.ndarray, where, units_per_metre: float | None = None) -> np.ndarray:
+def scale_depth(values: np.ndarray, where, units_per_metre: float | None = None, said: str = "") -> np.ndarray:
     """Depth units (h, w) as float32 metres. No reading is 0 or, in whole numbers, 65535, and in floats NaN or
     infinity.
 
     Args:
         units_per_metre (`float`, *optional*): by default 1000 (millimetres), or 1 (metres) for floats that as
             millimetres would all be within 5 cm of the camera.
+        said (`str`): what says this unit, for errors.
 
     Raises:
         ValueError: `where` depth is negative, or too small for its unit.
@@ -287,7 +289,7 @@ def scale_depth(values: np.ndarray, where, units_per_metre: float | None = None)
                 " multiply by 1000 before saving as uint16."
                 if units_per_metre is None
                 else f"{where}: the largest depth is {readings.max()}, which at {per_metre:g} units a metre is nearer"
-                f" than {MIN_LARGEST_DEPTH:g} m; correct the unit (depth_unit_scale_factor: 1.0 for metres)."
+                f" than {MIN_LARGEST_DEPTH:g} m; correct the unit{f': {said}' if said else ''}."
             )
         per_metre = 1.0
     return values.astype(np.float32) / np.float32(per_metre)
