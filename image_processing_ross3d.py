@@ -71,7 +71,7 @@ ARRAYS = "pictures are read from JPEG, PNG, WebP, AVIF or TIFF, depth from PNG, 
 CONTENTS = tuple(
     (re.compile(beginning, re.DOTALL | re.IGNORECASE), kind, remedy)
     for beginning, kind, remedy in (
-        (rb"version https://git-lfs\.github\.com/spec", *POINTER),
+        (rb"version https?:..git-lfs", *POINTER),
         (rb"\s*<(!doctype html|html|head)", "an HTML page", "download the file itself, not the page that shows it"),
         (rb"\s*(<\?xml|<svg|<[a-z!])", "an XML or SVG text", CONVERT),
         (rb"....ftyp.{0,48}avi[fs]", "an AVIF picture, which this Pillow cannot decode or which is damaged", CONVERT),
@@ -147,9 +147,10 @@ def check_no_pointer(file: Path, name: str, meaning: str) -> None:
     """
     if file.stat().st_size > POINTER_BYTES:
         return
-    found = describe_file(file)
-    if found == POINTER:
-        raise ValueError(f"{name}: expected {meaning}, got {found[0]}; {found[1]}.")
+    if describe_file(file) == POINTER:
+        raise ValueError(
+            f"{name}: expected {meaning}, got a Git-LFS pointer in place of the file; fetch the file: git lfs pull."
+        )
 
 
 def check_picture_size(size: tuple[int, int], name: str) -> None:
@@ -193,6 +194,7 @@ def open_picture(source: str | os.PathLike | BinaryIO | Image.Image, name: str) 
         file = check_regular_file(source, name)
         # Of a file in memory nothing stays open, whichever way decoding ends.
         source = BytesIO(read_picture_file(file, name))
+    picture, cause = None, None
     try:
         picture = Image.open(source)
     # PIL has a limit of its own, above ours.
@@ -203,9 +205,11 @@ def open_picture(source: str | os.PathLike | BinaryIO | Image.Image, name: str) 
         ) from error
     # PIL raises SyntaxError for broken PNG files.
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(describe_no_picture(source, file, name)) from error
-    if picture.format in NOT_PIXELS or is_raw(picture, file):
-        raise ValueError(describe_no_picture(source, file, name, picture))
+        cause = error
+    if picture is None or picture.format in NOT_PIXELS or is_raw(picture, file):
+        kind, remedy = describe_no_picture(source, file, picture)
+        place = "" if file is None or str(file) in name else f" ({file})"
+        raise ValueError(f"{name}: expected a readable picture, got {kind}{place}; {remedy}.") from cause
     if file is not None:
         picture.filename = str(file)
     check_picture_size(picture.size, name)
@@ -215,13 +219,13 @@ def open_picture(source: str | os.PathLike | BinaryIO | Image.Image, name: str) 
 def read_picture_file(file: Path, name: str) -> bytes:
     """The bytes of a regular file, of at most `MAX_PICTURE_BYTES`."""
     with file.open("rb") as opened:
-        content = opened.read(MAX_PICTURE_BYTES + 1)
-    if len(content) > MAX_PICTURE_BYTES:
-        raise ValueError(
-            f"{name}: expected a picture's file of at most {MAX_PICTURE_BYTES / 1e6:.0f} MB, got a larger one; make"
-            " the picture smaller."
-        )
-    return content
+        size = os.fstat(opened.fileno()).st_size
+        if size > MAX_PICTURE_BYTES:
+            raise ValueError(
+                f"{name}: expected a picture's file of at most {MAX_PICTURE_BYTES / 1e6:.0f} MB, got"
+                f" {size / 1e6:.0f} MB; make the picture smaller."
+            )
+        return opened.read(size)
 
 
 def is_raw(picture: Image.Image | None, file: Path | None) -> bool:
@@ -232,8 +236,8 @@ def is_raw(picture: Image.Image | None, file: Path | None) -> bool:
     return picture.format == "TIFF" and (is_named_so or DNG_TAG in picture.tag_v2)
 
 
-def describe_no_picture(source: BinaryIO, file: Path | None, name: str, picture: Image.Image | None = None) -> str:
-    """The error for content that is not read as a picture, with what it is instead and what to do.
+def describe_no_picture(source: BinaryIO, file: Path | None, picture: Image.Image | None) -> tuple[str, str]:
+    """What content is that is not read as a picture, and what to do.
 
     Args:
         source: the content.
@@ -243,12 +247,10 @@ def describe_no_picture(source: BinaryIO, file: Path | None, name: str, picture:
     source.seek(0)
     found = describe_content(source.read(HEAD_BYTES))
     if found in (None, CUT) and is_raw(picture, file):
-        found = RAW
+        return RAW
     if found is None and picture is not None:
-        found = f"the format {picture.format}, which holds no pixels", CONVERT
-    kind, remedy = found or UNKNOWN
-    place = "" if file is None or str(file) in name else f" ({file})"
-    return f"{name}: expected a readable picture, got {kind}{place}; {remedy}."
+        return f"the format {picture.format}, which holds no pixels", CONVERT
+    return found or UNKNOWN
 
 
 def check_address(text: str, name: str) -> None:
