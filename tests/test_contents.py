@@ -15,7 +15,13 @@ from ross3d.data.sources.pictures import decode_color, open_image, read_depth
 from ross3d.data.sources.ply import read_ply
 from ross3d.data.sources.sens import read_sens_cameras
 from ross3d.data.text_files import check_file, read_json, read_json_lines, read_yaml
-from ross3d.image_processing_ross3d import MAX_PICTURE_BYTES, decode_upright, open_named_picture, open_picture
+from ross3d.image_processing_ross3d import (
+    MAX_PICTURE_BYTES,
+    ORIENTATION_TAG,
+    decode_upright,
+    open_named_picture,
+    open_picture,
+)
 from ross3d.tools.checkpoints.files import list_tensors
 from ross3d.training.checkpoint import check_model_files
 from ross3d.training.damage import COMPLETE_MARK, check_checkpoint_files
@@ -106,12 +112,21 @@ def test_raw_pictures_of_cameras_are_not_read_by_their_previews(tmp_path):
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow decodes no AVIF")
 @pytest.mark.parametrize("shape", [(20, 30), (34, 16)])
-def test_avif_is_read(tmp_path, shape):
-    pixels = np.full((*shape, 3), (40, 90, 160), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.avif", quality=95)
-    found, size = decode_color(tmp_path / "a.avif", "here")
-    assert size == shape[::-1] and np.abs(found.astype(int) - pixels).max() < 12
-    given = decode_upright(open_picture(tmp_path / "a.avif", "view"), "view")
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_avif_is_read_upright(tmp_path, shape, orientation):
+    """As PNG of the same tag, in scans and by the processor."""
+    pixels = np.zeros((*shape, 3), np.uint8)
+    pixels[:, : shape[1] // 2], pixels[: shape[0] // 2, shape[1] // 2 :] = (40, 90, 160), (200, 40, 40)
+    files = [tmp_path / "a.avif", tmp_path / "a.png"]
+    for file, options in zip(files, ({"quality": 100}, {}), strict=True):
+        image = Image.fromarray(pixels)
+        exif = image.getexif()
+        exif[ORIENTATION_TAG] = orientation
+        image.save(file, exif=exif, **options)
+    found, wanted = (decode_color(file, file)[0].astype(int) for file in files)
+    assert found.shape == wanted.shape == (shape if orientation < 5 else shape[::-1]) + (3,)
+    assert np.abs(found - wanted).mean() < 12
+    given = decode_upright(open_picture(files[0], "view"), "view")
     assert np.array_equal(np.asarray(given), found)
 
 
