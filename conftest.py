@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Code that tests load with trust_remote_code is copied here, not among the user's models; kernels of DeepSpeed are
-# built here, where no build that was killed has left a lock. Each process of pytest-xdist has its own copy of the code.
+# built here, where no build that was killed has left a lock. Each process of pytest-xdist has a copy of the code.
 if "HF_MODULES_CACHE" not in os.environ or "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="ross3d_modules_")
     atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)

@@ -22,13 +22,13 @@ Shapes: B scenes, V views, L sequence, D width, K proposals, Q questions.
 import os
 import warnings
 import weakref
-from collections.abc import Sequence
-from numbers import Integral
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers import GenerationMixin
+from transformers import GenerationConfig, GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 from transformers.utils import ModelOutput
@@ -174,6 +174,7 @@ class Ross3DGenerationMixin(GenerationMixin):
         # Drop what the processor returns for grounding and training; latents stay, as targets of masked views.
         for key in set(list_inputs("proposals", "target")) - set(LATENTS):
             kwargs.pop(key, None)
+        check_generate_arguments(self, kwargs)
         check_generate_inputs(self, inputs, kwargs, scene, scene_index)
         if kwargs.get("mm_encoder_outputs") is not None:
             # Refuses pixels given together with them.
@@ -418,10 +419,60 @@ class Ross3DGenerationMixin(GenerationMixin):
 
 # ---- checks
 
+# Strategies of the library that cannot be used here, and why.
+UNSUPPORTED = {
+    "token_healing": "which would decode the prompt and tokenise it again, without its views",
+    "assistant_early_exit": "which would answer from the first layers, on which this model was not trained",
+}
+
+
+def is_count(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+
+
+def is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+# Arguments that the library uses without a look at them: what is expected, and whether a value is that.
+EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "generation_config": ("a GenerationConfig", lambda value: isinstance(value, GenerationConfig)),
+    "num_beams": ("a whole number from 1 on", is_count),
+    "num_return_sequences": ("a whole number from 1 on", is_count),
+    "max_time": ("seconds, a number", lambda value: isinstance(value, Real)),
+    "tokenizer": (
+        "a tokenizer or the processor",
+        lambda value: hasattr(getattr(value, "tokenizer", value), "get_vocab"),
+    ),
+    "streamer": ("a streamer, such as TextStreamer(processor.tokenizer)", lambda value: hasattr(value, "put")),
+    "logits_processor": ("a list of logits processors", is_list),
+    "stopping_criteria": ("a list of stopping criteria", is_list),
+    "assistant_model": ("a model", lambda value: isinstance(value, torch.nn.Module)),
+}
+
 
 def choose_inputs(inputs: dict[str, Any], *names: str) -> dict[str, Any]:
     """The inputs that have one of these names and are not None."""
     return {name: inputs[name] for name in names if inputs.get(name) is not None}
+
+
+def check_generate_arguments(model: Any, kwargs: dict[str, Any]) -> None:
+    """Refuse strategies that this model cannot use, and arguments of other types than the library expects.
+
+    Raises:
+        ValueError: for such a strategy. TypeError: for such an argument. Both name it.
+    """
+    for name, (expected, is_expected) in EXPECTED.items():
+        # The library replaces None by a default for all but the counts.
+        is_given = kwargs.get(name) is not None or (name in kwargs and is_expected is is_count)
+        if is_given and not is_expected(kwargs[name]):
+            got = shorten(repr(kwargs[name]))
+            raise TypeError(f"generate: {name}: expected {expected}, got {got}; correct it, or leave it out.")
+    settings = kwargs.get("generation_config") or model.generation_config
+    for name, reason in UNSUPPORTED.items():
+        value = kwargs.get(name, getattr(settings, name, None))
+        if value:
+            raise ValueError(f"generate: expected no {name}, {reason}, got {shorten(repr(value))}; leave it out.")
 
 
 def check_generate_inputs(model: Any, inputs: torch.Tensor | None, kwargs: dict, scene: Any, scene_index: Any) -> None:

@@ -25,6 +25,7 @@ so it counts as stored upright, like the result of `ImageOps.exif_transpose`.
 
 import base64
 import os
+import re
 import stat
 import struct
 import time
@@ -47,10 +48,55 @@ ORIENTATION_TAG = 0x0112
 MAX_DOWNLOAD_BYTES = MAX_PICTURE_PIXELS
 # Seconds that a server may take for each part of its answer, and for the whole answer.
 ANSWER_TIMEOUT, DOWNLOAD_TIMEOUT = 60.0, 600.0
+# The largest file of a picture: 16 bits of four colours for each pixel of the largest one, and its tags.
+MAX_PICTURE_BYTES = 8 * MAX_PICTURE_PIXELS + (1 << 24)
 # Exceptions that PIL raises for damaged files of its many formats.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error)
 # Quarter turns, counter-clockwise, that bring stored pixels upright; the other orientations (2, 4, 5, 7) also mirror.
 STORED_TURNS = {1: 0, 3: 2, 6: 3, 8: 1}
+# Schemes of the addresses that are read, and how addresses begin; a letter alone is a drive of Windows.
+SCHEMES = ("http", "https", "file")
+ADDRESS = r"([A-Za-z][A-Za-z0-9+.-]+):/"
+# Letters in which contents are recognised, and the largest file that may be a Git-LFS pointer.
+HEAD_BYTES, POINTER_BYTES = 64, 1024
+POINTER = ("a Git-LFS pointer in place of the file", "fetch the file: git lfs pull")
+CONVERT = "convert it to JPEG or PNG first, such as by `magick FILE FILE.jpg`"
+AGAIN = "copy it again, or leave it out"
+VIDEO = "a video"
+OTHER_NAME = "look whether the right file lies under another name"
+CUT = ("a picture that is truncated or damaged, or of a kind that Pillow does not decode", AGAIN)
+UNKNOWN = ("bytes that no known format begins with: no picture, or a damaged one", AGAIN)
+ARRAYS = "pictures are read from JPEG, PNG, WebP, AVIF or TIFF, depth from PNG, TIFF or PGM of 16 bits or .npy"
+# How files begin that are no picture which Pillow decodes: the first match counts.
+CONTENTS = tuple(
+    (re.compile(beginning, re.DOTALL | re.IGNORECASE), kind, remedy)
+    for beginning, kind, remedy in (
+        (rb"version https?:..git-lfs", *POINTER),
+        (rb"\s*<(!doctype html|html|head)", "an HTML page", "download the file itself, not the page that shows it"),
+        (rb"\s*(<\?xml|<svg|<[a-z!])", "an XML or SVG text", CONVERT),
+        (rb"....ftyp.{0,48}avi[fs]", "an AVIF picture, which this Pillow cannot decode or which is damaged", CONVERT),
+        (rb"....ftyp.{0,48}(hei[cxms]|hev[cxms]|mif1|msf1)", "a HEIC picture", CONVERT),
+        (rb"....ftypcrx", "a raw picture of a camera (CR3)", CONVERT),
+        (rb"....(ftyp|moov)|\x1a\x45\xdf\xa3|RIFF....AVI ", VIDEO, "save its frames as pictures"),
+        (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL picture", CONVERT),
+        (rb"\x89HDF", "an HDF5 file", ARRAYS),
+        (rb"\x93NUMPY", "a NumPy array", ARRAYS),
+        (rb"\x76\x2f\x31\x01", "an OpenEXR picture", ARRAYS),
+        (rb"PK\x03\x04", "a zip archive, such as torch.save and numpy.savez write", ARRAYS),
+        (rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd", "a compressed file", "unpack it first"),
+        (rb"%PDF|%!PS", "a PDF or PostScript document", CONVERT),
+        (rb"[{\[]", "a text that looks like JSON", OTHER_NAME),
+        (rb"[\t\r\n\x20-\x7e]+\Z", "a text", OTHER_NAME),
+        (rb"\Z", "an empty file", AGAIN),
+        (rb"\xff\xd8\xff|\x89PNG|RIFF....WEBP|II\*\0|MM\0\*|GIF8", *CUT),
+    )
+)
+# Raw pictures of cameras: their files are TIFF or like it, and Pillow opens the small preview in some of them.
+RAW_SUFFIXES = (".dng", ".nef", ".arw", ".cr2", ".cr3", ".orf", ".pef", ".raf", ".rw2")
+DNG_TAG = 0xC612
+RAW = ("a raw picture of a camera", "develop it to JPEG first, such as by `magick FILE FILE.jpg`")
+# Pillow recognises these, which hold drawings or arrays and no pixels of their own.
+NOT_PIXELS = ("BUFR", "EPS", "GRIB", "HDF5", "WMF")
 
 
 def shorten(text: str, limit: int = 200) -> str:
@@ -62,20 +108,49 @@ def check_regular_file(file: str | os.PathLike, name: str) -> Path:
     """The path of a regular file.
 
     Raises:
-        FileNotFoundError: there is no such file. ValueError: a folder, a pipe or a device, which may never end.
+        FileNotFoundError: there is no such file. ValueError: a folder, a pipe or a device, which may never end; a
+            pointer of Git LFS.
     """
     path = Path(file)
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{name}: the file {path} does not exist; correct the path.") from error
+        is_address = re.match(ADDRESS, str(path)) is not None
+        remedy = "pass an address as a string, with //" if is_address else "correct the path"
+        raise FileNotFoundError(f"{name}: the file {path} does not exist; {remedy}.") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{name}: expected a path to a file, got {shorten(str(path))!r} ({reason}).") from None
     if not stat.S_ISREG(mode):
         kind = "folder" if stat.S_ISDIR(mode) else "pipe, socket or device"
         raise ValueError(f"{name}: expected a regular file, got the {kind} {path}; give the path of a picture.")
+    check_no_pointer(path, name, f"the content of {path}")
     return path
+
+
+def describe_content(head: bytes) -> tuple[str, str] | None:
+    """What a file with this beginning (`HEAD_BYTES` of it) is, and what to do; None if it is nothing known."""
+    return next(((kind, remedy) for beginning, kind, remedy in CONTENTS if beginning.match(head)), None)
+
+
+def describe_file(file: Path) -> tuple[str, str] | None:
+    """`describe_content` of a file."""
+    with file.open("rb") as opened:
+        return describe_content(opened.read(HEAD_BYTES))
+
+
+def check_no_pointer(file: Path, name: str, meaning: str) -> None:
+    """Refuse the text that Git LFS leaves in place of a file that was not fetched; other files are not judged.
+
+    Raises:
+        ValueError: names the file (`name`) and what it should hold (`meaning`).
+    """
+    if file.stat().st_size > POINTER_BYTES:
+        return
+    if describe_file(file) == POINTER:
+        raise ValueError(
+            f"{name}: expected {meaning}, got a Git-LFS pointer in place of the file; fetch the file: git lfs pull."
+        )
 
 
 def check_picture_size(size: tuple[int, int], name: str) -> None:
@@ -85,10 +160,11 @@ def check_picture_size(size: tuple[int, int], name: str) -> None:
         ValueError: names the picture, its size and the limit.
     """
     width, height = size
-    if width < 1 or height < 1 or width * height > MAX_PICTURE_PIXELS:
+    is_empty = width < 1 or height < 1
+    if is_empty or width * height > MAX_PICTURE_PIXELS:
         raise ValueError(
             f"{name}: expected a picture of 1 to {MAX_PICTURE_PIXELS / 1e6:g} megapixels, got {width} x {height}"
-            " (width x height); make it smaller."
+            f" (width x height); {'leave it out' if is_empty else 'make it smaller'}."
         )
     if max(width, height) > MAX_PICTURE_ASPECT * min(width, height):
         raise ValueError(
@@ -113,8 +189,12 @@ def open_picture(source: str | os.PathLike | BinaryIO | Image.Image, name: str) 
     if isinstance(source, Image.Image):
         check_picture_size(source.size, name)
         return source
+    file = None
     if isinstance(source, str | os.PathLike):
-        source = check_regular_file(source, name)
+        file = check_regular_file(source, name)
+        # Of a file in memory nothing stays open, whichever way decoding ends.
+        source = BytesIO(read_picture_file(file, name))
+    picture, cause = None, None
     try:
         picture = Image.open(source)
     # PIL has a limit of its own, above ours.
@@ -125,10 +205,63 @@ def open_picture(source: str | os.PathLike | BinaryIO | Image.Image, name: str) 
         ) from error
     # PIL raises SyntaxError for broken PNG files.
     except (OSError, SyntaxError, ValueError) as error:
-        hint = "; HEIC has to be converted to JPEG first" if _looks_like_heic(source) else ""
-        raise ValueError(f"{name}: expected a readable picture, got {error}{hint}.") from error
+        cause = error
+    if picture is None or picture.format in NOT_PIXELS or is_raw(picture, file):
+        kind, remedy = describe_no_picture(source, file, picture)
+        place = "" if file is None or str(file) in name else f" ({file})"
+        raise ValueError(f"{name}: expected a readable picture, got {kind}{place}; {remedy}.") from cause
+    if file is not None:
+        picture.filename = str(file)
     check_picture_size(picture.size, name)
     return picture
+
+
+def read_picture_file(file: Path, name: str) -> bytes:
+    """The bytes of a regular file, of at most `MAX_PICTURE_BYTES`."""
+    with file.open("rb") as opened:
+        size = os.fstat(opened.fileno()).st_size
+        if size > MAX_PICTURE_BYTES:
+            raise ValueError(
+                f"{name}: expected a picture's file of at most {MAX_PICTURE_BYTES / 1e6:.0f} MB, got"
+                f" {size / 1e6:.0f} MB; make the picture smaller."
+            )
+        return opened.read(size)
+
+
+def is_raw(picture: Image.Image | None, file: Path | None) -> bool:
+    """Whether content is a raw picture of a camera; `picture` is its preview if Pillow opened that."""
+    is_named_so = file is not None and file.suffix.lower() in RAW_SUFFIXES
+    if picture is None:
+        return is_named_so
+    return picture.format == "TIFF" and (is_named_so or DNG_TAG in picture.tag_v2)
+
+
+def describe_no_picture(source: BinaryIO, file: Path | None, picture: Image.Image | None) -> tuple[str, str]:
+    """What content is that is not read as a picture, and what to do.
+
+    Args:
+        source: the content.
+        file (`Path`, *optional*): where it lies.
+        picture (*optional*): what Pillow opened.
+    """
+    source.seek(0)
+    found = describe_content(source.read(HEAD_BYTES))
+    if found in (None, CUT) and is_raw(picture, file):
+        return RAW
+    if found is None and picture is not None:
+        return f"the format {picture.format}, which holds no pixels", CONVERT
+    return found or UNKNOWN
+
+
+def check_address(text: str, name: str) -> None:
+    """Refuse blank text, and an address whose scheme is not read."""
+    found = re.match(f"{ADDRESS}/", text)
+    if not text.strip() or (found is not None and found[1].lower() not in SCHEMES):
+        schemes = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise ValueError(
+            f"{name}: expected a path, a data URI or an address that begins with one of {schemes}, got"
+            f" {shorten(text)!r}; download the picture, and pass its path."
+        )
 
 
 def open_named_picture(text: str, name: str) -> Image.Image:
@@ -143,6 +276,7 @@ def open_named_picture(text: str, name: str) -> Image.Image:
             address and never the data.
     """
     scheme = text[:8].lower()
+    check_address(text, name)
     if scheme.startswith(("http://", "https://")):
         return open_picture(_download(text, name), f"{name} at {shorten(text)!r}")
     if scheme.startswith("data:"):
@@ -229,19 +363,11 @@ def decode_upright(picture: Image.Image, name: str) -> Image.Image:
         upright.load()
         return upright if upright.mode == "RGB" else upright.convert("RGB")
     except DAMAGED as error:
-        file = getattr(picture, "filename", "") or "the picture"
-        raise ValueError(f"{name}: expected a readable picture, got {file}: {error}; restore the file.") from error
-
-
-def _looks_like_heic(source: Path | BinaryIO) -> bool:
-    """Whether a file begins as HEIC and HEIF pictures do."""
-    if isinstance(source, Path):
-        with source.open("rb") as file:
-            head = file.read(32)
-    else:
-        source.seek(0)
-        head = source.read(32)
-    return head[4:8] == b"ftyp" and any(brand in head for brand in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"))
+        file = getattr(picture, "filename", "")
+        raise ValueError(
+            f"{name}: expected a readable picture, got a truncated or damaged one{f' ({file})' if file else ''}:"
+            f" {error}; copy it again."
+        ) from error
 
 
 def has_upright_tag(picture: Image.Image) -> bool:
@@ -301,12 +427,16 @@ def turn_upright(picture: Image.Image) -> Image.Image:
 
 
 __all__ = [
+    "VIDEO",
     "shorten",
     "MAX_PICTURE_ASPECT",
     "MAX_PICTURE_PIXELS",
+    "check_no_pointer",
     "check_picture_size",
     "check_regular_file",
     "decode_upright",
+    "describe_content",
+    "describe_file",
     "get_orientation",
     "get_stored_turns",
     "get_upright_size",

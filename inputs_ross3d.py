@@ -18,8 +18,10 @@ dtypes only: reading values would make the host wait for the GPU. Scan readers (
 check depth, cameras and boxes with the functions at the end of this file.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any, Literal
 
 import numpy as np
@@ -369,13 +371,30 @@ def to_array(value: Any, name: str) -> np.ndarray:
             array = np.asarray(array.tolist())
     except (ValueError, TypeError, OverflowError) as error:
         kind, array = f"{kind} ({shorten(str(error))})", np.asarray("")
-    check(
-        array.dtype.kind in "biuf", name, "an array of numbers", kind, "pass numbers alone, in arrays or nested lists"
-    )
+    holds_numbers = array.dtype.kind in "biuf"
+    wrong = [] if holds_numbers else list_no_numbers(value)
+    kind = f"{type(wrong[0]).__name__} in a {kind}" if wrong and isinstance(value, (list, tuple)) else kind
+    check(holds_numbers, name, "an array of numbers", kind, suggest_numbers(wrong))
     check(not np.ma.is_masked(value), name, "an array without a mask", "masked values", "fill them: 0 = no depth")
     if not array.dtype.isnative or array.dtype.itemsize > 8:
         array = array.astype(array.dtype.newbyteorder("=") if array.dtype.itemsize <= 8 else np.float64)
     return array
+
+
+def list_no_numbers(value: Any) -> list[Any]:
+    """The entries of nested lists that are neither numbers nor arrays."""
+    if isinstance(value, (list, tuple)):
+        return [wrong for item in value for wrong in list_no_numbers(item)]
+    return [] if isinstance(value, (Number, np.ndarray, torch.Tensor)) else [value]
+
+
+def suggest_numbers(wrong: list[Any]) -> str:
+    """What to do about entries that are no numbers."""
+    if wrong and isinstance(wrong[0], (str, bytes, os.PathLike)):
+        return "read the file, and pass the array of its numbers"
+    if wrong and wrong[0] is None:
+        return "give numbers for it, or leave the argument out"
+    return "pass numbers alone, in arrays or nested lists"
 
 
 def to_tensor(value: Any, name: str) -> torch.Tensor:
@@ -386,7 +405,7 @@ def to_tensor(value: Any, name: str) -> torch.Tensor:
               "call to_dense(), or load the tensor first")  # fmt: skip
         return value.detach().cpu()
     if isinstance(value, (list, tuple)):
-        arrays = [to_array(item, name) for item in value]
+        arrays = [to_array(item, f"item {place} of {name}") for place, item in enumerate(value)]
         shapes = sorted({array.shape for array in arrays})
         check(len(shapes) <= 1, name, "arrays of one shape", shapes, "resize them to a common size")
         array = np.stack(arrays) if arrays else np.zeros(0)
@@ -436,13 +455,16 @@ def check_has_cameras(scene_name: str, **cameras: Any) -> None:
               "give intrinsics and cam2world, or leave depth_maps out")  # fmt: skip
 
 
-def check_depth_maps(depth_maps: Any, num_views: int | None, name: str, views: Sequence[str] = ()) -> torch.Tensor:
+def check_depth_maps(
+    depth_maps: Any, num_views: int | None, name: str, views: Sequence[str] = (), when_other_unit: str = ""
+) -> torch.Tensor:
     """Depth in metres, float32 (V, H, W); maps in another unit, or without a reading, are refused.
 
     Args:
         num_views (`int` or None): V, where it is known.
         name (`str`): what errors call the maps.
         views (sequence of `str`): what errors call the views; their numbers by default.
+        when_other_unit (`str`): the remedy for depth that is not in metres, where the caller knows a better one.
 
     Raises:
         ValueError: names the maps, and the views where only some are wrong.
@@ -466,10 +488,11 @@ def check_depth_maps(depth_maps: Any, num_views: int | None, name: str, views: S
     far = medians > MAX_MEDIAN_DEPTH
     check(not bool(far.any()), name, "metres",
           f"a median depth of {medians[far][:1].sum():.0f}{locate(far, views)}, which looks like millimetres",
-          metres)  # fmt: skip
+          when_other_unit or metres)  # fmt: skip
     median = medians.nanmedian().item()
     check(median >= MIN_MEDIAN_DEPTH, name, "metres",
-          f"a median depth of {median:.5f}, which looks divided by 1000 twice", "pass metres")  # fmt: skip
+          f"a median depth of {median:.5f}, which looks divided by 1000 twice",
+          when_other_unit or "pass metres")  # fmt: skip
     highest = depth.max().item()
     check(highest <= MAX_CAMERA_DISTANCE, name, f"readings up to {MAX_CAMERA_DISTANCE:.0f} metres",
           f"one of {highest:g}", "write 0 where the sensor has no reading")  # fmt: skip
@@ -573,8 +596,10 @@ def check_cam2world(
     return poses
 
 
-def check_camera_positions(cam2world: torch.Tensor, name: str, views: Sequence[str] = ()) -> None:
-    """Refuse cameras (V, 4, 4) beyond `MAX_CAMERA_DISTANCE`: they are not in metres; see `check_cam2world`."""
+def check_camera_positions(
+    cam2world: torch.Tensor, name: str, views: Sequence[str] = (), when_other_unit: str = ""
+) -> None:
+    """Refuse cameras (V, 4, 4) beyond `MAX_CAMERA_DISTANCE`: they are not in metres; see `check_depth_maps`."""
     distances = cam2world[:, :3, 3].abs().amax(dim=1)
     far = distances > MAX_CAMERA_DISTANCE
     check(
@@ -582,7 +607,7 @@ def check_camera_positions(cam2world: torch.Tensor, name: str, views: Sequence[s
         name,
         "translations in metres",
         f"a camera {distances.max():.0f} from the origin{locate(far, views)}, which looks like millimetres",
-        "divide the translations by 1000, or move the world's origin to the scan",
+        when_other_unit or "divide the translations by 1000, or move the world's origin to the scan",
     )
 
 

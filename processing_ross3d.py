@@ -29,7 +29,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
@@ -150,6 +150,7 @@ def open_view(image: Any, name: str) -> Image.Image | np.ndarray:
         return open_named_picture(image, name) if isinstance(image, str) else open_picture(image, name)
     if isinstance(image, Image.Image):
         return open_picture(image, name)
+    check_is_picture(image, name)
     array = to_array(image, name)
     check(
         array.dtype == np.uint8, name, "uint8 colours in 0..255", f"dtype {array.dtype}", "scale colours and cast them"
@@ -165,6 +166,16 @@ def open_view(image: Any, name: str) -> Image.Image | np.ndarray:
     )
     check_picture_size((array.shape[1], array.shape[0]), name)
     return array
+
+
+def check_is_picture(image: Any, name: str) -> None:
+    """Refuse a value that is none of the kinds that `open_view` reads, by its type alone."""
+    is_known = isinstance(image, (str, os.PathLike, Image.Image)) or hasattr(image, "__array__")
+    remedy = "pass one of these, or leave the view out with its depth and camera"
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        remedy = "open it first: PIL.Image.open(io.BytesIO(...))"
+    check(is_known, name, "a picture (of PIL, its file or address, or an array of uint8)", type(image).__name__,
+          remedy)  # fmt: skip
 
 
 def get_view_size(view: Image.Image | np.ndarray) -> tuple[int, int]:
@@ -296,6 +307,12 @@ PICTURE_KEYS = ("image", "url", "path", "base64")
 # Keys of a picture block that describe its camera. Other keys (`cache_control`) are ignored, unless they look like a
 # misspelling of one of these.
 CAMERA_KEYS = ("depth_map", "intrinsics", "cam2world")
+BLOCKS = "write {'type': 'text', 'text': ...} or {'type': 'image', 'image': ...}"
+# Keys that belong to blocks of another type, and would be passed over.
+OTHER_KEYS = {
+    "text": (*PICTURE_KEYS, "video", "audio"),
+    "image": ("text", "video", "audio"),
+}
 ROLES = ("system", "user", "assistant", "tool")
 # Similarity of two words (0 to 1) from which on one counts as a misspelling of the other.
 MISSPELT_FROM = 0.7
@@ -323,6 +340,38 @@ def check_picture_keys(block: Mapping[str, Any], name: str) -> None:
               f"write {near[0]!r}{axes}" if near else "")  # fmt: skip
 
 
+def check_block(block: Any, name: str) -> None:
+    """Refuse a block of a message that is neither words nor a picture, or that holds more than it says."""
+    check(isinstance(block, Mapping), name, "a block of words or of a picture", type(block).__name__, BLOCKS)
+    kind = block.get("type")
+    check(kind != "video", name, "a block of words or of a picture", "a video, of which this model sees frames",
+          "pass them as {'type': 'image', 'image': frame}, one block a frame")  # fmt: skip
+    check(kind in ("text", "image"), name, "type 'text' or 'image'", repr(kind), BLOCKS)
+    # Datasets fill the keys of other blocks with None.
+    others = [key for key in OTHER_KEYS[kind] if block.get(key) is not None and not is_one_of(block[key], ("",))]
+    check(not others, name, f"no more than its type {kind!r} says", f"{others} as well",
+          "give them blocks of their own, the frames of a video as pictures")  # fmt: skip
+
+
+def read_picture_block(block: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The block of a picture, with the picture under the key `image`; without that key where it has none."""
+    check_picture_keys(block, name)
+    given = [key for key in PICTURE_KEYS if block.get(key) is not None]
+    check(len(given) <= 1, name, f"one of {PICTURE_KEYS} in the block of a picture", given, "leave one of them")
+    block = {key: value for key, value in block.items() if value is not None}
+    if not given:
+        return block
+    key = given[0]
+    picture = block.pop(key)
+    is_text = isinstance(picture, str) or (key != "base64" and isinstance(picture, os.PathLike))
+    check(key == "image" or is_text, name, f"a string under {key!r}", type(picture).__name__,
+          "pass a picture in memory under 'image', and base64 decoded to a string")  # fmt: skip
+    check_is_picture(picture, name)
+    if key == "base64" and not picture.startswith("data:"):
+        picture = f"data:;base64,{picture}"
+    return block | {"image": picture}
+
+
 def normalize_content(message: dict[str, Any], name: str) -> str | list[dict[str, Any]]:
     """The content of a chat message: a string, or blocks of text and pictures, each picture under the key `image`."""
     check("role" in message, name, "a role and a content", sorted(message), "add 'role': 'user'")
@@ -340,25 +389,29 @@ def normalize_content(message: dict[str, Any], name: str) -> str | list[dict[str
           "leave the message out, or ask something")  # fmt: skip
     blocks = []
     for place, block in enumerate(content):
-        kind = block.get("type") if isinstance(block, Mapping) else None
-        check(kind in ("text", "image"), name, "blocks of type 'text' or 'image'",
-              f"type {kind!r}" if kind else type(block).__name__,
-              "pass {'type': 'text', 'text': ...}, and the frames of a video as pictures")  # fmt: skip
-        if kind == "text":
-            check(isinstance(block.get("text"), str), name, "a string under 'text'", type(block.get("text")).__name__,
-                  "pass {'type': 'text', 'text': ...}")  # fmt: skip
-            blocks.append(block)
+        block_name = f"block {place} of {name}"
+        check_block(block, block_name)
+        if block["type"] == "image":
+            blocks.append(read_picture_block(block, block_name))
             continue
-        check_picture_keys(block, f"block {place} of {name}")
-        given = [key for key in PICTURE_KEYS if block.get(key) is not None]
-        check(len(given) <= 1, name, f"one of {PICTURE_KEYS} in the block of a picture", given, "leave one of them")
-        block = {key: value for key, value in block.items() if value is not None}
-        if given:
-            block["image"] = block.pop(given[0])
-            if given[0] == "base64" and not str(block["image"]).startswith("data:"):
-                block["image"] = f"data:;base64,{block['image']}"
+        check(isinstance(block.get("text"), str), block_name, "a string under 'text'",
+              type(block.get("text")).__name__, "pass {'type': 'text', 'text': ...}")  # fmt: skip
         blocks.append(block)
     return blocks
+
+
+def check_chats(conversation: Any) -> None:
+    """Refuse what is no chat, or no list of chats, before the library reads it."""
+    check(isinstance(conversation, (list, tuple)) and len(conversation) > 0, "conversation",
+          "a list of messages, or a list of such lists", shorten(repr(conversation), 60),
+          "pass [{'role': 'user', 'content': [...]}]")  # fmt: skip
+    is_batch = isinstance(conversation[0], (list, tuple))
+    for index, messages in enumerate(conversation if is_batch else [conversation]):
+        check(isinstance(messages, (list, tuple)) and len(messages) > 0, f"chat {index}", "a list of messages",
+              shorten(repr(messages), 60), "pass [{'role': 'user', 'content': [...]}]")  # fmt: skip
+        for turn, message in enumerate(messages):
+            check(isinstance(message, Mapping), f"message {turn} of chat {index}", "a role and a content",
+                  type(message).__name__, "pass {'role': 'user', 'content': [...]}")  # fmt: skip
 
 
 def list_pictures(message: dict[str, Any]) -> list[dict[str, Any]]:
@@ -558,6 +611,8 @@ def get_scene_names(scene_ids: str | list[str] | None, num_scenes: int) -> list[
     ids = range(num_scenes) if scene_ids is None else [scene_ids] if isinstance(scene_ids, (str, int)) else scene_ids
     check(isinstance(ids, (list, tuple, range)), "scene_ids", "a name, or a list of one a scene", type(ids).__name__,
           "pass one a scene")  # fmt: skip
+    wrong = [scene_id for scene_id in ids if isinstance(scene_id, bool) or not isinstance(scene_id, (str, Integral))]
+    check(not wrong, "scene_ids", "names, strings or numbers", repr(wrong[:1]), "pass one a scene")
     check(len(ids) == num_scenes, "scene_ids", f"{num_scenes} names, one a scene", f"{len(ids)}", "pass one a scene")
     return [f"scene {scene_id}" for scene_id in ids]
 
@@ -579,7 +634,8 @@ def split_views(images: Any) -> tuple[list[Any], bool]:
     if isinstance(images, (Image.Image, str, os.PathLike)) or getattr(images, "ndim", 0) == 3:
         return [[images]], False
     is_list = hasattr(images, "__iter__") and getattr(images, "ndim", 1) > 0
-    check(is_list and not isinstance(images, (Mapping, bytes, bytearray, memoryview)), "images",
+    has_no_order = isinstance(images, (Mapping, set, frozenset))
+    check(is_list and not has_no_order and not isinstance(images, (bytes, bytearray, memoryview)), "images",
           "a picture, a list of pictures, or a list of such lists", type(images).__name__,
           "pass pictures of PIL, files or uint8 arrays")  # fmt: skip
     views = list(images)
@@ -638,6 +694,17 @@ def check_targets(request: SceneRequest) -> None:
         legal = all(is_index(index) and index < len(boxes) for index in question.targets)
         check(legal, name, f"indices of the {len(boxes)} proposals", question.targets,
               "count proposals from 0, in the order of proposal_boxes")  # fmt: skip
+
+
+def read_depth_maps(depth_maps: Any, num_views: int | None, name: str) -> torch.Tensor:
+    """Checked depth maps (V, H, W); the axis that a map has for its one channel, first or last, is dropped."""
+    depth = to_tensor(depth_maps, name)
+    if depth.dim() == 4 and 1 in (depth.shape[1], depth.shape[3]):
+        depth = depth[:, 0] if depth.shape[1] == 1 else depth[..., 0]
+    # A single view's (1, H, W, 1) counts as a list of one scene, whose map this is.
+    if depth.dim() == 3 and num_views == 1 and depth.shape[0] > 1 and depth.shape[2] == 1:
+        depth = depth[None, ..., 0]
+    return check_depth_maps(depth, num_views, name)
 
 
 def check_inside(request: SceneRequest, fitted: FittedScene) -> None:
@@ -703,7 +770,7 @@ def split_scene_questions(words: dict[str, Any], scene_name: str) -> list[Questi
             question.coords = check_point(point, f"query_coords of {question.name}")
         if targets is not None:
             check(get_ndim(targets) == 1, f"target_objects of {question.name}", "a list of proposal indices, or None",
-                  targets, "put one index into a list")  # fmt: skip
+                  repr(targets), "put one index into a list")  # fmt: skip
             is_array = isinstance(targets, (torch.Tensor, np.ndarray))
             question.targets = (
                 to_tensor(targets, f"target_objects of {question.name}").tolist() if is_array else list(targets)
@@ -946,9 +1013,9 @@ class Ross3DProcessor(ProcessorMixin):
                 `images` the rows are questions alone, one per row, for scenes the model has encoded before. Without
                 text a row is the scene alone. `<image>` at the beginning or end of a question marks the views. A
                 text with chat marks is a whole prompt: it holds one `<image>`, or none where no images are given.
-            depth_maps: V maps (H, W), metres along the camera's z axis, 0 = no reading. They, `intrinsics` and
-                `cam2world` belong to pictures as their files store them and are turned with them, unless a depth
-                map has the aspect of the upright picture already.
+            depth_maps: V maps (H, W), (1, H, W) or (H, W, 1), metres along the camera's z axis, 0 = no reading. They,
+                `intrinsics` and `cam2world` belong to pictures as their files store them and are turned with them,
+                unless a depth map has the aspect of the upright picture already.
             intrinsics: (3, 3) or (V, 3, 3), pixels of the depth map, top-left pixel centre at (0, 0).
             cam2world: (V, 4, 4), OpenCV axes, metres, z up.
             proposal_boxes: (K, 6), centre xyz and size xyz, metres.
@@ -1150,7 +1217,7 @@ class Ross3DProcessor(ProcessorMixin):
         """
         depth = None
         if request.depth_maps is not None:
-            depth = check_depth_maps(request.depth_maps, len(request.views), f"depth_maps of {request.name}")
+            depth = read_depth_maps(request.depth_maps, len(request.views), f"depth_maps of {request.name}")
         crops, turns = [], []
         for index, image in enumerate(request.views):
             name = f"images[{index}] of {request.name}"
@@ -1278,7 +1345,7 @@ class Ross3DProcessor(ProcessorMixin):
         """New proposals of a scene that was encoded before; with depth, the patches they cover."""
         depth = None
         if request.depth_maps is not None:
-            depth = check_depth_maps(request.depth_maps, None, f"depth_maps of {request.name}")
+            depth = read_depth_maps(request.depth_maps, None, f"depth_maps of {request.name}")
         fitted = FittedScene(self.get_fit_settings(), torch.empty(0))
         self.fit_geometry(fitted, request, depth, [])
         check_inside(request, fitted)
@@ -1334,9 +1401,7 @@ class Ross3DProcessor(ProcessorMixin):
 
     def _normalize_conversations(self, conversation):
         """As in the library, with every picture under the key `image`; refuses chats that this model cannot read."""
-        check(isinstance(conversation, (list, tuple)) and len(conversation) > 0, "conversation",
-              "a list of messages, or a list of such lists", shorten(repr(conversation), 60),
-              "pass [{'role': 'user', 'content': [...]}]")  # fmt: skip
+        check_chats(conversation)
         conversations, is_batched = super()._normalize_conversations(conversation)
         for index, messages in enumerate(conversations):
             for turn, message in enumerate(messages):

@@ -407,7 +407,8 @@ class RowBuilder:
         texts = []
         for question in questions:
             check(IMAGE_TOKEN not in question.text, f"text of {question.name}", "no <image>, since there are no views",
-                  "one", "pass images= as well, or leave <image> out")  # fmt: skip
+                  "one", "pass images= as well (in a chat: the picture in its block, {'type': 'image', 'image': ...}),"
+                  " or leave <image> out")  # fmt: skip
             is_whole = self.template.is_whole_prompt(question.text)
             parts = None if is_whole else self.template.split(question, 0, self.spatial_instruction, False)
             texts.append(question.text if is_whole else parts.question)

@@ -708,6 +708,8 @@ def check_consistency(scene: Scene) -> None:
     OF_UNKNOWN_SIZE.discard((scene.path, scene.scene_id))
     if found is not None and found.is_unit:
         OF_UNKNOWN_SIZE.add((scene.path, scene.scene_id))
+    if found is not None and found.is_unit and scene.units:
+        found = replace(found, remedy=f"{found.remedy} ({scene.units})")
     if found is not None and found.certain:
         raise ValueError(f"scene {scene.scene_id!r}: the views do not agree with each other: {found.describe()}")
     LOOKED_AT[fingerprint] = []

@@ -60,6 +60,8 @@ class Scene:
             None for a scan without one, whose world is that of its capture.
         path (`Path`, *optional*): the folder it was read from.
         exclusions (`dict[str, str]`): frames of the scan that were left out, by name, with the reason.
+        units (`str`): what in the scan's files says in which unit depth and poses are, for errors; empty if nothing
+            does, as in layouts that have one unit.
     """
 
     scene_id: str
@@ -77,6 +79,7 @@ class Scene:
     axis_align_matrix: np.ndarray | None = None
     path: Path | None = None
     exclusions: dict[str, str] = field(default_factory=dict)
+    units: str = ""
 
     @property
     def num_views(self) -> int:
@@ -146,9 +149,10 @@ def _check_images(scene: Scene, where: str) -> None:
 def _check_geometry(scene: Scene, where: str) -> None:
     """Check depth and cameras by the rules of the processor."""
     size, num_views, names = None, scene.num_views, scene.view_names
+    when_other_unit = f"correct the unit: {scene.units}" if scene.units else ""
     if scene.depth_maps is not None:
         check_has_cameras(where, intrinsics=scene.intrinsics, cam2world=scene.cam2world)
-        check_depth_maps(scene.depth_maps, num_views, f"depth_maps of {where}", names)
+        check_depth_maps(scene.depth_maps, num_views, f"depth_maps of {where}", names, when_other_unit)
         size = scene.depth_maps.shape[1:]
     if scene.intrinsics is not None:
         check_intrinsics(scene.intrinsics, num_views, size, f"intrinsics of {where}")
@@ -156,7 +160,7 @@ def _check_geometry(scene: Scene, where: str) -> None:
         poses = check_cam2world(scene.cam2world, num_views, f"cam2world of {where}", names)
         # Without depth nothing depends on their unit.
         if scene.depth_maps is not None:
-            check_camera_positions(poses, f"cam2world of {where}", names)
+            check_camera_positions(poses, f"cam2world of {where}", names, when_other_unit)
 
 
 def _check_boxes_near_views(scene: Scene, boxes: np.ndarray, name: str) -> None:

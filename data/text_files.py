@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from ross3d.image_processing_ross3d import check_no_pointer
+
 
 # Maximum size of a file and of a line; the annotations of the largest benchmark take 200 MB.
 MAX_TEXT_BYTES = 1 << 29
@@ -39,7 +41,7 @@ def check_file(file: str | os.PathLike, meaning: str, max_bytes: int | None = No
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: a folder, a pipe or a device, or a larger file.
+        ValueError: a folder, a pipe or a device, a larger file, or a pointer of Git LFS.
     """
     path = Path(file)
     try:
@@ -58,6 +60,7 @@ def check_file(file: str | os.PathLike, meaning: str, max_bytes: int | None = No
             f"{path}: expected {meaning}, of at most {describe_size(max_bytes)}, got {describe_size(status.st_size)};"
             " check that no other file lies there."
         )
+    check_no_pointer(path, str(path), meaning)
     return path
 
 

@@ -236,9 +236,9 @@ def test_published_prompts_reach_the_model_blank_for_blank():
 # Videos.
 
 
-def write_video(path: Path, frames: np.ndarray) -> None:
+def write_video(path: Path, frames: np.ndarray, options: dict[str, str] | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream("mpeg4", rate=8)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt, stream.bit_rate = "yuv420p", 4_000_000
@@ -271,10 +271,45 @@ def test_frames_of_a_video_are_halved_as_far_as_is_enough(tmp_path):
         assert np.abs(images - make_frames(3)[:, :1, :1].astype(float)).max() < 8
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "avi"])
+def test_videos_that_break_off_are_told(tmp_path, suffix):
+    """The index lies in front, so that the beginning alone can be read."""
+    file = tmp_path / f"walk.{suffix}"
+    write_video(file, make_frames(30), {"movflags": "faststart"} if suffix == "mp4" else {})
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) * 2 // 3])
+    if suffix == "mp4":
+        with pytest.warns(UserWarning, match=r"walk.mp4: \d+ of the 30 frames that the file counts are there; it has"):
+            assert 1 <= read_video(file).num_views < 27
+    start = content.index(b"mdat") + 8 if suffix == "mp4" else content.index(b"movi") + 4
+    file.write_bytes(content[:start])
+    with pytest.raises(ValueError, match=f"walk.{suffix}: expected a video, got one that breaks off before its first"):
+        read_video(file)
+
+
+def test_a_video_without_pictures_is_told(tmp_path):
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4410), np.float32), format="flt", layout="mono")
+        frame.sample_rate = 44100
+        for packet in (*stream.encode(frame), *stream.encode()):
+            container.mux(packet)
+    with pytest.raises(ValueError, match="sound.mp4: expected a video, got a file without pictures: sound alone, or"):
+        read_video(tmp_path / "sound.mp4")
+
+
 def test_damaged_videos_are_named(tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
-    with pytest.raises(ValueError, match="text.mp4: expected a video, got a file that cannot be decoded"):
-        read_video(tmp_path / "text.mp4")
+    for content, message in (
+        (b"no video", "a text; look whether the right file"),
+        (b"<html>404</html>", "an HTML page; download the file itself"),
+        (b"\0\0\0\x18ftypisom" + bytes(90), r"one that cannot be decoded \(.*\): truncated or damaged; copy it again"),
+        (bytes(range(256)), r"one that cannot be decoded \(.*\): truncated or damaged; copy it again"),
+    ):
+        (tmp_path / "text.mp4").write_bytes(content)
+        with pytest.raises(ValueError, match=f"text.mp4: expected a video, got {message}") as error:
+            read_video(tmp_path / "text.mp4")
+        assert "Errno" not in str(error.value)
     write_video(tmp_path / "whole.avi", make_frames(30))
     data = bytearray((tmp_path / "whole.avi").read_bytes())
     # Frames of zeros decode to nothing.

@@ -717,8 +717,9 @@ def test_index_and_shards(tmp_path):
         index.write_text(json.dumps(broken))
         with pytest.raises(ValueError, match="expected a weight_map"):
             run(source.folder, tmp_path / "ours")
-    (source.folder / "pointer.safetensors").write_bytes(files.POINTER + b"\noid sha256:0\n")
-    with pytest.raises(ValueError, match="got a Git LFS pointer"):
+    pointer = b"version https:" + b"//git-lfs.github.com/spec/v1\noid sha256:0\n"
+    (source.folder / "pointer.safetensors").write_bytes(pointer)
+    with pytest.raises(ValueError, match="got a Git-LFS pointer"):
         list_tensors(source.folder / "pointer.safetensors")
     with pytest.raises(ValueError, match="expected the checkpoint's folder, got a file"):
         run(source.folder / first, tmp_path / "ours")

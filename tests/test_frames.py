@@ -124,9 +124,15 @@ def test_other_pictures_are_exact_at_every_size():
 
 def test_broken_pictures_are_named(tmp_path):
     whole = encode_jpeg(make_picture())
-    for content in (whole[:500], b"", b"no picture", whole[:40] + bytes(40)):
+    cut = "truncated or damaged.* copy it again, or leave"
+    for content, message in (
+        (whole[:500], cut),
+        (whole[:40] + bytes(40), cut),
+        (b"", "an empty file; copy it again"),
+        (b"no picture", "a text; look whether the right file lies under another name"),
+    ):
         for reduce_to in (None, 24):
-            with pytest.raises(ValueError, match="scene 'room', 00010: .*damaged: copy it"):
+            with pytest.raises(ValueError, match=f"scene 'room', 00010: .*{message}"):
                 decode_color(io.BytesIO(content), "scene 'room', 00010", reduce_to)
     with pytest.raises(
         FileNotFoundError, match="none.jpg: the picture does not exist; copy it again, or leave it out"

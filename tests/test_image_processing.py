@@ -64,7 +64,8 @@ class TestLimits:
     @pytest.mark.parametrize(("width", "height"), [(8001, 8000), (12000, 12000), (0, 5), (10**9, 10**9)])
     def test_pixels(self, width, height):
         message = (
-            rf"view: expected a picture of 1 to 64 megapixels, got {width} x {height} \(width x height\); make it"
+            rf"view: expected a picture of 1 to 64 megapixels, got {width} x {height} \(width x height\); "
+            f"{'make it smaller' if width else 'leave it out'}"
         )
         with pytest.raises(ValueError, match=message):
             check_picture_size((width, height), "view")

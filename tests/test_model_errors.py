@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from ross3d.diffusion_ross3d import space_timesteps
 from ross3d.inputs_ross3d import read_float32
@@ -648,6 +649,47 @@ def test_number_of_sampler_steps(steps):
 
 
 # Answers
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "token_healing",
+            True,
+            "which would decode the prompt and tokenise it again, without its views, got",
+        ),
+        (
+            "assistant_early_exit",
+            1,
+            "which would answer from the first layers, on which this model was not",
+        ),
+    ],
+)
+def test_strategies_that_cannot_be_used(model, row, name, value, message):
+    for given in ({name: value}, {"generation_config": GenerationConfig(**{name: value})}):
+        with refuses(f"generate: expected no {name}, {message}"):
+            model.generate(**row, max_new_tokens=2, **given)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("generation_config", {"max_length": 4}, "a GenerationConfig"),
+        ("num_beams", "2", "a whole number from 1 on"),
+        ("num_beams", None, "a whole number from 1 on"),
+        ("num_return_sequences", 1.0, "a whole number from 1 on"),
+        ("max_time", "3", "seconds, a number"),
+        ("tokenizer", 5, "a tokenizer or the processor"),
+        ("streamer", print, "a streamer, such as TextStreamer(processor.tokenizer)"),
+        ("logits_processor", print, "a list of logits processors"),
+        ("stopping_criteria", 5, "a list of stopping criteria"),
+        ("assistant_model", "tiny", "a model"),
+    ],
+)
+def test_arguments_of_generate_of_another_type(model, row, name, value, expected):
+    with refuses(f"generate: {name}: expected {expected}, got {value!r}; correct it, or leave it out", TypeError):
+        model.generate(**row, max_new_tokens=2, **{name: value})
 
 
 def test_answers_of_rows_with_several_questions(model, packed, row):

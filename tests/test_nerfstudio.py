@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ross3d.data.sources import read_scene
 from ross3d.data.sources.nerfstudio import read_nerfstudio
 from ross3d.tests.raw_scannet import COLOR_SIZE, write_raw_scan
 from ross3d.tests.scan_folders import (
@@ -75,6 +76,42 @@ def test_depth_units_come_from_the_file_or_the_caller(raw, tmp_path):
     assert np.abs(read_nerfstudio(tmp_path / "fine", depth_unit_scale_factor=5e-4).depth_maps / 2).max() == (
         pytest.approx(scene.depth_maps.max())
     )
+
+
+UNITS = {
+    1.0: r"expected metres, got a median depth of \d+ in .*; correct the unit: {}",
+    0.01: r"views do not agree .* differ in unit: .*whichever makes both metres \({}",
+    1e-5: r"the largest depth is \d+, which at 100000 units a metre is nearer than 0.05 m; correct the unit: {}",
+}
+
+
+@pytest.mark.parametrize("metres", UNITS)
+@pytest.mark.parametrize(
+    ("depth_key", "unit_key"),
+    [("depth_file_path", "depth_unit_scale_factor"), ("depth_path", "integer_depth_scale")],
+)
+def test_depth_in_another_unit_names_the_key_that_says_so(raw, tmp_path, metres, depth_key, unit_key):
+    folder = tmp_path / "capture"
+    content = write_nerfstudio(raw, folder)
+    for frame in content["frames"]:
+        frame[depth_key] = frame.pop("depth_file_path")
+    save_transforms(folder, content | {unit_key: metres})
+    said = rf"{unit_key} = {metres:g} in {folder}/transforms.json \(metres a unit; 0.001 for millimetres\)"
+    with pytest.raises(ValueError, match=UNITS[metres].format(said)):
+        read_scene(folder)
+    save_transforms(folder, content | {unit_key: 1e-3})
+    with pytest.raises(ValueError, match=UNITS[metres].format(f"the argument depth_unit_scale_factor = {metres:g}")):
+        read_scene(folder, depth_unit_scale_factor=metres)
+    assert unit_key in read_scene(folder).units
+
+
+def test_poses_in_another_unit_name_the_scale(raw, tmp_path):
+    content = write_nerfstudio(raw, tmp_path / "capture")
+    for scale in (100, 0.1):
+        save_transforms(tmp_path / "capture", content | {"applied_scale": scale})
+        message = rf"no depth_unit_scale_factor in .*translations are metres times applied_scale = {scale}\)"
+        with pytest.raises(ValueError, match=f"views do not agree .*(differ in unit|translations are in).*{message}"):
+            read_scene(tmp_path / "capture")
 
 
 @pytest.mark.parametrize("unit_key", ["depth_unit_scale_factor", "integer_depth_scale"])

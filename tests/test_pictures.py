@@ -12,7 +12,7 @@ from PIL import Image
 from ross3d.data.sampling import sample_uniform
 from ross3d.data.sources import read_scene
 from ross3d.data.sources.frames import check_memory, read_matrix
-from ross3d.data.sources.pictures import decode_color, read_depth, scale_depth
+from ross3d.data.sources.pictures import NOT_READ_DEPTH, decode_color, read_depth, scale_depth
 from ross3d.data.sources.plain_pickle import load_plain_pickle
 from ross3d.tests.raw_scannet import write_raw_scan
 from ross3d.tests.scan_folders import get_depth_metres, save_transforms, write_nerfstudio, write_rgbd
@@ -87,11 +87,39 @@ def test_depth_of_instant_ngp_has_its_own_key_and_unit(raw, tmp_path, unit):
         read_scene(tmp_path / "capture")
 
 
-def test_depth_that_no_reader_knows_is_refused_by_name(tmp_path):
-    for suffix, kind in ((".exr", "OpenEXR"), (".npz", "a NumPy archive"), (".depth", "Record3D's compressed depth")):
-        (tmp_path / f"a{suffix}").write_bytes(b"x")
-        with pytest.raises(ValueError, match=rf"a{suffix}: depth as {kind} \({suffix}\) is not read; save it"):
-            read_depth(tmp_path / f"a{suffix}")
+OTHER_DEPTH = {
+    "a.exr": (r"OpenEXR \(.exr\), which is not read; convert it: with OPENCV_IO_ENABLE_OPENEXR=1, np.save\('a.npy'"),
+    "a.npz": r"a NumPy archive \(.npz\), .*: np.save\('a.npy', np.load\('a.npz'\)\['depth'\]\), with the name of",
+    "a.depth": r"Record3D's compressed depth \(.depth\), .*: export from the app as EXR \+ RGB",
+    "frame-1.depth.pt": r"a file of torch.save .*: np.save\('frame-1.depth.npy', torch.load\('frame-1.depth.pt'\)",
+    "a.raw": r"raw numbers .*: np.save\('a.npy', np.fromfile\('a.raw', TYPE\).reshape\(HEIGHT, WIDTH\)\)",
+    "a.h5": r"HDF5 .*: np.save\('a.npy', h5py.File\('a.h5'\)\['depth'\]\[:\]\)",
+    "a.npy.gz": r"a compressed file \(.gz\), .*: gunzip 'a.npy.gz'",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_DEPTH)
+def test_depth_that_no_reader_knows_is_refused_with_what_is_read_and_a_conversion(tmp_path, name):
+    (tmp_path / name).write_bytes(b"x")
+    read = r"expected a PNG, TIFF or PGM of 16 bits \(millimetres\), a TIFF of floats or a .npy array"
+    with pytest.raises(ValueError, match=rf"{name}: {read} .*, got depth as {OTHER_DEPTH[name]}"):
+        read_depth(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [*NOT_READ_DEPTH, ".npy.gz"])
+def test_a_folder_of_depth_that_is_not_read_says_so(raw, tmp_path, suffix):
+    folder = write_rgbd(raw, tmp_path / "room")
+    for file in folder.glob("*.depth.png"):
+        file.rename(file.with_suffix(suffix))
+    with pytest.raises(ValueError, match=rf"frame-000000.depth{suffix}: .*, got depth as .*, which is not read"):
+        read_scene(folder)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (1, 5, 7), (5, 7, 1), (1, 1, 5, 7)])
+def test_axes_of_size_one_of_depth_arrays_are_dropped(tmp_path, shape):
+    depth = np.linspace(0.5, 3, 35).astype(np.float32)
+    np.save(tmp_path / "a.npy", depth.reshape(shape))
+    assert np.array_equal(read_depth(tmp_path / "a.npy"), depth.reshape(5, 7))
 
 
 def test_depth_of_other_values_is_refused(tmp_path):
@@ -181,7 +209,7 @@ def test_pictures_beyond_the_limits_are_refused_before_memory_is_taken(tmp_path)
     with pytest.raises(ValueError, match="a.png: expected a colour picture of 8 bits, got mode 'I;16', such as depth"):
         decode_color(file, file)
     file.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
-    with pytest.raises(ValueError, match="a.png: .*HEIC has to be converted to JPEG first") as caught:
+    with pytest.raises(ValueError, match="a.png: .*got a HEIC picture; convert it to JPEG or PNG first") as caught:
         decode_color(file, file)
     assert "damaged" not in str(caught.value)
 

@@ -379,7 +379,7 @@ def test_published_records_of_mmscan_have_numbers_for_answers():
         ([make_record("scanqa")] * 2, "record 1: the id 7 came before; expected one record an id"),
         (
             [make_record("scanrefer", metadata={"dataset": "scanrefer", "question_type": "unique"})],
-            r"record 0: expected the boxes and ids of a scanrefer record \(docs/DATA.md\), got KeyError\('obj",
+            r"record 0: expected the boxes and ids of a scanrefer record \(docs/DATA.md\), got no 'object_id'",
         ),
         (
             [
@@ -389,7 +389,23 @@ def test_published_records_of_mmscan_have_numbers_for_answers():
                     metadata={"dataset": "multi3drefer", "question_type": "mt", "ann_id": 0, "object_id": [4, 5]},
                 )
             ],
-            "expected the boxes and ids of a multi3drefer record .* got ValueError.'2 ids for 1 boxes of objects'",
+            "expected the boxes and ids of a multi3drefer record .* got another form .2 ids for 1 boxes of objects",
+        ),
+        (
+            [make_record("scanqa", video=None)],
+            "record 0: video: expected a text such as scannet/scene0000_00, got None",
+        ),
+        (
+            [make_record("scanqa"), make_record("scanqa", video=["a.mp4"])],
+            r"record 1: video: expected .*, got \['a.mp4'",
+        ),
+        (
+            [make_record("scanqa", metadata={"dataset": 5, "question_type": "a"})],
+            "metadata.dataset: expected a text, got",
+        ),
+        (
+            [make_record("scanrefer", metadata={"dataset": "scanrefer", "question_type": "a", "object_id": 4.5})],
+            "got another form .the object id 4.5, which is no whole number",
         ),
         ([make_record("scanrefer", box=BOX[:5])], "record 0: target_boxes must be a list of"),
     ],

@@ -237,6 +237,13 @@ BROKEN_MASKS = {
         "row": np.array([0, 9]), "col": np.array([1, 1]), "data": np.ones(2), "shape": np.array([2, 7]),
         "format": np.array(b"coo"),
     },
+    "places between two vertices": make_csr(indices=np.array([0, 4.7, 2])),
+    "starts of floats": make_csr(indptr=np.array([0, 2, 3.0])),
+    "a shape of floats": make_csr(shape=np.array([2, 7.5])),
+    "coordinates of truth values": {
+        "row": np.array([True, False]), "col": np.array([1, 1]), "data": np.ones(2), "shape": np.array([2, 7]),
+        "format": np.array(b"coo"),
+    },
     "objects": make_csr(data=np.array([{}, {}, {}], dtype=object)),
     "another format": {
         "data": np.ones((1, 7)), "offsets": np.array([0]), "shape": np.array([2, 7]), "format": np.array(b"dia")
@@ -252,6 +259,10 @@ REASONS = {
     "coordinates beyond": "axis 0 index 9 exceeds matrix dimension 2",
     "another format": "format dia of 2 axes, one of .* of 2 is read",
     "a header of 4 TB": "data.npy does not hold the .1099511627776,. of int32 that it says",
+    "places between two vertices": "indices.npy holds float64, places are whole numbers",
+    "starts of floats": "indptr.npy holds float64, places are whole numbers",
+    "a shape of floats": "shape.npy holds float64, places are whole numbers",
+    "coordinates of truth values": "row.npy holds bool, places are whole numbers",
     "objects": "data.npy does not hold the .3,. of object that it says",
 }
 

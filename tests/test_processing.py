@@ -337,6 +337,18 @@ class TestLabels:
         assert inputs["loss_weights"][0].sum().item() == pytest.approx(2)
 
 
+@pytest.mark.parametrize("num_views", [1, 3])
+@pytest.mark.parametrize("axis", [1, 3])
+@pytest.mark.parametrize("as_list", [False, True])
+def test_the_one_channel_of_a_depth_map_is_dropped(processor, num_views, axis, as_list):
+    views = make_views(num_views)
+    wanted = processor(**views)
+    depth = np.expand_dims(views["depth_maps"], axis)
+    found = processor(**views | {"depth_maps": list(depth) if as_list else depth})
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
 class TestPictures:
     def get_pixels(self, processor, **inputs):
         return processor(**inputs)["pixel_values"][0]

@@ -158,11 +158,36 @@ class TestChats:
             ([], r"conversation: expected a list of messages, or a list of such lists, got \[\]; pass \[{'role'"),
             ("Hello", "conversation: expected a list of messages, .* got 'Hello'"),
             ([{"content": "Hello"}], r"message 0 of chat 0: expected a role and a content, got \['content'\]; add"),
-            ([say("user", {"type": "video", "url": "a.mp4"})], "message 0 of chat 0: expected blocks of type 'text' or"
-             " 'image', got type 'video'; pass .*, and the frames of a video as pictures"),
-            ([say("user", "Hello")], "message 0 of chat 0: expected blocks of type 'text' or 'image', got str"),
-            ([say("user", {"type": "text"})], "message 0 of chat 0: expected a string under 'text', got NoneType"),
-            ([say("user", {"type": "image", "url": "a", "path": "b"})], "message 0 of chat 0: expected one of .* in"
+            ([say("user", {"type": "video", "url": "a.mp4"})], "block 0 of message 0 of chat 0: expected a block of"
+             " words or of a picture, got a video, of which this model sees frames; pass them as {'type'"),
+            *(
+                ([say("user", {"type": "video", "video": video})], "block 0 of message 0 of chat 0: .*got a video, of")
+                for video in (None, 5, ["a.png"])
+            ),
+            *(
+                ([say("user", block)], "block 0 of message 0 of chat 0: expected a block of words or of a picture, got"
+                 f" {type(block).__name__}; write {{'type': 'text', 'text': ...}} or {{'type': 'image', ")
+                for block in ("Hello", None, 5, ["Hello"])
+            ),
+            ([say("user", {"image": "a.png"})], "block 0 of .*: expected type 'text' or 'image', got None; write"),
+            ([say("user", {"type": "audio", "audio": "a"})], "expected type 'text' or 'image', got 'audio'; write"),
+            ([say("user", {"type": "text", "text": "a", "image": "a.png"})], "block 0 of message 0 of chat 0: expected"
+             r" no more than its type 'text' says, got \['image'\] as well; give them blocks of their own"),
+            ([say("user", {"type": "image", "image": "a.png", "video": [1], "text": "a"})],
+             r"expected no more than its type 'image' says, got \['text', 'video'\] as well; give them blocks"),
+            ([say("user", {"type": "image", "url": 5})], "block 0 of message 0 of chat 0: expected a string under"
+             " 'url', got int; pass a picture in memory under 'image', and base64 decoded to a string"),
+            ([say("user", {"type": "image", "base64": b"AAAA"})], "expected a string under 'base64', got bytes; pass"),
+            ([say("user", {"type": "image", "image": [5]})], "block 0 of message 0 of chat 0: expected a picture "
+             r"\(of PIL, its file or address, or an array of uint8\), got list; pass one of these"),
+            ([say("user", {"type": "image"}, text="What?")], r"expected no <image>, since there are no views, got one;"
+             r" pass images= as well \(in a chat: the picture in its block, {'type': 'image', 'image': ...}\)"),
+            ([None], "message 0 of chat 0: expected a role and a content, got NoneType; pass {'role': 'user', 'con"),
+            ([["Hello"]], "message 0 of chat 0: expected a role and a content, got str; pass {'role'"),
+            ([[]], r"chat 0: expected a list of messages, got \[\]; pass \[{'role'"),
+            ([[{"role": "user", "content": "a"}], 5], "chat 1: expected a list of messages, got 5; pass"),
+            ([say("user", {"type": "text"})], "block 0 of message 0 of chat 0: expected a string under 'text', got"),
+            ([say("user", {"type": "image", "url": "a", "path": "b"})], "block 0 of .*: expected one of .* in"
              r" the block of a picture, got \['url', 'path'\]; leave one of them"),
             ([say("user", {"type": "image", "path": "a"}, text="<image>?")], "chat 0: expected no <image> in its"
              " words, since the blocks of pictures stand for it, got one; leave it out"),

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,14 +204,15 @@ GEOMETRY_CASES = [
          "dict", "pass numbers alone", {"proposal_boxes": [[0, 0, 0, 1, 1, 1]] * 2}),
     Case("proposal_boxes", {"proposal_boxes": {"boxes": BOXES}}, "an array of numbers", "dict", "pass numbers alone",
          {"proposal_boxes": BOXES}),
-    Case("proposal_boxes", {"proposal_boxes": "boxes.json"}, "an array of numbers", "str", "pass numbers alone",
+    Case("proposal_boxes", {"proposal_boxes": "boxes.json"}, "an array of numbers", "str", "read the file, and pass",
          {"proposal_boxes": BOXES.astype(">f4")}),
     Case("proposal_boxes", {"proposal_boxes": BOXES.astype(str)}, "an array of numbers", "an array of dtype <U",
          "pass numbers alone", {"proposal_boxes": BOXES.astype(object)}),
     Case("proposal_boxes", {"proposal_boxes": (box for box in BOXES)}, "an array of numbers", "generator",
          "pass numbers alone", {"proposal_boxes": tuple(BOXES)}),
-    Case("proposal_boxes", {"proposal_boxes": [[0, 1, 2, 1, 1, None]]}, "an array of numbers", "list",
-         "pass numbers alone", {"proposal_boxes": [[0, 1, 2, 1, 1, 1]]}),
+    Case("proposal_boxes", {"proposal_boxes": [[0, 1, 2, 1, 1, None]]}, "an array of numbers",
+         "NoneType in a list", "give numbers for it, or leave", {"proposal_boxes": [[0, 1, 2, 1, 1, 1]]},
+         "item 0 of proposal_boxes"),
     Case("proposal_boxes", {"proposal_boxes": np.zeros((5, 0))}, "shape (K, 6)", "(5, 0)", "pass centre xyz and size",
          {"proposal_boxes": np.zeros((0, 6))}),
     Case("proposal_boxes", {"proposal_boxes": BOXES > 0}, "real numbers", "dtype torch.bool", "pass floating point",
@@ -222,7 +224,16 @@ GEOMETRY_CASES = [
     Case("depth_maps", {"depth_maps": [[0, 1]] * 3}, "shape (3, H, W)", "(3, 2)", "give one depth map a view",
          {"depth_maps": GOOD_DEPTH.tolist()}),
     Case("depth_maps", {"depth_maps": [f"{view}.png" for view in range(3)]}, "an array of numbers", "str",
-         "pass numbers alone", {"depth_maps": torch.from_numpy(GOOD_DEPTH).to(torch.bfloat16)}),
+         "read the file, and pass the array", {"depth_maps": torch.from_numpy(GOOD_DEPTH).to(torch.bfloat16)}),
+    Case("depth_maps", {"depth_maps": [GOOD_DEPTH[0], Path("1.png"), GOOD_DEPTH[2]]}, "an array of numbers", "Path",
+         "read the file", {"depth_maps": GOOD_DEPTH[:, None]}, "item 1 of depth_maps"),
+    Case("depth_maps", {"depth_maps": [GOOD_DEPTH[0], GOOD_DEPTH[1], None]}, "an array of numbers", "NoneType",
+         "give numbers for it", {"depth_maps": list(GOOD_DEPTH[..., None])}, "item 2 of depth_maps"),
+    Case("cam2world", {"cam2world": [make_views()["cam2world"][0], None, None]}, "an array of numbers", "NoneType",
+         "give numbers for it, or leave the argument", {"cam2world": list(make_views()["cam2world"])},
+         "item 1 of cam2world"),
+    Case("intrinsics", {"intrinsics": b"45 0 23"}, "an array of numbers", "bytes", "read the file, and pass",
+         {"intrinsics": CAMERA}),
     Case("depth_maps", {"depth_maps": np.ma.masked_less(GOOD_DEPTH, 1)}, "an array without a mask", "masked values",
          "fill them", {"depth_maps": np.ma.masked_less(GOOD_DEPTH, 1).filled(0)}),
     Case("depth_maps", {"depth_maps": np.ones((3, 4, 81))}, "a picture at most 20 times as long as wide", "81 x 4",
@@ -239,8 +250,19 @@ VIEWS = make_views()["images"]
 PICTURE_CASES = [
     Case("images", {"images": []}, "at least one view", "none", "pass the scene's pictures",
          {"images": VIEWS[:1]} | without("depth_maps")),
-    Case("images[1]", {"images": [VIEWS[0], {"bytes": b""}, VIEWS[2]]}, "an array of numbers", "dict", "pass numbers",
-         {"images": tuple(VIEWS)}),
+    Case("images[1]", {"images": [VIEWS[0], {"bytes": b""}, VIEWS[2]]}, "a picture (of PIL, its file or", "dict",
+         "pass one of these, or leave the view out with its depth and camera", {"images": tuple(VIEWS)}),
+    Case("images[2]", {"images": [*VIEWS[:2], None]}, "a picture (of PIL, its file or address, or an array of uint8)",
+         "NoneType", "pass one of these", {"images": VIEWS}),
+    Case("images[0]", {"images": [5, *VIEWS[1:]]}, "a picture (of PIL,", "int", "pass one of these",
+         {"images": VIEWS}),
+    Case("images[0]", {"images": [b"JFIF", *VIEWS[1:]]}, "a picture (of PIL,", "bytes",
+         "open it first: PIL.Image.open(io.BytesIO(...))", {"images": VIEWS}),
+    Case("images[1]", {"images": [VIEWS[0], "s3://bucket/1.png", VIEWS[2]]},
+         "a path, a data URI or an address that begins with one of http://, https://, file://", "'s3://bucket/1.png'",
+         "download the picture, and pass its path", {"images": VIEWS}),
+    Case("images[0]", {"images": [" ", *VIEWS[1:]]}, "a path, a data URI or an address", "' '", "download",
+         {"images": VIEWS}),
     Case("images[0]", {"images": torch.zeros(3, 3, 4, 4, device="meta")}, "a dense tensor that holds numbers",
          "torch.strided on meta", "load the tensor first", {"images": torch.from_numpy(np.stack(VIEWS))}),
     Case("images[2]", {"images": [*VIEWS[:2], make_picture(1, 60_000, 3)]}, "a picture at most 20 times", "60000 x 1",
@@ -307,7 +329,7 @@ WORDS_CASES = [
          "which looks like millimetres", "divide millimetres by 1000",
          {"text": COORD_TOKEN, "query_coords": (2.35, 0, 1)}),
     Case("query_coords", {"text": COORD_TOKEN, "query_coords": ["0 1 2"]}, "an array of numbers", "str",
-         "pass numbers alone", {"text": COORD_TOKEN, "query_coords": (0, 1, 2)}),
+         "read the file, and pass", {"text": COORD_TOKEN, "query_coords": (0, 1, 2)}),
     Case("query_coords", {"text": [COORD_TOKEN], "query_coords": 3}, "1 items", "3", "nest it as text is nested",
          {"text": [COORD_TOKEN], "query_coords": [(3, 3, 3)]}),
     Case("query_coords", {"text": COORD_TOKEN, "query_coords": (True, False, True)}, "real numbers",
@@ -405,7 +427,7 @@ class TestFiles:
         self.make_jpeg(whole, 1.0)
         self.make_jpeg(cut, 0.6)
         load: Callable = Image.open if as_image else str
-        message = rf"images\[1\] of scene {SCENE}: expected a readable picture, got .*cut\.jpg.*truncated.*restore"
+        message = rf"images\[1\] of scene {SCENE}: expected a readable picture, got .*cut\.jpg.*truncated.*; copy it"
         with pytest.raises(ValueError, match=message):
             processor(images=[load(whole), load(cut)], scene_ids=SCENE)
         processor(images=[load(whole), load(whole)], scene_ids=SCENE)

@@ -36,6 +36,21 @@ def test_boxes_in_another_unit_are_refused(factor, told, name):
         check_scene(replace(room, **{"boxes": None, name: wrong}))
 
 
+def test_errors_of_units_end_with_what_says_the_unit():
+    room = replace(make_room(), boxes=None, units="scale = 7 in a.json")
+    far = room.cam2world.copy()
+    far[:, :3, 3] *= 1000
+    for wrong, message in (
+        ({"depth_maps": room.depth_maps * 1000}, "a median depth of .*; correct the unit: scale = 7 in a.json"),
+        ({"depth_maps": room.depth_maps / 1000}, "divided by 1000 twice; correct the unit: scale = 7 in a.json"),
+        ({"cam2world": far}, "translations in metres, got .*; correct the unit: scale = 7 in a.json"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_scene(replace(room, **wrong))
+        with pytest.raises(ValueError, match="divide|pass metres"):
+            check_scene(replace(room, **wrong, units=""))
+
+
 def test_boxes_of_a_room_next_door_and_of_few_views_pass():
     room = make_room()
     next_door = np.concatenate([room.boxes, room.boxes + np.float32([15, 0, 0, 0, 0, 0])])

@@ -16,7 +16,7 @@ from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from ross3d.data.names import check_name
-from ross3d.data.text_files import read_json, read_text
+from ross3d.data.text_files import check_file, read_json, read_text
 from ross3d.processing_ross3d import GeometryMode, Ross3DProcessor
 
 
@@ -172,6 +172,8 @@ def check_model_files(folder: Path) -> None:
             f"{folder / ADAPTER}: expected a checkpoint without adapters, since the library would add one unchecked,"
             " got one beside config.json; merge it into the weights, or remove the file."
         )
+    for file in sorted(folder.glob("*.safetensors")):
+        check_file(file, "weights in the safetensors format")
     if (folder / WEIGHTS).is_file():
         return
     index = folder / f"{WEIGHTS}.index.json"

@@ -21,7 +21,7 @@ from transformers.trainer_pt_utils import safe_globals
 from ross3d.command_line import check_value
 from ross3d.data.kept import hash_file
 from ross3d.data.sources.inside import resolve_inside
-from ross3d.data.text_files import AGAIN, read_json
+from ross3d.data.text_files import AGAIN, check_file, read_json
 from ross3d.training.loading import is_finite, show_names
 
 
@@ -86,6 +86,8 @@ def check_checkpoint_files(folder: Path, step: int) -> None:
     changed = find_changed_file(folder, AGAIN)
     if changed is not None:
         file, size, found = changed
+        if file.is_file():
+            check_file(file, "a file of a checkpoint")
         raise ValueError(f"{file}: expected a file of {size} bytes, got {found}; copy it again.")
     for name in read_mark(folder):
         # A file without read permission is not damaged: that is an OSError.

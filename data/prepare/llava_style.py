@@ -85,17 +85,26 @@ def read_task(record: Record, where: str) -> str:
     """Check the fields that all records have, and return the benchmark of a record."""
     try:
         human, gpt = record["conversations"]
-        texts = (record["video"], human["value"], record["metadata"]["dataset"])
+        texts = {
+            "video": record["video"],
+            "metadata.dataset": record["metadata"]["dataset"],
+            "metadata.question_type": record["metadata"]["question_type"],
+            "the human turn's value": human["value"],
+        }
         answer = gpt["value"]
         order = (human["from"], gpt["from"])
-        record["id"], record["metadata"]["question_type"]
+        record["id"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{where}: expected id, video, two turns of conversations and metadata with dataset and question_type,"
-            f" got {error!r}."
+            f" got {describe_fault(error)}."
         ) from error
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            meaning = f"a text such as {PREFIX}scene0000_00" if name == "video" else "a text"
+            raise ValueError(f"{where}: {name}: expected {meaning}, got {str(text)[:80]}; correct the record.")
     # Published MMScan records have bare numbers for answers.
-    if order != ("human", "gpt") or not all(isinstance(text, str) for text in texts) or type(answer) not in (str, int):
+    if order != ("human", "gpt") or type(answer) not in (str, int):
         raise ValueError(
             f"{where}: expected a turn of human and one of gpt, in words, got {record['conversations']!r}."
         )
@@ -103,6 +112,11 @@ def read_task(record: Record, where: str) -> str:
     if task not in TASKS:
         raise ValueError(f"{where}: expected a dataset of {list(TASKS)}, got {record['metadata']['dataset']!r}.")
     return task
+
+
+def describe_fault(error: Exception) -> str:
+    """What a record lacks, or what is wrong with it, from the error of reading it."""
+    return f"no {error}" if isinstance(error, KeyError) else f"another form ({error})"
 
 
 def read_record(record: Record, task: str, name: str, where: str) -> Annotation:
@@ -125,7 +139,7 @@ def read_record(record: Record, task: str, name: str, where: str) -> Annotation:
             _read_caption(annotation, record)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{where}: expected the boxes and ids of a {task} record (docs/DATA.md), got {error!r}."
+            f"{where}: expected the boxes and ids of a {task} record (docs/DATA.md), got {describe_fault(error)}."
         ) from error
     return annotation
 
@@ -139,11 +153,18 @@ def get_scene_id(video: str, where: str) -> str:
     return check_name(video.removeprefix(PREFIX), where)
 
 
+def read_object_id(value: Any) -> int:
+    """A whole number, which records may write as a text."""
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError(f"the object id {value!r}, which is no whole number")
+    return int(value)
+
+
 def _read_targets(annotation: Annotation, record: Record) -> None:
     """`object_id` and `box` are one id and box (ScanRefer) or lists of them (Multi3DRefer)."""
     ids, boxes = record["metadata"]["object_id"], record["box"]
     one = not isinstance(ids, list)
-    annotation.target_ids = [int(number) for number in ([ids] if one else ids)]
+    annotation.target_ids = [read_object_id(number) for number in ([ids] if one else ids)]
     annotation.object_ids = list(annotation.target_ids)
     annotation.target_boxes = [boxes] if one else list(boxes)
     if len(annotation.target_ids) != len(annotation.target_boxes):
@@ -154,7 +175,7 @@ def _read_targets(annotation: Annotation, record: Record) -> None:
 
 def _read_caption(annotation: Annotation, record: Record) -> None:
     box = record["box_input"]
-    annotation.target_ids = [int(record["metadata"]["object_id"])]
+    annotation.target_ids = [read_object_id(record["metadata"]["object_id"])]
     annotation.target_boxes = [record["gt_box"]]
     annotation.ann_id = str(record["metadata"]["ann_id"])
     annotation.query_box = box

@@ -20,6 +20,8 @@ from ross3d.data.text_files import check_file
 MAX_MASK_BYTES = 1 << 30
 MAX_MASKS = 100_000
 FORMATS = ("csr", "csc", "coo")
+# The arrays of places, which SciPy would truncate to whole numbers.
+PLACES = ("indices", "indptr", "row", "col", "coords", "shape")
 
 
 def read_mask_boxes(file: Path, vertices: np.ndarray) -> list[list[float] | None]:
@@ -67,12 +69,16 @@ def load_masks(file: Path) -> scipy.sparse.sparray | scipy.sparse.spmatrix:
             masks.check_format(full_check=True)
     # Damaged bytes can make NumPy and SciPy raise anything.
     except Exception as error:
-        raise ValueError(f"{file}: expected a sparse matrix of masks ({error}); download it again.") from error
+        raise ValueError(
+            f"{file}: expected a sparse matrix of masks ({error}); download it again, or export it by"
+            " scipy.sparse.save_npz."
+        ) from error
     return masks
 
 
 def _check_members(file: Path) -> None:
-    """Refuse arrays that are larger than they say, or than `MAX_MASK_BYTES` together, before they are unpacked."""
+    """Refuse arrays that are larger than they say, or than `MAX_MASK_BYTES` together, and places that are no whole
+    numbers, before they are unpacked."""
     with zipfile.ZipFile(file) as archive:
         total = sum(member.file_size for member in archive.infolist())
         if total > MAX_MASK_BYTES:
@@ -84,6 +90,8 @@ def _check_members(file: Path) -> None:
                 shape, _, kind = read(opened)
                 if kind.hasobject or math.prod(shape) * kind.itemsize + opened.tell() != member.file_size:
                     raise ValueError(f"{member.filename} does not hold the {shape} of {kind} that it says")
+                if member.filename.removesuffix(".npy") in PLACES and kind.kind not in "iu":
+                    raise ValueError(f"{member.filename} holds {kind}, places are whole numbers")
 
 
 __all__ = ["load_masks", "read_mask_boxes"]

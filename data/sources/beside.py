@@ -201,6 +201,7 @@ def make_scene(
         axis_align_matrix=alignment.matrix,
         path=beside.places[0],
         exclusions=exclusions.reasons,
+        units=views.units,
     )
     return check_scene(scene)
 

@@ -229,6 +229,7 @@ class Views:
             at a reduced size.
         turns (`tuple[int, ...]`): quarter turns, counter-clockwise, of each view until it is upright; empty when they
             are.
+        units (`str`): see `Scene.units`.
     """
 
     names: list[str]
@@ -236,6 +237,7 @@ class Views:
     depth_maps: np.ndarray | None
     stored_size: tuple[int, int]
     turns: tuple[int, ...] = ()
+    units: str = ""
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -19,6 +19,7 @@ import difflib
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,20 @@ SYNONYMS = {
 MISSPELT_FROM = 0.9
 # Share of the picture's width by which lens distortion may move a corner; a visual token is 7 % wide.
 MAX_DISTORTION = 0.02
+
+
+@dataclass(frozen=True)
+class DepthUnit:
+    """The unit of a depth map.
+
+    Attributes:
+        per_metre (`float`, *optional*): units a metre; None if not given: then millimetres, or metres for floats that
+            cannot be millimetres.
+        said (`str`): the key and its value, for errors.
+    """
+
+    per_metre: float | None
+    said: str
 
 
 def read_nerfstudio(
@@ -119,8 +134,8 @@ def read_nerfstudio(
     chosen = choose_views(tracked, num_views)
     _warn_of_depth_not_read(frames, where)
     depth_keys = {name: _find_depth_key(frame) for name, frame in frames.items()}
-    units_per_metre = {
-        name: _get_units_per_metre(frames[name], depth_keys[name], depth_unit_scale_factor, f"{where}, {name}")
+    units = {
+        name: _get_unit(frames[name], depth_keys[name], depth_unit_scale_factor, f"{where}, {name}", file)
         for name in chosen
         if depth_keys[name] is not None
     }
@@ -131,7 +146,9 @@ def read_nerfstudio(
             raise FileNotFoundError(
                 f"{pictures[name]}: the frame has no {others} although others have one; leave it out."
             )
-        return read_depth(files.find(frames[name][depth_keys[name]], where=str(file)), units_per_metre[name])
+        unit = units[name]
+        found = files.find(frames[name][depth_keys[name]], where=str(file))
+        return read_depth(found, unit.per_metre, unit.said)
 
     beside = Beside((path,), allow_outside)
     alignment = read_alignment(axis_align_matrix, beside)
@@ -139,7 +156,7 @@ def read_nerfstudio(
     views = decode_views(
         chosen,
         pictures.__getitem__,
-        read_depth_map if units_per_metre else None,
+        read_depth_map if units else None,
         exclusions,
         reduce_to,
         _get_camera_size(frames[chosen[0]], f"{where}, {chosen[0]}"),
@@ -151,8 +168,10 @@ def read_nerfstudio(
             for name in views.names
         ]
     )
+    said = "; ".join(dict.fromkeys(unit.said for unit in units.values()))
+    said = f"{said}; translations are metres times applied_scale = {scale:g}" if said else ""
     return make_scene(
-        views=views,
+        views=replace(views, units=said),
         intrinsics=merge_intrinsics(intrinsics),
         cam2world=np.stack([cameras[name] for name in views.names]),
         alignment=alignment,
@@ -271,26 +290,27 @@ def _warn_of_depth_not_read(frames: Mapping[str, Mapping[str, Any]], where: str)
         )
 
 
-def _get_units_per_metre(frame: Mapping[str, Any], depth_key: str, given: float | None, where: str) -> float | None:
-    """Units of depth per metre; None if not given: then millimetres, or metres for floats that cannot be millimetres.
+def _get_unit(frame: Mapping[str, Any], depth_key: str, given: float | None, where: str, file: Path) -> DepthUnit:
+    """The unit of a frame's depth.
 
     The frame's own unit is used, then the file's (`_fill_in`), under the key of either kind of depth.
     """
     values = frame if given is None else {"depth_unit_scale_factor": given}
     metres = {key: _get_number(values, key, 0.0, where) for key in DEPTH_UNITS.values() if key in values}
+    said = " and ".join(f"{key} = {value:g}" for key, value in metres.items())
     if len(set(metres.values())) > 1:
-        said = " and ".join(f"{key} = {value:g}" for key, value in metres.items())
         raise ValueError(
             f"{where}: expected one unit of depth, transforms.json says {said} metres; leave the right one of the two."
         )
     if metres:
-        return 1.0 / next(iter(metres.values()))
+        source = f"{said} in {file}" if given is None else f"the argument {said}"
+        return DepthUnit(1.0 / next(iter(metres.values())), f"{source} (metres a unit; 0.001 for millimetres)")
     if depth_key == "depth_path":
         raise ValueError(
             f"{where}: transforms.json names depth as depth_path and lacks integer_depth_scale, the metres of one"
             " unit; add it (0.001 for millimetres), or take depth_path out to use the pictures alone."
         )
-    return None
+    return DepthUnit(None, f"no depth_unit_scale_factor in {file}, so whole numbers of depth are millimetres")
 
 
 def _get_camera_size(frame: Mapping[str, Any], where: str) -> tuple[float, float] | None:

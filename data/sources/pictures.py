@@ -49,14 +49,29 @@ LAY_BACK = {
 _GAP = rb"(?:\s|#[^\n]*\n)+"
 PGM_HEAD = re.compile(rb"P5" + 3 * (_GAP + rb"(\d{1,9})") + rb"\s")
 PGM_HEAD_BYTES = 4096
-# Known depth formats that are not supported.
-OTHER_DEPTH = {
-    ".exr": "OpenEXR",
-    ".pfm": "a portable float map",
-    ".npz": "a NumPy archive",
-    ".depth": "Record3D's compressed depth",
-    ".dpt": "raw floats",
-    ".bin": "raw numbers",
+# Depth maps that are read, for errors.
+READ_DEPTH = "a PNG, TIFF or PGM of 16 bits (millimetres), a TIFF of floats or a .npy array (h, w) (metres)"
+# Known forms of depth that are not read, and how to convert each; {old} and {new} are the names of files.
+OPENCV = "np.save('{new}', cv2.imread('{old}', cv2.IMREAD_UNCHANGED)), metres or millimetres as they are"
+SHAPED = "np.save('{new}', np.fromfile('{old}', TYPE).reshape(HEIGHT, WIDTH)), with the type and size of the sensor"
+TORCH = "a file of torch.save", "np.save('{new}', torch.load('{old}').numpy())"
+HDF5 = "HDF5", "np.save('{new}', h5py.File('{old}')['depth'][:]), with the name of its data set"
+NOT_READ_DEPTH = {
+    ".exr": ("OpenEXR", f"with OPENCV_IO_ENABLE_OPENEXR=1, {OPENCV}"),
+    ".pfm": ("a portable float map", OPENCV),
+    ".npz": ("a NumPy archive", "np.save('{new}', np.load('{old}')['depth']), with the name of its array"),
+    ".pt": TORCH,
+    ".pth": TORCH,
+    ".h5": HDF5,
+    ".hdf5": HDF5,
+    ".mat": ("a MATLAB file", "np.save('{new}', scipy.io.loadmat('{old}')['depth']), with the name of its variable"),
+    ".raw": ("raw numbers", SHAPED),
+    ".bin": ("raw numbers", SHAPED),
+    ".dpt": ("raw floats", "np.save('{new}', np.fromfile('{old}', np.float32)[3:].reshape(HEIGHT, WIDTH))"),
+    ".gz": ("a compressed file", "gunzip '{old}'"),
+    ".zst": ("a compressed file", "unzstd '{old}'"),
+    ".pkl": ("a pickle", "np.save('{new}', np.load('{old}', allow_pickle=True)), where you trust its writer"),
+    ".depth": ("Record3D's compressed depth", "export from the app as EXR + RGB, and convert those files"),
 }
 
 
@@ -75,14 +90,7 @@ def _name_broken_picture(where) -> Iterator[None]:
 def _open(source: Path | BinaryIO, where) -> Image.Image:
     if isinstance(source, Path) and not source.exists():
         raise FileNotFoundError(f"{where}: the picture does not exist; copy it again, or leave it out.")
-    try:
-        return open_picture(source, str(where))
-    except ValueError as error:
-        if isinstance(error.__cause__, OSError | SyntaxError) and "HEIC" not in str(error):
-            raise ValueError(
-                f"{str(error).rstrip('.')}; it is truncated or damaged: copy it again, or leave the frame out."
-            ) from error
-        raise
+    return open_picture(source, str(where))
 
 
 def open_image(file: Path) -> Image.Image:
@@ -175,26 +183,28 @@ def decode_color(
     return picture.pixels, picture.size
 
 
-def read_depth(file: Path, units_per_metre: float | None = None) -> np.ndarray:
+def read_depth(file: Path, units_per_metre: float | None = None, said: str = "") -> np.ndarray:
     """Depth (h, w), float32 metres, 0 = no reading.
 
     Args:
         file (`Path`): a 16-bit PNG, TIFF or PGM, a float TIFF, or a `.npy` array.
         units_per_metre (`float`, *optional*): of the stored values; see `scale_depth`.
+        said (`str`): what says this unit, for errors.
 
     Raises:
         FileNotFoundError, ValueError: names the file and what to save in its place.
     """
     suffix = file.suffix.lower()
-    if suffix in OTHER_DEPTH:
+    if suffix in NOT_READ_DEPTH:
+        kind, way = NOT_READ_DEPTH[suffix]
+        way = way.format(old=file.name, new=f"{file.stem}.npy")
         raise ValueError(
-            f"{file}: depth as {OTHER_DEPTH[suffix]} ({suffix}) is not read; save it as a 16-bit PNG of millimetres,"
-            " or as a .npy array (h, w) of metres."
+            f"{file}: expected {READ_DEPTH}, got depth as {kind} ({suffix}), which is not read; convert it: {way}."
         )
     if not file.exists():
         raise FileNotFoundError(f"{file}: the depth map does not exist; copy it again, or leave the frame out.")
     read = {".npy": _read_npy, ".pgm": _read_pgm}.get(suffix, _read_depth_picture)
-    return scale_depth(read(file), file, units_per_metre)
+    return scale_depth(read(file), file, units_per_metre, said)
 
 
 def _read_depth_picture(file: Path) -> np.ndarray:
@@ -207,15 +217,15 @@ def _read_depth_picture(file: Path) -> np.ndarray:
 
 
 def _read_npy(file: Path) -> np.ndarray:
-    """An array (h, w) or (h, w, 1) of numbers; memory-mapped, so that a false size in the header allocates nothing."""
+    """An array (h, w), without axes of size 1; memory-mapped, so that a false size in its header allocates nothing."""
     check_file(file, "a depth map")
     try:
         values = np.load(file, mmap_mode="r", allow_pickle=False)
     # A damaged header can make its parser raise anything.
     except Exception as error:
         raise ValueError(f"{file}: expected a .npy array of depth, got {error}; save it again.") from error
-    if values.ndim == 3 and values.shape[-1] == 1:
-        values = values[..., 0]
+    if values.ndim > 2:
+        values = values.squeeze()
     if values.ndim != 2 or values.dtype.kind not in "uif" or values.dtype.itemsize < 2:
         raise ValueError(
             f"{file}: expected an array (h, w) of float metres or uint16 millimetres, got {values.dtype}"
@@ -251,13 +261,14 @@ def _read_pgm(file: Path) -> np.ndarray:
     return np.frombuffer(content, dtype=">u2").reshape(height, width).astype(np.uint16)
 
 
-def scale_depth(values: np.ndarray, where, units_per_metre: float | None = None) -> np.ndarray:
+def scale_depth(values: np.ndarray, where, units_per_metre: float | None = None, said: str = "") -> np.ndarray:
     """Depth units (h, w) as float32 metres. No reading is 0 or, in whole numbers, 65535, and in floats NaN or
     infinity.
 
     Args:
         units_per_metre (`float`, *optional*): by default 1000 (millimetres), or 1 (metres) for floats that as
             millimetres would all be within 5 cm of the camera.
+        said (`str`): what says this unit, for errors.
 
     Raises:
         ValueError: `where` depth is negative, or too small for its unit.
@@ -278,7 +289,7 @@ def scale_depth(values: np.ndarray, where, units_per_metre: float | None = None)
                 " multiply by 1000 before saving as uint16."
                 if units_per_metre is None
                 else f"{where}: the largest depth is {readings.max()}, which at {per_metre:g} units a metre is nearer"
-                f" than {MIN_LARGEST_DEPTH:g} m; correct the unit (depth_unit_scale_factor: 1.0 for metres)."
+                f" than {MIN_LARGEST_DEPTH:g} m; correct the unit{f': {said}' if said else ''}."
             )
         per_metre = 1.0
     return values.astype(np.float32) / np.float32(per_metre)
@@ -286,6 +297,7 @@ def scale_depth(values: np.ndarray, where, units_per_metre: float | None = None)
 
 __all__ = [
     "MILLIMETRES_PER_METRE",
+    "NOT_READ_DEPTH",
     "StoredPicture",
     "decode_color",
     "decode_stored",

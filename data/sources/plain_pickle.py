@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from ross3d.data.text_files import check_file
+
 
 # Integers, floats, complex numbers, booleans and strings of fixed length; no objects, no fields.
 PLAIN_TYPE = re.compile(r"[biufcSU]\d{1,6}")
@@ -144,10 +146,7 @@ def load_plain_pickle(path: Path, meaning: str) -> Any:
         ValueError: a pickle that is larger than 4 GB, damaged, or made of more than arrays and builtins; `meaning`
             says what was expected.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected {meaning}.")
-    if path.stat().st_size > MAX_PICKLE_BYTES:
-        raise ValueError(f"{path}: expected {meaning}, of at most {MAX_PICKLE_BYTES / 1e9:.0f} GB; got a larger file.")
+    check_file(path, meaning, MAX_PICKLE_BYTES)
     try:
         # Read from memory, a string with a false length cannot take more than the file.
         return _PlainUnpickler(io.BytesIO(path.read_bytes())).load()

@@ -33,6 +33,7 @@ from ross3d.data.sources.frames import (
     read_matrix,
     scale_intrinsics,
 )
+from ross3d.data.sources.pictures import NOT_READ_DEPTH
 from ross3d.data.sources.spelling import ScanFiles
 
 
@@ -40,7 +41,10 @@ COLOR_PATTERN = re.compile(r"^frame[-_](\d+)\.color\.(jpg|jpeg|png|webp)$", re.I
 # Counts in folders without the other.
 RGB_PATTERN = re.compile(r"^frame[-_](\d+)\.rgb\.(jpg|jpeg|png|webp)$", re.IGNORECASE)
 # `.depth.proj.png` and `.rendered.depth.png`, written by other tools, are not depth maps of this layout.
-DEPTH_PATTERN = re.compile(r"^frame[-_](\d+)\.depth\.(png|pgm|tif|tiff|npy|exr|pfm|npz)$", re.IGNORECASE)
+DEPTH_SUFFIXES = (".png", ".pgm", ".tif", ".tiff", ".npy", *NOT_READ_DEPTH)
+DEPTH_PATTERN = re.compile(
+    rf"^frame[-_](\d+)\.depth((?:\.npy|\.raw)?(?:{'|'.join(map(re.escape, DEPTH_SUFFIXES))}))$", re.IGNORECASE
+)
 POSE_PATTERN = re.compile(r"^frame[-_](\d+)\.pose\.(txt)$", re.IGNORECASE)
 POSE = "camera to world, metres"
 # Files that `write_rgbd_folder` writes.

@@ -14,6 +14,7 @@ Boxes are those of scannet_objects.py, in the aligned world. Their ids may have 
 import io
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +117,7 @@ def read_scannet_scan(
     )
     to_world = np.eye(4) if alignment.matrix is None else alignment.matrix
     return make_scene(
-        views=views,
+        views=replace(views, units=f"{recording} says depthShift = {header.depth_shift:g}, units of depth a metre"),
         intrinsics=header.depth_intrinsics[:3, :3],
         cam2world=np.stack([cameras[name] for name in views.names]),
         alignment=alignment,

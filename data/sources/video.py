@@ -1,6 +1,7 @@
 """Read videos without cameras or depth: evenly spread frames become the views, turned upright."""
 
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from ross3d.data.scene import Scene, check_scene
 from ross3d.data.sources.frames import check_memory, check_rotation
 from ross3d.data.sources.pictures import turn_pixels
 from ross3d.data.text_files import check_file
-from ross3d.image_processing_ross3d import check_picture_size
+from ross3d.image_processing_ross3d import VIDEO, check_picture_size, describe_file
 
 
 # Containers that phones, cameras and programs write; the first ones are tried first where the suffix is left out.
@@ -19,6 +20,8 @@ SUFFIXES = (
     ".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".3gp", ".3g2", ".asf", ".divx", ".dv", ".f4v", ".flv", ".m2ts",
     ".m2v", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".wmv", ".y4m",
 )  # fmt: skip
+# Share of the frames counted in a video's header below which it has broken off.
+MIN_THERE = 0.9
 
 
 def find_video(path: str | os.PathLike) -> Path | None:
@@ -48,7 +51,8 @@ def read_video(
         rotate (*optional*): 0, 90, 180 or 270 degrees, counter-clockwise, by which the pictures are then turned.
 
     Raises:
-        FileNotFoundError, ValueError: for a file that is not a video, ends early, or has frames that are too large;
+        FileNotFoundError, ValueError: for a file that is not a video (says what it is), ends before the chosen
+            frames, or has frames that are too large;
             for `rotate="auto"`, which needs cameras.
     """
     # Imported here because it takes 0.1 s, which only videos need.
@@ -61,17 +65,26 @@ def read_video(
     name = f"file:{check_file(path, 'a video')}"
     try:
         with av.open(name) as container:
+            if not container.streams.video:
+                raise ValueError(
+                    f"{path}: expected a video, got a file without pictures: sound alone, or broken off before them;"
+                    " copy it again, or give another."
+                )
             stream = container.streams.video[0]
             size = stream.codec_context.width, stream.codec_context.height
-            check_picture_size(size, str(path))
             num_frames = sum(packet.size > 0 for packet in container.demux(video=0))
-        chosen = sample_uniform(num_frames, num_views or num_frames, unique=True) if num_frames else []
+            _check_end(num_frames if all(size) else 0, stream.frames, path)
+            check_picture_size(size, str(path))
+        chosen = sample_uniform(num_frames, num_views or num_frames, unique=True)
         check_memory(3 * size[0] * size[1] * len(chosen), len(chosen), str(path))
         with av.open(name) as container:
             frames = _take_frames(container, chosen, reduce_to, (rotate or 0) // 90, str(path))
-    except (av.FFmpegError, IndexError) as error:
-        raise ValueError(f"{path}: expected a video, got a file that cannot be decoded ({error}).") from error
-    if not frames or len(frames) < len(chosen):
+    except av.FFmpegError as error:
+        found = describe_file(path)
+        if found is None or found[0] == VIDEO:
+            found = f"one that cannot be decoded ({error.strerror}): truncated or damaged", "copy it again"
+        raise ValueError(f"{path}: expected a video, got {found[0]}; {found[1]}.") from error
+    if len(frames) < len(chosen):
         raise ValueError(
             f"{path}: expected {len(chosen)} of its {num_frames} frames, got {len(frames)} before the video broke off;"
             " copy it again."
@@ -83,6 +96,21 @@ def read_video(
         )
     names = [f"frame-{index:06d}" for index in chosen]
     return check_scene(Scene(scene_id=path.stem, images=np.stack(frames), view_names=names, path=path))
+
+
+def _check_end(num_frames: int, num_counted: int, path: Path) -> None:
+    """Refuse a video without a picture, and warn of one that lacks many of those that its header counts (0: unknown).
+
+    A few may be cut away on purpose, by an edit list.
+    """
+    if not num_frames:
+        raise ValueError(f"{path}: expected a video, got one that breaks off before its first picture; copy it again.")
+    if num_frames < MIN_THERE * num_counted:
+        warnings.warn(
+            f"{path}: {num_frames} of the {num_counted} frames that the file counts are there; it has broken off:"
+            " copy it again if the rest is needed",
+            stacklevel=3,
+        )
 
 
 def get_display_turn(matrix: np.ndarray) -> tuple[bool, int]:

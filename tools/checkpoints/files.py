@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from ross3d.data.atomic import replace_file, tell_full_disk, write_text
 from ross3d.data.names import check_links, check_name
+from ross3d.data.text_files import check_file
 from ross3d.data.text_files import read_json as read_any_json
 from ross3d.training.checkpoint import CHECKPOINT_FILES, is_hub_id
 
@@ -41,8 +42,6 @@ WEIGHT_FILES = (
 # Configurations, tokenizer and templates.
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 PLAN_FILE, LOCK_FILE = "plan.json", "lock"
-# The first bytes of a Git LFS pointer; no weight file begins with them.
-POINTER = b"version http"
 
 
 class Readable(Protocol):
@@ -131,9 +130,7 @@ def list_file(file: Path) -> dict[str, StoredTensor]:
     Raises:
         ValueError: when the file is broken.
     """
-    with file.open("rb") as opened:
-        if opened.read(len(POINTER)) == POINTER:
-            raise ValueError(f"{file}: expected weights, got a Git LFS pointer to them; run `git lfs pull`.")
+    check_file(file, "weights")
     if file.suffix != ".safetensors":
         found = load_pickle(file)
         return {name: StoredTensor(file, name, tuple(tensor.shape), tensor.dtype) for name, tensor in found.items()}
