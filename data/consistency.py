@@ -377,8 +377,10 @@ def find_turned_pictures(images: Sequence[np.ndarray], cameras: Cameras) -> np.n
         for view in range(len(images)):
             own = places.views == view
             chosen = own.any(axis=0)
-            tried = np.where(own[:, chosen, None], others[:, chosen], colors[:, chosen])
-            changed[view] ^= fits_better(correlate_colors(tried), correlate_colors(colors[:, chosen]))
+            as_is = correlate_colors(colors[:, chosen])
+            if as_is <= 1 - OTHER_COLORS:
+                tried = np.where(own[:, chosen, None], others[:, chosen], colors[:, chosen])
+                changed[view] ^= fits_better(correlate_colors(tried), as_is)
         if np.array_equal(changed, is_turned):
             break
         is_turned = changed

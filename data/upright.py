@@ -33,6 +33,8 @@ CONE_DEGREES = (12.0, 8.0, 5.0, 5.0)
 MAX_TILT_DEGREES = 65.0
 # Cosine of that angle: an edge of a picture that is further from up does not point up.
 UPWARDS = 0.4226
+# Cosine, 55 degrees, beyond which a single picture is not taken to lie on its side against the others.
+SIDEWARDS = 0.5736
 # Where each picture has its own edge, chance is greater, and this share of them needs one that points up.
 MIN_UPRIGHT = 0.9
 # An edge of the pictures may point up if this share of them agrees. An estimate within this many degrees of the scan's
@@ -151,7 +153,8 @@ def count_picture_turns(
 ) -> np.ndarray:
     """Quarter turns (V,), counter-clockwise, that bring the upper edge of each picture up.
 
-    A picture none of whose edges points up, such as one of the floor straight below, has the turns of most pictures.
+    A picture none of whose edges points up, such as one of the floor straight below, has the turns of most pictures. A
+    quarter turn needs more than half a turn does: who looks down steeply holds a camera level seldom.
 
     Args:
         cam2world (`np.ndarray` of shape `(V, 4, 4)`): to any world.
@@ -161,7 +164,8 @@ def count_picture_turns(
     """
     cosines = np.stack([get_camera_ups(cam2world, turns) @ np.asarray(up, np.float64) for turns in range(4)])
     most = int(np.argmax(np.clip(cosines, 0, None).sum(axis=1)))
-    possible = cosines if quarters else np.where(np.arange(4)[:, None] % 2 == most % 2, cosines, -1.0)
+    is_half = np.arange(4)[:, None] % 2 == most % 2
+    possible = np.where(is_half | (quarters & (cosines > SIDEWARDS)), cosines, -1.0)
     is_other = (cosines[most] <= UPWARDS) & (possible.max(axis=0) > UPWARDS)
     return np.where(is_other, np.argmax(possible, axis=0), most)
 
@@ -172,22 +176,28 @@ def get_turned_ups(cam2world: np.ndarray, turns: np.ndarray) -> np.ndarray:
 
 
 def find_dissenters(cam2world: np.ndarray) -> np.ndarray:
-    """Indices of the pictures whose upper edge points another way than in most of them, in any world.
+    """Indices of the pictures that are turned against most of them, in any world.
 
     Pictures all of which lie on their side agree by their right edge.
     """
-    return min((_find_dissenters(get_camera_ups(cam2world, turns)) for turns in (0, 1)), key=len)
+    ways = []
+    for turns in (0, 1):
+        of_picture = count_picture_turns(cam2world, find_common_direction(get_camera_ups(cam2world, turns)))
+        ways.append(np.flatnonzero(of_picture != np.argmax(np.bincount(of_picture))))
+    return min(ways, key=len)
 
 
-def _find_dissenters(ups: np.ndarray) -> np.ndarray:
+def find_common_direction(ups: np.ndarray) -> np.ndarray:
+    """The direction (3,) that most of the directions (V, 3) point along, within 65 degrees."""
     candidates = np.concatenate([ups[:: -(-len(ups) // MAX_CANDIDATES)], ups.mean(axis=0, keepdims=True)])
     for _ in range(3):
-        lengths = np.linalg.norm(candidates, axis=1, keepdims=True)
-        agrees = ups @ (candidates / np.maximum(lengths, 1e-12)).T > UPWARDS
-        agrees = agrees[:, np.argmax(agrees.sum(axis=0))]
+        candidates = candidates / np.maximum(np.linalg.norm(candidates, axis=1, keepdims=True), 1e-12)
+        agrees = ups @ candidates.T > UPWARDS
+        best = np.argmax(agrees.sum(axis=0))
+        direction = candidates[best]
         # Cameras that look down all around have ups that are far apart, but near their mean.
-        candidates = ups[agrees].mean(axis=0, keepdims=True)
-    return np.flatnonzero(~agrees)
+        candidates = ups[agrees[:, best]].mean(axis=0, keepdims=True)
+    return direction
 
 
 def describe_disagreement(scene: Scene) -> str | None:
@@ -196,7 +206,7 @@ def describe_disagreement(scene: Scene) -> str | None:
     if len(dissenters) <= (1 - MIN_AGREEING) * scene.num_views:
         return None
     names = get_view_names(scene)
-    told = count_and_name(names, dissenters, "have their upper edge another way than most")
+    told = count_and_name(names, dissenters, "are turned against most")
     return f"its pictures disagree about where up is: {told}"
 
 

@@ -76,9 +76,12 @@ def take_views(scene: Scene, count: int) -> Scene:
 
 
 def is_plainly_upright(scene: Scene) -> bool:
-    """Quick check: the pictures' upper edges are up, and much of the surface is level, its lowest part near z = 0."""
-    ups = get_camera_ups(scene.cam2world)
-    if (ups[:, 2] > UPWARDS).mean() < MIN_AGREEING:
+    """Quick check: the pictures' upper edges are up, or those of some are down, and much of the surface is level, its
+    lowest part near z = 0."""
+    turns = count_picture_turns(scene.cam2world, quarters=False)
+    upright = get_camera_ups(scene.cam2world)[:, 2] > UPWARDS
+    either = get_turned_ups(scene.cam2world, turns)[:, 2] > UPWARDS
+    if upright.mean() < MIN_AGREEING and (turns[0] % 2 or either.mean() < MIN_UPRIGHT):
         return False
     surface = sample_surface(take_views(scene, QUICK_VIEWS), QUICK_CELLS)
     if not len(surface.points):

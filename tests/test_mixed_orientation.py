@@ -146,7 +146,7 @@ def test_pictures_that_look_straight_down_have_no_upper_edge():
 def test_pictures_that_disagree_in_another_world_are_named_in_place_of_an_estimate(tmp_path, shape, views):
     room = make_room(shape, 1)
     folder = write_rgbd_folder(move(turn_some(room, views), Y_UP), tmp_path / "room")
-    told = rf"disagree about where up is: {len(views)} of {room.num_views} have .* than most \({name(views)}\)"
+    told = rf"disagree about where up is: {len(views)} of {room.num_views} are turned against most \({name(views)}\)"
     with pytest.warns(WorldWarning, match=rf"{told}; turn these pictures .*axis_align.txt, and give --rotate auto"):
         read_scene(folder)
     with pytest.raises(ValueError, match=rf"'room': its pictures {told}; .* as --axis-align FILE, .*--rotate auto"):
@@ -214,7 +214,7 @@ def test_cameras_that_look_down_all_around_do_not_disagree():
     assert describe_disagreement(around) is None
     cam2world[::3] = cam2world[::3] @ np.diag([-1.0, -1, 1, 1])
     assert find_dissenters(cam2world).tolist() == [0, 3, 6, 9, 12]
-    assert "5 of 15 have their upper edge another way than most (view 0, view 3," in describe_disagreement(around)
+    assert "5 of 15 are turned against most (view 0, view 3," in describe_disagreement(around)
 
 
 # ---- of two sizes

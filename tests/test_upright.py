@@ -180,7 +180,7 @@ def test_cameras_rolled_in_all_ways_are_not_trusted():
     """No edge of the pictures is up: nothing says where up is."""
     rolls = np.linspace(0, 330, 12)
     with pytest.raises(
-        ValueError, match="its pictures disagree about where up is: . of 12 have .*, with --rotate auto"
+        ValueError, match="its pictures disagree about where up is: . of 12 are .*, with --rotate auto"
     ):
         estimate_upright(move(make_rolled_scan(1, rolls), WORLDS["any"]))
 
