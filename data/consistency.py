@@ -14,7 +14,7 @@ P ordered pairs of views.
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import permutations, product
 from pathlib import Path
@@ -324,21 +324,27 @@ class SharedPlaces:
     rows: np.ndarray
     size: tuple[int, int]
 
-    def get_colors(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Colours (2, M, 3) of the places in the pictures (H, W, 3) of all views, of any sizes over their depth."""
-        colors = np.zeros((*self.views.shape, 3))
-        for view, image in enumerate(images):
-            own, (height, width) = self.views == view, image.shape[:2]
-            x = ((self.columns[own] + 0.5) * (width / self.size[0])).astype(np.int64)
-            y = ((self.rows[own] + 0.5) * (height / self.size[1])).astype(np.int64)
-            colors[own] = image[y, x]
-        return colors
+    def get_colors(self, images: np.ndarray, turns: np.ndarray | None = None) -> np.ndarray:
+        """Colours (2, M, 3) of the places in the pictures (V, H, W, 3) of all views, of any size over their depth.
+
+        Args:
+            turns (`np.ndarray` of shape `(V,)`, *optional*): quarter turns, counter-clockwise, of each picture before
+                that; those of pictures that are not square are even.
+        """
+        height, width = images.shape[1:3]
+        x = ((self.columns + 0.5) * (width / self.size[0])).astype(np.int64)
+        y = ((self.rows + 0.5) * (height / self.size[1])).astype(np.int64)
+        if turns is not None:
+            turn, right, lower = turns[self.views], width - 1, height - 1
+            y, x = np.choose(turn, (y, x, lower - y, lower - x)), np.choose(turn, (x, right - y, right - x, y))
+        return images[self.views, y, x].astype(np.float64)
 
 
 def find_shared_places(cameras: Cameras) -> SharedPlaces:
     """The places of readings that agree with another view."""
-    columns, rows, _ = cameras.get_readings(NUM_READINGS)
-    seen = look_up_readings(cameras)
+    num_readings = get_search_readings(cameras)
+    columns, rows, _ = cameras.get_readings(num_readings)
+    seen = look_up_readings(cameras, num_readings)
     pair, reading = seen.pair[seen.agrees], seen.reading[seen.agrees]
     views = seen.pairs[:, pair]
     return SharedPlaces(
@@ -364,22 +370,22 @@ def fits_better(better: float, worse: float) -> bool:
     return better >= SAME_COLORS and better - worse >= OTHER_COLORS
 
 
-def find_turned_pictures(images: Sequence[np.ndarray], cameras: Cameras) -> np.ndarray:
-    """Indices of the pictures (V of (H, W, 3)) that are upside down over their depth maps: the colours of places that
-    two views see are the same once they are turned."""
+def find_turned_pictures(images: np.ndarray, cameras: Cameras) -> np.ndarray:
+    """Indices of the pictures (V, H, W, 3) that are upside down over their depth maps: the colours of places that two
+    views see are the same once they are turned."""
     places = find_shared_places(cameras)
-    as_read, turned = (places.get_colors(each) for each in (images, [image[::-1, ::-1] for image in images]))
+    as_read, turned = places.get_colors(images), places.get_colors(images, np.full(len(images), 2))
     is_turned = np.full(len(images), fits_better(correlate_colors(turned), correlate_colors(as_read)))
     for _ in range(TURNING_ROUNDS):
-        colors = np.where(is_turned[places.views, None], turned, as_read)
-        others = np.where(is_turned[places.views, None], as_read, turned)
-        changed = is_turned.copy()
+        here = is_turned[places.views, None]
+        colors, changed = np.where(here, turned, as_read), is_turned.copy()
         for view in range(len(images)):
             own = places.views == view
             chosen = own.any(axis=0)
             as_is = correlate_colors(colors[:, chosen])
             if as_is <= 1 - OTHER_COLORS:
-                tried = np.where(own[:, chosen, None], others[:, chosen], colors[:, chosen])
+                other = np.where(here[:, chosen], as_read[:, chosen], turned[:, chosen])
+                tried = np.where(own[:, chosen, None], other, colors[:, chosen])
                 changed[view] ^= fits_better(correlate_colors(tried), as_is)
         if np.array_equal(changed, is_turned):
             break
@@ -896,7 +902,7 @@ def check_consistency(scene: Scene) -> None:
 def describe_turned_pictures(scene: Scene, cameras: Cameras) -> str | None:
     """A warning about pictures that are upside down over their depth maps; None if there is none."""
     chosen = choose_views(scene.num_views)
-    turned = find_turned_pictures([scene.images[view] for view in chosen], cameras)
+    turned = find_turned_pictures(scene.images[chosen], cameras)
     if not len(turned):
         return None
     names = get_view_names(scene)

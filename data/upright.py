@@ -176,28 +176,30 @@ def get_turned_ups(cam2world: np.ndarray, turns: np.ndarray) -> np.ndarray:
 
 
 def find_dissenters(cam2world: np.ndarray) -> np.ndarray:
-    """Indices of the pictures that are turned against most of them, in any world.
+    """Indices of the pictures that are turned against most of them, in any world."""
+    of_picture = count_picture_turns(cam2world, find_common_up(cam2world)[0])
+    return np.flatnonzero(of_picture != np.argmax(np.bincount(of_picture)))
+
+
+def find_common_up(cam2world: np.ndarray) -> tuple[np.ndarray, int]:
+    """The direction (3,) that the upper edges of most pictures point along, within 65 degrees, and how many do.
 
     Pictures all of which lie on their side agree by their right edge.
     """
-    ways = []
-    for turns in (0, 1):
-        of_picture = count_picture_turns(cam2world, find_common_direction(get_camera_ups(cam2world, turns)))
-        ways.append(np.flatnonzero(of_picture != np.argmax(np.bincount(of_picture))))
-    return min(ways, key=len)
+    found = (_find_common_direction(get_camera_ups(cam2world, turns)) for turns in (0, 1))
+    return max(found, key=lambda one: one[1])
 
 
-def find_common_direction(ups: np.ndarray) -> np.ndarray:
-    """The direction (3,) that most of the directions (V, 3) point along, within 65 degrees."""
+def _find_common_direction(ups: np.ndarray) -> tuple[np.ndarray, int]:
     candidates = np.concatenate([ups[:: -(-len(ups) // MAX_CANDIDATES)], ups.mean(axis=0, keepdims=True)])
     for _ in range(3):
         candidates = candidates / np.maximum(np.linalg.norm(candidates, axis=1, keepdims=True), 1e-12)
         agrees = ups @ candidates.T > UPWARDS
         best = np.argmax(agrees.sum(axis=0))
-        direction = candidates[best]
+        direction, count = candidates[best], int(agrees[:, best].sum())
         # Cameras that look down all around have ups that are far apart, but near their mean.
         candidates = ups[agrees[:, best]].mean(axis=0, keepdims=True)
-    return direction
+    return direction, count
 
 
 def describe_disagreement(scene: Scene) -> str | None:

@@ -190,7 +190,7 @@ def test_an_alignment_that_was_given_says_where_up_is_without_a_floor(tmp_path):
     """Half of the pictures upside down, and nothing but what lies high in view."""
     room = make_room("wide", 1)
     rows = np.arange(room.depth_maps.shape[1])[:, None]
-    high = replace(room, depth_maps=np.where(rows < 36, room.depth_maps, 0))
+    high = replace(room, depth_maps=np.where(rows < 18, room.depth_maps, 0))
     mixed = turn_some(high, SOME["wide"][1])
     with pytest.warns(WorldWarning, match="its pictures disagree about where up is: 6 of 12"):
         check_world(mixed)
@@ -284,7 +284,7 @@ def test_a_frame_of_another_place_is_not_called_turned():
 @pytest.mark.parametrize(("shape", "views"), [*CASES, ("wide", list(range(12))), ("tall", [0, 1, 2, 3, 5, 6, 7])])
 def test_pictures_that_are_turned_over_their_depth_are_named(shape, views):
     wrong = turn_some(make_room(shape, 4), views, depth=False, cameras=False)
-    assert find_turned_pictures(list(wrong.images), get_cameras(wrong)).tolist() == views
+    assert find_turned_pictures(wrong.images, get_cameras(wrong)).tolist() == views
     count = f"all {len(views)}" if len(views) == wrong.num_views else f"{len(views)} of {wrong.num_views}"
     with pytest.warns(ConsistencyWarning, match=f"{count} pictures are upside down over their depth maps"):
         check_consistency(wrong)
@@ -300,7 +300,7 @@ def test_colours_that_tell_nothing_turn_no_picture(kind):
         "no reading": room.images[:, ::-1, ::-1],
     }[kind]
     depth_maps = np.zeros_like(room.depth_maps) if kind == "no reading" else room.depth_maps
-    assert not len(find_turned_pictures(list(images), get_cameras(replace(room, depth_maps=depth_maps))))
+    assert not len(find_turned_pictures(images, get_cameras(replace(room, depth_maps=depth_maps))))
 
 
 def write_tagged(folder, scene, views, are_stored_turned: bool) -> None:

@@ -35,7 +35,7 @@ from ross3d.data.sources.pictures import (
     scale_depth,
 )
 from ross3d.data.text_files import read_json, read_text
-from ross3d.data.upright import count_and_name, count_picture_turns, find_dissenters
+from ross3d.data.upright import count_and_name, count_picture_turns, find_common_up
 from ross3d.geometry_ross3d import turn_cameras
 from ross3d.inputs_ross3d import check, check_boxes, check_cam2world, has_same_aspect
 
@@ -425,16 +425,16 @@ def settle_turns(views: Views, intrinsics: np.ndarray, cam2world: np.ndarray, wh
     """
     if views.are_cameras_upright is None:
         return views
-    upright = [np.rot90(image, turns) for image, turns in zip(views.images, views.turns, strict=True)]
     matrices = np.broadcast_to(np.asarray(intrinsics, np.float64), (len(views.names), 3, 3))
     places = find_shared_places(Cameras(views.depth_maps, matrices, np.asarray(cam2world, np.float64)))
-    is_tagged = np.array(views.turns) != 0
+    turns = np.array(views.turns)
+    is_tagged = turns != 0
     counted = is_tagged[places.views].any(axis=0)
     as_stored, as_turned = (
-        correlate_colors(places.get_colors(images)[:, counted]) for images in (views.images, upright)
+        correlate_colors(places.get_colors(views.images, each)[:, counted]) for each in (None, turns)
     )
     if fits_better(as_turned, as_stored):
-        return replace(views, images=np.stack(upright), turns=())
+        return turn_alone(views)
     if not views.are_cameras_upright:
         return views
     told = f"{where}: " + count_and_name(views.names, np.flatnonzero(is_tagged), "pictures carry an EXIF orientation")
@@ -450,7 +450,13 @@ def settle_turns(views: Views, intrinsics: np.ndarray, cam2world: np.ndarray, wh
         " colours are seen twice to show that depth lies right over them: look, and take the tag away if it does not.",
         stacklevel=4,
     )
-    return replace(views, images=np.stack(upright), turns=())
+    return turn_alone(views)
+
+
+def turn_alone(views: Views) -> Views:
+    """The views with the pictures, and not their depth maps, turned as `Views.turns` says; none changes its size."""
+    images = [np.rot90(image, turns) for image, turns in zip(views.images, views.turns, strict=True)]
+    return replace(views, images=np.stack(images), turns=())
 
 
 def turn_by_cameras(
@@ -463,7 +469,7 @@ def turn_by_cameras(
     width, height = views.image_size
     turns = count_picture_turns(cam2world, quarters=width == height)
     turned = turn_stored_views(replace(views, turns=tuple(turns.tolist())), intrinsics, cam2world)
-    if len(find_dissenters(turned[2])) <= len(find_dissenters(cam2world)):
+    if find_common_up(turned[2])[1] >= find_common_up(cam2world)[1]:
         return turned
     most = int(np.argmax(np.bincount(turns)))
     return turn_views(views, intrinsics, cam2world, most)
