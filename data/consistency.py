@@ -20,9 +20,12 @@ from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy.spatial.transform import Rotation
 
 from ross3d.data.scene import Scene
+from ross3d.data.upright import count_and_name, get_view_names
+from ross3d.geometry_ross3d import turn_cameras
 
 
 # Maximum number of views checked, evenly spread; readings of each; up to this many views, all pairs are compared.
@@ -43,6 +46,11 @@ CERTAINLY_WRONG, CERTAIN = 0.7, 0.97
 MIN_FACTOR = 1.15
 # A single view does not belong to the others below this share, where the others agree among themselves.
 STRAY_VIEW = 0.6
+# Colours of the same places in two views: pictures lie right over their depth from this correlation on, if it is this
+# much above that of another way to lay them; and places that are needed to tell.
+SAME_COLORS, OTHER_COLORS, MIN_SHARED_PLACES = 0.4, 0.3, 50
+# Rounds in which single views that are turned are looked for: each round knows more of the others.
+TURNING_ROUNDS = 4
 # Cameras at least this many median depths from their centre that see nothing in common are in another unit.
 FAR_APART = 30.0
 # Units that are often mixed up: how many of them make a metre.
@@ -99,6 +107,11 @@ class Agreement:
         chosen = (self.pairs == view).any(0)
         total = self.agreeing[chosen].sum() + self.contradicting[chosen].sum()
         return float(self.agreeing[chosen].sum() / total) if total >= MIN_COMPARED / 2 else float("nan")
+
+    def count_balance(self, view: int) -> int:
+        """Readings that agree less those that contradict, of the pairs that a view is in."""
+        chosen = (self.pairs == view).any(0)
+        return int(self.agreeing[chosen].sum() - self.contradicting[chosen].sum())
 
     def drop_views(self, views: list[int]) -> "Agreement":
         """Without the pairs of some views."""
@@ -240,8 +253,28 @@ def pair_views(num_views: int) -> np.ndarray:
     return np.stack([first[wanted], second[wanted]])
 
 
-def measure_agreement(cameras: Cameras, num_readings: int = NUM_READINGS) -> Agreement:
-    """Look `num_readings` of every view up in others and count those that agree and those that contradict."""
+@dataclass(frozen=True)
+class SeenReadings:
+    """Readings that another view sees.
+
+    Attributes:
+        pairs (`np.ndarray` of shape `(2, P)`): the view that a reading is of, and the view it is looked up in.
+        pair, reading (`np.ndarray` of shape `(M,)`): the pair and the reading of its first view.
+        column, row (`np.ndarray` of shape `(M,)`): the pixel of the other view that sees it.
+        agrees, contradicts (`np.ndarray` of shape `(M,)`): against the depth there.
+    """
+
+    pairs: np.ndarray
+    pair: np.ndarray
+    reading: np.ndarray
+    column: np.ndarray
+    row: np.ndarray
+    agrees: np.ndarray
+    contradicts: np.ndarray
+
+
+def look_up_readings(cameras: Cameras, num_readings: int = NUM_READINGS) -> SeenReadings:
+    """Look `num_readings` of every view up in others."""
     depth_maps, intrinsics, cam2world = cameras.depth_maps, cameras.intrinsics, cameras.cam2world
     num_views, height, width = depth_maps.shape
     points, depths = unproject_readings(cameras, *cameras.get_readings(num_readings))
@@ -253,7 +286,7 @@ def measure_agreement(cameras: Cameras, num_readings: int = NUM_READINGS) -> Agr
     u = np.round(points[..., 0] / z * intrinsics[target, 0, 0, None] + intrinsics[target, 0, 2, None])
     v = np.round(points[..., 1] / z * intrinsics[target, 1, 1, None] + intrinsics[target, 1, 2, None])
     seen = ahead & (u >= 0) & (u < width) & (v >= 0) & (v < height)
-    pair, _ = np.nonzero(seen)
+    pair, reading = np.nonzero(seen)
     u, v, z = u[seen].astype(np.int64), v[seen].astype(np.int64), z[seen]
     nearest, farthest, count = np.full(len(z), np.inf), np.zeros(len(z)), np.zeros(len(z), np.int64)
     for down, right in product((-1, 0, 1), repeat=2):
@@ -265,9 +298,99 @@ def measure_agreement(cameras: Cameras, num_readings: int = NUM_READINGS) -> Agr
     known = count >= MIN_AROUND
     contradicts = known & (z < nearest - tolerance)
     agrees = known & ~contradicts & (z <= farthest + tolerance)
-    num_pairs = pairs.shape[1]
-    return Agreement(np.bincount(pair[agrees], minlength=num_pairs),
-                     np.bincount(pair[contradicts], minlength=num_pairs), pairs)  # fmt: skip
+    return SeenReadings(pairs, pair, reading, u, v, agrees, contradicts)
+
+
+def measure_agreement(cameras: Cameras, num_readings: int = NUM_READINGS) -> Agreement:
+    """Look `num_readings` of every view up in others and count those that agree and those that contradict."""
+    seen = look_up_readings(cameras, num_readings)
+    agreeing, contradicting = (
+        np.bincount(seen.pair[which], minlength=seen.pairs.shape[1]) for which in (seen.agrees, seen.contradicts)
+    )
+    return Agreement(agreeing, contradicting, seen.pairs)
+
+
+@dataclass(frozen=True)
+class SharedPlaces:
+    """Places that two views see, at pixels of the depth maps.
+
+    Attributes:
+        views, columns, rows (`np.ndarray` of shape `(2, M)`): one row for each of the two views of a place.
+        size (`(width, height)`): of the depth maps.
+    """
+
+    views: np.ndarray
+    columns: np.ndarray
+    rows: np.ndarray
+    size: tuple[int, int]
+
+    def get_colors(self, images: np.ndarray, turns: np.ndarray | None = None) -> np.ndarray:
+        """Colours (2, M, 3) of the places in the pictures (V, H, W, 3) of all views, of any size over their depth.
+
+        Args:
+            turns (`np.ndarray` of shape `(V,)`, *optional*): quarter turns, counter-clockwise, of each picture before
+                that; those of pictures that are not square are even.
+        """
+        height, width = images.shape[1:3]
+        x = ((self.columns + 0.5) * (width / self.size[0])).astype(np.int64)
+        y = ((self.rows + 0.5) * (height / self.size[1])).astype(np.int64)
+        if turns is not None:
+            turn, right, lower = turns[self.views], width - 1, height - 1
+            y, x = np.choose(turn, (y, x, lower - y, lower - x)), np.choose(turn, (x, right - y, right - x, y))
+        return images[self.views, y, x].astype(np.float64)
+
+
+def find_shared_places(cameras: Cameras) -> SharedPlaces:
+    """The places of readings that agree with another view."""
+    num_readings = get_search_readings(cameras)
+    columns, rows, _ = cameras.get_readings(num_readings)
+    seen = look_up_readings(cameras, num_readings)
+    pair, reading = seen.pair[seen.agrees], seen.reading[seen.agrees]
+    views = seen.pairs[:, pair]
+    return SharedPlaces(
+        views,
+        np.stack([columns[views[0], reading], seen.column[seen.agrees]]),
+        np.stack([rows[views[0], reading], seen.row[seen.agrees]]),
+        cameras.depth_maps.shape[:0:-1],
+    )
+
+
+def correlate_colors(colors: np.ndarray) -> float:
+    """Correlation in [-1, 1] of the colours (2, M, 3) that two views have of the same places; 0 where too few are
+    seen."""
+    if colors.shape[1] < MIN_SHARED_PLACES:
+        return 0.0
+    first, second = colors - colors.mean(axis=1, keepdims=True)
+    spread = np.sqrt((first**2).sum() * (second**2).sum())
+    return float((first * second).sum() / spread) if spread > 0 else 0.0
+
+
+def fits_better(better: float, worse: float) -> bool:
+    """Whether one of two correlations of colours is certainly that of pictures that lie right over their depth."""
+    return better >= SAME_COLORS and better - worse >= OTHER_COLORS
+
+
+def find_turned_pictures(images: np.ndarray, cameras: Cameras) -> np.ndarray:
+    """Indices of the pictures (V, H, W, 3) that are upside down over their depth maps: the colours of places that two
+    views see are the same once they are turned."""
+    places = find_shared_places(cameras)
+    as_read, turned = places.get_colors(images), places.get_colors(images, np.full(len(images), 2))
+    is_turned = np.full(len(images), fits_better(correlate_colors(turned), correlate_colors(as_read)))
+    for _ in range(TURNING_ROUNDS):
+        here = is_turned[places.views, None]
+        colors, changed = np.where(here, turned, as_read), is_turned.copy()
+        for view in range(len(images)):
+            own = places.views == view
+            chosen = own.any(axis=0)
+            as_is = correlate_colors(colors[:, chosen])
+            if as_is <= 1 - OTHER_COLORS:
+                other = np.where(here[:, chosen], as_read[:, chosen], turned[:, chosen])
+                tried = np.where(own[:, chosen, None], other, colors[:, chosen])
+                changed[view] ^= fits_better(correlate_colors(tried), as_is)
+        if np.array_equal(changed, is_turned):
+            break
+        is_turned = changed
+    return np.flatnonzero(is_turned)
 
 
 def set_rotation(cameras: Cameras, rotation: np.ndarray) -> Cameras:
@@ -604,11 +727,68 @@ def find_stray_views(given: Agreement, num_views: int) -> list[int]:
     return stray if stray and rest.share >= EXPLAINS and rest.num_compared >= MIN_COMPARED else []
 
 
-def describe_stray_views(given: Agreement, names: list[str]) -> Disagreement | None:
+def find_turned_views(cameras: Cameras) -> tuple[np.ndarray, Cameras]:
+    """Quarter turns (V,), counter-clockwise, by which single depth maps are turned against their cameras, and the
+    cameras turned with them. Of all turns that keep the size of a map, those that make the views agree best.
+
+    Each view is tried against the others as they are, and the better turns are taken; that is repeated, since a view
+    agrees with more of the others once these are right.
+    """
+    num_views, height, width = cameras.depth_maps.shape
+    num_readings = get_search_readings(cameras)
+    given = [torch.from_numpy(np.array(matrices)) for matrices in (cameras.intrinsics, cameras.cam2world)]
+    turned = [turn_cameras(*given, (height, width), turns) for turns in range(4)]
+    intrinsics, cam2world = (torch.stack(matrices).numpy() for matrices in zip(*turned, strict=True))
+
+    def turn(turns: np.ndarray) -> Cameras:
+        views = np.arange(num_views)
+        return replace(cameras, intrinsics=intrinsics[turns, views], cam2world=cam2world[turns, views])
+
+    best = np.zeros(num_views, np.int64)
+    for _ in range(TURNING_ROUNDS):
+        as_is, changed = measure_agreement(turn(best), num_readings), best.copy()
+        for view in range(num_views):
+            balance = as_is.count_balance(view)
+            for more in (1, 2, 3) if height == width else (2,):
+                tried = best.copy()
+                tried[view] = (best[view] + more) % 4
+                found = measure_agreement(turn(tried), num_readings).count_balance(view)
+                if found > balance:
+                    balance, changed[view] = found, tried[view]
+        if np.array_equal(changed, best):
+            break
+        best = changed
+    return best, turn(best)
+
+
+def describe_turned_views(cameras: Cameras, given: Agreement, names: list[str]) -> Disagreement | None:
+    """Names views whose depth maps are turned against their cameras, while those of others are not; None without."""
+    turns, undone = find_turned_views(cameras)
+    turned, better = np.flatnonzero(turns), measure_agreement(undone)
+    if not 0 < len(turned) < len(names) or not explains(better, given):
+        return None
+    how = "upside down" if (turns[turned] == 2).all() else "turned by quarter turns"
+    reason = (
+        f"{', '.join(names[view] for view in turned)}: the depth map is {how} against the camera, those of the other"
+    )
+    remedy = (
+        "turn these depth maps back, with the pictures that lie over them, or turn the cameras about their viewing "
+        "axes along with them (half a turn: multiply the matrix by diag(-1, -1, 1, 1) from the right)"
+    )
+    certain = given.share < CERTAINLY_WRONG and better.share >= CERTAIN and len(names) > 2
+    return Disagreement(
+        given.share, given.num_compared, f"{reason} views are not", remedy, better.share, certain=certain
+    )
+
+
+def describe_stray_views(cameras: Cameras, given: Agreement, names: list[str]) -> Disagreement | None:
     """Names the views that do not belong to the others; None without any."""
     stray = [names[view] for view in sorted(find_stray_views(given, len(names)))]
     if not stray:
         return None
+    turned = describe_turned_views(cameras, given, names)
+    if turned is not None:
+        return turned
     reason = f"{', '.join(stray)}: pose or depth does not fit the other views"
     remedy = "give these frames their own pose and depth, or leave them out"
     return Disagreement(given.share, given.num_compared, reason, remedy)
@@ -633,7 +813,7 @@ def find_disagreement(cameras: Cameras, names: list[str]) -> Disagreement | None
     far_apart = given.num_compared < MIN_COMPARED and measure_spread(cameras) > FAR_APART
     share, count = given.share, given.num_compared
     if count >= MIN_COMPARED and share >= AGREES:
-        return describe_stray_views(given, names)
+        return describe_stray_views(cameras, given, names)
     groups = [list_mistakes(cameras), list_factor_mistakes(cameras)]
     if count < MIN_COMPARED and not depends_on_translations(cameras):
         # Nothing was compared, so factors cannot be told apart.
@@ -653,7 +833,7 @@ def find_disagreement(cameras: Cameras, names: list[str]) -> Disagreement | None
         return Disagreement(share, count, reason, "give translations and depth in metres", is_unit=True)
     if count < MIN_COMPARED:
         return None
-    stray = describe_stray_views(given, names)
+    stray = describe_turned_views(cameras, given, names) or describe_stray_views(cameras, given, names)
     if stray is not None or share >= DISAGREES:
         return stray
     reason = "no usual mistake explains it (inverted poses, other axes or units, other intrinsics were tried)"
@@ -670,7 +850,7 @@ LOOKED_AT: dict[bytes, list[str]] = {}
 def get_fingerprint(scene: Scene, purpose: str) -> bytes:
     """A hash of a scene with posed depth, so that changed files are checked again."""
     content = hashlib.blake2b(f"{purpose} {scene.path}".encode(), digest_size=16)
-    for array in (scene.cam2world, scene.intrinsics, scene.depth_maps[:, ::16, ::16]):
+    for array in (scene.cam2world, scene.intrinsics, scene.depth_maps[:, ::16, ::16], scene.images[:, ::16, ::16]):
         content.update(np.ascontiguousarray(array).tobytes())
     return content.digest()
 
@@ -691,7 +871,8 @@ def measure_scene_agreement(scene: Scene) -> float | None:
 
 
 def check_consistency(scene: Scene) -> None:
-    """Warn of views that do not agree with each other, once per scene and process; refuse cameras that are certainly
+    """Warn of views that do not agree with each other, and of pictures that are upside down over their depth maps,
+    once per scene and process; refuse cameras that are certainly
     wrong, each time. Scenes without posed depth, and views that see nothing in common, are not checked.
 
     Raises:
@@ -703,20 +884,35 @@ def check_consistency(scene: Scene) -> None:
     fingerprint = get_fingerprint(scene, "consistency")
     if fingerprint in LOOKED_AT:
         return
-    names = scene.view_names or [f"view {index}" for index in range(scene.num_views)]
+    names = get_view_names(scene)
     found = find_disagreement(cameras, [names[view] for view in choose_views(scene.num_views)])
     OF_UNKNOWN_SIZE.discard((scene.path, scene.scene_id))
     if found is not None and found.is_unit:
         OF_UNKNOWN_SIZE.add((scene.path, scene.scene_id))
     if found is not None and found.is_unit and scene.units:
         found = replace(found, remedy=f"{found.remedy} ({scene.units})")
+    differ = f"scene {scene.scene_id!r}: the views do not agree with each other"
     if found is not None and found.certain:
-        raise ValueError(f"scene {scene.scene_id!r}: the views do not agree with each other: {found.describe()}")
+        raise ValueError(f"{differ}: {found.describe()}")
     LOOKED_AT[fingerprint] = []
-    if found is not None:
-        message = f"scene {scene.scene_id!r}: the views do not agree with each other: {found.describe()}"
+    message = describe_turned_pictures(scene, cameras) if found is None else f"{differ}: {found.describe()}"
+    if message is not None:
         LOOKED_AT[fingerprint].append(message)
         warnings.warn(message, ConsistencyWarning, stacklevel=3)
+
+
+def describe_turned_pictures(scene: Scene, cameras: Cameras) -> str | None:
+    """A warning about pictures that are upside down over their depth maps; None if there is none."""
+    chosen = choose_views(scene.num_views)
+    turned = find_turned_pictures(scene.images[chosen], cameras)
+    if not len(turned):
+        return None
+    names = get_view_names(scene)
+    told = count_and_name([names[view] for view in chosen], turned, "pictures are upside down over their depth maps")
+    return (
+        f"scene {scene.scene_id!r}: {told}, as the colours of places say that two views see; turn these files by 180 "
+        "degrees, or correct the EXIF orientation that turned them."
+    )
 
 
 __all__ = [

@@ -17,9 +17,10 @@ from ross3d.data.box_files import read_box_list
 from ross3d.data.proposals import Proposals, propose_boxes
 from ross3d.data.scene import Scene
 from ross3d.data.sources import describe_not_read, find_layout, find_video, list_not_read, read_scene
+from ross3d.data.sources.beside import turn_pictures
 from ross3d.data.sources.frames import MAX_EXCLUDED
 from ross3d.data.surface import Surface, sample_surface
-from ross3d.data.upright import LOW_CONFIDENCE, UprightEstimate, align_scene, estimate_upright
+from ross3d.data.upright import LOW_CONFIDENCE, UprightEstimate, align_scene, describe_pictures, estimate_upright
 from ross3d.data.world import check_bounds
 
 
@@ -38,7 +39,7 @@ class OwnScan:
 
     Attributes:
         path (`Path`), scene (`Scene`): where it lies, and frames spread over all of it.
-        alignment (`str`): a sentence on the source of the alignment.
+        alignment (`str`): a sentence on the source of the alignment, and on pictures that are not upright in it.
         estimate (`UprightEstimate`, *optional*): the estimate, if one was made.
         axis_align_matrix (`(4, 4)` array or its file, *optional*): given or estimated, for `read_scene`; None where
             the scan is read as it lies.
@@ -154,16 +155,24 @@ def read_own_scan(
         read_box_list(boxes, path.resolve().name)
     reading = reading or {}
     limits = make_limits(path) | reading
-    scene = read_scene(path, look_at_world=False, num_views=NUM_FRAMES, reduce_to=PICTURE_SIZE, **given, **limits)
+    # Pictures are turned by a world that may have to be estimated first.
+    is_auto = limits.get("rotate") == "auto" and path.is_dir()
+    first = limits | {"rotate": 0} if is_auto else limits
+    scene = read_scene(path, look_at_world=False, num_views=NUM_FRAMES, reduce_to=PICTURE_SIZE, **given, **first)
     not_read = list_not_read(path) if path.is_dir() else {}
     if not_read:
         warnings.warn(f"scene {scene.scene_id!r}: {describe_not_read(not_read)}", stacklevel=2)
     if scene.depth_maps is None:
+        scene = turn_pictures(scene) if is_auto else scene
         sentence, trust = "the views have no depth: nothing was estimated", ""
         if scene.axis_align_matrix is not None:
             sentence, trust = "alignment given; the views have no depth: nothing checks it", "given, unchecked"
         return OwnScan(path, scene, sentence, None, axis_align_matrix, boxes, reading=reading, trust=trust)
     scan = make_upright(path, scene, axis_align_matrix)
+    scan = replace(scan, scene=turn_pictures(scan.scene)) if is_auto else scan
+    pictures = describe_pictures(scan.scene)
+    if pictures is not None:
+        scan = replace(scan, alignment=f"{scan.alignment}; {pictures}")
     check_bounds(scan.scene)
     came = has_any(scan.scene.boxes) or has_any(scan.scene.proposal_boxes)
     proposals = None if came else propose_boxes(scan.scene, surface=scan.surface)
@@ -185,13 +194,12 @@ def make_upright(path: Path, scene: Scene, given: Path | None = None) -> OwnScan
     estimate = estimate_upright(scene, surface)
     little = "" if estimate.confidence >= LOW_CONFIDENCE else "which little speaks for, "
     trust = f"by an estimate, {little}with a confidence of {estimate.confidence:.2f}"
-    pictures = f"; {estimate.describe_pictures()}" if estimate.picture_turns else ""
     if is_upright(estimate):
-        sentence = f"the scan is upright already and was not turned (confidence {estimate.confidence:.2f}){pictures}"
+        sentence = f"the scan is upright already and was not turned (confidence {estimate.confidence:.2f})"
         return OwnScan(path, scene, sentence, estimate, surface=surface, trust=trust)
     # Proposals and pictures made in the old world are dropped.
     scene = replace(scene, boxes=None, proposal_boxes=None, bev_image=None, bev_valid=None, bev_bounds=None)
-    matrix, sentence = estimate.axis_align_matrix, estimate.describe() + pictures
+    matrix, sentence = estimate.axis_align_matrix, estimate.describe()
     aligned, surface = align_scene(scene, estimate), surface.move(matrix)
     return OwnScan(path, aligned, sentence, estimate, matrix, surface=surface, trust=trust)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ross3d.data.scene import Scene
 from ross3d.data.surface import Surface, count_voxel_votes, find_upright_planes, sample_surface
-from ross3d.data.upright import find_floor_height, get_camera_ups
+from ross3d.data.upright import UPWARDS, count_picture_turns, find_floor_height, get_camera_ups
 
 
 VOXEL_SIZE = 0.05
@@ -23,8 +23,6 @@ MIN_WALL_AREA = 1.0
 # Metres and degrees from which on something is off.
 MAX_FLOOR_HEIGHT, MAX_FLOOR_RMS, MAX_WALL_DEGREES, MIN_CAMERAS_INSIDE = 0.05, 0.03, 3.0, 0.9
 MAX_FLOOR_TILT, MIN_CAMERAS_UPRIGHT = 1.0, 0.9
-# Cosine between a picture's upper edge and z, 65 degrees: cameras often look down at floors, but are seldom rolled.
-UPWARDS = 0.4226
 # Metres that a camera may be outside of the visible area: it does not see what is behind it.
 BEHIND = 1.0
 
@@ -44,7 +42,7 @@ class Sanity:
             median weighted by area, so that turned furniture does not count. None without such planes.
         worst_wall_degrees (`float`, *optional*): the same of the worst of them.
         cameras_upright (`float`): share of cameras whose upper edge points up, within 65 degrees.
-        picture_turns (`int`): quarter turns counter-clockwise that bring the upper edge of most pictures up.
+        has_turned_pictures (`bool`): whether pictures have another edge up than their upper one.
         floor_tilt (`float`, *optional*): angle between z and the plane through the floor's cells, degrees.
     """
 
@@ -57,7 +55,7 @@ class Sanity:
     worst_wall_degrees: float | None
     cameras_upright: float
     floor_tilt: float | None
-    picture_turns: int = 0
+    has_turned_pictures: bool = False
 
     def list_facts(self) -> list[tuple[str, str]]:
         """(name, value) of every measurement, as text."""
@@ -82,7 +80,7 @@ class Sanity:
         if self.cameras_upright < MIN_CAMERAS_UPRIGHT:
             share = f"{100 * self.cameras_upright:.0f} %"
             turned = "the world or the pictures are turned"
-            if self.picture_turns and self.floor_height is not None:
+            if self.has_turned_pictures and self.floor_height is not None:
                 turned = "the pictures are turned (--rotate auto turns them), or the world is"
             found.append(f"only {share} of the cameras have their upper edge up: {turned}")
         if self.floor_tilt is not None and self.floor_tilt > MAX_FLOOR_TILT:
@@ -122,13 +120,8 @@ def measure_sanity(scene: Scene, surface: Surface | None = None) -> Sanity:
         worst_wall_degrees=float(max(angles)) if planes else None,
         cameras_upright=float((get_camera_ups(scene.cam2world)[:, 2] > UPWARDS).mean()),
         floor_tilt=tilt,
-        picture_turns=count_picture_turns(scene.cam2world),
+        has_turned_pictures=bool(count_picture_turns(scene.cam2world).any()),
     )
-
-
-def count_picture_turns(cam2world: np.ndarray) -> int:
-    """Quarter turns counter-clockwise that bring the upper edge of most pictures up, in a world with z up."""
-    return int(np.argmax([(get_camera_ups(cam2world, turns)[:, 2] > UPWARDS).mean() for turns in range(4)]))
 
 
 def find_weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:

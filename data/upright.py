@@ -11,9 +11,12 @@ do not count more. The result is deterministic.
 
 The upper edge of the pictures need not point up: phones held upright write pictures that lie on their side. All four
 edges are tried (`find_alignment`). If two fit, the one that leaves a z-up world as it is wins, then the upper edge.
+Where only some pictures are turned, so that no edge is up in most of them, each picture may have its own edge if the
+world is z-up as it is; in any other world nothing says where up is (`find_dissenters`).
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,6 +31,12 @@ VOXEL_SIZE = 0.05
 CONE_DEGREES = (12.0, 8.0, 5.0, 5.0)
 # Gravity is looked for within this angle of the cameras' mean up.
 MAX_TILT_DEGREES = 65.0
+# Cosine of that angle: an edge of a picture that is further from up does not point up.
+UPWARDS = 0.4226
+# Cosine, 55 degrees, beyond which a single picture is not taken to lie on its side against the others.
+SIDEWARDS = 0.5736
+# Where each picture has its own edge, chance is greater, and this share of them needs one that points up.
+MIN_UPRIGHT = 0.9
 # An edge of the pictures may point up if this share of them agrees. An estimate within this many degrees of the scan's
 # own z axis is preferred if its fit to the cameras is at most this much below the best; the upper edge has this bonus.
 MIN_AGREEING, KEPT_DEGREES, KEPT_FIT, UPPER_EDGE_FIT = 0.8, 5.0, 0.15, 0.1
@@ -53,11 +62,16 @@ HEADING_REACH = 6.0
 HEADING_ROUNDS = 3
 STRAIGHT_DEGREES = 10.0
 LOW_CONFIDENCE = 0.5
+# Names of pictures in a message.
+MAX_NAMED = 8
 
 WAYS_OUT = (
     "give the right 4x4 matrix, scan to upright world, in axis_align.txt beside the frames, as --axis-align FILE, or "
     "as axis_align_matrix= of the reader"
 )
+# Ways out for pictures that are turned against each other.
+TURN_BACK = "turn these pictures upright, with their depth and cameras"
+AUTO = "--rotate auto, which turns each picture with its depth and camera"
 
 
 class UprightWarning(UserWarning):
@@ -82,7 +96,8 @@ class UprightEstimate:
             "walls": upright surface within 10 degrees of the heading or at right angles to it, less chance as above.
         num_patches (`int`): flat patches that the estimate is based on.
         num_views (`int`): views that they were seen in.
-        picture_turns (`int`): quarter turns counter-clockwise that bring the pictures' upper edge up; 0 where it is.
+        picture_turns (`int`): quarter turns counter-clockwise that bring the upper edge of most pictures up; 0 where
+            it is.
     """
 
     axis_align_matrix: np.ndarray
@@ -109,13 +124,6 @@ class UprightEstimate:
         """Metres of the floor's middle above z = 0 in the scan's own world."""
         return float(np.linalg.inv(self.axis_align_matrix)[2, 3])
 
-    def describe_pictures(self) -> str | None:
-        """A problem with the orientation of the pictures, and the remedy; None if there is none."""
-        if self.picture_turns == 0:
-            return None
-        lie = "stand on their head" if self.picture_turns == 2 else "lie on their side"
-        return f"the pictures {lie}, their cameras are right: give --rotate auto to turn both"
-
     def describe(self) -> str:
         """A one-sentence summary."""
         shares = ", ".join(f"{name} {share:.2f}" for name, share in self.evidence.items())
@@ -138,6 +146,105 @@ def get_camera_ups(cam2world: np.ndarray, picture_turns: int = 0) -> np.ndarray:
     """
     axis, sign = ((1, -1.0), (0, 1.0), (1, 1.0), (0, -1.0))[picture_turns]
     return sign * np.asarray(cam2world, np.float64)[:, :3, axis]
+
+
+def count_picture_turns(
+    cam2world: np.ndarray, up: Sequence[float] = (0.0, 0.0, 1.0), quarters: bool = True
+) -> np.ndarray:
+    """Quarter turns (V,), counter-clockwise, that bring the upper edge of each picture up.
+
+    A picture none of whose edges points up, such as one of the floor straight below, has the turns of most pictures. A
+    quarter turn needs more than half a turn does: who looks down steeply holds a camera level seldom.
+
+    Args:
+        cam2world (`np.ndarray` of shape `(V, 4, 4)`): to any world.
+        up: the direction in it that is up.
+        quarters (`bool`): whether pictures may differ by a quarter turn; otherwise by half a turn only, as pictures
+            of one size that are not square.
+    """
+    cosines = np.stack([get_camera_ups(cam2world, turns) @ np.asarray(up, np.float64) for turns in range(4)])
+    most = int(np.argmax(np.clip(cosines, 0, None).sum(axis=1)))
+    is_half = np.arange(4)[:, None] % 2 == most % 2
+    possible = np.where(is_half | (quarters & (cosines > SIDEWARDS)), cosines, -1.0)
+    is_other = (cosines[most] <= UPWARDS) & (possible.max(axis=0) > UPWARDS)
+    return np.where(is_other, np.argmax(possible, axis=0), most)
+
+
+def get_turned_ups(cam2world: np.ndarray, turns: np.ndarray) -> np.ndarray:
+    """World direction (V, 3) of the upper edge of every picture, each turned by its own quarter turns (V,)."""
+    return np.stack([get_camera_ups(cam2world, turn) for turn in range(4)])[turns, np.arange(len(turns))]
+
+
+def find_dissenters(cam2world: np.ndarray) -> np.ndarray:
+    """Indices of the pictures that are turned against most of them, in any world."""
+    of_picture = count_picture_turns(cam2world, find_common_up(cam2world)[0])
+    return np.flatnonzero(of_picture != np.argmax(np.bincount(of_picture)))
+
+
+def find_common_up(cam2world: np.ndarray) -> tuple[np.ndarray, int]:
+    """The direction (3,) that the upper edges of most pictures point along, within 65 degrees, and how many do.
+
+    Pictures all of which lie on their side agree by their right edge.
+    """
+    found = (_find_common_direction(get_camera_ups(cam2world, turns)) for turns in (0, 1))
+    return max(found, key=lambda one: one[1])
+
+
+def _find_common_direction(ups: np.ndarray) -> tuple[np.ndarray, int]:
+    candidates = np.concatenate([ups[:: -(-len(ups) // MAX_CANDIDATES)], ups.mean(axis=0, keepdims=True)])
+    for _ in range(3):
+        candidates = candidates / np.maximum(np.linalg.norm(candidates, axis=1, keepdims=True), 1e-12)
+        agrees = ups @ candidates.T > UPWARDS
+        best = np.argmax(agrees.sum(axis=0))
+        direction, count = candidates[best], int(agrees[:, best].sum())
+        # Cameras that look down all around have ups that are far apart, but near their mean.
+        candidates = ups[agrees[:, best]].mean(axis=0, keepdims=True)
+    return direction, count
+
+
+def describe_disagreement(scene: Scene) -> str | None:
+    """Pictures too many of which are turned against the others to say where up is; None if most agree."""
+    dissenters = find_dissenters(scene.cam2world)
+    if len(dissenters) <= (1 - MIN_AGREEING) * scene.num_views:
+        return None
+    names = get_view_names(scene)
+    told = count_and_name(names, dissenters, "are turned against most")
+    return f"its pictures disagree about where up is: {told}"
+
+
+def get_view_names(scene: Scene) -> list[str]:
+    """V names of a scene's views, for words."""
+    return scene.view_names or [f"view {index}" for index in range(scene.num_views)]
+
+
+def count_and_name(names: Sequence[str], views: Sequence[int], what: str) -> str:
+    """'3 of 12 WHAT (NAME, NAME, NAME)' for views of V names, with at most `MAX_NAMED` of them; 'all 12 WHAT'."""
+    if len(views) == len(names):
+        return f"all {len(names)} {what}"
+    rest = f" and {len(views) - MAX_NAMED} more" if len(views) > MAX_NAMED else ""
+    return f"{len(views)} of {len(names)} {what} ({', '.join(names[view] for view in views[:MAX_NAMED])}{rest})"
+
+
+def describe_pictures(scene: Scene) -> str | None:
+    """What is wrong with the orientation of pictures in a world with z up, and the remedy; None if nothing is.
+
+    A picture that was turned together with its depth and camera is on its side in a world that is right.
+    """
+    cam2world, (height, width) = np.asarray(scene.cam2world, np.float64), scene.images.shape[1:3]
+    turns = count_picture_turns(cam2world)
+    names = get_view_names(scene)
+    kinds = (("upside down", turns == 2), ("on their side", turns % 2 == 1))
+    lie = [count_and_name(names, np.flatnonzero(which), how) for how, which in kinds if which.any()]
+    if not lie:
+        return None
+    stay = np.flatnonzero(count_picture_turns(cam2world, quarters=height == width) != turns)
+    ways = [] if len(stay) == np.count_nonzero(turns) else [f"give {AUTO}"]
+    if len(stay):
+        ways.append(
+            f"{count_and_name(names, stay, 'would have another size than the others')} once they are upright: leave"
+            " them out, or make a scan of their own of them"
+        )
+    return f"its pictures are not upright, though their cameras are right: {', '.join(lie)}; {'; '.join(ways)}"
 
 
 def find_up(surface: Surface, votes: np.ndarray, camera_ups: np.ndarray) -> np.ndarray | None:
@@ -255,10 +362,13 @@ def estimate_upright(scene: Scene, surface: Surface | None = None) -> UprightEst
         surface (`Surface`, *optional*): `sample_surface(scene)`, if already computed.
 
     Raises:
-        ValueError: without posed depth, and where no floor is in view.
+        ValueError: without posed depth; where no floor is in view; where the pictures disagree about up.
     """
     estimate = find_alignment(scene, sample_surface(scene) if surface is None else surface)
     if estimate is None:
+        disagreement = describe_disagreement(scene)
+        if disagreement is not None:
+            raise ValueError(f"scene {scene.scene_id!r}: {disagreement}; {TURN_BACK}, or {WAYS_OUT}, with {AUTO}.")
         raise ValueError(
             f"scene {scene.scene_id!r}: expected a floor to set upright by, found no level surface of at least "
             f"{MIN_FLOOR_AREA} m2 that faces the cameras' upper edge; are the pictures upright, and is the floor in "
@@ -276,7 +386,8 @@ def estimate_upright(scene: Scene, surface: Surface | None = None) -> UprightEst
 
 
 def find_alignment(scene: Scene, surface: Surface) -> UprightEstimate | None:
-    """The most likely alignment of a scan by its posed depth, at any confidence; None if no floor is in view.
+    """The most likely alignment of a scan by its posed depth, at any confidence; None if no floor is in view, or if
+    the pictures disagree about up (`describe_disagreement`).
 
     Args:
         surface (`Surface`): of `sample_surface`.
@@ -287,15 +398,31 @@ def find_alignment(scene: Scene, surface: Surface) -> UprightEstimate | None:
     for turns in range(4):
         ups = get_camera_ups(scene.cam2world, turns)
         directions = [find_up(surface, votes, ups)]
-        if (ups @ vertical).mean() > np.cos(np.deg2rad(MAX_TILT_DEGREES)):
+        if (ups @ vertical).mean() > UPWARDS:
             directions.append(refine_up(vertical, surface.normals, votes))
         for up in directions:
             floor = None if up is None else _find_floor(surface, votes, up)
             if floor is not None:
-                estimate = _make_estimate(scene, surface, votes, *floor, turns)
+                estimate = _make_estimate(scene, surface, votes, *floor, ups, turns)
                 fit = float(np.clip(ups @ floor[0], 0, None).mean())
                 found.append((estimate, fit, measure_standing(surface, votes, *floor)))
+    if not any(is_credible(estimate, standing) for estimate, _, standing in found):
+        kept = _keep_world(scene, surface, votes)
+        if kept is not None or describe_disagreement(scene) is not None:
+            return kept
     return choose_estimate(found)
+
+
+def _keep_world(scene: Scene, surface: Surface, votes: np.ndarray) -> UprightEstimate | None:
+    """The alignment of a world that is z-up as it is, where each picture has its own edge up; None if it is not."""
+    floor = _find_floor(surface, votes, refine_up(np.array([0.0, 0.0, 1.0]), surface.normals, votes))
+    if floor is None:
+        return None
+    turns = count_picture_turns(scene.cam2world, floor[0])
+    ups = get_turned_ups(scene.cam2world, turns)
+    estimate = _make_estimate(scene, surface, votes, *floor, ups, int(np.argmax(np.bincount(turns))))
+    is_likely = is_credible(estimate, measure_standing(surface, votes, *floor))
+    return estimate if is_likely and estimate.evidence["cameras"] >= MIN_UPRIGHT else None
 
 
 def choose_estimate(found: list[tuple[UprightEstimate, float, float]]) -> UprightEstimate | None:
@@ -343,8 +470,15 @@ def _find_floor(surface: Surface, votes: np.ndarray, up: np.ndarray) -> tuple[np
 
 
 def _make_estimate(
-    scene: Scene, surface: Surface, votes: np.ndarray, up: np.ndarray, height: float, picture_turns: int
+    scene: Scene,
+    surface: Surface,
+    votes: np.ndarray,
+    up: np.ndarray,
+    height: float,
+    camera_ups: np.ndarray,
+    picture_turns: int,
 ) -> UprightEstimate:
+    """The alignment with this up and floor; `camera_ups` (V, 3) are the pictures' edges assumed to point up."""
     level = make_level_axes(up)
     normals, points = surface.normals @ level.T, surface.points @ level.T - [0, 0, height]
     tilt = np.sin(np.deg2rad(STRAIGHT_DEGREES))
@@ -369,7 +503,7 @@ def _make_estimate(
     straight = float(votes[(steep < tilt) | (steep > np.sqrt(1 - tilt**2))].sum() / votes.sum())
     by_chance = float(tilt + 1 - np.sqrt(1 - tilt**2))
     eyes = np.asarray(scene.cam2world, np.float64)[:, :3, 3] @ up - height
-    agreeing = get_camera_ups(scene.cam2world, picture_turns) @ up > np.cos(np.deg2rad(MAX_TILT_DEGREES))
+    agreeing = camera_ups @ up > UPWARDS
     evidence = {
         "cameras": float(agreeing.mean()),
         "votes": compute_share_over_chance(straight, by_chance),
@@ -411,11 +545,18 @@ def align_scene(scene: Scene, estimate: UprightEstimate) -> Scene:
 
 
 __all__ = [
+    "AUTO",
     "LOW_CONFIDENCE",
+    "TURN_BACK",
     "UprightEstimate",
     "UprightWarning",
     "align_scene",
+    "count_and_name",
+    "count_picture_turns",
+    "describe_disagreement",
+    "describe_pictures",
     "estimate_upright",
     "find_alignment",
     "get_camera_ups",
+    "get_view_names",
 ]

@@ -13,14 +13,21 @@ from ross3d.data.consistency import LOOKED_AT, OF_UNKNOWN_SIZE, get_fingerprint,
 from ross3d.data.scene import Scene
 from ross3d.data.surface import count_voxel_votes, sample_surface
 from ross3d.data.upright import (
+    AUTO,
     LOW_CONFIDENCE,
-    MAX_TILT_DEGREES,
     MIN_AGREEING,
+    MIN_UPRIGHT,
+    TURN_BACK,
+    UPWARDS,
     VOXEL_SIZE,
     UprightEstimate,
+    count_picture_turns,
+    describe_disagreement,
+    describe_pictures,
     find_alignment,
     find_floor_height,
     get_camera_ups,
+    get_turned_ups,
     refine_up,
 )
 
@@ -46,9 +53,8 @@ REPLACE = (
     "--data {folder}), or by your own 4x4 matrix, scan to upright world"
 )
 # `align` writes nothing if the recording has an alignment or the caller gave one.
-CORRECT = (
-    "correct the alignment that was given, or write your own 4x4 matrix, scan to upright world, as axis_align.txt"
-)
+GIVE = "write your own 4x4 matrix, scan to upright world, as axis_align.txt"
+CORRECT = f"correct the alignment that was given, or {GIVE}"
 
 
 class WorldWarning(UserWarning):
@@ -70,9 +76,12 @@ def take_views(scene: Scene, count: int) -> Scene:
 
 
 def is_plainly_upright(scene: Scene) -> bool:
-    """Quick check: the pictures' upper edges are up, and much of the surface is level, its lowest part near z = 0."""
-    ups = get_camera_ups(scene.cam2world)
-    if (ups[:, 2] > np.cos(np.deg2rad(MAX_TILT_DEGREES))).mean() < MIN_AGREEING:
+    """Quick check: the pictures' upper edges are up, or those of some are down, and much of the surface is level, its
+    lowest part near z = 0."""
+    turns = count_picture_turns(scene.cam2world, quarters=False)
+    upright = get_camera_ups(scene.cam2world)[:, 2] > UPWARDS
+    either = get_turned_ups(scene.cam2world, turns)[:, 2] > UPWARDS
+    if upright.mean() < MIN_AGREEING and (turns[0] % 2 or either.mean() < MIN_UPRIGHT):
         return False
     surface = sample_surface(take_views(scene, QUICK_VIEWS), QUICK_CELLS)
     if not len(surface.points):
@@ -109,7 +118,7 @@ def describe_doubt(estimate: UprightEstimate | None, camera_ups: np.ndarray) -> 
             return f"its floor lies at z = {estimate.floor_height:.2f} m"
         return None
     mean_up = camera_ups.mean(0)
-    if (camera_ups[:, 2] > np.cos(np.deg2rad(MAX_TILT_DEGREES))).mean() < 0.5 and np.linalg.norm(mean_up) > 0.5:
+    if (camera_ups[:, 2] > UPWARDS).mean() < 0.5 and np.linalg.norm(mean_up) > 0.5:
         axis = int(np.argmax(np.abs(mean_up)))
         name = f"{'-' if mean_up[axis] < 0 else ''}{'xyz'[axis]}"
         return f"the upper edges of its pictures point along {name}, not along z"
@@ -124,8 +133,11 @@ def measure_clamped(scene: Scene) -> float:
 
 
 def check_world(scene: Scene) -> None:
-    """Warn, once per scene and process, of a world that is not upright, of pictures that lie on their side, and of
-    positions that a model will clamp; scenes without posed depth, or with a single view, are not checked."""
+    """Warn, once per scene and process, of a world that is not upright, of pictures that are upside down or on their
+    side, and of positions that a model will clamp.
+
+    Scenes without posed depth, or with a single view, are not checked.
+    """
     if scene.depth_maps is None or scene.intrinsics is None or scene.cam2world is None or scene.num_views < 2:
         return
     fingerprint = get_fingerprint(scene, "world")
@@ -135,11 +147,12 @@ def check_world(scene: Scene) -> None:
     clamped = describe_clamped(scene)
     if clamped is not None:
         found.append(clamped)
-    estimate, doubt = examine_world(scene)
+    _, doubt = examine_world(scene)
+    pictures = describe_pictures(scene) if doubt is None else None
     if doubt is not None:
-        found.append(describe_world(scene, doubt))
-    elif estimate is not None and estimate.confidence >= LOW_CONFIDENCE and estimate.picture_turns:
-        found.append(f"scene {scene.scene_id!r}: {estimate.describe_pictures()}.")
+        found.append(doubt)
+    elif pictures is not None:
+        found.append(f"scene {scene.scene_id!r}: {pictures}.")
     for message in found:
         warnings.warn(message, WorldWarning, stacklevel=3)
 
@@ -153,13 +166,26 @@ def recall_warnings(scene: Scene) -> list[str]:
 
 
 def examine_world(scene: Scene) -> tuple[UprightEstimate | None, str | None]:
-    """The estimate of a scan's alignment (None if it passes the quick check or shows no floor), and the problem with
-    its world (None if there is none)."""
+    """The estimate of a scan's alignment (None if it passes the quick check, shows no floor, or has pictures that
+    disagree about up), and a sentence on the problem with its world and the remedy (None if there is none)."""
     if is_plainly_upright(scene):
         return None, None
     few = take_views(scene, VIEWS)
     estimate = find_alignment(few, sample_surface(few, CELLS))
-    return estimate, describe_doubt(estimate, get_camera_ups(scene.cam2world))
+    disagreement = describe_disagreement(scene) if estimate is None else None
+    if disagreement is None:
+        doubt = describe_doubt(estimate, get_camera_ups(scene.cam2world))
+        return estimate, None if doubt is None else describe_world(scene, doubt)
+    if scene.axis_align_matrix is not None and is_up_of_pictures(scene.cam2world):
+        return None, None
+    remedy = f"{TURN_BACK}, or {CORRECT if scene.axis_align_matrix is not None else GIVE}, and give {AUTO}"
+    return None, f"scene {scene.scene_id!r}: {disagreement}; {remedy}."
+
+
+def is_up_of_pictures(cam2world: np.ndarray) -> bool:
+    """Whether z could be up in almost every picture, after quarter turns of its own."""
+    ups = get_turned_ups(cam2world, count_picture_turns(cam2world))
+    return bool((ups[:, 2] > UPWARDS).mean() >= MIN_UPRIGHT)
 
 
 def describe_world(scene: Scene, doubt: str) -> str:
@@ -184,10 +210,9 @@ def require_upright(scene: Scene) -> None:
     if scene.depth_maps is None or scene.intrinsics is None or scene.cam2world is None or scene.num_views < 2:
         return
     check_bounds(scene)
-    estimate, doubt = examine_world(scene)
-    if doubt is None:
+    estimate, told = examine_world(scene)
+    if told is None:
         return
-    told = describe_world(scene, doubt)
     is_sure = estimate is not None and estimate.confidence >= LOW_CONFIDENCE and estimate.tilt > MAX_TILT
     if is_sure and scene.axis_align_matrix is None:
         raise ValueError(

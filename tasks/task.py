@@ -54,7 +54,7 @@ class EvalSettings:
         decode (`str`): how JPEG pictures are decoded, `exact` (published) or `reduced`; at the
             smallest size that is no smaller than the model's input.
         rotate (`str`, *optional*): degrees by which pictures, with their depth and cameras, are turned
-            counter-clockwise, 0, 90, 180 or 270; `auto` until the world's z points up in most pictures of a scan. By
+            counter-clockwise, 0, 90, 180 or 270; `auto` each until the world's z points up in it. By
             default as each layout has it: `auto` for ARKitScenes, else 0.
         max_excluded (`float`, *optional*): share of a scan's frames that may be lost, missing or damaged, from 0 to
             below 1; by default as each layout has it.

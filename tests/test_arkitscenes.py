@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ross3d.data.sources.arkitscenes import read_arkitscenes, read_pincam, read_trajectory
-from ross3d.data.sources.frames import count_quarter_turns
+from ross3d.data.upright import count_picture_turns
 from ross3d.tests.raw_scannet import write_raw_scan
 from ross3d.tests.scan_folders import decode_colors, get_depth_metres, measure_misfit, write_arkitscenes
 
@@ -121,8 +121,8 @@ def test_quarter_turns_bring_up_to_the_top():
     for up in ((0, -1), (1, 0), (0, 1), (-1, 0)):
         cam2world = np.tile(np.eye(4), (2, 1, 1))
         cam2world[:, 2, :2] = up
-        found.append(count_quarter_turns(cam2world))
-    assert found == [0, 1, 2, 3]
+        found.append(count_picture_turns(cam2world).tolist())
+    assert found == [[0, 0], [1, 1], [2, 2], [3, 3]]
 
 
 def test_videos_that_are_wrong_are_refused(raw, tmp_path):

@@ -136,11 +136,17 @@ def test_frames_without_a_tag_tell_the_up_of_another_world(raw, folder):
     scene = read_scene(folder, look_at_world=False)
     assert np.array_equal(scene.images, decode_colors(raw))
     assert np.abs(scene.cam2world - y_up @ raw.cam2world).max() < 1e-8
-    # Without them cameras belong to the pixels as stored.
+    # Without them the colours of places do; without depth cameras belong to the pixels as stored.
     lay_rgbd(raw, folder, [2, 2, 2], with_cameras=False)
     for index in range(3):
         np.savetxt(folder / f"frame-{index:06d}.pose.txt", y_up @ raw.cam2world[index])
     scene = read_scene(folder, look_at_world=False)
+    assert np.array_equal(scene.images, decode_colors(raw))
+    assert np.abs(scene.cam2world - y_up @ raw.cam2world).max() < 1e-8
+    for file in folder.glob("*.depth.png"):
+        file.unlink()
+    scene = read_scene(folder, look_at_world=False)
+    assert np.array_equal(scene.images, decode_colors(raw))
     assert np.abs(scene.cam2world[:, :3, 1] + (y_up @ raw.cam2world)[:, :3, 1]).max() < 1e-8
 
 

@@ -21,6 +21,7 @@ from ross3d.data.upright import (
     UprightEstimate,
     UprightWarning,
     align_scene,
+    describe_pictures,
     estimate_upright,
     find_floor_height,
     find_heading,
@@ -158,24 +159,29 @@ def test_pictures_that_lie_on_their_side_turn_no_world(degrees, turns, world):
             estimate = estimate_upright(scan)
         tilt, turn, height = measure(estimate, WORLDS[world])
         assert tilt < 1 and turn < 3 and height < 0.03 and estimate.confidence > 0.7
-        assert estimate.picture_turns == turns and "give --rotate auto" in estimate.describe_pictures()
+        assert estimate.picture_turns == turns
+        how = "upside down" if turns == 2 else "on their side"
+        told = describe_pictures(align_scene(scan, estimate))
+        assert f"cameras are right: all 11 {how}; give --rotate auto" in told and "size" not in told
         assert estimate.tilt == pytest.approx({"z up": 0, "y up": 90, "x up": 90}.get(world, estimate.tilt), abs=1)
-    assert ("stand on their head" if turns == 2 else "lie on their side") in estimate.describe_pictures()
 
 
 def test_upright_pictures_in_a_world_with_z_down():
     """The ceiling could be the floor of pictures on their head: what stands between the two says which it is."""
     down = np.diag([1.0, -1.0, -1.0, 1.0])
     for index in range(3):
-        estimate = estimate_upright(move(make_scan(index), down))
+        scan = move(make_scan(index), down)
+        estimate = estimate_upright(scan)
         assert estimate.picture_turns == 0 and measure(estimate, down)[0] < 1 and estimate.tilt > 179
-        assert estimate.describe_pictures() is None
+        assert describe_pictures(align_scene(scan, estimate)) is None
 
 
 def test_cameras_rolled_in_all_ways_are_not_trusted():
     """No edge of the pictures is up: nothing says where up is."""
     rolls = np.linspace(0, 330, 12)
-    with pytest.warns(UprightWarning, match="weakest evidence: camera"):
+    with pytest.raises(
+        ValueError, match="its pictures disagree about where up is: . of 12 are .*, with --rotate auto"
+    ):
         estimate_upright(move(make_rolled_scan(1, rolls), WORLDS["any"]))
 
 

@@ -127,7 +127,7 @@ def test_pictures_on_their_side_are_told_and_the_world_stays(tmp_path):
         cam2world=room.cam2world @ quarter,
     )
     with pytest.warns(
-        WorldWarning, match="the pictures lie on their side, their cameras are right: give --rotate auto"
+        WorldWarning, match="not upright, though their cameras are right: all 9 on their side; give --rotate auto"
     ):
         check_world(lying)
     scan = read_own_scan(write_rgbd_folder(lying, tmp_path / "lying"))

@@ -8,7 +8,7 @@ Existing boxes, proposals and bird's-eye pictures of a scan are in its unaligned
 scan is refused if its world would change: delete them first.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,20 @@ from ross3d.data.atomic import hold_folder, remove_leftovers, write_text
 from ross3d.data.own_scan import NUM_FRAMES, PICTURE_SIZE, is_upright
 from ross3d.data.prepare.bev import list_scene_folders
 from ross3d.data.prepare.parallel import run_jobs
+from ross3d.data.scene import Scene
 from ross3d.data.sources import read_scene
 from ross3d.data.sources.frames import read_alignment_file
 from ross3d.data.surface import sample_surface
-from ross3d.data.upright import LOW_CONFIDENCE, UprightEstimate, find_alignment
-from ross3d.data.world import ALIGNMENT, MAX_TILT
+from ross3d.data.upright import (
+    AUTO,
+    LOW_CONFIDENCE,
+    TURN_BACK,
+    UprightEstimate,
+    describe_disagreement,
+    describe_pictures,
+    find_alignment,
+)
+from ross3d.data.world import ALIGNMENT, MAX_TILT, recall_warnings
 
 
 # Files whose coordinates are in the world of the scan's folder.
@@ -45,13 +54,17 @@ def align_folder(folder: Path, force: bool, min_confidence: float, reading: dict
     """Give a scan its `axis_align.txt`, unless it has an alignment; `reading` are options of `read_scene`.
 
     Raises:
-        ValueError: without posed depth or a floor in view; with too little confidence; if existing files of the scan
+        ValueError: without posed depth or a floor in view; where the pictures disagree about up; with too little
+            confidence; if existing files of the scan
             are in another world.
     """
     file = folder / ALIGNMENT
     if file.is_file() and not force:
         return Aligned("there already", f"has {ALIGNMENT} already")
     reading = {"look_at_world": False} | (reading or {})
+    # No picture can be turned by a world that is not known yet; they are looked at in the one that is found.
+    is_auto = reading.get("rotate") == "auto"
+    reading |= {"rotate": 0} if is_auto else {}
     if not file.is_file() and read_scene(folder, num_views=1, **reading).axis_align_matrix is not None:
         return Aligned("there already", "its recording has an alignment already")
     # With --force the scan is read without its alignment: a given identity does that.
@@ -63,7 +76,7 @@ def align_folder(folder: Path, force: bool, min_confidence: float, reading: dict
             f"write your own 4x4 matrix, scan to upright world, as {file}, or leave the scan as it is."
         )
     estimate = find_alignment(scene, sample_surface(scene))
-    check_estimate(estimate, scene.scene_id, file, min_confidence)
+    check_estimate(estimate, scene, file, min_confidence)
     matrix = np.eye(4) if is_upright(estimate) else estimate.axis_align_matrix
     before = read_alignment_file(file) if file.is_file() else np.eye(4)
     present = [name for name in IN_ITS_WORLD if (folder / name).is_file()]
@@ -78,29 +91,41 @@ def align_folder(folder: Path, force: bool, min_confidence: float, reading: dict
         )
     remove_leftovers(folder)
     write_text(file, "\n".join(" ".join(f"{value:.9g}" for value in row) for row in matrix) + "\n")
-    pictures = f"; {estimate.describe_pictures()}" if estimate.picture_turns else ""
+    told = None if is_auto else describe_pictures(replace(scene, cam2world=matrix @ scene.cam2world))
+    pictures = "" if told is None else f"; {told}"
     if is_upright(estimate):
         told = f"upright already, confidence {estimate.confidence:.2f}: the identity was written{pictures}"
         return Aligned("upright already", told)
     return Aligned("aligned", f"{describe_change(estimate)}, confidence {estimate.confidence:.2f}{pictures}")
 
 
-def check_estimate(estimate: UprightEstimate | None, scene_id: str, file: Path, min_confidence: float) -> None:
+def check_estimate(estimate: UprightEstimate | None, scene: Scene, file: Path, min_confidence: float) -> None:
     """Refuse an estimate with too little evidence.
 
     Raises:
-        ValueError: no floor was found; the confidence is below `min_confidence`.
+        ValueError: the pictures disagree about up; no floor was found; the confidence is below `min_confidence`.
     """
+    scene_id = scene.scene_id
+    disagreement = describe_disagreement(scene) if estimate is None else None
+    if disagreement is not None:
+        raise ValueError(
+            f"scene {scene_id!r}: {disagreement}; {TURN_BACK}, or write your own 4x4 matrix, scan to upright "
+            f"world, as {file}, and read the scan with {AUTO}."
+        )
     if estimate is None:
         raise ValueError(
             f"scene {scene_id!r}: no floor is in view, so nothing says where up is; take frames that show it, or "
             f"write your own 4x4 matrix, scan to upright world, as {file}."
         )
     if estimate.confidence < min_confidence:
+        found = recall_warnings(scene)
+        way_out = "mend first what was found of its views"
+        if not found:
+            look = f"look at it (python tools/view.py {file.parent})"
+            way_out = f"{look}, then give a lower --min-confidence, or write your own 4x4 matrix as {file}."
         raise ValueError(
             f"scene {scene_id!r}: the estimate has a confidence of {estimate.confidence:.2f} (weakest evidence: "
-            f"{estimate.weakest}), less than --min-confidence {min_confidence:g}; look at it (python tools/view.py "
-            f"{file.parent}), then give a lower --min-confidence, or write your own 4x4 matrix as {file}."
+            f"{estimate.weakest}), less than --min-confidence {min_confidence:g}; {': '.join([way_out, *found])}"
         )
 
 

@@ -14,7 +14,7 @@ are left out with a warning. If a layout stores its frames in a subfolder of the
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -26,11 +26,12 @@ from ross3d.data.sources.frames import (
     Exclusions,
     Views,
     check_rotation,
-    count_quarter_turns,
     open_image,
     read_axis_align_matrix,
     read_boxes,
     read_json,
+    settle_turns,
+    turn_by_cameras,
     turn_stored_views,
     turn_views,
 )
@@ -161,7 +162,7 @@ def make_scene(
         read_own_boxes: the layout's own boxes in the aligned world, and the other facts of each.
         read_own_bev: the layout's own bird's-eye picture, and the mask of seen pixels.
         rotate (*optional*): degrees by which upright pictures are turned, counter-clockwise, with their depth and
-            cameras; `"auto"` turns them until the world's z points up in most of them.
+            cameras; `"auto"` turns each until the world's z points up in it (`turn_by_cameras`).
     """
     scene_id = beside.scene_id
     # Check before turning, so that errors describe the files as they are; the turned scene is checked again.
@@ -170,12 +171,14 @@ def make_scene(
         size = views.depth_maps.shape[1:]
         check_intrinsics(intrinsics, len(views.names), size, f"intrinsics of {exclusions.where}")
     exclusions.warn()
+    views = settle_turns(views, intrinsics, cam2world, exclusions.where)
     views, intrinsics, cam2world = turn_stored_views(views, intrinsics, cam2world)
     cam2world = cam2world if alignment.matrix is None else alignment.matrix @ cam2world
     rotate = check_rotation(rotate)
-    turns = count_quarter_turns(cam2world) if rotate == "auto" else (rotate or 0) // 90
-    if turns:
-        views, intrinsics, cam2world = turn_views(views, intrinsics, cam2world, turns)
+    if rotate == "auto":
+        views, intrinsics, cam2world = turn_by_cameras(views, intrinsics, cam2world)
+    elif rotate:
+        views, intrinsics, cam2world = turn_views(views, intrinsics, cam2world, rotate // 90)
     boxes, box_labels = _read_boxes(given_boxes, beside, alignment, scene_id, read_own_boxes)
     proposals = beside.find("proposals.json") if alignment.is_own else None
     bev_file = beside.find("bev.png") if alignment.is_own else None
@@ -204,6 +207,14 @@ def make_scene(
         units=views.units,
     )
     return check_scene(scene)
+
+
+def turn_pictures(scene: Scene) -> Scene:
+    """The same scene with every picture turned upright by its camera, see `turn_by_cameras`."""
+    size = scene.images.shape[2], scene.images.shape[1]
+    views = Views(scene.view_names, scene.images, scene.depth_maps, size)
+    views, intrinsics, cam2world = turn_by_cameras(views, scene.intrinsics, np.asarray(scene.cam2world))
+    return replace(scene, images=views.images, depth_maps=views.depth_maps, intrinsics=intrinsics, cam2world=cam2world)
 
 
 def _read_boxes(
@@ -261,4 +272,5 @@ __all__ = [
     "names_alignment",
     "read_alignment",
     "read_bev",
+    "turn_pictures",
 ]

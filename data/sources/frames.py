@@ -5,8 +5,9 @@ before anything is decoded (`choose_views`), decodes those (`decode_views`) and 
 (beside.py).
 
 A picture may be stored on its side with an EXIF orientation tag. Usually cameras and depth belong to the stored
-pixels, and all are turned together (`turn_stored_views`). If their size, or cameras that are already upright, show
-that they belong to the upright picture, only the picture is turned (`decode_views`).
+pixels, and all are turned together (`turn_stored_views`). If their size, the colours of places that two views see, or
+cameras that are already upright show that they belong to the upright picture, only the picture is turned
+(`decode_views`, `settle_turns`).
 """
 
 import os
@@ -22,6 +23,7 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 import torch
 
+from ross3d.data.consistency import Cameras, correlate_colors, find_shared_places, fits_better
 from ross3d.data.sampling import sample_uniform
 from ross3d.data.sources.inside import OutsideError
 from ross3d.data.sources.pictures import (
@@ -36,6 +38,7 @@ from ross3d.data.sources.pictures import (
 from ross3d.data.sources.scannet_objects import read_axis_alignment
 from ross3d.data.sources.spelling import Listing, describe_near_misses
 from ross3d.data.text_files import check_file, read_json, read_text
+from ross3d.data.upright import count_and_name, count_picture_turns, find_common_up
 from ross3d.geometry_ross3d import turn_cameras
 from ross3d.inputs_ross3d import check, check_boxes, check_cam2world, has_same_aspect
 
@@ -229,6 +232,9 @@ class Views:
             at a reduced size.
         turns (`tuple[int, ...]`): quarter turns, counter-clockwise, of each view until it is upright; empty when they
             are.
+        are_cameras_upright (`bool`, *optional*): where tags turn pictures and no size tells whether depth and cameras
+            belong to the stored pixels: whether the cameras are upright as they are. None if it is known, and without
+            depth. See `settle_turns`.
         units (`str`): see `Scene.units`.
     """
 
@@ -237,6 +243,7 @@ class Views:
     depth_maps: np.ndarray | None
     stored_size: tuple[int, int]
     turns: tuple[int, ...] = ()
+    are_cameras_upright: bool | None = None
     units: str = ""
 
     @property
@@ -263,8 +270,9 @@ def decode_views(
 
     Pictures that are stored on their side are returned as stored, and `Views.turns` says how to turn them, unless the
     size of depth or `camera_size` is that of the upright picture: then the picture alone is turned here. For square
-    pictures, and those stored upside down, the size does not tell: the picture alone is turned if `cam2world` is
-    upright without the turn (`_are_upright`); otherwise cameras belong to the pixels as stored.
+    pictures, and those stored upside down, the size does not tell: with depth, `settle_turns` decides; without, the
+    picture alone is turned if `cam2world` is upright without the turn (`_are_upright`), and otherwise cameras belong
+    to the pixels as stored.
 
     Args:
         find_color: name -> the compressed picture, a file or its bytes in memory.
@@ -298,7 +306,12 @@ def decode_views(
         _check_one_size({name: depth.shape[::-1] for name, depth in depths.items()}, "depth map", exclusions.where)
         depth_maps = np.stack(list(depths.values()))
         camera_size = depth_maps.shape[:0:-1]
-    if _belong_to_upright(pictures, camera_size, cam2world):
+    if _is_any_size_of_upright(pictures, camera_size):
+        pictures = {name: picture.turn_upright() for name, picture in pictures.items()}
+    are_cameras_upright = _are_cameras_upright(pictures, cam2world)
+    is_open = depth_maps is not None and any(picture.turns for picture in pictures.values())
+    is_open &= all(picture.size == picture.upright_size and not picture.is_mirrored for picture in pictures.values())
+    if are_cameras_upright and not is_open:
         pictures = {name: picture.turn_upright() for name, picture in pictures.items()}
     _check_one_size({name: picture.size for name, picture in pictures.items()}, "picture", exclusions.where)
     for name, picture in pictures.items():
@@ -312,11 +325,14 @@ def decode_views(
         {name: picture.upright_size for name, picture in pictures.items()},
         "picture, turned upright by its EXIF orientation,",
         exclusions.where,
+        ", or correct the EXIF orientation",
     )
     turns = tuple(picture.turns for picture in pictures.values())
     images = np.stack([picture.pixels for picture in pictures.values()])
     stored_size = next(picture.size for picture in pictures.values())
-    views = Views(list(pictures), images, depth_maps, stored_size, turns if any(turns) else ())
+    turns = turns if any(turns) else ()
+    are_cameras_upright = are_cameras_upright if is_open else None
+    views = Views(list(pictures), images, depth_maps, stored_size, turns, are_cameras_upright)
     _check_aspect(views, exclusions.where)
     return views
 
@@ -334,14 +350,13 @@ def check_memory(num_bytes: int, num_views: int, where: str) -> None:
         )
 
 
-def _belong_to_upright(
-    pictures: Mapping[str, StoredPicture],
-    camera_size: tuple[float, float] | None,
-    cam2world: Mapping[str, np.ndarray] | None,
-) -> bool:
-    """Whether cameras and depth belong to the upright pictures, by their size or else by the cameras' up."""
-    if camera_size is not None and any(_is_size_of_upright(picture, camera_size) for picture in pictures.values()):
-        return True
+def _is_any_size_of_upright(pictures: Mapping[str, StoredPicture], camera_size: tuple[float, float] | None) -> bool:
+    """Whether cameras and depth belong to the upright pictures by their size."""
+    return camera_size is not None and any(_is_size_of_upright(picture, camera_size) for picture in pictures.values())
+
+
+def _are_cameras_upright(pictures: Mapping[str, StoredPicture], cam2world: Mapping[str, np.ndarray] | None) -> bool:
+    """Whether cameras and depth belong to the upright pictures by the cameras' up, where no size tells."""
     steps = [np.log(p.size[0] / p.size[1]) - np.log(p.upright_size[0] / p.upright_size[1]) for p in pictures.values()]
     # Pictures that are not square without a known camera size: their intrinsics are of the stored size.
     if cam2world is None or np.abs(steps).max() > MIN_ASPECT_STEP:
@@ -382,14 +397,24 @@ def _is_size_of_upright(picture: StoredPicture, size: tuple[float, float]) -> bo
     return bool(abs(wanted - upright) < abs(wanted - stored))
 
 
-def _check_one_size(sizes: dict[str, tuple[int, int]], what: str, where: str) -> None:
+def _check_one_size(sizes: dict[str, tuple[int, int]], what: str, where: str, cause: str = "") -> None:
+    """Refuse views of several sizes, and name those that lie on their side; `cause` is a further way out for these."""
     first_name, first = next(iter(sizes.items()))
     for name, size in sizes.items():
         if size != first:
+            remedy = ": split the scan, or resize with the intrinsics"
+            if size == first[::-1]:
+                names = list(sizes)
+                exchanged = [sizes[other] == size for other in names]
+                fewer = np.flatnonzero(np.array(exchanged) == (2 * sum(exchanged) <= len(names)))
+                told = count_and_name(names, fewer, "seem to lie on their side, width and height exchanged")
+                remedy = (
+                    f", and {told}: turn these upright, each picture with its depth map, intrinsics and camera{cause},"
+                    " or make a scan of their own of them"
+                )
             raise ValueError(
                 f"{where}, {name}: {what} of size {size[0]}x{size[1]} differs from {first_name} with"
-                f" {first[0]}x{first[1]}; the views of a scan have one size: split the scan, or resize with the"
-                " intrinsics."
+                f" {first[0]}x{first[1]}; the views of a scan have one size{remedy}."
             )
 
 
@@ -403,12 +428,64 @@ def _check_aspect(views: Views, where: str) -> None:
           "register depth and colour to one camera first")  # fmt: skip
 
 
-def count_quarter_turns(cam2world: np.ndarray) -> int:
-    """Quarter turns, counter-clockwise, after which the world's z points up in pictures of these cameras (V, 4, 4)."""
-    x, y = cam2world[:, 2, :2].mean(axis=0)
-    if abs(x) > abs(y):
-        return 1 if x > 0 else 3
-    return 2 if y > 0 else 0
+def settle_turns(views: Views, intrinsics: np.ndarray, cam2world: np.ndarray, where: str) -> Views:
+    """The views with `turns` settled where no size tells which pixels depth and cameras belong to.
+
+    The colours of places that two views see tell how the pictures lie over their depth maps. If they do so once they
+    are turned, they are turned here, alone. If they do so as stored, depth and cameras turn with them later, unless
+    the cameras are upright already: then the tag was left on pixels that had been turned, and nothing is turned. Where
+    the colours tell nothing, upright cameras stay, and the pictures are turned alone. The last two are warned of.
+    """
+    if views.are_cameras_upright is None:
+        return views
+    matrices = np.broadcast_to(np.asarray(intrinsics, np.float64), (len(views.names), 3, 3))
+    places = find_shared_places(Cameras(views.depth_maps, matrices, np.asarray(cam2world, np.float64)))
+    turns = np.array(views.turns)
+    is_tagged = turns != 0
+    counted = is_tagged[places.views].any(axis=0)
+    as_stored, as_turned = (
+        correlate_colors(places.get_colors(views.images, each)[:, counted]) for each in (None, turns)
+    )
+    if fits_better(as_turned, as_stored):
+        return turn_alone(views)
+    if not views.are_cameras_upright:
+        return views
+    told = f"{where}: " + count_and_name(views.names, np.flatnonzero(is_tagged), "pictures carry an EXIF orientation")
+    if fits_better(as_stored, as_turned):
+        warnings.warn(
+            f"{told} that is not obeyed: their cameras are upright, and they lie right over their depth maps as they"
+            " are stored, so it was left on pixels that had been turned; take the tag away.",
+            stacklevel=4,
+        )
+        return replace(views, turns=())
+    warnings.warn(
+        f"{told} that turned them, and not their depth maps, since the cameras are upright as they are; too few"
+        " colours are seen twice to show that depth lies right over them: look, and take the tag away if it does not.",
+        stacklevel=4,
+    )
+    return turn_alone(views)
+
+
+def turn_alone(views: Views) -> Views:
+    """The views with the pictures, and not their depth maps, turned as `Views.turns` says; none changes its size."""
+    images = [np.rot90(image, turns) for image, turns in zip(views.images, views.turns, strict=True)]
+    return replace(views, images=np.stack(images), turns=())
+
+
+def turn_by_cameras(
+    views: Views, intrinsics: np.ndarray, cam2world: np.ndarray
+) -> tuple[Views, np.ndarray, np.ndarray]:
+    """The views, each turned by quarter turns until the world's z points up in it, as far as they keep one size.
+
+    If that turns pictures against each other that agreed about up, z is not up: all are turned as most of them are.
+    """
+    width, height = views.image_size
+    turns = count_picture_turns(cam2world, quarters=width == height)
+    turned = turn_stored_views(replace(views, turns=tuple(turns.tolist())), intrinsics, cam2world)
+    if find_common_up(turned[2])[1] >= find_common_up(cam2world)[1]:
+        return turned
+    most = int(np.argmax(np.bincount(turns)))
+    return turn_views(views, intrinsics, cam2world, most)
 
 
 def turn_views(
@@ -424,8 +501,8 @@ def turn_views(
     """
     width, height = views.depth_size
     turned_intrinsics, turned_cameras = turn_cameras(
-        torch.from_numpy(np.asarray(intrinsics, dtype=np.float64)),
-        torch.from_numpy(np.asarray(cam2world, dtype=np.float64)),
+        torch.from_numpy(np.array(intrinsics, dtype=np.float64)),
+        torch.from_numpy(np.array(cam2world, dtype=np.float64)),
         (height, width),
         turns,
     )
@@ -442,9 +519,9 @@ def turn_stored_views(
     views: Views, intrinsics: np.ndarray, cam2world: np.ndarray
 ) -> tuple[Views, np.ndarray, np.ndarray]:
     """The views, each turned as `Views.turns` says, with intrinsics and cameras; see `turn_views`."""
-    if not views.turns:
-        return views, intrinsics, cam2world
     upright = replace(views, turns=())
+    if not any(views.turns):
+        return upright, intrinsics, cam2world
     if len(set(views.turns)) == 1:
         return turn_views(upright, intrinsics, cam2world, views.turns[0])
     matrices = np.broadcast_to(intrinsics, (len(views.names), 3, 3))
@@ -665,7 +742,6 @@ __all__ = [
     "check_rotation",
     "check_share",
     "choose_views",
-    "count_quarter_turns",
     "decode_color",
     "decode_views",
     "find_scene_key",
@@ -681,6 +757,8 @@ __all__ = [
     "read_matrix",
     "scale_depth",
     "scale_intrinsics",
+    "settle_turns",
+    "turn_by_cameras",
     "turn_stored_views",
     "turn_views",
 ]

@@ -14,7 +14,7 @@ def add_scan_options(parser: argparse.ArgumentParser) -> None:
         "--rotate",
         choices=[str(value) for value in ROTATIONS],
         help="turn pictures, with their depth and cameras, by so many degrees, counter-clockwise, beyond what their"
-        " own tags say; auto: until the world's z points up in most of them (default: auto for ARKitScenes, else 0)",
+        " own tags say; auto: each until the world's z points up in it (default: auto for ARKitScenes, else 0)",
     )
     parser.add_argument(
         "--max-excluded",
