@@ -32,8 +32,8 @@ from ross3d.data.ahead import iterate_ahead
 from ross3d.data.annotations import Annotation, find_annotations, load_annotations
 from ross3d.data.atomic import check_output_folder, hold_folder
 from ross3d.data.dataset import get_row_seed
-from ross3d.data.kept import describe_file, describe_source, hash_file
 from ross3d.data.sources import find_video, get_reading, read_scene
+from ross3d.data.tensor_cache import describe_file, describe_source, hash_file
 from ross3d.data.text_files import read_json
 from ross3d.metrics.meteor import Meteor, check_meteor
 from ross3d.processing_ross3d import GeometryMode

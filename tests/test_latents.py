@@ -126,7 +126,7 @@ def test_latents_are_kept_as_they_are(tmp_path):
     assert kept.has(scene) and torch.equal(kept.read(scene)["view_latents"], latents["view_latents"])
     (file,) = (tmp_path / "kept").iterdir()
     file.write_bytes(file.read_bytes()[:-40])
-    with pytest.warns(UserWarning, match=f"{file.name} is damaged; it is made anew"):
+    with pytest.warns(UserWarning, match=f"{file.name} is damaged; it is made again"):
         assert not kept.has(scene)
-    with pytest.raises(ValueError, match="expected tensors that were kept whole"):
+    with pytest.raises(ValueError, match="expected tensors as they were written"):
         kept.read(scene)

@@ -348,7 +348,7 @@ def test_a_kill_at_any_time_changes_nothing(prepared, raw, tmp_path, seed):
 
 
 def test_only_what_changed_is_made_anew(prepared, raw, tmp_path):
-    """A new annotation file leaves scenes alone; a scan that was downloaded again is made anew."""
+    """A new annotation file leaves scenes alone; a scan that was downloaded again is made again."""
     output, given = tmp_path / "out", tmp_path / "given"
     shutil.copytree(raw, given)
     prepare(given, output, "--published")

@@ -417,7 +417,7 @@ def test_files_that_are_not_read_are_listed_with_the_reason(given, capsys):
         assert [line for line in told if line.startswith("  not read: ") and name in line and reason[:50] in line], (
             name
         )
-    # Another file that is not read is told of as well, and nothing is made anew for it.
+    # Another file that is not read is reported as well, and nothing is made again for it.
     made = {file: file.stat().st_mtime_ns for file in (given / "out" / "train").rglob("*")}
     for number in range(25):
         (folder / f"note-{number:02}.txt").write_text("later")

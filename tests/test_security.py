@@ -23,11 +23,11 @@ from ross3d import eval as evaluation
 from ross3d import train
 from ross3d.data.annotations import load_annotations
 from ross3d.data.box_files import read_mask3d
-from ross3d.data.kept import load_kept
 from ross3d.data.prepare.__main__ import main as prepare
 from ross3d.data.prepare.mask_files import read_mask_boxes
 from ross3d.data.sources import read_scene
 from ross3d.data.sources.posed_images import load_embodiedscan_infos
+from ross3d.data.tensor_cache import load_cache
 from ross3d.tests.fabricate import make_model
 from ross3d.tests.given_scans import copy_given, prepare_given
 from ross3d.tests.hostile import Home, watch
@@ -231,7 +231,7 @@ def test_pickles_in_caches_run_nothing(home, tmp_path):
     for write in (pickle.dump, torch.save):
         with file.open("wb") as opened:
             write(kept, opened)
-        assert "expected tensors that were kept whole, got a broken file" in home.watch(load_kept, file, {}).error
+        assert "expected tensors as they were written, got a damaged file" in home.watch(load_cache, file, {}).error
         told = home.watch(make_model().load_scene, file)
         assert f"{file}" in told.error and not mark.exists(), told.error
 

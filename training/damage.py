@@ -19,8 +19,8 @@ from transformers import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
 from ross3d.command_line import check_value
-from ross3d.data.kept import hash_file
 from ross3d.data.sources.inside import resolve_inside
+from ross3d.data.tensor_cache import hash_file
 from ross3d.data.text_files import AGAIN, read_json
 from ross3d.training.loading import is_finite, show_names
 

@@ -20,7 +20,6 @@ import numpy as np
 
 from ross3d.data.atomic import hold_folder
 from ross3d.data.bev import BEVPicture, render_scene_bev
-from ross3d.data.kept import hash_file
 from ross3d.data.prepare.bev import read_published_bev
 from ross3d.data.prepare.finish import Finished, check_no_strangers, check_settings, finish, hash_text
 from ross3d.data.prepare.llava_style import Boxes, Record, get_scene_id, read_record, read_task
@@ -34,6 +33,7 @@ from ross3d.data.sources.frames import open_image, read_depth, read_matrix
 from ross3d.data.sources.inside import check_all_inside
 from ross3d.data.sources.posed_images import PUBLISHED_BEV_NAMES, EmbodiedScanInfo, load_embodiedscan_infos
 from ross3d.data.sources.scannet_objects import read_axis_alignment
+from ross3d.data.tensor_cache import hash_file
 from ross3d.inputs_ross3d import check_boxes
 
 

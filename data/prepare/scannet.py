@@ -20,7 +20,6 @@ import numpy as np
 
 from ross3d.data.atomic import hold_folder
 from ross3d.data.bev import BEVPicture, render_scene_bev
-from ross3d.data.kept import hash_file
 from ross3d.data.names import is_inside
 from ross3d.data.prepare.bev import list_scans, read_published_bev, render_mesh_bev
 from ross3d.data.prepare.boxes import make_box
@@ -52,6 +51,7 @@ from ross3d.data.sources.scannet_objects import (
     read_segment_groups,
 )
 from ross3d.data.sources.sens import iterate_sens_frames, read_sens_cameras
+from ross3d.data.tensor_cache import hash_file
 
 
 # Raise when the same raw files would give other bytes.

@@ -26,7 +26,7 @@ from ross3d.data.world import check_world
 
 DECODES = ("exact", "reduced")
 VIDEO_OPTIONS = ("num_views", "reduce_to", "rotate")
-# Optional files that are read in the folder of any layout (beside.py).
+# Optional files that are read in the folder of any layout (optional_files.py).
 BESIDE = ("axis_align.txt", "boxes.json", "proposals.json", "bev.png", "bev.json")
 # Limits of the search for scans in a folder of unknown layout: entries, levels below it
 # (ARKitScenes/raw/Training/<video>), and folders of one level.
@@ -222,7 +222,7 @@ def list_folders(path: str | os.PathLike) -> list[Path]:
 
 
 def read_scene(path: str | os.PathLike, *, look_at_world: bool = True, **options) -> Scene:
-    """Read and check a scan of any layout, or a video, with the optional files in its folder (beside.py).
+    """Read and check a scan of any layout, or a video, with the optional files in its folder (optional_files.py).
 
     Args:
         path (`str` or `Path`): the folder of one scan, whose name is the scene's id; or a video, whose suffix may be

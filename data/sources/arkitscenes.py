@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 
 from ross3d.data.scene import Scene
-from ross3d.data.sources.beside import Beside, Boxes, make_scene, read_alignment
 from ross3d.data.sources.frames import (
     Exclusions,
     choose_views,
@@ -33,6 +32,7 @@ from ross3d.data.sources.frames import (
     scale_intrinsics,
 )
 from ross3d.data.sources.inside import resolve_inside
+from ross3d.data.sources.optional_files import Beside, Boxes, make_scene, read_alignment
 from ross3d.data.text_files import read_text
 
 
