@@ -73,7 +73,7 @@ class SceneLatents:
             raise ValueError(
                 f"data.latents: expected the teacher's latents of {len(paths)} scenes in {self.folder}, got none of"
                 f" {len(missing)}, first {missing[0].name}; make them with `python -m ross3d.training.latents"
-                " CONFIG.yaml`, or leave data.latents out."
+                " CONFIG.yaml`, or leave out data.latents."
             )
 
     def read(self, path: Path) -> dict[str, torch.Tensor]:
@@ -84,9 +84,9 @@ class SceneLatents:
         """
         kept = load_cache(self.get_file(path), self.get_identity(path))
         if kept is None:
-            found = "those of other files or settings" if self.get_file(path).is_file() else "none"
+            found = "latents of other files or settings" if self.get_file(path).is_file() else "none"
             raise ValueError(
                 f"data.latents: expected the teacher's latents of {path} in {self.get_file(path)}, got {found}; make"
-                " them with `python -m ross3d.training.latents CONFIG.yaml`, or leave data.latents out."
+                " them with `python -m ross3d.training.latents CONFIG.yaml`, or leave out data.latents."
             )
         return dict(kept["tensors"])

@@ -106,18 +106,18 @@ class PreparedScenes(SceneReader):
                 told = {"identity": hash_identity(kept["identity"]), "warnings": said}
                 write_text(beside, json.dumps(told, indent=1) + "\n")
         except (OSError, RuntimeError) as error:
-            warnings.warn(f"{file}: the prepared scene could not be kept ({error}); it is made anew each time.",
+            warnings.warn(f"{file}: the prepared scene could not be saved ({error}); it is prepared each time.",
                           stacklevel=2)  # fmt: skip
 
     def warn_again(self, paths: Sequence[Path]) -> None:
         """Give one warning with the number of scenes whose preparation gave warnings that still hold."""
         said = {path.name: told for path in paths if (told := self.read_warnings(path))}
         if said:
-            count = f"{len(said)} of {len(paths)} prepared scenes were" if len(said) > 1 else "a prepared scene was"
+            count = f"{len(said)} of {len(paths)} scenes" if len(said) > 1 else "a scene"
             (first, *_), *_ = said.values()
-            more = f" (all of them: {self.folder}/*{WARNINGS_SUFFIX})" if sum(map(len, said.values())) > 1 else ""
+            more = f" (all warnings: {self.folder}/*{WARNINGS_SUFFIX})" if sum(map(len, said.values())) > 1 else ""
             warnings.warn(
-                f"data.prepared: {count} warned of when first read, and nothing has changed since: {first}{more}",
+                f"data.prepared: preparing {count} gave warnings, and the files have not changed since: {first}{more}",
                 stacklevel=2,
             )
 

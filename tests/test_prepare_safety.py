@@ -114,9 +114,7 @@ def test_what_somebody_put_there_is_not_removed(given):
     place.parent.mkdir(parents=True)
     for put in (lambda: shutil.copytree(mine, place), lambda: place.symlink_to(mine)):
         put()
-        with pytest.raises(
-            ValueError, match="--output: .*scene0001_00 is there and is no scene that was prepared; move"
-        ):
+        with pytest.raises(ValueError, match="--output: .*scene0001_00 exists and is not a prepared scene; move"):
             prepare_given(given)
         assert (place / "thesis.txt").read_text() == "mine" == (mine / "thesis.txt").read_text()
         place.unlink() if place.is_symlink() else shutil.rmtree(place)
@@ -132,7 +130,7 @@ def test_what_lies_where_a_scene_is_linked_is_not_removed(given):
     shutil.rmtree(place)
     place.mkdir()
     (place / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match=f"--output: .*{place.name} is there and is no scene that was prepared; move"):
+    with pytest.raises(ValueError, match=f"--output: .*{place.name} exists and is not a prepared scene; move"):
         prepare_given(given)
     assert (place / "thesis.txt").read_text() == "mine"
 
@@ -298,7 +296,7 @@ def test_masks_that_unpack_to_gigabytes_take_no_memory(tmp_path, monkeypatch):
     ):
         call_within(64, read_mask_boxes, bomb, VERTICES)
     os.truncate(bomb, 3 * 2**30)
-    with pytest.raises(ValueError, match="expected a sparse matrix of masks, of at most 34 MB, got 3221 MB"):
+    with pytest.raises(ValueError, match="expected a sparse matrix of masks of at most 34 MB, got 3221 MB"):
         call_within(64, read_mask_boxes, bomb, VERTICES)
 
 
@@ -348,7 +346,7 @@ def test_triangles_that_would_never_end_are_refused():
     vertices, colors = np.zeros((3, 3), np.float32), np.zeros((3, 3), np.uint8)
     vertices[1, 0], vertices[2, 1] = 900, 900
     with pytest.raises(
-        ValueError, match=rf"room.ply: expected triangles that {MAX_POINTS} points fill, 0.01 m apart, got"
+        ValueError, match=rf"room.ply: expected triangles that {MAX_POINTS} points fill at 0.01 m spacing, got"
     ):
         call_within(256, sample_mesh, vertices, colors, np.array([[0, 1, 2]]), 0.01, "room.ply")
     assert len(sample_mesh(vertices, colors, np.array([[0, 1, 2]]), 10.0)[0]) > 3
@@ -380,7 +378,7 @@ def test_clouds_are_drawn_and_meshes_without_colours_are_refused(given):
     head = "ply\nformat ascii 1.0\nelement vertex 2\nproperty float x\nproperty float y\nproperty float z\n"
     ply.write_text(head + "end_header\n0 0 0\n1 1 1\n")
     with pytest.raises(
-        ValueError, match="clean_2.ply: expected vertices with red, green and blue, got none; take a mesh"
+        ValueError, match="clean_2.ply: expected vertices with red, green and blue, got none; use a mesh"
     ):
         prepare_given(given, "--partial")
     colors = "property uchar red\nproperty uchar green\nproperty uchar blue\n"
@@ -393,13 +391,13 @@ def test_clouds_are_drawn_and_meshes_without_colours_are_refused(given):
 
 
 OTHERS = {
-    "scanqa/ScanQA_v1.0_test_wo_obj.json": "questions of a test split without their answers",
-    "scanrefer/ScanRefer_filtered_test.json": "questions of a test split without their answers",
-    "scanrefer/ScanRefer_filtered.json": "rows of all splits together; those of each split's own file are read",
-    "scanrefer/ScanRefer.zip": "an archive; unpack it, where its files are not there yet",
+    "scanqa/ScanQA_v1.0_test_wo_obj.json": "test questions without answers cannot be scored",
+    "scanrefer/ScanRefer_filtered_test.json": "test questions without answers cannot be scored",
+    "scanrefer/ScanRefer_filtered.json": "has the rows of all splits; the file of each split is read instead",
+    "scanrefer/ScanRefer.zip": "an archive; unpack it if its files are missing",
     "scanrefer/scanrefer_FILTERED_val.json": "its name is not ScanRefer_filtered_val.json to the letter; rename it",
-    "nr3d.csv": "no official file that is read has such a name (docs/DATA.md lists them)",
-    "sqa_task/answer_dict.json": "no official file that is read has such a name",
+    "nr3d.csv": "not the name of an official file (docs/DATA.md lists them)",
+    "sqa_task/answer_dict.json": "not the name of an official file",
 }
 
 
@@ -422,7 +420,7 @@ def test_files_that_are_not_read_are_listed_with_the_reason(given, capsys):
     for number in range(25):
         (folder / f"note-{number:02}.txt").write_text("later")
     prepare_given(given)
-    assert "note-19.txt and 7 more, in account.json: no official" in capsys.readouterr().out
+    assert "note-19.txt and 7 more, in account.json: not the name of an official" in capsys.readouterr().out
     assert {file: file.stat().st_mtime_ns for file in (given / "out" / "train").rglob("*")} == made
 
 
@@ -479,7 +477,7 @@ def test_a_damaged_scene_is_made_anew(given):
     whole = file.read_bytes()
     file.write_bytes(whole[:-40])
     (given / "out" / "account.json").unlink()
-    with pytest.warns(UserWarning, match="scene0001_00/scene.json: .* The scene is made anew"):
+    with pytest.warns(UserWarning, match="scene0001_00/scene.json: .* The scene is prepared again"):
         prepare_given(given)
     assert file.read_bytes() == whole
     (given / "out" / "account.json").write_text('{"settings": ')
@@ -510,6 +508,6 @@ def test_the_command_ends_in_one_line(given, monkeypatch, capsys):
         run_program(main)
     told = capsys.readouterr().err.splitlines()[-1]
     assert ended.value.code == 1
-    assert "error: scans: 1 of 3 failed, the others are done and stay: scene0002_00: " in told
+    assert "error: scans: 1 of 3 failed; the others are done: scene0002_00: " in told
     assert f"{file}: segGroups, object 4: objectId must be a whole number of 0 to 32767, got 99999" in told
     assert {path.name for path in (given / "out").glob("*/scene*")} == {"scene0001_00", "scene0003_00"}

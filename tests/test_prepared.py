@@ -148,8 +148,8 @@ def test_what_was_said_of_a_scene_is_said_again_in_one_line(rooms, tmp_path, cou
         for index in range(4):
             rows[index]
     (warning,) = again
-    number = "a prepared scene was" if count == 1 else "2 of 4 prepared scenes were"
-    assert str(warning.message).startswith(f"data.prepared: {number} warned of when first read")
+    number = "a scene" if count == 1 else "2 of 4 scenes"
+    assert str(warning.message).startswith(f"data.prepared: preparing {number} gave warnings")
     assert str(said[0].message) in str(warning.message)
     for path in paths[1 : 1 + count]:
         (path / "boxes.json").touch()
@@ -245,10 +245,10 @@ def write_with_little_room(file: Path) -> None:
 
 def test_a_full_disk_is_called_so(tmp_path):
     """torch tells of one by the place in the file at which it stopped."""
-    with pytest.raises(OSError, match="scene.latents: there is no room left to write it: the disk is full"):
+    with pytest.raises(OSError, match="scene.latents: there is no space left to write it: the disk is full"):
         call_within(4096, write_with_little_room, tmp_path / "scene.latents")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(OSError, match="a.json: there is no room left to write it: the disk is full, or a limit of"):
+    with pytest.raises(OSError, match="a.json: there is no space left to write it: the disk is full or a limit of"):
         with replace_file(tmp_path / "a.json"):
             raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(ValueError, match="another fault"):
@@ -333,6 +333,6 @@ def test_training_goes_on_where_there_is_no_room(rooms, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", fail)
     store = PreparedScenes(tmp_path / "prepared", make_tiny_processor(), read_rgbd_folder)
-    with pytest.warns(UserWarning, match="the prepared scene could not be kept .no space left"):
+    with pytest.warns(UserWarning, match="the prepared scene could not be saved .no space left"):
         assert store.read(path)[0].scene_id == path.name
     assert not list((tmp_path / "prepared").iterdir())

@@ -112,7 +112,7 @@ def test_no_code_of_the_hub_is_named_by_a_config(home, tmp_path, program, key, s
     changes = {key: "someone/kernels"} if section is None else {section: config[section] | {key: "someone/kernels"}}
     change_json(checkpoint / "config.json", **changes)
     told = home.watch(make_program(program, checkpoint, tmp_path))
-    assert f"config.json: expected {key} of the library's own, such as sdpa, got 'someone/kernels'" in told.error
+    assert f"config.json: expected {key} from Transformers, such as sdpa, got 'someone/kernels'" in told.error
 
 
 @pytest.mark.parametrize("program", ["ask", "eval", "train"])
@@ -203,7 +203,7 @@ def test_a_published_config_names_no_folder_of_this_machine(home, tmp_path, key)
     for name in (str(home.folder / part), f"../home/{part}"):
         source.change_config(**{key: name})
         told = home.watch(lambda: convert.main(["--from", str(source.folder), "--to", str(tmp_path / "ours")]))
-        assert f"{key} of" in told.error and "expected a folder in that of this file" in told.error
+        assert f"{key} of" in told.error and "expected a folder next to this file" in told.error
 
 
 # ---- masks and pickles, whose numbers are addresses
