@@ -167,7 +167,7 @@ class Number:
             ValueError: names the setting, the rule and the value.
         """
         if not self.allows(value):
-            raise ValueError(f"{name}: expected {self}, got {value!r}; correct it.")
+            raise ValueError(f"{name}: expected {self}, got {value!r}; correct the number.")
 
     def __call__(self, text: str) -> int | float:
         """Parse a number of a command line, for `add_argument(type=...)`."""
@@ -176,7 +176,7 @@ class Number:
         except ValueError:
             value = text
         if not self.allows(value):
-            raise argparse.ArgumentTypeError(f"expected {self}, got {text!r}")
+            raise argparse.ArgumentTypeError(f"expected {self}, got {text!r}; give another number")
         return value
 
 
@@ -225,7 +225,7 @@ def check_value(name: str, value: Any, hint: Any, rule: Number | None = None) ->
     elif kind in CHECKED_KINDS:
         meaning, holds = CHECKED_KINDS[kind]
         if not holds(value):
-            raise ValueError(f"{name}: expected {meaning}, got {value!r}; correct it.")
+            raise ValueError(f"{name}: expected {meaning}, got {value!r}; correct the value.")
 
 
 def is_text(value: Any) -> bool:

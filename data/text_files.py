@@ -55,8 +55,8 @@ def check_file(file: str | os.PathLike, meaning: str, max_bytes: int | None = No
         raise ValueError(f"{path}: expected {meaning}, got {kind}; give the path of a regular file.")
     if max_bytes is not None and status.st_size > max_bytes:
         raise ValueError(
-            f"{path}: expected {meaning}, of at most {describe_size(max_bytes)}, got {describe_size(status.st_size)};"
-            " check that it is the right file."
+            f"{path}: expected {meaning}, of at most {describe_size(max_bytes)}, got {describe_size(status.st_size)},"
+            " which is too large; check that it is the right file."
         )
     return path
 
@@ -118,7 +118,7 @@ def read_json(
 def _check_kind(
     value: Any, kind: type | None, keys: Sequence[str], where: str, meaning: str, remedy: str = AGAIN
 ) -> Any:
-    remedy = "check that it is the right file" if remedy == AGAIN else remedy
+    remedy = "check that it is the intended file" if remedy == AGAIN else remedy
     if kind is not None and not isinstance(value, kind):
         raise ValueError(f"{where}: expected {meaning}, got {describe_kind(value)}; {remedy}.")
     missing = [key for key in keys if key not in value]

@@ -52,7 +52,7 @@ def match_ids(prediction_ids: Sequence[str], reference_ids: Sequence[str]) -> li
         if twice:
             raise ValueError(
                 f"{name}: expected unique ids, got {len(twice)} repeated ones, such as {twice[:3]}; remove"
-                " duplicates, or score each set by itself"
+                " duplicates, or score each set by itself."
             )
     places = {value: index for index, value in enumerate(prediction_ids)}
     missing = [value for value in reference_ids if value not in places]

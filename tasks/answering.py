@@ -47,7 +47,7 @@ def load_questions(
     annotations = [annotation for annotation in loaded if annotation.task == task_name]
     if not annotations:
         raise ValueError(
-            f"{path}: expected questions of task {task_name!r}, got none; check that it is this benchmark's file"
+            f"{path}: expected questions of task {task_name!r}, got none; check that it is this benchmark's file."
         )
     for annotation in annotations:
         if question_types is not None and annotation.question_type not in question_types:

@@ -143,7 +143,7 @@ def name_task(task: Task, function: str) -> Iterator[None]:
             error.args = (f"task {task.name!r}, {function}: {error}",)
             raise
         kind = OSError if isinstance(error, OSError) else ValueError
-        raise kind(f"task {task.name!r}, {function}, failed with {error}") from error
+        raise kind(f"task {task.name!r}, {function}, ended with the error {error}") from error
     # Whatever a new task's function does.
     except Exception as error:
         raise ValueError(

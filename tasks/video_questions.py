@@ -142,7 +142,7 @@ class VideoBenchmark:
             raise ValueError(
                 f"{where}: expected {[*FIELDS, answer_field]} with a question_type of {list(known)}, got"
                 f" {missing or row['question_type']!r} {'missing' if missing else 'as its type'}; check that it is a"
-                f" file of {self.name}"
+                f" file of {self.name}."
             )
         options, answer = row.get("options") if is_choice else None, str(row[answer_field])
         if is_choice and not options:

@@ -63,7 +63,9 @@ def test_other_ends_stay_what_they_are(capsys):
     parser.add_argument("--views", type=NUM_VIEWS)
     code, written = run(lambda: parser.parse_args(["--views", "2.5"]), capsys)
     assert code == 2
-    assert written.endswith("error: argument --views: expected a whole number from 1 to 10,000, got '2.5'\n")
+    assert written.endswith(
+        "error: argument --views: expected a whole number from 1 to 10,000, got '2.5'; give another number\n"
+    )
 
 
 def test_debug_raises_the_error_itself_and_is_taken_out_of_the_command_line():
@@ -139,7 +141,9 @@ def test_numbers_follow_their_rule(rule, right, wrong):
         rule.require("data.value", value)
         assert rule(str(value)) == value
     for value in wrong:
-        with pytest.raises(ValueError, match=r"data.value: expected a (whole|finite) number .*, got .*; correct it"):
+        with pytest.raises(
+            ValueError, match=r"data.value: expected a (whole|finite) number .*, got .*; correct the number"
+        ):
             rule.require("data.value", value)
 
 
@@ -166,11 +170,11 @@ class Settings:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"count": 0}, "--count: expected a whole number of at least 1, got 0; correct it"),
+        ({"count": 0}, "--count: expected a whole number of at least 1, got 0; correct the number"),
         ({"other_count": 2.0}, "--other-count: expected a whole number, got 2.0"),
-        ({"name": " "}, "--name: expected a non-blank string, got ' '; correct it"),
-        ({"blind": "maybe"}, "--blind: expected true or false, got 'maybe'; correct it"),
-        ({"output": 3}, "--output: expected a path, got 3; correct it"),
+        ({"name": " "}, "--name: expected a non-blank string, got ' '; correct the value"),
+        ({"blind": "maybe"}, "--blind: expected true or false, got 'maybe'; correct the value"),
+        ({"output": 3}, "--output: expected a path, got 3; correct the value"),
         ({"mode": "slow"}, r"--mode: expected one of \('fast', 'exact'\), got 'slow'"),
         ({"words": ["a", ""]}, r"--words: expected a list of strings, got \['a', ''\]"),
     ],

@@ -134,12 +134,14 @@ def test_seeds_of_a_system_are_one_row_with_a_spread(tmp_path):
 def test_runs_that_cannot_be_compared_are_named(tmp_path):
     a = write_run(tmp_path / "a", make_answers([True] * 6))
     fewer = write_run(tmp_path / "fewer", make_answers([True] * 5))
-    with pytest.raises(ValueError, match=r"fewer, scanqa: expected the questions .*: 1 missing, such as \['q5'\]"):
+    with pytest.raises(
+        ValueError, match=r"fewer, scanqa: expected the same questions .*: 1 missing, such as \['q5'\]"
+    ):
         main([str(a), str(fewer)])
     twice = write_run(tmp_path / "twice", make_answers([True] * 5))
     with (twice / "predictions.jsonl").open("a") as file:
         file.write(json.dumps(make_record(4, "x")) + "\n")
-    with pytest.raises(ValueError, match="twice, scanqa: .*each once. prediction_ids: expected every id once"):
+    with pytest.raises(ValueError, match="twice, scanqa: .*each once. prediction_ids: expected unique ids"):
         main([str(a), str(twice)])
     other = write_run(tmp_path / "other", make_answers([True] * 6))
     (other / "predictions.jsonl").write_text(json.dumps(make_record(0, "x") | {"task": "sqa3d"}) + "\n")

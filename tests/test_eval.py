@@ -269,7 +269,7 @@ def test_a_place_far_outside_of_the_scene_is_not_asked_about(tmp_path, point):
     rows[place]["query_coords"] = point
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     message = (
-        rf"val.jsonl: query_coords of question '{rows[place]['id']}': expected a point in metres, within 50 of what"
+        rf"val.jsonl: query_coords of question '{rows[place]['id']}': expected a point in metres, at most 50 m from"
         rf" the views of scene '{rows[place]['scene_id']}' show, got \[{point[0]}, {point[1]}, {point[2]}\]; divide"
     )
     with pytest.raises(ValueError, match=message):

@@ -495,7 +495,7 @@ def test_labels_alone_do_not_say_what_packed_rows_may_predict(model, packed, row
     message = (
         "shift_labels: expected shift_labels and loss_weights with labels, because a row contains several questions"
     )
-    with refuses(f"{message} ... got None; pass answers= to the processor and give the model all that it returns"):
+    with refuses(f"{message} ... got None; pass answers= to the processor ..., and set remove_unused_columns=False"):
         forward(model, batch, labels=packed["input_ids"])
     found = forward(model, packed, labels=packed["input_ids"]).lm_loss
     assert float(found) == pytest.approx(compute_lm_loss(model, packed), rel=1e-5)

@@ -100,7 +100,7 @@ def fail_with(error: Exception):
         (
             "prepare",
             FileNotFoundError(2, "No such file", "a.npy"),
-            "prepare(context, items) of scene 'val-000000', ended with an error: ",
+            "prepare(context, items) of scene 'val-000000', ended with the error ",
         ),
         ("answer", IndexError("list index"), "answer(context, scenes) of 'val-000000': expected a result, but the"),
     ],
@@ -127,12 +127,12 @@ def test_memory_that_is_used_up_keeps_its_error():
         ),
         (
             "import no_such_package\n",
-            "broken_one.py: expected a benchmark .* ModuleNotFoundError: No module",
+            "broken_one.py: expected a task module .* ModuleNotFoundError: No module",
         ),
         ("TASK = 3\n", r"broken_one.py: expected TASK = Task\(...\), got 3; correct it"),
         (
             "NAME = 'broken_one'\n",
-            "--task broken_one: expected a benchmark, but tasks/broken_one.py has no TASK",
+            "--task broken_one: expected a benchmark, but tasks/broken_one.py defines no TASK",
         ),
     ],
 )
@@ -165,7 +165,7 @@ def test_a_wrong_task_ends_at_its_first_scene(yes_no, tmp_path, monkeypatch):
 
     monkeypatch.setattr(door, "find_tasks", lambda: {"yes_no": replace(task, answer=answer)})
     with pytest.raises(
-        ValueError, match=r"expected the fields .* in the record of 'q0', got none of \['right'\]; begin"
+        ValueError, match=r"expected the fields .* in the record of 'q0', got none of \['right'\]; start"
     ):
         evaluate(data, tmp_path / "run")
     assert answered == [1] and not (tmp_path / "run" / "predictions.jsonl").exists()

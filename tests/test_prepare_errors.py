@@ -324,7 +324,9 @@ def test_run_jobs():
         ValueError, match=r"(?s)numbers: 6 of 7 failed.*\n  3: KeyError: '3'.*report.*\n  and 8\nMend or rem"
     ):
         run_jobs({"a": 1}.__getitem__, ["a", *"345678"], 1, "numbers", lambda item: item.strip("a") or "a")
-    with pytest.raises(OSError, match="numbers: a process was killed, perhaps for want of memory; what is done stays"):
+    with pytest.raises(
+        OSError, match="numbers: a process was killed, perhaps because memory ran out; finished scenes are not lost"
+    ):
         run_jobs(os._exit, [3, 3], 2, "numbers", repr)
 
 

@@ -185,9 +185,7 @@ def test_frames_have_numbers_for_names(tmp_path):
     for name in ("1_copy", "000010"):
         for suffix in (".jpg", ".png", ".txt"):
             shutil.copy(images / f"00010{suffix}", images / f"{name}{suffix}")
-        with pytest.raises(
-            ValueError, match="scene0001_00: expected frames with numbers of their own as names.*00010"
-        ):
+        with pytest.raises(ValueError, match="scene0001_00: expected frames named by unique numbers.*00010"):
             prepare_public(root, tmp_path / "out")
         for suffix in (".jpg", ".png", ".txt"):
             (images / f"{name}{suffix}").unlink()
@@ -395,7 +393,7 @@ OTHERS = {
     "scanrefer/ScanRefer_filtered_test.json": "test questions without answers cannot be scored",
     "scanrefer/ScanRefer_filtered.json": "has the rows of all splits; the file of each split is read instead",
     "scanrefer/ScanRefer.zip": "an archive; unpack it if its files are missing",
-    "scanrefer/scanrefer_FILTERED_val.json": "its name is not ScanRefer_filtered_val.json to the letter; rename it",
+    "scanrefer/scanrefer_FILTERED_val.json": "its name is not exactly ScanRefer_filtered_val.json; rename it",
     "nr3d.csv": "not the name of an official file (docs/DATA.md lists them)",
     "sqa_task/answer_dict.json": "not the name of an official file",
 }

@@ -297,8 +297,16 @@ BROKEN = {
         None,
         "by auto_map in config.json and.*found no modeling_ross3d.py; save model",
     ),
-    "no code of the processor": (["processing_ross3d.py"], None, "leads to, found no processing_ross3d.py"),
-    "no code that other code needs": (["geometry_ross3d.py"], None, "leads to, found no geometry_ross3d.py"),
+    "no code of the processor": (
+        ["processing_ross3d.py"],
+        None,
+        "processor_config.json, found no processing_ross3d.py",
+    ),
+    "no code that other code needs": (
+        ["geometry_ross3d.py"],
+        None,
+        "processor_config.json, found no geometry_ross3d.py",
+    ),
     "no weights": (
         ["model.safetensors"],
         None,
@@ -404,7 +412,7 @@ def test_weights_that_stand_for_two_are_whole(tmp_path):
 
 def test_a_missing_shard_is_named(sharded, tmp_path):
     folder = link(sharded, tmp_path / "folder", "model-00002-of-00003.safetensors")
-    with pytest.raises(FileNotFoundError, match="expected the shards it names, found no .'model-00002"):
+    with pytest.raises(FileNotFoundError, match="expected the shards in its list, but .'model-00002"):
         push.main([str(folder), "--to", REPOSITORY, "--dry-run", str(tmp_path / "dry")])
 
 

@@ -35,13 +35,13 @@ def config_file(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--data.limit -1", "data.limit: expected a whole number of at least 1, got -1; correct it"),
+        ("--data.limit -1", "data.limit: expected a whole number of at least 1, got -1; correct the number"),
         ("--data.epochs 0", "data.epochs: expected a whole number of at least 1, got 0"),
         ("--data.num_views many", "data.num_views: expected a whole number from 1 to 10,000, got 'many'"),
         ("--data.num_views 2.5", "data.num_views: expected a whole number from 1 to 10,000, got 2.5"),
-        ("--data.blind maybe", "data.blind: expected true or false, got 'maybe'; correct it"),
+        ("--data.blind maybe", "data.blind: expected true or false, got 'maybe'; correct the value"),
         ("--data.labelled_share .nan", "data.labelled_share: expected a finite number, got nan"),
-        ("--data.root 5", "data.root: expected a text that is not blank, got 5"),
+        ("--data.root 5", "data.root: expected a non-blank string, got 5"),
         ("--data [1]", r"data: expected a table of `key: value`, got a list: \[1\]"),
         ("--parts hello", "parts: expected a table of `key: value`, got a text: 'hello'"),
         ("--parts.lm_head.freeze 3", "parts.lm_head.freeze: expected true or false, got 3"),
@@ -54,7 +54,7 @@ def config_file(tmp_path):
         ("--num_processes 0", "num_processes: expected a whole number of at least 1, got 0"),
         ("--lora.rank 0", "lora.rank: expected a whole number of at least 1, got 0"),
         ("--lora.dropout 1.0", "lora.dropout: expected a finite number of at least 0 and below 1, got 1.0"),
-        ("--lora.modules lm_head", "lora.modules: expected a list of texts, got 'lm_head'"),
+        ("--lora.modules lm_head", "lora.modules: expected a list of strings, got 'lm_head'"),
         ("--lora.target_modules (", r"lora.target_modules: expected a regular expression, got '\(': missing"),
         ("--vision_warmup.steps 10", "vision_warmup.steps: expected a whole number of at least 20, got 10"),
         ("--new_weights.embedding_std 0", "new_weights.embedding_std: expected a finite number above 0, got 0"),
@@ -121,7 +121,7 @@ def test_questions_or_scenes_that_changed_since_a_run_began_are_refused(tmp_path
     check_same_data(get_data_fingerprint(data), file)
     lines = (rooms / "annotations" / "train.jsonl").read_text()
     (rooms / "annotations" / "train.jsonl").write_text(lines.replace("red", "blue", 1))
-    with pytest.raises(ValueError, match=r"data: .* run in .* began, got others: annotations/train.jsonl changed"):
+    with pytest.raises(ValueError, match=r"data: .* run in .*, but annotations/train.jsonl changed"):
         check_same_data(get_data_fingerprint(data), file)
     (rooms / "annotations" / "train.jsonl").write_text(lines)
     (rooms / "train" / ".hidden").mkdir()
@@ -193,7 +193,7 @@ def test_losses_and_weights_that_are_not_finite_are_named(tmp_path):
     state, folder = TrainerState(global_step=4), tmp_path / "checkpoint-4"
     folder.mkdir()
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    with pytest.raises(ValueError, match="step 4: expected finite weights, got NaN or infinity in some that"):
+    with pytest.raises(ValueError, match="step 4: expected finite weights, got NaN or infinity in some trained"):
         MarkComplete().on_save(arguments, state, None, model=model)
     assert not folder.exists()
 

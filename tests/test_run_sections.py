@@ -64,12 +64,12 @@ def test_wrong_values_of_the_model_are_named_by_their_key(words, message):
     ("words", "message"),
     [
         ("processor.image_processor.foo 1", "image_processor: expected a known key, got `foo`"),
-        ("processor.image_processor [1]", "image_processor: expected keys with values"),
+        ("processor.image_processor [1]", "image_processor: expected a table"),
         ("processor.image_processor.size 64", "image_processor.size: expected {height: S, width: S}, got 64"),
         ("processor.image_processor.image_std [1,1,0]", "image_processor.image_std: expected three numbers, each a"),
         ("trainer.report_to foo", r"trainer.report_to: expected one of \['none'.*got 'foo'"),
         ("trainer.lr_scheduler_kwargs [1]", r"trainer.lr_scheduler_kwargs: expected a table.*got \[1\]; correct it"),
-        ("trainer.optim foo", r"trainer.optim: expected a choice of \[.*, got 'foo'; correct it"),
+        ("trainer.optim foo", r"trainer.optim: expected one of the values \[.*, got 'foo'; correct it"),
         ("trainer.lr_scheduler_type foo", r"trainer.lr_scheduler_type: expected a choice of \["),
         ("trainer.save_strategy foo", r"trainer.save_strategy: expected a choice of \["),
     ],
@@ -157,7 +157,7 @@ def test_files_of_a_run_that_are_empty_or_of_another_kind_say_so(tmp_path):
     (tmp_path / "complete.json").write_text(json.dumps([1]))
     with pytest.raises(ValueError, match="got a list; remove the file, and the folder counts as unfinished"):
         is_complete(tmp_path)
-    with pytest.raises(ValueError, match="got a list; check that it is the right file"):
+    with pytest.raises(ValueError, match="got a list; check that it is the intended file"):
         read_json(tmp_path / "complete.json", kind=dict)
 
 

@@ -76,9 +76,7 @@ def test_what_is_no_regular_file_or_too_large_is_refused_before_it_is_read(tmp_p
         read_text("a\0b")
     with (tmp_path / "sparse.json").open("wb") as file:
         file.truncate(20_000_000_000)
-    with pytest.raises(
-        ValueError, match=r"sparse.json: .*of at most 537 MB, got 20000 MB; check that it is the right file"
-    ):
+    with pytest.raises(ValueError, match=r"sparse.json: .*of at most 537 MB, got 20000 MB, which is too large; check"):
         read_json(tmp_path / "sparse.json")
     monkeypatch.setattr(text_files, "MAX_LINE_BYTES", 20)
     assert [number for number, _ in read_json_lines(write('"' + "a" * 17 + '"\n\n[1]'))] == [1, 3]
@@ -87,7 +85,9 @@ def test_what_is_no_regular_file_or_too_large_is_refused_before_it_is_read(tmp_p
 
 
 def test_the_outermost_value_is_checked_by_kind_and_keys(write):
-    with pytest.raises(ValueError, match=r"file.json: expected scores, got a list; check that it is the right file"):
+    with pytest.raises(
+        ValueError, match=r"file.json: expected scores, got a list; check that it is the intended file"
+    ):
         read_json(write("[1]"), "scores", kind=dict)
     with pytest.raises(ValueError, match=r"file.json: expected scores, got no settings; check that the file is"):
         read_json(write('{"scores": {}}'), "scores", keys=["scores", "settings"])

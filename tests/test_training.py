@@ -289,7 +289,7 @@ def test_scans_without_questions_are_checked(tmp_path):
     assert len(silent) == 3 and all("shift_labels" not in row and "bev_pixel_values" in row for row in silent)
     shutil.copytree(rooms / "train" / "train-000003", tmp_path / "scans" / "train-000003")
     with pytest.raises(
-        ValueError, match=r"data.unlabelled_root: expected scans .*\['train-000003'\] and 1 in both; keep"
+        ValueError, match=r"data.unlabelled_root: expected scans .*\['train-000003'\] and 1 in both; leave"
     ):
         build()
     message = "data.labelled_share, data.unlabelled_root: expected a model that is not blind and has denoiser_config"

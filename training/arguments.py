@@ -275,7 +275,7 @@ def check_trainer_choice(name: str, value: Any, kinds: tuple) -> None:
     """
     choices = [choice.value for kind in kinds if isinstance(kind, EnumType) for choice in kind]
     if choices and value not in choices:
-        raise ValueError(f"trainer.{name}: expected one of {choices}, got {value!r}; correct it.")
+        raise ValueError(f"trainer.{name}: expected one of the values {choices}, got {value!r}; correct it.")
     if name.endswith("_kwargs") and value is not None and not isinstance(value, dict):
         raise ValueError(f"trainer.{name}: expected a table of `key: value`, got {value!r}; correct it.")
     if name == "report_to" and value not in (None, "none", "all"):

@@ -39,7 +39,7 @@ def check_rows(
     """
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(
-            f"{where}: expected a JSON list of objects, got {type(rows).__name__}; check that it is the right file"
+            f"{where}: expected a JSON list of objects, got {type(rows).__name__}; check that it is the right file."
         )
     places: dict[Hashable, int] = {}
     for place, row in enumerate(rows):
@@ -58,7 +58,7 @@ def check_rows(
 def _check_field(row: Row, name: str, kind, where: str) -> None:
     if name not in row:
         raise ValueError(
-            f"{where}: expected a field {name!r}, got only {sorted(row)}; check that it is this benchmark's file"
+            f"{where}: expected a field {name!r}, got only {sorted(row)}; check that it is this benchmark's file."
         )
     value = row[name]
     if isinstance(value, bool) or not isinstance(value, kind):

@@ -145,7 +145,7 @@ def list_unread(root: Path, public: PublicSet, info_files: list[Path]) -> None:
 def read_box_file(file: Path, public: PublicSet, split: str, kind: str) -> None:
     content = read_official_json(file)
     if not isinstance(content, dict) or not all(isinstance(rows, list) for rows in content.values()):
-        raise ValueError(f"{file}: expected a list of boxes for each scene; check that it is the right file")
+        raise ValueError(f"{file}: expected a list of boxes for each scene; check that it is the right file.")
     for video, rows in content.items():
         scene_id = get_scene_id(video, str(file))
         check_box_rows(rows, f"{file}, {video}")

@@ -18,9 +18,11 @@ def check(questions: Any, annotations: Any, where: str) -> tuple[dict[str | int,
         ValueError: names the file and the place.
     """
     if not isinstance(questions, dict) or "questions" not in questions:
-        raise ValueError(f"{where}: expected questions under the key 'questions'; this may be the file of annotations")
+        raise ValueError(
+            f"{where}: expected questions under the key 'questions'; this may be the file of annotations."
+        )
     if not isinstance(annotations, dict) or "annotations" not in annotations:
-        raise ValueError(f"{where}: expected answers under the key 'annotations'; this may be the file of questions")
+        raise ValueError(f"{where}: expected answers under the key 'annotations'; this may be the file of questions.")
     rows = check_rows(questions["questions"], f"{where}, questions", QUESTION_FIELDS, lambda row: row["question_id"])
     answers = check_rows(
         annotations["annotations"], f"{where}, annotations", ANSWER_FIELDS, lambda row: row["question_id"]
