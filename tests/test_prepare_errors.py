@@ -73,7 +73,7 @@ def cut_off(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (shutil.rmtree, "--annotations: .*official is not a folder; give the one with the official files"),
+        (shutil.rmtree, "--annotations: .*official is not a folder; give the folder of the official files"),
         (
             lambda folder: [path.unlink() for path in list(folder.rglob("*")) if path.is_file()],
             "--annotations: expected official files in .*, found none; docs/DATA.md lists their names",
@@ -91,7 +91,7 @@ def cut_off(folder: Path) -> None:
         ),
         (
             lambda folder: next(folder.rglob(SCANQA)).write_text("{}"),
-            f"{SCANQA}: expected a JSON list of objects, got dict; is it another file",
+            f"{SCANQA}: expected a JSON list of objects, got dict; check that it is the right file",
         ),
         (edit(SCANQA, put(1, "question", 7)), f"{SCANQA}, entry 1: expected field 'question' of type str, got 7"),
         (
@@ -99,7 +99,7 @@ def cut_off(folder: Path) -> None:
             f"{SCANQA}, entry 1: expected text in field 'question', got ' '; remove the entry in a copy",
         ),
         (edit(SCANQA, put(0, "answers", ["a", ""])), r"entry 0: expected text in field 'answers', got \['a', ''\]"),
-        (edit(SCANQA, put(3, "answers", [])), f"{SCANQA}, entry 3: answers is empty; expected one answer or more"),
+        (edit(SCANQA, put(3, "answers", [])), f"{SCANQA}, entry 3: answers is empty; expected at least one answer"),
         (
             edit(SCANQA, repeat_last),
             f"{SCANQA}, entry 4: 'train-scene0002_00-4' repeats entry 3; download the file again",
@@ -136,7 +136,7 @@ def cut_off(folder: Path) -> None:
         ),
         (
             edit(ANSWERS, lambda content: content["annotations"][0]["answers"][0].clear()),
-            "annotations, entry 0: expected a field 'answer'",
+            "annotations, entry 0, entry 0: expected a field 'answer'",
         ),
         (
             edit(QUESTIONS, lambda content: repeat_last(content["questions"])),
@@ -170,7 +170,7 @@ def test_a_file_that_is_not_there(given):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda given: shutil.rmtree(given / "raw"), "--scans: .*raw is not a folder; give the one with the folders"),
+        (lambda given: shutil.rmtree(given / "raw"), "--scans: .*raw is not a folder; give the folder that contains"),
         (
             lambda given: shutil.rmtree(given / "raw" / "scans"),
             "--scans: no folder sceneNNNN_NN in .*raw; give the folder of the download",
@@ -280,7 +280,7 @@ def write_masks_of(given: Path, masks: np.ndarray) -> None:
         (
             # What shows only once the scene is read back is told by the scan's own name too.
             lambda given: spoil_depth(given),
-            "raw/scans/scene0003_00: the scene made of it is not valid: frame-000000.depth.png: the largest depth is",
+            "raw/scans/scene0003_00: the scene made from it is not valid: frame-000000.depth.png: the largest depth is",
         ),
         (lambda given: cut_recording(given, 0.6), "scene0003_00.sens"),
         (lambda given: cut_recording(given, 0.001), "scene0003_00.sens"),
@@ -304,7 +304,9 @@ def test_a_damaged_scan(given, spoil, message):
 
 def test_other_settings_for_a_folder(given):
     prepare(given)
-    with pytest.raises(ValueError, match=r"--output: .*out was prepared with \{'num_views': 2\}, asked for \{'num_"):
+    with pytest.raises(
+        ValueError, match=r"--output: .*out was prepared with \{'num_views': 2\}, but this command sets \{'num_"
+    ):
         prepare(given, "--views", 3)
     shutil.rmtree(given / "raw" / "scans" / "scene0001_00")
     with pytest.raises(
@@ -321,7 +323,7 @@ def test_run_jobs():
         run_jobs(int, ["a", "1", "b"], 1, "numbers", repr)
     # Whatever is raised; beyond the first few, by name alone.
     with pytest.raises(
-        ValueError, match=r"(?s)numbers: 6 of 7 failed.*\n  3: KeyError: '3'.*report.*\n  and 8\nMend or rem"
+        ValueError, match=r"(?s)numbers: 6 of 7 failed.*\n  3: KeyError: '3'.*report.*\n  and 8\nCorrect or rem"
     ):
         run_jobs({"a": 1}.__getitem__, ["a", *"345678"], 1, "numbers", lambda item: item.strip("a") or "a")
     with pytest.raises(

@@ -157,7 +157,7 @@ def forget_alignment(root: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (drop("processed"), "--root: no NAME_SPLIT_llava_style.json in .*processed or a folder of it"),
+        (drop("processed"), "--root: no NAME_SPLIT_llava_style.json in .*processed or its subfolders"),
         (copy_records, "--root: expected one layout, got both .*scanqa_val_llava_style.json and .*; remove one"),
         (
             write("processed", "scanqa_val_llava_style.json", content={}),
@@ -254,7 +254,7 @@ def test_a_scan_without_poses_is_told(root, tmp_path, capsys):
     prepare(tmp_path / "data", tmp_path / "out")
     account = json.loads((tmp_path / "out" / "account.json").read_text())
     assert account["excluded_scans"] == {"scene0001_00": "none of its 4 frames has a pose"}
-    assert len(account["left_out_annotations"]["train"]["scanqa: its scene is not among the scans"]) == 4
+    assert len(account["left_out_annotations"]["train"]["scanqa: its scene is missing"]) == 4
     assert "excluded: 1 scans: none of its 4 frames has a pose" in capsys.readouterr().out
 
 

@@ -294,7 +294,7 @@ def test_masks_that_unpack_to_gigabytes_take_no_memory(tmp_path, monkeypatch):
     ):
         call_within(64, read_mask_boxes, bomb, VERTICES)
     os.truncate(bomb, 3 * 2**30)
-    with pytest.raises(ValueError, match="expected a sparse matrix of masks of at most 34 MB, got 3221 MB"):
+    with pytest.raises(ValueError, match="expected a sparse matrix of masks, of at most 34 MB, got 3221 MB"):
         call_within(64, read_mask_boxes, bomb, VERTICES)
 
 
@@ -452,7 +452,8 @@ def test_public_files_that_are_not_read_are_listed(tmp_path, capsys):
     prepare_public(root, tmp_path / "out")
     told = capsys.readouterr().out
     assert (
-        "not read: processed/nr3d_train_llava_style.json, metadata/scannet_select_frames.json: no file of rec" in told
+        "not read: processed/nr3d_train_llava_style.json, metadata/scannet_select_frames.json: not the path of a"
+        in told
     )
     assert "not read: metadata/metadata.zip: an archive; unpack it" in told
     # Another split of a benchmark that is read is read too.
@@ -479,7 +480,7 @@ def test_a_damaged_scene_is_made_anew(given):
         prepare_given(given)
     assert file.read_bytes() == whole
     (given / "out" / "account.json").write_text('{"settings": ')
-    with pytest.raises(ValueError, match="account.json: expected the settings that the folder was prepared with, but"):
+    with pytest.raises(ValueError, match="account.json: expected the settings of a prepared folder, but"):
         prepare_given(given)
 
 

@@ -112,7 +112,7 @@ def test_a_wild_reading_costs_no_memory():
 
 def test_depth_and_an_upright_world_are_needed():
     (scene,) = make_rooms(1, 6, (64, 48))
-    with pytest.raises(ValueError, match=r"'train-000000': expected depth_maps, intrinsics and cam2w"):
+    with pytest.raises(ValueError, match=r"'train-000000': proposing boxes needs depth_maps, intrinsics and cam2w"):
         propose_boxes(replace(scene, depth_maps=None))
     for motion in (Rotation.from_euler("x", 90, degrees=True), Rotation.from_euler("y", -60, degrees=True)):
         turned = np.eye(4)

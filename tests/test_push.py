@@ -427,7 +427,7 @@ def test_scores_of_another_model_are_refused(hub, trained, evaluated, tmp_path):
     other = link(trained, tmp_path / "other")
     change_weights(other, lambda tensors: tensors["model.mask_token"].add_(1))
     with pytest.raises(
-        ValueError, match=r"(?s)expected scores of .*other, got those of another checkpoint \(.*trained"
+        ValueError, match=r"(?s)expected scores of .*other, got scores of another checkpoint \(.*trained"
     ):
         push.main([str(other), "--to", REPOSITORY, "--run", str(evaluated)])
     assert not hub.requests

@@ -139,7 +139,7 @@ def test_questions_or_scenes_that_changed_since_a_run_began_are_refused(tmp_path
     file.write_text(json.dumps(told))
     (first / "boxes.json").write_text(boxes)
     shutil.rmtree(first)
-    with pytest.raises(ValueError, match="but names of the scenes in train, file sizes of the scenes chan"):
+    with pytest.raises(ValueError, match="but file sizes of the scenes, names of the scenes in train chan"):
         check_same_data(get_data_fingerprint(data), file)
 
 

@@ -112,7 +112,7 @@ def test_an_evaluation_removes_its_own_parts_alone(tmp_path):
     ("line", "message"),
     [
         (b'{"task": "rooms", "id', "expected a record of eval.py, but the file is not valid JSON"),
-        (b'{"task": "rooms", "id": "caf\xe9"}', "expected a record of eval.py, got bytes that are no text"),
+        (b'{"task": "rooms", "id": "caf\xe9"}', "expected a record of eval.py, got bytes that are not UTF-8"),
         (b"[1]", "expected a record of eval.py with task, id and scene_id, got [1]"),
         (b"\x00\x00", "expected a record of eval.py, but the file is not valid JSON"),
     ],
@@ -172,7 +172,7 @@ def test_rooms_choose_among_detected_boxes_where_there_are(tmp_path):
     assert np.array_equal(choose("ground_truth"), read_rgbd_folder(folders[0]).boxes)
     (folders[0] / "proposals.json").write_text(json.dumps(found))
     with pytest.raises(
-        ValueError, match=r"expected proposals.json in all 3 scenes of val or in none, got it in 1; prep"
+        ValueError, match=r"expected proposals.json in all or none of the 3 scenes of val, got it in 1; prep"
     ):
         rooms.load_items(data, settings)
     for folder in folders:

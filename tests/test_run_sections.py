@@ -48,7 +48,7 @@ def read(words: str):
         ("text_config [1]", r"text_config: expected a table of .*got a list: \[1\]"),
         ("text_config.model_type foo", "text_config: expected valid values that fit each other"),
         ("view_mask_period -1", "view_mask_period: expected a number >= 1, got -1"),
-        ("view_mask_ratio .nan", "view_mask_ratio: expected a share in .*got nan"),
+        ("view_mask_ratio .nan", "view_mask_ratio: expected a fraction in .*got nan"),
         ("view_mask_ratio 0", "view_mask_ratio: expected float, got int .*; write 0.0; correct it"),
         ("view_objective x", "view_objective: expected one of .*'vanilla'.*got x; correct it"),
         ("bev_loss_weight x", r"bev_loss_weight: expected one of the types \(float, int\), got 'x'; correct it"),
@@ -70,8 +70,8 @@ def test_wrong_values_of_the_model_are_named_by_their_key(words, message):
         ("trainer.report_to foo", r"trainer.report_to: expected one of \['none'.*got 'foo'"),
         ("trainer.lr_scheduler_kwargs [1]", r"trainer.lr_scheduler_kwargs: expected a table.*got \[1\]; correct it"),
         ("trainer.optim foo", r"trainer.optim: expected one of the values \[.*, got 'foo'; correct it"),
-        ("trainer.lr_scheduler_type foo", r"trainer.lr_scheduler_type: expected a choice of \["),
-        ("trainer.save_strategy foo", r"trainer.save_strategy: expected a choice of \["),
+        ("trainer.lr_scheduler_type foo", r"trainer.lr_scheduler_type: expected one of the values \["),
+        ("trainer.save_strategy foo", r"trainer.save_strategy: expected one of the values \["),
     ],
 )
 def test_wrong_values_of_processor_and_trainer_are_named_by_their_key(words, message):
@@ -104,7 +104,7 @@ def test_processor_and_model_have_to_fit():
     check_fit(processor, config)
     settings = processor.to_dict()
     for name, value in (("patch_size", -1), ("bev_size", float("nan")), ("max_position_embeddings", 0)):
-        with pytest.raises(ValueError, match=f"{name}: expected a whole number of at least 1, got"):
+        with pytest.raises(ValueError, match=f"{name}: expected a whole number from 1 on, got"):
             setattr(processor, name, value)
     with pytest.raises(ValueError, match="object_patch_threshold: expected a share above 0, at most 1, got nan"):
         processor.object_patch_threshold = float("nan")
