@@ -107,9 +107,9 @@ def prepare_packed_rows(
         return {"full_attention": None}, {"packed_rows": get_packed_rows(visible, prefix_length)}
     if implementation is not None and "flash" in implementation:
         raise ValueError(
-            f"attn_implementation: expected 'sdpa', 'eager' or 'flex_attention' for rows with several questions,"
-            f" got {implementation!r}, which has no segment masks; set it on the text model or pass one question"
-            " a row."
+            "attn_implementation: expected 'sdpa', 'eager' or 'flex_attention' for rows with several questions, got"
+            f" {implementation!r}, which does not support segment masks; set another on the text model, or pass one"
+            " question per row."
         )
     mask = create_causal_mask(
         config=config,

@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from tqdm import tqdm
 
 
-DEBUG_HELP = "show where an error or a warning came from"
+DEBUG_HELP = "show the traceback of errors and warnings"
 # Errors of bad input or a bad environment; any other error is a bug of the program, and its message says so.
 EXPECTED = (ValueError, OSError, ImportError, TypeError, MemoryError, EOFError)
 # The most characters of an error's message that are printed; it may quote a long input.
@@ -34,7 +34,7 @@ def describe_error(error: BaseException) -> str:
     if len(message) > MAX_MESSAGE:
         message = f"{message[:MAX_MESSAGE]} ... ({len(message)} characters; --debug shows all)"
     if isinstance(error, MemoryError):
-        return f"there is not enough memory ({message or 'MemoryError'})"
+        return f"not enough memory ({message or 'MemoryError'})"
     message = message or type(error).__name__
     if isinstance(error, EXPECTED):
         return message
@@ -90,7 +90,7 @@ def run_program(main: Callable[[], Any], argv: list[str] | None = None) -> None:
 def parse_path(text: str) -> Path:
     """Parse a path, for `add_argument(type=...)`; an empty one is refused, since it would be the current folder."""
     if not text.strip():
-        raise argparse.ArgumentTypeError(f"expected a path, got {text!r}; write . for the current folder")
+        raise argparse.ArgumentTypeError(f"expected a path, got {text!r}; use . for the current folder")
     return Path(text)
 
 
@@ -140,7 +140,7 @@ class Number:
             limits = [
                 words.format(limit)
                 for words, limit in (
-                    ("from {:,} on", self.least),
+                    ("of at least {:,}", self.least),
                     ("above {:,}", self.above),
                     ("at most {:,}", self.most),
                     ("below {:,}", self.below),
@@ -167,7 +167,7 @@ class Number:
             ValueError: names the setting, the rule and the value.
         """
         if not self.allows(value):
-            raise ValueError(f"{name}: expected {self}, got {value!r}; correct it.")
+            raise ValueError(f"{name}: expected {self}, got {value!r}; correct the number.")
 
     def __call__(self, text: str) -> int | float:
         """Parse a number of a command line, for `add_argument(type=...)`."""
@@ -176,7 +176,7 @@ class Number:
         except ValueError:
             value = text
         if not self.allows(value):
-            raise argparse.ArgumentTypeError(f"expected {self}, got {text!r}, which is none")
+            raise argparse.ArgumentTypeError(f"expected {self}, got {text!r}; give another number")
         return value
 
 
@@ -221,11 +221,11 @@ def check_value(name: str, value: Any, hint: Any, rule: Number | None = None) ->
         (rule or Number(whole=kind is int)).require(name, value)
     elif get_origin(kind) is Literal:
         if value not in get_args(kind):
-            raise ValueError(f"{name}: expected a choice of {get_args(kind)}, got {value!r}.")
+            raise ValueError(f"{name}: expected one of {get_args(kind)}, got {value!r}.")
     elif kind in CHECKED_KINDS:
         meaning, holds = CHECKED_KINDS[kind]
         if not holds(value):
-            raise ValueError(f"{name}: expected {meaning}, got {value!r}; write it so.")
+            raise ValueError(f"{name}: expected {meaning}, got {value!r}; correct the value.")
 
 
 def is_text(value: Any) -> bool:
@@ -235,9 +235,9 @@ def is_text(value: Any) -> bool:
 # Type of a field -> the name of its values in errors, and their Python types.
 CHECKED_KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     bool: ("true or false", lambda value: isinstance(value, bool)),
-    str: ("a text that is not blank", is_text),
+    str: ("a non-blank string", is_text),
     Path: ("a path", lambda value: isinstance(value, Path) or is_text(value)),
-    list[str]: ("a list of texts", lambda value: isinstance(value, list) and all(map(is_text, value))),
+    list[str]: ("a list of strings", lambda value: isinstance(value, list) and all(map(is_text, value))),
 }
 
 

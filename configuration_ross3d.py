@@ -103,12 +103,12 @@ def check_config_keys(config_class: type, keys: Iterable[str], where: str) -> No
         if READS_SAVED_CONFIG.get():
             hint = f" (did you mean `{close[0]}`?)" if close else ""
             warnings.warn(
-                f"{where}: `{key}` is no key of {config_class.__name__}{hint}; it stays in the config, and nothing"
-                " here reads it.",
+                f"{where}: `{key}` is not a key of {config_class.__name__}{hint}; it remains in the config but is not"
+                " used.",
                 stacklevel=2,
             )
             continue
-        hint = f"did you mean `{close[0]}`?" if close else "remove it, or see the class for the keys it has."
+        hint = f"did you mean `{close[0]}`?" if close else "remove it, or see the keys of the class."
         raise ValueError(f"{where}: expected keys of {config_class.__name__}, got unknown key `{key}`; {hint}")
 
 
@@ -424,17 +424,17 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
         positive = ("voxel_size", "position_embedding_base", "grounding_temperature", "initializer_range")
         weights = [f"{name}_weight" for name in self.loss_names]
         check_ranges(self, "", ("view_mask_period",), positive, weights)
-        check_choice("view_mask_ratio", self.view_mask_ratio, 0 <= self.view_mask_ratio < 1, "a share in [0, 1)")
+        check_choice("view_mask_ratio", self.view_mask_ratio, 0 <= self.view_mask_ratio < 1, "a fraction in [0, 1)")
         tokens = [self.image_token_id, self.ground_token_id, self.coord_token_id]
         check_choice("image_token_id, ground_token_id, coord_token_id", tokens, len(set(tokens)) == 3, "distinct ids")
         known = all(0 <= token < self.text_config.vocab_size for token in tokens)
         expected = f"ids below text_config.vocab_size {self.text_config.vocab_size}"
         check_choice("image_token_id, ground_token_id, coord_token_id", tokens, known, expected)
         act = self.projector_hidden_act
-        check_choice("projector_hidden_act", act, act in ACT2FN, f"an activation of the library {sorted(ACT2FN)}")
+        check_choice("projector_hidden_act", act, act in ACT2FN, f"an activation of Transformers {sorted(ACT2FN)}")
         for name in ("image_size", "patch_size"):
             value = getattr(self.vision_config, name)
-            check_choice(f"vision_config.{name}", value, isinstance(value, int), "one number (square pictures)")
+            check_choice(f"vision_config.{name}", value, isinstance(value, int), "one number (square images)")
         size, patch = self.vision_config.image_size, self.vision_config.patch_size
         check_choice("vision_config.patch_size", patch, 0 < patch <= size, f"1..{size} pixels (image_size)")
 

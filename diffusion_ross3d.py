@@ -61,15 +61,15 @@ def space_timesteps(num_train_timesteps: int, num_inference_steps: int | str) ->
         sections = num_inference_steps.split(",")
         if not all(section.strip().isdecimal() for section in sections):
             raise ValueError(
-                "num_inference_steps: expected a whole number, or whole numbers separated by commas such as '5,3', got"
-                f" {num_inference_steps!r}; give how many timesteps each section of the schedule keeps."
+                "num_inference_steps: expected a whole number, or whole numbers separated by commas such as '5,3',"
+                f" got {num_inference_steps!r}; give the number of timesteps for each section of the schedule."
             )
         counts = [int(section) for section in sections]
     else:
         if not isinstance(num_inference_steps, Integral) or isinstance(num_inference_steps, bool):
             raise ValueError(
                 f"num_inference_steps: expected 1..{num_train_timesteps} (the training schedule's length), got"
-                f" {num_inference_steps!r}; ask for a whole number of sampler steps."
+                f" {num_inference_steps!r}; choose a number of sampler steps in this range."
             )
         counts = [num_inference_steps]
     size, longer = divmod(num_train_timesteps, len(counts))
@@ -79,8 +79,8 @@ def space_timesteps(num_train_timesteps: int, num_inference_steps: int | str) ->
         if not 1 <= count <= length:
             whole = "the training schedule's length" if len(counts) == 1 else f"the length of section {section}"
             raise ValueError(
-                f"num_inference_steps: expected 1..{length} ({whole}), got {count}; ask for a whole number of sampler"
-                " steps."
+                f"num_inference_steps: expected 1..{length} ({whole}), got {count}; choose a number of sampler steps"
+                " in this range."
             )
         # Summed rather than multiplied, as in the release: the rounding of halves depends on it.
         stride = (length - 1) / (count - 1) if count > 1 else 0.0

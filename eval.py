@@ -32,8 +32,8 @@ from ross3d.data.ahead import iterate_ahead
 from ross3d.data.annotations import Annotation, find_annotations, load_annotations
 from ross3d.data.atomic import check_output_folder, hold_folder
 from ross3d.data.dataset import get_row_seed
-from ross3d.data.kept import describe_file, describe_source, hash_file
 from ross3d.data.sources import find_video, get_reading, read_scene
+from ross3d.data.tensor_cache import describe_file, describe_source, hash_file
 from ross3d.data.text_files import read_json
 from ross3d.metrics.meteor import Meteor, check_meteor
 from ross3d.processing_ross3d import GeometryMode
@@ -95,8 +95,8 @@ def get_tasks(names: str) -> list[Task]:
     for name in chosen:
         if name not in tasks and name in list_modules():
             raise ValueError(
-                f"--task {name}: expected a benchmark, but tasks/{name}.py has no TASK; end it with TASK = Task(...)"
-                " (CONTRIBUTING.md)."
+                f"--task {name}: expected a benchmark, but tasks/{name}.py defines no TASK; end the file with TASK ="
+                " Task(...) (CONTRIBUTING.md)."
             )
         if name not in tasks or chosen.count(name) > 1:
             raise ValueError(
@@ -131,7 +131,7 @@ def load_model(arguments: EvalArguments, tasks: list[Task], device: torch.device
         if not teacher.is_dir():
             raise ValueError(
                 f"--task reconstruction: expected the VAE teacher in {teacher}, got no such folder; evaluate a"
-                " checkpoint that was saved with its teacher, or leave the task out."
+                " checkpoint that includes its teacher, or leave out this task."
             )
         model.attach_teacher(teacher)
     return model, processor
@@ -179,10 +179,10 @@ def hash_scenes(context: EvalContext, items: list[Any]) -> str:
             known = set(absent)
             asked = [item.id for item in items if item.scene_id in known]
             raise FileNotFoundError(
-                f"--data {context.data_dir}, split {context.settings.split}: expected questions about scenes that are"
-                f" there, got {len(asked)}, first {asked[0]!r}, about {len(absent)} that are not, such as"
+                f"--data {context.data_dir}, split {context.settings.split}: expected questions about existing"
+                f" scenes, got {len(asked)}, first {asked[0]!r}, about {len(absent)} that are not, such as"
                 f" {absent[:3]}: there is no folder {folders[absent[0]]}, and no video of that name; copy or prepare"
-                " them, or leave the questions out."
+                " them, or remove these questions."
             )
         sources = [describe_source(folder) for folder in folders.values()]
     return hashlib.sha256(repr(sources).encode()).hexdigest()
@@ -196,13 +196,13 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
     """
     if not path.is_file():
         return
-    known = read_json(path, "the settings of the evaluation here", kind=dict, remedy=f"remove {path.parent}")
+    known = read_json(path, "the settings of the evaluation in this folder", kind=dict, remedy=f"remove {path.parent}")
     before, settings = flatten_settings(known), flatten_settings(settings)
     for name in sorted(settings.keys() | before.keys()):
         if settings.get(name) != before.get(name):
             raise ValueError(
-                f"{path}: expected {name}={before.get(name)!r}, with which the answers there were given, got"
-                f" {settings.get(name)!r}; choose another --output, or remove that folder to begin anew."
+                f"{path}: expected {name}={before.get(name)!r}, as for the answers already there, got"
+                f" {settings.get(name)!r}; choose another --output, or remove that folder to start over."
             )
 
 
@@ -216,7 +216,7 @@ def compute_baselines(arguments: EvalArguments, items: list[Any]) -> dict[str, A
     train = [annotation for annotation in train if annotation.task == rooms.NAME]
     if not train:
         warnings.warn(
-            f"--task rooms: {file}: no training questions there, so the baselines look-up and majority are left out",
+            f"--task rooms: {file}: no training questions, so the look-up and majority baselines are omitted",
             stacklevel=2,
         )
         return {}
@@ -270,8 +270,8 @@ def start_processes() -> PartialState:
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != state.num_processes:
         raise ValueError(
-            f"WORLD_SIZE: expected {started} processes that know of each other, got {state.num_processes}; set"
-            " distributed_type: MULTI_GPU in accelerate's config (on CPU too), or start one process."
+            f"WORLD_SIZE: expected {started} connected processes, got {state.num_processes}; set distributed_type:"
+            " MULTI_GPU in accelerate's config (on CPU too), or start one process."
         )
     return state
 
@@ -421,13 +421,13 @@ def parse_arguments(argv: list[str] | None = None) -> EvalArguments:
         action.help = told.get(action.dest, action.help)
         action.type = parse_path if action.type is Path else action.type
         if "--no_report" in action.option_strings:
-            action.help = "do not write the page"
+            action.help = "do not write the HTML report"
     add_debug(parser)
     arguments, *_, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
         near = difflib.get_close_matches(unknown[0].partition("=")[0], parser._option_string_actions, n=1)
         hint = f"did you mean {near[0]}?" if near else "see --help for all options"
-        parser.error(f"expected options of this program, got {' '.join(unknown)}; {hint}")
+        parser.error(f"unknown options {' '.join(unknown)}; {hint}")
     return arguments
 
 

@@ -44,7 +44,7 @@ MAX_OUTSIDE_DISTANCE = 50.0
 # Focal lengths as shares of the depth map's side: fields of view from 168 degrees to 3.
 MIN_FOCAL_SHARE, MAX_FOCAL_SHARE = 0.05, 20.0
 # Remedy for cameras of a picture with width and height swapped. Rotating a scan does not help: it turns cameras too.
-TURN_BACK = "swap fx with fy and cx with cy, or turn pictures and depth by a quarter, whichever the poses belong to"
+TURN_BACK = "swap fx with fy and cx with cy, or rotate images and depth by 90 degrees, whichever matches the poses"
 # Skew, as a share of the focal length; and how far off the middle the principal point may be, as a share of the side.
 MAX_SKEW, MAX_CENTRE_SHIFT = 1e-3, 0.3
 
@@ -87,9 +87,9 @@ def find_calibration_fault(centre_x: float, centre_y: float, height: int, width:
     if abs(scale_x - scale_y) < 0.1 * abs(scale_x) and abs(scale_x - 1) > MAX_CENTRE_SHIFT:
         return f", which looks made for pictures {scale_x:.2g} times as large"
     if is_centre_of_turned(centre_x, centre_y, height, width):
-        return ", which looks made for the picture turned by a quarter"
+        return ", which seems to belong to the image rotated by 90 degrees"
     if max(abs(scale_x - 1), abs(scale_y - 1)) > 2 * MAX_CENTRE_SHIFT:
-        return ", which is far off the middle"
+        return ", which is far from the image centre"
     return None
 
 
@@ -163,9 +163,9 @@ def unproject(
     sizes = check_shape("depth_maps", depth, ("V", "H", "W"))
     camera = torch.as_tensor(intrinsics, dtype=torch.float64, device=depth.device)
     camera = camera.expand(sizes["V"], 3, 3) if camera.dim() == 2 else camera
-    check_shape("intrinsics", camera, (sizes["V"], 3, 3), "pass one matrix, or one a view.")
+    check_shape("intrinsics", camera, (sizes["V"], 3, 3), "pass one matrix, or one per view.")
     pose = torch.as_tensor(cam2world, device=depth.device).float()
-    check_shape("cam2world", pose, (sizes["V"], 4, 4), "pass one matrix a view.")
+    check_shape("cam2world", pose, (sizes["V"], 4, 4), "pass one matrix per view.")
     u = torch.arange(sizes["W"], device=depth.device) if columns is None else columns
     v = torch.arange(sizes["H"], device=depth.device) if rows is None else rows
     x = ((u - camera[:, 0, 2, None]) / camera[:, 0, 0, None]).float()[:, None, :]  # (V, 1, W) at depth 1
@@ -377,7 +377,9 @@ def get_bev_bounds(points: torch.Tensor) -> torch.Tensor:
     """
     sizes = check_shape("points", points, ("N", 3))
     if sizes["N"] == 0:
-        raise ValueError("points: expected at least one point to frame, got none; give the scene depth or a cloud.")
+        raise ValueError(
+            "points: expected at least one point for the bounds, got none; give the scene depth or a point cloud."
+        )
     xy = points[:, :2].float()
     ranks = [round(share * (sizes["N"] - 1)) + 1 for share in (0.005, 0.995)]
     low, high = (xy.kthvalue(rank, dim=0).values for rank in ranks)

@@ -105,8 +105,8 @@ def get_proposal_features(
         if negative:
             row, place = negative[0]
             raise ValueError(
-                f"proposal_boxes: expected sizes >= 0 (centre xyz, size xyz), got"
-                f" {proposal_boxes[row, place].tolist()} in row {row}; turn corners into centre and size."
+                "proposal_boxes: expected sizes >= 0 (centre xyz, size xyz), got"
+                f" {proposal_boxes[row, place].tolist()} in row {row}; convert corners to centre and size."
             )
     centres = proposal_boxes[..., :3]
     features = take_part(model.model.get_position_embedding(centres, proposal_mask), patch_features)
@@ -169,8 +169,8 @@ def get_ground_queries(
     for (row, question), count in sorted(places.items()):
         if count > 1:
             raise ValueError(
-                f"input_ids: expected at most one <ground> a question, got {count} in question {question} of row"
-                f" {row}; ask about one referring expression at a time."
+                f"input_ids: expected at most one <ground> per question, got {count} in question {question} of row"
+                f" {row}; use one referring expression per question."
             )
     num_questions = max([num_questions, *(question + 1 for _, question in places)])
     device = hidden_states.device
@@ -260,8 +260,8 @@ class GroundingObjective(Objective):
         for name, is_given in given.items():
             if not is_given:
                 raise ValueError(
-                    f"grounding_labels: expected {name} beside them, got None; pass the processor's whole output to a"
-                    " model with config.grounding=True, or leave grounding questions out."
+                    f"grounding_labels: expected {name} with them, got None; pass the processor's whole output to a"
+                    " model with config.grounding=True, or leave out grounding questions."
                 )
         if not model.training:
             check_label_numbers(labels, batch.get("proposal_mask"))
@@ -279,7 +279,7 @@ class GroundingObjective(Objective):
     def compute(self, model: nn.Module, states: SceneStates, batch: Batch, draws: Draws) -> torch.Tensor:
         scores, has_ground, labels = states.grounding_scores, states.has_ground, batch.get("grounding_labels")
         if labels is not None:
-            hint = "pass one row a question and one column a proposal, then one for no target."
+            hint = "pass one row per question, with one column per proposal and a last one for no target."
             check_shape("grounding_labels", labels, tuple(scores.shape), hint)
         asked = torch.zeros_like(has_ground) if labels is None else (labels > 0).any(dim=-1)
         places = asked.nonzero(as_tuple=True)
@@ -287,8 +287,8 @@ class GroundingObjective(Objective):
         is_right = bool(has_ground[places].all() if labels is not None else ~has_ground.any())
         if not is_right and labels is None and model.training:
             raise ValueError(
-                "grounding_labels: expected them in training beside <ground>, got none; pass target_objects= to the"
-                " processor. A stock Trainer drops them unless remove_unused_columns=False."
+                "grounding_labels: expected them in training with <ground>, got none; pass target_objects= to the"
+                " processor, and set remove_unused_columns=False for a stock Trainer, which drops them otherwise."
             )
         if not is_right and labels is not None:
             row, question = (asked & ~has_ground).nonzero()[0].tolist()

@@ -282,7 +282,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         """
         if not pixel_values.is_floating_point() or pixel_values.dim() not in (4, 5):
             raise ValueError(
-                "pixel_values: expected normalised views, floating point, of shape (B, V, 3, S, S) or (R, 3, S, S),"
+                "pixel_values: expected normalised floating-point views of shape (B, V, 3, S, S) or (R, 3, S, S),"
                 f" got {pixel_values.dtype} of {tuple(pixel_values.shape)}; prepare them with this model's processor."
             )
         if pixel_values.dim() == 5:
@@ -381,7 +381,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
             images = self.get_image_features(pixel_values.new_zeros(1, *pixel_values.shape[2:]), return_dict=True)
         else:
             shape = (places.num_views, self.views.layout.num_cells, inputs_embeds.shape[-1])
-            check_shape("mm_encoder_outputs", images.pooler_output, shape, "pass what get_image_features returns.")
+            check_shape("mm_encoder_outputs", images.pooler_output, shape, "pass the output of get_image_features.")
         pooled, patches = images.pooler_output, images.patch_features
         if not places.num_views:
             pooled, patches = pooled[:0], patches[:0]
@@ -408,8 +408,8 @@ class Ross3DModel(Ross3DPreTrainedModel):
         """Add to each `<coord>` token the 3D position embedding of its question's point (B, Q, 3), metres."""
         if input_ids is None:
             raise ValueError(
-                "query_coords: expected input_ids beside them, where <coord> can be found, got inputs_embeds only;"
-                " pass input_ids, or embeddings that hold the points already."
+                "query_coords: expected input_ids with them to find <coord>, got only inputs_embeds; pass input_ids,"
+                " or embeddings that already include the points."
             )
         query_coords = read_float32("query_coords", query_coords).to(input_ids.device)
         is_coord = input_ids == self.config.coord_token_id
@@ -420,8 +420,8 @@ class Ross3DModel(Ross3DPreTrainedModel):
         if bool((is_coord & ~given).any()):
             row, place = (is_coord & ~given).nonzero()[0].tolist()
             raise ValueError(
-                f"query_coords: expected a point for the <coord> of row {row}, got {points[row, place].tolist()}; pass"
-                " query_coords for every question that names <coord>, finite and in metres, at most"
+                f"query_coords: expected a point for the <coord> of row {row}, got {points[row, place].tolist()};"
+                " pass query_coords for every question with <coord>, finite and in metres, at most"
                 f" {MAX_CAMERA_DISTANCE:.0f}."
             )
         positions = self.get_position_embedding(points.nan_to_num(), is_coord & given)
@@ -451,7 +451,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         if length > limit:
             raise ValueError(
                 f"input_ids: expected at most {limit} positions (max_position_embeddings), got {length}; use fewer"
-                f" views ({self.views.layout.num_positions} positions each) or fewer questions a row."
+                f" views ({self.views.layout.num_positions} positions each) or fewer questions per row."
             )
 
     @can_return_tuple
@@ -482,7 +482,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
         unknown = sorted(kwargs.keys() - LIBRARY_ARGUMENTS)
         if unknown:
             raise TypeError(
-                f"forward: expected the processor's output and the library's own arguments, got {', '.join(unknown)};"
+                f"forward: expected the processor's output and arguments of Transformers, got {', '.join(unknown)};"
                 " check the spelling."
             )
         if self.training and past_key_values is None:
@@ -494,8 +494,8 @@ class Ross3DModel(Ross3DPreTrainedModel):
             )
         if past_key_values is not None and self.training and self.is_activation_checkpointing:
             raise ValueError(
-                "past_key_values: expected no cache while activation checkpointing is on, which drops it, got one;"
-                " call model.eval() or model.activation_checkpointing_disable() first."
+                "past_key_values: expected no cache with activation checkpointing, which drops it, got one; call"
+                " model.eval() or model.activation_checkpointing_disable() first."
             )
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
@@ -513,8 +513,8 @@ class Ross3DModel(Ross3DPreTrainedModel):
         images = (mm_encoder_outputs or {}).get("image")
         if images is not None and pixel_values is not None:
             raise ValueError(
-                "mm_encoder_outputs: expected no pixel_values beside the features of views, got both; leave one of"
-                " them out."
+                "mm_encoder_outputs: expected no pixel_values together with features of views, got both; pass only"
+                " one of them."
             )
         if pixel_values is not None or images is not None:
             batch |= {"patch_coords": None if patch_coords is None else read_float32("patch_coords", patch_coords)}
@@ -524,9 +524,9 @@ class Ross3DModel(Ross3DPreTrainedModel):
         if num_segments > 1:
             if past_key_values is not None:
                 raise ValueError(
-                    "past_key_values: expected none for rows with several questions, whose segments would see each"
-                    f" other, got a cache of {int(past_key_values.get_seq_length())} positions; pass one question a"
-                    " row."
+                    "past_key_values: expected none for rows with several questions, whose segments would attend to"
+                    f" each other, got a cache of {int(past_key_values.get_seq_length())} positions; pass one"
+                    " question per row."
                 )
             attention_mask, packed = prepare_packed_rows(
                 self.config.text_config, inputs_embeds, segment_ids, visible, attention_mask, prefix_length
@@ -606,7 +606,8 @@ class Ross3DForConditionalGeneration(
         if config.denoiser_config is not None and layout.num_rows != layout.num_columns:
             raise ValueError(
                 f"denoiser_config: expected None with backbone {config.backbone!r}, whose views have a grid of"
-                f" {layout.num_rows} x {layout.num_columns}: the denoiser rebuilds square ones; leave it out."
+                f" {layout.num_rows} x {layout.num_columns} tokens, because the denoiser reconstructs square views;"
+                " leave it out."
             )
         # CODEPATH: published checkpoints carry the denoiser; exports for inference alone may leave it out.
         if config.denoiser_config is not None:

@@ -178,9 +178,7 @@ class Objective(ABC):
         target, *others = self.reads
         missing = [name for name in others if target in batch and name not in batch]
         if missing:
-            raise ValueError(
-                f"{target}: expected {missing[0]} with this target, which is compared with it, got none; {HINT}"
-            )
+            raise ValueError(f"{target}: expected {missing[0]} with this target, to compare the two, got none; {HINT}")
 
     def has_target(self, states: SceneStates, batch: Batch, config: Ross3DConfig) -> bool:
         """Whether any row has a target. Called in evaluation only: in training all objectives run in every step."""
@@ -265,8 +263,8 @@ class TextObjective(Objective):
             return
         if labels is None and weights is not None:
             raise ValueError(
-                "labels: expected them beside shift_labels and loss_weights, as the processor returns them, got none;"
-                " a Trainer with label_smoothing_factor takes them away, which this model cannot do with: set it to 0."
+                "labels: expected them with shift_labels and loss_weights, as the processor returns them, got none;"
+                " a Trainer with label_smoothing_factor removes them: set it to 0."
             )
         if not model.training:
             check_text_numbers(labels if shift_labels is None else shift_labels, weights, model.config)
@@ -275,10 +273,9 @@ class TextObjective(Objective):
             return
         if int(segment_ids.max()) > 1:
             raise ValueError(
-                "shift_labels: expected shift_labels and loss_weights beside labels, since a row holds several"
-                " questions and only its processor knows what each may predict, got None; pass answers= to the"
-                " processor and give the model all that it returns. A stock Trainer drops some of it unless"
-                " remove_unused_columns=False."
+                "shift_labels: expected shift_labels and loss_weights with labels, because a row contains several"
+                " questions and only the processor knows their targets, got None; pass answers= to the processor,"
+                " give the model its whole output, and set remove_unused_columns=False for a stock Trainer."
             )
 
     def has_target(self, states: SceneStates, batch: Batch, config: Ross3DConfig) -> bool:
@@ -308,14 +305,14 @@ def check_text_numbers(labels: torch.Tensor | None, loss_weights: torch.Tensor |
         wrong = labels[((labels < 0) | (labels >= size)) & (labels != -100)]
         if len(wrong):
             raise ValueError(
-                f"labels: expected tokens in 0..{size - 1}, or -100 where nothing is learnt, got"
-                f" {wrong[:5].tolist()}; {HINT}"
+                f"labels: expected tokens in 0..{size - 1}, or -100 for ignored positions, got {wrong[:5].tolist()};"
+                f" {HINT}"
             )
     if loss_weights is not None:
         weights = read_float32("loss_weights", loss_weights)
         wrong = weights[~(weights >= 0) | weights.isinf()]
         if len(wrong):
-            raise ValueError(f"loss_weights: expected finite numbers from 0 on, got {wrong[:5].tolist()}; {HINT}")
+            raise ValueError(f"loss_weights: expected finite numbers >= 0, got {wrong[:5].tolist()}; {HINT}")
 
 
 def combine_losses(
@@ -342,7 +339,7 @@ def combine_losses(
     if num_items_in_batch is not None and shape[-1:] != (len(names),):
         raise ValueError(
             f"num_items_in_batch: expected {len(names)} counts {names}, got shape {got}; a stock Trainer counts"
-            " tokens: use train.py's Ross3DTrainer, or leave the model's accepts_loss_kwargs at False."
+            " tokens: use train.py's Ross3DTrainer, or keep accepts_loss_kwargs = False on the model."
         )
     divisors = counts
     if num_items_in_batch is not None:

@@ -152,14 +152,14 @@ def get_bev_cells(
     if rule == "rgb_positive":
         if bev_pixel_values is None:
             raise ValueError(
-                "bev_pixel_values: expected the picture itself, since bev_loss_mask='rgb_positive' counts its coloured"
-                " cells, got None; pass it beside bev_latents or choose bev_loss_mask='valid'."
+                "bev_pixel_values: expected the picture itself, because bev_loss_mask='rgb_positive' counts its"
+                " coloured cells, got None; pass it with bev_latents or choose bev_loss_mask='valid'."
             )
         return resize_bilinear(bev_pixel_values.float(), grid_size).mean(dim=1) > 0
     if bev_valid is None:
         raise ValueError(
-            "bev_valid: expected a mask (B, H, W) of the pixels that were seen, since bev_loss_mask='valid' counts"
-            " them, got None; pass bev_valid or choose bev_loss_mask='rgb_positive'."
+            "bev_valid: expected a mask (B, H, W) of the observed pixels, because bev_loss_mask='valid' counts them,"
+            " got None; pass bev_valid or choose bev_loss_mask='rgb_positive'."
         )
     return F.adaptive_avg_pool2d(bev_valid.float()[:, None], grid_size)[:, 0] >= 0.5
 
@@ -196,13 +196,12 @@ class Ross3DTeacherMixin:
                 from diffusers import AutoencoderKL
             except ImportError as error:
                 raise ImportError(
-                    "attach_teacher: reading a VAE folder needs diffusers; run `pip install diffusers`."
+                    "attach_teacher: expected the package diffusers to read a VAE folder, got none; run `pip install"
+                    " diffusers`."
                 ) from error
             teacher = AutoencoderKL.from_pretrained(teacher)
         if self.reconstruction_head is None:
-            raise ValueError(
-                "attach_teacher: expected a model with denoiser_config, got None; it has nothing to teach."
-            )
+            raise ValueError("attach_teacher: expected a model with denoiser_config, got None; leave out the teacher.")
         for name in ("latent_channels", "scaling_factor", "shift_factor"):
             wanted, found = getattr(self.config.denoiser_config, name), getattr(teacher.config, name) or 0.0
             if wanted != found:
@@ -220,7 +219,7 @@ class Ross3DTeacherMixin:
         """
         if not self._teacher:
             raise ValueError(
-                "teacher: expected an attached VAE, since pictures are to be encoded or decoded, got none; call"
+                "teacher: expected an attached VAE to encode or decode images, got none; call"
                 " model.attach_teacher(DIR/'teacher') or pass view_latents and bev_latents."
             )
         teacher = self._teacher[0]
@@ -621,8 +620,8 @@ class ViewObjective(ReconstructionObjective):
             posterior = batch["view_latents"][places]
         elif "pixel_values" not in batch:
             raise ValueError(
-                "bool_masked_views: expected pixel_values or view_latents of the views to rebuild, got neither; pass"
-                " the processor's whole output."
+                "bool_masked_views: expected pixel_values or view_latents of the views to reconstruct, got neither;"
+                " pass the processor's whole output."
             )
         else:
             pictures = get_view_pictures(batch["pixel_values"][places], model.config)

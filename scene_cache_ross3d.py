@@ -94,7 +94,7 @@ class Ross3DSceneCache:
             if 0 < len(missing) < len(scenes):
                 raise ValueError(
                     f"join: expected {name} in all scenes or in none, got none in scene {missing[0]}; encode all with"
-                    " proposals (K = 0 is legal) and the same keep_patch_features."
+                    " proposals (K = 0 is allowed) and the same keep_patch_features."
                 )
         cache = DynamicCache()
         for index in range(len(scenes[0].past_key_values.layers)):
@@ -172,7 +172,7 @@ class Ross3DSceneCache:
             free = shutil.disk_usage(file.parent).free
             raise OSError(
                 f"{file}: expected to write {count_bytes(state) / 1e6:.1f} MB of scenes, got an error from torch with"
-                f" {free / 1e6:.1f} MB free on that disk ({error}); make room there or choose another folder."
+                f" {free / 1e6:.1f} MB free on that disk ({error}); free space there or choose another folder."
             ) from error
         finally:
             partial.unlink(missing_ok=True)
@@ -192,7 +192,7 @@ class Ross3DSceneCache:
         state = read_state(Path(file))
         if state["model"] != get_model_fingerprint(model):
             raise ValueError(
-                f"{file}: expected scenes that this model has read, got those of other weights or another config;"
+                f"{file}: expected scenes encoded by this model, got scenes of other weights or another config;"
                 " encode the scene again."
             )
         if processor is not None and state["processor"] != processor.get_scene_settings():
@@ -203,7 +203,7 @@ class Ross3DSceneCache:
         check_tensors(f"{file}", state, model.config)
         if sum_bytes(state) != state["checksum"]:
             raise ValueError(
-                f"{file}: expected scenes that save() wrote, got another or a broken file; encode the scene again."
+                f"{file}: expected scenes written by save(), got another or a damaged file; encode the scene again."
             )
         # Copies: so far the tensors are memory-mapped from the file.
         cache = DynamicCache()
@@ -216,7 +216,7 @@ class Ross3DSceneCache:
 
 
 TENSORS = ("prefix_mask", "next_positions", "proposal_features", "proposal_mask", "patch_features")
-AGAIN = "these are no scenes of this model: encode them again."
+AGAIN = "these scenes were not encoded by this model: encode them again."
 FIELDS = ("version", "model", "processor", "layers", "checksum")
 # Elements of each matrix that go into a model's fingerprint.
 SAMPLE = 1024
@@ -243,8 +243,8 @@ def read_state(file: Path) -> dict[str, Any]:
     """
     if not file.is_file():
         found = "something else" if file.exists() else "nothing"
-        raise FileNotFoundError(f"{file}: expected a file that scene.save() wrote, found {found} there.")
-    broken = f"{file}: expected scenes that save() wrote, got another or a broken file; encode the scene again."
+        raise FileNotFoundError(f"{file}: expected a file written by scene.save(), got {found}.")
+    broken = f"{file}: expected scenes written by save(), got another or a damaged file; encode the scene again."
     try:
         with zipfile.ZipFile(file) as archive:
             # torch stores its parts uncompressed; compressed ones could unpack to any size.
@@ -277,7 +277,9 @@ def check_tensors(file: str, state: dict[str, Any], config: Any) -> None:
     mask, length = state["prefix_mask"], state["prefix_mask"].shape[1]
     # A scene follows its padding and fills the rest of the row.
     if not length or not bool(mask[:, -1].all()) or bool((mask[:, :-1] & ~mask[:, 1:]).any()):
-        raise ValueError(f"{file}: expected prefix_mask with padding at the start alone, got another; {AGAIN}")
+        raise ValueError(
+            f"{file}: expected prefix_mask with padding only at the start, got padding elsewhere; {AGAIN}"
+        )
     positions = state["next_positions"]
     if not bool(((positions > 0) & (positions <= mask.sum(dim=1))).all()):
         raise ValueError(f"{file}: expected next_positions within the prefixes, got {positions.tolist()}; {AGAIN}")
@@ -310,8 +312,8 @@ def check_readers(scene: Ross3DSceneCache, model: nn.Module) -> None:
             continue
         found = "other weights or another config" if reader is not None else "a model that is no longer in memory"
         raise ValueError(
-            f"scene: expected scenes that this model has read, got those of {found}; encode the scene again, or read"
-            " what scene.save() wrote with model.load_scene(file)."
+            f"scene: expected scenes encoded by this model, got scenes of {found}; encode the scene again, or load a"
+            " file of scene.save() with model.load_scene(file)."
         )
 
 
@@ -341,7 +343,9 @@ def check_shapes(file: str, state: dict[str, Any], config: Any, whole: bool = Tr
         raise ValueError(f"{file}: expected next_positions, int64, of shape ({num_scenes},), got {got}; {AGAIN}")
     is_list = isinstance(layers, list) and all(isinstance(layer, dict) for layer in layers)
     if not is_list or [layer.keys() for layer in layers] != [{"keys", "values"}] * text.num_hidden_layers:
-        raise ValueError(f"{file}: expected keys and values of {text.num_hidden_layers} layers, got others; {AGAIN}")
+        raise ValueError(
+            f"{file}: expected keys and values of {text.num_hidden_layers} layers, got other layers; {AGAIN}"
+        )
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     shape = (num_scenes, text.num_key_value_heads, length, head_size)
     floats = {f"{name} of layer {place}": layer[name] for place, layer in enumerate(layers) for name in layer}
@@ -420,8 +424,8 @@ def get_model_fingerprint(model: nn.Module) -> str:
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise ValueError(
-                f"{name}: expected weights in memory, which tell this model from others, got ones that are offloaded;"
-                " load the model without offloading to save or load scenes."
+                f"{name}: expected weights in memory to identify this model, got offloaded ones; load the model"
+                " without offloading to save or load scenes."
             )
         if not name.startswith("reconstruction_head."):
             values = parameter.detach().flatten()

@@ -51,16 +51,16 @@ FIXED_ARGUMENTS = {
     "train_sampling_strategy": ("sequential", "rows are shuffled by seed and epoch in data/dataset.py"),
     "num_train_epochs": (1, "set data.epochs"),
     "average_tokens_across_devices": (True, "losses are averaged over the answers and scenes of all processes"),
-    "resume_from_checkpoint": (None, "a run that is started again with the same settings resumes by itself"),
-    "save_only_model": (False, "a run that was cut off could not go on without its optimizer"),
-    "ignore_data_skip": (False, "a run that goes on would read its first rows again"),
-    "label_smoothing_factor": (0.0, "targets carry weights of their own, which the Trainer would not see"),
-    "eval_strategy": ("no", "a run has no questions to be evaluated on; run eval.py on its checkpoints"),
-    "load_best_model_at_end": (
+    "resume_from_checkpoint": (None, "restarting a run with the same settings resumes it"),
+    "save_only_model": (False, "an interrupted run could not resume without its optimizer state"),
+    "ignore_data_skip": (False, "a resumed run would read its first rows again"),
+    "label_smoothing_factor": (0.0, "label smoothing would ignore the weights of the targets"),
+    "eval_strategy": ("no", "training does not evaluate; run eval.py on the checkpoints"),
+    "load_best_model_at_end": (False, "training does not evaluate checkpoints; run eval.py on the saved ones"),
+    "push_to_hub": (
         False,
-        "no checkpoint is evaluated on the way; run eval.py on those that are saved",
+        "the Trainer would upload neither the code nor the model card; upload the finished run with tools/push.py",
     ),
-    "push_to_hub": (False, "it would push neither code nor page; push the finished run with tools/push.py"),
 }
 
 
@@ -77,12 +77,12 @@ def build_training_arguments(settings: dict, seed: int) -> TrainingArguments:
         ValueError: for a setting that is given elsewhere or is fixed, for several GPUs in one process, and when
             checkpoints fall between two reports, which a resumed run could not repeat.
     """
-    for name, (value, remedy) in {**FIXED_ARGUMENTS, "seed": (seed, "set the seed of the run: --seed")}.items():
+    for name, (value, remedy) in {**FIXED_ARGUMENTS, "seed": (seed, "set --seed instead")}.items():
         if settings.get(name, value) != value:
             raise ValueError(f"trainer.{name}: expected {value!r} or nothing, got {settings[name]!r}; {remedy}.")
     if settings.get("hub_token") is not None:
         raise ValueError(
-            "trainer.hub_token: expected none, since settings are written into run.yaml and onto the model's page, got"
+            "trainer.hub_token: expected none, because all settings are written to run.yaml and the model card, got"
             " one; set HF_TOKEN or run `hf auth login`."
         )
     if not settings.get("output_dir"):
@@ -95,18 +95,16 @@ def build_training_arguments(settings: dict, seed: int) -> TrainingArguments:
     try:
         arguments = TrainingArguments(**{**settings, **fixed, "seed": seed, "save_total_limit": None})
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"trainer: expected settings that transformers.TrainingArguments takes, got: {error}"
-        ) from error
+        raise ValueError(f"trainer: expected settings of transformers.TrainingArguments, got: {error}") from error
     if arguments.n_gpu > 1:
         raise ValueError(
-            f"train.py: expected one GPU a process, got {arguments.n_gpu}, among which the Trainer would split rows;"
-            " start it with `accelerate launch train.py ...`, or show it one with CUDA_VISIBLE_DEVICES=0."
+            f"train.py: expected one GPU per process, got {arguments.n_gpu}, over which the Trainer would split rows;"
+            " start with `accelerate launch train.py ...`, or select one with CUDA_VISIBLE_DEVICES=0."
         )
     if arguments.save_strategy == "steps" and arguments.save_steps % arguments.logging_steps:
         raise ValueError(
             f"trainer.save_steps: expected a multiple of logging_steps {arguments.logging_steps}, got"
-            f" {arguments.save_steps}; a run resumed between two reports could not repeat its log."
+            f" {arguments.save_steps}; otherwise a resumed run could not repeat its log."
         )
     return arguments
 
@@ -116,9 +114,10 @@ def check_processes(arguments: RunArguments, training: TrainingArguments) -> Non
     if arguments.num_processes not in (None, training.world_size):
         rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
         raise ValueError(
-            f"num_processes: expected {arguments.num_processes} processes, of {rows} rows in each step, got"
-            f" {training.world_size}; start as many with `accelerate launch --num_processes`, or set --num_processes"
-            f" {training.world_size} and --trainer.gradient_accumulation_steps so that as many rows make a step."
+            f"num_processes: expected {arguments.num_processes} processes for {rows} rows per step, got"
+            f" {training.world_size}; start that many with `accelerate launch --num_processes`, or set"
+            f" --num_processes {training.world_size} and --trainer.gradient_accumulation_steps so that a step has the"
+            " same number of rows."
         )
     arguments.num_processes = training.world_size
 

@@ -143,18 +143,18 @@ def _check_fields(annotation: Annotation, where: str) -> None:
     if not isinstance(references, list) or not all(isinstance(r, str) for r in references):
         raise ValueError(f"{where}: references must be a list of strings, got {references!r}; wrap one answer in [].")
     if not all(_has_words(reference) for reference in references):
-        raise ValueError(f"{where}: references must not be blank, got {references!a}; leave out what is no answer.")
+        raise ValueError(f"{where}: references must have no blank strings, got {references!a}; remove them.")
     coords = annotation.query_coords
     if coords is not None and not _is_point(coords):
         raise ValueError(
-            f"{where}: query_coords must be three finite numbers (metres), got {coords!r}; none may lie beyond"
-            f" {MAX_METRES:g} metres: divide millimetres by 1000."
+            f"{where}: query_coords must be three finite numbers (metres), got {coords!r}; each at most"
+            f" {MAX_METRES:g} metres from 0: divide millimetres by 1000."
         )
     ids = annotation.object_ids
     if ids is not None and not (isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids)):
         raise ValueError(f"{where}: object_ids must be a list of box indices >= 0, got {ids!r}.")
     if ids is not None and len(set(ids)) < len(ids):
-        raise ValueError(f"{where}: object_ids must name each box once, got {ids!r}; leave out the copies.")
+        raise ValueError(f"{where}: object_ids must have each box once, got {ids!r}; remove repeated ones.")
 
 
 def _check_agreement(annotation: Annotation, where: str) -> None:
@@ -162,13 +162,13 @@ def _check_agreement(annotation: Annotation, where: str) -> None:
     unmatched = coords is None and annotation.target_boxes is not None
     if (coords is not None) != ("<coord>" in annotation.question) and not unmatched:
         raise ValueError(
-            f"{where}: query_coords is {coords!r} while the question holds {annotation.question.count('<coord>')} "
-            "<coord> marks; give both or neither."
+            f"{where}: query_coords is {coords!r} but the question has {annotation.question.count('<coord>')} <coord>"
+            " tokens; give both or neither."
         )
     if (ids is not None) != (annotation.answer == "<ground>"):
         raise ValueError(
-            f"{where}: answer is {annotation.answer!r} while object_ids is {ids!r}; a grounding question has the "
-            "answer '<ground>' and object_ids ([] = no target), every other has object_ids null."
+            f"{where}: answer is {annotation.answer!r} but object_ids is {ids!r}; a grounding question has the answer"
+            " '<ground>' and object_ids ([] = no target), all others have object_ids null."
         )
 
 
@@ -180,35 +180,35 @@ def _check_words(annotation: Annotation, where: str) -> None:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"{where}: {name} holds half of a character (a lone surrogate); write whole ones."
+                f"{where}: {name} contains a lone surrogate (half of a character); write the whole character."
             ) from error
         found = _CONTROL.search(text)
         if found is not None:
             raise ValueError(
-                f"{where}: {name} holds the control character {found[0]!a} at letter {found.start()}; write the text"
-                " anew from its source."
+                f"{where}: {name} contains the control character {found[0]!a} at character {found.start()}; remove it."
             )
         if len(text) > MAX_LETTERS:
             raise ValueError(
-                f"{where}: {name} must have at most {MAX_LETTERS} letters, got {len(text)}, which fit into no model's"
-                " row; shorten it."
+                f"{where}: {name} must have at most {MAX_LETTERS} characters, got {len(text)}; shorten it."
             )
     question, answer = annotation.question, annotation.answer
     marks = [mark for mark in (*_RESERVED_MARKS, "<ground>") if mark in question]
     if marks:
         raise ValueError(
-            f"{where}: question must be plain words, got the marks {marks}; leave them out: views and turns of the"
-            " chat are added, and grounding is asked for by the answer '<ground>'."
+            f"{where}: question must be plain text, got the special tokens {marks}; remove them: views and chat turns"
+            " are added automatically, and the answer '<ground>' makes a grounding question."
         )
     if question.count("<coord>") > 1:
         raise ValueError(
-            f"{where}: question must hold one <coord> at most, got {question.count('<coord>')}; ask about one place."
+            f"{where}: question must have at most one <coord>, got {question.count('<coord>')}; ask about one place."
         )
     marks = [mark for mark in MARKS if mark in answer and answer != "<ground>"]
     if marks:
-        raise ValueError(f"{where}: answer must be plain words, or '<ground>' alone, got the marks {marks} in it.")
+        raise ValueError(
+            f"{where}: answer must be plain text or only '<ground>', got the special tokens {marks} in it."
+        )
     if answer.startswith(("\n", "\r")):
-        raise ValueError(f"{where}: answer must not begin with a line break, got {answer[:20]!r}; strip it.")
+        raise ValueError(f"{where}: answer must not begin with a line break, got {answer[:20]!r}; remove it.")
 
 
 def _check_benchmark_fields(annotation: Annotation, where: str) -> None:
@@ -219,8 +219,8 @@ def _check_benchmark_fields(annotation: Annotation, where: str) -> None:
         raise ValueError(f"{where}: target_ids must be a list of whole numbers, got {ids!r}.")
     if boxes is not None and not (isinstance(boxes, list) and all(_is_box(box) for box in boxes)):
         raise ValueError(
-            f"{where}: target_boxes must be a list of [cx, cy, cz, dx, dy, dz], got {boxes!r}; metres, no size"
-            f" below 0, nothing beyond {MAX_METRES:g}."
+            f"{where}: target_boxes must be a list of [cx, cy, cz, dx, dy, dz], got {boxes!r}; metres, no size below"
+            f" 0, no value beyond {MAX_METRES:g}."
         )
     box, iou = annotation.query_box, annotation.query_iou
     if box is not None and not _is_box(box):
@@ -256,7 +256,9 @@ def find_annotations(data_dir: str | os.PathLike, split: str) -> Path:
     files = [Path(data_dir) / "annotations" / f"{split}{suffix}" for suffix in (".jsonl", ".parquet")]
     found = [file for file in files if file.is_file()]
     if len(found) > 1:
-        raise ValueError(f"{files[0]} and {files[1].name} are both there; keep the one that holds your questions.")
+        raise ValueError(
+            f"{files[0]} and {files[1].name} both exist; remove the one that does not have your questions."
+        )
     return (found or files)[0]
 
 
@@ -272,11 +274,11 @@ def load_annotations(path: str | os.PathLike, allow_outside: bool | None = None)
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"annotations file {path} does not exist; build it or check the path.")
+        raise FileNotFoundError(f"annotations file {path} does not exist; create it or correct the path.")
     rows = (
         read_parquet_rows(path, "annotations")
         if path.suffix == ".parquet"
-        else read_json_lines(path, "an annotation a line")
+        else read_json_lines(path, "one annotation per line")
     )
     annotations, lines_of_id, faults = [], {}, []
     for number, row in rows:
@@ -285,7 +287,7 @@ def load_annotations(path: str | os.PathLike, allow_outside: bool | None = None)
             annotation = _parse_row(row, where, allow_outside)
             if annotation.id in lines_of_id:
                 raise ValueError(
-                    f"{where}: id {annotation.id!r} was used on line {lines_of_id[annotation.id]} already."
+                    f"{where}: id {annotation.id!r} was already used on line {lines_of_id[annotation.id]}."
                 )
         except ValueError as error:
             faults.append(error.with_traceback(None))
@@ -294,7 +296,7 @@ def load_annotations(path: str | os.PathLike, allow_outside: bool | None = None)
             continue
         lines_of_id[annotation.id] = number
         annotations.append(annotation)
-    _refuse_all(faults, f"{path}: expected rows that can be read and asked")
+    _refuse_all(faults, f"{path}: expected valid annotations")
     return annotations
 
 
@@ -306,7 +308,7 @@ def _refuse_all(faults: list[ValueError], expected: str) -> None:
         shown = " | ".join(str(fault)[:MAX_FAULT_LETTERS] for fault in faults[:SHOWN_FAULTS])
         more = "" if len(faults) <= SHOWN_FAULTS else f" | and {len(faults) - SHOWN_FAULTS} more"
         or_more = " or more" if len(faults) == MAX_FAULTS else ""
-        raise ValueError(f"{expected}, got {len(faults)}{or_more} that are wrong: {shown}{more}")
+        raise ValueError(f"{expected}, got {len(faults)}{or_more} wrong ones: {shown}{more}")
 
 
 def read_parquet_rows(path: Path, meaning: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -319,15 +321,13 @@ def read_parquet_rows(path: Path, meaning: str) -> Iterator[tuple[int, dict[str,
     try:
         file = pq.ParquetFile(check_file(path, meaning, MAX_TEXT_BYTES))
         if file.metadata.num_rows > MAX_ROWS:
-            raise ValueError(f"{file.metadata.num_rows} rows, at most {MAX_ROWS} are read")
+            raise ValueError(f"{file.metadata.num_rows} rows; at most {MAX_ROWS} are allowed")
         for batch in file.iter_batches(ROWS_AT_ONCE):
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise ValueError(
-            f"{path}: expected a Parquet file of {meaning}, got {error}; copy or write it again."
-        ) from error
+        raise ValueError(f"{path}: expected a Parquet file of {meaning}, got {error}; write it again.") from error
 
 
 def _parse_row(row, where: str, allow_outside: bool | None) -> Annotation:
@@ -377,13 +377,13 @@ def check_object_ids(annotation: Annotation, num_boxes: int | None, where: str) 
     ids = annotation.object_ids
     if ids is not None and num_boxes is None:
         raise ValueError(
-            f"object_ids of question {annotation.id!r}: expected boxes of scene {annotation.scene_id!r} that they"
-            f" number, got none; add {where}/boxes.json or leave the question out."
+            f"object_ids of question {annotation.id!r}: expected the boxes of scene {annotation.scene_id!r}, got"
+            f" none; add {where}/boxes.json or remove the question."
         )
     if ids and max(ids) >= num_boxes:
         raise ValueError(
-            f"object_ids of question {annotation.id!r}: expected numbers below {num_boxes}, the boxes of scene"
-            f" {annotation.scene_id!r} in {where}, got {ids}; objects are counted from 0."
+            f"object_ids of question {annotation.id!r}: expected box indices below {num_boxes}, the number of boxes"
+            f" of scene {annotation.scene_id!r} in {where}, got {ids}; indices start at 0."
         )
 
 
@@ -414,7 +414,7 @@ def check_all_object_ids(annotations: Iterable[Annotation], find_scene: Callable
                     faults.append(error.with_traceback(None))
             if len(faults) == MAX_FAULTS:
                 break
-    _refuse_all(faults, "object_ids: expected numbers of boxes that the scenes have")
+    _refuse_all(faults, "object_ids: expected indices of existing boxes")
 
 
 def check_query_coords(
@@ -439,9 +439,9 @@ def check_query_coords(
     if _is_near(point, seen) or _is_near(point, torch.cat([seen, get_readings().to(seen)])):
         return
     raise ValueError(
-        f"{where}: query_coords of question {annotation.id!r}: expected a point in metres, within"
-        f" {MAX_OUTSIDE_DISTANCE:.0f} of what the views of scene {annotation.scene_id!r} show, got"
-        f" {list(annotation.query_coords)}; divide millimetres by 1000, and give it in the world of the cameras."
+        f"{where}: query_coords of question {annotation.id!r}: expected a point in metres, at most"
+        f" {MAX_OUTSIDE_DISTANCE:.0f} m from the observed part of scene {annotation.scene_id!r}, got"
+        f" {list(annotation.query_coords)}; divide millimetres by 1000, and use the world frame of the cameras."
     )
 
 

@@ -75,14 +75,18 @@ class DataArguments:
         check_fields(self, "data.", {**counts, "num_views": NUM_VIEWS})
         for name, known in (("visit", VISITS), ("proposals", TRAINING_PROPOSALS), ("decode", DECODES)):
             if getattr(self, name) not in known:
-                raise ValueError(f"data.{name}: expected a choice of {known}, got {getattr(self, name)!r}.")
+                raise ValueError(f"data.{name}: expected one of {known}, got {getattr(self, name)!r}.")
         if self.one_task_per_step and self.visit != "questions":
-            raise ValueError("data.one_task_per_step: expected visit: questions beside it, got visit: scenes.")
+            raise ValueError(
+                "data.one_task_per_step: expected visit: questions, got visit: scenes; change one of the two."
+            )
         if not 0 < self.labelled_share <= 1:
-            raise ValueError(f"data.labelled_share: expected a share above 0, at most 1, got {self.labelled_share}.")
+            raise ValueError(
+                f"data.labelled_share: expected a fraction above 0 and at most 1, got {self.labelled_share}."
+            )
         if not 0 <= self.unlabelled_share < 1 or (self.unlabelled_share > 0) != (self.unlabelled_root is not None):
             raise ValueError(
-                "data.unlabelled_share: expected a share of all rows above 0 and below 1 beside data.unlabelled_root,"
-                f" or neither, got {self.unlabelled_share} beside {self.unlabelled_root}."
+                "data.unlabelled_share: expected a fraction above 0 and below 1 together with data.unlabelled_root,"
+                f" or neither, got {self.unlabelled_share} with {self.unlabelled_root}."
             )
         make_reading(self.rotate, self.max_excluded, self.allow_outside)

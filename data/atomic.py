@@ -31,8 +31,8 @@ def tell_full_disk(error: Exception, path: Path) -> None:
     is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if is_full or any(words in str(error) for words in DISK_FULL_WORDS):
         raise OSError(
-            f"{path}: there is no room left to write it: the disk is full, or a limit of the system is reached; make"
-            " room and run the same command again."
+            f"{path}: there is no space left to write it: the disk is full or a quota is reached; free space and run"
+            " the same command again."
         ) from error
 
 
@@ -53,9 +53,9 @@ def check_output_folder(folder: str | os.PathLike, option: str) -> None:
     # A path with an invalid character (NUL) is a ValueError.
     except (OSError, ValueError) as error:
         is_file = isinstance(error, FileExistsError | NotADirectoryError)
-        reason = "a file is in its place" if is_file else getattr(error, "strerror", None) or error
+        reason = "this is a file" if is_file else getattr(error, "strerror", None) or error
         raise ValueError(
-            f"{option}: expected a folder to write into, got {str(folder)[:200]!r}: {reason}; choose another place."
+            f"{option}: expected a folder to write into, got {str(folder)[:200]!r}: {reason}; choose another folder."
         ) from error
 
 
@@ -77,10 +77,11 @@ def check_output_file(file: str | os.PathLike, option: str) -> None:
     except (OSError, ValueError) as error:
         kind = getattr(error, "strerror", None) or error
     if kind != stat.S_IFREG:
-        kinds = {stat.S_IFDIR: "a folder is in its place"}
-        reason = kind if not isinstance(kind, int) else kinds.get(kind, "a pipe, socket or device is in its place")
+        kinds = {stat.S_IFDIR: "this is a folder"}
+        reason = kind if not isinstance(kind, int) else kinds.get(kind, "this is a pipe, socket or device")
         raise ValueError(
-            f"{option}: expected a file to write, got {str(file)[:200]!r}: {reason}; name one, such as page.html."
+            f"{option}: expected a file to write, got {str(file)[:200]!r}: {reason}; choose another path, such as"
+            " page.html."
         )
 
 
@@ -173,7 +174,7 @@ def hold_folder(folder: str | os.PathLike, patience: float = 1.0, option: str = 
     while (file := take_lock(folder / ".lock")) is None:
         if time.monotonic() - begin >= patience:
             raise BlockingIOError(
-                f"{option}: another process is at work in {folder}; wait for it, or choose another folder."
+                f"{option}: another process is writing to {folder}; wait for it, or choose another folder."
             )
         time.sleep(0.1)
     with file:

@@ -62,13 +62,13 @@ def render_bev(
             f"points and colors must be (N, 3), colors uint8, got {points.shape} and {colors.dtype} {colors.shape}."
         )
     if not np.isfinite(points).all():
-        raise ValueError("points: expected finite coordinates, got NaN or inf; leave such points out.")
+        raise ValueError("points: expected finite coordinates, got NaN or inf; remove those points.")
     below = points[:, 2] <= ceiling_height
     points, colors = points[below], colors[below]
     if not len(points):
         raise ValueError(
-            f"no point lies below ceiling_height = {ceiling_height} m; is the scan upright with its floor at z = 0? "
-            "give an axis-align matrix, or a higher ceiling."
+            f"no point is below ceiling_height = {ceiling_height} m; is the scan upright with its floor at z = 0?"
+            " give an axis-align matrix, or a higher ceiling."
         )
     if bounds is None:
         bounds = get_bev_bounds(torch.from_numpy(points)).numpy()
@@ -170,7 +170,9 @@ def _color_raised(image: np.ndarray, height: np.ndarray, closed: np.ndarray, rai
 def get_scene_points(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """World points (N, 3) in metres and colours (N, 3) of every pixel of `scene` that has a depth reading."""
     if scene.depth_maps is None or scene.intrinsics is None or scene.cam2world is None:
-        raise ValueError(f"scene {scene.scene_id!r} has no depth or no cameras, so it cannot be seen from above.")
+        raise ValueError(
+            f"scene {scene.scene_id!r} has no depth or no cameras, so it has no bird's-eye picture; add both."
+        )
     depth = torch.from_numpy(np.ascontiguousarray(scene.depth_maps, dtype=np.float32))
     world = unproject(depth, torch.from_numpy(scene.intrinsics), torch.from_numpy(scene.cam2world)).numpy()
     images = scene.images

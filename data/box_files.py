@@ -59,15 +59,15 @@ def check_box_file(file: str | os.PathLike, scene_ids: Sequence[str]) -> None:
         parse_box_rows(rows, str(file))
         if len(scene_ids) > 1:
             raise ValueError(
-                f"{file}: expected boxes by scene for {len(scene_ids)} scenes, got one list, of one scene; write"
-                " {SCENE: [...], ...}, or give the scene that they are of."
+                f"{file}: expected boxes by scene for {len(scene_ids)} scenes, got one list without scene names;"
+                " write {SCENE: [...], ...}, or give only the scene that the boxes belong to."
             )
         return
     keys = [key for scene_id in scene_ids if (key := find_scene_key(rows, scene_id)) is not None]
     if not keys:
         raise ValueError(
-            f"{file}: expected boxes of {len(scene_ids)} scenes, such as {scene_ids[0]!r}, got boxes of"
-            f" {len(rows)} others, such as {list(rows)[:3]}; give the file of these scenes."
+            f"{file}: expected boxes of {len(scene_ids)} scenes, such as {scene_ids[0]!r}, got boxes of {len(rows)}"
+            f" other scenes, such as {list(rows)[:3]}; give the file of these scenes."
         )
     for key in keys:
         parse_box_rows(rows[key], f"{file}, {key}")
@@ -94,7 +94,7 @@ def read_mask3d(
     """
     file = Path(file)
     if not np.isfinite(vertices).all():
-        raise ValueError(f"{file}: vertices of its mesh must be finite, found NaN or inf; export the mesh again.")
+        raise ValueError(f"{file}: expected finite mesh vertices, found NaN or inf; export the mesh again.")
     lines = read_text(file, "a list of masks: pred_mask/FILE.txt LABEL SCORE").splitlines()
     entries = [_read_entry(file, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     boxes, kept, num_empty, num_points = [], [], 0, 0
@@ -137,20 +137,20 @@ def _read_entry(file: Path, number: int, line: str) -> tuple[str, str, float]:
 def _read_mask(file: Path, num_vertices: int) -> np.ndarray:
     """A mask (M,) of zeros and ones, uint8."""
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing, which the list of masks names; copy the folder of masks, too.")
+        raise FileNotFoundError(f"{file} is in the list of masks but missing; copy the folder of masks too.")
     # A digit and a blank or two of each; others are refused below.
     check_file(file, f"0 or 1 for each of {num_vertices} vertices", 32 * num_vertices + MAX_MORE_BYTES)
     words = np.array(file.read_bytes().split())
     if len(words) != num_vertices:
         raise ValueError(
-            f"{file}: a mask of {len(words)} vertices for a mesh of {num_vertices}; expected the very mesh or cloud "
-            "that the detector was given, its vertices in the same order."
+            f"{file}: expected a mask value for each of the {num_vertices} vertices of the mesh, got {len(words)};"
+            " use the mesh or point cloud that the detector got, with its vertices in the same order."
         )
     mask = words == b"1"
     if not (mask | (words == b"0")).all():
         raise ValueError(
-            f"{file}: expected 0 or 1 for each vertex, got {words[~mask & (words != b'0')][0].decode()!r}; a mask has "
-            "no weights: apply the threshold when exporting."
+            f"{file}: expected 0 or 1 for each vertex, got {words[~mask & (words != b'0')][0].decode()!r}; apply a"
+            " threshold when exporting."
         )
     return mask.astype(np.uint8)
 

@@ -18,8 +18,8 @@ def check_latents(rows: list[dict[str, torch.Tensor]]) -> None:
         bare = [place for place, row in enumerate(rows) if latents not in row and pictures in row]
         if bare and any(latents in row for row in rows):
             raise ValueError(
-                f"rows: expected {latents} in every row with {pictures}, got none in row {bare[0]}; give them to all"
-                " rows of a batch or to none."
+                f"rows: expected {latents} in all rows of a batch with {pictures} or in none, got none in row"
+                f" {bare[0]}; add or remove them."
             )
 
 
@@ -64,7 +64,9 @@ class Ross3DCollator:
         known = {name for name, row in INPUTS.items() if row.padding is not None}
         unknown = set().union(*rows) - known - {"row_seed"}
         if unknown:
-            raise ValueError(f"rows: expected the processor's keys {sorted(known)}, got {sorted(unknown)} as well.")
+            raise ValueError(
+                f"rows: expected the processor's keys {sorted(known)}, also got {sorted(unknown)}; remove these."
+            )
         check_latents(rows)
         widest = max((len(row["proposal_boxes"]) for row in rows if "proposal_boxes" in row), default=0)
         tensors = [{name: tensor for name, tensor in row.items() if name != "row_seed"} for row in rows]

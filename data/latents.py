@@ -11,7 +11,14 @@ from typing import Any
 import torch
 
 from ross3d.data.atomic import remove_leftovers_of_the_dead
-from ross3d.data.kept import describe_source, get_file_name, load_kept, load_kept_or_none, make_kept, write_kept
+from ross3d.data.tensor_cache import (
+    describe_source,
+    get_file_name,
+    load_cache,
+    load_cache_or_none,
+    make_cache,
+    write_cache,
+)
 
 
 # Raise when the content of a file, or the meaning of its numbers, changes.
@@ -50,10 +57,10 @@ class SceneLatents:
 
     def has(self, path: Path) -> bool:
         """Whether the latents of a scene exist; damaged ones count as absent, with a warning."""
-        return load_kept_or_none(self.get_file(path), self.get_identity(path)) is not None
+        return load_cache_or_none(self.get_file(path), self.get_identity(path)) is not None
 
     def write(self, path: Path, identity: dict[str, Any], latents: dict[str, torch.Tensor]) -> None:
-        write_kept(self.get_file(path), make_kept(identity, {}, latents))
+        write_cache(self.get_file(path), make_cache(identity, {}, latents))
 
     def refuse_missing(self, paths: list[Path]) -> None:
         """Refuse to start if scenes have no file; whether a file is the right one is checked when it is read.
@@ -66,7 +73,7 @@ class SceneLatents:
             raise ValueError(
                 f"data.latents: expected the teacher's latents of {len(paths)} scenes in {self.folder}, got none of"
                 f" {len(missing)}, first {missing[0].name}; make them with `python -m ross3d.training.latents"
-                " CONFIG.yaml`, or leave data.latents out."
+                " CONFIG.yaml`, or leave out data.latents."
             )
 
     def read(self, path: Path) -> dict[str, torch.Tensor]:
@@ -75,11 +82,11 @@ class SceneLatents:
         Raises:
             ValueError: when there are none, or those of other pictures, settings or another teacher.
         """
-        kept = load_kept(self.get_file(path), self.get_identity(path))
+        kept = load_cache(self.get_file(path), self.get_identity(path))
         if kept is None:
-            found = "those of other files or settings" if self.get_file(path).is_file() else "none"
+            found = "latents of other files or settings" if self.get_file(path).is_file() else "none"
             raise ValueError(
                 f"data.latents: expected the teacher's latents of {path} in {self.get_file(path)}, got {found}; make"
-                " them with `python -m ross3d.training.latents CONFIG.yaml`, or leave data.latents out."
+                " them with `python -m ross3d.training.latents CONFIG.yaml`, or leave out data.latents."
             )
         return dict(kept["tensors"])

@@ -25,7 +25,7 @@ def check_name(name: Any, where: str) -> str:
     if not isinstance(name, str) or len(name) > MAX_NAME_LETTERS or NAME.fullmatch(name) is None:
         raise ValueError(
             f"{where}: expected a name of letters, digits, _, - and . (none at its start), got {str(name)[:100]!r};"
-            " names with parts of a path are not followed: rename it."
+            " rename it."
         )
     return name
 
@@ -48,8 +48,8 @@ def check_links(files: Iterable[Path], folder: Path) -> None:
     for file in files:
         if not is_inside(file, folder):
             raise ValueError(
-                f"{file}: expected a file of {folder}, got a link that leads out of it, to {file.resolve()}; put the"
-                " file itself there (`cp -L`), or remove the link."
+                f"{file}: expected a file of {folder}, got a link that leads out of it, to {file.resolve()}; put a"
+                " copy of the file there (`cp -L`), or remove the link."
             )
 
 

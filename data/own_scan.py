@@ -17,8 +17,8 @@ from ross3d.data.box_files import read_box_list
 from ross3d.data.proposals import Proposals, propose_boxes
 from ross3d.data.scene import Scene
 from ross3d.data.sources import describe_not_read, find_layout, find_video, list_not_read, read_scene
-from ross3d.data.sources.beside import turn_pictures
 from ross3d.data.sources.frames import MAX_EXCLUDED
+from ross3d.data.sources.optional_files import turn_pictures
 from ross3d.data.surface import Surface, sample_surface
 from ross3d.data.upright import LOW_CONFIDENCE, UprightEstimate, align_scene, describe_pictures, estimate_upright
 from ross3d.data.world import check_bounds

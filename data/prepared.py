@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from ross3d.data.atomic import remove_leftovers_of_the_dead, write_text
-from ross3d.data.kept import describe_source, get_file_name, load_kept_or_none, make_kept, write_kept
 from ross3d.data.scene import Scene
+from ross3d.data.tensor_cache import describe_source, get_file_name, load_cache_or_none, make_cache, write_cache
 from ross3d.data.text_files import read_json
 from ross3d.data.world import recall_warnings
 
@@ -80,7 +80,7 @@ class PreparedScenes(SceneReader):
     def read(self, path: Path) -> tuple[Scene, Any]:
         """Read a scene without its pictures, and the processor's `FittedScene` of them."""
         file, identity = self.folder / get_file_name(path, "prepared"), self.get_identity(path)
-        kept = load_kept_or_none(file, identity)
+        kept = load_cache_or_none(file, identity)
         if kept is None:
             scene = self.read_scene(path, **self.reading)
             kept = self.prepare(scene, identity)
@@ -101,23 +101,23 @@ class PreparedScenes(SceneReader):
         beside = file.with_suffix(WARNINGS_SUFFIX)
         try:
             beside.unlink(missing_ok=True)
-            write_kept(file, kept)
+            write_cache(file, kept)
             if said:
                 told = {"identity": hash_identity(kept["identity"]), "warnings": said}
                 write_text(beside, json.dumps(told, indent=1) + "\n")
         except (OSError, RuntimeError) as error:
-            warnings.warn(f"{file}: the prepared scene could not be kept ({error}); it is made anew each time.",
+            warnings.warn(f"{file}: the prepared scene could not be saved ({error}); it is prepared each time.",
                           stacklevel=2)  # fmt: skip
 
     def warn_again(self, paths: Sequence[Path]) -> None:
         """Give one warning with the number of scenes whose preparation gave warnings that still hold."""
         said = {path.name: told for path in paths if (told := self.read_warnings(path))}
         if said:
-            count = f"{len(said)} of {len(paths)} prepared scenes were" if len(said) > 1 else "a prepared scene was"
+            count = f"{len(said)} of {len(paths)} scenes" if len(said) > 1 else "a scene"
             (first, *_), *_ = said.values()
-            more = f" (all of them: {self.folder}/*{WARNINGS_SUFFIX})" if sum(map(len, said.values())) > 1 else ""
+            more = f" (all warnings: {self.folder}/*{WARNINGS_SUFFIX})" if sum(map(len, said.values())) > 1 else ""
             warnings.warn(
-                f"data.prepared: {count} warned of when first read, and nothing has changed since: {first}{more}",
+                f"data.prepared: preparing {count} gave warnings, and the files have not changed since: {first}{more}",
                 stacklevel=2,
             )
 
@@ -146,7 +146,7 @@ class PreparedScenes(SceneReader):
                 tensors["depth"] = millimetres
         if scene.boxes is not None:
             tensors["boxes"] = torch.from_numpy(scene.boxes)
-        return make_kept(identity, {"scene_id": scene.scene_id, "box_labels": scene.box_labels}, tensors)
+        return make_cache(identity, {"scene_id": scene.scene_id, "box_labels": scene.box_labels}, tensors)
 
     def build(self, kept: dict[str, Any], path: Path) -> tuple[Scene, Any]:
         tensors = dict(kept["tensors"])

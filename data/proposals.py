@@ -89,7 +89,7 @@ class Proposals:
     def describe(self) -> str:
         """A one-sentence summary."""
         if not len(self.boxes):
-            return "no boxes proposed: nothing stands out from floor and walls"
+            return "no boxes proposed: nothing was found apart from floor and walls"
         return (
             f"{len(self.boxes)} boxes proposed from depth; the groupings agree on a box by "
             f"{self.agreement.mean():.2f} on average, by {self.agreement.max():.2f} at best"
@@ -139,9 +139,9 @@ def check_upright(points: np.ndarray, scene_id: str) -> None:
     below = float((points[:, 2] < -BELOW).mean()) if len(points) else 0.0
     if below > MAX_BELOW:
         raise ValueError(
-            f"scene {scene_id!r}: proposing boxes expected z up and the floor at z = 0, but {100 * below:.0f} % of "
-            f"the surface lies more than {BELOW} m below; write its alignment beside the scan (python -m "
-            "ross3d.data.prepare align --data FOLDER), or give your own in axis_align.txt or as axis_align_matrix=."
+            f"scene {scene_id!r}: expected z up and the floor at z = 0 for proposing boxes, but {100 * below:.0f} %"
+            f" of the surface is more than {BELOW} m below; write an alignment into the scan's folder (python -m"
+            " ross3d.data.prepare align --data FOLDER), or give your own in axis_align.txt or as axis_align_matrix=."
         )
 
 

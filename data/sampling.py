@@ -44,11 +44,11 @@ def sample_uniform(num_frames: int, num_views: int, unique: bool = False) -> np.
             f"num_frames and num_views must be at least 1, got {num_frames} and {num_views}; is the scan empty?"
         )
     if isinstance(num_views, bool) or num_views != int(num_views):
-        raise ValueError(f"num_views must be a whole number of views, got {num_views!r}.")
+        raise ValueError(f"num_views must be a whole number, got {num_views!r}.")
     if unique and num_views >= num_frames:
         return np.arange(num_frames, dtype=np.int64)
     if num_views > MAX_SAMPLED_VIEWS:
-        raise ValueError(f"num_views must be at most {MAX_SAMPLED_VIEWS} views, got {num_views}; ask for fewer.")
+        raise ValueError(f"num_views must be at most {MAX_SAMPLED_VIEWS}, got {num_views}; lower it.")
     indices = np.floor(np.linspace(0, num_frames - 1, num_views)).astype(np.int64)
     return np.unique(indices) if unique else indices
 

@@ -111,14 +111,12 @@ def check_scene(scene: Scene) -> Scene:
     """
     where = f"scene {scene.scene_id!r}"
     if not scene.scene_id:
-        raise ValueError(
-            "Scene.scene_id: expected a name, which errors and predictions quote, got an empty one; give it one."
-        )
+        raise ValueError("Scene.scene_id: expected a name, got an empty one; set a name.")
     _check_images(scene, where)
     if scene.view_names and len(scene.view_names) != scene.num_views:
         raise ValueError(
-            f"view_names of {where}: expected {scene.num_views} names, one a view, got {len(scene.view_names)}; give"
-            " each view a name, or none of them."
+            f"view_names of {where}: expected {scene.num_views} names, one per view, got {len(scene.view_names)};"
+            " name all views or none."
         )
     _check_geometry(scene, where)
     for key in ("boxes", "proposal_boxes"):
@@ -129,7 +127,8 @@ def check_scene(scene: Scene) -> Scene:
     if scene.box_labels is not None and (scene.boxes is None or len(scene.box_labels) != len(scene.boxes)):
         count = 0 if scene.boxes is None else len(scene.boxes)
         raise ValueError(
-            f"box_labels of {where}: expected {count} entries, one a box, got {len(scene.box_labels)}; give one a box."
+            f"box_labels of {where}: expected {count} entries, one per box, got {len(scene.box_labels)}; give one per"
+            " box."
         )
     _check_bev(scene, where)
     return scene
@@ -143,7 +142,7 @@ def _check_images(scene: Scene, where: str) -> None:
             f"images of {where}: expected a uint8 array (V, H, W, 3), got {got}; convert to RGB bytes first."
         )
     if len(images) == 0:
-        raise ValueError(f"images of {where}: expected at least one view, got none; a scene needs one.")
+        raise ValueError(f"images of {where}: expected at least one view, got none; add views.")
 
 
 def _check_geometry(scene: Scene, where: str) -> None:
@@ -187,11 +186,11 @@ def _advise_on_far_boxes(scene: Scene) -> str:
         apart, seen = float(np.ptp(scene.cam2world[:, :3, 3], axis=0).max()), float(scene.depth_maps.max())
         if apart > FAR_APART * seen:
             return (
-                f"the cameras stand {apart:.0f} apart and see {seen:.1f} m far, so the poses are likely in another"
-                " unit than depth (divide translations of centimetres by 100); else the boxes are (divide millimetres"
-                " by 1000)"
+                f"the cameras are {apart:.0f} apart and see {seen:.1f} m far, so the poses are likely in another unit"
+                " than depth (divide translations of centimetres by 100); else the boxes are (divide millimetres by"
+                " 1000)"
             )
-    return "divide boxes of millimetres by 1000, or, where the poses are no metres, their translations"
+    return "divide boxes of millimetres by 1000, or the translations of the poses, if those are not in metres"
 
 
 def _check_unit_of_boxes(scene: Scene, boxes: np.ndarray, name: str) -> None:
@@ -254,7 +253,7 @@ def _check_bev(scene: Scene, where: str) -> None:
         expected = None if image is None else image.shape[:2]
         raise ValueError(
             f"bev_valid of {where}: expected a bool array {expected} with bev_image, got {valid.dtype} {valid.shape};"
-            " give one value a pixel of bev_image."
+            " give one value per pixel of bev_image."
         )
     if bounds is not None:
         check_edges(bounds, f"bev_bounds of {where}")

@@ -76,8 +76,8 @@ def check_depth(scene: Scene, purpose: str) -> None:
     """
     if scene.depth_maps is None or scene.intrinsics is None or scene.cam2world is None:
         raise ValueError(
-            f"scene {scene.scene_id!r}: {purpose} expected depth_maps, intrinsics and cam2world, got a scene without "
-            "all of them; give the frames' depth and cameras."
+            f"scene {scene.scene_id!r}: {purpose} needs depth_maps, intrinsics and cam2world, got a scene that"
+            " lacks some of them; add depth and cameras of the frames."
         )
 
 

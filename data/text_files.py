@@ -24,7 +24,7 @@ MAX_YAML_VALUES = 100_000
 # Digits of a whole number: longer ones do not fit into a float64, and no id or coordinate needs them.
 MAX_DIGITS = 300
 
-AGAIN = "write it or copy it again"
+AGAIN = "write or copy it again"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _LONG_NUMBER = re.compile(rf"\d{{{MAX_DIGITS + 1},}}")
@@ -57,8 +57,8 @@ def check_file(file: str | os.PathLike, meaning: str, max_bytes: int | None = No
         raise ValueError(f"{path}: expected {meaning}, got {kind}; give the path of a regular file.")
     if max_bytes is not None and status.st_size > max_bytes:
         raise ValueError(
-            f"{path}: expected {meaning}, of at most {describe_size(max_bytes)}, got {describe_size(status.st_size)};"
-            " check that no other file lies there."
+            f"{path}: expected {meaning}, of at most {describe_size(max_bytes)}, got {describe_size(status.st_size)},"
+            " which is too large; check that it is the right file."
         )
     check_no_pointer(path, str(path), meaning)
     return path
@@ -84,7 +84,7 @@ def _decode(content: bytes, first_line: int, path: Path, meaning: str) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = first_line + content.count(b"\n", 0, error.start)
-        kind = "UTF-16 text" if first_line == 1 and content.startswith(_UTF_16_MARKS) else "bytes that are no UTF-8"
+        kind = "UTF-16 text" if first_line == 1 and content.startswith(_UTF_16_MARKS) else "bytes that are not UTF-8"
         raise ValueError(
             f"{path}:{line}: expected {meaning}, got {kind} (byte 0x{content[error.start]:02x}); save it as UTF-8."
         ) from error
@@ -121,14 +121,12 @@ def read_json(
 def _check_kind(
     value: Any, kind: type | None, keys: Sequence[str], where: str, meaning: str, remedy: str = AGAIN
 ) -> Any:
-    remedy = "check that it is the right file" if remedy == AGAIN else remedy
+    remedy = "check that it is the intended file" if remedy == AGAIN else remedy
     if kind is not None and not isinstance(value, kind):
         raise ValueError(f"{where}: expected {meaning}, got {describe_kind(value)}; {remedy}.")
     missing = [key for key in keys if key not in value]
     if missing:
-        raise ValueError(
-            f"{where}: expected {meaning}, got no {', '.join(missing)}; check that nothing of it is missing."
-        )
+        raise ValueError(f"{where}: expected {meaning}, got no {', '.join(missing)}; check that the file is complete.")
     return value
 
 
@@ -168,14 +166,14 @@ def parse_json(
         problem = "it is empty" if not text.strip() else place
     except UnicodeEncodeError as error:
         near = error.object[max(error.start - 20, 0) : error.end]
-        problem = f"half of a character, {error.object[error.start]!r}, in {near!r}"
+        problem = f"a lone surrogate (half of a character), {error.object[error.start]!r}, in {near!r}"
     except RecursionError:
-        problem = "brackets inside brackets, too deep to be read"
+        problem = "too deeply nested brackets"
     except ValueError as error:
         problem = f"{error}{_describe_place(text, _LONG_NUMBER.search(text))}"
     else:
         return value
-    raise ValueError(f"{where}: expected {meaning}, but the file is no JSON ({problem}); {remedy}.")
+    raise ValueError(f"{where}: expected {meaning}, but the file is not valid JSON ({problem}); {remedy}.")
 
 
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -184,7 +182,7 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:80]!r} stands twice in an object")
+        raise ValueError(f"the key {twice[:80]!r} occurs twice in an object")
     return found
 
 
@@ -203,7 +201,7 @@ def _describe_place(text: str, found: re.Match | None) -> str:
 
 def read_json_lines(
     file: str | os.PathLike,
-    meaning: str = "a JSON value a line",
+    meaning: str = "one JSON value per line",
     *,
     kind: type[dict] | type[list] | None = None,
     keys: Sequence[str] = (),
@@ -222,7 +220,7 @@ def read_json_lines(
             if len(line) > MAX_LINE_BYTES:
                 raise ValueError(
                     f"{where}: expected {meaning}, of at most {MAX_LINE_BYTES / 1e6:.0f} MB, got a longer line; write"
-                    " one value a line."
+                    " one value per line."
                 )
             text = _decode(line, number, path, meaning)
             if text.strip():
@@ -243,7 +241,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in known:
                     raise yaml.constructor.ConstructorError(
-                        f"the key {key.value!r} stands twice in a section", None, None, key.start_mark
+                        f"the key {key.value!r} occurs twice in a section", None, None, key.start_mark
                     )
                 known.add(key.value)
         return super().construct_mapping(node, deep)
@@ -269,7 +267,7 @@ def parse_yaml(text: str, where: str, meaning: str = "YAML settings") -> Any:
         loader = _Loader(text)
         value = loader.get_single_data()
         if _has_more_values(value, MAX_YAML_VALUES):
-            problem = f"more than {MAX_YAML_VALUES} values, references written out"
+            problem = f"more than {MAX_YAML_VALUES} values after expanding references"
         else:
             return value
     except yaml.MarkedYAMLError as error:
@@ -277,7 +275,7 @@ def parse_yaml(text: str, where: str, meaning: str = "YAML settings") -> Any:
         place = f", line {mark.line + 1} column {mark.column + 1}" if mark else ""
         problem = f"{error.problem or error.context}{place}"
     except RecursionError:
-        problem = "lists inside lists, too deep to be read"
+        problem = "too deeply nested lists"
     except (yaml.YAMLError, ValueError) as error:
         problem = " ".join(str(error).split())
     # Other errors of the library's constructors, for values that do not fit their tag, such as `!!int ""`.
@@ -286,7 +284,7 @@ def parse_yaml(text: str, where: str, meaning: str = "YAML settings") -> Any:
     finally:
         if loader is not None:
             loader.dispose()
-    raise ValueError(f"{where}: expected {meaning}, but it is no YAML that can be read ({problem}); correct it.")
+    raise ValueError(f"{where}: expected {meaning}, but the file is not valid YAML ({problem}); correct it.")
 
 
 def _has_more_values(value: Any, limit: int) -> bool:

@@ -72,8 +72,8 @@ def compute_score_interval(
     counts = np.asarray(counts, np.float64)
     if counts.ndim != 2 or len(counts) == 0 or not np.isfinite(counts).all():
         raise ValueError(
-            f"scores: expected finite numbers, one row an item and at least one item, got shape {counts.shape} with"
-            f" {int((~np.isfinite(counts)).sum())} that are NaN or infinite; leave such items out by name first."
+            f"scores: expected finite numbers, one row per item and at least one item, got shape {counts.shape} with"
+            f" {int((~np.isfinite(counts)).sum())} NaN or infinite values; remove those items first."
         )
     groups = np.arange(len(counts)) if groups is None else np.asarray(groups)
     if groups.shape != counts.shape[:1]:
@@ -110,7 +110,7 @@ def compute_mean_interval(scores: np.ndarray, groups: np.ndarray | None = None, 
     """
     scores = np.asarray(scores, np.float64)
     if scores.ndim != 1:
-        raise ValueError(f"scores: expected one score an item, got shape {scores.shape}; hand over one column.")
+        raise ValueError(f"scores: expected one score per item, got shape {scores.shape}; pass one column.")
     counts = np.stack([scores, np.ones_like(scores)], axis=1)
     return compute_score_interval(counts, lambda sums: sums[:, 0] / sums[:, 1], groups, **settings)
 
@@ -146,8 +146,8 @@ def summarize_seeds(runs: list[dict[str, float]]) -> dict[str, SeedSummary]:
     for index, run in enumerate(runs):
         if run.keys() != runs[0].keys():
             raise ValueError(
-                f"runs[{index}]: expected the named scores of the first run, got {sorted(run.keys() ^ runs[0].keys())}"
-                " in one of the two alone; a score that one run lacks has no mean over runs."
+                f"runs[{index}]: expected the named scores of the first run, got"
+                f" {sorted(run.keys() ^ runs[0].keys())} in only one of the two; every run needs every score."
             )
     columns = {name: np.array([run[name] for run in runs], np.float64) for name in runs[0]}
     return {

@@ -34,8 +34,8 @@ def check_pairs(hypotheses: list[str], references: list[list[str]]) -> None:
     for index, texts in enumerate(references):
         if isinstance(texts, str) or not texts:
             raise ValueError(
-                f"references[{index}]: expected a list with at least one text, got {texts!r}; wrap a single reference"
-                " in a list."
+                f"references[{index}]: expected a list with at least one string, got {texts!r}; wrap a single"
+                " reference in a list."
             )
         check_texts(f"references[{index}]", texts)
 

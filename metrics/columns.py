@@ -16,8 +16,8 @@ def check_columns(**columns: Sequence[Any]) -> int:
     sizes = {name: len(column) for name, column in columns.items()}
     if len(set(sizes.values())) != 1 or 0 in sizes.values():
         raise ValueError(
-            f"{', '.join(sizes)}: expected one entry an item in every column and at least one item, got {sizes}"
-            " entries; hand over predictions and annotations of the same items."
+            f"{', '.join(sizes)}: expected one entry per item in every column and at least one item, got {sizes}"
+            " entries; pass predictions and annotations of the same items."
         )
     return next(iter(sizes.values()))
 
@@ -27,7 +27,7 @@ def check_known(name: str, values: Iterable[Any], known: Sequence[str]) -> None:
     unknown = sorted({str(value) for value in values} - set(known))
     if unknown:
         raise ValueError(
-            f"{name}: expected values among {list(known)}, got {unknown}; is it another benchmark's column?"
+            f"{name}: expected values from {list(known)}, got {unknown}; is it another benchmark's column?"
         )
 
 
@@ -36,8 +36,8 @@ def check_texts(name: str, values: Sequence[Any]) -> None:
     for index, value in enumerate([values] if isinstance(values, str) else values):
         if isinstance(values, str) or not isinstance(value, str):
             raise ValueError(
-                f"{name}[{index}]: expected a list with one text an item, got {value!r}; an item without an answer has"
-                ' the empty text "".'
+                f"{name}[{index}]: expected a list with one string per item, got {value!r}; an item without an"
+                ' answer has the empty string "".'
             )
 
 
@@ -51,8 +51,8 @@ def match_ids(prediction_ids: Sequence[str], reference_ids: Sequence[str]) -> li
         twice = [value for value, count in Counter(ids).items() if count > 1]
         if twice:
             raise ValueError(
-                f"{name}: expected every id once, got {len(twice)} of them more often, such as {twice[:3]}; was a file"
-                " written twice, or are two sets in it?"
+                f"{name}: expected unique ids, got {len(twice)} repeated ones, such as {twice[:3]}; remove"
+                " duplicates, or score each set by itself."
             )
     places = {value: index for index, value in enumerate(prediction_ids)}
     missing = [value for value in reference_ids if value not in places]
@@ -61,7 +61,7 @@ def match_ids(prediction_ids: Sequence[str], reference_ids: Sequence[str]) -> li
         raise ValueError(
             f"prediction_ids: expected one prediction for each of {len(reference_ids)} references, got"
             f" {len(prediction_ids)}: {len(missing)} missing, such as {missing[:3]}, and {len(unknown)} without a"
-            f" reference, such as {unknown[:3]}; score a finished file against the annotations it was made from."
+            f" reference, such as {unknown[:3]}; score a complete file against its own annotations."
         )
     return [places[value] for value in reference_ids]
 
@@ -83,7 +83,7 @@ def check_boxes(name: str, boxes: Any, width: int) -> np.ndarray:
         array = np.asarray(boxes, np.float64)
     except (ValueError, TypeError) as error:
         row, box = next(((row, box) for row, box in enumerate(boxes) if not is_row(box, width)), (0, boxes))
-        raise ValueError(f"{name}: expected boxes of {width} numbers each, got {box!r} in row {row}.") from error
+        raise ValueError(f"{name}: expected boxes of {width} numbers, got {box!r} in row {row}.") from error
     if array.ndim == 1 and array.size in (0, width):
         array = array.reshape(-1, width)
     if array.ndim != 2 or array.shape[1] != width:
@@ -91,8 +91,8 @@ def check_boxes(name: str, boxes: Any, width: int) -> np.ndarray:
     if not np.isfinite(array).all():
         row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
         raise ValueError(
-            f"{name}: expected finite boxes, got {array[row].tolist()} in row {row}; hand over None or no box for what"
-            " was not predicted, and correct the annotations."
+            f"{name}: expected finite boxes, got {array[row].tolist()} in row {row}; pass None or no box where"
+            " nothing was predicted, and correct the annotations."
         )
     return array
 

@@ -39,9 +39,9 @@ def check_scores(scores: np.ndarray) -> np.ndarray:
     scores = np.asarray(scores, np.float64)
     if scores.ndim != 1 or len(scores) == 0 or np.isnan(scores).any() or np.isposinf(scores).any():
         raise ValueError(
-            f"scores: expected one number a proposal and a last one for no target, none of them NaN or +inf, got shape"
-            f" {scores.shape} with {int((np.isnan(scores) | np.isposinf(scores)).sum())} such values; look for NaN in"
-            " the model's weights or in the scene's depth."
+            "scores: expected one score per proposal and a last one for no target, without NaN or +inf, got shape"
+            f" {scores.shape} with {int((np.isnan(scores) | np.isposinf(scores)).sum())} such values; check the"
+            " model's weights and the scene's depth for NaN."
         )
     return scores
 

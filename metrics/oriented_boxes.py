@@ -168,7 +168,7 @@ def move_boxes(boxes: np.ndarray, transforms: np.ndarray, convention: Literal["Z
     boxes, transforms = check_boxes("boxes", boxes, 9), np.asarray(transforms, np.float64)
     if transforms.shape != (len(boxes), 4, 4) or not np.isfinite(transforms).all():
         raise ValueError(
-            f"transforms: expected {len(boxes)} finite matrices of 4 x 4, one a box, got shape {transforms.shape} with"
+            f"transforms: expected {len(boxes)} finite 4x4 matrices, one per box, got shape {transforms.shape} with"
             f" {int((~np.isfinite(transforms)).sum())} values that are not finite; drop views without a camera."
         )
     turned = Rotation.from_matrix(transforms[:, :3, :3] @ get_rotation_matrices(boxes[:, 6:], convention))

@@ -68,7 +68,7 @@ def make_answers_section(answers: Sequence[Answer], bev: BevPicture | None, has_
             figures.append(
                 make_bev_drawing(bev.image, bev.bounds, boxes, caption=caption, width=330, has_metres=has_metres)
             )
-    extra = [element("h3", "Found boxes, among those to choose from"), make_row(*figures)] if figures else []
+    extra = [element("h3", "Boxes found, among all candidates"), make_row(*figures)] if figures else []
     return make_section("Answers", table, *extra)
 
 
@@ -76,24 +76,24 @@ def make_bev_section(scene: Scene, bev: BevPicture, masked: Sequence[int]) -> Ma
     has_metres = scene.depth_maps is not None
     drawn = make_bev_drawing(
         bev.image, bev.bounds, cam2world=scene.cam2world, masked=masked, width=560, has_metres=has_metres,
-        caption="Chosen views: the tip of a wedge is where a camera stands, it opens to where it looks.",
+        caption="Cameras of the chosen views: each wedge starts at the camera and opens in the viewing direction.",
     )  # fmt: skip
     bare = make_bev_drawing(
-        bev.image, bev.bounds, width=420, caption="The same without drawings.", has_metres=has_metres
+        bev.image, bev.bounds, width=420, caption="The same picture without cameras.", has_metres=has_metres
     )
-    note = "From above, ceiling removed; x to the right, y up. Void is black."
-    return make_section("Where the views look", make_row(drawn, bare), note=note)
+    note = "Bird's-eye picture with the ceiling removed; x points right, y up. Unobserved areas are black."
+    return make_section("Cameras", make_row(drawn, bare), note=note)
 
 
 def make_rebuilt_section(rebuilt: Rebuilt, bev: BevPicture | None) -> Markup:
     figures = [
-        make_figure(rebuilt.truth, f"view {rebuilt.masked_view}: truth", 240),
-        make_figure(rebuilt.sample, f"view {rebuilt.masked_view}: sampled, having not seen it", 240),
+        make_figure(rebuilt.truth, f"view {rebuilt.masked_view}: original", 240),
+        make_figure(rebuilt.sample, f"view {rebuilt.masked_view}: reconstructed from the other views", 240),
     ]
     if rebuilt.bev_sample is not None:
         truth = [] if bev is None else [make_figure(bev.image, "bird's-eye picture: from depth", 240)]
-        figures += [*truth, make_figure(rebuilt.bev_sample, "bird's-eye picture: sampled", 240)]
-    return make_section("Rebuilt", make_row(*figures), note="One sample each.")
+        figures += [*truth, make_figure(rebuilt.bev_sample, "bird's-eye picture: reconstructed", 240)]
+    return make_section("Reconstruction", make_row(*figures), note="One sample of each.")
 
 
 def make_ask_page(
@@ -124,7 +124,7 @@ def make_ask_page(
         sections.append(make_bev_section(scene, bev, masked))
     if sanity is not None:
         sections.append(sanity)
-    note = "Chosen evenly over the scan. Answers are given with all of them; for what is rebuilt, one is masked."
+    note = "Views at even intervals over the scan. Answers use all of them; the reconstruction masks one."
     sections.append(make_views_section(scene, masked, note))
     if rebuilt is not None:
         sections.append(make_rebuilt_section(rebuilt, bev))

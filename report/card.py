@@ -18,7 +18,7 @@ from ross3d.report.summary import format_interval, get_main_score
 
 CARD_NAME = "README.md"
 OPEN_LICENSE = "Apache-2.0"
-PROJECT = "the project ross3d"
+PROJECT = "the ross3d project"
 PIPELINE_TAG = "image-text-to-text"
 INTRODUCTION = (
     "A language model over posed RGB-D views of an indoor scene ([Ross3D](https://arxiv.org/abs/2504.01901))"
@@ -40,11 +40,11 @@ class Ingredient:
 
 
 INGREDIENTS: dict[str, Ingredient] = {
-    "code": Ingredient("code", PROJECT, OPEN_LICENSE, "its text is in LICENSE"),
+    "code": Ingredient("code", PROJECT, OPEN_LICENSE, "see LICENSE"),
     "release": Ingredient(
         "Ross3D weights and `mm_inv_projector.bin`",
         "HaochenWang/llava-video-qwen2-7b-ross3d, HaochenWang/ross3d-utils",
-        "as their pages state",
+        "as stated on their pages",
         "trained on ScanNet, whose terms of use are non-commercial",
     ),
     "base": Ingredient("LLaVA-Video-7B-Qwen2", "lmms-lab/LLaVA-Video-7B-Qwen2", OPEN_LICENSE),
@@ -54,7 +54,7 @@ INGREDIENTS: dict[str, Ingredient] = {
         "VAE of FLUX.1-dev (`teacher/`)",
         "black-forest-labs/FLUX.1-dev",
         "FLUX.1 [dev] Non-Commercial License",
-        "not for commercial use; needed for training and for sampling pictures, never for answers",
+        "no commercial use; needed for training and for sampling images, not for answers",
     ),
     "rooms_teacher": Ingredient("VAE of our rooms (`teacher/`)", PROJECT, OPEN_LICENSE),
     "rooms": Ingredient("synthetic rooms", PROJECT, OPEN_LICENSE),
@@ -71,7 +71,7 @@ SCANNET_TASKS = {
 # The PSNR scores that are the model's own; the others are its baselines.
 SAMPLES = ("one_sample", "mean_of_samples")
 
-USAGE = """Needs `pip install torch pillow "transformers>=5.23"`, and nothing else.
+USAGE = """Needs `pip install torch pillow "transformers>=5.23"` only.
 
 ```python
 import numpy as np
@@ -82,7 +82,7 @@ path = "."
 processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
 model = AutoModel.from_pretrained(path, trust_remote_code=True)
 
-# Two grey pictures of a wall two metres away, where yours belong.
+# Two grey images of a wall two metres away; put your own here.
 looking_along_y = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 1.5], [0, 0, 0, 1]])
 views = {
     "images": [Image.new("RGB", (640, 480), "grey")] * 2,
@@ -94,7 +94,7 @@ inputs = processor(**views, text="How many chairs are there?").to(model.device, 
 ids = model.generate(**inputs, max_new_tokens=32)
 print(processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 
-# The same by a pipeline; blocks of pictures alone, without depth and cameras, do as well.
+# The same with a pipeline; images without depth and cameras work too.
 ask = pipeline("image-text-to-text", model=path, trust_remote_code=True)
 pictures = [
     {"type": "image", "image": image, "depth_map": depth_map, "intrinsics": views["intrinsics"], "cam2world": matrix}
@@ -104,13 +104,13 @@ message = {"role": "user", "content": [*pictures, {"type": "text", "text": "How 
 print(ask(text=[message], max_new_tokens=32, return_full_text=False)[0]["generated_text"])
 ```"""
 LIMITATIONS = """\
-- It reads pictures of indoor scenes with depth and camera positions, in metres, z up. Without depth it answers from
-  the pictures alone, for which it was trained little or not at all.
-- It chooses among boxes that it is given and finds none by itself; with wrong boxes it is wrong.
-- Pictures that it samples show what it believes, not what is there.
-- Scores hold for the scenes, questions and settings beside them. Rooms, cameras, languages and ways of asking other
-  than those it was trained on were not measured.
-- Answers can be wrong and do not say so. Nothing that somebody's safety depends on should follow from them."""
+- It reads images of indoor scenes with depth and camera poses, in metres, z up. Without depth it answers from the
+  images alone, for which it had little or no training.
+- It chooses among given boxes and does not detect boxes itself; with wrong boxes its answers are wrong.
+- Images that it samples show its prediction, not the real scene.
+- The scores hold for the scenes, questions and settings given with them. Other rooms, cameras, languages and wordings
+  were not measured.
+- Answers can be wrong without any sign of it. Do not use them where safety depends on them."""
 
 
 @dataclass
@@ -137,12 +137,12 @@ class Origin:
 
 def make_unknown(name: str) -> Ingredient:
     """Weights of unknown origin."""
-    return Ingredient("weights", name, "as their authors state")
+    return Ingredient("weights", name, "as stated by their authors")
 
 
 def make_scans(name: str) -> Ingredient:
     """Scans without questions, which trained reconstruction."""
-    return Ingredient("scans without questions", name, "as their owners state")
+    return Ingredient("scans without questions", name, "as stated by their owners")
 
 
 def find_data(tasks: Sequence[str]) -> list[Ingredient]:
@@ -151,9 +151,9 @@ def find_data(tasks: Sequence[str]) -> list[Ingredient]:
     return [
         INGREDIENTS["rooms"]
         if task == "rooms"
-        else Ingredient(f"questions of {SCANNET_TASKS[task]}", "its authors", "as their pages state", scannet)
+        else Ingredient(f"questions of {SCANNET_TASKS[task]}", "its authors", "as stated on their pages", scannet)
         if task in SCANNET_TASKS
-        else Ingredient(f"questions of {task}", "the data of the run", "as its authors state")
+        else Ingredient(f"questions of {task}", "the data of the run", "as stated by its authors")
         for task in tasks
     ]
 
@@ -193,8 +193,8 @@ def load_card(path: Path) -> ModelCard:
         return ModelCard.load(path)
     except (ValueError, TypeError, yaml.YAMLError) as error:
         raise ValueError(
-            f"{path}: expected a model card, whose metadata is YAML between two lines `---`, got one that cannot be"
-            f" read: {error}; repair it, or delete the file."
+            f"{path}: expected a model card with YAML metadata between two lines `---`, got metadata that cannot be"
+            f" read: {error}; correct it, or delete the file."
         ) from error
 
 
@@ -312,9 +312,9 @@ def format_results(metrics: Mapping[str, Any]) -> str:
         asked |= {"blind": settings["blind"], "spatial instruction": settings["spatial_instruction"]}
         described = ", ".join(f"{name} {value}" for name, value in asked.items() if value is not None)
         blocks.append(
-            f"{SCANNET_TASKS.get(task, task)}, split {settings['tasks'][task]['split']} ({described};"
-            f" `eval.py` of {PROJECT}, commit {metrics['commit']}); in brackets, 95 % intervals over scenes; the"
-            " baseline is the best answer without a model:\n\n"
+            f"{SCANNET_TASKS.get(task, task)}, split {settings['tasks'][task]['split']} ({described}; `eval.py` of"
+            f" {PROJECT}, commit {metrics['commit']}); intervals in brackets are 95 % over scenes; the baseline is"
+            " the best one without a model:\n\n"
             + "\n".join(["| score | value | interval | questions | baseline |", "|---|---|---|---|---|", *rows])
         )
     return "\n\n".join(blocks)

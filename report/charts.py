@@ -43,7 +43,7 @@ def make_line_chart(title: str, steps: Sequence[float], values: Sequence[float],
     points = [(float(x), float(y)) for x, y in zip(steps, values, strict=True) if math.isfinite(y)]
     left_out = len(values) - len(points)
     if not points:
-        return element("div", element("div", f"{title}: no finite value", class_="chart-title"))
+        return element("div", element("div", f"{title}: no finite values", class_="chart-title"))
     xs, ys = zip(*points, strict=True)
     low, high = min(*ys, 0.0) if min(ys) < 0.3 * max(ys) else min(ys), max(ys)
     high = high if high > low else low + 1.0

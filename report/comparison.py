@@ -22,10 +22,10 @@ def describe_size(found: dict[str, Any]) -> str:
     """The numbers of questions and scenes of a task, and what they mean for intervals."""
     text = f"{found['num_questions']} questions, {found['num_scenes']} scenes"
     if found["num_scenes"] == 1:
-        return f"{text}: no intervals, which come from resampled scenes"
+        return f"{text}: no intervals, because one scene cannot be resampled"
     if found["num_scenes"] < FEW_SCENES:
-        return f"{text}: intervals of 95 % over so few scenes are too narrow"
-    return f"{text}: intervals of 95 % over scenes"
+        return f"{text}: 95 % intervals over so few scenes are too narrow"
+    return f"{text}: 95 % intervals over scenes"
 
 
 def format_system(row: dict[str, Any]) -> str:
@@ -50,7 +50,7 @@ def format_comparison(names: list[str], comparison: dict[str, Any]) -> str:
     """The comparison as plain text: a block per task, a line per score."""
     blocks = ["\n".join(f"{chr(65 + place)} = {name}" for place, name in enumerate(names))]
     for task, found in comparison.items():
-        lines = [f"{task}: {describe_size(found)}; * where 0 is outside"]
+        lines = [f"{task}: {describe_size(found)}; * marks intervals that exclude 0"]
         for name, score in found["scores"].items():
             cells = [f"{chr(65 + place)} {format_system(row)}" for place, row in enumerate(score["systems"])]
             cells += [
@@ -65,8 +65,8 @@ def format_comparison(names: list[str], comparison: dict[str, Any]) -> str:
 
 def describe_changes(place: int, changes: dict[str, Any]) -> str:
     return (
-        f"{chr(66 + place)} answers {len(changes['questions'])} questions otherwise than A: {changes['num_better']}"
-        f" better, {changes['num_worse']} worse, {changes['num_as_good']} as good"
+        f"{chr(66 + place)} answers {len(changes['questions'])} questions differently from A: {changes['num_better']}"
+        f" better, {changes['num_worse']} worse, {changes['num_as_good']} equal"
     )
 
 

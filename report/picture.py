@@ -8,12 +8,12 @@ from ross3d.data.atomic import replace_file
 
 
 COLUMNS = {
-    "truth": "masked picture",
-    "mean_of_samples": "rebuilt",
+    "truth": "masked view",
+    "mean_of_samples": "reconstructed",
     "one_sample": "one sample",
-    "other_scene": "from another room",
-    "positions_only": "from positions alone",
-    "teacher": "best possible",
+    "other_scene": "other room's states",
+    "positions_only": "positions only",
+    "teacher": "upper bound (VAE)",
 }
 TILE, GAP, HEAD = 160, 6, 24
 PAPER, INK = (255, 255, 255), (28, 36, 48)
@@ -28,7 +28,7 @@ def list_rows(run_dir: Path, num_scenes: int) -> list[Path]:
     folders = sorted(path for path in (run_dir / "pictures").glob("*") if path.is_dir())[:num_scenes]
     if not folders:
         raise FileNotFoundError(
-            f"{run_dir / 'pictures'}: expected pictures of rebuilt scenes, found none; evaluate with --task"
+            f"{run_dir / 'pictures'}: expected images of reconstructed scenes, found none; evaluate with --task"
             " reconstruction."
         )
     rows = []

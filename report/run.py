@@ -48,15 +48,15 @@ OTHER_COLOR = "#5c677d"
 PREDICTOR_NAMES = {
     "one_sample": "one sample",
     "mean_of_samples": "mean of samples",
-    "teacher": "teacher's round trip (ceiling)",
-    "mean_picture": "mean training picture",
+    "teacher": "VAE round trip (upper bound)",
+    "mean_picture": "mean training image",
     "other_scene": "another scene's states, same positions",
-    "positions_only": "positions only, every view masked",
+    "positions_only": "positions only, all views masked",
 }
 REGION_NAMES = {
     "view": "masked views",
     "bev_object": "bird's-eye picture: objects",
-    "bev_rest": "bird's-eye picture: the rest",
+    "bev_rest": "bird's-eye picture: background",
 }
 TARGET_COLOR, RIGHT_COLOR, WRONG_COLOR = "#ffd60a", "#34c759", "#ff453a"
 
@@ -84,8 +84,8 @@ def read_all_records(run_dir: Path, metrics: dict[str, Any]) -> list[dict[str, A
     for task, name in files.items():
         if metrics["scores"].get(task) and task != "reconstruction" and not (run_dir / name).is_file():
             raise FileNotFoundError(
-                f"{run_dir / name}: expected the answers that metrics.json scores, got no such file; copy it there,"
-                " or evaluate again."
+                f"{run_dir / name}: expected the answers scored in metrics.json, got no such file; restore it, or"
+                " evaluate again."
             )
     return [record for name in dict.fromkeys(files.values()) for record in read_records(run_dir / name)]
 
@@ -120,7 +120,7 @@ def make_score_table(scores: dict[str, Any], baselines: dict[str, dict[str, Any]
     macro = [(baselines[column] or {}).get("macro_exact_match") for column in columns]
     exact = [row["num_questions"] for row in scores["types"].values() if row["main_score"] == "exact_match"]
     cells = make_cells(scores["macro_exact_match"], macro)
-    rows.append(["mean over exact-match types", "exact match", sum(exact), *cells])
+    rows.append(["mean of exact-match types", "exact match", sum(exact), *cells])
     headers = ["question type", "score", "questions", "model, %", *[f"{name}, %" for name in columns], "gain, points"]
     return make_table(headers, rows, numeric=range(2, len(headers)), strong=[len(rows) - 1])
 
@@ -139,7 +139,7 @@ def make_other_scores(scores: dict[str, Any]) -> Markup:
 def make_benchmark_section(name: str, scores: dict[str, Any], intervals: dict[str, Any]) -> Markup:
     """Every number of a benchmark, with its interval if there is one."""
     rows = [[title, value, format_interval(intervals.get(title))] for title, value in flatten_scores(scores)]
-    table = make_table(["score", "value", "95 % over scenes"], rows, numeric=[1, 2])
+    table = make_table(["score", "value", "95 % interval over scenes"], rows, numeric=[1, 2])
     return make_section(f"Scores: {name}", table)
 
 
@@ -158,7 +158,8 @@ def make_reconstruction_section(scores: dict[str, Any]) -> Markup:
     table = make_table(["region", "ours", "against", "difference, dB", "95 % interval"], differences, numeric=[3, 4])
     note = (
         f"{scores['num_scenes']} held-out scenes. Masked views are replaced by the mask token and keep their 3D"
-        " positions. Differences are paired and scenes resampled whole; green intervals lie above zero, red below."
+        " positions. Differences are paired, and the bootstrap resamples whole scenes; green intervals are above"
+        " zero, red ones below."
     )
     first = make_table(headers, rows, numeric=range(1, len(headers)), strong=[1])
     return make_section("Reconstruction", first, element("h3", "Paired differences"), table, note=note)
@@ -174,9 +175,9 @@ def make_loss_section(history: Sequence[dict[str, float]]) -> Markup:
         if rows:
             charts.append(make_line_chart(name, *zip(*rows, strict=True), color=LOSS_COLORS.get(name, OTHER_COLOR)))
     if not charts:
-        note = "No trainer_state.json beside the weights, so there are no curves to show."
+        note = "No loss curves: the model folder has no trainer_state.json."
         return make_section("Losses", note=note)
-    note = "Means between two reports, against optimizer steps; the strong line is smoothed."
+    note = "Mean loss since the previous log entry, over optimizer steps; the dark line is smoothed."
     return make_section("Losses", element("div", *charts, class_="charts"), note=note)
 
 
@@ -223,7 +224,7 @@ def make_grounding_figure(record: dict[str, Any], scene: Scene) -> Markup:
     color = RIGHT_COLOR if record["right"] else WRONG_COLOR
     boxes = [DrawnBox(box, color, width=6.0) for box in predicted]
     boxes += [DrawnBox(box, TARGET_COLOR, dashed=True, width=3.0) for box in record["target_boxes"]]
-    said = f"{len(predicted)} found" if predicted else "says there is none"
+    said = f"{len(predicted)} found" if predicted else "no target"
     caption = join(
         [
             make_mark(record["right"]),
@@ -248,7 +249,7 @@ def choose_groundings(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
 
 def make_reconstruction_row(folder: Path, name: str, title: str) -> Markup:
     """The saved pictures of one masked view, or of the bird's-eye picture."""
-    figures = [make_figure(folder / f"{name}_truth.png", f"{title}: truth", width=134)]
+    figures = [make_figure(folder / f"{name}_truth.png", f"{title}: original", width=134)]
     figures += [
         make_figure(folder / f"{name}_{predictor}.png", label, width=134)
         for predictor, label in PREDICTOR_NAMES.items()
@@ -271,22 +272,22 @@ def make_scene_section(
         drawn = make_bev_drawing(
             scene.bev_image, scene.bev_bounds, cam2world=scene.cam2world, masked=masked, width=300,
             has_metres=scene.depth_maps is not None,
-            caption="bird's-eye picture, with the cameras; masked ones in orange",
+            caption="bird's-eye picture with cameras; masked views in orange",
         )  # fmt: skip
-        parts += [element("h3", "From above"), make_row(drawn)]
+        parts += [element("h3", "Bird's-eye picture"), make_row(drawn)]
     if rebuilt and (pictures / scene.scene_id).is_dir():
         folder = pictures / scene.scene_id
         rows = [make_reconstruction_row(folder, f"view{v:02d}", f"view {v}") for v in masked]
         if (folder / "bev_truth.png").is_file():
             rows.append(make_reconstruction_row(folder, "bev", "bird's-eye picture"))
-        parts += [element("h3", "Rebuilt"), *(element("div", row, style="margin-bottom:14px") for row in rows)]
+        parts += [element("h3", "Reconstructions"), *(element("div", row, style="margin-bottom:14px") for row in rows)]
     if records:
         judged = [record["right"] for record in records if record["right"] is not None]
         parts += [element("h3", f"Questions ({sum(judged)} of {len(judged)} right)"), make_answer_table(records)]
     groundings = choose_groundings(records)
     if groundings and scene.bev_bounds is not None:
         figures = [make_grounding_figure(record, scene) for record in groundings]
-        title = "Grounded: targets dashed yellow, answers green or red"
+        title = "Grounding: targets in dashed yellow, right answers in green, wrong ones in red"
         parts += [element("h3", title), make_row(*figures)]
     return make_section(f"Scene {scene.scene_id}", *parts)
 
@@ -295,9 +296,7 @@ def make_settings_section(metrics: dict[str, Any]) -> Markup:
     facts = {"command": " ".join(metrics["command"]), "commit": metrics["commit"], **metrics["settings"]}
     rows = [[name, json.dumps(value) if not isinstance(value, str) else value] for name, value in facts.items()]
     config = element("pre", json.dumps(metrics["config"], indent=2, sort_keys=True))
-    return make_section(
-        "How it was made", make_table(["setting", "value"], rows), make_details("Model config", config)
-    )
+    return make_section("Settings", make_table(["setting", "value"], rows), make_details("Model config", config))
 
 
 def get_facts(metrics: dict[str, Any], blind: dict[str, Any] | None) -> list[tuple[str, str]]:
@@ -335,8 +334,8 @@ def make_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir:
     blind = read_json((blind_dir or run_dir / "blind") / "metrics.json")
     if blind is None and blind_dir is not None:
         raise FileNotFoundError(
-            f"--blind {blind_dir}: expected the blind model's evaluation, got no metrics.json there; name the --output"
-            " folder of its eval.py."
+            f"--blind {blind_dir}: expected the evaluation of the blind model, got a folder without metrics.json;"
+            " give the --output folder of its eval.py."
         )
     records = read_all_records(run_dir, metrics)
     rebuilt = [record for record in records if record["task"] == "reconstruction"]
@@ -345,8 +344,9 @@ def make_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir:
     if metrics["scores"].get("rooms"):
         scores, baselines = metrics["scores"]["rooms"], get_baselines(metrics, blind)
         note = (
-            "Gain is over the best baseline. Blind: the same model trained and asked without pictures, coordinates and"
-            " proposals. Look-up and majority know the training answers only, and are left out where there are none."
+            "Gain is relative to the best baseline. Blind: the same model trained and evaluated without images,"
+            " coordinates and proposals. Look-up and majority use only the training answers and are omitted if there"
+            " are none."
         )
         sections.append(
             make_section("Scores", make_score_table(scores, baselines), make_other_scores(scores), note=note)
@@ -363,7 +363,7 @@ def make_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir:
         try:
             scene = read_scene(folder)
         except FileNotFoundError:
-            note = f"{folder} is not there any more, so its pictures cannot be shown."
+            note = f"{folder} does not exist any more, so its images cannot be shown."
             sections.append(make_section(f"Scene {scene_id}", note=note))
             continue
         # A task may have records of another form, without a question to show.
@@ -372,7 +372,7 @@ def make_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir:
     sections.append(make_settings_section(metrics))
     names = ", ".join(f"{name} ({task['split']})" for name, task in settings["tasks"].items())
     lead = f"{settings['model']} on {settings['data']}: {names}."
-    return make_page("ross3d: an evaluated run", lead, get_facts(metrics, blind), sections)
+    return make_page("ross3d: evaluation results", lead, get_facts(metrics, blind), sections)
 
 
 def write_page(path: Path, page: str) -> Path:

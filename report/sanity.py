@@ -68,9 +68,9 @@ def make_side(
     name = "xy"[axis]
     drawing = element(
         "svg", *marks, viewBox=f"0 0 {SIDE} {height}", width=SIDE, height=height, role="img",
-        aria_label=f"the scene from the side, {name} against z",
+        aria_label=f"the scene from the side, {name} and z axes",
     )  # fmt: skip
-    return element("figure", drawing, element("figcaption", f"From the side: {name} to the right, z up."))
+    return element("figure", drawing, element("figcaption", f"Side view: {name} points right, z up."))
 
 
 def make_sanity_section(
@@ -95,8 +95,11 @@ def make_sanity_section(
     top = make_bev_drawing(image, bounds, drawn, cam2world, nameless, caption="Cameras and boxes, bird's-eye view.")
     sides = element("div", *(make_side(points, cam2world, boxes, bounds, axis) for axis in (0, 1)))
     lines = [element("p", f"{note[0].upper()}{note[1:]}.") for note in notes]
-    lines += [element("p", f"Look here: {warning}.", class_="bad") for warning in warnings]
-    note = "Readings should lie on or above the red line (z = 0), cameras among them, walls along the picture's edges."
+    lines += [element("p", f"Warning: {warning}.", class_="bad") for warning in warnings]
+    note = (
+        "Depth readings and cameras should be on or above the red line (z = 0), and walls parallel to the picture's"
+        " edges."
+    )
     table = make_table(["measured", ""], facts, numeric=[1])
     return make_section("Is it upright?", *lines, make_row(top, sides, table), note=note)
 

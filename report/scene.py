@@ -38,7 +38,7 @@ def describe_scene(scene: Scene, floor_height: float | None = None) -> list[tupl
         facts.append(("pixels with depth, %", f"{100 * len(readings) / scene.depth_maps.size:.0f}"))
     if scene.cam2world is not None and floor_height is not None:
         heights = scene.cam2world[:, 2, 3] - floor_height
-        facts.append(("cameras above the floor, m", f"{heights.min():.2f} – {heights.max():.2f}"))
+        facts.append(("camera height above the floor, m", f"{heights.min():.2f} – {heights.max():.2f}"))
     if scene.boxes is not None:
         facts.append(("boxes", str(len(scene.boxes))))
     return facts
@@ -81,14 +81,14 @@ def make_boxes_section(
     rows = [[name, *[f"{value:.2f}" for value in box]] for name, box in zip(names, boxes, strict=True)]
     headers = ["box", "x", "y", "z", "size x", "size y", "size z"]
     if np.array_equal(scan_to_world, np.eye(4)):
-        note = "Metres. The scan's own frame is this world."
+        note = "Metres. The scan frame equals the upright world."
         return make_section(title, make_table(headers, rows, numeric=range(1, 7)), note=note)
     for row, eight in zip(rows, corners, strict=True):
         row += [f"{value:.2f}" for value in eight.mean(0)]
     headers += ["x in the scan", "y in the scan", "z in the scan"]
     note = (
-        "Metres. x, y, z and sizes in the upright world; the last three columns are the centre in the scan's own "
-        "frame, that of its camera files. The matrix takes a point of the scan's own frame to the upright world."
+        "Metres. x, y, z and sizes are in the upright world; the last three columns give the centre in the scan"
+        " frame, that of the camera files. The matrix transforms points from the scan frame to the upright world."
     )
     matrix = make_table(["", "", "", ""], [[f"{value:.6f}" for value in row] for row in scan_to_world], range(4))
     eights = [[name, "  ".join("({:.2f}, {:.2f}, {:.2f})".format(*corner) for corner in eight)]
@@ -96,9 +96,9 @@ def make_boxes_section(
     return make_section(
         title,
         make_table(headers, rows, numeric=range(1, 10)),
-        element("h3", "From the scan's own frame to the upright world"),
+        element("h3", "Scan frame to upright world"),
         matrix,
-        make_details("Corners in the scan's own frame", make_table(["box", "eight corners, metres"], eights)),
+        make_details("Corners in the scan frame", make_table(["box", "eight corners, metres"], eights)),
         note=note,
     )
 
@@ -127,7 +127,7 @@ def make_scene_page(
         has_metres = scene.depth_maps is not None
         bev = make_bev_drawing(
             image, bounds, cam2world=scene.cam2world, width=480, has_metres=has_metres,
-            caption="Cameras: the tip of a wedge is where a camera stands, it opens to where it looks.",
+            caption="Cameras: each wedge starts at the camera and opens in the viewing direction.",
         )  # fmt: skip
         drawings = [bev]
         if scene.boxes is not None and len(scene.boxes):
@@ -136,10 +136,12 @@ def make_scene_page(
                 for box, name in zip(scene.boxes, get_box_names(scene), strict=True)
             ]
             drawings.append(
-                make_bev_drawing(image, bounds, drawn, width=480, caption="Boxes, by number.", has_metres=has_metres)
+                make_bev_drawing(
+                    image, bounds, drawn, width=480, caption="Boxes with their numbers.", has_metres=has_metres
+                )
             )
-        note = "Bird's-eye picture, ceiling removed; x to the right, y up. Void is black."
-        sections.append(make_section("From above", make_row(*drawings), note=note))
+        note = "The ceiling is removed; x points right, y up. Unobserved areas are black."
+        sections.append(make_section("Bird's-eye picture", make_row(*drawings), note=note))
     if sanity is not None:
         sections.append(sanity)
     sections.append(make_views_section(scene))

@@ -7,8 +7,8 @@ from typing import Any
 RECONSTRUCTION_ROWS = (
     ("one_sample", "one sample"),
     ("mean_of_samples", "mean of samples"),
-    ("teacher", "teacher (ceiling)"),
-    ("mean_picture", "mean picture"),
+    ("teacher", "VAE (upper bound)"),
+    ("mean_picture", "mean image"),
     ("other_scene", "other scene"),
     ("positions_only", "positions only"),
 )
@@ -94,7 +94,7 @@ def format_interval(interval: dict[str, Any] | None) -> str:
 def format_summary(metrics: dict[str, Any], blind: dict[str, Any] | None = None) -> str:
     """The main scores of `metrics.json` (and of a blind model's), as text for a terminal."""
     blocks = []
-    blocks += [[f"{name}: nothing was asked"] for name, scores in metrics["scores"].items() if not scores]
+    blocks += [[f"{name}: no questions"] for name, scores in metrics["scores"].items() if not scores]
     if metrics["scores"].get("rooms"):
         blocks.append(format_rooms(metrics["scores"]["rooms"], get_baselines(metrics, blind)))
     for task in sorted(metrics["scores"].keys() - {"rooms", "reconstruction"}):

@@ -145,19 +145,19 @@ def build_scenes(
     for file in (manifest, begun):
         if not file.is_file():
             continue
-        found = read_json(file, "how the scenes were built", keys=["arguments"])["arguments"]
+        found = read_json(file, "the record of how the scenes were built", keys=["arguments"])["arguments"]
         if found != arguments:
             changed = sorted(k for k in {*found, *arguments} if found.get(k) != arguments.get(k))
             raise ValueError(
-                f"{output} holds scenes built with { ({k: found.get(k) for k in changed}) }, asked for "
-                f"{ ({k: arguments.get(k) for k in changed}) }; choose another --output, or delete that folder."
+                f"{output} has scenes built with { ({k: found.get(k) for k in changed}) }, but this command sets"
+                f" { ({k: arguments.get(k) for k in changed}) }; choose another --output, or delete this folder."
             )
         if file == manifest:
             return False
     if not begun.is_file() and output.is_dir() and any(output.iterdir()):
         raise FileExistsError(
-            f"{output}: expected a new or empty folder, or one that this program began to fill, found other contents"
-            " without a manifest.json; choose another --output."
+            f"{output}: expected a new or empty folder, or one of this program, found other files and no"
+            " manifest.json; choose another --output."
         )
     check_output_folder(output, "--output")
     _write_json({"arguments": arguments}, begun)
@@ -197,12 +197,19 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=parse_path, help="data folder to write")
     parser.add_argument("--train", type=COUNT, default=4000, help="number of training scenes")
     parser.add_argument("--val", type=COUNT, default=300, help="number of validation scenes")
-    parser.add_argument("--image-size", type=parse_size, default=(64, 64), help="64, or 640x480 (width x height)")
-    parser.add_argument("--views", type=NUM_VIEWS, default=8, help="views of a scene")
-    parser.add_argument("--bev-size", type=COUNT, default=96, help="pixels of the bird's-eye picture")
-    parser.add_argument("--seed", type=SEED, default=0, help="of rooms and questions")
+    parser.add_argument(
+        "--image-size",
+        type=parse_size,
+        default=(64, 64),
+        help="size of images in pixels: 64, or 640x480 (width x height)",
+    )
+    parser.add_argument("--views", type=NUM_VIEWS, default=8, help="views per scene")
+    parser.add_argument("--bev-size", type=COUNT, default=96, help="side length of the bird's-eye picture, in pixels")
+    parser.add_argument("--seed", type=SEED, default=0, help="random seed of rooms and questions")
     parser.add_argument("--workers", type=COUNT, default=2, help="processes")
-    parser.add_argument("--baselines", action="store_true", help="print what the questions' words alone give")
+    parser.add_argument(
+        "--baselines", action="store_true", help="print the scores that the words of the questions alone give"
+    )
     add_debug(parser)
     options = parser.parse_args(args)
     built = build_scenes(

@@ -554,7 +554,9 @@ def make_proposals(
         each object among the proposals.
     """
     if scene.boxes is None:
-        raise ValueError(f"scene {scene.scene_id!r} has no boxes to make proposals from; give boxes.json or boxes=.")
+        raise ValueError(
+            f"scene {scene.scene_id!r} has no boxes to make proposals from; add boxes.json or pass boxes=."
+        )
     rng = np.random.default_rng(seed)
     boxes = np.asarray(scene.boxes, dtype=np.float64)
     num_objects = len(boxes)

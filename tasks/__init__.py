@@ -20,11 +20,11 @@ def find_tasks() -> dict[str, Task]:
         if task is None:
             continue
         if not isinstance(task, Task):
-            raise ValueError(f"{module.__file__}: expected TASK = Task(...), got {str(task)[:60]}; write it so.")
+            raise ValueError(f"{module.__file__}: expected TASK = Task(...), got {str(task)[:60]}; correct it.")
         if task.name in tasks:
             raise ValueError(
-                f"{module.__file__}: expected TASK = Task(...) with a name of its own, got {task.name!r}, which"
-                f" {files[task.name]} has too; change NAME in yours."
+                f"{module.__file__}: expected TASK = Task(...) with a unique name, got {task.name!r}, which"
+                f" {files[task.name]} uses too; change NAME in one of them."
             )
         tasks[task.name], files[task.name] = task, module.__file__
     return tasks
@@ -46,8 +46,8 @@ def import_task(name: str):
     # A user's file may raise any error when it is imported.
     except Exception as error:
         raise ValueError(
-            f"tasks/{name}.py: expected a benchmark that can be imported, got {type(error).__name__}: {error}; correct"
-            " the file, or move it out of tasks/."
+            f"tasks/{name}.py: expected a task module that can be imported, got {type(error).__name__}: {error};"
+            " correct the file, or move it out of tasks/."
         ) from error
 
 

@@ -47,13 +47,13 @@ def load_questions(
     annotations = [annotation for annotation in loaded if annotation.task == task_name]
     if not annotations:
         raise ValueError(
-            f"{path}: expected questions of task {task_name!r}, got none; is it another benchmark's file?"
+            f"{path}: expected questions of task {task_name!r}, got none; check that it is this benchmark's file."
         )
     for annotation in annotations:
         if question_types is not None and annotation.question_type not in question_types:
             raise ValueError(
                 f"{path.name}, id {annotation.id!r}: expected a question_type of {list(question_types)}, got"
-                f" {annotation.question_type!r}; the score of {task_name} knows no others."
+                f" {annotation.question_type!r}; {task_name} scores no other types."
             )
     chosen = limit_scenes(annotations, settings.limit)
     own = [annotation for annotation in chosen if annotation.target_boxes is None]
@@ -86,13 +86,13 @@ def check_detected(data_dir: Path, items: Sequence[Annotation], settings: EvalSe
     missing = [folder for folder in folders if not (folder / "proposals.json").is_file()]
     if settings.proposals == "simulated":
         raise ValueError(
-            "--proposals simulated: expected task rooms, whose boxes can be drawn, got another; leave it out, or take"
-            " ground_truth."
+            "--proposals simulated: expected task rooms, whose proposals can be simulated, got another task; leave"
+            " it out, or use ground_truth."
         )
     if settings.proposals == "predicted" and missing:
         raise ValueError(
             f"--data {data_dir}: expected detected boxes in proposals.json of {len(folders)} scenes, got none in"
-            f" {len(missing)}, first {missing[0].name}; prepare them with --proposals, or by `python -m"
+            f" {len(missing)}, first {missing[0].name}; prepare them with --proposals or with `python -m"
             " ross3d.data.prepare proposals` (docs/DATA.md), or evaluate with --proposals ground_truth."
         )
 
@@ -106,10 +106,10 @@ def get_detected_boxes(context: EvalContext, scene: Scene) -> np.ndarray:
     own = context.settings.proposals == "ground_truth"
     boxes = scene.boxes if own else scene.proposal_boxes
     if boxes is None:
-        file, way_out = ("boxes.json", "the scan's labels") if own else ("proposals.json", "a detector's boxes")
+        file, way_out = ("boxes.json", "the labels of the scan") if own else ("proposals.json", "boxes of a detector")
         raise ValueError(
-            f"scene {scene.scene_id!r}: expected boxes to choose among in {scene.path}/{file}, got no such file;"
-            f" prepare the scene with {way_out} (docs/DATA.md), or evaluate with --proposals"
+            f"scene {scene.scene_id!r}: expected candidate boxes in {scene.path}/{file}, got no such file; prepare"
+            f" the scene with {way_out} (docs/DATA.md), or evaluate with --proposals"
             f" {'predicted' if own else 'ground_truth'}."
         )
     return boxes

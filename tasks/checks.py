@@ -40,7 +40,9 @@ def check_records(task: Task, items: list[Any], records: Any) -> list[Record]:
     where = f"task {task.name!r}, answer(context, scenes)"
     if not isinstance(records, list) or len(records) != len(items):
         got = len(records) if isinstance(records, list) else describe_kind(records)
-        raise ValueError(f"{where}: expected a list of {len(items)} records a scene, one a question, got {got}.")
+        raise ValueError(
+            f"{where}: expected a list of {len(items)} records for the scene, one per question, got {got}."
+        )
     for item, record in zip(items, records, strict=True):
         if not isinstance(record, dict):
             raise ValueError(
@@ -54,7 +56,7 @@ def check_records(task: Task, items: list[Any], records: Any) -> list[Record]:
         if missing:
             raise ValueError(
                 f"{where}: expected the fields {list(fields)} in the record of {item.id!r}, got none of {missing};"
-                " begin with make_record(...) of tasks/answering.py, and add them."
+                " start from make_record(...) of tasks/answering.py and add them."
             )
         if (record["task"], record["id"]) != (task.name, item.id):
             raise ValueError(
@@ -63,9 +65,7 @@ def check_records(task: Task, items: list[Any], records: Any) -> list[Record]:
             )
         references = record.get("references", [""])
         if not isinstance(references, list) or not references:
-            raise ValueError(
-                f"{where}: expected references, a list with an answer, of {item.id!r}, got {references!r}."
-            )
+            raise ValueError(f"{where}: expected a non-empty list of references of {item.id!r}, got {references!r}.")
         check_json(record, f"{where}: record of {item.id!r}")
     return records
 
@@ -82,7 +82,8 @@ def check_scores(task: Task, records: list[Record]) -> None:
     scores = call(task, "score", *given)
     if not isinstance(scores, dict):
         raise ValueError(
-            f"task {task.name!r}, score(records): expected a dictionary, got {type(scores).__name__}; name each score."
+            f"task {task.name!r}, score(records): expected a dictionary of scores, got {type(scores).__name__};"
+            " return a score under each name."
         )
     check_json(scores, f"task {task.name!r}, score(records)")
     if task.get_values is not None:
@@ -91,16 +92,17 @@ def check_scores(task: Task, records: list[Record]) -> None:
             is_column = isinstance(of_questions, np.ndarray) and of_questions.shape == (len(records),)
             if not is_column or not np.issubdtype(of_questions.dtype, np.floating):
                 raise ValueError(
-                    f"task {task.name!r}, get_values(records): expected name -> array of float64, one number a record"
-                    f" ({len(records)} here), got {name}: {describe_array(of_questions)}; use"
-                    " np.array(..., np.float64), NaN where a question has no such score."
+                    f"task {task.name!r}, get_values(records): expected name -> array of float64, one number per"
+                    f" record ({len(records)} here), got {name}: {describe_array(of_questions)}; use np.array(...,"
+                    " np.float64), NaN where a question has no such score."
                 )
     try:
         compute_intervals(get_sums(task, records), np.array([record["scene_id"] for record in records]))
     # Whatever a new task's functions do.
     except Exception as error:
         raise ValueError(
-            f"task {task.name!r}, get_sums(records): expected sums whose interval can be computed, got {error!r}."
+            f"task {task.name!r}, get_sums(records): expected sums for which an interval can be computed, got"
+            f" {error!r}."
         ) from error
 
 
@@ -121,7 +123,7 @@ def call(task: Task, name: str, *given: Any) -> Any:
     except Exception as error:
         raise ValueError(
             f"task {task.name!r}, {name}(records): failed on the {len(given[0])} records of the first scenes, which"
-            f" have the fields {sorted(given[0][0])}: {error!r}; --debug shows where."
+            f" have the fields {sorted(given[0][0])}: {error!r}; use --debug for the traceback."
         ) from error
 
 
@@ -141,12 +143,12 @@ def name_task(task: Task, function: str) -> Iterator[None]:
             error.args = (f"task {task.name!r}, {function}: {error}",)
             raise
         kind = OSError if isinstance(error, OSError) else ValueError
-        raise kind(f"task {task.name!r}, {function}, ended with an error: {error}") from error
+        raise kind(f"task {task.name!r}, {function}, ended with the error {error}") from error
     # Whatever a new task's function does.
     except Exception as error:
         raise ValueError(
-            f"task {task.name!r}, {function}: expected a result, but the function failed with {error!r}; --debug shows"
-            " where."
+            f"task {task.name!r}, {function}: expected a result, but the function failed with {error!r}; use --debug"
+            " for the traceback."
         ) from error
 
 

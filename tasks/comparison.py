@@ -43,8 +43,8 @@ def read_run(folder: Path) -> Run:
     """
     file = folder / "metrics.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: expected what eval.py writes, got no such file; finish the run first.")
-    metrics = read_json(file, "what eval.py writes", keys=["scores"], remedy="evaluate again")
+        raise FileNotFoundError(f"{file}: expected a file of eval.py, got no such file; finish the run first.")
+    metrics = read_json(file, "a file of eval.py", keys=["scores"], remedy="evaluate again")
     scores = metrics["scores"]
     if not isinstance(scores, dict) or not all(isinstance(of_task, dict) for of_task in scores.values()):
         raise ValueError(
@@ -57,7 +57,7 @@ def read_run(folder: Path) -> Run:
     for name in sorted(names):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"{folder / name}: expected the records that eval.py writes, got no such file; finish the run first."
+                f"{folder / name}: expected the records of eval.py, got no such file; finish the run first."
             )
         for _, record in read_json_lines(folder / name, "a record of eval.py", keys=["task", "id", "scene_id"]):
             records.setdefault(record["task"], []).append(record)
@@ -78,7 +78,7 @@ def align_records(runs: list[Run], task: str) -> list[list[Record]]:
             places = match_ids([record["id"] for record in records], wanted)
         except ValueError as error:
             raise ValueError(
-                f"{run.folder}, {task}: expected the questions that {runs[0].folder} answers, each once. {error}"
+                f"{run.folder}, {task}: expected the same questions as in {runs[0].folder}, each once. {error}"
             ) from error
         aligned.append([records[place] for place in places])
     return aligned
@@ -103,8 +103,8 @@ def compare_systems(systems: list[list[Run]], tasks: dict[str, Task]) -> dict[st
     shared = [name for name in tasks if all(run.records.get(name) for run in runs)]
     if not shared:
         raise ValueError(
-            f"expected runs that answer a common task, got {[sorted(run.records) for run in runs]}; evaluate them on"
-            " the same one."
+            f"expected runs with a common task, got {[sorted(run.records) for run in runs]}; evaluate them on the"
+            " same task."
         )
     return {name: compare_task(systems, tasks[name]) for name in shared}
 

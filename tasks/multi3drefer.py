@@ -33,7 +33,7 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[Annotation]:
     for item in items:
         if item.target_boxes is None:
             raise ValueError(
-                f"id {item.id!r}: expected a list in target_boxes, empty where nothing is meant, got None; prepare the"
+                f"id {item.id!r}: expected a list in target_boxes (empty for no target), got None; prepare the"
                 " annotations again (docs/DATA.md)."
             )
     check_detected(data_dir, items, settings)

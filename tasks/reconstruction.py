@@ -81,16 +81,16 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[SceneItem]:
     """The first scenes of the split by name, each paired with the next."""
     if settings.blind:
         raise ValueError(
-            "task reconstruction: expected a model that sees, got blind=True; a blind model has nothing to rebuild,"
-            " leave the task out."
+            "task reconstruction: expected a model that is not blind, got blind=True; leave out the task, because a"
+            " blind model has no views to reconstruct."
         )
     folders = [path.name for path in list_folders(Path(data_dir) / settings.split)]
     limit = len(folders) if settings.limit is None else settings.limit
     wanted = min(settings.reconstruction_scenes, limit, len(folders))
     if len(folders) < 2:
         raise ValueError(
-            f"{Path(data_dir) / settings.split}: expected at least two scenes, one to rebuild and one to stand in for"
-            f" it, got {len(folders)}."
+            f"{Path(data_dir) / settings.split}: expected at least two scenes, one to reconstruct and another as its"
+            f" control, got {len(folders)}."
         )
     return [
         SceneItem(name, name, folders[(index + 1) % len(folders)], index < PICTURE_SCENES)
@@ -266,7 +266,7 @@ def prepare(context: EvalContext, items: list[SceneItem]) -> tuple[Scene, Scene]
     if objective != "cross_view":
         raise ValueError(
             f"task reconstruction: expected a model with view_objective 'cross_view', got {objective!r}, which"
-            " rebuilds views that it sees; leave the task out."
+            " reconstructs visible views; leave out the task."
         )
     return context.load_scene(items[0].scene_id), context.load_scene(items[0].other_scene_id)
 

@@ -45,11 +45,11 @@ def parse_record(line: bytes, where: str) -> Record:
     Raises:
         ValueError: for a damaged line; names file and line.
     """
-    meaning, remedy = "a record of eval.py", "remove the line: its scene is answered again"
+    meaning, remedy = "a record of eval.py", "remove the line, and its scene is answered again"
     try:
         record = parse_json(line.decode("utf-8"), where, meaning, remedy, is_line=True)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: expected {meaning}, got bytes that are no text; {remedy}.") from error
+        raise ValueError(f"{where}: expected {meaning}, got bytes that are not UTF-8; {remedy}.") from error
     if not isinstance(record, dict) or not {"task", "id", "scene_id"} <= record.keys():
         raise ValueError(f"{where}: expected {meaning} with task, id and scene_id, got {str(record)[:60]}; {remedy}.")
     return record
@@ -114,8 +114,8 @@ class RecordStore:
         missing = [item.id for item in items if (task_name, item.id) not in self.records]
         if missing:
             raise ValueError(
-                f"records of {task_name}: expected one for each of {len(items)} items, got none for"
-                f" {len(missing)}, first {missing[0]!r}; start the evaluation again, it answers what is missing."
+                f"records of {task_name}: expected one for each of {len(items)} items, got none for {len(missing)},"
+                f" first {missing[0]!r}; start the evaluation again to answer the missing ones."
             )
         return [self.records[task_name, item.id] for item in items]
 

@@ -59,9 +59,9 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[Annotation]:
         found = [name for name in names if (data_dir / settings.split / name / PROPOSALS_FILE).is_file()]
         if found and len(found) < len(names):
             raise ValueError(
-                f"--data {data_dir}: expected {PROPOSALS_FILE} in all {len(names)} scenes of {settings.split} or in"
-                f" none, got it in {len(found)}; prepare the others with `python -m ross3d.data.prepare proposals`, or"
-                " evaluate with --proposals simulated."
+                f"--data {data_dir}: expected {PROPOSALS_FILE} in all or none of the {len(names)} scenes of"
+                f" {settings.split}, got it in {len(found)}; prepare the others with `python -m ross3d.data.prepare"
+                " proposals`, or evaluate with --proposals simulated."
             )
     return items
 

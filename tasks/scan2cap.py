@@ -44,7 +44,7 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[Annotation]:
     if settings.proposals == "predicted":
         if not get_asked(everything):
             raise ValueError(
-                f"--data {data_dir}: expected the detected boxes that stand for the objects of {NAME}, got none of"
+                f"--data {data_dir}: expected detected boxes matched to the objects of {NAME}, got none for any of"
                 f" {len(everything)}; prepare the annotations with --proposals (docs/DATA.md), or evaluate with"
                 " --proposals ground_truth."
             )

@@ -93,7 +93,7 @@ class EvalSettings:
         check_fields(self, "--", EVAL_NUMBERS)
         for name, known in (("proposals", PROPOSAL_SOURCES), ("decode", DECODES)):
             if getattr(self, name) not in known:
-                raise ValueError(f"--{name}: expected one choice of {list(known)}, got {getattr(self, name)!r}.")
+                raise ValueError(f"--{name}: expected one of {list(known)}, got {getattr(self, name)!r}.")
         get_scan_options(self)
 
 
@@ -192,7 +192,7 @@ class Task:
         if not self.name or not is_name:
             raise ValueError(
                 f"Task: expected a name and a records_file that ends in .jsonl, got {self.name!r} and"
-                f" {self.records_file!r}; most tasks keep theirs in predictions.jsonl."
+                f" {self.records_file!r}; most tasks use predictions.jsonl."
             )
         for name in ("load_items", "prepare", "answer", "score"):
             if not callable(getattr(self, name)):

@@ -31,7 +31,7 @@ def make_window(row: dict[str, Any], window_id: str, where: str) -> Window:
     cam2world = [align @ to_matrix(matrix, where, "cam2global") for matrix in row["cam2global"]]
     if len(cam2world) != len(row["images"]):
         raise ValueError(
-            f"{where}: expected a cam2global for each of {len(row['images'])} images, got {len(cam2world)}."
+            f"{where}: expected one cam2global for each of {len(row['images'])} images, got {len(cam2world)}."
         )
     box = check_boxes(f"{where}, gt_bbox", [row["gt_bbox"]], 9)[0].tolist()
     return Window(

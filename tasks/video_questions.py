@@ -43,12 +43,12 @@ def find_rows(data_dir: Path, split: str) -> Path:
     found = [file for name in names for file in sorted(data_dir.glob(name))]
     if not found:
         raise FileNotFoundError(
-            f"--data {data_dir}: expected the benchmark's rows as one of {names}, got no such file; download the"
+            f"--data {data_dir}: expected the benchmark's rows in one of {names}, got no such file; download the"
             " benchmark's repository there (docs/DATA.md)."
         )
     if len(found) > 1:
         raise ValueError(
-            f"--data {data_dir}: expected one file of rows, got {[file.name for file in found]}; keep one of them."
+            f"--data {data_dir}: expected one file of rows, got {[file.name for file in found]}; remove all but one."
         )
     return found[0]
 
@@ -82,19 +82,17 @@ def check_row(row: dict[str, Any], answer: str, options: list[str] | None, where
     """
     question = row["question"]
     if not isinstance(question, str) or not question.strip():
-        raise ValueError(f"{where}: expected words as its question, got {question!r}; correct it.")
+        raise ValueError(f"{where}: expected text as the question, got {question!r}; correct it.")
     if options is None:
         if not np.isfinite(convert_number(answer)):
             raise ValueError(f"{where}: expected a number as the right answer, got {answer!r}; correct it.")
         return
     if not isinstance(options, list) or not all(isinstance(text, str) and text.strip() for text in options):
-        raise ValueError(
-            f"{where}: expected options as a list of texts, each with words, got {options!r}; correct it."
-        )
+        raise ValueError(f"{where}: expected options as a list of non-blank strings, got {options!r}; correct it.")
     letters = list(ascii_uppercase[: len(options)])
     if answer.upper() not in letters:
         raise ValueError(
-            f"{where}: expected the letter of one of its {len(options)} options, {letters}, as the right answer, got"
+            f"{where}: expected the letter of one of the {len(options)} options, {letters}, as the right answer, got"
             f" {answer!r}; correct it."
         )
 
@@ -131,7 +129,7 @@ class VideoBenchmark:
             where = f"{file.name}, row {number}"
             item = check_annotation(self.make_item(row, where), where, settings.allow_outside)
             if item.id in items:
-                raise ValueError(f"{file.name}, row {number}: the id {item.id!r} came before; expected one row an id.")
+                raise ValueError(f"{file.name}, row {number}: expected unique ids, got {item.id!r} again.")
             items[item.id] = item
         return limit_scenes(list(items.values()), settings.limit)
 
@@ -143,8 +141,8 @@ class VideoBenchmark:
         if missing or row["question_type"] not in known:
             raise ValueError(
                 f"{where}: expected {[*FIELDS, answer_field]} with a question_type of {list(known)}, got"
-                f" {missing or row['question_type']!r} {'missing' if missing else 'as its type'}; is it the file of"
-                f" another benchmark than {self.name}?"
+                f" {missing or row['question_type']!r} {'missing' if missing else 'as its type'}; check that it is a"
+                f" file of {self.name}."
             )
         options, answer = row.get("options") if is_choice else None, str(row[answer_field])
         if is_choice and not options:
@@ -154,7 +152,7 @@ class VideoBenchmark:
             video = self.get_video(row)
         except KeyError as error:
             raise ValueError(
-                f"{where}: expected the field {error} that names the video, got {sorted(row)}."
+                f"{where}: expected the field {error} with the name of the video, got {sorted(row)}."
             ) from error
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: expected the name of a video, got {error}; correct it.") from error

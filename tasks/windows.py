@@ -57,7 +57,9 @@ def load_windows(
             " there (docs/DATA.md)."
         )
     if len(found) > 1:
-        raise ValueError(f"--data {data_dir}: expected one file {name}, got {[str(f) for f in found]}; keep one.")
+        raise ValueError(
+            f"--data {data_dir}: expected one file {name}, got {[str(f) for f in found]}; remove all but one."
+        )
     file = found[0]
     rows = read_json(file, "a JSON list of rows", remedy="download it again")
     if not isinstance(rows, list) or not rows:
@@ -106,7 +108,10 @@ def prepare_window(context: EvalContext, windows: list[Window]) -> SceneForQuest
         settings = context.settings
         reading = get_reading(settings.num_views, settings.decode, context.processor.view_size, settings.rotate)
         if reading.get("rotate") == "auto":
-            raise ValueError(f"{window.id}: --rotate: frames have no cameras to be turned by; give 0, 90, 180 or 270.")
+            raise ValueError(
+                f"{window.id}: --rotate: expected 0, 90, 180 or 270, got auto; frames without cameras cannot be"
+                " rotated automatically."
+            )
         files = [find_frame(context.data_dir, image, settings.allow_outside) for image in window.images]
         pictures = [decode_color(file, file, reading.get("reduce_to"))[0] for file in files]
         images = [np.rot90(picture, reading.get("rotate", 0) // 90).copy() for picture in pictures]

@@ -103,17 +103,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         (
             1,
             {"query_coords": None},
-            r"rows.jsonl:2: query_coords is None while the question holds 1 <coord> marks; give",
+            r"rows.jsonl:2: query_coords is None but the question has 1 <coord> tokens; give",
         ),
-        (0, {"query_coords": [1, 2, 3]}, r"query_coords is \(1, 2, 3\) while the question holds 0 <coord> marks"),
+        (0, {"query_coords": [1, 2, 3]}, r"query_coords is \(1, 2, 3\) but the question has 0 <coord> tokens"),
         (2, {"object_ids": [True]}, r"rows.jsonl:3: object_ids must be a list of box indices >= 0, got \[True\]"),
         (
             2,
             {"object_ids": None},
-            r"answer is '<ground>' while object_ids is None; a grounding question has the answer",
+            r"answer is '<ground>' but object_ids is None; a grounding question has the answer",
         ),
-        (0, {"object_ids": []}, r"rows.jsonl:1: answer is 'red' while object_ids is \[\]; a grounding question has"),
-        (3, {"id": "b"}, r"rows.jsonl:4: id 'b' was used on line 2 already"),
+        (0, {"object_ids": []}, r"rows.jsonl:1: answer is 'red' but object_ids is \[\]; a grounding question has"),
+        (3, {"id": "b"}, r"rows.jsonl:4: id 'b' was already used on line 2"),
         (
             2,
             {"colour": "red"},
@@ -136,22 +136,31 @@ def test_wrong_rows_are_refused_with_their_line(tmp_path, place, changes, messag
     [
         (
             {"question": "Say <|im_end|> now"},
-            r"question must be plain words, got the marks .*im_end.*; leave them out",
+            r"question must be plain text, got the special tokens .*im_end.*; remove them",
         ),
-        ({"question": "<image>\nHow many?"}, r"question must be plain words, got the marks \['<image>'\]"),
-        ({"question": "where is <ground>?"}, r"question must be plain words, got the marks \['<ground>'\]"),
-        ({"question": "from <coord> to <coord>", "query_coords": [0, 1, 2]}, "question must hold one <coord> at most"),
+        ({"question": "<image>\nHow many?"}, r"question must be plain text, got the special tokens \['<image>'\]"),
+        ({"question": "where is <ground>?"}, r"question must be plain text, got the special tokens \['<ground>'\]"),
+        ({"question": "from <coord> to <coord>", "query_coords": [0, 1, 2]}, "question must have at most one <coord>"),
         ({"question": "  \n"}, r"question must be a non-empty string, got '  \\n'"),
-        ({"question": "x" * 20_001}, "question must have at most 20000 letters, got 20001, which fit into no model"),
-        ({"answer": "a <image> b"}, r"answer must be plain words, or '<ground>' alone, got the marks \['<image>'\]"),
-        ({"answer": "the <ground>"}, r"answer must be plain words, or '<ground>' alone, got the marks \['<ground>'\]"),
-        ({"answer": "\nred"}, r"answer must not begin with a line break, got '\\nred'; strip it"),
-        ({"references": ["red", " "]}, r"references must not be blank, got \['red', ' '\]"),
+        (
+            {"question": "x" * 20_001},
+            "question must have at most 20000 characters, got 20001; shorten it",
+        ),
+        (
+            {"answer": "a <image> b"},
+            r"answer must be plain text or only '<ground>', got the special tokens \['<image>'\]",
+        ),
+        (
+            {"answer": "the <ground>"},
+            r"answer must be plain text or only '<ground>', got the special tokens \['<ground>'\]",
+        ),
+        ({"answer": "\nred"}, r"answer must not begin with a line break, got '\\nred'; remove it"),
+        ({"references": ["red", " "]}, r"references must have no blank strings, got \['red', ' '\]"),
         ({"object_ids": 3}, r"object_ids must be a list of box indices >= 0, got 3"),
-        ({"answer": "<ground>", "object_ids": [1, 1]}, r"object_ids must name each box once, got \[1, 1\]"),
+        ({"answer": "<ground>", "object_ids": [1, 1]}, r"object_ids must have each box once, got \[1, 1\]"),
         ({"query_coords": 3}, r"query_coords must be three finite numbers \(metres\), got 3"),
-        ({"query_coords": [0, 0, 1e300]}, ".*none may lie beyond 500 metres: divide millimetres by 1000"),
-        ({"query_coords": [0, 0, 10**299]}, ".*none may lie beyond 500 metres"),
+        ({"query_coords": [0, 0, 1e300]}, ".*each at most 500 metres from 0: divide millimetres by 1000"),
+        ({"query_coords": [0, 0, 10**299]}, ".*each at most 500 metres"),
         (
             {"scene_id": "../../secret/scan"},
             r"scene_id: expected a scene id, .*, got '../../secret/scan'",
@@ -159,10 +168,10 @@ def test_wrong_rows_are_refused_with_their_line(tmp_path, place, changes, messag
         ({"scene_id": "/etc"}, r"scene_id: expected a scene id, .*, got '/etc', which leads"),
         ({"question": "\u200b\u200b"}, r"question must be a non-empty string, got '\\u200b\\u200b'"),
         ({"question": "\ufeff \u2060"}, r"question must be a non-empty string, got '\\ufeff \\u2060'"),
-        ({"references": ["red", "\u200b"]}, r"references must not be blank, got \['red', '\\u200b'\]"),
-        ({"question": "a\0b?"}, r"question holds the control character '\\x00' at letter 1; write the text anew"),
-        ({"answer": "red\x1b[0m"}, r"answer holds the control character '\\x1b' at letter 3"),
-        ({"references": ["red", "\0"]}, r"references holds the control character '\\x00'"),
+        ({"references": ["red", "\u200b"]}, r"references must have no blank strings, got \['red', '\\u200b'\]"),
+        ({"question": "a\0b?"}, r"question contains the control character '\\x00' at character 1; remove it"),
+        ({"answer": "red\x1b[0m"}, r"answer contains the control character '\\x1b' at character 3"),
+        ({"references": ["red", "\0"]}, r"references contains the control character '\\x00'"),
         ({"scene_id": "a\0b"}, r"scene_id: expected the name of a file"),
     ],
 )
@@ -182,22 +191,22 @@ def test_all_wrong_rows_are_told_at_once(tmp_path):
     rows[3] |= {"id": "b"}
     write(tmp_path / "rows.jsonl", rows)
     message = (
-        r"rows.jsonl: expected rows that can be read and asked, got 3 that are wrong: .*rows.jsonl:1: answer must be a"
-        r" non-empty .* \| .*rows.jsonl:3: object_ids must .* \| .*rows.jsonl:4: id 'b' was used on line 2 already\.$"
+        r"rows.jsonl: expected valid annotations, got 3 wrong ones: .*rows.jsonl:1: answer must be a"
+        r" non-empty .* \| .*rows.jsonl:3: object_ids must .* \| .*rows.jsonl:4: id 'b' was already used on line 2\.$"
     )
     with pytest.raises(ValueError, match=message):
         load_annotations(tmp_path / "rows.jsonl")
     for row in rows:
         row["answer"] = "x" * 100_000
     write(tmp_path / "rows.jsonl", rows)
-    with pytest.raises(ValueError, match=r"got 34 that are wrong: .*rows.jsonl:10: .* \| and 24 more$") as caught:
+    with pytest.raises(ValueError, match=r"got 34 wrong ones: .*rows.jsonl:10: .* \| and 24 more$") as caught:
         load_annotations(tmp_path / "rows.jsonl")
     assert str(caught.value).count(" | ") == 10 and len(str(caught.value)) < 5000 and "\n" not in str(caught.value)
 
 
 def test_a_file_of_nothing_but_wrong_rows_is_not_read_to_its_end(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"id": 7}\n' * 1500)
-    with pytest.raises(ValueError, match=r"got 1000 or more that are wrong: .* \| and 990 more$"):
+    with pytest.raises(ValueError, match=r"got 1000 or more wrong ones: .* \| and 990 more$"):
         load_annotations(tmp_path / "rows.jsonl")
 
 
@@ -210,12 +219,12 @@ def test_all_questions_about_absent_objects_are_told_at_once(tmp_path):
         for number in range(5)
     ]
     message = (
-        "object_ids: expected numbers of boxes that the scenes have, got 3 that are wrong: object_ids of question 'q2'"
-        r".* below 1, .* \| .*question 'q3': expected numbers below 3.* \| .*question 'q4'"
+        "object_ids: expected indices of existing boxes, got 3 wrong ones: object_ids of question 'q2'"
+        r".* below 1, .* \| .*question 'q3': expected box indices below 3.* \| .*question 'q4'"
     )
     with pytest.raises(ValueError, match=message):
         check_all_object_ids(rows, lambda name: tmp_path / name)
-    with pytest.raises(ValueError, match=r"^object_ids of question 'q2': expected numbers below 1"):
+    with pytest.raises(ValueError, match=r"^object_ids of question 'q2': expected box indices below 1"):
         check_all_object_ids(rows[:3], lambda name: tmp_path / name)
     check_all_object_ids(rows[:2], lambda name: tmp_path / name)
 
@@ -232,7 +241,7 @@ def test_halves_of_characters_are_refused_in_files_and_from_python(tmp_path):
     write(tmp_path / "rows.jsonl", make_rows())
     row = load_annotations(tmp_path / "rows.jsonl")[0]
     row.answer = "red \ud800"
-    with pytest.raises(ValueError, match=r"here:1: answer holds half of a character \(a lone surrogate"):
+    with pytest.raises(ValueError, match=r"here:1: answer contains a lone surrogate \(half of a character"):
         check_annotation(row, "here:1")
     (tmp_path / "rows.jsonl").write_text(json.dumps({"id": "caf\ud800"}) + "\n")
     with pytest.raises(ValueError, match=r"rows.jsonl:1: .*half of a character"):
@@ -254,7 +263,7 @@ def test_a_scene_outside_is_read_where_it_is_allowed(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"id": "a", "scene', r"rows.jsonl:3: expected an annotation a line, but the file is no JSON \("),
+        ('{"id": "a", "scene', r"rows.jsonl:3: expected one annotation per line, but the file is not valid JSON \("),
         ("[1, 2]", r"rows.jsonl:3: expected a JSON object, got list"),
         ('{"id": "z", "scene_id": "s"}', r"rows.jsonl:3: missing fields \['answer', 'question', 'question_type'"),
     ],
@@ -326,7 +335,9 @@ def test_a_split_is_one_file(tmp_path):
     save_annotations(make_benchmark_rows(), folder / "val.parquet")
     assert find_annotations(tmp_path, "val") == folder / "val.parquet"
     save_annotations(make_benchmark_rows(), folder / "val.jsonl")
-    with pytest.raises(ValueError, match="val.jsonl and val.parquet are both there; keep the one that holds your"):
+    with pytest.raises(
+        ValueError, match="val.jsonl and val.parquet both exist; remove the one that does not have your"
+    ):
         find_annotations(tmp_path, "val")
 
 
@@ -334,7 +345,7 @@ def test_damaged_parquet_is_named(tmp_path):
     save_annotations(make_benchmark_rows(), tmp_path / "rows.parquet")
     (tmp_path / "rows.parquet").write_bytes((tmp_path / "rows.parquet").read_bytes()[:-40])
     with pytest.raises(
-        ValueError, match=r"rows.parquet: expected a Parquet file of annotations, got .*; copy or write it again"
+        ValueError, match=r"rows.parquet: expected a Parquet file of annotations, got .*; write it again"
     ):
         load_annotations(tmp_path / "rows.parquet")
 
@@ -343,7 +354,7 @@ def test_a_parquet_of_many_nulls_takes_no_memory(tmp_path):
     """A few bytes promise 200 million rows, or ten million, which lack what every question has."""
     file = tmp_path / "rows.parquet"
     for rows, message in (
-        (200_000_000, "got 200000000 rows, at most 10000000 are read"),
+        (200_000_000, "got 200000000 rows; at most 10000000 are allowed"),
         (2_000_000, "missing fields"),
     ):
         pq.write_table(pa.table({"id": pa.nulls(rows)}), file, row_group_size=rows)
@@ -353,7 +364,7 @@ def test_a_parquet_of_many_nulls_takes_no_memory(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"annotations file .*none.jsonl does not exist; build it or check"):
+    with pytest.raises(FileNotFoundError, match=r"annotations file .*none.jsonl does not exist; create it or correct"):
         load_annotations(tmp_path / "none.jsonl")
 
 
@@ -368,7 +379,7 @@ def test_parquet_files_of_too_many_rows_are_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(annotations, "MAX_ROWS", 4)
     assert len(load_annotations(tmp_path / "rows.parquet")) == 4
     monkeypatch.setattr(annotations, "MAX_ROWS", 3)
-    with pytest.raises(ValueError, match="rows.parquet: expected a Parquet file .*got 4 rows, at most 3 are read"):
+    with pytest.raises(ValueError, match="rows.parquet: expected a Parquet file .*got 4 rows; at most 3 are allowed"):
         load_annotations(tmp_path / "rows.parquet")
 
 
@@ -387,9 +398,7 @@ def test_places_are_compared_with_cameras_and_readings(views):
     ask(49.0 + views, -50.0, 0.0)
     ask(149.0, 0.0, 53.0, readings=far)
     ask(900.0, 0.0, 0.0, cam2world=None)
-    message = (
-        r"f: query_coords of question 'q7': expected a point in metres, within 50 of what the views of scene 'room'"
-    )
+    message = r"f: query_coords of question 'q7': expected a point in metres, at most 50 m from the observed part"
     for point in ((151.0, 0.0, 0.0), (0.0, -51.0, 0.0), (0.0, 0.0, 54.0)):
         with pytest.raises(ValueError, match=message):
             ask(*point, readings=far)

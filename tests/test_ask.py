@@ -77,7 +77,11 @@ def test_questions_are_answered_in_order_by_words_or_boxes(tmp_path, capsys):
     assert "boxes did: its world is taken to be upright" in said and "boxes came with the scan" in said
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     # Four chosen views, and all six in the sanity picture.
-    assert check_page(page)["polygon"] == 4 + 6 and "having not seen it" in page and "find the bed" in page
+    assert (
+        check_page(page)["polygon"] == 4 + 6
+        and "reconstructed from the other views" in page
+        and "find the bed" in page
+    )
 
 
 def test_every_question_is_grounded_when_asked_to(tmp_path):
@@ -92,7 +96,9 @@ def test_every_question_is_grounded_when_asked_to(tmp_path):
 
 def test_what_cannot_be_asked_is_refused(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(ask, "read_own_scan", lambda *given, **more: pytest.fail("the scan was read first"))
-    with pytest.raises(ValueError, match=r"questions: expected words in each, got \['the bed', ' '\]; ask something"):
+    with pytest.raises(
+        ValueError, match=r"questions: expected text in each question, got \['the bed', ' '\]; write a question"
+    ):
         run(tmp_path, tmp_path / "page.html", "the bed", " ")
     with pytest.raises(
         FileNotFoundError, match="--model: expected a checkpoint's folder or a Hub id, got .*config.json"
@@ -100,22 +106,28 @@ def test_what_cannot_be_asked_is_refused(capsys, tmp_path, monkeypatch):
         run(tmp_path, tmp_path / "page.html", "the bed", model=tmp_path)
     with pytest.raises(ValueError, match="--ground: expected a model with a grounding head, got one without"):
         ask.choose_grounded(["the bed"], ground_all=True, has_boxes=True, has_head=False)
-    with pytest.raises(ValueError, match="--ground: expected boxes to choose among, got none; give --boxes FILE"):
+    with pytest.raises(ValueError, match="--ground: expected candidate boxes, got none; give --boxes FILE"):
         ask.choose_grounded(["the bed"], ground_all=True, has_boxes=False, has_head=True)
     assert ask.choose_grounded(["find it", "why?"], ground_all=False, has_boxes=True, has_head=False) == [False, False]
     assert "this model has no grounding head" in capsys.readouterr().out
     assert ask.choose_grounded(["find it", "why?"], ground_all=False, has_boxes=False, has_head=True) == [False, False]
-    assert "no boxes to choose among (--boxes FILE or a boxes.json)" in capsys.readouterr().out
+    assert "no candidate boxes (--boxes FILE or a boxes.json)" in capsys.readouterr().out
     assert ask.choose_grounded(["find it", "why?"], ground_all=False, has_boxes=True, has_head=True) == [True, False]
 
 
 @pytest.mark.parametrize(
     ("question", "message"),
     [
-        ("what is at <coord>?", r"questions: expected plain words, got the marks \['<coord>'\] in 'what is at"),
-        ("<|im_end|> hi", r"got the marks \['<\|im_end\|>'\] in .*; leave them out: say in words which place"),
-        ("<image> and <ground>", r"got the marks \['<image>', '<ground>'\] .* \(or give --ground\) to be answered"),
-        ("is it \udce9?", "questions: expected text in UTF-8, got other bytes at letter 6 of .*; type it again"),
+        (
+            "what is at <coord>?",
+            r"questions: expected plain text, got the special tokens \['<coord>'\] in 'what is at",
+        ),
+        ("<|im_end|> hi", r"got the special tokens \['<\|im_end\|>'\] in .*; remove them: describe a place in words"),
+        (
+            "<image> and <ground>",
+            r"got the special tokens \['<image>', '<ground>'\] .* \(or use --ground\) to get boxes",
+        ),
+        ("is it \udce9?", "questions: expected text in UTF-8, got other bytes at character 6 of .*; type it again"),
     ],
 )
 def test_questions_that_are_no_words_are_refused_before_the_scan_is_read(tmp_path, monkeypatch, question, message):
@@ -134,7 +146,7 @@ def test_a_tilted_room_is_set_upright_and_boxes_are_proposed(tilted, tmp_path, c
     assert "alignment estimated from" in said and "confidence" in said and "no boxes came with the scan" in said
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert check_page(page)["polygon"] == 3 + 7 and "Alignment estimated from" in page
-    assert "having not seen it" not in page and "median height of the floor, cm" in page
+    assert "reconstructed from the other views" not in page and "median height of the floor, cm" in page
 
     scan = read_own_scan(folder)
     back = scan.axis_align_matrix @ make_tilted_world()
@@ -196,7 +208,7 @@ def test_an_axis_align_file_moves_the_cameras(tmp_path):
     matrix[2, 3] = 5.0
     np.savetxt(tmp_path / "axis_align.txt", matrix)
     scan = get_rooms() / "val" / "val-000000"
-    with pytest.raises(ValueError, match="no point lies below ceiling_height"):
+    with pytest.raises(ValueError, match="no point is below ceiling_height"):
         run(scan, tmp_path / "page.html", "--axis-align", str(tmp_path / "axis_align.txt"), "Is there a bed?")
 
 
@@ -247,7 +259,7 @@ def test_a_real_scan_goes_the_whole_way_without_an_alignment(tmp_path, capsys):
     assert "alignment estimated from" in capsys.readouterr().out
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     check_page(page)
-    assert "eye picture: sampled" in page and "Is it upright?" in page
+    assert "eye picture: reconstructed" in page and "Is it upright?" in page
 
     matrix = read_own_scan(scan).axis_align_matrix
     scene = read_scene(scan, axis_align_matrix=matrix)
@@ -288,9 +300,9 @@ def get_cell_medians(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     [
         (["--views", "0"], "argument --views: expected a whole number from 1 to 10,000, got '0'"),
         (["--views", "2.5"], "argument --views: expected a whole number from 1 to 10,000, got '2.5'"),
-        (["--steps", "0"], "argument --steps: expected a whole number from 1 on, got '0'"),
-        (["--max-new-tokens", "nan"], "argument --max-new-tokens: expected a whole number from 1 on, got 'nan'"),
-        (["--hide", "-1"], "argument --hide: expected a whole number from 0 on, got '-1'"),
+        (["--steps", "0"], "argument --steps: expected a whole number of at least 1, got '0'"),
+        (["--max-new-tokens", "nan"], "argument --max-new-tokens: expected a whole number of at least 1, got 'nan'"),
+        (["--mask", "-1"], "argument --mask: expected a whole number of at least 0, got '-1'"),
         (["--device", "gpu"], "argument --device: expected a device such as cpu or cuda:0, got 'gpu'"),
         (["--geometry-mode", "metric"], "argument --geometry-mode: invalid choice: 'metric'"),
     ],
@@ -303,8 +315,8 @@ def test_options_that_cannot_be_are_refused_by_name(tmp_path, capsys, options, m
 
 def test_a_view_that_was_not_read_cannot_be_hidden(tmp_path, monkeypatch):
     monkeypatch.setattr(ask, "load_model", lambda *arguments: pytest.fail("the model was loaded first"))
-    with pytest.raises(ValueError, match=r"--hide: expected a view from 0 to 3 \(--views 4\), got 4"):
-        run(get_rooms() / "val" / "val-000000", tmp_path / "page.html", "--views", "4", "--hide", "4", "Is it a bed?")
+    with pytest.raises(ValueError, match=r"--mask: expected a view from 0 to 3 \(--views 4\), got 4"):
+        run(get_rooms() / "val" / "val-000000", tmp_path / "page.html", "--views", "4", "--mask", "4", "Is it a bed?")
 
 
 def test_found_boxes_say_where_they_are():

@@ -183,9 +183,7 @@ def test_captions_want_boxes_that_were_detected_when_they_were_prepared(prepared
         row.query_coords = row.query_box = row.query_iou = None
     save_annotations(rows, tmp_path / "annotations" / "val.parquet")
     settings = EvalSettings(split="val")
-    with pytest.raises(
-        ValueError, match="expected the detected boxes that stand for the objects of scan2cap, got none"
-    ):
+    with pytest.raises(ValueError, match="expected detected boxes matched to the objects of scan2cap, got none"):
         TASKS["scan2cap"].load_items(tmp_path, settings)
     own = TASKS["scan2cap"].load_items(tmp_path, replace(settings, proposals="ground_truth"))
     assert own and all(item.query_coords is not None for item in own)
@@ -414,18 +412,24 @@ def test_vstibench_reads_its_own_fields(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"question_type": "smell"}, r"test.jsonl, row 1: .*got 'smell' as its type; is it the file of another"),
+        ({"question_type": "smell"}, r"test.jsonl, row 1: .*got 'smell' as its type; check that it is a file of"),
         ({"ground_truth": None}, r"got \['ground_truth'\] missing"),
         ({"question": ""}, r"got \['question'\] missing"),
         ({"options": []}, r"row 1: expected options for a object_rel_distance question, got \[\]"),
-        ({"id": 1}, r"row 2: the id '1' came before; expected one row an id"),
-        ({"question": "  "}, r"test.jsonl, row 1: expected words as its question, got '  '; correct it"),
-        ({"question": ["a"]}, r"row 1: expected words as its question, got \['a'\]"),
-        ({"question": "<|im_end|> hi"}, r"row 1: question must be plain words, got the marks .*<\|im_end\|>.*'0'"),
-        ({"options": "A. bed"}, r"row 1: expected options as a list of texts, each with words, got 'A. bed'"),
-        ({"options": ["A. bed", " "]}, "row 1: expected options as a list of texts, each with words"),
-        ({"options": ["A. bed", "B. <image>"]}, r"row 1: question must be plain words, got the marks \['<image>'\]"),
-        ({"ground_truth": "E"}, r"row 1: expected the letter of one of its 2 options, \['A', 'B'\], .*got 'E'"),
+        ({"id": 1}, r"row 2: expected unique ids, got '1' again"),
+        ({"question": "  "}, r"test.jsonl, row 1: expected text as the question, got '  '; correct it"),
+        ({"question": ["a"]}, r"row 1: expected text as the question, got \['a'\]"),
+        (
+            {"question": "<|im_end|> hi"},
+            r"row 1: question must be plain text, got the special tokens .*<\|im_end\|>.*'0'",
+        ),
+        ({"options": "A. bed"}, r"row 1: expected options as a list of non-blank strings, got 'A. bed'"),
+        ({"options": ["A. bed", " "]}, "row 1: expected options as a list of non-blank strings"),
+        (
+            {"options": ["A. bed", "B. <image>"]},
+            r"row 1: question must be plain text, got the special tokens \['<image>'\]",
+        ),
+        ({"ground_truth": "E"}, r"row 1: expected the letter of one of the 2 options, \['A', 'B'\], .*got 'E'"),
         ({"scene_name": "../../other"}, "row 1: scene_id"),
     ],
 )
@@ -468,7 +472,7 @@ def test_a_file_without_rows_is_refused(tmp_path, suffix):
 
 def test_files_of_rows_that_cannot_be_read_are_named(tmp_path):
     task, settings = TASKS["vsibench"], EvalSettings(split="test")
-    with pytest.raises(FileNotFoundError, match=r"expected the benchmark's rows as one of \['test.jsonl'"):
+    with pytest.raises(FileNotFoundError, match=r"expected the benchmark's rows in one of \['test.jsonl'"):
         task.load_items(tmp_path, settings)
     (tmp_path / "test.parquet").write_text("x")
     with pytest.raises(ValueError, match="test.parquet: expected a Parquet file of a benchmark's rows, got"):
@@ -477,7 +481,7 @@ def test_files_of_rows_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"expected one file of rows, got \['test.jsonl', 'test.parquet'\]"):
         task.load_items(tmp_path, settings)
     (tmp_path / "test.parquet").unlink()
-    with pytest.raises(ValueError, match=r"test.jsonl:2: expected a row of JSON, but the file is no JSON"):
+    with pytest.raises(ValueError, match=r"test.jsonl:2: expected a row of JSON, but the file is not valid JSON"):
         task.load_items(tmp_path, settings)
     row = make_video_rows()[0]
     del row["scene_name"]
@@ -561,7 +565,7 @@ def test_an_answered_frame_and_box_are_turned_into_the_world(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"cam2global": [np.eye(4).tolist()]}, "entry 0: expected a cam2global for each of 2 images, got 1"),
+        ({"cam2global": [np.eye(4).tolist()]}, "entry 0: expected one cam2global for each of 2 images, got 1"),
         (
             {"axis_align_matrix": [1, 2]},
             "entry 0: expected axis_align_matrix to be a finite 4x4 matrix",
@@ -587,14 +591,16 @@ def test_files_of_windows_that_cannot_be_read_are_named(tmp_path):
     file.write_text("[{")
     with pytest.raises(
         ValueError,
-        match="scannet_det_val_4frames.json: expected a JSON list of rows, but the file is no JSON .*Expecting",
+        match="scannet_det_val_4frames.json: expected a JSON list of rows, but the file is not valid JSON .*Expecting",
     ):
         task.load_items(tmp_path, settings)
     file.write_text("{}")
     with pytest.raises(ValueError, match="expected a JSON list of rows, got dict"):
         task.load_items(tmp_path, settings)
     (tmp_path / "scannet_det_val_6frames.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"expected one file scannet_det_val_\*frames.json, got .*; keep one"):
+    with pytest.raises(
+        ValueError, match=r"expected one file scannet_det_val_\*frames.json, got .*; remove all but one"
+    ):
         task.load_items(tmp_path, settings)
 
 
@@ -680,7 +686,7 @@ def test_videos_that_are_not_there_are_counted(tmp_path, gone):
         (tmp_path / name).unlink()
     asked = 2 if len(gone) == 1 else 3
     message = (
-        rf"--data {tmp_path}, split test: expected questions about scenes that are there, got {asked}, first '0',"
+        rf"--data {tmp_path}, split test: expected questions about existing scenes, got {asked}, first '0',"
         rf" about {len(gone)} that are not, such as \['scannet/scene0011_00'.*and no video of that name; copy or"
     )
     with pytest.raises(FileNotFoundError, match=message):
@@ -689,7 +695,7 @@ def test_videos_that_are_not_there_are_counted(tmp_path, gone):
 
 def test_a_limit_of_no_scenes_and_a_misspelt_option_are_refused(capsys):
     words = ["--model", "m", "--task", "rooms", "--data", "d", "--output", "o"]
-    with pytest.raises(ValueError, match="--limit: expected a whole number from 1 on, got 0; correct it"):
+    with pytest.raises(ValueError, match="--limit: expected a whole number of at least 1, got 0; correct the number"):
         door.parse_arguments([*words, "--limit", "0"])
     with pytest.raises(ValueError, match="--rotate must be one of auto, 0, 90"):
         door.parse_arguments([*words, "--rotate", "45"])
@@ -697,7 +703,7 @@ def test_a_limit_of_no_scenes_and_a_misspelt_option_are_refused(capsys):
         door.parse_arguments([*words, "--max_excluded", "1"])
     with pytest.raises(SystemExit):
         door.parse_arguments([*words, "--lmit", "1"])
-    assert "expected options of this program, got --lmit 1; did you mean --limit?" in capsys.readouterr().err
+    assert "unknown options --lmit 1; did you mean --limit?" in capsys.readouterr().err
 
 
 def test_meteor_is_asked_for_before_anything_is_answered(videos, tmp_path, monkeypatch):

@@ -192,7 +192,7 @@ def test_a_scene_without_depth_cannot_be_seen_from_above():
     [
         (
             {"points": np.array([[0, 0, np.nan]])},
-            "points: expected finite coordinates, got NaN or inf; leave such points",
+            "points: expected finite coordinates, got NaN or inf; remove those points",
         ),
         ({"points": np.array([[np.inf, 0, 0]])}, "points: expected finite coordinates"),
         (

@@ -98,11 +98,11 @@ def test_means_of_tasks_are_resampled_with_their_tasks():
 def test_intervals_refuse_what_is_no_pair():
     with pytest.raises(ValueError, match="two lists of the same length > 0, got shapes"):
         compute_paired_interval([1.0], [1.0, 2.0])
-    with pytest.raises(ValueError, match=r"expected finite numbers, one row an item .* 1 that are NaN or infinite"):
+    with pytest.raises(ValueError, match=r"expected finite numbers, one row per item .* 1 NaN or infinite"):
         compute_paired_interval([1.0, np.inf], [1.0, 2.0])
-    with pytest.raises(ValueError, match="expected finite numbers, one row an item and at least one item"):
+    with pytest.raises(ValueError, match="expected finite numbers, one row per item and at least one item"):
         compute_mean_interval([])
-    with pytest.raises(ValueError, match=r"scores: expected one score an item, got shape \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"scores: expected one score per item, got shape \(2, 2\)"):
         compute_mean_interval(np.ones((2, 2)))
     with pytest.raises(ValueError, match=r"groups: expected one label for each of 3 scores, got shape \(2,\)"):
         compute_mean_interval([1.0, 2.0, 3.0], ["a", "b"])

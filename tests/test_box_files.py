@@ -107,14 +107,16 @@ def test_masks_that_do_not_fit(export):
         FileNotFoundError, match="none.txt does not exist; expected a list of masks: pred_mask/FILE.txt"
     ):
         read_mask3d(file.with_name("none.txt"), vertices)
-    with pytest.raises(ValueError, match=r"room_1.txt: a mask of 37 vertices for a mesh of 36; expected the very"):
+    with pytest.raises(
+        ValueError, match=r"room_1.txt: expected a mask value for each of the 36 vertices of the mesh, got 37; use"
+    ):
         read_mask3d(file, vertices[:-1])
-    with pytest.raises(ValueError, match="vertices of its mesh must be finite, found NaN or inf"):
+    with pytest.raises(ValueError, match="expected finite mesh vertices, found NaN or inf"):
         read_mask3d(file, np.where(np.arange(NUM_VERTICES)[:, None] == 5, np.nan, vertices))
     mask = file.parent / "pred_mask" / "room_1.txt"
     mask.write_text(mask.read_text().replace("1", "0.7", 1))
-    with pytest.raises(ValueError, match=r"room_1.txt: expected 0 or 1 for each vertex, got '0.7'; a mask has no"):
+    with pytest.raises(ValueError, match=r"room_1.txt: expected 0 or 1 for each vertex, got '0.7'; apply a threshold"):
         read_mask3d(file, vertices)
     mask.unlink()
-    with pytest.raises(FileNotFoundError, match="room_1.txt is missing, which the list of masks names"):
+    with pytest.raises(FileNotFoundError, match="room_1.txt is in the list of masks but missing"):
         read_mask3d(file, vertices)

@@ -159,11 +159,11 @@ def test_empty_and_broken_texts_are_scored():
 def test_caption_scores_refuse_what_is_no_list_of_texts():
     with pytest.raises(ValueError, match=r"references\[0\]: expected a list .* wrap a single reference"):
         compute_bleu(["a"], ["a"])
-    with pytest.raises(ValueError, match=r"references\[1\]: expected a list with at least one text, got \[\]"):
+    with pytest.raises(ValueError, match=r"references\[1\]: expected a list with at least one string, got \[\]"):
         compute_rouge_l(["a", "b"], [["a"], []])
-    with pytest.raises(ValueError, match=r"expected one entry an item in every column .* 'references': 1"):
+    with pytest.raises(ValueError, match=r"expected one entry per item in every column .* 'references': 1"):
         compute_cider(["a", "b"], [["a"]])
-    with pytest.raises(ValueError, match=r"hypotheses\[1\]: expected a list with one text an item, got None"):
+    with pytest.raises(ValueError, match=r"hypotheses\[1\]: expected a list with one string per item, got None"):
         compute_cider(["a", None], [["a"], ["b"]])
-    with pytest.raises(ValueError, match=r"references\[0\]\[1\]: expected a list with one text an item, got 3"):
+    with pytest.raises(ValueError, match=r"references\[0\]\[1\]: expected a list with one string per item, got 3"):
         compute_cider(["a"], [["a", 3]])

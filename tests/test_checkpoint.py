@@ -51,7 +51,7 @@ def test_a_path_is_never_asked_of_the_hub(name, no_hub, tmp_path, monkeypatch):
 
 
 def test_the_part_of_a_path_that_exists_is_named(no_hub, tmp_path):
-    with pytest.raises(FileNotFoundError, match=rf"the path exists up to {tmp_path}\); correct it"):
+    with pytest.raises(FileNotFoundError, match=rf"the path exists as far as {tmp_path}\); correct it"):
         find_checkpoint(tmp_path / "outputs" / "model")
 
 
@@ -66,10 +66,12 @@ def test_what_is_no_checkpoint_is_refused(no_hub, tmp_path):
     ):
         find_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": ')
-    with pytest.raises(ValueError, match=r"config.json: expected the config of a checkpoint, but the file is no JSON"):
+    with pytest.raises(
+        ValueError, match=r"config.json: expected the config of a checkpoint, but the file is not valid JSON"
+    ):
         find_checkpoint(tmp_path)
     (tmp_path / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"got .*, a folder without config.json; give one that train.py"):
+    with pytest.raises(FileNotFoundError, match=r"got .*, which has no config.json; give a folder that train.py"):
         find_checkpoint(tmp_path)
     with pytest.raises(ValueError, match="--model: expected a checkpoint's folder or a Hub id, got nothing; name one"):
         find_checkpoint(" ")
@@ -94,7 +96,7 @@ def test_a_hub_id_is_fetched_without_code_and_its_errors_are_one_line(tmp_path, 
 
     monkeypatch.setattr(checkpoint, "snapshot_download", refuse)
     with pytest.raises(
-        FileNotFoundError, match="got user/name: no such folder, and from the Hub: .*; correct it"
+        FileNotFoundError, match="got user/name: no such folder, and the Hub answered: .*; correct it"
     ) as e:
         find_checkpoint("user/name")
     assert "\n" not in str(e.value)
@@ -136,7 +138,7 @@ def test_a_tokenizer_of_another_class_is_refused_and_not_run(planted):
     folder, mark = planted
     settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"tokenizer_class": "Ross3DProcessor"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match="its tokenizer asks for Python code of its own, which is not run"):
+    with pytest.raises(ValueError, match="its tokenizer needs its own Python code, which is not run"):
         load_processor(folder)
     assert not mark.exists()
 
@@ -162,24 +164,37 @@ def test_a_broken_tokenizer_is_named(tmp_path):
     folder = Path(shutil.copytree(get_checkpoint(), tmp_path / "checkpoint"))
     (folder / "tokenizer.json").write_text('{"model": ')
     with pytest.raises(
-        ValueError, match=rf"{folder}/tokenizer.json: expected settings of .* no JSON .*; fetch the whole"
+        ValueError,
+        match=rf"{folder}/tokenizer.json: expected the settings of .* not valid JSON .*; download the whole",
     ):
         load_processor(folder)
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match=rf"{folder}: expected the processor of a checkpoint .*; fetch them again"):
+    with pytest.raises(ValueError, match=rf"{folder}: expected the processor of a checkpoint .*; download them again"):
         load_processor(folder)
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("tokenizer_config.json", "[]", "expected settings of a checkpoint's processor, got a list"),
-        ("processor_config.json", None, "expected it in a checkpoint's folder, got no such file; fetch the whole"),
-        ("tokenizer.json", None, "expected it in a checkpoint's folder, got no such file; fetch the whole"),
-        ("chat_template.jinja", "{{", r"expected a chat template, got one that is no Jinja \(.*; fetch the whole"),
-        ("generation_config.json", "{", "expected settings of a checkpoint's model, but the file is no JSON"),
-        ("generation_config.json", "[]", "expected settings of a checkpoint's model, got a list"),
-        ("model.safetensors", None, "expected the weights of a checkpoint, there or in shards with model.safetensors"),
+        ("tokenizer_config.json", "[]", "expected the settings of a checkpoint's processor, got a list"),
+        ("processor_config.json", None, "expected this file in the checkpoint's folder, got none; download the whole"),
+        ("tokenizer.json", None, "expected this file in the checkpoint's folder, got none; download the whole"),
+        (
+            "chat_template.jinja",
+            "{{",
+            r"expected a chat template in Jinja, got a syntax error \(.*; download the whole",
+        ),
+        (
+            "generation_config.json",
+            "{",
+            "expected the settings of a checkpoint's model, but the file is not valid JSON",
+        ),
+        ("generation_config.json", "[]", "expected the settings of a checkpoint's model, got a list"),
+        (
+            "model.safetensors",
+            None,
+            "expected the weights of a checkpoint in this file or in shards listed in model.safetensors",
+        ),
     ],
 )
 def test_a_broken_file_of_a_checkpoint_is_named(tmp_path, name, text, message):
@@ -198,7 +213,7 @@ def test_a_tokenizer_without_its_settings_is_named_when_it_is_loaded(tmp_path, s
     file.unlink()
     if settings is not None:
         file.write_text(settings)
-    message = rf"{file}: expected the tokenizer's settings, a pad_token among them, got {got}; fetch the whole"
+    message = rf"{file}: expected the tokenizer's settings with a pad_token, got {got}; download the whole"
     with pytest.raises(ValueError, match=message):
         load_processor(folder)
 
@@ -237,7 +252,7 @@ def test_questions_that_fit_into_no_row_are_named_before_the_first_is_asked():
     check_lengths(right, processor, "val.jsonl")
     wrong = [*right, Annotation("b", *common, "x y " * 2000, "red")]
     with pytest.raises(
-        ValueError, match=r"val.jsonl: expected questions that fit, .* 2048 positions .* in question 'b'"
+        ValueError, match=r"val.jsonl: expected questions that fit .* 2048 positions .* in question 'b'"
     ):
         check_lengths(wrong, processor, "val.jsonl")
     processor.max_position_embeddings = None

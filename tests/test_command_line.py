@@ -44,7 +44,7 @@ def raise_error(error: BaseException):
             "ask.py: error: boxes.json: expected six numbers, got",
         ),
         (FileNotFoundError(2, "No such file", "a.json"), "ask.py: error: [Errno 2] No such file: 'a.json'"),
-        (MemoryError(), "ask.py: error: there is not enough memory (MemoryError)"),
+        (MemoryError(), "ask.py: error: not enough memory (MemoryError)"),
         (EOFError(), "ask.py: error: EOFError"),
         (KeyError("scores"), "ask.py: error: KeyError: 'scores' (unexpected: please report it, with the output of"),
         (ValueError("x" * 100_000), "x ... (100000 characters; --debug shows all)"),
@@ -64,7 +64,7 @@ def test_other_ends_stay_what_they_are(capsys):
     code, written = run(lambda: parser.parse_args(["--views", "2.5"]), capsys)
     assert code == 2
     assert written.endswith(
-        "error: argument --views: expected a whole number from 1 to 10,000, got '2.5', which is none\n"
+        "error: argument --views: expected a whole number from 1 to 10,000, got '2.5'; give another number\n"
     )
 
 
@@ -75,7 +75,7 @@ def test_debug_raises_the_error_itself_and_is_taken_out_of_the_command_line():
     assert words == ["ask.py", "scan", "--views"]
     parser = argparse.ArgumentParser()
     add_debug(parser)
-    assert "show where an error or a warning came from" in parser.format_help()
+    assert "show the traceback of errors and warnings" in parser.format_help()
 
 
 def test_a_package_and_a_process_of_several_say_who_they_are(capsys, monkeypatch):
@@ -141,7 +141,9 @@ def test_numbers_follow_their_rule(rule, right, wrong):
         rule.require("data.value", value)
         assert rule(str(value)) == value
     for value in wrong:
-        with pytest.raises(ValueError, match=r"data.value: expected a (whole|finite) number .*, got .*; correct it"):
+        with pytest.raises(
+            ValueError, match=r"data.value: expected a (whole|finite) number .*, got .*; correct the number"
+        ):
             rule.require("data.value", value)
 
 
@@ -168,13 +170,13 @@ class Settings:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"count": 0}, "--count: expected a whole number from 1 on, got 0; correct it"),
+        ({"count": 0}, "--count: expected a whole number of at least 1, got 0; correct the number"),
         ({"other_count": 2.0}, "--other-count: expected a whole number, got 2.0"),
-        ({"name": " "}, "--name: expected a text that is not blank, got ' '; write it so"),
-        ({"blind": "maybe"}, "--blind: expected true or false, got 'maybe'; write it so"),
-        ({"output": 3}, "--output: expected a path, got 3; write it so"),
-        ({"mode": "slow"}, r"--mode: expected a choice of \('fast', 'exact'\), got 'slow'"),
-        ({"words": ["a", ""]}, r"--words: expected a list of texts, got \['a', ''\]"),
+        ({"name": " "}, "--name: expected a non-blank string, got ' '; correct the value"),
+        ({"blind": "maybe"}, "--blind: expected true or false, got 'maybe'; correct the value"),
+        ({"output": 3}, "--output: expected a path, got 3; correct the value"),
+        ({"mode": "slow"}, r"--mode: expected one of \('fast', 'exact'\), got 'slow'"),
+        ({"words": ["a", ""]}, r"--words: expected a list of strings, got \['a', ''\]"),
     ],
 )
 def test_fields_are_of_their_type(given, message):

@@ -74,7 +74,7 @@ def test_differences_and_changes_are_those_of_paired_questions(tmp_path):
     assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == comparison
     page = (tmp_path / "out" / "comparison.html").read_text()
     check_page(page)
-    assert "6 scenes: intervals of 95 % over so few scenes are too narrow" in page
+    assert "6 scenes: 95 % intervals over so few scenes are too narrow" in page
     assert "What is &lt;9&gt;?" in page and "a bed" in page
 
 
@@ -134,16 +134,18 @@ def test_seeds_of_a_system_are_one_row_with_a_spread(tmp_path):
 def test_runs_that_cannot_be_compared_are_named(tmp_path):
     a = write_run(tmp_path / "a", make_answers([True] * 6))
     fewer = write_run(tmp_path / "fewer", make_answers([True] * 5))
-    with pytest.raises(ValueError, match=r"fewer, scanqa: expected the questions .*: 1 missing, such as \['q5'\]"):
+    with pytest.raises(
+        ValueError, match=r"fewer, scanqa: expected the same questions .*: 1 missing, such as \['q5'\]"
+    ):
         main([str(a), str(fewer)])
     twice = write_run(tmp_path / "twice", make_answers([True] * 5))
     with (twice / "predictions.jsonl").open("a") as file:
         file.write(json.dumps(make_record(4, "x")) + "\n")
-    with pytest.raises(ValueError, match="twice, scanqa: .*each once. prediction_ids: expected every id once"):
+    with pytest.raises(ValueError, match="twice, scanqa: .*each once. prediction_ids: expected unique ids"):
         main([str(a), str(twice)])
     other = write_run(tmp_path / "other", make_answers([True] * 6))
     (other / "predictions.jsonl").write_text(json.dumps(make_record(0, "x") | {"task": "sqa3d"}) + "\n")
-    with pytest.raises(ValueError, match=r"runs that answer a common task, got \[\['scanqa'\], \['sqa3d'\]\]"):
+    with pytest.raises(ValueError, match=r"runs with a common task, got \[\['scanqa'\], \['sqa3d'\]\]"):
         main([str(a), str(other)])
     with pytest.raises(ValueError, match=r"RUN: expected folders, separated by commas, got an empty name in 'a,'"):
         main(["a,", "b"])
@@ -156,5 +158,5 @@ def test_runs_that_cannot_be_compared_are_named(tmp_path):
     (other / "predictions.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match="predictions.jsonl:1: expected a record of eval.py, got no task, id"):
         main([str(a), str(other)])
-    with pytest.raises(FileNotFoundError, match="metrics.json: expected what eval.py writes, got no such file"):
+    with pytest.raises(FileNotFoundError, match="metrics.json: expected a file of eval.py, got no such file"):
         main([str(a), str(tmp_path)])

@@ -64,7 +64,7 @@ REFUSED = [
     (
         {"view_mask_ratio": 1.0},
         {"view_mask_ratio": 0.0},
-        "view_mask_ratio: expected a share in [0, 1), got 1.0; change it in the config",
+        "view_mask_ratio: expected a fraction in [0, 1), got 1.0; change it in the config",
     ),
     (
         {"view_loss_weight": float("nan")},
@@ -104,12 +104,12 @@ REFUSED = [
     (
         {"projector_hidden_act": "gleu"},
         {"projector_hidden_act": "gelu_new"},
-        "projector_hidden_act: expected an activation of the library [.*'gelu', .*], got 'gleu'; change it",
+        "projector_hidden_act: expected an activation of Transformers [.*'gelu', .*], got 'gleu'; change it",
     ),
     (
         {"vision": {"image_size": [20, 20]}},
         {"vision": {"image_size": 24}},
-        "vision_config.image_size: expected one number (square pictures), got [20, 20]; change it in the config",
+        "vision_config.image_size: expected one number (square images), got [20, 20]; change it in the config",
     ),
     (
         {"vision": {"patch_size": 21}},
@@ -200,16 +200,16 @@ def test_what_others_wrote_into_a_saved_config_stays(read, tmp_path):
     said = sorted(str(warning.message) for warning in warned)
     places = ["Ross3DConfig: `my_note`", "Ross3DConfig: `voxel_sizes`", "denoiser_config: `guidance`"]
     places += ["text_config: `rotary_mode`", "vision_config: `windows`"]
-    assert [text.split(" is no key of ")[0] for text in said] == places
+    assert [text.split(" is not a key of ")[0] for text in said] == places
     assert "did you mean `voxel_size`?" in said[1] and "did you mean" not in said[0]
     # Saved again, it is the same; written in code, it is refused as ever.
     config.save_pretrained(tmp_path / "again")
     assert json.loads((tmp_path / "again" / "config.json").read_text()) == json.loads(file.read_text())
-    with pytest.raises(ValueError, match="got unknown key `my_note`; remove it, or see the class for the keys it has"):
+    with pytest.raises(ValueError, match="got unknown key `my_note`; remove it, or see the keys of the class"):
         Ross3DConfig(**config.to_dict())
 
 
-@pytest.mark.filterwarnings("ignore:.*is no key of")
+@pytest.mark.filterwarnings("ignore:.*is not a key of")
 def test_a_checkpoint_with_notes_loads(tmp_path):
     noted = make_model()
     add_notes(noted.config)
@@ -222,7 +222,7 @@ def test_a_checkpoint_with_notes_loads(tmp_path):
 REMOTE = {"trust_remote_code": True}
 
 
-@pytest.mark.filterwarnings("ignore:.*is no key of")
+@pytest.mark.filterwarnings("ignore:.*is not a key of")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -94,7 +94,9 @@ def test_features_beside_pixels_are_refused(model, rows):
     Library: test_generate_from_multimodal_encoder_outputs_and_raw_data
     """
     features = {"image": model.get_image_features(rows["pixel_values"], rows["view_mask"])}
-    with pytest.raises(ValueError, match="mm_encoder_outputs: expected no pixel_values beside the features of views"):
+    with pytest.raises(
+        ValueError, match="mm_encoder_outputs: expected no pixel_values together with features of views"
+    ):
         model(**rows, mm_encoder_outputs=features)
     with pytest.raises(ValueError, match="You cannot pass both: raw pixels and pre-computed embeddings"):
         answer(model, rows, mm_encoder_outputs=features)

@@ -502,7 +502,7 @@ def test_unknown_config_keys_are_refused(where, key, near, tmp_path):
         Ross3DConfig(**settings)
     # From a file that somebody else wrote they come along, with a word about it.
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    with pytest.warns(UserWarning, match=rf"{where}: `{key}` is no key of \w+ \(did you mean `{near}`\?\); it"):
+    with pytest.warns(UserWarning, match=rf"{where}: `{key}` is not a key of \w+ \(did you mean `{near}`\?\); it"):
         config = Ross3DConfig.from_pretrained(tmp_path)
     assert getattr(config if where == "Ross3DConfig" else getattr(config, where), key) == 1
 

@@ -70,28 +70,28 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-7])
 
 
-MARK = "expected sizes of the files of a finished folder"
+MARK = "expected the file sizes of a finished folder"
 DAMAGES = [
     ("model.safetensors", cut, r"expected a file of \d+ bytes, got \d+"),
     ("optimizer.pt", cut, r"expected a file of \d+ bytes, got \d+"),
     ("rng_state.pth", lambda file: file.unlink(), r"expected a file of \d+ bytes, got no such file"),
     ("model.safetensors", flip_inside(b"shape"), "expected weights in the safetensors format, got a damaged file"),
-    ("model.safetensors", change_weight(lambda bias: bias * torch.nan), "expected finite weights .* others in bias"),
-    ("model.safetensors", change_weight(lambda bias: bias.int()), "expected finite weights of floating point, got"),
-    ("optimizer.pt", flip_inside(b"exp_avg_sq"), "expected what torch.save writes, got other bytes .*data.pkl"),
-    ("optimizer.pt", flip_inside(b"PK\x05\x06"), "expected what torch.save writes, got a damaged file"),
-    ("scheduler.pt", flip_inside(b"last_epoch"), "expected what torch.save writes, got other bytes .*data.pkl"),
-    ("rng_state.pth", lambda file: flip(file, 2000), "expected what torch.save writes, got other bytes"),
-    ("rng_state.pth", lambda file: file.write_bytes(bytes(file.stat().st_size)), "torch.save writes, got a damaged"),
-    ("trainer_state.json", flip_inside(b'{'), r"expected what was saved in it, but the file is no JSON"),
+    ("model.safetensors", change_weight(lambda bias: bias * torch.nan), "expected finite .* got others in bias"),
+    ("model.safetensors", change_weight(lambda bias: bias.int()), "expected finite floating-point weights, got"),
+    ("optimizer.pt", flip_inside(b"exp_avg_sq"), "a file written by torch.save, got changed bytes in .*data.pkl"),
+    ("optimizer.pt", flip_inside(b"PK\x05\x06"), "expected a file written by torch.save, got a damaged file"),
+    ("scheduler.pt", flip_inside(b"last_epoch"), "a file written by torch.save, got changed bytes in .*data.pkl"),
+    ("rng_state.pth", lambda file: flip(file, 2000), "expected a file written by torch.save, got changed bytes"),
+    ("rng_state.pth", lambda file: file.write_bytes(bytes(file.stat().st_size)), "torch.save, got a damaged"),
+    ("trainer_state.json", flip_inside(b'{'), r"expected the saved object, but the file is not valid JSON"),
     ("trainer_state.json", flip_inside(b"log_history"), "expected the Trainer's state .*, got no log_history"),
     ("trainer_state.json", flip_inside(b"best_metric"), "expected the Trainer's state after step 20, got the unknown"),
     ("trainer_state.json", change_state(global_step=21), "expected the Trainer's state after step 20, got global_st"),
     ("trainer_state.json", change_state(epoch="two"), "trainer_state.json: epoch: expected a finite number, got"),
     ("trainer_state.json", change_state(log_history=[1]), r"expected log_history as a list of records, got \[1\]"),
-    ("config.json", lambda file: file.write_text('{"width"  3}'), "but the file is no JSON"),
-    (COMPLETE_MARK, lambda file: file.write_text("{}"), f"{MARK}, got none; write it or copy it again"),
-    (COMPLETE_MARK, lambda file: file.write_text("{"), f"{MARK}, but the file is no JSON"),
+    ("config.json", lambda file: file.write_text('{"width"  3}'), "but the file is not valid JSON"),
+    (COMPLETE_MARK, lambda file: file.write_text("{}"), f"{MARK}, got none; write or copy it again"),
+    (COMPLETE_MARK, lambda file: file.write_text("{"), f"{MARK}, but the file is not valid JSON"),
     (COMPLETE_MARK, lambda file: file.write_text('{"config.json": true}'), f"{MARK}, got True for config.json"),
 ]  # fmt: skip
 
@@ -102,7 +102,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_goes_on(tmp_path, 
     assert find_checkpoint(tmp_path) == last
     damage(last / name)
     said = f"checkpoint-20/{name}: .*{message}" if "trainer_state.json: " not in message else message
-    with pytest.warns(UserWarning, match=rf"{said}.*; checkpoint-20 is put aside as checkpoint-20-damaged-1, and the"):
+    with pytest.warns(UserWarning, match=rf"{said}.*; checkpoint-20 was renamed to checkpoint-20-damaged-1; the run"):
         assert find_checkpoint(tmp_path) == before
     assert (tmp_path / "checkpoint-20-damaged-1").is_dir() and not last.exists()
 
@@ -136,7 +136,7 @@ def test_a_flipped_bit_that_leaves_a_file_readable_is_noticed(tmp_path, name):
     place = {"model.safetensors": len(content) - 1, "config.json": content.find(b"3")}.get(name, content.find(b"1.5"))
     content[place] ^= 0x01
     file.write_bytes(bytes(content))
-    with pytest.raises(ValueError, match=f"{name}: expected bytes with the checksum in checksums.json, got others"):
+    with pytest.raises(ValueError, match=f"{name}: expected the checksum in checksums.json, got a different one"):
         check_checkpoint_files(folder, 5)
     # Of a checkpoint of earlier code nothing more is known than sizes.
     (folder / CHECKSUMS).unlink()
@@ -163,7 +163,7 @@ def test_a_mark_names_files_of_its_own_folder(tmp_path, name):
 
 def test_a_finished_folder_whose_mark_lists_nothing_is_refused(tmp_path):
     (tmp_path / COMPLETE_MARK).write_text("{}")
-    with pytest.raises(ValueError, match=f"{MARK}, got none; remove the file: the folder then counts as unfinished"):
+    with pytest.raises(ValueError, match=f"{MARK}, got none; remove the file, and the folder counts as unfinished"):
         is_complete(tmp_path)
 
 
@@ -199,9 +199,9 @@ def test_a_run_goes_on_from_before_the_damage_and_ends_the_same(tmp_path):
     for step, name in ((3, "optimizer.pt"), (2, "model.safetensors")):
         file = tmp_path / "run" / f"checkpoint-{step}" / name
         flip(file, file.stat().st_size // 2 if step == 3 else 20)
-    with pytest.warns(UserWarning, match=r"checkpoint-[23] is put aside") as said:
+    with pytest.warns(UserWarning, match=r"checkpoint-[23] was renamed to") as said:
         found = run()
-    aside = [text for text in (str(warning.message) for warning in said) if "is put aside" in text]
+    aside = [text for text in (str(warning.message) for warning in said) if "was renamed to" in text]
     assert [text.partition(":")[0].rpartition("/")[2] for text in aside] == ["optimizer.pt", "model.safetensors"]
     assert found.keys() == whole.keys() and all(torch.equal(found[name], whole[name]) for name in whole)
     (tmp_path / "run" / COMPLETE_MARK).unlink()
@@ -211,7 +211,7 @@ def test_a_run_goes_on_from_before_the_damage_and_ends_the_same(tmp_path):
     save_file({f"{name}s": weight for name, weight in weights.items()}, change)
     mark_complete(change.parent)
     with (
-        pytest.warns(UserWarning, match="checkpoint-3 is put aside"),
-        pytest.raises(ValueError, match="another set of names.* Remove checkpoint-2: the run then goes on"),
+        pytest.warns(UserWarning, match="checkpoint-3 was renamed to"),
+        pytest.raises(ValueError, match="missing or unknown names.* Remove checkpoint-2, and the run resumes"),
     ):
         run()

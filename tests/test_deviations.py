@@ -410,7 +410,7 @@ def test_marks_without_what_they_mean(views, num_proposals):
     place = (twice["segment_ids"][0] == 2).nonzero()[0]
     assert (twice["input_ids"] == COORD_TOKEN).sum() == 1
     twice["input_ids"][0, place] = GROUND_TOKEN
-    with pytest.raises(ValueError, match="expected at most one <ground> a question, got 2 in question"):
+    with pytest.raises(ValueError, match="expected at most one <ground> per question, got 2 in question"):
         model(**twice)
     # An empty list of labels is a question without target.
     processor = make_test_processor()

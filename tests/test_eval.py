@@ -194,7 +194,7 @@ def test_a_kill_inside_a_write_loses_and_repeats_nothing(finished, tmp_path, mon
 
 
 def test_other_settings_do_not_go_on_with_an_evaluation(finished):
-    with pytest.raises(ValueError, match=r"expected limit=2, with which the answers there were given, got\s+1"):
+    with pytest.raises(ValueError, match=r"expected limit=2, as for the answers already there, got\s+1"):
         evaluate(finished, "--limit", "1")
 
 
@@ -243,7 +243,7 @@ def test_without_training_questions_there_are_scores_and_no_baselines(tmp_path, 
     else:
         rows = [row | {"task": "other"} for row in read_lines(file)]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.warns(UserWarning, match="--task rooms: .*train.jsonl: no training questions there, so the baselines"):
+    with pytest.warns(UserWarning, match="--task rooms: .*train.jsonl: no training questions, so the"):
         metrics = evaluate(tmp_path / "out", "--data", str(rooms), "--blind", "true", task="rooms")
     assert metrics["scores"]["rooms"]["num_questions"] > 0 and metrics["baselines"] == {"rooms": {}}
     table = capsys.readouterr().out
@@ -256,7 +256,7 @@ def test_broken_training_questions_are_told_before_the_model_is_loaded(tmp_path,
     monkeypatch.setattr(door, "load_model", lambda *given: pytest.fail("the model was loaded first"))
     rooms = Path(shutil.copytree(get_rooms(), tmp_path / "rooms"))
     (rooms / "annotations" / "train.jsonl").write_text("{cut\n")
-    with pytest.raises(ValueError, match="train.jsonl:1: expected an annotation a line"):
+    with pytest.raises(ValueError, match="train.jsonl:1: expected one annotation per line"):
         evaluate(tmp_path / "out", "--data", str(rooms), task="rooms")
 
 
@@ -269,7 +269,7 @@ def test_a_place_far_outside_of_the_scene_is_not_asked_about(tmp_path, point):
     rows[place]["query_coords"] = point
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     message = (
-        rf"val.jsonl: query_coords of question '{rows[place]['id']}': expected a point in metres, within 50 of what"
+        rf"val.jsonl: query_coords of question '{rows[place]['id']}': expected a point in metres, at most 50 m from"
         rf" the views of scene '{rows[place]['scene_id']}' show, got \[{point[0]}, {point[1]}, {point[2]}\]; divide"
     )
     with pytest.raises(ValueError, match=message):
@@ -290,7 +290,7 @@ def test_what_cannot_be_evaluated_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"--task: expected names of .*, each once, got 'rooms' in 'rooms,rooms'"):
         evaluate(tmp_path, task="rooms,rooms")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="expected 2 processes that know of each other, got 1"):
+    with pytest.raises(ValueError, match="expected 2 connected processes, got 1"):
         evaluate(tmp_path / "out", task="rooms")
 
 

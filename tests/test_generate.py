@@ -185,7 +185,7 @@ def test_names_that_nobody_knows_are_refused(model, inputs):
             model.generate(**inputs, **{name: 3})
     # Straight into the model, the tokenizer of stop strings is none of its arguments.
     row = {name: value for name, value in inputs.items() if name not in ("scene", "scene_index", "segment_ids")}
-    with pytest.raises(TypeError, match="the processor's output and the library's own arguments, got tokenizer"):
+    with pytest.raises(TypeError, match="the processor's output and arguments of Transformers, got tokenizer"):
         model(**row, tokenizer=3)
 
 

@@ -299,7 +299,7 @@ class TestErrors:
             unproject(depth[0], cameras, poses)
         with pytest.raises(ValueError, match=r"bounds: expected shape \(4,\), got \(2,\).*xmin"):
             project_bev(torch.rand(3, 3), torch.rand(2), 4)
-        with pytest.raises(ValueError, match="points: expected at least one point to frame, got none"):
+        with pytest.raises(ValueError, match="points: expected at least one point for the bounds, got none"):
             get_bev_bounds(torch.zeros(0, 3))
         unproject(depth, cameras, poses)
 

@@ -104,20 +104,20 @@ def test_proposals_above_no_target_come_best_first():
 def test_scores_that_are_no_numbers_are_refused():
     for scores in ([0.1, np.nan, 0.3], [np.inf, 0.3], [], [[0.1, 0.2]]):
         for rule in (choose_proposal, select_proposals, select_above_no_target):
-            with pytest.raises(ValueError, match="expected one number a proposal and a last one for no target"):
+            with pytest.raises(ValueError, match="expected one score per proposal and a last one for no target"):
                 rule(np.array(scores))
 
 
 def test_boxes_that_are_none_are_refused():
     with pytest.raises(ValueError, match=r"boxes_b: expected an array of shape \(N, 6\), metres, got shape \(2, 5\)"):
         compute_iou(UNIT, np.zeros((2, 5)))
-    with pytest.raises(ValueError, match=r"boxes_a: expected finite boxes, got \[nan, .*\] in row 1; hand over None"):
+    with pytest.raises(ValueError, match=r"boxes_a: expected finite boxes, got \[nan, .*\] in row 1; pass None"):
         compute_iou(np.stack([UNIT, UNIT * np.nan]), UNIT)
-    with pytest.raises(ValueError, match=r"predicted: expected boxes of 6 numbers each, got .* in row 1"):
+    with pytest.raises(ValueError, match=r"predicted: expected boxes of 6 numbers, got .* in row 1"):
         compute_paired_iou([UNIT, UNIT[:5]], [UNIT, UNIT])
-    with pytest.raises(ValueError, match=r"targets: expected boxes of 6 numbers each, got .*None.* in row 1"):
+    with pytest.raises(ValueError, match=r"targets: expected boxes of 6 numbers, got .*None.* in row 1"):
         compute_paired_iou([UNIT, UNIT], [UNIT, None])
     with pytest.raises(ValueError, match=r"targets: expected an array of shape \(N, 6\), metres, got shape \(1, 12\)"):
         compute_paired_iou([UNIT], [np.stack([UNIT, UNIT])])
-    with pytest.raises(ValueError, match=r"got \{'predicted': 2, 'targets': 1\} entries; hand over predictions and"):
+    with pytest.raises(ValueError, match=r"got \{'predicted': 2, 'targets': 1\} entries; pass predictions and"):
         compute_paired_iou([UNIT, None], [UNIT])

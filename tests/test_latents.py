@@ -109,11 +109,11 @@ def test_runs_without_a_teacher_or_a_folder_are_refused(arguments, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(get_checkpoint(), bare, ignore=shutil.ignore_patterns("teacher"))
     lost = replace(arguments, init_from=str(bare))
-    with pytest.raises(ValueError, match="data.latents: expected a folder to keep latents in, and a teacher, got"):
+    with pytest.raises(ValueError, match="data.latents: expected a folder for latents, and a teacher, got"):
         door.main(lost)
-    with pytest.raises(ValueError, match="data.latents: expected a teacher and a model with denoiser_config"):
+    with pytest.raises(ValueError, match="data.latents: expected a teacher and a model"):
         build_rows(lost, door.build_processor(lost), 1, door.build_config(lost, None))
-    with pytest.raises(ValueError, match="expected a folder to keep latents in, and a teacher, got None"):
+    with pytest.raises(ValueError, match="expected a folder for latents, and a teacher, got None"):
         door.main(replace(arguments, data=replace(arguments.data, latents=None)))
 
 
@@ -126,7 +126,7 @@ def test_latents_are_kept_as_they_are(tmp_path):
     assert kept.has(scene) and torch.equal(kept.read(scene)["view_latents"], latents["view_latents"])
     (file,) = (tmp_path / "kept").iterdir()
     file.write_bytes(file.read_bytes()[:-40])
-    with pytest.warns(UserWarning, match=f"{file.name} is damaged; it is made anew"):
+    with pytest.warns(UserWarning, match=f"{file.name} is damaged; it is made again"):
         assert not kept.has(scene)
-    with pytest.raises(ValueError, match="expected tensors that were kept whole"):
+    with pytest.raises(ValueError, match="expected tensors as they were written"):
         kept.read(scene)

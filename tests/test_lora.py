@@ -160,8 +160,8 @@ def test_what_is_merged_is_what_was_trained(trained):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"target_modules": "q_proj"}, "lora.target_modules: expected a regular expression that whole names of"),
-        ({"modules": ["projector"]}, "lora.modules: expected names of modules such as .*got 'projector'; leave out"),
+        ({"target_modules": "q_proj"}, "lora.target_modules: expected a regular expression for full module names"),
+        ({"modules": ["projector"]}, "lora.modules: expected module names such as .*got 'projector'; leave it out"),
         ({"tokens": ["<spot>"]}, "lora.tokens: expected tokens of the checkpoint's tokenizer, got '<spot>'; leave it"),
     ],
 )
@@ -172,7 +172,7 @@ def test_names_that_the_model_has_not(change, message):
 
 def test_lora_stands_beside_a_checkpoint(tmp_path):
     (tmp_path / "run.yaml").write_text("lora: {rank: 8}\ntrainer: {output_dir: out}\n")
-    with pytest.raises(ValueError, match="lora: expected init_from beside it, a checkpoint to stand beside, got none"):
+    with pytest.raises(ValueError, match="lora: expected init_from, the checkpoint to adapt, got none"):
         read_run_arguments(tmp_path / "run.yaml", [])
     assert read_run_arguments(tmp_path / "run.yaml", ["--init_from", "folder"]).lora == LoraArguments(rank=8)
 
@@ -181,7 +181,9 @@ def test_lora_stands_beside_a_checkpoint(tmp_path):
 def test_what_is_trained_whole_cannot_be_frozen(tmp_path, part):
     file = tmp_path / "run.yaml"
     file.write_text(f"init_from: x\nlora: {{rank: 8}}\nparts: {{{part}: {{freeze: true}}}}\n")
-    with pytest.raises(ValueError, match=f"parts.{part}: expected no freeze of what lora.modules trains whole, got"):
+    with pytest.raises(
+        ValueError, match=f"parts.{part}: expected not to freeze modules that lora.modules trains, got"
+    ):
         read_run_arguments(file, [])
     other = ["--lora.modules", "[model.vision_tower.head]", "--parts", "{model.language_model: {freeze: true}}"]
     assert read_run_arguments(file, other).parts == {"model.language_model": PartArguments(freeze=True)}
@@ -198,7 +200,9 @@ def test_pieces_of_weights_are_refused(tmp_path, monkeypatch):
     ):
         choose_optimizer(get_model(), muon, training)
     monkeypatch.setattr(shards, "is_deepspeed_zero3_enabled", lambda: True)
-    with pytest.raises(ValueError, match="lora: expected all weights on every process, got ZeRO-3 or FSDP, which cut"):
+    with pytest.raises(
+        ValueError, match="lora: expected all weights on every process, got ZeRO-3 or FSDP, which shard"
+    ):
         add_lora(get_model(), make_tiny_processor(), LoraArguments(), seed=0)
 
 

@@ -53,14 +53,14 @@ def test_many_items_are_asked_at_once(tmp_path):
 
 
 FAILURES = {
-    "ends at once": ("import sys; sys.exit('no table')", "has ended .*it wrote: no table"),
-    "ends when asked": ("import sys; input(); sys.exit('lost')", "has ended without an answer; .* it wrote: lost"),
+    "ends at once": ("import sys; sys.exit('no table')", "ended .*error output: no table"),
+    "ends when asked": ("import sys; input(); sys.exit('lost')", "ended without an answer; its error output: lost"),
     "says something else": (
         "input(); print('Error: 1 2', flush=True); input()",
-        r"answered 'Error: 1 2' where a line",
+        r"answered 'Error: 1 2' instead of a line",
     ),
-    "says too little": ("input(); print('1 2', flush=True); input()", "where a line of 23 numbers was expected"),
-    "stays silent": ("input(); input()", "gave no answer for 0.5 seconds; on its error stream it wrote: nothing"),
+    "says too little": ("input(); print('1 2', flush=True); input()", "instead of a line of 23 numbers"),
+    "stays silent": ("input(); input()", "gave no answer for 0.5 seconds; its error output: nothing"),
 }
 
 
@@ -77,15 +77,15 @@ def test_a_program_that_fails_is_an_error_with_its_own_words(name, tmp_path):
 def test_a_program_that_has_ended_is_not_asked(tmp_path):
     with Meteor(command=write_program(tmp_path, "print('ready', flush=True)")) as meteor:
         meteor.process.wait()
-        with pytest.raises(RuntimeError, match="has ended before it was asked everything"):
+        with pytest.raises(RuntimeError, match="ended before it got all requests"):
             meteor.score(["a b"], [["x"]])
 
 
 def test_texts_are_checked_before_the_program_is_asked(tmp_path):
     with Meteor(command=write_program(tmp_path, STAND_IN)) as meteor:
-        with pytest.raises(ValueError, match=r"references\[0\]: expected a list with at least one text"):
+        with pytest.raises(ValueError, match=r"references\[0\]: expected a list with at least one string"):
             meteor.score(["a"], [[]])
-        with pytest.raises(ValueError, match="hypotheses, references: expected one entry an item"):
+        with pytest.raises(ValueError, match="hypotheses, references: expected one entry per item"):
             meteor.score([], [])
         assert meteor.score(["a"], [["x"]])[0] == 1
 
@@ -104,9 +104,9 @@ def test_a_missing_package_says_what_to_install(monkeypatch, tmp_path):
         (tmp_path / "half_a_package" / "meteor" / name).touch()
     assert find_program() == tmp_path / "half_a_package" / "meteor" / "meteor-1.5.jar"
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="METEOR runs in Java, and no `java` is on the search path"):
+    with pytest.raises(FileNotFoundError, match="METEOR needs Java, but there is no `java` on PATH"):
         find_java()
-    with pytest.raises(FileNotFoundError, match="no `java` is on the search path"):
+    with pytest.raises(FileNotFoundError, match="no `java` on PATH"):
         Meteor()
 
 

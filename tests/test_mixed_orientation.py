@@ -20,7 +20,7 @@ from ross3d.data.own_scan import read_own_scan
 from ross3d.data.prepare.__main__ import main as prepare
 from ross3d.data.prepare.align import align_folder
 from ross3d.data.sources import read_scene
-from ross3d.data.sources.beside import turn_pictures
+from ross3d.data.sources.optional_files import turn_pictures
 from ross3d.data.sources.rgbd_folder import write_rgbd_folder
 from ross3d.data.upright import count_picture_turns, describe_disagreement, describe_pictures, find_dissenters
 from ross3d.data.world import WorldWarning, check_world

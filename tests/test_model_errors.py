@@ -215,7 +215,7 @@ def test_points_that_are_not_there(model):
         forward(model, {"input_ids": ids}, query_coords=given).logits,
     )
     embeds = model.get_input_embeddings()(ids)
-    with refuses("query_coords: expected input_ids beside them, where <coord> can be found, got inputs_embeds"):
+    with refuses("query_coords: expected input_ids with them to find <coord>, got only inputs_embeds"):
         forward(model, {"inputs_embeds": embeds}, query_coords=given)
     assert_plain(model, {"input_ids": ids}, {"inputs_embeds": embeds})
 
@@ -245,7 +245,7 @@ def test_no_cache_under_activation_checkpointing():
     with torch.no_grad():
         cache = trained(input_ids=ids, use_cache=True).past_key_values
         trained.activation_checkpointing_enable()
-        with refuses("past_key_values: expected no cache while activation checkpointing is on, ... model.eval()"):
+        with refuses("past_key_values: expected no cache with activation checkpointing, ... model.eval()"):
             trained(input_ids=ids, past_key_values=cache)
         found = trained.eval()(input_ids=ids, past_key_values=cache).logits
         torch.testing.assert_close(found, trained(input_ids=ids.repeat(1, 2)).logits[:, 3:], rtol=1e-5, atol=1e-5)
@@ -475,7 +475,7 @@ def test_more_than_one_ground_a_question(model, grounding):
     ids = grounding["input_ids"].clone()
     place = int((ids[0] == GROUND_TOKEN).nonzero()[0])
     ids[0, place - 1] = GROUND_TOKEN
-    with refuses("input_ids: expected at most one <ground> a question, got 2 in question 0 of row 0; ask about one"):
+    with refuses("input_ids: expected at most one <ground> per question, got 2 in question 0 of row 0; use one"):
         forward(model, grounding, input_ids=ids)
     check_grounding_loss(model, grounding)
 
@@ -486,17 +486,17 @@ def test_grounding_labels_without_a_ground(model, grounding):
     wrong[0, 1, 0] = 1
     with refuses("expected a <ground> in question 1 of row 0, which has labels, got none; answer grounding"):
         forward(model, grounding, grounding_labels=wrong)
-    with refuses(
-        "grounding_labels: expected shape (1, 2, 4), got (1, 2, 3); pass one row a question and one column a"
-    ):
+    with refuses("grounding_labels: expected shape (1, 2, 4), got (1, 2, 3); pass one row per question, with one"):
         forward(model, grounding, grounding_labels=labels[..., :3])
     check_grounding_loss(model, grounding)
 
 
 def test_labels_alone_do_not_say_what_packed_rows_may_predict(model, packed, row):
     batch = {name: value for name, value in packed.items() if name not in ("shift_labels", "loss_weights")}
-    message = "shift_labels: expected shift_labels and loss_weights beside labels, since a row holds several questions"
-    with refuses(f"{message} ... got None; pass answers= to the processor and give the model all that it returns"):
+    message = (
+        "shift_labels: expected shift_labels and loss_weights with labels, because a row contains several questions"
+    )
+    with refuses(f"{message} ... got None; pass answers= to the processor ..., and set remove_unused_columns=False"):
         forward(model, batch, labels=packed["input_ids"])
     found = forward(model, packed, labels=packed["input_ids"]).lm_loss
     assert float(found) == pytest.approx(compute_lm_loss(model, packed), rel=1e-5)
@@ -524,12 +524,12 @@ def test_counts_of_a_stock_trainer(model, packed):
         (
             "valid",
             "bev_valid",
-            "bev_valid: expected a mask (B, H, W) of the pixels that were seen, since bev_loss_mask='valid' ...",
+            "bev_valid: expected a mask (B, H, W) of the observed pixels, because bev_loss_mask='valid' ...",
         ),
         (
             "rgb_positive",
             "bev_pixel_values",
-            "bev_pixel_values: expected the picture itself, since bev_loss_mask='rgb_positive' counts its ...",
+            "bev_pixel_values: expected the picture itself, because bev_loss_mask='rgb_positive' counts its ...",
         ),
     ],
 )
@@ -577,7 +577,7 @@ def test_bev_pictures_with_nan(model, row, number):
 def test_no_teacher(model, row):
     untaught = Ross3DForConditionalGeneration(make_config()).eval()
     untaught.load_state_dict(model.state_dict())
-    message = "teacher: expected an attached VAE, since pictures are to be encoded or decoded, got none; call"
+    message = "teacher: expected an attached VAE to encode or decode images, got none; call"
     with refuses(message):
         forward(untaught, row)
     with refuses(message):
@@ -598,7 +598,7 @@ def test_a_teacher_of_another_model(model, row):
 
 
 def test_nothing_to_reconstruct_with(bare, row):
-    with refuses("attach_teacher: expected a model with denoiser_config, got None; it has nothing to teach"):
+    with refuses("attach_teacher: expected a model with denoiser_config, got None; leave out the teacher"):
         bare.attach_teacher(make_teacher())
     with refuses("reconstruct: expected a model with denoiser_config, got None; load another checkpoint"):
         bare.reconstruct(**select(row, *FROM_PROCESSOR), masked_views=[0])
@@ -643,7 +643,7 @@ def test_hidden_views_of_several_scenes(model):
 @pytest.mark.parametrize("steps", [0, 1001, 2.5, True])
 def test_number_of_sampler_steps(steps):
     expected = "1..1000 (the training schedule's length)"
-    with refuses(f"num_inference_steps: expected {expected}, got {steps}; ask for a whole"):
+    with refuses(f"num_inference_steps: expected {expected}, got {steps}; choose a number"):
         space_timesteps(1000, steps)
     assert len(space_timesteps(1000, 1000)) == 1000 and space_timesteps(1000, 1) == [999]
 
@@ -714,7 +714,7 @@ def test_answers_of_rows_padded_at_their_ends(model):
 
 
 def test_misspelt_inputs_of_a_forward(model, row):
-    with pytest.raises(TypeError, match="forward: expected the processor's output and the library's own .* got bool"):
+    with pytest.raises(TypeError, match="forward: expected the processor's output and arguments of .* got bool"):
         model(**row, bool_masked_view=1)
     found = model(**row, use_cache=False, output_hidden_states=True)
     assert torch.equal(model.lm_head(found.hidden_states[-1]), found.logits) and found.past_key_values is None
@@ -732,13 +732,13 @@ def test_inputs_that_would_be_left_out(model, row, method, unused):
 
 
 def test_grounding_labels_without_what_they_label(model, bare, grounding):
-    with refuses("grounding_labels: expected proposal_boxes beside them, got None; pass the processor's whole output"):
+    with refuses("grounding_labels: expected proposal_boxes with them, got None; pass the processor's whole output"):
         model(**{name: value for name, value in grounding.items() if name not in PROPOSALS})
-    with refuses("grounding_labels: expected grounding_head beside them, got None; pass the processor's whole output"):
+    with refuses("grounding_labels: expected grounding_head with them, got None; pass the processor's whole output"):
         bare(**grounding)
     embedded = {name: value for name, value in grounding.items() if name not in ("input_ids", "query_coords")}
     embedded["inputs_embeds"] = model.get_input_embeddings()(grounding["input_ids"])
-    with refuses("grounding_labels: expected input_ids beside them, got None; pass the processor's whole output"):
+    with refuses("grounding_labels: expected input_ids with them, got None; pass the processor's whole output"):
         model(**embedded)
     assert model(**grounding).grounding_loss > 0
 
@@ -863,7 +863,7 @@ def test_grounding_in_a_scene_encoded_without_what_it_takes(model, scenes, row):
 
 def test_more_than_one_ground_in_a_question_to_be_grounded(model, scenes):
     twice = torch.tensor([[4, GROUND_TOKEN, 6, GROUND_TOKEN]])
-    with refuses("expected at most one <ground> a question, got 2 in question 0 of row 0; ask about one referring"):
+    with refuses("expected at most one <ground> per question, got 2 in question 0 of row 0; use one referring"):
         model.ground(scene=scenes["one"], input_ids=twice)
     asked, closed = (model.ground(scene=scenes["one"], input_ids=twice[:, :length]) for length in (1, 2))
     assert torch.equal(asked, closed)
@@ -1017,7 +1017,7 @@ def test_scenes_with_a_question_behind_them(model, two, prefixes):
     [
         (
             {"num_hidden_layers": 1},
-            "scene: expected keys and values of 1 layers, got others; these are no scenes of",
+            "scene: expected keys and values of 1 layers, got other layers; these scenes were",
         ),
         ({"num_key_value_heads": 1}, "scene: expected keys of layer 0, floating point, of shape (2, 1, ...), got"),
         ({"head_dim": 6}, "scene: expected keys of layer 0, floating point, of shape (2, ... 6), got"),
@@ -1099,8 +1099,8 @@ def test_edges_that_are_no_metres(model, prefixes):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("loss_weights", lambda x: x * float("nan"), "loss_weights: expected finite numbers from 0 on, got [nan, nan"),
-        ("loss_weights", lambda x: -x, "loss_weights: expected finite numbers from 0 on, got [-"),
+        ("loss_weights", lambda x: x * float("nan"), "loss_weights: expected finite numbers >= 0, got [nan, nan"),
+        ("loss_weights", lambda x: -x, "loss_weights: expected finite numbers >= 0, got [-"),
         (
             "shift_labels",
             lambda x: x + 1000 * (x > 0),
@@ -1165,7 +1165,7 @@ def test_features_of_what_are_no_views(model, two):
     views = two["pixel_values"].flatten(0, 1)
     for wrong in (views[0], views[:2].byte(), two["pixel_values"][None]):
         with refuses(
-            "pixel_values: expected normalised views, floating point, of shape (B, V, 3, S, S) or (R, 3, S, S)"
+            "pixel_values: expected normalised floating-point views of shape (B, V, 3, S, S) or (R, 3, S, S)"
         ):
             model.get_image_features(wrong)
     with refuses("pixel_values: expected finite numbers, got NaN or infinity in row 1; look at the scene"):

@@ -75,9 +75,9 @@ def test_a_task_may_have_a_records_file_of_its_own(yes_no, tmp_path, monkeypatch
     monkeypatch.setattr(compare, "find_tasks", lambda: {"yes_no": mine})
     assert compare.main([str(tmp_path / "run"), str(tmp_path / "run")])["yes_no"]["num_questions"] == 3
     (tmp_path / "run" / "mine.jsonl").unlink()
-    with pytest.raises(FileNotFoundError, match=r"mine.jsonl: expected the records that eval.py writes, got no such"):
+    with pytest.raises(FileNotFoundError, match=r"mine.jsonl: expected the records of eval.py, got no such"):
         compare.main([str(tmp_path / "run"), str(tmp_path / "run")])
-    with pytest.raises(FileNotFoundError, match="mine.jsonl: expected the answers that metrics.json scores, got"):
+    with pytest.raises(FileNotFoundError, match="mine.jsonl: expected the answers scored in metrics.json, got"):
         make_run_page(tmp_path / "run", read_scene)
 
 
@@ -100,7 +100,7 @@ def fail_with(error: Exception):
         (
             "prepare",
             FileNotFoundError(2, "No such file", "a.npy"),
-            "prepare(context, items) of scene 'val-000000', ended with an error: ",
+            "prepare(context, items) of scene 'val-000000', ended with the error ",
         ),
         ("answer", IndexError("list index"), "answer(context, scenes) of 'val-000000': expected a result, but the"),
     ],
@@ -123,16 +123,16 @@ def test_memory_that_is_used_up_keeps_its_error():
     [
         (
             "TASK = Task(\n",
-            r"tasks/broken_one.py: expected a benchmark that can be imported, got SyntaxError",
+            r"tasks/broken_one.py: expected a task module that can be imported, got SyntaxError",
         ),
         (
             "import no_such_package\n",
-            "broken_one.py: expected a benchmark .* ModuleNotFoundError: No module",
+            "broken_one.py: expected a task module .* ModuleNotFoundError: No module",
         ),
-        ("TASK = 3\n", r"broken_one.py: expected TASK = Task\(...\), got 3; write it so"),
+        ("TASK = 3\n", r"broken_one.py: expected TASK = Task\(...\), got 3; correct it"),
         (
             "NAME = 'broken_one'\n",
-            "--task broken_one: expected a benchmark, but tasks/broken_one.py has no TASK",
+            "--task broken_one: expected a benchmark, but tasks/broken_one.py defines no TASK",
         ),
     ],
 )
@@ -165,7 +165,7 @@ def test_a_wrong_task_ends_at_its_first_scene(yes_no, tmp_path, monkeypatch):
 
     monkeypatch.setattr(door, "find_tasks", lambda: {"yes_no": replace(task, answer=answer)})
     with pytest.raises(
-        ValueError, match=r"expected the fields .* in the record of 'q0', got none of \['right'\]; begin"
+        ValueError, match=r"expected the fields .* in the record of 'q0', got none of \['right'\]; start"
     ):
         evaluate(data, tmp_path / "run")
     assert answered == [1] and not (tmp_path / "run" / "predictions.jsonl").exists()
@@ -203,12 +203,12 @@ def test_right_records_and_scores_pass():
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        (make_records()[:2], "expected a list of 3 records a scene, one a question, got 2"),
-        ({"q0": {}}, "expected a list of 3 records a scene, one a question, got an object"),
+        (make_records()[:2], "expected a list of 3 records for the scene, one per question, got 2"),
+        ({"q0": {}}, "expected a list of 3 records for the scene, one per question, got an object"),
         ([None] * 3, "expected a dictionary as the record of 'q0', got NoneType"),
         (make_records()[::-1], "expected task 'mine' and id 'q0', in the order of the questions, got 'mine' and 'q2'"),
         (make_records(prediction=None), r"in the record of 'q1', got none of \['target_boxes', 'answer_boxes'\]"),
-        (make_records(references=[]), r"expected references, a list with an answer, of 'q1', got \[\]"),
+        (make_records(references=[]), r"expected a non-empty list of references of 'q1', got \[\]"),
         (
             make_records(right=np.bool_(True)),
             "record of 'q1': expected values that JSON can hold .* got: Object of type",
@@ -228,7 +228,7 @@ def test_wrong_records_are_refused(records, message):
             {"score": lambda records: records[0]["score"]},
             r"score\(records\): failed on the 3 records .* KeyError\('score",
         ),
-        ({"score": lambda records: 0.5}, r"score\(records\): expected a dictionary, got float; name each score"),
+        ({"score": lambda records: 0.5}, r"score\(records\): expected a dictionary of scores, got float; return"),
         ({"score": lambda records: {"a": np.float32(1)}}, r"score\(records\): expected values that JSON can hold"),
         (
             {"get_values": lambda records: {"a": [0.0, 1.0, 1.0]}},
@@ -239,7 +239,10 @@ def test_wrong_records_are_refused(records, message):
             r"\(3 here\), got a: float64 of shape \(2,\); use np.arr",
         ),
         ({"get_values": lambda records: {"a": np.zeros(3, bool)}}, r"got a: bool of shape \(3,\)"),
-        ({"get_sums": lambda records: {"a": 3}}, r"get_sums\(records\): expected sums whose interval can be computed"),
+        (
+            {"get_sums": lambda records: {"a": 3}},
+            r"get_sums\(records\): expected sums for which an interval can be computed",
+        ),
     ],
 )
 def test_functions_that_fail_are_named(changes, message):
@@ -256,5 +259,5 @@ def test_a_task_has_a_name_and_functions(tmp_path, monkeypatch):
         make_task(score=None)
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
     (tmp_path / "copied_task.py").write_text("from ross3d.tasks.sqa3d import TASK\n")
-    with pytest.raises(ValueError, match=r"copied_task.py: expected TASK = Task\(...\) with a name of its own, got"):
+    with pytest.raises(ValueError, match=r"copied_task.py: expected TASK = Task\(...\) with a unique name, got"):
         tasks.find_tasks()

@@ -246,7 +246,7 @@ def test_frames_of_a_benchmark_come_upright(tmp_path):
         prepare_window(context, [window])
         assert np.array_equal(taken["images"][0], np.rot90(pixels, turns))
     context.settings.rotate = "auto"
-    with pytest.raises(ValueError, match="w: --rotate: frames have no cameras to be turned by; give 0, 90, 180 or"):
+    with pytest.raises(ValueError, match="w: --rotate: expected 0, 90, 180 or 270, got auto"):
         prepare_window(context, [window])
 
 

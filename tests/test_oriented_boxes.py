@@ -40,7 +40,7 @@ def test_rotations_of_both_conventions():
     angles = np.array([[a, b, c]])
     assert get_rotation_matrices(angles)[0] == pytest.approx(about["z"] @ about["x"] @ about["y"])
     assert get_rotation_matrices(angles, "zxy")[0] == pytest.approx(about["y"] @ about["x"] @ about["z"])
-    with pytest.raises(ValueError, match=r"convention: expected values among \['ZXY', 'zxy'\], got \['xyz'\]"):
+    with pytest.raises(ValueError, match=r"convention: expected values from \['ZXY', 'zxy'\], got \['xyz'\]"):
         get_rotation_matrices(angles, "xyz")
 
 
@@ -115,7 +115,7 @@ def test_degenerate_boxes_are_named_and_score_nothing():
     overlaps, degenerate = compute_oriented_box_iou([flat, small, CUBE], [CUBE, small, CUBE], rule="small_faces")
     assert overlaps == pytest.approx([0, 0, 1]) and degenerate.tolist() == [True, True, False]
     assert find_degenerate(np.array([CUBE, flat], np.float64)).tolist() == [False, True]
-    with pytest.raises(ValueError, match=r"rule: expected values among \['no_volume', 'small_faces'\]"):
+    with pytest.raises(ValueError, match=r"rule: expected values from \['no_volume', 'small_faces'\]"):
         compute_oriented_box_iou([CUBE], [CUBE], rule="faces")
 
 
@@ -124,7 +124,7 @@ def test_oriented_boxes_that_are_none_are_refused():
         compute_oriented_box_iou([CUBE, CUBE], [CUBE])
     with pytest.raises(ValueError, match=r"boxes_a: expected an array of shape \(N, 9\), metres, got shape \(1, 6\)"):
         compute_oriented_box_iou([CUBE[:6]], [CUBE])
-    with pytest.raises(ValueError, match=r"transforms: expected 2 finite matrices of 4 x 4, one a box, got shape"):
+    with pytest.raises(ValueError, match=r"transforms: expected 2 finite 4x4 matrices, one per box, got shape"):
         move_boxes(np.array([CUBE, CUBE]), np.eye(4)[None])
     with pytest.raises(ValueError, match=r"with 16 values that are not finite; drop views without a camera"):
         move_boxes(np.array([CUBE]), np.full((1, 4, 4), -np.inf))
@@ -165,7 +165,7 @@ def test_text_without_a_readable_box_is_none(text):
 def test_a_record_over_several_lines_is_ours_alone():
     text = '{"frame": 2,\n "bbox_3d": [0, 0, 0, 1, 1, 1, 0, 0, 0]}'
     assert parse_located_box(text, 3).view == 2 and parse_located_box(text, 3, "lines") is None
-    with pytest.raises(ValueError, match=r"rule: expected values among \['whole_text', 'lines'\]"):
+    with pytest.raises(ValueError, match=r"rule: expected values from \['whole_text', 'lines'\]"):
         parse_located_box(text, 3, "words")
 
 

@@ -20,8 +20,8 @@ def test_folders_that_cannot_be_written_are_refused_with_their_option(file, tmp_
     check_output_folder(tmp_path / "a" / "b", "--output")
     assert (tmp_path / "a" / "b").is_dir() and not list((tmp_path / "a" / "b").iterdir())
     for path, reason in (
-        (file, "a file is in its place"),
-        (file / "x", "a file is in its place"),
+        (file, "this is a file"),
+        (file / "x", "this is a file"),
         ("x" * 300, "name"),
     ):
         with pytest.raises(ValueError, match=rf"--output: expected a folder to write into, got .*: .*{reason}.*; cho"):
@@ -37,8 +37,10 @@ def test_files_that_cannot_be_written_are_refused_with_their_option(file, tmp_pa
     check_output_file(file, "--output")
     check_output_file(tmp_path / "new" / "page.html", "--output")
     assert file.read_text() == "mine" and (tmp_path / "new").is_dir()
-    for path, reason in ((tmp_path, "a folder is in its place"), ("/dev/null", "a pipe, socket or device")):
-        with pytest.raises(ValueError, match=f"--picture: expected a file to write, got .*: {reason}.*; name one"):
+    for path, reason in ((tmp_path, "this is a folder"), ("/dev/null", "this is a pipe, socket or device")):
+        with pytest.raises(
+            ValueError, match=f"--picture: expected a file to write, got .*: {reason}.*; choose another"
+        ):
             check_output_file(path, "--picture")
     with pytest.raises(ValueError, match="expected a file to write, got .*: File name too long"):
         check_output_file(tmp_path / ("x" * 300), "--picture")
@@ -72,11 +74,9 @@ def evaluate(output) -> None:
 
 
 def test_folders_that_hold_something_else_are_refused(file, tmp_path):
-    with pytest.raises(
-        FileExistsError, match="expected a new or empty folder, or one that this program began to fill"
-    ):
+    with pytest.raises(FileExistsError, match="expected a new or empty folder, or one of this program"):
         build.main(["--output", str(tmp_path), "--train", "1", "--val", "1"])
-    with pytest.raises(FileExistsError, match="expected a folder that is not there yet, found contents; choose"):
+    with pytest.raises(FileExistsError, match="expected a new folder, found an existing one; choose"):
         make_tiny.main([str(get_rooms())])
     assert [path.name for path in tmp_path.iterdir()] == ["notes.md"]
 
@@ -101,12 +101,12 @@ def test_an_empty_path_is_refused(parse, words, capsys):
 @pytest.mark.parametrize("words", [["--picture", "p.png"], ["--blind", "b"]])
 def test_options_of_a_run_are_refused_for_a_scan(tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=rf"{words[0]}: expected an evaluated run, which alone .* got a scan"):
+    with pytest.raises(ValueError, match=rf"{words[0]}: expected an evaluated run, the only kind .* got a scan"):
         view.main([str(get_rooms()), *words])
 
 
 @pytest.mark.parametrize("words", [["--axis-align", "a.txt"], ["--boxes", "b.json"], ["--rotate", "90"]])
 def test_options_of_a_scan_are_refused_for_a_run(tmp_path, words):
     (tmp_path / "metrics.json").write_text("{}")
-    with pytest.raises(ValueError, match=rf"{words[0]}: expected a scan, which alone .* got an evaluated run in"):
+    with pytest.raises(ValueError, match=rf"{words[0]}: expected a scan, the only kind .* got an evaluated run in"):
         view.main([str(tmp_path), *words])

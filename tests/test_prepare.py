@@ -348,7 +348,7 @@ def test_a_kill_at_any_time_changes_nothing(prepared, raw, tmp_path, seed):
 
 
 def test_only_what_changed_is_made_anew(prepared, raw, tmp_path):
-    """A new annotation file leaves scenes alone; a scan that was downloaded again is made anew."""
+    """A new annotation file leaves scenes alone; a scan that was downloaded again is made again."""
     output, given = tmp_path / "out", tmp_path / "given"
     shutil.copytree(raw, given)
     prepare(given, output, "--published")
@@ -415,12 +415,12 @@ def test_scans_that_nothing_names_are_told(raw, tmp_path, capsys):
     file.write_text(file.read_text().replace('"floor"', '"flor"'))
     prepare(given, output)
     account = json.loads((output / "account.json").read_text())
-    assert account["excluded_scans"] == {"scene0009_00": "no split's list and no annotation file names it"}
+    assert account["excluded_scans"] == {"scene0009_00": "it is in no list of a split and no annotation file"}
     assert account["labels_not_in_the_table"] == {"flor": 1}
     assert len(account["files_not_there"]) == 6
     told = capsys.readouterr().out
-    assert "excluded: 1 scans: no split's list" in told and "taken as `case`: {'flor': 1}" in told
-    assert "files not there: v1_balanced_questions_train_scannetv2.json" in told
+    assert "excluded: 1 scans: it is in no list" in told and "used as `case`: {'flor': 1}" in told
+    assert "missing files: v1_balanced_questions_train_scannetv2.json" in told
     assert read_rgbd_folder(output / "train" / "scene0001_00").box_labels[0]["nyu40_id"] == 40
 
 
@@ -477,7 +477,7 @@ def test_leftovers_are_removed(tmp_path):
 def test_scans_whose_objects_are_asked_about_need_them(raw, tmp_path):
     shutil.copytree(raw, tmp_path / "given")
     (tmp_path / "given" / "raw" / "scans" / "scene0003_00" / "scene0003_00.aggregation.json").unlink()
-    with pytest.raises(ValueError, match="1 scenes whose objects are asked about have no SCENE.aggregation.json"):
+    with pytest.raises(ValueError, match="1 scenes with questions about objects have no SCENE.aggregation.json"):
         prepare(tmp_path / "given", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     prepare(tmp_path / "given", tmp_path / "out", "--partial")
@@ -507,7 +507,7 @@ def test_a_published_picture_that_is_replaced_is_taken(raw, tmp_path):
 
 
 def test_two_preparations_of_one_folder_do_not_meet(raw, tmp_path):
-    with hold_folder(tmp_path), pytest.raises(BlockingIOError, match="another process is at work in .*; wait"):
+    with hold_folder(tmp_path), pytest.raises(BlockingIOError, match="another process is writing to .*; wait"):
         prepare(raw, tmp_path)
     prepare(raw, tmp_path)
     assert not (tmp_path / ".lock").exists()

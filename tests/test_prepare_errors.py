@@ -73,40 +73,43 @@ def cut_off(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (shutil.rmtree, "--annotations: .*official is not a folder; give the one with the official files"),
+        (shutil.rmtree, "--annotations: .*official is not a folder; give the folder of the official files"),
         (
             lambda folder: [path.unlink() for path in list(folder.rglob("*")) if path.is_file()],
-            "--annotations: none of the official files is below .*; docs/DATA.md lists their names",
+            "--annotations: expected official files in .*, found none; docs/DATA.md lists their names",
         ),
-        (copy_deeper, f"--annotations: {SCANQA} is there twice, .* remove one"),
-        (rename(ANSWERS, "answers.json"), f"--annotations: sqa3d needs both {QUESTIONS} and {ANSWERS}; one of them"),
-        (cut_off, rf"{SCANQA}: expected JSON.*no JSON \(.*\); download the file again"),
+        (copy_deeper, f"--annotations: expected {SCANQA} once, got .* remove one"),
+        (
+            rename(ANSWERS, "answers.json"),
+            f"--annotations: sqa3d needs both {QUESTIONS} and {ANSWERS}, but one is missing",
+        ),
+        (cut_off, rf"{SCANQA}: expected the JSON file.*not valid JSON \(.*\); download the file again"),
         (rename(SCANQA, MULTI.replace("train", "val") + ".bak"), None),
         (
             lambda folder: shutil.copy(next(folder.rglob(SCANREFER)), next(folder.rglob(SCANQA))),
-            rf"{SCANQA}, entry 0: no field 'question_id', only \['ann_id', .*; is it another benchmark's file",
+            rf"{SCANQA}, entry 0: expected a field 'question_id', got only \['ann_id', .*; check that it is",
         ),
         (
             lambda folder: next(folder.rglob(SCANQA)).write_text("{}"),
-            f"{SCANQA}: expected a JSON list of objects, got dict; is it another file",
+            f"{SCANQA}: expected a JSON list of objects, got dict; check that it is the right file",
         ),
         (edit(SCANQA, put(1, "question", 7)), f"{SCANQA}, entry 1: expected field 'question' of type str, got 7"),
         (
             edit(SCANQA, put(1, "question", " ")),
-            f"{SCANQA}, entry 1: expected words in field 'question', got ' '; take the entry out, in a copy",
+            f"{SCANQA}, entry 1: expected text in field 'question', got ' '; remove the entry in a copy",
         ),
-        (edit(SCANQA, put(0, "answers", ["a", ""])), r"entry 0: expected words in field 'answers', got \['a', ''\]"),
-        (edit(SCANQA, put(3, "answers", [])), f"{SCANQA}, entry 3: answers is empty; expected one answer or more"),
+        (edit(SCANQA, put(0, "answers", ["a", ""])), r"entry 0: expected text in field 'answers', got \['a', ''\]"),
+        (edit(SCANQA, put(3, "answers", [])), f"{SCANQA}, entry 3: answers is empty; expected at least one answer"),
         (
             edit(SCANQA, repeat_last),
-            f"{SCANQA}, entry 4: 'train-scene0002_00-4' is entry 3 already; the file was joined from pieces",
+            f"{SCANQA}, entry 4: 'train-scene0002_00-4' repeats entry 3; download the file again",
         ),
-        (edit(SCANREFER, repeat_last), rf"{SCANREFER}, entry 16: \('scene0002_00', '\d', '1'\) is entry 15 already"),
+        (edit(SCANREFER, repeat_last), rf"{SCANREFER}, entry 16: \('scene0002_00', '\d', '1'\) repeats entry 15"),
         (
             edit(SCANREFER, put(2, "object_id", "chair")),
             f"{SCANREFER}, entry 2: object_id must be a whole number, got 'chair'",
         ),
-        (edit(MULTI, repeat_last), rf"{MULTI}, entry 6: \('scene0002_00', 2\) is entry 5 already"),
+        (edit(MULTI, repeat_last), rf"{MULTI}, entry 6: \('scene0002_00', 2\) repeats entry 5"),
         (
             edit(MULTI, put(1, "object_ids", ["2"])),
             rf"{MULTI}, entry 1: object_ids must be whole numbers, got \['2'\]",
@@ -117,15 +120,15 @@ def cut_off(folder: Path) -> None:
         ),
         (
             lambda folder: shutil.copy(next(folder.rglob(ANSWERS)), next(folder.rglob(QUESTIONS))),
-            f"{QUESTIONS}: expected questions under the key 'questions'; is it the file of annotations",
+            f"{QUESTIONS}: expected questions under the key 'questions'; this may be the file of annotations",
         ),
         (
             lambda folder: shutil.copy(next(folder.rglob(QUESTIONS)), next(folder.rglob(ANSWERS))),
-            f"{QUESTIONS}: expected answers under the key 'annotations'; is it the file of questions",
+            f"{QUESTIONS}: expected answers under the key 'annotations'; this may be the file of questions",
         ),
         (
             edit(QUESTIONS, lambda content: content["questions"].clear()),
-            f"{QUESTIONS}, annotations, entry 0: answers question 200, which is not among the questions",
+            f"{QUESTIONS}, annotations, entry 0: expected the id of a question, got 200, which is not in the file",
         ),
         (
             edit(ANSWERS, lambda content: content["annotations"][0]["answers"].clear()),
@@ -133,11 +136,11 @@ def cut_off(folder: Path) -> None:
         ),
         (
             edit(ANSWERS, lambda content: content["annotations"][0]["answers"][0].clear()),
-            "annotations, entry 0, entry 0: no field 'answer'",
+            "annotations, entry 0, entry 0: expected a field 'answer'",
         ),
         (
             edit(QUESTIONS, lambda content: repeat_last(content["questions"])),
-            f"{QUESTIONS}, questions, entry 1: 200 is entry 0 already",
+            f"{QUESTIONS}, questions, entry 1: 200 repeats entry 0",
         ),
     ],
 )
@@ -167,18 +170,18 @@ def test_a_file_that_is_not_there(given):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda given: shutil.rmtree(given / "raw"), "--scans: .*raw is not a folder; give the one with the folders"),
+        (lambda given: shutil.rmtree(given / "raw"), "--scans: .*raw is not a folder; give the folder that contains"),
         (
             lambda given: shutil.rmtree(given / "raw" / "scans"),
             "--scans: no folder sceneNNNN_NN in .*raw; give the folder of the download",
         ),
         (
             lambda given: shutil.rmtree(given / "raw" / "scans" / "scene0002_00"),
-            r"--scans: 1 scenes that the annotations name are not there, such as \['scene0002_00'\]; download them",
+            r"--scans: 1 scenes of the annotations are missing, such as \['scene0002_00'\]; download them",
         ),
         (
             lambda given: (given / "masks" / "scene0003_00.mask.npz").unlink(),
-            r"--proposals: 1 scenes of the validation have no SCENE.mask.npz in .*masks, such as \['scene0003_00'\]",
+            r"--proposals: 1 validation scenes have no SCENE.mask.npz in .*masks, such as \['scene0003_00'\]",
         ),
     ],
 )
@@ -236,7 +239,7 @@ def write_masks_of(given: Path, masks: np.ndarray) -> None:
     [
         (
             lambda given: (given / "raw/scans/scene0003_00/scene0003_00.sens").unlink(),
-            "scene0003_00: scene0003_00.sens is not in .*; download the scan again, with that file",
+            "scene0003_00: expected scene0003_00.sens in .*, found none; download that file of the scan",
         ),
         (
             lambda given: write_masks_of(given, np.ones((2, 7), np.uint8)),
@@ -260,7 +263,7 @@ def write_masks_of(given: Path, masks: np.ndarray) -> None:
         ),
         (
             lambda given: get_raw(given, ".aggregation.json").write_text("[" * 100_000),
-            "scene0003_00.aggregation.json: expected a dictionary with .*too deep to be read",
+            "scene0003_00.aggregation.json: expected a dictionary with .*too deeply nested brackets",
         ),
         (
             lambda given: spoil_mesh(given, lambda vertices, faces: faces.__setitem__((3, 1), len(vertices))),
@@ -277,7 +280,7 @@ def write_masks_of(given: Path, masks: np.ndarray) -> None:
         (
             # What shows only once the scene is read back is told by the scan's own name too.
             lambda given: spoil_depth(given),
-            "raw/scans/scene0003_00: the scene made of it is not valid: frame-000000.depth.png: the largest depth is",
+            "raw/scans/scene0003_00: the scene made from it is not valid: frame-000000.depth.png: the largest depth",
         ),
         (lambda given: cut_recording(given, 0.6), "scene0003_00.sens"),
         (lambda given: cut_recording(given, 0.001), "scene0003_00.sens"),
@@ -287,7 +290,7 @@ def test_a_damaged_scan(given, spoil, message):
     """The others are prepared; once the scan is mended, the same command makes that one alone."""
     num_workers = 2 if message.endswith(".sens") else 1
     spoil(given)
-    with pytest.raises(ValueError, match=rf"(?s)scans: 1 of 3 failed, the others are done and stay:.*{message}"):
+    with pytest.raises(ValueError, match=rf"(?s)scans: 1 of 3 failed; the others are done:.*{message}"):
         prepare(given, "--num-workers", num_workers)
     done = {path.name for path in (given / "out" / "train").iterdir()}
     assert done == {"scene0001_00", "scene0002_00"} and not (given / "out" / "account.json").exists()
@@ -301,10 +304,14 @@ def test_a_damaged_scan(given, spoil, message):
 
 def test_other_settings_for_a_folder(given):
     prepare(given)
-    with pytest.raises(ValueError, match=r"--output: .*out was prepared with \{'num_views': 2\}, asked for \{'num_"):
+    with pytest.raises(
+        ValueError, match=r"--output: .*out was prepared with \{'num_views': 2\}, but this command sets \{'num_"
+    ):
         prepare(given, "--views", 3)
     shutil.rmtree(given / "raw" / "scans" / "scene0001_00")
-    with pytest.raises(ValueError, match="--output: 1 scenes there belong to nothing that was given, such as .*train"):
+    with pytest.raises(
+        ValueError, match="--output: 1 scenes in this folder are not part of the input, such as .*train"
+    ):
         prepare(given, "--partial")
 
 
@@ -316,10 +323,12 @@ def test_run_jobs():
         run_jobs(int, ["a", "1", "b"], 1, "numbers", repr)
     # Whatever is raised; beyond the first few, by name alone.
     with pytest.raises(
-        ValueError, match=r"(?s)numbers: 6 of 7 failed.*\n  3: KeyError: '3'.*report.*\n  and 8\nMend or rem"
+        ValueError, match=r"(?s)numbers: 6 of 7 failed.*\n  3: KeyError: '3'.*report.*\n  and 8\nCorrect or rem"
     ):
         run_jobs({"a": 1}.__getitem__, ["a", *"345678"], 1, "numbers", lambda item: item.strip("a") or "a")
-    with pytest.raises(OSError, match="numbers: a process was killed, perhaps for want of memory; what is done stays"):
+    with pytest.raises(
+        OSError, match="numbers: a process was killed, perhaps because memory ran out; finished scenes are not lost"
+    ):
         run_jobs(os._exit, [3, 3], 2, "numbers", repr)
 
 
@@ -367,16 +376,16 @@ def test_published_records_of_mmscan_have_numbers_for_answers():
         ),
         (["text"], "record 0: expected id, video, two turns of conversations"),
         # Situations share an id in training alone.
-        ([make_record("sqa3d"), make_record("sqa3d")], "record 1: the id 7 came before; expected one record an id"),
+        ([make_record("sqa3d"), make_record("sqa3d")], "record 1: expected unique ids, got 7 again"),
         (
             [make_record("scanqa", conversations=make_record("scanqa")["conversations"][::-1])],
-            "record 0: expected a turn of human and one of gpt, in words, got",
+            "record 0: expected one human turn and one gpt turn with text, got",
         ),
         (
             [make_record("scanqa"), make_record("scannet_qa")],
             r"record 1: expected a dataset of \['scanqa', .*\], got 'scannet_qa'",
         ),
-        ([make_record("scanqa")] * 2, "record 1: the id 7 came before; expected one record an id"),
+        ([make_record("scanqa")] * 2, "record 1: expected unique ids, got 7 again"),
         (
             [make_record("scanrefer", metadata={"dataset": "scanrefer", "question_type": "unique"})],
             r"record 0: expected the boxes and ids of a scanrefer record \(docs/DATA.md\), got no 'object_id'",

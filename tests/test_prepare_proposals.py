@@ -57,7 +57,9 @@ def test_boxes_from_depth_are_made_where_there_are_none(rooms, capsys):
 def test_a_scene_without_depth_is_named_and_the_others_are_made(rooms):
     for file in (rooms / "train" / "train-000004").glob("*.depth.png"):
         file.unlink()
-    with pytest.raises(ValueError, match=r"(?s)proposals: 1 of 3 failed.*train-000004: .*proposing boxes expected"):
+    with pytest.raises(
+        ValueError, match=r"(?s)proposals: 1 of 3 failed.*train-000004: .*proposing boxes needs depth_maps"
+    ):
         run("--data", rooms)
     scene = read_rgbd_folder(rooms / "val" / "val-000000")
     np.testing.assert_allclose(scene.proposal_boxes, propose_boxes(scene).boxes, atol=6e-5)
@@ -87,8 +89,11 @@ ROWS = [[0, 0, 1, 1, 1, 2], [0.5, 1, 0.4, 0.2, 0.3, 0.8]]
             json.dumps({"scannet/val-000000": [[1e7, *ROWS[0][1:]]]}),
             "scannet/val-000000: expected .* in metres",
         ),
-        (json.dumps({"room-7": ROWS, "room-8": []}), "of 3 scenes, such as 'train-000001', got boxes of 2 others"),
-        (json.dumps(ROWS), "boxes.json: expected boxes by scene for 3 scenes, got one list, of one scene; write"),
+        (json.dumps({"room-7": ROWS, "room-8": []}), "of 3 scenes, such as 'train-000001', got boxes of 2 other"),
+        (
+            json.dumps(ROWS),
+            "boxes.json: expected boxes by scene for 3 scenes, got one list without scene names; write",
+        ),
     ],
 )
 def test_a_list_is_read_where_every_scene_has_proposals_already(rooms, tmp_path, content, message):
@@ -110,14 +115,16 @@ def test_a_list_in_another_unit_is_refused_before_it_is_written(rooms, tmp_path,
     file.write_text(json.dumps([rows]))
     with pytest.raises(
         ValueError,
-        match=rf"no reader would take these boxes: proposal_boxes of scene '{room.name}': .*centimetres",
+        match=rf"the boxes are not valid: proposal_boxes of scene '{room.name}': .*centimetres",
     ):
         run("--data", room, "--boxes", file)
     assert not (room / "proposals.json").exists()
     # Such a file of before is named, since its error is about it and not about what is given.
     (room / "proposals.json").write_text(json.dumps([rows]))
     file.write_text(json.dumps(ROWS))
-    with pytest.raises(ValueError, match=r"This is of .*proposals\.json: move it away and give this command again"):
+    with pytest.raises(
+        ValueError, match=r"This error is about .*proposals\.json: move it away and run this command again"
+    ):
         run("--data", room, "--boxes", file, "--force")
 
 
@@ -192,15 +199,17 @@ def test_published_masks_keep_their_order(scan, tmp_path):
 
 
 def test_masks_and_meshes_that_are_not_there(scan, rooms, tmp_path):
-    with pytest.raises(FileNotFoundError, match="--masks: nothing is at .*nowhere; give the folder of the masks"):
+    with pytest.raises(
+        FileNotFoundError, match="--masks: expected the folder of the masks or one file, found nothing at .*nowhere"
+    ):
         run("--data", rooms, "--masks", tmp_path / "nowhere")
     masks = write_export(scan, tmp_path / "mask3d")
-    with pytest.raises(ValueError, match=r"scene0004_00.txt is the masks of one scene, --data has 3; give the folder"):
+    with pytest.raises(ValueError, match=r"expected masks of 3 scenes .*scene0004_00.txt; give the folder"):
         run("--data", rooms, "--masks", masks / "scene0004_00.txt")
-    with pytest.raises(ValueError, match=r"neither train-000001.mask.npz nor .*give the masks of this"):
+    with pytest.raises(ValueError, match=r"expected train-000001.mask.npz or .*add the masks of this"):
         run("--data", rooms, "--masks", masks)
     folder = write_rgbd(scan, tmp_path / "data" / scan.folder.name)
-    with pytest.raises(ValueError, match=r"scene0004_00: expected the mesh that the masks are over, one of \["):
+    with pytest.raises(ValueError, match=r"scene0004_00: expected the mesh of the masks, one of \["):
         run("--data", folder, "--masks", masks)
     assert not (folder / "proposals.json").exists()
     with pytest.raises(SystemExit):

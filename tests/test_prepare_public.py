@@ -157,27 +157,27 @@ def forget_alignment(root: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (drop("processed"), "--root: no NAME_SPLIT_llava_style.json in .*processed or a folder of it"),
-        (copy_records, "--root: .*scanqa_val_llava_style.json and .* are both there; keep one of the two layouts"),
+        (drop("processed"), "--root: no NAME_SPLIT_llava_style.json in .*processed or its subfolders"),
+        (copy_records, "--root: expected one layout, got both .*scanqa_val_llava_style.json and .*; remove one"),
         (
             write("processed", "scanqa_val_llava_style.json", content={}),
             "scanqa_val_llava_style.json: expected a JSON list of records, got dict",
         ),
         (
             write("metadata", "scannet_val_pred_box.json", content=[]),
-            "scannet_val_pred_box.json: expected a list of boxes for each scene; is it another file",
+            "scannet_val_pred_box.json: expected a list of boxes for each scene; check that it is the right file",
         ),
         (
             drop("scannet", "posed_images", "scene0003_00"),
-            r"--root: 2 scenes that records or boxes name have no folder in scannet/posed_images, such as",
+            r"--root: 2 scenes of the records or boxes have no folder in scannet/posed_images, such as",
         ),
         (
             forget_alignment,
-            r"scene0001_00.txt: expected a line axisAlignment, since the scene's boxes are in the aligned world, got",
+            r"scene0001_00.txt: expected a line axisAlignment, because the scene's boxes are in the aligned",
         ),
         (
             lambda root: (root / "scannet/posed_images/scene0001_00/00010.jpg").unlink(),
-            "scene0001_00: .*00010.jpg is not there although its pose is; unpack posed_images again",
+            "scene0001_00: expected .*00010.jpg, whose pose exists, found no such",
         ),
         (
             lambda root: (root / "scannet/posed_images/scene0001_00/00010.txt").unlink(),
@@ -254,7 +254,7 @@ def test_a_scan_without_poses_is_told(root, tmp_path, capsys):
     prepare(tmp_path / "data", tmp_path / "out")
     account = json.loads((tmp_path / "out" / "account.json").read_text())
     assert account["excluded_scans"] == {"scene0001_00": "none of its 4 frames has a pose"}
-    assert len(account["left_out_annotations"]["train"]["scanqa: its scene is not among the scans"]) == 4
+    assert len(account["left_out_annotations"]["train"]["scanqa: its scene is missing"]) == 4
     assert "excluded: 1 scans: none of its 4 frames has a pose" in capsys.readouterr().out
 
 

@@ -114,9 +114,7 @@ def test_what_somebody_put_there_is_not_removed(given):
     place.parent.mkdir(parents=True)
     for put in (lambda: shutil.copytree(mine, place), lambda: place.symlink_to(mine)):
         put()
-        with pytest.raises(
-            ValueError, match="--output: .*scene0001_00 is there and is no scene that was prepared; move"
-        ):
+        with pytest.raises(ValueError, match="--output: .*scene0001_00 exists and is not a prepared scene; move"):
             prepare_given(given)
         assert (place / "thesis.txt").read_text() == "mine" == (mine / "thesis.txt").read_text()
         place.unlink() if place.is_symlink() else shutil.rmtree(place)
@@ -132,7 +130,7 @@ def test_what_lies_where_a_scene_is_linked_is_not_removed(given):
     shutil.rmtree(place)
     place.mkdir()
     (place / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match=f"--output: .*{place.name} is there and is no scene that was prepared; move"):
+    with pytest.raises(ValueError, match=f"--output: .*{place.name} exists and is not a prepared scene; move"):
         prepare_given(given)
     assert (place / "thesis.txt").read_text() == "mine"
 
@@ -187,9 +185,7 @@ def test_frames_have_numbers_for_names(tmp_path):
     for name in ("1_copy", "000010"):
         for suffix in (".jpg", ".png", ".txt"):
             shutil.copy(images / f"00010{suffix}", images / f"{name}{suffix}")
-        with pytest.raises(
-            ValueError, match="scene0001_00: expected frames with numbers of their own as names.*00010"
-        ):
+        with pytest.raises(ValueError, match="scene0001_00: expected frames named by unique numbers.*00010"):
             prepare_public(root, tmp_path / "out")
         for suffix in (".jpg", ".png", ".txt"):
             (images / f"{name}{suffix}").unlink()
@@ -362,7 +358,7 @@ def test_triangles_that_would_never_end_are_refused():
     vertices, colors = np.zeros((3, 3), np.float32), np.zeros((3, 3), np.uint8)
     vertices[1, 0], vertices[2, 1] = 900, 900
     with pytest.raises(
-        ValueError, match=rf"room.ply: expected triangles that {MAX_POINTS} points fill, 0.01 m apart, got"
+        ValueError, match=rf"room.ply: expected triangles that {MAX_POINTS} points fill at 0.01 m spacing, got"
     ):
         call_within(256, sample_mesh, vertices, colors, np.array([[0, 1, 2]]), 0.01, "room.ply")
     assert len(sample_mesh(vertices, colors, np.array([[0, 1, 2]]), 10.0)[0]) > 3
@@ -394,7 +390,7 @@ def test_clouds_are_drawn_and_meshes_without_colours_are_refused(given):
     head = "ply\nformat ascii 1.0\nelement vertex 2\nproperty float x\nproperty float y\nproperty float z\n"
     ply.write_text(head + "end_header\n0 0 0\n1 1 1\n")
     with pytest.raises(
-        ValueError, match="clean_2.ply: expected vertices with red, green and blue, got x, y, z; take a mesh"
+        ValueError, match="clean_2.ply: expected vertices with red, green and blue, got x, y, z; use a mesh"
     ):
         prepare_given(given, "--partial")
     colors = "property uchar red\nproperty uchar green\nproperty uchar blue\n"
@@ -407,13 +403,13 @@ def test_clouds_are_drawn_and_meshes_without_colours_are_refused(given):
 
 
 OTHERS = {
-    "scanqa/ScanQA_v1.0_test_wo_obj.json": "questions of a test split without their answers",
-    "scanrefer/ScanRefer_filtered_test.json": "questions of a test split without their answers",
-    "scanrefer/ScanRefer_filtered.json": "rows of all splits together; those of each split's own file are read",
-    "scanrefer/ScanRefer.zip": "an archive; unpack it, where its files are not there yet",
-    "scanrefer/scanrefer_FILTERED_val.json": "its name is not ScanRefer_filtered_val.json to the letter; rename it",
-    "nr3d.csv": "no official file that is read has such a name (docs/DATA.md lists them)",
-    "sqa_task/answer_dict.json": "no official file that is read has such a name",
+    "scanqa/ScanQA_v1.0_test_wo_obj.json": "test questions without answers cannot be scored",
+    "scanrefer/ScanRefer_filtered_test.json": "test questions without answers cannot be scored",
+    "scanrefer/ScanRefer_filtered.json": "has the rows of all splits; the file of each split is read instead",
+    "scanrefer/ScanRefer.zip": "an archive; unpack it if its files are missing",
+    "scanrefer/scanrefer_FILTERED_val.json": "its name is not exactly ScanRefer_filtered_val.json; rename it",
+    "nr3d.csv": "not the name of an official file (docs/DATA.md lists them)",
+    "sqa_task/answer_dict.json": "not the name of an official file",
 }
 
 
@@ -431,12 +427,12 @@ def test_files_that_are_not_read_are_listed_with_the_reason(given, capsys):
         assert [line for line in told if line.startswith("  not read: ") and name in line and reason[:50] in line], (
             name
         )
-    # Another file that is not read is told of as well, and nothing is made anew for it.
+    # Another file that is not read is reported as well, and nothing is made again for it.
     made = {file: file.stat().st_mtime_ns for file in (given / "out" / "train").rglob("*")}
     for number in range(25):
         (folder / f"note-{number:02}.txt").write_text("later")
     prepare_given(given)
-    assert "note-19.txt and 7 more, in account.json: no official" in capsys.readouterr().out
+    assert "note-19.txt and 7 more, in account.json: not the name of an official" in capsys.readouterr().out
     assert {file: file.stat().st_mtime_ns for file in (given / "out" / "train").rglob("*")} == made
 
 
@@ -470,7 +466,8 @@ def test_public_files_that_are_not_read_are_listed(tmp_path, capsys):
     prepare_public(root, tmp_path / "out")
     told = capsys.readouterr().out
     assert (
-        "not read: processed/nr3d_train_llava_style.json, metadata/scannet_select_frames.json: no file of rec" in told
+        "not read: processed/nr3d_train_llava_style.json, metadata/scannet_select_frames.json: not the path of a"
+        in told
     )
     assert "not read: metadata/metadata.zip: an archive; unpack it" in told
     # Another split of a benchmark that is read is read too.
@@ -493,11 +490,11 @@ def test_a_damaged_scene_is_made_anew(given):
     whole = file.read_bytes()
     file.write_bytes(whole[:-40])
     (given / "out" / "account.json").unlink()
-    with pytest.warns(UserWarning, match="scene0001_00/scene.json: .* The scene is made anew"):
+    with pytest.warns(UserWarning, match="scene0001_00/scene.json: .* The scene is prepared again"):
         prepare_given(given)
     assert file.read_bytes() == whole
     (given / "out" / "account.json").write_text('{"settings": ')
-    with pytest.raises(ValueError, match="account.json: expected the settings that the folder was prepared with, but"):
+    with pytest.raises(ValueError, match="account.json: expected the settings of a prepared folder, but"):
         prepare_given(given)
 
 
@@ -524,6 +521,6 @@ def test_the_command_ends_in_one_line(given, monkeypatch, capsys):
         run_program(main)
     told = capsys.readouterr().err.splitlines()[-1]
     assert ended.value.code == 1
-    assert "error: scans: 1 of 3 failed, the others are done and stay: scene0002_00: " in told
+    assert "error: scans: 1 of 3 failed; the others are done: scene0002_00: " in told
     assert f"{file}: segGroups, object 4: objectId must be a whole number of 0 to 32767, got 99999" in told
     assert {path.name for path in (given / "out").glob("*/scene*")} == {"scene0001_00", "scene0003_00"}

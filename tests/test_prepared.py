@@ -1,4 +1,4 @@
-"""Prepared scenes: the same rows without the pictures, made anew when anything they were made of changes."""
+"""Prepared scenes: the same rows without the pictures, made again when anything they were made of changes."""
 
 import errno
 import json
@@ -18,11 +18,11 @@ from ross3d.data.arguments import DataArguments
 from ross3d.data.atomic import replace_file
 from ross3d.data.consistency import ConsistencyWarning
 from ross3d.data.dataset import SceneRows
-from ross3d.data.kept import DamagedError, describe_source, load_kept, make_kept, write_kept
 from ross3d.data.latents import SceneLatents
 from ross3d.data.prepared import PreparedScenes, SceneReader
 from ross3d.data.sources import read_scene
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.data.tensor_cache import DamagedError, describe_source, load_cache, make_cache, write_cache
 from ross3d.scenes.questions import make_proposals
 from ross3d.tests.limited_memory import call_within
 from ross3d.tests.posed_views import make_test_processor, make_views
@@ -148,8 +148,8 @@ def test_what_was_said_of_a_scene_is_said_again_in_one_line(rooms, tmp_path, cou
         for index in range(4):
             rows[index]
     (warning,) = again
-    number = "a prepared scene was" if count == 1 else "2 of 4 prepared scenes were"
-    assert str(warning.message).startswith(f"data.prepared: {number} warned of when first read")
+    number = "a scene" if count == 1 else "2 of 4 scenes"
+    assert str(warning.message).startswith(f"data.prepared: preparing {number} gave warnings")
     assert str(said[0].message) in str(warning.message)
     for path in paths[1 : 1 + count]:
         (path / "boxes.json").touch()
@@ -188,7 +188,7 @@ def test_a_scene_read_otherwise_is_prepared_anew(rooms, tmp_path):
 
 
 def test_broken_files_are_made_anew(rooms, tmp_path):
-    """With a warning; whoever must not read others' files in their place is told (`load_kept`)."""
+    """With a warning; whoever must not read others' files in their place is told (`load_cache`)."""
     path = sorted((rooms / "train").iterdir())[0]
     store = PreparedScenes(tmp_path / "prepared", make_tiny_processor(), read_rgbd_folder)
     store.read(path)
@@ -199,8 +199,8 @@ def test_broken_files_are_made_anew(rooms, tmp_path):
     torch.save(state, file)
     for change in (lambda: None, lambda: file.write_bytes(whole[: len(whole) // 2])):
         change()
-        with pytest.raises(ValueError, match=f"{file.name}: expected tensors that were kept whole, got a"):
-            load_kept(file, state["identity"])
+        with pytest.raises(ValueError, match=f"{file.name}: expected tensors as they were written, got a"):
+            load_cache(file, state["identity"])
         check_made_anew(store, path, file)
     labels = state | {"about": state["about"] | {"box_labels": None}}
     for content in ([1], {"identity": 0}, labels, state | {"tensors": {"pictures": 3}}):
@@ -211,7 +211,7 @@ def test_broken_files_are_made_anew(rooms, tmp_path):
 
 
 def check_made_anew(store: PreparedScenes, path: Path, file: Path) -> None:
-    with pytest.warns(UserWarning, match=f"{file.name} is damaged; it is made anew"):
+    with pytest.warns(UserWarning, match=f"{file.name} is damaged; it is made again"):
         scene, _ = store.read(path)
     assert np.array_equal(scene.images, store.read(path)[0].images) and scene.scene_id == path.name
     with warnings.catch_warnings():
@@ -240,15 +240,15 @@ def test_what_killed_runs_left_is_removed(rooms, tmp_path):
 
 def write_with_little_room(file: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-    write_kept(file, make_kept({}, {}, {"a": torch.zeros(100_000)}))
+    write_cache(file, make_cache({}, {}, {"a": torch.zeros(100_000)}))
 
 
 def test_a_full_disk_is_called_so(tmp_path):
     """torch tells of one by the place in the file at which it stopped."""
-    with pytest.raises(OSError, match="scene.latents: there is no room left to write it: the disk is full"):
+    with pytest.raises(OSError, match="scene.latents: there is no space left to write it: the disk is full"):
         call_within(4096, write_with_little_room, tmp_path / "scene.latents")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(OSError, match="a.json: there is no room left to write it: the disk is full, or a limit of"):
+    with pytest.raises(OSError, match="a.json: there is no space left to write it: the disk is full or a limit of"):
         with replace_file(tmp_path / "a.json"):
             raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(ValueError, match="another fault"):
@@ -269,11 +269,11 @@ def test_no_flipped_bit_passes(rooms, tmp_path, seed):
         changed[rng.integers(len(whole))] ^= 1 << rng.integers(8)
         file.write_bytes(changed)
         try:
-            kept = load_kept(file, identity)
+            kept = load_cache(file, identity)
         except DamagedError as error:
             assert file.name in str(error)
         else:
-            # None: what it says that it was made of has changed, so it is made anew.
+            # None: what it says that it was made of has changed, so it is made again.
             scene, _ = (right, None) if kept is None else store.build(kept, path)
             assert scene.box_labels == right.box_labels and np.array_equal(scene.images, right.images)
 
@@ -333,6 +333,6 @@ def test_training_goes_on_where_there_is_no_room(rooms, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", fail)
     store = PreparedScenes(tmp_path / "prepared", make_tiny_processor(), read_rgbd_folder)
-    with pytest.warns(UserWarning, match="the prepared scene could not be kept .no space left"):
+    with pytest.warns(UserWarning, match="the prepared scene could not be saved .no space left"):
         assert store.read(path)[0].scene_id == path.name
     assert not list((tmp_path / "prepared").iterdir())

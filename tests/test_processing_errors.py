@@ -144,7 +144,7 @@ GEOMETRY_CASES = [
          "centre [17.5, 23.5], which looks made for the picture turned by a quarter", "swap fx with fy and cx with",
          {"intrinsics": make_camera(47, 45, 17.5, 17.5)}),
     Case("intrinsics", {"intrinsics": make_camera(45, 47, 23.5, 0)}, "in pixels of the 36 x 48 depth map",
-         "centre [23.5, 0], which is far off the middle", "scale the calibration",
+         "centre [23.5, 0], which is far from the image centre", "scale the calibration",
          {"intrinsics": make_camera(45, 47, 23.5, 8)}),
     Case("intrinsics", {"intrinsics": make_camera(0.94, 0.98, 0.5, 0.5)}, "focal lengths in pixels, above 1",
          "focal [0.94, 0.98]", "multiply normalised values by the size", {"intrinsics": CAMERA}),

@@ -92,7 +92,7 @@ def test_an_empty_room_has_no_boxes():
         seen = render_room(room, intrinsics, cam2world, (96, 72))
         found = propose_boxes(Scene("empty", seen.images, seen.depth_maps, intrinsics, cam2world))
         assert found.boxes.shape == (0, 6) and found.agreement.shape == found.areas.shape == (0,)
-        assert found.describe() == "no boxes proposed: nothing stands out from floor and walls"
+        assert found.describe() == "no boxes proposed: nothing was found apart from floor and walls"
 
 
 def test_no_reading_gives_no_boxes():
@@ -112,12 +112,14 @@ def test_a_wild_reading_costs_no_memory():
 
 def test_depth_and_an_upright_world_are_needed():
     (scene,) = make_rooms(1, 6, (64, 48))
-    with pytest.raises(ValueError, match=r"'train-000000': proposing boxes expected depth_maps, intrinsics and cam2w"):
+    with pytest.raises(ValueError, match=r"'train-000000': proposing boxes needs depth_maps, intrinsics and cam2w"):
         propose_boxes(replace(scene, depth_maps=None))
     for motion in (Rotation.from_euler("x", 90, degrees=True), Rotation.from_euler("y", -60, degrees=True)):
         turned = np.eye(4)
         turned[:3, :3] = motion.as_matrix()
-        with pytest.raises(ValueError, match=r"expected z up and the floor at z = 0, but \d+ % of the surface lies"):
+        with pytest.raises(
+            ValueError, match=r"expected z up and the floor at z = 0 for proposing boxes, but \d+ % of the surface is"
+        ):
             propose_boxes(replace(scene, cam2world=turned @ scene.cam2world))
     lowered = np.eye(4)
     lowered[2, 3] = -0.2

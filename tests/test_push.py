@@ -200,7 +200,7 @@ def test_words_written_by_hand_stay(trained, evaluated, tmp_path):
 
 def test_a_dry_run_writes_what_would_be_pushed(hub, sharded, tmp_path, capsys):
     written = Path(push.main([str(sharded), "--to", REPOSITORY, "--dry-run", str(tmp_path / "dry")]))
-    assert not hub.requests and "licence of weights (sharded): as their authors state" in capsys.readouterr().out
+    assert not hub.requests and "licence of weights (sharded): as stated by their authors" in capsys.readouterr().out
     push.main([str(sharded), "--to", REPOSITORY])
     files = {path.relative_to(written).as_posix(): path.read_bytes() for path in written.rglob("*") if path.is_file()}
     assert files == {name: data for name, data in get_files(hub).items() if name != ".gitattributes"}
@@ -214,7 +214,7 @@ def test_a_push_that_was_cut_off_changes_nothing_and_is_taken_up(hub, sharded):
         return len(puts) > 2 and method == "PUT"
 
     hub.refuse = refuse
-    with pytest.raises(OSError, match="(?s)expected to upload all files .*; it is as it was: push again"):
+    with pytest.raises(OSError, match="(?s)expected to upload all files .*; nothing was changed there: push again"):
         push.main([str(sharded), "--to", repository])
     assert hub.repositories[repository].main == FIRST_COMMIT and 0 < len(hub.stored) < 4
     before, hub.refuse = len(hub.stored), lambda method, path: path.endswith("/commit/main")
@@ -292,9 +292,21 @@ BROKEN = {
         lambda folder: change(folder / "processor_config.json", auto_map={}),
         "found no auto_map in processor_config.json",
     ),
-    "no code": (["modeling_ross3d.py"], None, "auto_map of config.json and.*found no modeling_ross3d.py; save model"),
-    "no code of the processor": (["processing_ross3d.py"], None, "leads to, found no processing_ross3d.py"),
-    "no code that other code needs": (["geometry_ross3d.py"], None, "leads to, found no geometry_ross3d.py"),
+    "no code": (
+        ["modeling_ross3d.py"],
+        None,
+        "by auto_map in config.json and.*found no modeling_ross3d.py; save model",
+    ),
+    "no code of the processor": (
+        ["processing_ross3d.py"],
+        None,
+        "processor_config.json, found no processing_ross3d.py",
+    ),
+    "no code that other code needs": (
+        ["geometry_ross3d.py"],
+        None,
+        "processor_config.json, found no geometry_ross3d.py",
+    ),
     "no weights": (
         ["model.safetensors"],
         None,
@@ -313,7 +325,7 @@ BROKEN = {
     "a weight of another size": (
         [],
         lambda folder: change_weights(folder, lambda t: t.update({"model.mask_token": t["model.mask_token"][:7]})),
-        "got 0 that are missing and 1 that it does not have at their size",
+        "got 0 that are missing and 1 that are unknown or of another size",
     ),
     "a run that goes on": (
         [],
@@ -323,12 +335,12 @@ BROKEN = {
     "a broken page": (
         [],
         lambda folder: (folder / "README.md").write_text("---\nlicense: [\n---\nwords"),
-        "README.md: expected a model card, whose metadata is YAML between two lines `---`.*repair it",
+        "README.md: expected a model card with YAML metadata between two lines `---`.*correct it",
     ),
     "a page with another head": (
         [],
         lambda folder: (folder / "README.md").write_text("---\n- license\n---\nwords"),
-        "README.md: expected a model card, whose metadata is YAML",
+        "README.md: expected a model card with YAML metadata between two lines",
     ),
 }
 
@@ -400,22 +412,22 @@ def test_weights_that_stand_for_two_are_whole(tmp_path):
 
 def test_a_missing_shard_is_named(sharded, tmp_path):
     folder = link(sharded, tmp_path / "folder", "model-00002-of-00003.safetensors")
-    with pytest.raises(FileNotFoundError, match="expected the shards it names, found no .'model-00002"):
+    with pytest.raises(FileNotFoundError, match="expected the shards in its list, but .'model-00002"):
         push.main([str(folder), "--to", REPOSITORY, "--dry-run", str(tmp_path / "dry")])
 
 
 def test_scores_of_another_model_are_refused(hub, trained, evaluated, tmp_path):
     """Also after a change of the folder itself, and where two outputs have the same benchmark."""
     with pytest.raises(
-        FileNotFoundError, match="expected what eval.py wrote, found no .*metrics.json; name its --output"
+        FileNotFoundError, match="expected the output of eval.py, found no .*metrics.json; give its --output"
     ):
         push.main([str(trained), "--to", REPOSITORY, "--run", str(tmp_path)])
-    with pytest.raises(ValueError, match="expected each task in one output, got .*'rooms'.* again in"):
+    with pytest.raises(ValueError, match="expected each task in one output only, got .*'rooms'.* again in"):
         push.main([str(trained), "--to", REPOSITORY, "--run", str(evaluated), "--run", str(evaluated)])
     other = link(trained, tmp_path / "other")
     change_weights(other, lambda tensors: tensors["model.mask_token"].add_(1))
     with pytest.raises(
-        ValueError, match=r"(?s)expected scores of .*other, got those of another checkpoint \(.*trained"
+        ValueError, match=r"(?s)expected scores of .*other, got scores of another checkpoint \(.*trained"
     ):
         push.main([str(other), "--to", REPOSITORY, "--run", str(evaluated)])
     assert not hub.requests
@@ -433,7 +445,7 @@ def test_scores_of_another_model_are_refused(hub, trained, evaluated, tmp_path):
             '{"scores": {"rooms": {}}, "intervals": {}, "settings": {}, "baselines": {}, "commit": ""}',
             "with the scores of each task and their settings, got none of .*model_sha256.*; evaluate again",
         ),
-        ("{", "no JSON .*; evaluate again"),
+        ("{", "not valid JSON .*; evaluate again"),
     ],
 )
 def test_broken_metrics_are_named(tmp_path, text, message):
@@ -445,7 +457,7 @@ def test_broken_metrics_are_named(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("model", "expected USER/NAME, got 'model'; write whose it is before the slash"),
+        ("model", "expected USER/NAME, got 'model'; write the owner before"),
         ("me/a model", "me/a model"),
         ("me/a/b", "me/a/b"),
     ],
@@ -458,14 +470,16 @@ def test_names_that_the_hub_does_not_take_are_refused(sharded, name, message, ca
 
 def test_a_token_is_needed_that_may_write(hub, sharded, monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    with pytest.raises(ValueError, match="expected a token that may write to somebody/model, got 403 from the Hub"):
+    with pytest.raises(ValueError, match="expected a token with write access to somebody/model, got 403 from the Hub"):
         push.main([str(sharded), "--to", "somebody/model"])
     monkeypatch.setenv("HF_TOKEN", "hf_other")
-    with pytest.raises(ValueError, match=f"may write to {REPOSITORY}, got 401 from the Hub; make one with the role"):
+    with pytest.raises(
+        ValueError, match=f"write access to {REPOSITORY}, got 401 from the Hub; create a token with the role"
+    ):
         push.main([str(sharded), "--to", REPOSITORY])
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(
-        ValueError, match="expected a token that may write to the Hub, found none; run `hf auth login`"
+        ValueError, match="expected a token with write access to the Hub, found none; run `hf auth login`"
     ):
         push.main([str(sharded), "--to", REPOSITORY])
     assert not hub.repositories
@@ -474,7 +488,7 @@ def test_a_token_is_needed_that_may_write(hub, sharded, monkeypatch, tmp_path):
 def test_another_kind_of_model_is_not_written_over(hub, sharded):
     hub.repositories[REPOSITORY] = Repository()
     commit = hub.repositories[REPOSITORY].commit({"config.json": b'{"model_type": "bert"}'})
-    with pytest.raises(ValueError, match="but tester/rooms-model holds model_type 'bert'; choose another name"):
+    with pytest.raises(ValueError, match="but tester/rooms-model has model_type 'bert'; choose another name"):
         push.main([str(sharded), "--to", REPOSITORY])
     assert hub.repositories[REPOSITORY].main == commit and not hub.stored
 
@@ -486,7 +500,7 @@ def test_two_pushes_at_once_are_not_mixed(hub, sharded):
         return False
 
     hub.refuse = push_meanwhile
-    with pytest.raises(ValueError, match="but somebody else changed it meanwhile; push again"):
+    with pytest.raises(ValueError, match="during the push, but it changed; push again"):
         push.main([str(sharded), "--to", REPOSITORY])
     assert list(get_files(hub)) == ["model.safetensors"]
 
@@ -526,7 +540,7 @@ def test_a_run_from_new_weights_on_own_rooms_is_as_free_as_the_code(monkeypatch)
     denoiser.latent_channels, denoiser.scaling_factor, denoiser.shift_factor = 16, 0.3611, 0.1159
     card = make_page(get_rooms())
     assert card.data.license == "other" and INGREDIENTS["teacher"].describe() in get_section(card.text, "Licences")
-    assert "not for commercial use" in INGREDIENTS["teacher"].describe()
+    assert "no commercial use" in INGREDIENTS["teacher"].describe()
 
 
 def test_a_run_hands_on_what_its_start_comes_from(tmp_path):
@@ -557,17 +571,17 @@ def test_scans_without_questions_are_named_and_make_terms_of_their_own(monkeypat
     data = {"root": str(get_rooms()), "split": "train"}
     half = make_page(get_rooms(), data=data | {"labelled_share": 0.5})
     assert half.data.license == "apache-2.0"
-    assert "on questions of rooms (50 % of the samples; of the others, pictures alone)." in half.text
+    assert "on questions of rooms (50 % of the samples; the others give only images)." in half.text
     scans = make_page(get_rooms(), data=data | {"unlabelled_root": "/somewhere/flats"})
     assert scans.data.license == "other" and "/somewhere" not in str(scans)
     assert "on questions of rooms and on scans without questions (`flats`)." in scans.text
-    assert "scans without questions (flats): as their owners state" in get_section(scans.text, "Licences")
+    assert "scans without questions (flats): as stated by their owners" in get_section(scans.text, "Licences")
 
 
 def test_the_command_on_the_page_makes_the_model_again():
     """As many processes, the commit, and how the rooms were made."""
     training = get_section(make_page(get_rooms(), num_processes=2).text, "Training")
-    assert "`accelerate launch --num_processes 2 train.py CONFIG.yaml` of the project ross3d (commit " in training
+    assert "`accelerate launch --num_processes 2 train.py CONFIG.yaml` of the ross3d project (commit " in training
     made = json.loads((get_rooms() / "manifest.json").read_text())["arguments"]
     annotations = (get_rooms() / "annotations" / "train.jsonl").read_text().splitlines()
     assert f"{made['num_train']} scenes with {len(annotations)} questions" in training
@@ -591,4 +605,6 @@ def test_no_page_and_no_teacher_tell_of_folders(trained, tmp_path, monkeypatch):
 def test_a_run_from_the_hub_names_its_base(tmp_path):
     card = make_page(tmp_path, init_from="user/base")
     assert card.data.base_model == "user/base" and card.data.datasets is None
-    assert "weights (user/base): as their authors state" in card.text and "on views without questions" in card.text
+    assert (
+        "weights (user/base): as stated by their authors" in card.text and "on images without questions" in card.text
+    )

@@ -103,7 +103,7 @@ def test_curves_are_smoothed_and_leave_out_what_is_not_finite():
     assert choose_ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     chart = render(make_line_chart("lm_loss", [1, 2, 3], [3.0, float("nan"), 1.0]))
     assert "1 values not finite" in chart and chart.count("<polyline") == 2 and "nan" not in chart
-    assert "no finite value" in render(make_line_chart("x", [1], [float("inf")]))
+    assert "no finite values" in render(make_line_chart("x", [1], [float("inf")]))
     check_page(make_page("t", "l", [], [make_line_chart("flat", [5], [2.0])]))
 
 
@@ -173,14 +173,14 @@ def test_a_run_page_says_what_is_not_there(tmp_path):
         "tasks": {"rooms": {"split": "val", "scene_path": "{split}/{scene_id}"}},
     }
     page = make_run_page(write_run(tmp_path, settings=settings), read_rgbd_folder)
-    assert "is not there any more" in page and "No trainer_state.json beside the weights" in page
+    assert "does not exist any more" in page and "the model folder has no trainer_state.json" in page
     with pytest.raises(FileNotFoundError, match="expected the output folder of eval.py, got no such file"):
         make_run_page(tmp_path / "model", read_rgbd_folder)
 
 
 def test_the_picture_of_a_run_has_a_row_for_each_thing_rebuilt(tmp_path):
     """Two scenes with a view and a bird's-eye picture each: four rows, six columns, tiles where they belong."""
-    with pytest.raises(FileNotFoundError, match="expected pictures of rebuilt scenes, found none; evaluate with"):
+    with pytest.raises(FileNotFoundError, match="expected images of reconstructed scenes, found none; evaluate with"):
         make_picture(tmp_path)
     shades = {}
     for scene in ("val-000000", "val-000001"):
@@ -218,7 +218,7 @@ def test_the_view_tool_tells_scenes_from_runs(tmp_path, monkeypatch):
     assert page == Path("val-000001.html")
     text = page.read_text(encoding="utf-8")
     # Six cameras in the bird's-eye picture, and again in the sanity picture.
-    assert check_page(text)["polygon"] == 2 * 6 and "frame-000005" in text and "Boxes, by number" in text
+    assert check_page(text)["polygon"] == 2 * 6 and "frame-000005" in text and "Boxes with their numbers" in text
     (tmp_path / "run").mkdir()
     page = view.main([str(write_run(tmp_path / "run"))])
     text = page.read_text(encoding="utf-8")

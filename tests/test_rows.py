@@ -205,14 +205,20 @@ def test_a_token_budget_also_cuts_drawn_questions():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"visit": "both"}, "data.visit: expected a choice of"),
-        ({"proposals": "guessed"}, "data.proposals: expected a choice of"),
-        ({"one_task_per_step": True}, "data.one_task_per_step: expected visit: questions beside it"),
-        ({"questions_per_row": 0}, "data.questions_per_row: expected a whole number from 1 on, got 0"),
-        ({"tokens_per_row": -1}, "data.tokens_per_row: expected a whole number from 1 on, got -1"),
-        ({"labelled_share": 0.0}, "data.labelled_share: expected a share above 0, at most 1, got 0.0"),
-        ({"unlabelled_share": 0.5}, "data.unlabelled_share: expected a share of all rows .* got 0.5 beside None"),
-        ({"unlabelled_root": "x"}, "data.unlabelled_share: expected a share of all rows .* got 0.0 beside x"),
+        ({"visit": "both"}, "data.visit: expected one of"),
+        ({"proposals": "guessed"}, "data.proposals: expected one of"),
+        (
+            {"one_task_per_step": True},
+            "data.one_task_per_step: expected visit: questions, got visit: scenes; change one",
+        ),
+        ({"questions_per_row": 0}, "data.questions_per_row: expected a whole number of at least 1, got 0"),
+        ({"tokens_per_row": -1}, "data.tokens_per_row: expected a whole number of at least 1, got -1"),
+        ({"labelled_share": 0.0}, "data.labelled_share: expected a fraction above 0 and at most 1, got 0.0"),
+        (
+            {"unlabelled_share": 0.5},
+            "data.unlabelled_share: expected a fraction above 0 and below 1 .* got 0.5 with None",
+        ),
+        ({"unlabelled_root": "x"}, "data.unlabelled_share: expected a fraction above 0 and below 1 .* got 0.0 with x"),
     ],
 )
 def test_settings_that_plan_nothing_are_refused(settings, message):

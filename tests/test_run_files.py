@@ -35,38 +35,41 @@ def config_file(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--data.limit -1", "data.limit: expected a whole number from 1 on, got -1; correct it"),
-        ("--data.epochs 0", "data.epochs: expected a whole number from 1 on, got 0"),
+        ("--data.limit -1", "data.limit: expected a whole number of at least 1, got -1; correct the number"),
+        ("--data.epochs 0", "data.epochs: expected a whole number of at least 1, got 0"),
         ("--data.num_views many", "data.num_views: expected a whole number from 1 to 10,000, got 'many'"),
         ("--data.num_views 2.5", "data.num_views: expected a whole number from 1 to 10,000, got 2.5"),
-        ("--data.blind maybe", "data.blind: expected true or false, got 'maybe'; write it so"),
+        ("--data.blind maybe", "data.blind: expected true or false, got 'maybe'; correct the value"),
         ("--data.labelled_share .nan", "data.labelled_share: expected a finite number, got nan"),
-        ("--data.root 5", "data.root: expected a text that is not blank, got 5"),
-        ("--data [1]", r"data: expected keys with values, `key: value`, got a list: \[1\]"),
-        ("--parts hello", "parts: expected keys with values, `key: value`, got a text: 'hello'"),
+        ("--data.root 5", "data.root: expected a non-blank string, got 5"),
+        ("--data [1]", r"data: expected a table of `key: value`, got a list: \[1\]"),
+        ("--parts hello", "parts: expected a table of `key: value`, got a text: 'hello'"),
         ("--parts.lm_head.freeze 3", "parts.lm_head.freeze: expected true or false, got 3"),
         (
             "--parts.lm_head.learning_rate -1",
-            "parts.lm_head.learning_rate: expected a finite number from 0 on",
+            "parts.lm_head.learning_rate: expected a finite number of at least 0",
         ),
-        ("--seed abc", "seed: expected a whole number from 0 on and below 4,294,967,296, got 'abc'"),
-        ("--seed -1", "seed: expected a whole number from 0 on and below 4,294,967,296, got -1"),
-        ("--num_processes 0", "num_processes: expected a whole number from 1 on, got 0"),
-        ("--lora.rank 0", "lora.rank: expected a whole number from 1 on, got 0"),
-        ("--lora.dropout 1.0", "lora.dropout: expected a finite number from 0 on and below 1, got 1.0"),
-        ("--lora.modules lm_head", "lora.modules: expected a list of texts, got 'lm_head'"),
+        ("--seed abc", "seed: expected a whole number of at least 0 and below 4,294,967,296, got 'abc'"),
+        ("--seed -1", "seed: expected a whole number of at least 0 and below 4,294,967,296, got -1"),
+        ("--num_processes 0", "num_processes: expected a whole number of at least 1, got 0"),
+        ("--lora.rank 0", "lora.rank: expected a whole number of at least 1, got 0"),
+        ("--lora.dropout 1.0", "lora.dropout: expected a finite number of at least 0 and below 1, got 1.0"),
+        ("--lora.modules lm_head", "lora.modules: expected a list of strings, got 'lm_head'"),
         ("--lora.target_modules (", r"lora.target_modules: expected a regular expression, got '\(': missing"),
-        ("--vision_warmup.steps 10", "vision_warmup.steps: expected a whole number from 20 on, got 10"),
+        ("--vision_warmup.steps 10", "vision_warmup.steps: expected a whole number of at least 20, got 10"),
         ("--new_weights.embedding_std 0", "new_weights.embedding_std: expected a finite number above 0, got 0"),
-        ("--trainer.learning_rate .nan", "trainer.learning_rate: expected a finite number from 0 on, got nan"),
-        ("--trainer.learning_rate .inf", "trainer.learning_rate: expected a finite number from 0 on, got inf"),
-        ("--trainer.adam_beta1 1", "trainer.adam_beta1: expected a finite number from 0 on and below 1, got 1"),
+        ("--trainer.learning_rate .nan", "trainer.learning_rate: expected a finite number of at least 0, got nan"),
+        ("--trainer.learning_rate .inf", "trainer.learning_rate: expected a finite number of at least 0, got inf"),
+        ("--trainer.adam_beta1 1", "trainer.adam_beta1: expected a finite number of at least 0 and below 1, got 1"),
         ("--trainer.bf16 maybe", "trainer.bf16: expected true or false, got 'maybe'"),
-        ("--trainer.max_steps 0", "trainer.max_steps: expected a whole number from 1 on, got 0"),
-        ("--per_device_train_batch_size 0", "trainer.per_device_train_batch_size: expected a whole number from 1 on"),
-        ("--trainer 7", "trainer: expected keys with values, `key: value`, got a number: 7"),
+        ("--trainer.max_steps 0", "trainer.max_steps: expected a whole number of at least 1, got 0"),
+        (
+            "--per_device_train_batch_size 0",
+            "trainer.per_device_train_batch_size: expected a whole number of at least 1",
+        ),
+        ("--trainer 7", "trainer: expected a table of `key: value`, got a number: 7"),
         ("--processor.label_rul published", "processor: expected a known key, got `label_rul`; did you mean"),
-        ("--seed [1", r"--seed: expected a value, but it is no YAML that can be read .*line 1 column 3"),
+        ("--seed [1", r"--seed: expected a value, but the file is not valid YAML .*line 1 column 3"),
     ],
 )
 def test_values_of_the_wrong_type_or_range_are_refused_with_file_and_key(config_file, words, message):
@@ -80,10 +83,10 @@ def test_values_of_the_wrong_type_or_range_are_refused_with_file_and_key(config_
     [
         ("", "model: expected the sizes of a new model .* or init_from, a checkpoint to start from, got neither; set"),
         ("model:\ndata:\ntrainer:\n", "model: expected the sizes of a new model"),
-        ("- data: 1\n", r"run: expected keys with values, `key: value`, got a list: \[{'data': 1}\]"),
-        ("data: {root: a\n", r"expected the settings of a run, but it is no YAML .* line 2 column 1"),
-        ("seed: 0\nseed: 1\n", "the key 'seed' stands twice in a section, line 2 column 1"),
-        (b"seed: caf\xe9", ":1: expected the settings of a run, got bytes that are no UTF-8"),
+        ("- data: 1\n", r"run: expected a table of `key: value`, got a list: \[{'data': 1}\]"),
+        ("data: {root: a\n", r"expected the settings of a run, but the file is not valid YAML .* line 2 column 1"),
+        ("seed: 0\nseed: 1\n", "the key 'seed' occurs twice in a section, line 2 column 1"),
+        (b"seed: caf\xe9", ":1: expected the settings of a run, got bytes that are not UTF-8"),
     ],
 )
 def test_files_that_are_no_run_are_refused(tmp_path, text, message):
@@ -98,9 +101,11 @@ def test_settings_that_the_trainer_would_refuse_or_obey_in_silence(tmp_path):
     with pytest.raises(ValueError, match="trainer.output_dir: expected the folder of the run, got none; set"):
         build_training_arguments({}, 0)
     settings = {"output_dir": str(tmp_path)}
-    with pytest.raises(ValueError, match="trainer: expected settings that .*Arguments takes.*foo is not a valid"):
+    with pytest.raises(ValueError, match="trainer: expected settings of .*Arguments, got: .*foo is not a valid"):
         build_training_arguments(settings | {"lr_scheduler_type": "foo"}, 0)
-    with pytest.raises(ValueError, match="label_smoothing_factor: expected 0.0 or nothing, got 0.1; targets carry"):
+    with pytest.raises(
+        ValueError, match="label_smoothing_factor: expected 0.0 or nothing, got 0.1; label smoothing would ignore the"
+    ):
         build_training_arguments(settings | {"label_smoothing_factor": 0.1}, 0)
     assert build_training_arguments(settings | {"label_smoothing_factor": 0}, 0).label_smoothing_factor == 0
 
@@ -116,7 +121,7 @@ def test_questions_or_scenes_that_changed_since_a_run_began_are_refused(tmp_path
     check_same_data(get_data_fingerprint(data), file)
     lines = (rooms / "annotations" / "train.jsonl").read_text()
     (rooms / "annotations" / "train.jsonl").write_text(lines.replace("red", "blue", 1))
-    with pytest.raises(ValueError, match=r"data: .* run in .* began, got others: annotations/train.jsonl changed"):
+    with pytest.raises(ValueError, match=r"data: .* run in .*, but annotations/train.jsonl changed"):
         check_same_data(get_data_fingerprint(data), file)
     (rooms / "annotations" / "train.jsonl").write_text(lines)
     (rooms / "train" / ".hidden").mkdir()
@@ -126,7 +131,7 @@ def test_questions_or_scenes_that_changed_since_a_run_began_are_refused(tmp_path
     check_same_data(get_data_fingerprint(data), file)
     boxes = (first / "boxes.json").read_text()
     (first / "boxes.json").write_text(json.dumps(json.loads(boxes)[1:]))
-    with pytest.raises(ValueError, match="got others: sizes of the scenes' files changed; restore them, choose"):
+    with pytest.raises(ValueError, match="but file sizes of the scenes changed; restore them, choose"):
         check_same_data(get_data_fingerprint(data), file)
     # Of a run of earlier code nothing is known of them.
     file.write_text(json.dumps({name: value for name, value in told.items() if name != SIZES}))
@@ -134,7 +139,7 @@ def test_questions_or_scenes_that_changed_since_a_run_began_are_refused(tmp_path
     file.write_text(json.dumps(told))
     (first / "boxes.json").write_text(boxes)
     shutil.rmtree(first)
-    with pytest.raises(ValueError, match="got others: names of the scenes in train, sizes of the scenes' files chan"):
+    with pytest.raises(ValueError, match="but file sizes of the scenes, names of the scenes in train chan"):
         check_same_data(get_data_fingerprint(data), file)
 
 
@@ -144,7 +149,7 @@ def test_scans_without_questions_that_changed_are_noticed(tmp_path):
     file = tmp_path / "run_data.json"
     file.write_text(json.dumps(get_data_fingerprint(data)))
     (sorted((rooms / "val").iterdir())[1] / "proposals.json").write_text("[]")
-    with pytest.raises(ValueError, match="got others: sizes of the scenes' files changed"):
+    with pytest.raises(ValueError, match="but file sizes of the scenes changed"):
         check_same_data(get_data_fingerprint(data), file)
 
 
@@ -155,9 +160,7 @@ def test_checkpoints_of_something_else_are_not_removed(tmp_path):
         (tmp_path / name / "thesis.txt").write_text("mine")
     trainer = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none"}
     run = RunArguments(init_from=str(get_checkpoint()), data=DataArguments(root=str(get_rooms())), trainer=trainer)
-    message = (
-        r"trainer.output_dir: expected a new folder, or one in which train.py began a run, got .* checkpoints and"
-    )
+    message = r"trainer.output_dir: expected a new folder or the folder of an earlier run, got .* checkpoints but"
     with pytest.raises(ValueError, match=message):
         train.main(run)
     assert len(list(tmp_path.rglob("thesis.txt"))) == 2
@@ -190,12 +193,14 @@ def test_losses_and_weights_that_are_not_finite_are_named(tmp_path):
     state, folder = TrainerState(global_step=4), tmp_path / "checkpoint-4"
     folder.mkdir()
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    with pytest.raises(ValueError, match="step 4: expected finite weights, got NaN or infinity in some that"):
+    with pytest.raises(ValueError, match="step 4: expected finite weights, got NaN or infinity in some trained"):
         MarkComplete().on_save(arguments, state, None, model=model)
     assert not folder.exists()
 
 
 def test_a_mark_that_is_broken_is_named(tmp_path):
     (tmp_path / COMPLETE_MARK).write_text('{"model.safetensors": ')
-    with pytest.raises(ValueError, match=r"complete.json: expected sizes of the files .* no JSON .*; remove the file"):
+    with pytest.raises(
+        ValueError, match=r"complete.json: expected the file sizes .* not valid JSON .*; remove the file"
+    ):
         is_complete(tmp_path)

@@ -36,7 +36,7 @@ def test_two_evaluations_in_one_folder_are_refused(tmp_path):
     ]
     with (
         hold_folder(tmp_path),
-        pytest.raises(BlockingIOError, match="--output: another process is at work in .*; wait"),
+        pytest.raises(BlockingIOError, match="--output: another process is writing to .*; wait"),
     ):
         door.main(door.parse_arguments(words))
 
@@ -67,7 +67,7 @@ def test_a_broken_file_of_a_run_names_itself(run_folder):
     (run_folder / "metrics.json").write_text('{"scores": {')
     for read in (read_run, view.get_run_reader):
         with pytest.raises(
-            ValueError, match=r"metrics.json: expected .*, but the file is no JSON \(.*line 1 column 13"
+            ValueError, match=r"metrics.json: expected .*, but the file is not valid JSON \(.*line 1 column 13"
         ):
             read(run_folder)
     (run_folder / "metrics.json").write_text('{"scores": {}, "settings": {"num_views": 2}}')
@@ -76,7 +76,9 @@ def test_a_broken_file_of_a_run_names_itself(run_folder):
     ):
         view.get_run_reader(run_folder)
     (run_folder / "settings.json").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"settings.json: expected the settings of the evaluation here.*it is empty"):
+    with pytest.raises(
+        ValueError, match=r"settings.json: expected the settings of the evaluation in this folder.*it is empty"
+    ):
         door.check_settings(run_folder / "settings.json", {})
 
 
@@ -109,10 +111,10 @@ def test_an_evaluation_removes_its_own_parts_alone(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"task": "rooms", "id', "expected a record of eval.py, but the file is no JSON"),
-        (b'{"task": "rooms", "id": "caf\xe9"}', "expected a record of eval.py, got bytes that are no text"),
+        (b'{"task": "rooms", "id', "expected a record of eval.py, but the file is not valid JSON"),
+        (b'{"task": "rooms", "id": "caf\xe9"}', "expected a record of eval.py, got bytes that are not UTF-8"),
         (b"[1]", "expected a record of eval.py with task, id and scene_id, got [1]"),
-        (b"\x00\x00", "expected a record of eval.py, but the file is no JSON"),
+        (b"\x00\x00", "expected a record of eval.py, but the file is not valid JSON"),
     ],
 )
 def test_a_damaged_record_is_named_with_its_line(tmp_path, line, message):
@@ -121,7 +123,7 @@ def test_a_damaged_record_is_named_with_its_line(tmp_path, line, message):
     with pytest.raises(ValueError) as found:
         read_whole_lines(file)
     assert str(found.value).startswith(f"{file}:2: {message}")
-    assert str(found.value).endswith("remove the line: its scene is answered again.")
+    assert str(found.value).endswith("remove the line, and its scene is answered again.")
 
 
 def test_questions_about_scenes_that_are_not_there_are_named(tmp_path):
@@ -134,20 +136,18 @@ def test_questions_about_scenes_that_are_not_there_are_named(tmp_path):
     words = ["--model", str(get_checkpoint()), "--task", "rooms", "--data", str(data), "--output", str(tmp_path / "o")]
     with pytest.raises(
         FileNotFoundError,
-        match=rf"split val: expected questions about scenes that are there, got {len(asked)}, first '{asked[0]}',"
+        match=rf"split val: expected questions about existing scenes, got {len(asked)}, first '{asked[0]}',"
         rf" about 2 that are not, such as \['{names[0]}', '{names[1]}'\]: there is no folder .*{names[0]}, and no",
     ):
         door.main(door.parse_arguments(words))
 
 
 def test_what_a_page_lacks_is_said(run_folder):
-    with pytest.raises(
-        FileNotFoundError, match="--blind .*nope: expected the blind model's evaluation, got no metrics"
-    ):
+    with pytest.raises(FileNotFoundError, match="--blind .*nope: expected the evaluation of the blind model, got a"):
         make_run_page(run_folder, read_rgbd_folder, run_folder / "nope")
     (run_folder / "predictions.jsonl").unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"predictions.jsonl: expected the answers that metrics.json scores, got"
+        FileNotFoundError, match=r"predictions.jsonl: expected the answers scored in metrics.json, got"
     ):
         make_run_page(run_folder, read_rgbd_folder)
 
@@ -172,7 +172,7 @@ def test_rooms_choose_among_detected_boxes_where_there_are(tmp_path):
     assert np.array_equal(choose("ground_truth"), read_rgbd_folder(folders[0]).boxes)
     (folders[0] / "proposals.json").write_text(json.dumps(found))
     with pytest.raises(
-        ValueError, match=r"expected proposals.json in all 3 scenes of val or in none, got it in 1; prep"
+        ValueError, match=r"expected proposals.json in all or none of the 3 scenes of val, got it in 1; prep"
     ):
         rooms.load_items(data, settings)
     for folder in folders:
@@ -181,7 +181,7 @@ def test_rooms_choose_among_detected_boxes_where_there_are(tmp_path):
     np.testing.assert_allclose(choose("predicted"), found, rtol=1e-6)
     assert (choose("simulated") == 9).all()
     with pytest.raises(
-        ValueError, match="--proposals simulated: expected task rooms, whose boxes can be drawn, got ano"
+        ValueError, match="--proposals simulated: expected task rooms, whose proposals can be simulated, got ano"
     ):
         scanrefer.check_detected(data, rooms.load_items(data, settings), EvalSettings("val", proposals="simulated"))
 
@@ -194,8 +194,6 @@ def test_questions_about_objects_that_a_scene_does_not_have_are_refused_at_load(
     wrong["object_ids"] = [0, 99]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     count = len(json.loads((data / "val" / wrong["scene_id"] / "boxes.json").read_text()))
-    message = (
-        rf"object_ids of question '{wrong['id']}': expected numbers below {count}, the boxes of scene .*got \[0, 99\]"
-    )
+    message = rf"object_ids of question '{wrong['id']}': expected box indices below {count}, .*got \[0, 99\]"
     with pytest.raises(ValueError, match=message):
         rooms.load_items(data, rooms.TASK.fill_settings(EvalSettings()))

@@ -36,16 +36,19 @@ def read(words: str):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("vision_config.hidden_size abc", "vision_config.hidden_size: expected a whole number from 1 on, got 'abc'"),
+        (
+            "vision_config.hidden_size abc",
+            "vision_config.hidden_size: expected a whole number of at least 1, got 'abc'",
+        ),
         ("vision_config.num_attention_heads 3", "vision_config.num_attention_heads: expected a divisor of hidden_siz"),
-        ("text_config.num_attention_heads 3", ".*expected a number of heads of the same even width in hidden_size 12"),
+        ("text_config.num_attention_heads 3", ".*expected a number of heads that divides hidden_size 12"),
         ("text_config.num_key_value_heads 3", "text_config.num_key_value_heads: expected a divisor of num_attention_"),
         ("text_config.hidden_act x", r"text_config.hidden_act: expected an activation of \['gelu'.*got 'x'"),
-        ("text_config null", "text_config: expected a table of its keys, .*got nothing; write them, or leave the sec"),
-        ("text_config [1]", r"text_config: expected a table of its keys, .*got a list: \[1\]"),
-        ("text_config.model_type foo", "text_config: expected values that its class takes and that fit each other"),
+        ("text_config null", "text_config: expected a table of .*got nothing; write them, or leave the sec"),
+        ("text_config [1]", r"text_config: expected a table of .*got a list: \[1\]"),
+        ("text_config.model_type foo", "text_config: expected valid values that fit each other"),
         ("view_mask_period -1", "view_mask_period: expected a number >= 1, got -1"),
-        ("view_mask_ratio .nan", "view_mask_ratio: expected a share in .*got nan"),
+        ("view_mask_ratio .nan", "view_mask_ratio: expected a fraction in .*got nan"),
         ("view_mask_ratio 0", "view_mask_ratio: expected float, got int .*; write 0.0; correct it"),
         ("view_objective x", "view_objective: expected one of .*'vanilla'.*got x; correct it"),
         ("bev_loss_weight x", r"bev_loss_weight: expected one of the types \(float, int\), got 'x'; correct it"),
@@ -61,14 +64,14 @@ def test_wrong_values_of_the_model_are_named_by_their_key(words, message):
     ("words", "message"),
     [
         ("processor.image_processor.foo 1", "image_processor: expected a known key, got `foo`"),
-        ("processor.image_processor [1]", "image_processor: expected keys with values"),
+        ("processor.image_processor [1]", "image_processor: expected a table"),
         ("processor.image_processor.size 64", "image_processor.size: expected {height: S, width: S}, got 64"),
         ("processor.image_processor.image_std [1,1,0]", "image_processor.image_std: expected three numbers, each a"),
-        ("trainer.report_to foo", r"trainer.report_to: expected trackers of \['none'.*got 'foo'"),
-        ("trainer.lr_scheduler_kwargs [1]", r"trainer.lr_scheduler_kwargs: expected keys.*got \[1\]; write them so"),
-        ("trainer.optim foo", r"trainer.optim: expected a choice of \[.*, got 'foo'; correct it"),
-        ("trainer.lr_scheduler_type foo", r"trainer.lr_scheduler_type: expected a choice of \["),
-        ("trainer.save_strategy foo", r"trainer.save_strategy: expected a choice of \["),
+        ("trainer.report_to foo", r"trainer.report_to: expected one of \['none'.*got 'foo'"),
+        ("trainer.lr_scheduler_kwargs [1]", r"trainer.lr_scheduler_kwargs: expected a table.*got \[1\]; correct it"),
+        ("trainer.optim foo", r"trainer.optim: expected one of the values \[.*, got 'foo'; correct it"),
+        ("trainer.lr_scheduler_type foo", r"trainer.lr_scheduler_type: expected one of the values \["),
+        ("trainer.save_strategy foo", r"trainer.save_strategy: expected one of the values \["),
     ],
 )
 def test_wrong_values_of_processor_and_trainer_are_named_by_their_key(words, message):
@@ -78,19 +81,19 @@ def test_wrong_values_of_processor_and_trainer_are_named_by_their_key(words, mes
 
 def test_a_tracker_that_is_not_installed_is_refused(monkeypatch):
     monkeypatch.setattr("ross3d.training.arguments.get_available_reporting_integrations", list)
-    with pytest.raises(ValueError, match="trainer.report_to: expected a tracker that is installed, got 'wandb'"):
+    with pytest.raises(ValueError, match="trainer.report_to: expected an installed tracker, got 'wandb'"):
         read("--trainer.report_to wandb")
 
 
 def test_a_checkpoint_with_a_run_file_of_another_model_names_every_way_out():
     words = f"--init_from {get_checkpoint()}"
-    with pytest.raises(ValueError, match="expected none beside init_from.* add --model null --processor null --teac"):
+    with pytest.raises(ValueError, match="expected none with init_from.* add --model null --processor null --teac"):
         build_processor(read(words))
     run = read(f"{words} {NEW}")
     with pytest.raises(ValueError, match="init_from: expected settings that fit the checkpoint .*--model null"):
         build_config(run, None)
     run = read(f"{words} {NEW} --model null --model.text_config.intermediate_size 5")
-    with pytest.raises(ValueError, match="intermediate_size: .* which the weights of the checkpoint have, got 5"):
+    with pytest.raises(ValueError, match="intermediate_size: .* in the checkpoint's weights, got 5"):
         build_config(run, None)
     plain = read(f"{words} {NEW} --model null")
     assert build_config(plain, None).to_dict() == Ross3DConfig.from_pretrained(get_checkpoint()).to_dict()
@@ -110,7 +113,7 @@ def test_processor_and_model_have_to_fit():
     with pytest.raises(ValueError, match="max_position_embeddings: expected at most the .* positions of model.text"):
         check_fit(processor, config)
     processor.patch_size += 1
-    with pytest.raises(ValueError, match="processor.patch_size: expected .*, as model.vision_config has it, got"):
+    with pytest.raises(ValueError, match="processor.patch_size: expected .*, as in model.vision_config, got"):
         check_fit(processor, config)
     with pytest.raises(ValueError, match="settings of the run file: processor.bev_size: expected a whole number"):
         build_processor(read(f"--init_from {get_checkpoint()} {NEW} --processor null --processor.bev_size -1"))
@@ -119,10 +122,12 @@ def test_processor_and_model_have_to_fit():
 def test_teachers_that_are_none_are_refused_without_asking_a_hub(tmp_path):
     with pytest.raises(FileNotFoundError, match="teacher: expected .*got nothere: no such folder"):
         find_teacher(read("--teacher nothere"))
-    with pytest.raises(FileNotFoundError, match="teacher: expected the folder of a VAE, got .* without config.json"):
+    with pytest.raises(
+        FileNotFoundError, match="teacher: expected the folder of a VAE, got .*, which has no config.json"
+    ):
         find_teacher(read(f"--teacher {tmp_path}"))
     (tmp_path / "config.json").write_text('{"_class_name": "Other", "latent_channels": 3}')
-    with pytest.raises(ValueError, match="teacher: expected a VAE that diffusers saved .*got 'Other'"):
+    with pytest.raises(ValueError, match="teacher: expected a VAE saved by diffusers .*got 'Other'"):
         find_teacher(read(f"--teacher {tmp_path}"))
     with pytest.raises(ValueError, match="teacher: expected a VAE with latent_channels .*got 3"):
         check_teacher(tmp_path, Ross3DConfig.from_pretrained(get_checkpoint()))
@@ -139,18 +144,20 @@ def test_command_lines_take_prefixes_with_dots_equal_signs_and_help(capsys):
 
 def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path):
     (tmp_path / "train" / "room").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"data.split: expected a split of .*\['train'\], got 'nosplit'"):
+    with pytest.raises(
+        FileNotFoundError, match=r"data.split: expected one of the splits of .*\['train'\], got 'nosplit'"
+    ):
         list_split(DataArguments(root=str(tmp_path), split="nosplit"))
 
 
 def test_files_of_a_run_that_are_empty_or_of_another_kind_say_so(tmp_path):
     (tmp_path / "run.yaml").write_text("")
-    with pytest.raises(ValueError, match="expected the settings of the run that began here, got an empty file"):
+    with pytest.raises(ValueError, match="expected the settings of the run in this folder, got an empty file"):
         check_same_run(read("--seed 1"), tmp_path / "run.yaml")
     (tmp_path / "complete.json").write_text(json.dumps([1]))
-    with pytest.raises(ValueError, match="got a list; remove the file: the folder then counts as unfinished"):
+    with pytest.raises(ValueError, match="got a list; remove the file, and the folder counts as unfinished"):
         is_complete(tmp_path)
-    with pytest.raises(ValueError, match="got a list; check that it is the right file"):
+    with pytest.raises(ValueError, match="got a list; check that it is the intended file"):
         read_json(tmp_path / "complete.json", kind=dict)
 
 

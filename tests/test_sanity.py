@@ -112,5 +112,5 @@ def test_the_section_shows_numbers_notes_and_warnings(room):
     )
     tree = ElementTree.fromstring(text)
     assert len(list(tree.iter("circle"))) == 2 * 7 and len(list(tree.iter("polygon"))) == 7
-    assert "&lt;given&gt;" in text and "Look here: the floor lies 30 cm from z = 0." in text
+    assert "&lt;given&gt;" in text and "Warning: the floor lies 30 cm from z = 0." in text
     assert "visible floor, m²" in text

@@ -176,10 +176,10 @@ def test_files_of_objects_that_are_wrong_are_refused(tmp_path):
             "axisAlignment = " + "nan " * 16,
             r"axisAlignment: .* in .*file; download",
         ),
-        (read_axis_alignment, "axisAlignment = \udcff", r"file:1: expected the scan's meta data .*no UTF-8"),
+        (read_axis_alignment, "axisAlignment = \udcff", r"file:1: expected the scan's meta data .*not UTF-8"),
         (read_segments, "[]", r'file: expected a dictionary with "segIndices", .*, got a list'),
-        (read_segments, "{", r"file: expected a dictionary with \"segIndices\".*, but the file is no JSON \("),
-        (read_segments, "[" * 100_000, r"file: expected a dictionary .*too deep to be read"),
+        (read_segments, "{", r"file: expected a dictionary with \"segIndices\".*, but the file is not valid JSON \("),
+        (read_segments, "[" * 100_000, r"file: expected a dictionary .*too deeply nested brackets"),
         (
             read_segments,
             '{"segIndices": 3}',

@@ -77,7 +77,7 @@ def test_files_of_other_models_and_processors_are_refused(scene, model, processo
     trained = copy.deepcopy(model)
     with torch.no_grad():
         trained.model.language_model.norm.weight[0] += 1e-3
-    with pytest.raises(ValueError, match="two.scene: expected scenes that this model has read, got those of other"):
+    with pytest.raises(ValueError, match="two.scene: expected scenes encoded by this model, got scenes of other"):
         type(scene).load(file, trained)
     merged = copy.deepcopy(model)
     with torch.no_grad():
@@ -100,7 +100,7 @@ def test_files_of_other_models_and_processors_are_refused(scene, model, processo
 def test_offloaded_weights_are_refused(scene, model, tmp_path):
     away = copy.deepcopy(model)
     away.model.language_model.norm.to("meta")
-    with pytest.raises(ValueError, match="norm.weight: expected weights in memory, .* got ones that are offloaded"):
+    with pytest.raises(ValueError, match="norm.weight: expected weights in memory, .* got offloaded ones"):
         scene.save(tmp_path / "away.scene", away)
     assert not list(tmp_path.iterdir())
 
@@ -113,24 +113,24 @@ class Harmful:
 def test_broken_foreign_and_old_files_are_refused(model, file, capsys):
     whole = file.read_bytes()
     file.write_bytes(whole[:-200])
-    with pytest.raises(ValueError, match=r"two\.scene: expected scenes that save\(\) wrote, got another or a broken"):
+    with pytest.raises(ValueError, match=r"two\.scene: expected scenes written by save\(\), got another or a damaged"):
         Ross3DSceneCache.load(file, model)
     file.write_bytes(b"hello world")
-    with pytest.raises(ValueError, match="got another or a broken file"):
+    with pytest.raises(ValueError, match="got another or a damaged file"):
         Ross3DSceneCache.load(file, model)
     file.write_bytes(whole)
     state = torch.load(file, weights_only=True)
     state["layers"][0]["keys"][0, 0, 0, 0] += 1
     for wrong in (state, {key: value for key, value in state.items() if key != "layers"}):
         torch.save(wrong, file)
-        with pytest.raises(ValueError, match="got another or a broken file"):
+        with pytest.raises(ValueError, match="got another or a damaged file"):
             Ross3DSceneCache.load(file, model)
     torch.save({"version": Harmful()}, file)
-    with pytest.raises(ValueError, match="got another or a broken file"):
+    with pytest.raises(ValueError, match="got another or a damaged file"):
         Ross3DSceneCache.load(file, model)
     assert "this ran" not in capsys.readouterr().out
     torch.save([1, 2], file)
-    with pytest.raises(ValueError, match="got another or a broken file"):
+    with pytest.raises(ValueError, match="got another or a damaged file"):
         Ross3DSceneCache.load(file, model)
     torch.save({"version": SCENE_CACHE_VERSION + 1}, file)
     with pytest.raises(ValueError, match=f"expected version {SCENE_CACHE_VERSION} of a scene cache, got"):
@@ -142,7 +142,7 @@ def test_half_a_file_is_refused_wherever_it_ends(model, file, share):
     whole = file.read_bytes()
     file.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(
-        ValueError, match=r"two\.scene: expected scenes that save\(\) wrote, got another or a broken file"
+        ValueError, match=r"two\.scene: expected scenes written by save\(\), got another or a damaged file"
     ):
         model.load_scene(file)
 
@@ -151,9 +151,7 @@ def test_what_is_no_file_is_refused(model, tmp_path):
     """Among them a pipe, whose reader would wait for ever."""
     os.mkfifo(tmp_path / "pipe.scene")
     for name, found in (("absent.scene", "nothing"), ("", "something else"), ("pipe.scene", "something else")):
-        with pytest.raises(
-            FileNotFoundError, match=rf"expected a file that scene.save\(\) wrote, found {found} there"
-        ):
+        with pytest.raises(FileNotFoundError, match=rf"expected a file written by scene.save\(\), got {found}"):
             model.load_scene(tmp_path / name)
 
 
@@ -164,7 +162,7 @@ def test_packed_files_are_refused_before_they_grow(model, file):
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in parts.items():
             archive.writestr(name, content)
-    with pytest.raises(ValueError, match="got another or a broken file"):
+    with pytest.raises(ValueError, match="got another or a damaged file"):
         model.load_scene(file)
 
 
@@ -193,7 +191,7 @@ FORGED = {
     "mask of one scene": (set_tensor("prefix_mask", lambda x: x[:1].clone()),
                           r"expected next_positions, int64, of shape \(1,\), got torch.int64 of \(2,\)"),
     "mask with a hole": (set_tensor("prefix_mask", lambda x: x.clone().index_fill_(1, torch.tensor([-2]), False)),
-                         "expected prefix_mask with padding at the start alone, got another"),
+                         "expected prefix_mask with padding only at the start, got padding"),
     "mask of nothing": (set_tensor("prefix_mask", torch.zeros_like), "expected prefix_mask with padding at the start"),
     "expanded mask": (set_tensor("prefix_mask", lambda x: torch.ones(1, dtype=torch.bool).expand(2, 3_000_000_000)),
                       r"expected prefix_mask, bool, of shape \(B, L\), got torch.bool of \(2, 3000000000\)"),
@@ -256,7 +254,7 @@ def test_scenes_in_memory_that_are_not_finite_are_refused(scene, model, processo
     ask(model, processor, spoil(scene, part, 1e4))
 
 
-OTHERS = "^scene: expected scenes that this model has read, got those of other weights or another config; encode the"
+OTHERS = "^scene: expected scenes encoded by this model, got scenes of other weights or another config; encode the"
 
 
 def test_scenes_in_memory_of_other_models_are_refused(scene, model, processor, file):
@@ -324,7 +322,7 @@ def test_a_full_disk_is_told(scene, model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(
-        OSError, match=r"room.scene: expected to write 0\.\d MB of scenes, got an error .* make room there"
+        OSError, match=r"room.scene: expected to write 0\.\d MB of scenes, got an error .* free space there"
     ):
         scene.save(tmp_path / "room.scene", model)
     assert not list(tmp_path.iterdir())

@@ -98,7 +98,7 @@ def test_cameras_of_a_picture_turned_by_a_quarter_are_told_so(height):
     room = replace(room, images=room.images[:, :height], depth_maps=room.depth_maps[:, :height], boxes=None)
     turned = np.array([[60.0, 0, height / 2 - 0.5], [0, 60, 31.5], [0, 0, 1]])
     message = (
-        r"looks made for the picture turned by a quarter; swap fx with fy and cx with cy, or turn pictures and dep"
+        r"seems to belong to the image rotated by 90 degrees; swap fx with fy and cx with cy, or rotate images and dep"
     )
     with pytest.raises(ValueError, match=rf"^intrinsics of .* in pixels of the {height} x 64 depth map.*{message}"):
         check_scene(replace(room, intrinsics=turned))
@@ -129,7 +129,10 @@ def test_far_boxes_blame_poses_that_stand_far_apart(shift, name):
         check_scene(replace(room, cam2world=centimetres, **boxes))
     moved = room.cam2world.copy()
     moved[:, 0, 3] += shift
-    with pytest.raises(ValueError, match="divide boxes of millimetres by 1000, or, where the poses are no metres"):
+    with pytest.raises(
+        ValueError,
+        match="divide boxes of millimetres by 1000, or the translations of the poses, if those are not in metres",
+    ):
         check_scene(replace(room, cam2world=moved, **boxes))
 
 

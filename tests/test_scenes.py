@@ -332,7 +332,7 @@ def test_proposals_need_boxes():
     assert make_proposals(scene, 0)[0].shape == (0, 6)
     scene.boxes = None
     with pytest.raises(
-        ValueError, match="scene 'train-000000' has no boxes to make proposals from; give boxes.json or"
+        ValueError, match="scene 'train-000000' has no boxes to make proposals from; add boxes.json or"
     ):
         make_proposals(scene, 0)
 

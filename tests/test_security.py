@@ -23,11 +23,11 @@ from ross3d import eval as evaluation
 from ross3d import train
 from ross3d.data.annotations import load_annotations
 from ross3d.data.box_files import read_mask3d
-from ross3d.data.kept import load_kept
 from ross3d.data.prepare.__main__ import main as prepare
 from ross3d.data.prepare.mask_files import read_mask_boxes
 from ross3d.data.sources import read_scene
 from ross3d.data.sources.posed_images import load_embodiedscan_infos
+from ross3d.data.tensor_cache import load_cache
 from ross3d.tests.fabricate import make_model
 from ross3d.tests.given_scans import copy_given, prepare_given
 from ross3d.tests.hostile import Home, watch
@@ -112,7 +112,7 @@ def test_no_code_of_the_hub_is_named_by_a_config(home, tmp_path, program, key, s
     changes = {key: "someone/kernels"} if section is None else {section: config[section] | {key: "someone/kernels"}}
     change_json(checkpoint / "config.json", **changes)
     told = home.watch(make_program(program, checkpoint, tmp_path))
-    assert f"config.json: expected {key} of the library's own, such as sdpa, got 'someone/kernels'" in told.error
+    assert f"config.json: expected {key} from Transformers, such as sdpa, got 'someone/kernels'" in told.error
 
 
 @pytest.mark.parametrize("program", ["ask", "eval", "train"])
@@ -203,7 +203,7 @@ def test_a_published_config_names_no_folder_of_this_machine(home, tmp_path, key)
     for name in (str(home.folder / part), f"../home/{part}"):
         source.change_config(**{key: name})
         told = home.watch(lambda: convert.main(["--from", str(source.folder), "--to", str(tmp_path / "ours")]))
-        assert f"{key} of" in told.error and "expected a folder in that of this file" in told.error
+        assert f"{key} of" in told.error and "expected a folder next to this file" in told.error
 
 
 # ---- masks and pickles, whose numbers are addresses
@@ -231,7 +231,7 @@ def test_pickles_in_caches_run_nothing(home, tmp_path):
     for write in (pickle.dump, torch.save):
         with file.open("wb") as opened:
             write(kept, opened)
-        assert "expected tensors that were kept whole, got a broken file" in home.watch(load_kept, file, {}).error
+        assert "expected tensors as they were written, got a damaged file" in home.watch(load_cache, file, {}).error
         told = home.watch(make_model().load_scene, file)
         assert f"{file}" in told.error and not mark.exists(), told.error
 

@@ -74,7 +74,7 @@ def test_refined_match_under_both_rules():
     assert published.tolist() == [True, True, True, True, True, False]
     assert compute_refined_match(predictions, answers).tolist() == [True, True, False, False, True, False]
     assert compute_refined_match(["the left, behind"], ["left"]).tolist() == [True]
-    with pytest.raises(ValueError, match=r"rule: expected values among .*, got \['words'\]"):
+    with pytest.raises(ValueError, match=r"rule: expected values from .*, got \['words'\]"):
         compute_refined_match(["a"], ["a"], rule="words")
 
 

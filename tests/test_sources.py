@@ -350,7 +350,7 @@ def put(name, index, value):
 SCENE_FAULTS = {
     "no id": (
         set_to(scene_id=""),
-        r"Scene.scene_id: expected a name, .* quote, got an empty one",
+        r"Scene.scene_id: expected a name, got an empty one; set a name",
     ),
     "names": (
         set_to(view_names=["a"]),
@@ -362,7 +362,7 @@ SCENE_FAULTS = {
     ),
     "zero views": (
         lambda scene: set_to(images=scene.images[:0])(scene),
-        r"^images of scene 'room': expected at least one view, got none; a scene needs one",
+        r"^images of scene 'room': expected at least one view, got none; add views",
     ),
     "depth of two views": (
         lambda scene: set_to(depth_maps=scene.depth_maps[:2])(scene),

@@ -120,7 +120,7 @@ def test_unknown_question_types_and_empty_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"val.jsonl, id 'q0': expected a question_type of .* got\s+'smell'"):
         rooms.load_items(tmp_path, EvalSettings(split="val"))
     save_annotations([], path)
-    with pytest.raises(ValueError, match="questions of task 'rooms', got none; is it another benchmark's file"):
+    with pytest.raises(ValueError, match="questions of task 'rooms', got none; check that it is"):
         rooms.load_items(tmp_path, EvalSettings(split="val"))
 
 
@@ -231,10 +231,10 @@ def test_reconstruction_scores_pair_ours_with_each_control():
 
 
 def test_reconstruction_refuses_blind_models_and_single_scenes(tmp_path):
-    with pytest.raises(ValueError, match="a blind model has nothing to rebuild"):
+    with pytest.raises(ValueError, match="a blind model has no views to reconstruct"):
         reconstruction.load_items(get_rooms(), EvalSettings(split="val", blind=True))
     (tmp_path / "val" / "only").mkdir(parents=True)
-    with pytest.raises(ValueError, match="at least two scenes, one to rebuild and one to stand in for"):
+    with pytest.raises(ValueError, match="at least two scenes, one to reconstruct and another as its control"):
         reconstruction.load_items(tmp_path, EvalSettings(split="val"))
     items = reconstruction.load_items(get_rooms(), EvalSettings(split="val", reconstruction_scenes=2))
     assert [(item.scene_id, item.other_scene_id) for item in items] == [
@@ -278,12 +278,12 @@ def test_rooms_are_grounded_among_found_boxes_or_the_objects_own(context):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"proposals": "seen"}, r"--proposals: expected one choice of \['predicted', 'simulated', .*\], got 'seen'"),
-        ({"decode": "half"}, r"--decode: expected one choice of \['exact', 'reduced'\], got 'half'"),
+        ({"proposals": "seen"}, r"--proposals: expected one of \['predicted', 'simulated', .*\], got 'seen'"),
+        ({"decode": "half"}, r"--decode: expected one of \['exact', 'reduced'\], got 'half'"),
         ({"num_views": 0}, "--num-views: expected a whole number from 1 to 10,000, got 0"),
-        ({"limit": -1}, "--limit: expected a whole number from 1 on, got -1"),
-        ({"scenes_at_once": 0}, "--scenes-at-once: expected a whole number from 1 on, got 0"),
-        ({"batch_size": 0}, "--batch-size: expected a whole number from 1 on, got 0"),
+        ({"limit": -1}, "--limit: expected a whole number of at least 1, got -1"),
+        ({"scenes_at_once": 0}, "--scenes-at-once: expected a whole number of at least 1, got 0"),
+        ({"batch_size": 0}, "--batch-size: expected a whole number of at least 1, got 0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(values, message):

@@ -89,11 +89,13 @@ def test_predictions_of_ragged_rows_are_gathered(cls, tmp_path):
 
 
 def test_smoothed_labels_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="label_smoothing_factor: expected 0, since the Trainer would smooth targets"):
+    with pytest.raises(
+        ValueError, match="label_smoothing_factor: expected 0, because the Trainer's smoothing ignores"
+    ):
         make_trainer(Ross3DTrainer, tmp_path, TextRows(), label_smoothing_factor=0.1)
     trainer = make_trainer(Trainer, tmp_path, TextRows(), label_smoothing_factor=0.1)
     message = (
-        "labels: expected them beside shift_labels and loss_weights, .* a Trainer with label_smoothing_factor takes"
+        "labels: expected them with shift_labels and loss_weights, .* a Trainer with label_smoothing_factor removes"
     )
     with pytest.raises(ValueError, match=message):
         trainer.train()
@@ -114,8 +116,8 @@ def test_columns_that_a_stock_trainer_drops_are_missed(tmp_path):
             return make_row(index, 2, 3, ["text", "text"])
 
     for rows, message in (
-        (Grounded(), "grounding_labels: expected them in training beside <ground>, got none; pass target_objects="),
-        (Packed(), "A stock Trainer drops some of it unless remove_unused_columns=False"),
+        (Grounded(), "grounding_labels: expected them in training with <ground>, got none; pass target_objects="),
+        (Packed(), "and set remove_unused_columns=False for a stock Trainer"),
     ):
         trainer = make_trainer(Trainer, tmp_path, rows, remove_unused_columns=True)
         with pytest.raises(ValueError, match=message):

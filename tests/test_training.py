@@ -91,7 +91,7 @@ def test_command_line_goes_over_the_file(config_file):
         (["--data.epocs", "3"], "data: expected a known key, got `epocs`; did you mean `epochs`"),
         (["--trainer.lr_schedule", "x"], "trainer: expected a known key, got `lr_schedule`; did you mean"),
         (["--seed"], "command line: expected pairs `--key value`.*give every key a value"),
-        (["seed", "3"], "command line: expected a flag such as --data.limit, got 'seed'; begin it with `--`"),
+        (["seed", "3"], "command line: expected an option such as --data.limit, got 'seed'; options begin with `--`"),
         (
             ["--sed", "3"],
             "command line: expected a key of one section, got `sed`, which is in none; write --section.key",
@@ -115,15 +115,15 @@ def test_checkpoints_between_reports_are_refused(tmp_path):
     ("given", "message"),
     [
         ({"num_train_epochs": 3}, "trainer.num_train_epochs: expected 1 or nothing, got 3; set data.epochs"),
-        ({"seed": 5}, "trainer.seed: expected 0 or nothing, got 5; set the seed of the run: --seed"),
+        ({"seed": 5}, "trainer.seed: expected 0 or nothing, got 5; set --seed"),
         ({"average_tokens_across_devices": False}, "expected True or nothing, got False; losses are averaged"),
-        ({"resume_from_checkpoint": "x"}, "expected None or nothing, got 'x'; a run that is started again"),
+        ({"resume_from_checkpoint": "x"}, "expected None or nothing, got 'x'; restarting a run"),
         ({"label_smoothing_factor": 0.1}, "trainer.label_smoothing_factor: expected 0.0 or nothing, got 0.1; targets"),
         ({"eval_strategy": "steps"}, "trainer.eval_strategy: expected 'no' or nothing, got 'steps'; a run has no"),
         ({"load_best_model_at_end": True}, "trainer.load_best_model_at_end: expected False or nothing, got True; no"),
-        ({"save_only_model": True}, "expected False or nothing, got True; a run that was cut off could not go on"),
-        ({"ignore_data_skip": True}, "expected False or nothing, got True; a run that goes on would read its first"),
-        ({"hub_token": "hf_x"}, "trainer.hub_token: expected none, since settings are written into run.yaml and"),
+        ({"save_only_model": True}, "expected False or nothing, got True; an interrupted run could not resume"),
+        ({"ignore_data_skip": True}, "expected False or nothing, got True; a resumed run would read its first"),
+        ({"hub_token": "hf_x"}, "trainer.hub_token: expected none, because all settings are written to run.yaml and"),
     ],
 )
 def test_what_is_set_elsewhere_is_refused(tmp_path, given, message):
@@ -136,7 +136,7 @@ def test_what_is_set_elsewhere_is_refused(tmp_path, given, message):
 def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
     assert build_training_arguments({"output_dir": str(tmp_path)}, 0).n_gpu <= 1
     monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
-    with pytest.raises(ValueError, match=r"train.py: expected one GPU a process, got 2, .* `accelerate launch"):
+    with pytest.raises(ValueError, match=r"train.py: expected one GPU per process, got 2, .* `accelerate launch"):
         build_training_arguments({"output_dir": str(tmp_path)}, 0)
 
 
@@ -146,11 +146,11 @@ def test_a_run_goes_on_with_as_many_processes_as_began_it(tmp_path):
     run = RunArguments()
     check_processes(run, training)
     assert run.num_processes == 1 and "num_processes: 1" in describe_run(run)
-    message = r"num_processes: expected 8 processes, of 3 rows in each step, got 1; start as many with `accelerate la"
+    message = r"num_processes: expected 8 processes for 3 rows per step, got 1; start that many with `accelerate la"
     with pytest.raises(ValueError, match=message):
         check_processes(RunArguments(num_processes=8), training)
     (tmp_path / "run.yaml").write_text(describe_run(RunArguments(num_processes=2)))
-    with pytest.raises(ValueError, match="expected num_processes=2, with which the run there began, got 1; choose an"):
+    with pytest.raises(ValueError, match="expected num_processes=2, as when this run began, got 1; choose an"):
         check_same_run(run, tmp_path / "run.yaml")
 
 
@@ -164,7 +164,9 @@ def test_the_optimizer_is_the_one_that_was_asked_for(tmp_path):
     assert cls is MuonAdamW and {g["betas"] for g in optimizer.param_groups if not g["muon"]} == {(0.9, 0.5)}
     adafactor = build_training_arguments(settings | {"optim": "adafactor"}, 0)
     assert choose_optimizer(model, {}, adafactor)[0].__name__ == "Adafactor"
-    with pytest.raises(ValueError, match="trainer.optim: expected adamw_torch beside parts with optimizer: muon, got"):
+    with pytest.raises(
+        ValueError, match="trainer.optim: expected adamw_torch because some parts have optimizer: muon, got"
+    ):
         choose_optimizer(model, muon, adafactor)
 
 
@@ -183,7 +185,7 @@ def test_settings_of_a_run_change_those_of_its_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="init_from: expected a checkpoint of ross3d, got model_type 'ross3d_qwen'"):
         build_processor(RunArguments(init_from=str(published.folder)))
     wanted = RunArguments(init_from=str(get_checkpoint()), new_weights=NewWeightsArguments())
-    with pytest.raises(ValueError, match="new_weights: expected none beside init_from, got NewWeights"):
+    with pytest.raises(ValueError, match="new_weights: expected none with init_from, got NewWeights"):
         build_processor(wanted)
 
 
@@ -238,7 +240,7 @@ def test_annotations_of_unknown_scenes_are_refused_before_the_model_is_built(tmp
     names = {f"train-{number:06d}" for number in gone}
     asked = [row for row in load_annotations(rooms / "annotations" / "train.jsonl") if row.scene_id in names]
     message = (
-        rf"train.jsonl: expected scene_ids that are folders of .*train, got {len(asked)} questions, first"
+        rf"train.jsonl: expected every scene_id to be a folder in .*train, got {len(asked)} questions, first"
         rf" '{asked[0].id}', about {len(gone)} scenes that are not, such as \['{min(names)}'"
     )
     with pytest.raises(ValueError, match=message):
@@ -278,7 +280,7 @@ def test_scans_without_questions_are_checked(tmp_path):
     def build(config=config, **changes):
         return build_rows(RunArguments(data=DataArguments(**data | changes)), make_tiny_processor(), 1, config)
 
-    with pytest.raises(FileNotFoundError, match="data.unlabelled_root: expected folders of scans in .*, found none"):
+    with pytest.raises(FileNotFoundError, match="data.unlabelled_root: expected scan folders in .*, found none"):
         build()
     shutil.copytree(rooms / "val", tmp_path / "scans")
     rows = build()
@@ -287,12 +289,10 @@ def test_scans_without_questions_are_checked(tmp_path):
     assert len(silent) == 3 and all("shift_labels" not in row and "bev_pixel_values" in row for row in silent)
     shutil.copytree(rooms / "train" / "train-000003", tmp_path / "scans" / "train-000003")
     with pytest.raises(
-        ValueError, match=r"data.unlabelled_root: expected scans .*\['train-000003'\] and 1 in both; keep"
+        ValueError, match=r"data.unlabelled_root: expected scans .*\['train-000003'\] and 1 in both; leave"
     ):
         build()
-    message = (
-        "data: expected a model with denoiser_config that sees its scenes beside labelled_share or unlabelled_root"
-    )
+    message = "data.labelled_share, data.unlabelled_root: expected a model that is not blind and has denoiser_config"
     for changes in ({"blind": True}, {"labelled_share": 0.5, "unlabelled_root": None, "unlabelled_share": 0.0}):
         wrong = config if "blind" in changes else make_model(denoiser_config=None).config
         with pytest.raises(ValueError, match=message):
@@ -386,7 +386,7 @@ def test_muon_takes_the_matrices_of_its_part_and_resumes(tmp_path):
         take_steps(*each, [2, 3])
     for key, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[key], value), key
-    with pytest.raises(ValueError, match="closure: expected None, got a function; Muon and AdamW take one gradient"):
+    with pytest.raises(ValueError, match="closure: expected None, got a function; Muon and AdamW use one gradient"):
         optimizer.step(lambda: 0.0)
 
 
@@ -394,7 +394,10 @@ def test_muon_takes_the_matrices_of_its_part_and_resumes(tmp_path):
     ("settings", "message"),
     [
         ({"optimizer": "adam"}, r"optimizer: expected one of \('adamw', 'muon'\), got 'adam'\."),
-        ({"optimizer": "muon"}, "optimizer: expected a learning_rate beside muon, got none; AdamW's is too small"),
+        (
+            {"optimizer": "muon"},
+            "optimizer: expected a learning_rate with optimizer: muon, got none; AdamW's rate is too small",
+        ),
     ],
 )
 def test_optimizers_of_parts_are_checked(settings, message):
@@ -419,7 +422,7 @@ def test_new_weights_are_scaled(norm, scaled):
 
 def test_a_part_that_does_not_exist_is_refused():
     with pytest.raises(
-        ValueError, match=r"parts: expected a prefix of a parameter's name such as .*got `model.visiontower`"
+        ValueError, match=r"parts: expected the prefix of a parameter name such as .*got `model.visiontower`"
     ):
         freeze_parts(make_model(), {"model.visiontower": PartArguments(freeze=True)})
 
@@ -624,7 +627,7 @@ def test_a_torn_checkpoint_is_never_resumed_from(tmp_path):
     assert is_complete(whole) and not is_complete(unmarked) and not is_complete(shortened)
     copied = shutil.copytree(unmarked, tmp_path / "checkpoint-100-backup")
     with pytest.warns(
-        UserWarning, match=r"checkpoint-40/model.safetensors: .* got 4; copy it again; checkpoint-40 is put aside as"
+        UserWarning, match=r"checkpoint-40/model.safetensors: .* got 4; copy it again; checkpoint-40 was renamed to"
     ):
         assert find_checkpoint(tmp_path) == whole
     # What was never whole goes, what somebody has changed or copied stays.
@@ -645,7 +648,7 @@ def test_the_first_process_says_where_a_run_begins(tmp_path, monkeypatch):
     assert callbacks.find_start(tmp_path / "second", 1) == (False, whole) and own.exists()
     monkeypatch.setattr(callbacks.check_shared, "__defaults__", (0.3,))
     (whole / COMPLETE_MARK).unlink()
-    with pytest.raises(FileNotFoundError, match=r"trainer.output_dir: expected one folder that all machines see, got"):
+    with pytest.raises(FileNotFoundError, match=r"trainer.output_dir: expected a folder that all machines share, but"):
         callbacks.find_start(tmp_path / "second", 1)
     callbacks.check_shared(whole / COMPLETE_MARK, 0)
     told[:] = [(True, None)]
@@ -655,7 +658,7 @@ def test_the_first_process_says_where_a_run_begins(tmp_path, monkeypatch):
 def test_one_run_at_a_time_works_in_a_folder(tmp_path, monkeypatch):
     run = RunArguments(trainer={"output_dir": str(tmp_path), "use_cpu": True})
     monkeypatch.setattr(train, "LOCK_PATIENCE", 0.5)
-    message = "^trainer.output_dir: another process is at work in .*; wait for it, or choose another folder"
+    message = "^trainer.output_dir: another process is writing to .*; wait for it, or choose another folder"
     with hold_folder(tmp_path), pytest.raises(BlockingIOError, match=message):
         train.main(run)
     (tmp_path / "file").write_text("mine")

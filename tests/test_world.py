@@ -281,10 +281,8 @@ def test_answers_give_boxes_in_both_frames(tmp_path, capsys):
         corners = np.array(box["corners_in_scan"]) @ matrix[:3, :3].T + matrix[:3, 3]
         np.testing.assert_allclose(np.ptp(corners, axis=0), box["box"][3:], atol=1e-5)
         centre = "({:.2f}, {:.2f}, {:.2f})".format(*box["centre_in_scan"])
-        assert f"box {box['number']} in the scan's own frame: centre {centre}" in said
-    assert ("From the scan's own frame to the upright world" in page.replace("&#x27;", "'")) == bool(
-        answers[1].numbers
-    )
+        assert f"box {box['number']} in the scan frame: centre {centre}" in said
+    assert ("Scan frame to upright world" in page.replace("&#x27;", "'")) == bool(answers[1].numbers)
     assert "z up: by an estimate, with a confidence of 0." in page
 
 
@@ -293,8 +291,8 @@ def test_a_page_says_of_a_world_what_is_known(tmp_path):
     folder = write(tmp_path / "room", np.eye(4))
     page = view.main([str(folder), "--output", str(tmp_path / "a.html")]).read_text(encoding="utf-8")
     assert "Posed views with depth in metres, as its files give it; z up: by an estimate" in page
-    assert "cameras above the floor, m" in page and "depth that other views confirm, %" in page
-    assert "own frame is this world" in page
+    assert "camera height above the floor, m" in page and "depth confirmed by other views, %" in page
+    assert "The scan frame equals the upright world" in page
     high = make_room(1)
     high = replace(high, depth_maps=np.where(np.indices(high.depth_maps.shape)[1] < 30, high.depth_maps, 0))
     folder = write_rgbd_folder(high, tmp_path / "high")
@@ -323,7 +321,7 @@ def test_a_bar_of_one_metre_stands_where_the_unit_is_known(tmp_path, index, has_
     for file in [] if has_depth else folder.glob("*.depth.png"):
         file.unlink()
     page = view.main([str(folder), "--output", str(tmp_path / "a.html")]).read_text(encoding="utf-8")
-    assert "From above" in page and ("1 m<" in page) == has_depth
+    assert "Bird's-eye picture" in page and ("1 m<" in page) == has_depth
 
 
 def test_a_video_has_no_world(tmp_path):

@@ -62,19 +62,19 @@ def check_questions(questions: Sequence[str]) -> None:
     """
     for question in questions:
         if not question.strip():
-            raise ValueError(f"questions: expected words in each, got {list(questions)}; ask something.")
+            raise ValueError(f"questions: expected text in each question, got {list(questions)}; write a question.")
         marks = [mark for mark in MARKS if mark in question]
         if marks:
             raise ValueError(
-                f"questions: expected plain words, got the marks {marks} in {question[:100]!r}; leave them out: say in"
-                ' words which place is meant, and begin with "find " (or give --ground) to be answered by boxes.'
+                f"questions: expected plain text, got the special tokens {marks} in {question[:100]!r}; remove them:"
+                ' describe a place in words, and start with "find " (or use --ground) to get boxes.'
             )
         try:
             question.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"questions: expected text in UTF-8, got other bytes at letter {error.start} of {question[:100]!r};"
-                " type it again."
+                f"questions: expected text in UTF-8, got other bytes at character {error.start} of"
+                f" {question[:100]!r}; type it again."
             ) from error
 
 
@@ -86,14 +86,14 @@ def choose_grounded(questions: list[str], ground_all: bool, has_boxes: bool, has
             has no grounding head.
     """
     if ground_all and not has_boxes:
-        raise ValueError("--ground: expected boxes to choose among, got none; give --boxes FILE or a boxes.json.")
+        raise ValueError("--ground: expected candidate boxes, got none; give --boxes FILE or a boxes.json.")
     if ground_all and not has_head:
-        raise ValueError("--ground: expected a model with a grounding head, got one without; leave --ground out.")
+        raise ValueError("--ground: expected a model with a grounding head, got one without; leave out --ground.")
     about_boxes = [ground_all or question.lower().startswith("find ") for question in questions]
     if any(about_boxes) and not has_boxes:
-        print('there are no boxes to choose among (--boxes FILE or a boxes.json): "find ..." is answered in words.')
+        print('there are no candidate boxes (--boxes FILE or a boxes.json): "find ..." is answered with text.')
     elif any(about_boxes) and not has_head:
-        print('this model has no grounding head: "find ..." is answered in words.')
+        print('this model has no grounding head: "find ..." is answered with text.')
     return [has_boxes and has_head and about for about in about_boxes]
 
 
@@ -139,7 +139,7 @@ def describe_in_scan(scan: OwnScan, answer: Answer) -> list[str]:
         return []
     centres = get_box_corners(np.array(answer.boxes), scan.scan_to_world).mean(1)
     return [
-        "box {} in the scan's own frame: centre ({:.2f}, {:.2f}, {:.2f})".format(number, *centre)
+        "box {} in the scan frame: centre ({:.2f}, {:.2f}, {:.2f})".format(number, *centre)
         for number, centre in zip(answer.numbers, centres, strict=True)
     ]
 
@@ -207,11 +207,11 @@ def check_scan(scan: OwnScan, sanity: Sanity, bev_image: np.ndarray, bev_bounds:
     """The sanity section of a scan with posed depth and a bird's-eye picture; its warnings are printed too."""
     doubts = list_doubts(scan) + sanity.list_warnings()
     for warning in doubts:
-        print(f"look at the page: {warning}.")
+        print(f"warning, see the page: {warning}.")
     facts = sanity.list_facts()
     agreement = measure_scene_agreement(scan.scene)
     if agreement is not None:
-        facts.append(("depth that other views confirm, %", f"{100 * agreement:.0f}"))
+        facts.append(("depth confirmed by other views, %", f"{100 * agreement:.0f}"))
     notes = [scan.alignment, scan.describe_boxes()]
     bev = bev_image, bev_bounds
     return make_sanity_section(scan.scene.cam2world, scan.boxes, bev, sanity.points, facts, doubts, notes)
@@ -231,35 +231,38 @@ def parse_device(name: str) -> str:
 def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scan", type=parse_path, help="folder of a scan, or a video")
-    parser.add_argument("questions", nargs="+", help="what to ask about it, each in quotation marks")
+    parser.add_argument("questions", nargs="+", help="questions, each in quotation marks")
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
     parser.add_argument(
-        "--axis-align", type=parse_path, help="4x4 matrix, scan to upright world (default: the scan's, or estimated)"
+        "--axis-align",
+        type=parse_path,
+        help="4x4 matrix from the scan to the upright world (default: the scan's own, or estimated)",
     )
     parser.add_argument(
-        "--boxes", type=parse_path, help="JSON file of boxes to ground on (default: the scan's, or proposed)"
+        "--boxes", type=parse_path, help="JSON file of candidate boxes (default: the scan's own, or proposed)"
     )
-    parser.add_argument("--views", type=NUM_VIEWS, default=8, help="how many views to read")
+    parser.add_argument("--views", type=NUM_VIEWS, default=8, help="number of views")
     add_scan_options(parser)
-    parser.add_argument("--ground", action="store_true", help="answer every question by boxes")
-    parser.add_argument("--hide", type=COUNT_OR_NONE, help="view to hide and rebuild (default: the middle one)")
+    parser.add_argument("--ground", action="store_true", help="answer every question with boxes")
+    parser.add_argument("--mask", type=COUNT_OR_NONE, help="view to mask and reconstruct (default: the middle one)")
     parser.add_argument("--steps", type=COUNT, default=50, help="sampler steps")
-    parser.add_argument("--max-new-tokens", type=COUNT, default=48, help="longest answer")
+    parser.add_argument("--max-new-tokens", type=COUNT, default=48, help="maximum length of an answer, in tokens")
     parser.add_argument(
         "--geometry-mode",
         choices=GEOMETRY_MODES,
-        help="how views are cut and depth is pooled, in place of the model's own; published reads no portrait picture",
+        help=(
+            "how views are cropped and depth is pooled (default: the model's setting); published takes no portrait"
+            " images"
+        ),
     )
-    parser.add_argument(
-        "--allow-missing-weights", action="store_true", help="draw weights that the checkpoint lacks at random"
-    )
+    parser.add_argument("--allow-missing-weights", action="store_true", help="initialise missing weights at random")
     parser.add_argument(
         "--device",
         type=parse_device,
         default="cuda" if torch.cuda.is_available() else "cpu",
-        help="what the model runs on, such as cpu or cuda:0 (default: a GPU where there is one)",
+        help="device, such as cpu or cuda:0 (default: a GPU if available)",
     )
-    parser.add_argument("--output", type=parse_path, default=Path("ask.html"), help="page to write")
+    parser.add_argument("--output", type=parse_path, default=Path("ask.html"), help="HTML page to write")
     add_debug(parser)
     return parser.parse_args(args)
 
@@ -270,9 +273,9 @@ def main(args: list[str] | None = None) -> list[Answer]:
     options = parse_arguments(args)
     check_output_file(options.output, "--output")
     check_questions(options.questions)
-    if options.hide is not None and options.hide >= options.views:
+    if options.mask is not None and options.mask >= options.views:
         raise ValueError(
-            f"--hide: expected a view from 0 to {options.views - 1} (--views {options.views}), got {options.hide};"
+            f"--mask: expected a view from 0 to {options.views - 1} (--views {options.views}), got {options.mask};"
             " choose one of them."
         )
     find_checkpoint(options.model)
@@ -284,9 +287,9 @@ def main(args: list[str] | None = None) -> list[Answer]:
     )
     scene = scan.read_views(options.views)
     print(f"{scan.alignment}\n{scan.describe_boxes()}\n{scene.num_views} views: {', '.join(scene.view_names)}")
-    masked_view = scene.num_views // 2 if options.hide is None else options.hide
+    masked_view = scene.num_views // 2 if options.mask is None else options.mask
     if not 0 <= masked_view < scene.num_views:
-        raise ValueError(f"--hide: expected a view from 0 to {scene.num_views - 1}, got {options.hide}.")
+        raise ValueError(f"--mask: expected a view from 0 to {scene.num_views - 1}, got {options.mask}.")
     model, processor, has_teacher = load_model(
         options.model, options.device, options.geometry_mode, options.allow_missing_weights
     )

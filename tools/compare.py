@@ -30,8 +30,8 @@ def list_folders(system: str) -> list[Path]:
     names = [name.strip() for name in system.split(",")]
     if not all(names):
         raise ValueError(
-            f"RUN: expected folders, separated by commas, got an empty name in {system!r}; leave out a comma at the"
-            " end, or the blank behind it."
+            f"RUN: expected folders, separated by commas, got an empty name in {system!r}; remove a comma at the end,"
+            " or the space after a comma."
         )
     return [Path(name) for name in names]
 
@@ -39,7 +39,9 @@ def list_folders(system: str) -> list[Path]:
 def main(args: list[str] | None = None) -> dict[str, Any]:
     """Read, compare, print and write; returns the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("systems", nargs="+", help="output folders of eval.py; commas between seeds of one system")
+    parser.add_argument(
+        "systems", nargs="+", help="output folders of eval.py; separate the seeds of one system with commas"
+    )
     parser.add_argument("--output", type=parse_path, help="folder for comparison.json and comparison.html")
     add_debug(parser)
     options = parser.parse_args(args)

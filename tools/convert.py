@@ -127,7 +127,7 @@ def start_training(options: argparse.Namespace) -> Path:
     source = read_source(options.source or BASES[options.init], options.vision_tower, options.teacher, options.drop)
     if any(name.startswith(INVERSE_PROJECTOR) for name in source.tensors):
         raise ValueError(
-            f"--init: expected a base model without a denoiser, got {source.folder}, which has one; leave --init out"
+            f"--init: expected a base model without a denoiser, got {source.folder}, which has one; leave out --init"
             " to convert it."
         )
     file = None if options.denoiser is None else find_denoiser_file(options.denoiser)
@@ -141,7 +141,7 @@ def start_training(options: argparse.Namespace) -> Path:
         options.seed or 0,
     )  # fmt: skip
     if not source.has_teacher:
-        print("no VAE comes with it: give --teacher, or teacher: in the config of the run that trains it")
+        print("the new model has no VAE: give --teacher, or set teacher: in the config of the run that trains it")
     return write_ours(options, source, config, plan, "start", file)
 
 
@@ -164,7 +164,7 @@ def write_ours(
     name = get_display_name(options.source or BASES[options.init])
     unknown = list_unknown_keys(source.config)
     if unknown:
-        print(f"config.json has keys that nothing here reads: {', '.join(unknown)}")
+        print(f"config.json has unused keys: {', '.join(unknown)}")
     has_release = kind == "release" or denoiser_file is not None
     ingredients = list_ingredients(name, source, bool(plan.teacher), has_release)
     config.dtype = source.tensors[EMBEDDINGS[0]].dtype
@@ -190,7 +190,7 @@ def make_converted_card(name: str, plan: ConversionPlan, ingredients: Sequence[I
     origin = Origin(base_model=name if "/" in name else None)
     origin.add(ingredients)
     introduction = (
-        f"{INTRODUCTION}, converted from `{name}`: {summarize(plan.records)}. `conversion.json` has what became of"
+        f"{INTRODUCTION}, converted from `{name}`: {summarize(plan.records)}. `conversion.json` lists what became of"
         " every key."
     )
     return make_card(introduction, origin, {"Use": USAGE, "Limitations": LIMITATIONS})
@@ -202,8 +202,9 @@ def make_published_card(source: Path, plan: ConversionPlan, ingredients: Sequenc
     origin = read_origin(load_card(known)) if known.is_file() else Origin()
     origin.add(ingredients if origin.licenses else [make_unknown(source.name), *ingredients])
     introduction = (
-        f"{INTRODUCTION}, in the format of the published code, which alone loads it: {summarize(plan.records)}."
-        " `tools/convert.py` of ross3d made it and turns it back; `conversion.json` has what became of every key."
+        f"{INTRODUCTION}, in the format of the published code; only that code loads it: {summarize(plan.records)}."
+        " `tools/convert.py` of ross3d wrote it and can convert it back; `conversion.json` lists what became of"
+        " every key."
     )
     return make_card(introduction, origin, {"Limitations": LIMITATIONS})
 
@@ -236,7 +237,7 @@ def convert_back(options: argparse.Namespace) -> Path:
     """Convert one of our checkpoints to the published names; returns the folder."""
     source = find_checkpoint(options.source)
     if read_json(source / "config.json").get("model_type") != "ross3d":
-        raise ValueError(f"{source}: expected a checkpoint of ross3d, got another; leave --reverse out.")
+        raise ValueError(f"{source}: expected a checkpoint of ross3d, got one of another model; leave out --reverse.")
     check_own_layers(read_json(source / "config.json"), list_tensors(source), source / "config.json")
     config = Ross3DConfig.from_pretrained(source)
     check_publishable(config)
@@ -275,7 +276,7 @@ def convert_back(options: argparse.Namespace) -> Path:
         name = get_display_name(options.source)
         write_report(folder, name, plan, ingredients, identity, changed_config_keys=changed)
     if base is None:
-        print("config.json was made anew: this checkpoint has no published/ with the one it came from")
+        print("config.json was generated: this checkpoint has no published/ folder with the original")
     return options.to
 
 
@@ -290,8 +291,8 @@ def describe_part(folder: Path, name: str, config: Mapping[str, Any]) -> None:
     check_name(name, "mm_vision_tower and mm_pixel_decoder of published/config.json")
     if (folder / name).exists():
         raise ValueError(
-            f"published/config.json: expected a part's name that no file of the checkpoint has, got {name!r}; correct"
-            " it there."
+            f"published/config.json: expected a name that no file of the checkpoint has, got {name!r}; correct it"
+            " there."
         )
     write_json(folder / name / "config.json", config)
 
@@ -347,7 +348,7 @@ def is_finished(folder: Path, identity: Mapping[str, Any]) -> bool:
 
 
 def tell_finished(folder: Path) -> Path:
-    print(f"{folder} is complete: the same command made it of the same files; nothing to do")
+    print(f"{folder} is already complete: the same command wrote it from the same files; nothing to do")
     return folder
 
 
@@ -420,31 +421,41 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="source", help="checkpoint to convert: folder or Hub id")
     parser.add_argument("--to", type=parse_path, required=True, help="folder to write; must not exist")
-    parser.add_argument("--reverse", action="store_true", help="from ours to the published format")
-    parser.add_argument("--init", choices=sorted(BASES), help="begin training from a base model (or from --from)")
-    parser.add_argument("--denoiser", help="with --init: mm_inv_projector.bin, or the folder or Hub id that has it")
-    parser.add_argument("--vision-tower", help="SigLIP's folder or Hub id, where the checkpoint's own name fails")
-    parser.add_argument("--teacher", help="the VAE's folder or Hub id, where the checkpoint's own name fails")
-    parser.add_argument("--drop", action="append", default=[], help="leave out published keys that match, as in a.b.*")
+    parser.add_argument("--reverse", action="store_true", help="convert from our format to the published one")
+    parser.add_argument(
+        "--init", choices=sorted(BASES), help="prepare training from a base model, given here or with --from"
+    )
+    parser.add_argument(
+        "--denoiser", help="with --init: mm_inv_projector.bin, or the folder or Hub id that contains it"
+    )
+    parser.add_argument(
+        "--vision-tower", help="folder or Hub id of SigLIP, if the name in the checkpoint cannot be loaded"
+    )
+    parser.add_argument(
+        "--teacher", help="folder or Hub id of the VAE, if the name in the checkpoint cannot be loaded"
+    )
+    parser.add_argument(
+        "--drop", action="append", default=[], help="leave out published keys that match a pattern such as a.b.*"
+    )
     parser.add_argument(
         "--embedding-rows",
         type=int,
         help="with --reverse: write this many rows of input embeddings (the published code expects 152064)",
     )
-    parser.add_argument("--max-shard-size", type=parse_size, default="2GB", help="of the files that are written")
-    parser.add_argument("--seed", type=int, help="of weights that are drawn (default: 0)")
+    parser.add_argument("--max-shard-size", type=parse_size, default="2GB", help="maximum size of a weight file")
+    parser.add_argument("--seed", type=int, help="random seed of new weights (default: 0)")
     parser.add_argument("--debug", action="store_true", help=DEBUG_HELP)
     options = parser.parse_args(args)
     if options.source is None and options.init is None:
         parser.error("--from: expected a folder or Hub id, got none")
     if options.denoiser is not None and options.init is None:
-        parser.error("--denoiser: expected --init beside it: a released checkpoint has its own")
+        parser.error("--denoiser: expected --init too: a released checkpoint has its own denoiser")
     if options.embedding_rows is not None and not options.reverse:
-        parser.error("--embedding-rows: expected --reverse beside it: ours has the rows of its vocabulary")
+        parser.error("--embedding-rows: expected --reverse too: our format has exactly the rows of the vocabulary")
     only_forward = [options.init, options.denoiser, options.vision_tower, options.teacher, options.drop or None]
     only_forward += [options.seed]
     if options.reverse and any(value is not None for value in only_forward):
-        parser.error("--reverse: expected --from and --to alone: everything else is in the checkpoint")
+        parser.error("--reverse: expected only --from and --to: everything else is in the checkpoint")
     # An existing folder may be the complete result of this very conversion, which is known once the sources are read.
     if not (options.to / REPORT).is_file():
         check_new_folder(options.to)

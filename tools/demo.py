@@ -99,7 +99,7 @@ def run_stage(stage: Stage) -> float:
         running.append(subprocess.Popen(command, cwd=ROOT, env=environment))
     for process, command in zip(running, stage.commands, strict=True):
         if process.wait() != 0:
-            raise SystemExit(f"{stage.name} failed; see it alone with:\n  {' '.join(map(str, command))}")
+            raise SystemExit(f"{stage.name} failed; run it alone with:\n  {' '.join(map(str, command))}")
     seconds = time.monotonic() - started
     print(f"== {stage.name}: {seconds:.0f} s of {stage.budget_seconds} s", flush=True)
     return seconds
@@ -107,20 +107,20 @@ def run_stage(stage: Stage) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/tiny.yaml", help="what to train, a file of configs/")
+    parser.add_argument("--config", default="configs/tiny.yaml", help="training configuration, a file of configs/")
     parser.add_argument(
-        "--output", type=parse_path, default=Path("outputs/demo"), help="folder of rooms, models and page"
+        "--output", type=parse_path, default=Path("outputs/demo"), help="folder for rooms, models and the HTML page"
     )
-    parser.add_argument("--train-scenes", type=COUNT, default=2200, help="rooms to train on")
-    parser.add_argument("--val-scenes", type=COUNT, default=250, help="rooms to evaluate on")
-    parser.add_argument("--sampler-steps", type=COUNT, default=20, help="of each sampled picture")
+    parser.add_argument("--train-scenes", type=COUNT, default=2200, help="number of training rooms")
+    parser.add_argument("--val-scenes", type=COUNT, default=250, help="number of evaluation rooms")
+    parser.add_argument("--sampler-steps", type=COUNT, default=20, help="sampler steps per image")
     add_debug(parser)
     arguments = parser.parse_args()
     arguments.output = arguments.output.resolve()
     seconds = {stage.name: run_stage(stage) for stage in plan(arguments)}
     page = write_run_page(arguments.output, get_run_reader(arguments.output))
     metrics, blind = (
-        read_json(folder / "metrics.json", "what eval.py wrote", kind=dict)
+        read_json(folder / "metrics.json", "the metrics of eval.py", kind=dict)
         for folder in (arguments.output, arguments.output / "blind")
     )
     print(format_summary(metrics, blind))

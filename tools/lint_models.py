@@ -54,7 +54,9 @@ def judge(findings: list[dict], off: dict[str, str]) -> list[str]:
     """Lines to print: findings of enabled rules, and rows of the table that match no finding."""
     lines = [f"{f['path']}:{f['line']}: {f['message']}" for f in findings if f["rule"] not in off]
     unused = sorted(set(off) - {finding["rule"] for finding in findings})
-    return lines + [f"pyproject.toml: {rule} is switched off, but nothing needs it; remove the row" for rule in unused]
+    return lines + [
+        f"pyproject.toml: {rule} is switched off, but no file needs that; remove the row" for rule in unused
+    ]
 
 
 def read_table(root: Path) -> dict[str, str]:

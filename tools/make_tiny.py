@@ -125,7 +125,7 @@ def make_tiny_checkpoint(path: str | Path, seed: int = 0) -> Path:
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=parse_path, help="folder to write")
-    parser.add_argument("--seed", type=SEED, default=0, help="of the weights")
+    parser.add_argument("--seed", type=SEED, default=0, help="random seed of the weights")
     add_debug(parser)
     options = parser.parse_args(args)
     check_new_folder(options.path)

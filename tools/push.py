@@ -113,12 +113,12 @@ def check_checkpoint(folder: Path) -> None:
     if (folder / "run.yaml").is_file() and not is_complete(folder):
         raise ValueError(
             f"{folder}: expected a finished run, got one without a whole {COMPLETE_MARK}; start train.py again with"
-            " the same settings, and it goes on to its end."
+            " the same settings to finish it."
         )
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
-            f"{folder}: expected a checkpoint's folder, found no config.json; name another (of LoRA, the run's folder,"
-            " which holds the merged model)."
+            f"{folder}: expected a checkpoint's folder, found no config.json; give another (for LoRA the folder of"
+            " the run, which contains the merged model)."
         )
     # The target of a link would be uploaded, and could be any file of this machine.
     check_links([path for path in list_paths(folder) if belongs(path, folder)], folder)
@@ -132,8 +132,8 @@ def check_checkpoint(folder: Path) -> None:
     missing += [f"auto_map in {name}" for name in CODE_NAMED_IN if not read_auto_map(folder / name)]
     if missing:
         raise FileNotFoundError(
-            f"{folder}: expected processor, tokenizer, and the code that auto_map of config.json and"
-            f" processor_config.json leads to, found no {', '.join(missing)}; save model and processor again with"
+            f"{folder}: expected processor, tokenizer, and the code files named by auto_map in config.json and"
+            f" processor_config.json, found no {', '.join(missing)}; save model and processor again with"
             " save_pretrained."
         )
     check_weights(folder)
@@ -175,7 +175,7 @@ def check_weights(folder: Path) -> None:
     if lost or others:
         raise ValueError(
             f"{folder}: expected the weights of its config.json, got {len(lost)} that are missing and {len(others)}"
-            f" that it does not have at their size: {(lost + others)[:3]}; save model and config together."
+            f" that are unknown or of another size: {(lost + others)[:3]}; save model and config together."
         )
 
 
@@ -191,17 +191,21 @@ def read_metrics(outputs: Sequence[Path], folder: Path) -> dict[str, dict[str, A
     for output in outputs:
         file = output / "metrics.json"
         if not file.is_file():
-            raise FileNotFoundError(f"--run: expected what eval.py wrote, found no {file}; name its --output.")
+            raise FileNotFoundError(
+                f"--run: expected the output of eval.py, found no {file}; give its --output folder."
+            )
         metrics = read_whole_metrics(file)
         if metrics["settings"]["model_sha256"] != fingerprint:
             raise ValueError(
-                f"--run: expected scores of {folder}, got those of another checkpoint ({metrics['settings']['model']},"
-                f" model_sha256 {metrics['settings']['model_sha256']}, not {fingerprint}) in {file}; run eval.py with"
-                f" --model {folder}."
+                f"--run: expected scores of {folder}, got scores of another checkpoint"
+                f" ({metrics['settings']['model']}, model_sha256 {metrics['settings']['model_sha256']}, not"
+                f" {fingerprint}) in {file}; run eval.py with --model {folder}."
             )
         asked = {task for task, scores in metrics["scores"].items() if scores}
         if twice := sorted(asked & found.keys()):
-            raise ValueError(f"--run: expected each task in one output, got {twice} again in {file}; leave one out.")
+            raise ValueError(
+                f"--run: expected each task in one output only, got {twice} again in {file}; leave one out."
+            )
         found |= dict.fromkeys(asked, metrics)
     return found
 
@@ -264,9 +268,7 @@ def make_page(folder: Path, repo_id: str, runs: Mapping[str, Any], with_teacher:
 
 def check_repo_id(repo_id: str) -> str:
     if repo_id.count("/") != 1:
-        raise argparse.ArgumentTypeError(
-            f"expected USER/NAME, got {repo_id!r}; write whose it is before the slash, and no other slash"
-        )
+        raise argparse.ArgumentTypeError(f"expected USER/NAME, got {repo_id!r}; write the owner before the only slash")
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -283,7 +285,8 @@ def push(files: Mapping[str, Path | bytes], repo_id: str, private: bool) -> str:
     """
     if get_token() is None:
         raise ValueError(
-            "HF_TOKEN: expected a token that may write to the Hub, found none; run `hf auth login`, or set HF_TOKEN."
+            "HF_TOKEN: expected a token with write access to the Hub, found none; run `hf auth login`, or set"
+            " HF_TOKEN."
         )
     api = HfApi()
     try:
@@ -304,19 +307,19 @@ def push(files: Mapping[str, Path | bytes], repo_id: str, private: bool) -> str:
         status = error.response.status_code
         if status in (401, 403):
             raise ValueError(
-                f"--to: expected a token that may write to {repo_id}, got {status} from the Hub; make one with the"
-                " role `write` for that user or organisation, or correct the name."
+                f"--to: expected a token with write access to {repo_id}, got {status} from the Hub; create a token"
+                " with the role `write` for that user or organisation, or correct the name."
             ) from error
         if status == 412:
             raise ValueError(
-                f"--to: expected to push to {repo_id} alone, but somebody else changed it meanwhile; push again."
+                f"--to: expected no other change to {repo_id} during the push, but it changed; push again."
             ) from error
         raise
     # Errors of the client for a broken connection, and those it wraps around any error of an upload.
     except (TransportError, RuntimeError, ConnectionError) as error:
         raise OSError(
-            f"--to: expected to upload all files to {repo_id}, got {error} ({error.__cause__}); it is as it was: push"
-            " again, and only the rest is uploaded."
+            f"--to: expected to upload all files to {repo_id}, got {error} ({error.__cause__}); nothing was changed"
+            " there: push again, and only the missing files are uploaded."
         ) from error
     return commit.commit_url
 
@@ -332,8 +335,8 @@ def check_same_kind(api: HfApi, repo_id: str, revision: str, there: set[str]) ->
     kind = read_json(Path(api.hf_hub_download(repo_id, "config.json", revision=revision))).get("model_type")
     if kind != "ross3d":
         raise ValueError(
-            f"--to: expected a repository that is new or holds a ross3d model, but {repo_id} holds model_type"
-            f" {kind!r}; choose another name, or delete its files on the Hub first."
+            f"--to: expected a new repository or one with a ross3d model, but {repo_id} has model_type {kind!r};"
+            " choose another name, or delete its files on the Hub first."
         )
 
 
@@ -353,13 +356,21 @@ def write_folder(files: Mapping[str, Path | bytes], folder: Path) -> None:
 def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=parse_path, help="folder that train.py or tools/convert.py wrote")
-    parser.add_argument("--to", type=check_repo_id, required=True, metavar="USER/NAME", help="repository of the Hub")
+    parser.add_argument("--to", type=check_repo_id, required=True, metavar="USER/NAME", help="repository on the Hub")
     parser.add_argument(
-        "--run", type=parse_path, action="append", default=[], help="output of eval.py about it; repeatable"
+        "--run",
+        type=parse_path,
+        action="append",
+        default=[],
+        help="output folder of eval.py for this model; can be repeated",
     )
-    parser.add_argument("--without-teacher", action="store_true", help="leave the VAE out; answers do not need it")
-    parser.add_argument("--private", action="store_true", help="if the repository has to be made, make it private")
-    parser.add_argument("--dry-run", type=parse_path, metavar="FOLDER", help="write there what would go, push nothing")
+    parser.add_argument("--without-teacher", action="store_true", help="leave out the VAE, which answers do not need")
+    parser.add_argument(
+        "--private", action="store_true", help="create the repository as private, if it does not exist"
+    )
+    parser.add_argument(
+        "--dry-run", type=parse_path, metavar="FOLDER", help="write the files to this folder instead of uploading them"
+    )
     parser.add_argument("--debug", action="store_true", help=DEBUG_HELP)
     return parser.parse_args(args)
 
@@ -382,7 +393,7 @@ def main(args: list[str] | None = None) -> str:
     for line in get_section(card.text, "Licences").splitlines():
         print(f"licence of {line.removeprefix('- ')}")
     if has_teacher:
-        print("leave the VAE out with --without-teacher, where its licence does not suit")
+        print("if the licence of the VAE does not suit you, leave it out with --without-teacher")
     if options.dry_run is not None:
         write_folder(files, options.dry_run)
         return print_place(str(options.dry_run))

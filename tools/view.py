@@ -109,7 +109,7 @@ def make_page_of_scan(scan: OwnScan) -> str:
         sanity = measure_sanity(scene, scan.surface)
         section, floor_height = check_scan(scan, sanity, image, bounds), sanity.floor_height
     names = get_box_names(scene) if has_any(scene.boxes) else [str(number) for number in range(len(scan.boxes))]
-    title = "Boxes" if scan.proposals is None else "Boxes, proposed from depth"
+    title = "Boxes" if scan.proposals is None else "Boxes proposed from depth"
     boxes = make_boxes_table(scan, title, names, scan.boxes) if len(scan.boxes) else None
     bev = None if bounds is None else (image, bounds)
     return make_scene_page(scene, scan.describe_world(), bev, section, boxes, floor_height)
@@ -126,7 +126,7 @@ def check_options(options: argparse.Namespace, is_run: bool) -> None:
     if given:
         kind, other = ("an evaluated run", "a scan") if is_run else ("a scan (no metrics.json)", "an evaluated run")
         raise ValueError(
-            f"{', '.join(given)}: expected {other}, which alone has a use for it, got {kind} in {options.path}; leave"
+            f"{', '.join(given)}: expected {other}, the only kind that uses it, got {kind} in {options.path}; leave"
             " it out."
         )
     if options.rerun and importlib.util.find_spec("rerun") is None:
@@ -137,12 +137,12 @@ def main(args: list[str] | None = None) -> Path:
     """Parse, read, write; returns the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=parse_path, help="folder of a scan, or output folder of eval.py")
-    parser.add_argument("--output", type=parse_path, help="page to write")
-    parser.add_argument("--blind", type=parse_path, help="run: output folder of the blind model's evaluation")
-    parser.add_argument("--picture", type=parse_path, help="run: picture of its reconstructions to write")
-    parser.add_argument("--axis-align", type=parse_path, help="scan: 4x4 matrix, scan to upright world")
+    parser.add_argument("--output", type=parse_path, help="HTML page to write")
+    parser.add_argument("--blind", type=parse_path, help="run: output folder of the evaluation of the blind model")
+    parser.add_argument("--picture", type=parse_path, help="run: write an image of its reconstructions to this file")
+    parser.add_argument("--axis-align", type=parse_path, help="scan: 4x4 matrix from the scan to the upright world")
     parser.add_argument("--boxes", type=parse_path, help="scan: JSON file of boxes")
-    parser.add_argument("--rerun", action="store_true", help="scan: open rerun as well")
+    parser.add_argument("--rerun", action="store_true", help="scan: also open the rerun viewer")
     add_scan_options(parser)
     add_debug(parser)
     options = parser.parse_args(args)

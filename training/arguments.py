@@ -62,7 +62,8 @@ class PartArguments:
             raise ValueError(f"optimizer: expected one of {OPTIMIZERS}, got {self.optimizer!r}.")
         if self.optimizer == "muon" and self.learning_rate is None:
             raise ValueError(
-                "optimizer: expected a learning_rate beside muon, got none; AdamW's is too small for it, try 2.0e-2."
+                "optimizer: expected a learning_rate with optimizer: muon, got none; AdamW's rate is too small for"
+                " Muon, try 2.0e-2."
             )
 
 
@@ -238,7 +239,7 @@ def check_table(values: Any, where: str) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ValueError(f"{where}: expected keys with values, `key: value`, got {describe_kind(values)}: {values!r}.")
+        raise ValueError(f"{where}: expected a table of `key: value`, got {describe_kind(values)}: {values!r}.")
     return values
 
 
@@ -274,20 +275,20 @@ def check_trainer_choice(name: str, value: Any, kinds: tuple) -> None:
     """
     choices = [choice.value for kind in kinds if isinstance(kind, EnumType) for choice in kind]
     if choices and value not in choices:
-        raise ValueError(f"trainer.{name}: expected a choice of {choices}, got {value!r}; correct it.")
+        raise ValueError(f"trainer.{name}: expected one of the values {choices}, got {value!r}; correct it.")
     if name.endswith("_kwargs") and value is not None and not isinstance(value, dict):
-        raise ValueError(f"trainer.{name}: expected keys with values, `key: value`, got {value!r}; write them so.")
+        raise ValueError(f"trainer.{name}: expected a table of `key: value`, got {value!r}; correct it.")
     if name == "report_to" and value not in (None, "none", "all"):
         for tracker in value if isinstance(value, list) else [value]:
             if tracker in ("none", "all"):
                 continue
             if tracker not in list(INTEGRATION_TO_CALLBACK):
                 known = ["none", "all", *sorted(INTEGRATION_TO_CALLBACK)]
-                raise ValueError(f"trainer.report_to: expected trackers of {known}, got {tracker!r}; correct it.")
+                raise ValueError(f"trainer.report_to: expected one of {known}, got {tracker!r}; correct it.")
             if tracker not in get_available_reporting_integrations():
                 raise ValueError(
-                    f"trainer.report_to: expected a tracker that is installed, got {tracker!r}; install its package,"
-                    " or set --trainer.report_to none."
+                    f"trainer.report_to: expected an installed tracker, got {tracker!r}; install its package, or set"
+                    " --trainer.report_to none."
                 )
 
 
@@ -306,7 +307,9 @@ def apply_overrides(settings: dict[str, Any], overrides: list[str]) -> dict[str,
         raise ValueError(f"command line: expected pairs `--key value`, got {overrides}; give every key a value.")
     for flag, text in zip(overrides[::2], overrides[1::2], strict=True):
         if not flag.startswith("--"):
-            raise ValueError(f"command line: expected a flag such as --data.limit, got {flag!r}; begin it with `--`.")
+            raise ValueError(
+                f"command line: expected an option such as --data.limit, got {flag!r}; options begin with `--`."
+            )
         path = flag.removeprefix("--").split(".")
         if len(path) == 1 and path[0] not in {f.name for f in fields(RunArguments)}:
             owners = [name for name, cls in SECTION_CLASSES.items() if path[0] in {f.name for f in fields(cls)}]
@@ -376,11 +379,11 @@ def make_run_arguments(settings: dict[str, Any]) -> RunArguments:
     settings["parts"] = {name: read_part(values, f"parts.{name}") for name, values in settings["parts"].items()}
     run = RunArguments(**{name: value for name, value in settings.items() if value is not None})
     if run.lora is not None and run.init_from is None:
-        raise ValueError("lora: expected init_from beside it, a checkpoint to stand beside, got none; set it.")
+        raise ValueError("lora: expected init_from, the checkpoint to adapt, got none; set it.")
     if not run.model and run.init_from is None:
         raise ValueError(
-            "model: expected the sizes of a new model (configs/tiny.yaml has some), or init_from, a checkpoint to"
-            " start from, got neither; set one."
+            "model: expected the sizes of a new model (see configs/tiny.yaml) or init_from, a checkpoint to start"
+            " from, got neither; set one."
         )
     if run.init_from is None:
         make_config(run.model)
@@ -391,8 +394,8 @@ def make_run_arguments(settings: dict[str, Any]) -> RunArguments:
         whole = [] if run.lora is None or not part.freeze else [m for m in run.lora.modules if overlap(m, prefix)]
         if whole:
             raise ValueError(
-                f"parts.{prefix}: expected no freeze of what lora.modules trains whole, got {whole} there; take it out"
-                " of one of the two."
+                f"parts.{prefix}: expected not to freeze modules that lora.modules trains, got {whole} in both;"
+                " remove it from one of them."
             )
     return run
 
@@ -410,14 +413,14 @@ def check_image_processor(processor: dict[str, Any]) -> None:
     check_keys(values, set(Ross3DImageProcessor.valid_kwargs.__annotations__), where)
     size = values.get("size")
     if "size" in values and not (isinstance(size, dict) and set(size) == {"height", "width"}):
-        raise ValueError(f"{where}.size: expected {{height: S, width: S}}, got {size!r}; write it so.")
+        raise ValueError(f"{where}.size: expected {{height: S, width: S}}, got {size!r}; correct it.")
     for name, side in (size or {}).items():
         COUNT.require(f"{where}.size.{name}", side)
     for name, rule in (("image_mean", Number()), ("image_std", POSITIVE)):
         numbers = values.get(name, [1, 1, 1])
         if not (isinstance(numbers, list) and len(numbers) == 3 and all(map(rule.allows, numbers))):
             raise ValueError(
-                f"{where}.{name}: expected three numbers, each {rule}, got {numbers!r}; write one a colour."
+                f"{where}.{name}: expected three numbers, each {rule}, got {numbers!r}; write one per colour."
             )
     if "rescale_factor" in values:
         POSITIVE.require(f"{where}.rescale_factor", values["rescale_factor"])
@@ -458,7 +461,7 @@ def describe_keys() -> str:
         told = list_attributes(cls)
         names = [f.name for f in fields(cls) if f.name not in (*SECTIONS, "parts", "trainer")]
         lines += [f"  --{f'{section}.' if section else ''}{name}  {told.get(name, '')}" for name in names]
-    return "\n".join([*lines, "  --trainer.KEY  as transformers.TrainingArguments has it"])
+    return "\n".join([*lines, "  --trainer.KEY  any field of transformers.TrainingArguments"])
 
 
 def check_numbers(values: Any, where: str) -> None:
@@ -471,7 +474,7 @@ def check_numbers(values: Any, where: str) -> None:
             float(values)
         except ValueError:
             return
-        raise ValueError(f"{where}: expected a number, got the text {values!r}; write it as 1.0e-5, not 1e-5.")
+        raise ValueError(f"{where}: expected a number, got the string {values!r}; write it as 1.0e-5, not 1e-5.")
 
 
 def flatten_settings(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -498,21 +501,21 @@ def check_same_run(arguments: RunArguments, file: Path) -> None:
     """
     if not file.is_file():
         raise ValueError(
-            f"trainer.output_dir: expected a new folder, or one in which train.py began a run, got {file.parent} with"
-            f" checkpoints and without {file.name}; choose another, since a run removes old checkpoints."
+            f"trainer.output_dir: expected a new folder or the folder of an earlier run, got {file.parent} with"
+            f" checkpoints but without {file.name}; choose another folder, because a run deletes old checkpoints."
         )
-    before = flatten_settings(check_table(read_yaml(file, "the settings of the run that began here"), str(file)))
+    before = flatten_settings(check_table(read_yaml(file, "the settings of the run in this folder"), str(file)))
     if not before:
         raise ValueError(
-            f"{file}: expected the settings of the run that began here, got an empty file; choose another"
-            " --trainer.output_dir, or remove that folder to begin anew."
+            f"{file}: expected the settings of the run in this folder, got an empty file; choose another"
+            " --trainer.output_dir, or remove that folder to start over."
         )
     now = flatten_settings(yaml.safe_load(describe_run(arguments)))
     for name in sorted((before.keys() | now.keys()) - FREE_SETTINGS):
         if before.get(name) != now.get(name):
             raise ValueError(
-                f"{file}: expected {name}={before.get(name)!r}, with which the run there began, got {now.get(name)!r};"
-                " choose another --trainer.output_dir, or remove that folder to begin anew."
+                f"{file}: expected {name}={before.get(name)!r}, as when this run began, got {now.get(name)!r}; choose"
+                " another --trainer.output_dir, or remove that folder to start over."
             )
 
 

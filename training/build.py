@@ -53,7 +53,7 @@ from ross3d.training.shards import check_whole_matrices, is_launched_with
 
 
 # Key of `run_data.json` for the hash of the sizes of the scenes' files.
-SIZES = "sizes of the scenes' files"
+SIZES = "file sizes of the scenes"
 PROCESSOR_SETTINGS = inspect.signature(Ross3DProcessor.__init__).parameters.keys() - {"self"}
 
 
@@ -71,7 +71,7 @@ def list_split(arguments: DataArguments) -> list[Path]:
     splits = list_splits(Path(arguments.root))
     if splits and arguments.split not in splits:
         raise FileNotFoundError(
-            f"data.split: expected a split of {arguments.root}, which has {splits}, got {arguments.split!r}; set"
+            f"data.split: expected one of the splits of {arguments.root}, {splits}, got {arguments.split!r}; set"
             " --data.split to one of them."
         )
     scenes = list_folders(folder)
@@ -124,15 +124,14 @@ def check_same_data(told: dict[str, str], file: Path) -> None:
     """
     if not file.is_file():
         return
-    before = read_json(file, "what the run here was trained on", kind=dict)
+    before = read_json(file, "the data of the run in this folder", kind=dict)
     # Runs of earlier code did not record sizes.
     told = {name: value for name, value in told.items() if name != SIZES or name in before}
     changed = sorted(name for name in before.keys() | told.keys() if before.get(name) != told.get(name))
     if changed:
         raise ValueError(
-            f"data: expected the questions and scenes with which the run in {file.parent} began, got others:"
-            f" {', '.join(changed)} changed; restore them, choose another --trainer.output_dir, or remove that folder"
-            " to begin anew."
+            f"data: expected the questions and scenes of the run in {file.parent}, but {', '.join(changed)} changed;"
+            " restore them, choose another --trainer.output_dir, or remove that folder to start over."
         )
 
 
@@ -147,9 +146,8 @@ def list_unlabelled(arguments: DataArguments, config: Ross3DConfig) -> list[Path
     if arguments.labelled_share < 1 or arguments.unlabelled_root is not None:
         if arguments.blind or config.denoiser_config is None:
             raise ValueError(
-                "data: expected a model with denoiser_config that sees its scenes beside labelled_share or"
-                " unlabelled_root, since rows without text train reconstruction alone, got one without or blind: true;"
-                " leave both out."
+                "data.labelled_share, data.unlabelled_root: expected a model that is not blind and has"
+                " denoiser_config, because rows without text train only reconstruction, got another; leave both out."
             )
     if arguments.unlabelled_root is None:
         return []
@@ -157,13 +155,13 @@ def list_unlabelled(arguments: DataArguments, config: Ross3DConfig) -> list[Path
     scans = list_folders(folder)
     if not scans:
         raise FileNotFoundError(
-            f"data.unlabelled_root: expected folders of scans in {folder}, found none; correct it."
+            f"data.unlabelled_root: expected scan folders in {folder}, found none; correct the path."
         )
     both = sorted({path.name for path in scans} & {path.name for path in list_split(arguments)})
     if both:
         raise ValueError(
             f"data.unlabelled_root: expected scans that are not in {Path(arguments.root) / arguments.split}, got"
-            f" {both[:3]} and {len(both)} in both; keep those with questions there and the others in {folder}."
+            f" {both[:3]} and {len(both)} in both; leave scans with questions there and move the others to {folder}."
         )
     return scans
 
@@ -191,8 +189,8 @@ def check_new_weights(arguments: RunArguments) -> None:
     if arguments.init_from is not None and arguments.new_weights is not None:
         with naming_conflicts(arguments):
             raise ValueError(
-                f"new_weights: expected none beside init_from, got {arguments.new_weights}; the checkpoint's weights"
-                " are kept as they are."
+                f"new_weights: expected none with init_from, got {arguments.new_weights}; leave it out, because the"
+                " checkpoint's weights are not rescaled."
             )
 
 
@@ -283,9 +281,8 @@ def naming_conflicts(arguments: RunArguments) -> Iterator[None]:
             raise
         raise ValueError(
             f"init_from: expected settings that fit the checkpoint {arguments.init_from}, got:"
-            f" {str(error).rstrip('.')}."
-            f" To take the checkpoint as it is, without what this run file says of a model of its own, add"
-            f" {' '.join(f'--{name} null' for name in given)}."
+            f" {str(error).rstrip('.')}. To use the checkpoint unchanged, without the model settings of this run"
+            f" file, add {' '.join(f'--{name} null' for name in given)}."
         ) from error
 
 
@@ -304,8 +301,8 @@ def check_sizes(config: Ross3DConfig, saved: dict[str, Any]) -> None:
             before, now = (saved.get(section) or {}).get(name), getattr(getattr(config, section), name, None)
             if None not in (before, now) and before != now:
                 raise ValueError(
-                    f"model.{section}.{name}: expected {before}, which the weights of the checkpoint have, got {now};"
-                    " leave it out."
+                    f"model.{section}.{name}: expected {before}, as in the checkpoint's weights, got {now}; leave it"
+                    " out."
                 )
 
 
@@ -364,13 +361,13 @@ def find_teacher(arguments: RunArguments) -> Path | None:
         file = folder / "config.json"
         if not file.is_file():
             raise FileNotFoundError(
-                f"teacher: expected the folder of a VAE, got {folder}, a folder without config.json; name one such as"
-                " scenes/teacher, or set --teacher null."
+                f"teacher: expected the folder of a VAE, got {folder}, which has no config.json; name a folder such"
+                " as scenes/teacher, or set --teacher null."
             )
         kind = read_json(file, "the config of a teacher", kind=dict).get("_class_name")
         if kind != "AutoencoderKL":
             raise ValueError(
-                f"teacher: expected a VAE that diffusers saved (_class_name AutoencoderKL), got {kind!r} in {file};"
+                f"teacher: expected a VAE saved by diffusers (_class_name AutoencoderKL), got {kind!r} in {file};"
                 " name another folder, such as scenes/teacher."
             )
         return folder
@@ -398,7 +395,7 @@ def check_normalization(processor: Ross3DProcessor, config: Ross3DConfig) -> Non
         if made != read or not (pixels.do_rescale and pixels.do_normalize):
             raise ValueError(
                 f"processor.image_processor: expected do_rescale, do_normalize and {name} {read} as in the model's"
-                f" config, got {pixels.do_rescale}, {pixels.do_normalize} and {made}; set both alike."
+                f" config, got {pixels.do_rescale}, {pixels.do_normalize} and {made}; set both to the same value."
             )
 
 
@@ -413,9 +410,9 @@ def check_teacher(teacher: Path, config: Ross3DConfig) -> None:
         wanted, found = getattr(config.denoiser_config, name), told.get(name, default) or 0.0
         if wanted != found:
             raise ValueError(
-                f"teacher: expected a VAE with {name} {wanted}, as model.denoiser_config has it, got {found} in"
-                f" {teacher}; name the teacher that the model was made for, or of a new model set"
-                f" --model.denoiser_config.{name} {found}."
+                f"teacher: expected a VAE with {name} {wanted}, as in model.denoiser_config, got {found} in"
+                f" {teacher}; name the model's own teacher, or for a new model set --model.denoiser_config.{name}"
+                f" {found}."
             )
 
 
@@ -432,7 +429,8 @@ def check_fit(processor: Ross3DProcessor, config: Ross3DConfig) -> None:
     ):
         if made != read:
             raise ValueError(
-                f"processor.{name}: expected {read}, as model.vision_config has it, got {made}; set both alike."
+                f"processor.{name}: expected {read}, as in model.vision_config, got {made}; set both to the same"
+                " value."
             )
     longest = processor.max_position_embeddings
     if longest is not None and longest > config.context_length:
@@ -453,7 +451,7 @@ def build_latents(arguments: RunArguments, processor: Ross3DProcessor, config: R
     teacher = find_teacher(arguments)
     if teacher is None or config.denoiser_config is None:
         raise ValueError(
-            f"data.latents: expected a teacher and a model with denoiser_config beside it, got teacher {teacher} and"
+            f"data.latents: expected a teacher and a model with denoiser_config, got teacher {teacher} and"
             f" denoiser_config {config.denoiser_config}; leave data.latents out."
         )
     check_normalization(processor, config)
@@ -490,9 +488,9 @@ def build_rows(
     if lost:
         unknown = sorted({annotation.scene_id for annotation in lost})
         raise ValueError(
-            f"{file}: expected scene_ids that are folders of {Path(data.root) / data.split}, got {len(lost)}"
-            f" questions, first {lost[0].id!r}, about {len(unknown)} scenes that are not, such as {unknown[:3]};"
-            " scene_id is the folder's name: copy or prepare these scenes, or leave the questions out."
+            f"{file}: expected every scene_id to be a folder in {Path(data.root) / data.split}, got {len(lost)}"
+            f" questions, first {lost[0].id!r}, about {len(unknown)} scenes that are not, such as {unknown[:3]}; copy"
+            " or prepare these scenes, or remove their questions."
         )
     check_all_object_ids(annotations, lambda name: Path(data.root) / data.split / name)
     check_lengths(annotations, processor, str(file))
@@ -535,8 +533,8 @@ def freeze_parts(model: nn.Module, parts: dict[str, PartArguments]) -> None:
         if not any(name.startswith(prefix) for name in names):
             heads = sorted({".".join(name.split(".")[:2]) for name in names})
             raise ValueError(
-                f"parts: expected a prefix of a parameter's name such as {heads}, got `{prefix}`;"
-                f" correct it, or drop it with --parts.{prefix} null."
+                f"parts: expected the prefix of a parameter name such as {heads}, got `{prefix}`; correct it, or"
+                f" remove it with --parts.{prefix} null."
             )
         for name, parameter in model.named_parameters():
             if part.freeze and name.startswith(prefix):
@@ -582,8 +580,8 @@ def choose_optimizer(
     check_whole_matrices("parts")
     if cls is not torch.optim.AdamW:
         raise ValueError(
-            f"trainer.optim: expected adamw_torch beside parts with optimizer: muon, got {arguments.optim};"
-            " leave one of the two out."
+            f"trainer.optim: expected adamw_torch because some parts have optimizer: muon, got {arguments.optim};"
+            " remove one of the two settings."
         )
     adamw = {name: settings[name] for name in ("betas", "eps")}
     groups = [group if group["muon"] else group | adamw for group in groups]

@@ -21,8 +21,8 @@ from ross3d.training.damage import CHECKSUMS, COMPLETE_MARK, check_checkpoint_fi
 
 
 DIVERGED = (
-    "the run has diverged and stops; its last checkpoint is from before. Begin another run with a lower"
-    " trainer.learning_rate, or trainer.max_grad_norm"
+    "the run has diverged and stops; its last checkpoint is from before that. Start another run with a lower"
+    " trainer.learning_rate or trainer.max_grad_norm"
 )
 # Seconds after which a new file must be visible to other machines on a shared disk.
 SHARED_PATIENCE = 120.0
@@ -142,7 +142,7 @@ class MarkComplete(TrainerCallback):
         if state.is_world_process_zero:
             shutil.rmtree(Path(args.output_dir) / f"checkpoint-{state.global_step}", ignore_errors=True)
         raise ValueError(
-            f"step {state.global_step}: expected finite weights, got NaN or infinity in some that are trained;"
+            f"step {state.global_step}: expected finite weights, got NaN or infinity in some trained weights;"
             f" {DIVERGED}."
         )
 
@@ -199,8 +199,8 @@ def find_checkpoint(output_dir: Path) -> Path | None:
             names = (folder.with_name(f"{folder.name}-damaged-{number}") for number in itertools.count(1))
             aside = folder.rename(next(name for name in names if not name.exists()))
             warnings.warn(
-                f"{str(error).rstrip('.')}; {folder.name} is put aside as {aside.name}, and the run goes on from the"
-                " last checkpoint that is whole, or begins anew.",
+                f"{str(error).rstrip('.')}; {folder.name} was renamed to {aside.name}; the run resumes from the last"
+                " intact checkpoint, or starts over.",
                 stacklevel=2,
             )
         else:
@@ -236,7 +236,8 @@ def check_shared(file: Path, process_index: int, patience: float = SHARED_PATIEN
     while process_index != 0 and not file.is_file():
         if time.monotonic() - begin > patience:
             raise FileNotFoundError(
-                f"trainer.output_dir: expected one folder that all machines see, got none of the first process's files"
-                f" in {file.parent} on {platform.node()} (process {process_index}); choose a folder on a shared disk."
+                f"trainer.output_dir: expected a folder that all machines share, but {file.parent} on"
+                f" {platform.node()} (process {process_index}) has no files of the first process; choose a folder on"
+                " a shared disk."
             )
         time.sleep(0.2)

@@ -47,11 +47,11 @@ def make_run_card(settings: dict[str, Any], denoiser: Any, state: TrainerState) 
     origin.datasets = list(dict.fromkeys([*origin.datasets, *tasks]))
     origin.add([INGREDIENTS["code"], *find_data(tasks), *find_vae(denoiser)])
     start = "from new weights" if settings.get("init_from") is None else f"from `{shorten(settings['init_from'])}`"
-    learned = f"questions of {', '.join(tasks)}" if tasks else "views without questions"
+    learned = f"questions of {', '.join(tasks)}" if tasks else "images without questions"
     if not tasks:
         origin.add([make_scans(shorten(settings["data"]["root"]))])
     if (share := settings["data"].get("labelled_share", 1.0)) < 1:
-        learned += f" ({100 * share:g} % of the samples; of the others, pictures alone)"
+        learned += f" ({100 * share:g} % of the samples; the others give only images)"
     if (scans := settings["data"].get("unlabelled_root")) is not None:
         origin.add([make_scans(shorten(scans))])
         learned += f" and on scans without questions (`{shorten(scans)}`)"
@@ -85,7 +85,7 @@ def find_vae(denoiser: Any) -> list[Ingredient]:
     if denoiser is None:
         return []
     known = TEACHERS.get((denoiser.latent_channels, denoiser.scaling_factor, denoiser.shift_factor))
-    unknown = Ingredient("VAE (`teacher/`)", "the run's teacher", "as its authors state")
+    unknown = Ingredient("VAE (`teacher/`)", "the teacher of the run", "as stated by its authors")
     return [unknown if known is None else INGREDIENTS[known]]
 
 
@@ -115,7 +115,7 @@ def describe_data(data: dict[str, Any]) -> str:
     manifest = root / "manifest.json"
     if not manifest.is_file():
         return told
-    made = read_json(manifest, "how the scenes were built", keys=["arguments"])["arguments"]
+    made = read_json(manifest, "the record of how the scenes were built", keys=["arguments"])["arguments"]
     words = {"--train": made["num_train"], "--val": made["num_val"], "--views": made["num_views"]}
     words |= {"--bev-size": made["bev_size"], "--seed": made["seed"]}
     words["--image-size"] = "x".join(map(str, made["image_size"]))

@@ -20,7 +20,7 @@ from ross3d.data.text_files import check_file, read_json, read_text
 from ross3d.processing_ross3d import GeometryMode, Ross3DProcessor
 
 
-WAY_OUT = "fetch the whole checkpoint again, or save it again with save_pretrained"
+WAY_OUT = "download the whole checkpoint again, or save it again with save_pretrained"
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_config.json"
 GEOMETRY_MODES = get_args(GeometryMode)
 # Files fetched from the Hub: weights, settings, tokenizer, teacher, and files for converting back.
@@ -57,22 +57,22 @@ def find_folder(name: str | os.PathLike, option: str, patterns: Sequence[str], m
         return folder
     if folder.exists():
         raise NotADirectoryError(
-            f"{option}: expected a {meaning}'s folder, got the file {folder}; give the folder that it lies in."
+            f"{option}: expected a {meaning}'s folder, got the file {folder}; give the folder that contains it."
         )
     if not is_hub_id(str(name)):
         known = next(parent for parent in [*folder.parents, Path(".")] if parent.is_dir())
         raise FileNotFoundError(
-            f"{option}: expected a {meaning}'s folder or a Hub id such as user/name, got {name}: no such folder"
-            f" (the path exists up to {known.resolve()}); correct it."
+            f"{option}: expected a {meaning}'s folder or a Hub id such as user/name, got {name}: no such folder (the"
+            f" path exists as far as {known.resolve()}); correct it."
         )
     try:
         return Path(snapshot_download(str(name), allow_patterns=list(patterns)))
     # Hub and network raise errors of many libraries, all of them OSError or ValueError.
     except (OSError, ValueError) as error:
-        reason = "the Hub is switched off (HF_HUB_OFFLINE) and no copy is here" if is_offline_mode() else error
+        reason = "the Hub is disabled (HF_HUB_OFFLINE) and there is no local copy" if is_offline_mode() else error
         raise FileNotFoundError(
-            f"{option}: expected a {meaning}'s folder or a Hub id that can be reached, got {name}: no such"
-            f" folder, and from the Hub: {' '.join(str(reason).split())}; correct it, or log in with `hf auth login`."
+            f"{option}: expected a {meaning}'s folder or a reachable Hub id, got {name}: no such folder, and the Hub"
+            f" answered: {' '.join(str(reason).split())}; correct it, or log in with `hf auth login`."
         ) from error
 
 
@@ -87,8 +87,8 @@ def find_checkpoint(name: str | os.PathLike, option: str = "--model") -> Path:
     file = folder / "config.json"
     if not file.is_file():
         raise FileNotFoundError(
-            f"{option}: expected a checkpoint's folder or a Hub id, got {folder}, a folder without config.json; give"
-            " one that train.py, tools/convert.py or tools/make_tiny.py wrote."
+            f"{option}: expected a checkpoint's folder or a Hub id, got {folder}, which has no config.json; give a"
+            " folder that train.py, tools/convert.py or tools/make_tiny.py wrote."
         )
     kind = read_json(file, "the config of a checkpoint", kind=dict).get("model_type")
     if kind != "ross3d":
@@ -116,15 +116,15 @@ def load_processor(folder: Path, geometry_mode: str | None = None) -> Ross3DProc
     except Exception as error:
         message = " ".join(str(error).split())
         if "custom code" in message:
-            message = "its tokenizer asks for Python code of its own, which is not run"
+            message = "its tokenizer needs its own Python code, which is not run"
         raise ValueError(
             f"{folder}: expected the processor of a checkpoint (processor_config.json, tokenizer.json and"
-            f" tokenizer_config.json), got files that cannot be read: {message}; fetch them again."
+            f" tokenizer_config.json), got files that cannot be read: {message}; download them again."
         ) from error
     if processor.tokenizer.pad_token is None:
         file = folder / "tokenizer_config.json"
         got = "none in it" if file.is_file() else "no such file"
-        raise ValueError(f"{file}: expected the tokenizer's settings, a pad_token among them, got {got}; {WAY_OUT}.")
+        raise ValueError(f"{file}: expected the tokenizer's settings with a pad_token, got {got}; {WAY_OUT}.")
     if geometry_mode is not None:
         processor.geometry_mode = geometry_mode
     return processor
@@ -140,11 +140,11 @@ def check_processor_files(folder: Path) -> None:
     for name, any_of in needed.items():
         if not any((folder / other).is_file() for other in any_of):
             raise FileNotFoundError(
-                f"{folder / name}: expected it in a checkpoint's folder, got no such file; {WAY_OUT}."
+                f"{folder / name}: expected this file in the checkpoint's folder, got none; {WAY_OUT}."
             )
     for name in (*needed, "tokenizer_config.json"):
         if (folder / name).is_file():
-            read_json(folder / name, "settings of a checkpoint's processor", kind=dict, remedy=WAY_OUT)
+            read_json(folder / name, "the settings of a checkpoint's processor", kind=dict, remedy=WAY_OUT)
     template = folder / "chat_template.jinja"
     if template.is_file():
         text = read_text(template, "the chat template of a checkpoint")
@@ -152,7 +152,7 @@ def check_processor_files(folder: Path) -> None:
             _compile_jinja_template(text)
         except TemplateError as error:
             raise ValueError(
-                f"{template}: expected a chat template, got one that is no Jinja ({error}); {WAY_OUT}."
+                f"{template}: expected a chat template in Jinja, got a syntax error ({error}); {WAY_OUT}."
             ) from error
 
 
@@ -165,12 +165,12 @@ def check_model_files(folder: Path) -> None:
     for name in ("config.json", "generation_config.json"):
         # Without a config the library would initialise the billions of weights of the default config.
         if name == "config.json" or (folder / name).exists():
-            settings = read_json(folder / name, "settings of a checkpoint's model", kind=dict, remedy=WAY_OUT)
+            settings = read_json(folder / name, "the settings of a checkpoint's model", kind=dict, remedy=WAY_OUT)
             check_no_kernels(settings, folder / name)
     if (folder / ADAPTER).exists():
         raise ValueError(
-            f"{folder / ADAPTER}: expected a checkpoint without adapters, since the library would add one unchecked,"
-            " got one beside config.json; merge it into the weights, or remove the file."
+            f"{folder / ADAPTER}: expected a checkpoint without adapters, because Transformers would load one"
+            " unchecked, got an adapter next to config.json; merge it into the weights, or remove the file."
         )
     for file in sorted(folder.glob("*.safetensors")):
         check_file(file, "weights in the safetensors format")
@@ -179,8 +179,8 @@ def check_model_files(folder: Path) -> None:
     index = folder / f"{WEIGHTS}.index.json"
     if not index.is_file():
         raise FileNotFoundError(
-            f"{folder / WEIGHTS}: expected the weights of a checkpoint, there or in shards with {index.name}, got no"
-            f" such file; {WAY_OUT}."
+            f"{folder / WEIGHTS}: expected the weights of a checkpoint in this file or in shards listed in"
+            f" {index.name}, got neither; {WAY_OUT}."
         )
     shards = read_json(index, "the index of a checkpoint's weights", keys=["weight_map"], remedy=WAY_OUT)["weight_map"]
     if not isinstance(shards, dict) or not shards:
@@ -198,8 +198,8 @@ def check_no_kernels(settings: dict[str, Any], file: Path) -> None:
     for name, value in settings.items():
         if name.endswith("_implementation") and "/" in str(value):
             raise ValueError(
-                f"{file}: expected {name} of the library's own, such as sdpa, got {str(value)[:100]!r}, code of"
-                " somebody else, which is not run; remove the key."
+                f"{file}: expected {name} from Transformers, such as sdpa, got {str(value)[:100]!r}, which would run"
+                " third-party code; remove the key."
             )
         if isinstance(value, dict):
             check_no_kernels(value, file)
@@ -224,9 +224,9 @@ def check_lengths(questions: Sequence[Any], processor: Ross3DProcessor, where: s
     longest = max(range(len(lengths)), key=lengths.__getitem__)
     if lengths[longest] > limit - processor.tokens_per_view:
         raise ValueError(
-            f"{where}: expected questions that fit, with answer and a view of {processor.tokens_per_view} tokens, into"
-            f" the model's {limit} positions (max_position_embeddings), got {lengths[longest]} tokens in question"
-            f" {questions[longest].id!r}; shorten it."
+            f"{where}: expected questions that fit with their answers and one view of {processor.tokens_per_view}"
+            f" tokens into the model's {limit} positions (max_position_embeddings), got {lengths[longest]} tokens in"
+            f" question {questions[longest].id!r}; shorten it."
         )
 
 

@@ -19,8 +19,8 @@ from transformers import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
 from ross3d.command_line import check_value
-from ross3d.data.kept import hash_file
 from ross3d.data.sources.inside import resolve_inside
+from ross3d.data.tensor_cache import hash_file
 from ross3d.data.text_files import AGAIN, check_file, read_json
 from ross3d.training.loading import is_finite, show_names
 
@@ -29,7 +29,7 @@ from ross3d.training.loading import is_finite, show_names
 COMPLETE_MARK = "complete.json"
 # In the same folder: file -> sha256, for the files whose format has no checksums.
 CHECKSUMS, ARCHIVES = "checksums.json", (".pt", ".pth", ".bin")
-DAMAGED = "remove the file: the folder then counts as unfinished"
+DAMAGED = "remove the file, and the folder counts as unfinished"
 STATE = "trainer_state.json"
 # Files of the Trainer with only plain tensors and numbers; others, such as DeepSpeed's, may hold more.
 PLAIN_FILES = re.compile(r"optimizer\.pt|scheduler\.pt|rng_state(_\d+)?\.pth")
@@ -44,15 +44,15 @@ def read_mark(folder: Path, remedy: str = DAMAGED) -> dict[str, int]:
     Raises:
         FileNotFoundError, ValueError: for a missing or broken mark; names the file.
     """
-    mark, meaning = folder / COMPLETE_MARK, "sizes of the files of a finished folder"
+    mark, meaning = folder / COMPLETE_MARK, "the file sizes of a finished folder"
     sizes = read_json(mark, meaning, kind=dict, remedy=remedy)
     for name in sizes:
         resolve_inside(folder, name, where=str(mark), allow_outside=None, check_links=False)
     wrong = [name for name, size in sizes.items() if not isinstance(size, int) or isinstance(size, bool)]
     if wrong or not sizes:
         raise ValueError(
-            f"{mark}: expected sizes of the files of a finished folder, got {sizes[wrong[0]] if wrong else 'none'!s}"
-            f"{f' for {wrong[0]}' if wrong else ''}; {remedy}."
+            f"{mark}: expected the file sizes of a finished folder, got"
+            f" {sizes[wrong[0]] if wrong else 'none'!s}{f' for {wrong[0]}' if wrong else ''}; {remedy}."
         )
     return sizes
 
@@ -115,10 +115,13 @@ def check_sums(folder: Path) -> None:
     listed = folder / CHECKSUMS
     if not listed.is_file():
         return
-    for name, wanted in read_json(listed, "check sums of the files of a checkpoint", kind=dict).items():
+    for name, wanted in read_json(listed, "checksums of a checkpoint's files", kind=dict).items():
         file = resolve_inside(folder, name, where=str(listed), allow_outside=None, check_links=False)
         if not file.is_file() or hash_file(file) != wanted:
-            raise ValueError(f"{file}: expected bytes with the checksum in {CHECKSUMS}, got others; copy it again.")
+            raise ValueError(
+                f"{file}: expected the checksum in {CHECKSUMS}, got a different one: the file has changed; restore it"
+                " from a copy."
+            )
 
 
 def check_state(file: Path, step: int) -> None:
@@ -142,7 +145,7 @@ def check_state(file: Path, step: int) -> None:
 
 
 def check_json(file: Path) -> None:
-    read_json(file, "what was saved in it")
+    read_json(file, "the saved object")
 
 
 def check_weights(file: Path) -> None:
@@ -165,7 +168,7 @@ def check_weights(file: Path) -> None:
         ) from error
     if broken:
         raise ValueError(
-            f"{file}: expected finite weights of floating point, got others in {show_names(sorted(broken))}."
+            f"{file}: expected finite floating-point weights, got others in {show_names(sorted(broken))}."
         )
 
 
@@ -180,7 +183,7 @@ def check_archive(file: Path) -> None:
             # For an entry marked as a folder, torch would read nothing and return uninitialised memory.
             folders = [info.filename for info in archive.infolist() if info.external_attr & MSDOS_FOLDER]
             record = archive.testzip() or next(iter(folders), None)
-        problem = None if record is None else f"other bytes than were written, in {record}"
+        problem = None if record is None else f"changed bytes in {record}"
         if problem is None and PLAIN_FILES.fullmatch(file.name):
             # Checks the archive's own tables, which have no checksums.
             with safe_globals():
@@ -189,7 +192,7 @@ def check_archive(file: Path) -> None:
     except Exception as error:
         problem = f"a damaged file ({describe(error)})"
     if problem is not None:
-        raise ValueError(f"{file}: expected what torch.save writes, got {problem}.")
+        raise ValueError(f"{file}: expected a file written by torch.save, got {problem}.")
 
 
 def describe(error: Exception) -> str:
@@ -228,9 +231,9 @@ def check_weight_names(folder: Path, model: nn.Module) -> None:
     wrong = sorted((wanted - found - shared) | (found - wanted))
     if wrong:
         raise ValueError(
-            f"{files[0]}: expected the weights of this run's model and no others, got another set of names:"
-            f" {show_names(wrong)}; the file is damaged. Remove {folder.name}: the run then goes on from the"
-            " checkpoint before it, or begins anew."
+            f"{files[0]}: expected the weights of this run's model and no others, got missing or unknown names:"
+            f" {show_names(wrong)}; the file is damaged. Remove {folder.name}, and the run resumes from the"
+            " checkpoint before it, or starts over."
         )
 
 

@@ -55,8 +55,8 @@ def main(arguments: RunArguments) -> None:
     teacher_folder = find_teacher(arguments)
     if arguments.data.latents is None or teacher_folder is None:
         raise ValueError(
-            f"data.latents: expected a folder to keep latents in, and a teacher, got {arguments.data.latents!r} and"
-            f" teacher {teacher_folder}; set both in the run's file."
+            f"data.latents: expected a folder for latents, and a teacher, got {arguments.data.latents!r} and teacher"
+            f" {teacher_folder}; set both in the run's file."
         )
     processor = build_processor(arguments)
     config = build_config(arguments, processor)

@@ -62,8 +62,8 @@ def load_model(
         )
     except SafetensorError as error:
         raise ValueError(
-            f"{find_broken_file(Path(folder))}: expected weights in the safetensors format, got a broken or cut-off"
-            f" file ({error}); fetch it again."
+            f"{find_broken_file(Path(folder))}: expected weights in the safetensors format, got a damaged or"
+            f" truncated file ({error}); download it again."
         ) from error
     finally:
         LIBRARY_LOGGER.removeFilter(is_no_report)
@@ -97,16 +97,19 @@ def check_loading(folder: str | os.PathLike, info: dict[str, Any], allow_missing
     own = list_own_weights(folder).keys()
     missing, unexpected = sorted(missing & own), sorted(unexpected - own)
     if missing and allow_missing:
-        LIBRARY_LOGGER.warning("%s: %s drawn at random, since the files lack them.", folder, show_names(missing))
+        LIBRARY_LOGGER.warning(
+            "%s: %s initialised at random, because the files lack them.", folder, show_names(missing)
+        )
     elif missing:
         raise ValueError(
-            f"{folder}: expected all weights that config.json asks for, got none of {show_names(missing)}; fetch the"
-            " whole checkpoint again: answers would come from random numbers."
+            f"{folder}: expected all weights of the model in config.json, but {show_names(missing)} are missing;"
+            " download the whole checkpoint again, because answers would come from random weights."
         )
     if unexpected:
         raise ValueError(
-            f"{folder}: expected the weights that config.json asks for and no others, got {show_names(unexpected)};"
-            " config.json and weights belong to different checkpoints: fetch both again."
+            f"{folder}: expected only the weights of the model in config.json, got unknown weights"
+            f" {show_names(unexpected)}; config.json and weights belong to different checkpoints: download both"
+            " again."
         )
 
 
@@ -120,9 +123,9 @@ def refuse_other_shapes(folder: str | os.PathLike, mismatched: Iterable[tuple[st
     if mismatched:
         name, found, wanted = mismatched[0]
         raise ValueError(
-            f"{folder}: expected {name} of shape {tuple(wanted)}, as the config says, got {tuple(found)}"
-            f" ({len(mismatched)} such weights); the files belong to another config, or the settings of this run"
-            " change a size that trained weights have: leave those out."
+            f"{folder}: expected {name} of shape {tuple(wanted)}, as in the config, got {tuple(found)}"
+            f" ({len(mismatched)} such weights); the files belong to another config, or a setting of this run changes"
+            " the size of trained weights: leave that setting out."
         )
 
 
@@ -141,8 +144,8 @@ def check_stored_shapes(folder: Path) -> None:
         layers = getattr(getattr(config, section), "num_hidden_layers", 0)
         if layers > MAX_LAYERS:
             raise ValueError(
-                f"{folder / 'config.json'}: expected {section} with at most {MAX_LAYERS} layers, got {layers}; fetch"
-                " the whole checkpoint again."
+                f"{folder / 'config.json'}: expected {section} with at most {MAX_LAYERS} layers, got {layers};"
+                " download the whole checkpoint again."
             )
     own = list_own_weights(folder)
     stored = {}
@@ -164,7 +167,7 @@ def read_config(folder: str | os.PathLike) -> Ross3DConfig:
     except StrictDataclassError as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise ValueError(
-            f"{Path(folder) / 'config.json'}: {reason.rstrip('.')}; fetch the checkpoint again."
+            f"{Path(folder) / 'config.json'}: {reason.rstrip('.')}; download the checkpoint again."
         ) from error
 
 
@@ -181,8 +184,8 @@ def check_generation_config(folder: Path) -> None:
     # The library checks few values, so a wrong one can raise any error.
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(
-            f"{file}: expected settings of generation, got values that cannot be read: {' '.join(str(error).split())};"
-            " fetch the checkpoint again, or remove the file."
+            f"{file}: expected generation settings, got values that cannot be read: {' '.join(str(error).split())};"
+            " download the checkpoint again, or remove the file."
         ) from error
 
 
@@ -215,7 +218,7 @@ def check_finite_weights(model: nn.Module, source: str) -> None:
     if broken:
         raise ValueError(
             f"{source}: expected finite weights, got NaN or infinity in {show_names(broken)}; the run that saved them"
-            " had diverged, or the file is damaged, or its numbers do not fit float16: fetch it again, take an"
+            " had diverged, the file is damaged, or its values overflow in float16: download it again, use an"
             " earlier checkpoint, or load it as bfloat16."
         )
 
@@ -233,16 +236,15 @@ def check_stored_weights(model: Ross3DForConditionalGeneration, folder: str | os
         whole = sorted(name for name, dtype in dtypes.items() if dtype.startswith(("I", "U", "BOOL")))
         if whole:
             raise ValueError(
-                f"{file}: expected weights of floating point, got {dtypes[whole[0]]} in {show_names(whole)}; such"
-                " numbers are codes of a quantisation that config.json does not name: fetch the whole checkpoint"
-                " again."
+                f"{file}: expected floating-point weights, got {dtypes[whole[0]]} in {show_names(whole)}; they are"
+                " quantised, but config.json has no quantization_config: download the whole checkpoint again."
             )
     for name, layer in (("embed_tokens", model.get_input_embeddings()), ("lm_head", model.get_output_embeddings())):
         weight = layer.weight
         if not weight.is_meta and weight.numel() and not bool(weight.any()):
             raise ValueError(
-                f"{folder}: expected trained weights, got zeros alone in {name}, of which every answer would be the"
-                " same; fetch the checkpoint again."
+                f"{folder}: expected trained weights, got only zeros in {name}, so every answer would be the same;"
+                " download the checkpoint again."
             )
 
 

@@ -29,15 +29,13 @@ def add_lora(
     names = {name for name, _ in model.named_modules()}
     if not any(re.fullmatch(arguments.target_modules, name) for name in names):
         raise ValueError(
-            f"lora.target_modules: expected a regular expression that whole names of modules match, such as"
+            "lora.target_modules: expected a regular expression for full module names such as"
             f" {sorted(n for n in names if n.endswith('q_proj'))[:1]}, got {arguments.target_modules!r}."
         )
     for name in arguments.modules:
         if name not in names:
             known = [child for child, _ in model.named_children()]
-            raise ValueError(
-                f"lora.modules: expected names of modules such as {known}, got {name!r}; leave out what is not there."
-            )
+            raise ValueError(f"lora.modules: expected module names such as {known}, got {name!r}; leave it out.")
     vocabulary = processor.tokenizer.get_vocab()
     for token in arguments.tokens:
         if token not in vocabulary:

@@ -42,8 +42,7 @@ def check_tables(model: dict[str, Any]) -> None:
         if not isinstance(values, dict):
             got = "nothing" if values is None else f"{describe_kind(values)}: {values!r}"
             raise ValueError(
-                f"model.{section}: expected a table of its keys, `key: value`, got {got}; write them, or leave the"
-                " section out."
+                f"model.{section}: expected a table of `key: value`, got {got}; write them, or leave the section out."
             )
         for name in SECTION_NUMBERS.keys() & values.keys():
             SECTION_NUMBERS[name].require(f"model.{section}.{name}", values[name])
@@ -95,8 +94,8 @@ def check_heads(config: Ross3DConfig) -> None:
     heads, groups = getattr(text, "num_attention_heads", None), getattr(text, "num_key_value_heads", None)
     if heads and not getattr(text, "head_dim", None) and text.hidden_size % (2 * heads):
         raise ValueError(
-            "model.text_config.num_attention_heads: expected a number of heads of the same even width in hidden_size"
-            f" {text.hidden_size}, got {heads}; choose another."
+            "model.text_config.num_attention_heads: expected a number of heads that divides hidden_size"
+            f" {text.hidden_size} into heads of even width, got {heads}; choose another."
         )
     if heads and groups and heads % groups:
         raise ValueError(
@@ -137,4 +136,4 @@ def name_key(where: str, error: BaseException) -> str:
     message = " ".join(str(error).split())
     if re.match(r"(\w+_config|\w+)[\w., ]*: expected ", message):
         return f"model.{message}" if not message.startswith("Ross3DConfig: ") else f"model: {message}"
-    return f"{where}: expected values that its class takes and that fit each other, got: {message}; correct them."
+    return f"{where}: expected valid values that fit each other, got: {message}; correct them."

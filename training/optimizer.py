@@ -29,7 +29,7 @@ class MuonAdamW(Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         if closure is not None:
-            raise ValueError("closure: expected None, got a function; Muon and AdamW take one gradient each step.")
+            raise ValueError("closure: expected None, got a function; Muon and AdamW use one gradient per step.")
         for muon, part in self.parts.items():
             # Loading a checkpoint replaces groups and states here; the parts follow.
             part.param_groups, part.state = self.get_groups(muon), self.state

@@ -14,7 +14,7 @@ def check_whole_weights(name: str) -> None:
     """Refuse a setting where weights are sharded over processes."""
     if is_deepspeed_zero3_enabled() or is_launched_with("FSDP"):
         raise ValueError(
-            f"{name}: expected all weights on every process, got ZeRO-3 or FSDP, which cut them to pieces; start with"
+            f"{name}: expected all weights on every process, got ZeRO-3 or FSDP, which shard them; start with"
             " configs/accelerate/single.yaml, ddp.yaml or deepspeed_zero2.yaml."
         )
 
@@ -23,6 +23,6 @@ def check_whole_matrices(name: str) -> None:
     """Refuse a setting where the optimizer sees shards of matrices."""
     if is_launched_with("DEEPSPEED") or is_launched_with("FSDP"):
         raise ValueError(
-            f"{name}: expected an optimizer that sees whole matrices, got DeepSpeed or FSDP, which cut them to pieces;"
-            " start with configs/accelerate/single.yaml or ddp.yaml, or use adamw."
+            f"{name}: expected an optimizer that sees whole matrices, got DeepSpeed or FSDP, which shard them; start"
+            " with configs/accelerate/single.yaml or ddp.yaml, or use adamw."
         )

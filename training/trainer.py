@@ -38,8 +38,8 @@ class Ross3DTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if self.label_smoother is not None:
             raise ValueError(
-                "label_smoothing_factor: expected 0, since the Trainer would smooth targets that it does not see"
-                f" (loss_weights, shift_labels), got {self.args.label_smoothing_factor}; leave it out."
+                "label_smoothing_factor: expected 0, because the Trainer's smoothing ignores loss_weights and"
+                f" shift_labels, got {self.args.label_smoothing_factor}; leave it out."
             )
         self.model_accepts_loss_kwargs = True
         if self.args.label_names is None:

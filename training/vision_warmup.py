@@ -57,8 +57,8 @@ def check_labels(path: Path, scene: Scene) -> None:
     missing += [] if scene.depth_maps is not None else ["depth"]
     if missing:
         raise ValueError(
-            f"vision_warmup: expected depth, and boxes with {' and '.join(LABEL_NAMES)}, in scene {path}, got no"
-            f" {missing[0]}; set vision_warmup: null, or complete boxes.json."
+            f"vision_warmup: expected depth, and boxes with {' and '.join(LABEL_NAMES)}, in scene {path}, but"
+            f" {missing[0]} is missing; set vision_warmup: null, or complete boxes.json."
         )
 
 

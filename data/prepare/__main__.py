@@ -37,13 +37,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     scannet = commands.add_parser("scannet", help="raw scans and official annotations")
     scannet.add_argument("--scans", required=True, type=parse_path, help="folder with sceneNNNN_NN folders")
     scannet.add_argument(
-        "--annotations", required=True, type=parse_path, help="folder below which the official files are"
+        "--annotations", required=True, type=parse_path, help="folder that contains the official files, at any depth"
     )
     scannet.add_argument("--proposals", type=parse_path, help="folder with Mask3D's SCENE.mask.npz")
-    scannet.add_argument("--bev", choices=SOURCES, default="mesh", help="what the bird's-eye picture is made from")
+    scannet.add_argument("--bev", choices=SOURCES, default="mesh", help="source of the bird's-eye picture")
     scannet.add_argument("--published", action="store_true", help="also write processed/ and metadata/ as published")
     scannet.add_argument(
-        "--choose", choices=CHOICES, default="uniform", help="views: evenly spread, or those that see most of the mesh"
+        "--choose",
+        choices=CHOICES,
+        default="uniform",
+        help="views to choose: evenly spaced, or those that cover most of the mesh",
     )
     public = commands.add_parser("posed-images", help="Video-3D-LLM's public files")
     public.add_argument(
@@ -53,16 +56,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--bev",
         choices=("depth", "published"),
         default="depth",
-        help="the bird's-eye picture: made from depth, or the published view_0.jpg",
+        help="bird's-eye picture: rendered from depth, or the published view_0.jpg",
     )
     for command in (scannet, public):
         command.add_argument("--output", required=True, type=parse_path, help="data folder to write")
-        command.add_argument("--views", type=NUM_VIEWS, default=32, help="views kept of a scan")
-        command.add_argument("--partial", action="store_true", help="leave out questions about scans that are absent")
+        command.add_argument("--views", type=NUM_VIEWS, default=32, help="views per scan")
+        command.add_argument("--partial", action="store_true", help="leave out questions about missing scans")
         add_allow_outside(command)
-    align = commands.add_parser("align", help="axis_align.txt for scans that came without an alignment")
+    align = commands.add_parser("align", help="write axis_align.txt for scans without an alignment")
     align.add_argument("--data", required=True, type=parse_path, help="a data folder, a split or a scan of it")
-    align.add_argument("--force", action="store_true", help="estimate anew where axis_align.txt is there already")
+    align.add_argument("--force", action="store_true", help="also replace an existing axis_align.txt")
     align.add_argument(
         "--min-confidence",
         type=float,
@@ -71,26 +74,33 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     bev = commands.add_parser("bev", help="bird's-eye pictures")
     bev.add_argument("--data", required=True, type=parse_path, help="a data folder, a split or a scene of it")
-    bev.add_argument("--from", dest="source", choices=SOURCES, default="depth", help="what the pictures are made from")
-    bev.add_argument("--scans", type=parse_path, help="where the sceneNNNN_NN folders with meshes or view_0.jpg are")
-    proposals = commands.add_parser("proposals", help="boxes to choose among")
+    bev.add_argument("--from", dest="source", choices=SOURCES, default="depth", help="source of the pictures")
+    bev.add_argument("--scans", type=parse_path, help="folder of the sceneNNNN_NN folders with meshes or view_0.jpg")
+    proposals = commands.add_parser("proposals", help="candidate boxes for grounding")
     proposals.add_argument("--data", required=True, type=parse_path, help="a data folder, a split or a scene of it")
     made_elsewhere = proposals.add_mutually_exclusive_group()
     made_elsewhere.add_argument(
         "--masks", type=parse_path, help="SCENE.txt of Mask3D or SCENE.mask.npz, or their folder"
     )
     made_elsewhere.add_argument(
-        "--boxes", type=parse_path, help="JSON file of boxes, by scene where there are several"
+        "--boxes", type=parse_path, help="JSON file of boxes, keyed by scene if there are several"
     )
-    proposals.add_argument("--scans", type=parse_path, help="where the folders with the meshes of the masks are")
-    proposals.add_argument("--force", action="store_true", help="make anew what is there, a benchmark's boxes, too")
+    proposals.add_argument("--scans", type=parse_path, help="folder of the scans whose meshes the masks belong to")
+    proposals.add_argument(
+        "--force", action="store_true", help="also replace existing boxes, even those of a benchmark"
+    )
     for command in (align, bev, proposals):
         add_scan_options(command)
     for command in (scannet, public, bev):
-        command.add_argument("--bev-size", type=BEV_SIZE, default=432, help="pixels of the bird's-eye picture")
+        command.add_argument(
+            "--bev-size", type=BEV_SIZE, default=432, help="side length of the bird's-eye picture, in pixels"
+        )
     for command in (scannet, public, align, bev, proposals):
         command.add_argument(
-            "--num-workers", type=COUNT, default=os.cpu_count() or 1, help="processes (default: one a core)"
+            "--num-workers",
+            type=COUNT,
+            default=os.cpu_count() or 1,
+            help="number of processes (default: one per core)",
         )
         command.add_argument("--debug", action="store_true", help=DEBUG_HELP)
     return parser.parse_args(argv)

@@ -57,8 +57,8 @@ def sample_mesh(
     num_points = len(vertices) + ((steps + 1) * (steps + 2) / 2 - 3).sum()
     if num_points > MAX_POINTS:
         raise ValueError(
-            f"{where}: expected triangles that {MAX_POINTS} points fill, {spacing:.2g} m apart, got triangles that"
-            f" take {num_points:.2g}, with sides of up to {edges.max():.4g} m; remove stray vertices, or make the"
+            f"{where}: expected triangles that {MAX_POINTS} points fill at {spacing:.2g} m spacing, got triangles"
+            f" that need {num_points:.2g}, with edges up to {edges.max():.4g} m; remove stray vertices, or render the"
             " picture from depth (--bev depth, or --from depth)."
         )
     steps = steps.astype(np.int64)
@@ -91,8 +91,8 @@ def render_mesh_bev(vertices: np.ndarray, mesh: Mesh, size: int, where: str) -> 
     """
     if mesh.colors is None:
         raise ValueError(
-            f"{where}: expected vertices with red, green and blue, got {', '.join(mesh.columns)}; take a mesh"
-            " with colours, or make the picture from depth (--bev depth, or --from depth)."
+            f"{where}: expected vertices with red, green and blue, got {', '.join(mesh.columns)}; use a mesh with"
+            " colours, or render the picture from depth (--bev depth, or --from depth)."
         )
     faces = np.zeros((0, 3), np.int64) if mesh.faces is None else mesh.faces
     bounds = get_bev_bounds(torch.from_numpy(np.asarray(vertices, np.float32)))
@@ -122,7 +122,9 @@ def is_made(folder: Path, source: str, size: int) -> bool:
     file = folder / "bev.json"
     if not file.is_file() or not (folder / "bev.png").is_file():
         return False
-    return read_json(file, "how the bird's-eye picture was made", kind=dict).get("made") == describe(source, size)
+    return read_json(file, "the record of how the bird's-eye picture was made", kind=dict).get("made") == describe(
+        source, size
+    )
 
 
 def write_bev(picture: BEVPicture, folder: Path, source: str) -> None:
@@ -145,7 +147,9 @@ def write_bev(picture: BEVPicture, folder: Path, source: str) -> None:
 def list_scans(scans: Path) -> dict[str, Path]:
     """Scene id -> folder, in `scans` itself or in the `scans` and `scans_test` of a download."""
     if not scans.is_dir():
-        raise FileNotFoundError(f"--scans: {scans} is not a folder; give the one with the folders sceneNNNN_NN.")
+        raise FileNotFoundError(
+            f"--scans: {scans} is not a folder; give the folder that contains the sceneNNNN_NN folders."
+        )
     candidates = [path for pattern in ("*", "scans/*", "scans_test/*") for path in sorted(scans.glob(pattern))]
     found = {path.name: path for path in candidates if SCENE_ID.match(path.name) and path.is_dir()}
     if not found:

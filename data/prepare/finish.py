@@ -45,12 +45,13 @@ def check_settings(output: Path, settings: dict[str, Any], inputs: dict[str, Any
     for file in (account, begun):
         if not file.is_file():
             continue
-        found = read_json(file, "the settings that the folder was prepared with", keys=("settings",))
+        found = read_json(file, "the settings of a prepared folder", keys=("settings",))
         if found["settings"] != settings:
             changed = sorted(k for k in {*found["settings"], *settings} if found["settings"].get(k) != settings.get(k))
             raise ValueError(
-                f"--output: {output} was prepared with { ({k: found['settings'].get(k) for k in changed}) }, asked for"
-                f" { ({k: settings.get(k) for k in changed}) }; choose another folder, or delete that one."
+                f"--output: {output} was prepared with { ({k: found['settings'].get(k) for k in changed}) }, but this"
+                f" command sets { ({k: settings.get(k) for k in changed}) }; choose another folder, or delete this"
+                " one."
             )
         is_same = file == account and found.get("inputs") == inputs
         if is_same and not begun.is_file() and is_whole(output, found["made"]):
@@ -83,8 +84,8 @@ def check_no_strangers(output: Path, scenes: dict[str, set[str]]) -> None:
     ]
     if strangers:
         raise ValueError(
-            f"--output: {len(strangers)} scenes there belong to nothing that was given, such as {strangers[0]}; delete"
-            " them, or choose another folder."
+            f"--output: {len(strangers)} scenes in this folder are not part of the input, such as {strangers[0]};"
+            " delete them, or choose another folder."
         )
 
 
@@ -206,9 +207,9 @@ def format_account(finished: Finished, output: Path) -> str:
     for reason, count in Counter(account["excluded_scans"].values()).items():
         lines.append(f"  excluded: {count} scans: {reason}")
     if account["labels_not_in_the_table"]:
-        lines.append(f"  labels that the table lacks, taken as `case`: {account['labels_not_in_the_table']}")
+        lines.append(f"  labels missing in the table, used as `case`: {account['labels_not_in_the_table']}")
     if account["files_not_there"]:
-        lines.append(f"  files not there: {', '.join(account['files_not_there'])}")
+        lines.append(f"  missing files: {', '.join(account['files_not_there'])}")
     for reason, names in account["files_not_read"].items():
         more = f" and {len(names) - SHOWN_FILES} more, in account.json" if len(names) > SHOWN_FILES else ""
         lines.append(f"  not read: {', '.join(names[:SHOWN_FILES])}{more}: {reason}")

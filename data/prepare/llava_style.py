@@ -64,16 +64,16 @@ def make_annotations(records: list[Record], where: str, rows_of_objects: dict[st
         name = str(record["id"]) if str(record["id"]).startswith(f"{task}_") else f"{task}-{record['id']}"
         repeats[name] += 1
         if repeats[name] > 1 and (task not in REPEATING or "_train_" not in where):
-            raise ValueError(f"{at}: the id {record['id']!r} came before; expected one record an id.")
+            raise ValueError(f"{at}: expected unique ids, got {record['id']!r} again.")
         if repeats[name] > 1:
             name = f"{name}-{repeats[name] - 1}"
         annotation = read_record(record, task, name, at)
         rows = rows_of_objects.get(annotation.scene_id)
         if rows is None:
-            conversion.leave_out(f"{task}: its scene is not among the scans", name)
+            conversion.leave_out(f"{task}: its scene is missing", name)
             continue
         if any(number not in rows for number in annotation.target_ids or []):
-            conversion.leave_out(f"{task}: its object has no points in the scan, or the scan no objects", name)
+            conversion.leave_out(f"{task}: its object has no points in the scan, or the scan has no objects", name)
             continue
         if annotation.object_ids is not None:
             annotation.object_ids = [rows[number] for number in annotation.object_ids]
@@ -106,7 +106,7 @@ def read_task(record: Record, where: str) -> str:
     # Published MMScan records have bare numbers for answers.
     if order != ("human", "gpt") or type(answer) not in (str, int):
         raise ValueError(
-            f"{where}: expected a turn of human and one of gpt, in words, got {record['conversations']!r}."
+            f"{where}: expected one human turn and one gpt turn with text, got {record['conversations']!r}."
         )
     task = record["metadata"]["dataset"].lower()
     if task not in TASKS:

@@ -20,7 +20,7 @@ def read_official_json(path: str | os.PathLike) -> Any:
     Raises:
         FileNotFoundError, ValueError: name the file.
     """
-    return read_json(path, "JSON, as docs/DATA.md says where it comes from", remedy="download the file again")
+    return read_json(path, "the JSON file described in docs/DATA.md", remedy="download the file again")
 
 
 def check_rows(
@@ -38,7 +38,9 @@ def check_rows(
         get_key: row -> a key that must be unique.
     """
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{where}: expected a JSON list of objects, got {type(rows).__name__}; is it another file?")
+        raise ValueError(
+            f"{where}: expected a JSON list of objects, got {type(rows).__name__}; check that it is the right file."
+        )
     places: dict[Hashable, int] = {}
     for place, row in enumerate(rows):
         for name, kind in fields.items():
@@ -47,8 +49,7 @@ def check_rows(
             key = get_key(row)
             if key in places:
                 raise ValueError(
-                    f"{where}, entry {place}: {key!r} is entry {places[key]} already; the file was joined from pieces:"
-                    " download it again."
+                    f"{where}, entry {place}: {key!r} repeats entry {places[key]}; download the file again."
                 )
             places[key] = place
     return rows
@@ -56,7 +57,9 @@ def check_rows(
 
 def _check_field(row: Row, name: str, kind, where: str) -> None:
     if name not in row:
-        raise ValueError(f"{where}: no field {name!r}, only {sorted(row)}; is it another benchmark's file?")
+        raise ValueError(
+            f"{where}: expected a field {name!r}, got only {sorted(row)}; check that it is this benchmark's file."
+        )
     value = row[name]
     if isinstance(value, bool) or not isinstance(value, kind):
         wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
@@ -66,7 +69,7 @@ def _check_field(row: Row, name: str, kind, where: str) -> None:
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str) and not text.strip():
             raise ValueError(
-                f"{where}: expected words in field {name!r}, got {value!r}; take the entry out, in a copy of the file."
+                f"{where}: expected text in field {name!r}, got {value!r}; remove the entry in a copy of the file."
             )
 
 

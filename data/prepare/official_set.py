@@ -61,10 +61,10 @@ BENCHMARKS = {
     ),
 }
 # Reasons why a file below the folder is not read.
-WITHOUT_ANSWERS = "questions of a test split without their answers, so that nothing can be scored"
-OF_ALL_SPLITS = "rows of all splits together; those of each split's own file are read"
-ARCHIVE = "an archive; unpack it, where its files are not there yet"
-UNKNOWN = "no official file that is read has such a name (docs/DATA.md lists them)"
+WITHOUT_ANSWERS = "test questions without answers cannot be scored"
+OF_ALL_SPLITS = "has the rows of all splits; the file of each split is read instead"
+ARCHIVE = "an archive; unpack it if its files are missing"
+UNKNOWN = "not the name of an official file (docs/DATA.md lists them)"
 ARCHIVES = {".zip", ".gz", ".tgz", ".tar", ".bz2", ".xz", ".7z", ".rar"}
 
 
@@ -110,7 +110,7 @@ def find_file(folder: Path, name: str) -> Path | None:
     """
     found = sorted(folder.rglob(name))
     if len(found) > 1:
-        raise ValueError(f"--annotations: {name} is there twice, {found[0]} and {found[1]}; remove one.")
+        raise ValueError(f"--annotations: expected {name} once, got {found[0]} and {found[1]}; remove one.")
     return found[0] if found else None
 
 
@@ -125,7 +125,7 @@ def read_official(folder: Path, elsewhere: Collection[Path] = ()) -> OfficialSet
         ValueError: names the file and the faulty entry.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"--annotations: {folder} is not a folder; give the one with the official files.")
+        raise FileNotFoundError(f"--annotations: {folder} is not a folder; give the folder of the official files.")
     official = OfficialSet()
     for split in SPLITS:
         for name, benchmark in BENCHMARKS.items():
@@ -141,7 +141,7 @@ def read_official(folder: Path, elsewhere: Collection[Path] = ()) -> OfficialSet
             official.scenes[split] |= official.lists[split]
     if not official.files:
         raise FileNotFoundError(
-            f"--annotations: none of the official files is below {folder}; docs/DATA.md lists their names."
+            f"--annotations: expected official files in {folder}, found none; docs/DATA.md lists their names."
         )
     list_unread(folder, official, elsewhere)
     return official
@@ -156,7 +156,7 @@ def read_split(folder: Path, official: OfficialSet, name: str, split: str) -> No
     if None in files:
         if any(files):
             raise FileNotFoundError(
-                f"--annotations: {name} needs both {names[0]} and {names[1]}; one of them is not there."
+                f"--annotations: {name} needs both {names[0]} and {names[1]}, but one is missing; download it."
             )
         return
     official.files += files
@@ -199,7 +199,7 @@ def explain_unread(file: Path) -> str:
     patterns = [pattern for benchmark in BENCHMARKS.values() for pattern in benchmark.files]
     official_names = [pattern.format(split) for pattern in [*patterns, SCENE_LIST] for split in SPLITS]
     alike = [name for name in official_names if name.lower() == file.name.lower()]
-    return f"its name is not {alike[0]} to the letter; rename it" if alike else UNKNOWN
+    return f"its name is not exactly {alike[0]}; rename it" if alike else UNKNOWN
 
 
 def make_public_files(

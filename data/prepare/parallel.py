@@ -44,8 +44,8 @@ def run_jobs(
                 outcomes = list(show(pool.map(attempt, items)))
         except BrokenProcessPool as error:
             raise OSError(
-                f"{title}: a process was killed, perhaps for want of memory; what is done stays: run the same command"
-                " again, with a smaller --num-workers."
+                f"{title}: a process was killed, perhaps because memory ran out; finished scenes are not lost: run"
+                " the same command again with a smaller --num-workers."
             ) from error
     failures = [(get_name(item), told) for item, (_, told) in zip(items, outcomes, strict=True) if told is not None]
     if failures:
@@ -55,8 +55,8 @@ def run_jobs(
             shown.append(f"  and {', '.join(others)}")
         told = "\n".join(shown)
         raise ValueError(
-            f"{title}: {len(failures)} of {len(items)} failed, the others are done and stay:\n{told}\n"
-            "Mend or remove these and run the same command again."
+            f"{title}: {len(failures)} of {len(items)} failed; the others are done:\n{told}\nCorrect or remove these"
+            " and run the same command again."
         )
     return [result for result, _ in outcomes]
 

@@ -20,7 +20,6 @@ import numpy as np
 
 from ross3d.data.atomic import hold_folder
 from ross3d.data.bev import BEVPicture, render_scene_bev
-from ross3d.data.kept import hash_file
 from ross3d.data.prepare.bev import read_published_bev
 from ross3d.data.prepare.finish import Finished, check_no_strangers, check_settings, finish, hash_text
 from ross3d.data.prepare.llava_style import Boxes, Record, get_scene_id, read_record, read_task
@@ -34,6 +33,7 @@ from ross3d.data.sources.frames import open_image, read_depth, read_matrix
 from ross3d.data.sources.inside import check_all_inside
 from ross3d.data.sources.posed_images import PUBLISHED_BEV_NAMES, EmbodiedScanInfo, load_embodiedscan_infos
 from ross3d.data.sources.scannet_objects import read_axis_alignment
+from ross3d.data.tensor_cache import hash_file
 from ross3d.inputs_ross3d import check_boxes
 
 
@@ -51,7 +51,7 @@ RECORD_FILES = {
 }
 
 
-UNKNOWN = "no file of records, boxes or infos that is read has such a name and place (docs/DATA.md lists them)"
+UNKNOWN = "not the path of a file of records, boxes or infos (docs/DATA.md lists them)"
 
 
 @dataclass
@@ -109,7 +109,9 @@ def read_public(root: Path) -> PublicSet:
             file_name = f"{name}_{split}_llava_style.json"
             found = sorted([*root.glob(f"processed/{file_name}"), *root.glob(f"processed/*/{file_name}")])
             if len(found) > 1:
-                raise ValueError(f"--root: {found[0]} and {found[1]} are both there; keep one of the two layouts.")
+                raise ValueError(
+                    f"--root: expected one layout, got both {found[0]} and {found[1]}; remove one of them."
+                )
             if not found:
                 public.missing += [file_name] if split in splits else []
                 continue
@@ -125,7 +127,7 @@ def read_public(root: Path) -> PublicSet:
                 read_box_file(file, public, split, kind)
     add_record_boxes(public)
     if not public.records:
-        raise FileNotFoundError(f"--root: no NAME_SPLIT_llava_style.json in {root / 'processed'} or a folder of it.")
+        raise FileNotFoundError(f"--root: no NAME_SPLIT_llava_style.json in {root / 'processed'} or its subfolders.")
     return public
 
 
@@ -143,7 +145,7 @@ def list_unread(root: Path, public: PublicSet, info_files: list[Path]) -> None:
 def read_box_file(file: Path, public: PublicSet, split: str, kind: str) -> None:
     content = read_official_json(file)
     if not isinstance(content, dict) or not all(isinstance(rows, list) for rows in content.values()):
-        raise ValueError(f"{file}: expected a list of boxes for each scene; is it another file?")
+        raise ValueError(f"{file}: expected a list of boxes for each scene; check that it is the right file.")
     for video, rows in content.items():
         scene_id = get_scene_id(video, str(file))
         check_box_rows(rows, f"{file}, {video}")
@@ -208,8 +210,8 @@ def plan_jobs(
             jobs.append(PublicJob(folder, split, infos.get(scene_id), boxes, proposals, allow_outside))
     if unknown and not partial_scans:
         raise ValueError(
-            f"--root: {len(unknown)} scenes that records or boxes name have no folder in scannet/posed_images, such as"
-            f" {unknown[:3]}; unpack them, or give --partial to leave their questions out."
+            f"--root: {len(unknown)} scenes of the records or boxes have no folder in scannet/posed_images, such as"
+            f" {unknown[:3]}; unpack them, or use --partial to leave out their questions."
         )
     return jobs
 
@@ -296,7 +298,7 @@ def list_frames(job: PublicJob) -> list[str]:
     wrong = [name for name in names if not (name.isascii() and name.isdigit())]
     if wrong or len({int(name) for name in names}) < len(names):
         raise ValueError(
-            f"{job.folder}: expected frames with numbers of their own as names, such as 00010, got"
+            f"{job.folder}: expected frames named by unique numbers, such as 00010, got"
             f" {(wrong or sorted(names))[:5]}; unpack posed_images again."
         )
     return names
@@ -315,7 +317,7 @@ def get_alignment(job: PublicJob) -> np.ndarray:
     matrix = read_axis_alignment(file)
     if matrix is None and (job.boxes or job.proposals):
         raise ValueError(
-            f"{file}: expected a line axisAlignment, since the scene's boxes are in the aligned world, got none;"
+            f"{file}: expected a line axisAlignment, because the scene's boxes are in the aligned world, got none;"
             " unpack it again, or put EmbodiedScan's info files into embodiedscan/."
         )
     return np.eye(4) if matrix is None else matrix
@@ -331,7 +333,9 @@ def read_view(folder: Path, name: str, cam2world: np.ndarray) -> View:
     depth_file = folder / f"{name}.png"
     for file in (folder / f"{name}.jpg", depth_file):
         if not file.is_file():
-            raise FileNotFoundError(f"{file} is not there although its pose is; unpack posed_images again.")
+            raise FileNotFoundError(
+                f"expected {file}, whose pose exists, found no such file; unpack posed_images again."
+            )
     read_depth(depth_file)
     depth_mm = np.array(open_image(depth_file)).astype(np.int64)
     if depth_mm.min() < 0 or depth_mm.max() > MAX_DEPTH_MM:

@@ -51,8 +51,8 @@ def find_masks(masks: Path, scene_id: str) -> Path:
     found = [file for file in files if file.is_file()]
     if not found:
         raise FileNotFoundError(
-            f"--masks: neither {files[0].name} nor {files[1].name} is in {masks}; give the masks of this scene, too, "
-            "or --data without it."
+            f"--masks: expected {files[0].name} or {files[1].name} in {masks}, found neither; add the masks of this"
+            " scene, or give --data without it."
         )
     return found[0]
 
@@ -64,8 +64,8 @@ def find_mesh(folder: Path, source: ProposalSource, masks: Path) -> Path:
     found = [file for file in files if file.is_file()]
     if not found:
         raise FileNotFoundError(
-            f"{folder.name}: expected the mesh that the masks are over, one of {[str(file) for file in files]}; copy "
-            "it there, or say with --scans where the scans' folders are."
+            f"{folder.name}: expected the mesh of the masks, one of {[str(file) for file in files]}; copy it there,"
+            " or give the folder of the scans with --scans."
         )
     return found[0]
 
@@ -91,7 +91,7 @@ def make_boxes(folder: Path, source: ProposalSource) -> list[list[float]]:
         try:
             check_scene(replace(scene, proposal_boxes=boxes))
         except ValueError as error:
-            raise ValueError(f"{source.boxes}: no reader would take these boxes: {error}") from error
+            raise ValueError(f"{source.boxes}: the boxes are not valid: {error}") from error
         return boxes.tolist()
     if source.masks is None:
         scene = read_scene(folder, num_views=MAX_VIEWS, **({"look_at_world": False} | source.reading))
@@ -116,7 +116,9 @@ def make_proposals(folder: Path, source: ProposalSource, force: bool) -> bool:
         boxes = make_boxes(folder, source)
     except ValueError as error:
         if file.is_file() and str(error).startswith(f"proposal_boxes of scene {folder.name!r}"):
-            raise ValueError(f"{error} This is of {file}: move it away and give this command again.") from error
+            raise ValueError(
+                f"{error} This error is about {file}: move it away and run this command again."
+            ) from error
         raise
     remove_leftovers(folder)
     write_text(file, format_rows(boxes))
@@ -132,11 +134,14 @@ def prepare_proposals(data_dir: Path, source: ProposalSource, force: bool, num_w
     """
     folders = list_scene_folders(data_dir)
     if source.masks is not None and not source.masks.exists():
-        raise FileNotFoundError(f"--masks: nothing is at {source.masks}; give the folder of the masks, or one file.")
+        raise FileNotFoundError(
+            f"--masks: expected the folder of the masks or one file, found nothing at {source.masks}; correct the"
+            " path."
+        )
     if source.masks is not None and source.masks.is_file() and len(folders) > 1:
         raise ValueError(
-            f"--masks: {source.masks} is the masks of one scene, --data has {len(folders)}; give the folder of the"
-            " masks, or one scene as --data."
+            f"--masks: expected masks of {len(folders)} scenes (--data), got those of one scene, {source.masks}; give"
+            " the folder of the masks, or one scene as --data."
         )
     if source.boxes is not None:
         check_box_file(source.boxes, [folder.name for folder in folders])

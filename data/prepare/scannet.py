@@ -20,7 +20,6 @@ import numpy as np
 
 from ross3d.data.atomic import hold_folder
 from ross3d.data.bev import BEVPicture, render_scene_bev
-from ross3d.data.kept import hash_file
 from ross3d.data.names import is_inside
 from ross3d.data.prepare.bev import list_scans, read_published_bev, render_mesh_bev
 from ross3d.data.prepare.boxes import make_box
@@ -52,6 +51,7 @@ from ross3d.data.sources.scannet_objects import (
     read_segment_groups,
 )
 from ross3d.data.sources.sens import iterate_sens_frames, read_sens_cameras
+from ross3d.data.tensor_cache import hash_file
 
 
 # Raise when the same raw files would give other bytes.
@@ -110,8 +110,8 @@ def plan_jobs(
     unknown = sorted(named - scans.keys())
     if unknown and not partial_scans:
         raise ValueError(
-            f"--scans: {len(unknown)} scenes that the annotations name are not there, such as {unknown[:3]}; download"
-            " them, or give --partial to leave their questions out."
+            f"--scans: {len(unknown)} scenes of the annotations are missing, such as {unknown[:3]}; download them, or"
+            " use --partial to leave out their questions."
         )
     objectless = sorted(
         scene_id
@@ -120,16 +120,16 @@ def plan_jobs(
     )
     if objectless and not partial_scans:
         raise ValueError(
-            f"--scans: {len(objectless)} scenes whose objects are asked about have no SCENE.aggregation.json, such as"
-            f" {objectless[:3]}; download it with --type .aggregation.json and _vh_clean_2.0.010000.segs.json, or give"
-            " --partial to leave their questions out."
+            f"--scans: {len(objectless)} scenes with questions about objects have no SCENE.aggregation.json, such as"
+            f" {objectless[:3]}; download it with --type .aggregation.json and _vh_clean_2.0.010000.segs.json, or use"
+            " --partial to leave out their questions."
         )
     asked = official.list_scored_on_boxes() & scans.keys() if proposals is not None else set()
     unmasked = sorted(scene_id for scene_id in asked if find_masks(proposals, scene_id) is None)
     if unmasked and not partial_scans:
         raise ValueError(
-            f"--proposals: {len(unmasked)} scenes of the validation have no SCENE.mask.npz in {proposals}, such as"
-            f" {unmasked[:3]}; download them, or give --partial to leave their captions out."
+            f"--proposals: {len(unmasked)} validation scenes have no SCENE.mask.npz in {proposals}, such as"
+            f" {unmasked[:3]}; download them, or use --partial to leave out their captions."
         )
     jobs, excluded = [], {}
     for scene_id, path in scans.items():
@@ -137,7 +137,7 @@ def plan_jobs(
         if splits:
             jobs.append(ScanJob(path, find_masks(proposals, scene_id), splits, allow_outside))
         else:
-            excluded[scene_id] = "no split's list and no annotation file names it"
+            excluded[scene_id] = "it is in no list of a split and no annotation file"
     return jobs, excluded
 
 
@@ -180,7 +180,9 @@ def write_scan(
     stem = job.scan / job.scene_id
     recording = Path(f"{stem}.sens")
     if not recording.is_file():
-        raise FileNotFoundError(f"{recording.name} is not in {job.scan}; download the scan again, with that file.")
+        raise FileNotFoundError(
+            f"expected {recording.name} in {job.scan}, found none; download that file of the scan."
+        )
     header, cameras = read_sens_cameras(recording)
     strided = range(0, len(cameras), FRAME_STEP)
     tracked = [index for index in strided if np.isfinite(cameras[index]).all()]

@@ -11,7 +11,7 @@ def check(rows, where: str) -> list[Row]:
     check_rows(rows, where, FIELDS, lambda row: row["question_id"])
     for place, row in enumerate(rows):
         if not row["answers"]:
-            raise ValueError(f"{where}, entry {place}: answers is empty; expected one answer or more to a question.")
+            raise ValueError(f"{where}, entry {place}: answers is empty; expected at least one answer.")
     return rows
 
 

@@ -93,7 +93,7 @@ def write_scene(
         if told == str(error):
             raise
         # The error must not name the temporary files: they are gone.
-        raise ValueError(f"{source}: the scene made of it is not valid: {told}") from error
+        raise ValueError(f"{source}: the scene made from it is not valid: {told}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -106,7 +106,7 @@ def check_replaceable(path: Path) -> None:
     """
     if path.is_symlink() or (path.exists() and not (path / "scene.json").is_file()):
         raise ValueError(
-            f"--output: {path} is there and is no scene that was prepared; move it away, or choose another folder."
+            f"--output: {path} exists and is not a prepared scene; move it away, or choose another folder."
         )
 
 
@@ -134,9 +134,9 @@ def read_facts(path: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        return read_json(file, "what the scene was made of", keys=("inputs", "source", "num_frames"))
+        return read_json(file, "the record of how the scene was made", keys=("inputs", "source", "num_frames"))
     except ValueError as error:
-        warnings.warn(f"{error} The scene is made anew.", stacklevel=2)
+        warnings.warn(f"{error} The scene is prepared again.", stacklevel=2)
         return None
 
 

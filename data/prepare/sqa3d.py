@@ -18,9 +18,11 @@ def check(questions: Any, annotations: Any, where: str) -> tuple[dict[str | int,
         ValueError: names the file and the place.
     """
     if not isinstance(questions, dict) or "questions" not in questions:
-        raise ValueError(f"{where}: expected questions under the key 'questions'; is it the file of annotations?")
+        raise ValueError(
+            f"{where}: expected questions under the key 'questions'; this may be the file of annotations."
+        )
     if not isinstance(annotations, dict) or "annotations" not in annotations:
-        raise ValueError(f"{where}: expected answers under the key 'annotations'; is it the file of questions?")
+        raise ValueError(f"{where}: expected answers under the key 'annotations'; this may be the file of questions.")
     rows = check_rows(questions["questions"], f"{where}, questions", QUESTION_FIELDS, lambda row: row["question_id"])
     answers = check_rows(
         annotations["annotations"], f"{where}, annotations", ANSWER_FIELDS, lambda row: row["question_id"]
@@ -29,7 +31,10 @@ def check(questions: Any, annotations: Any, where: str) -> tuple[dict[str | int,
     for place, row in enumerate(answers):
         at = f"{where}, annotations, entry {place}"
         if row["question_id"] not in asked:
-            raise ValueError(f"{at}: answers question {row['question_id']!r}, which is not among the questions.")
+            raise ValueError(
+                f"{at}: expected the id of a question, got {row['question_id']!r}, which is not in the file of"
+                " questions."
+            )
         if len(row["answers"]) != 1:
             raise ValueError(f"{at}: expected exactly one answer, got {row['answers']!r}.")
         check_rows(row["answers"], at, {"answer": str})

@@ -49,7 +49,7 @@ configs:
 
 # Scans with questions, prepared for ross3d
 
-Made by `python -m ross3d.data.prepare`; `account.json` says of what, and what was left out and why.
+Made with `python -m ross3d.data.prepare`; `account.json` lists the sources, and what was left out and why.
 
 ```python
 from datasets import load_dataset
@@ -58,8 +58,8 @@ questions = load_dataset("path/of/this/folder")
 scans = load_dataset("path/of/this/folder", "scans")
 ```
 
-Scenes lie in `SPLIT/SCENE_ID/`; file names of the table of scans are relative to this folder. Lengths are metres, the
-world has z up. Pictures, meshes and annotations stay under the terms of those who published them.
+Scenes are in `SPLIT/SCENE_ID/`; file names of the table of scans are relative to this folder. Lengths are metres, the
+world has z up. Images, meshes and annotations stay under the terms of their publishers.
 """
 
 
@@ -103,7 +103,9 @@ def refresh_scans_tables(data_dir: Path) -> None:
     """Write the tables of scans of a prepared folder again, after something was added to its scenes."""
     for file in sorted((data_dir / "scans").glob("*.parquet")):
         folders = [path for path in list_folders(data_dir / file.stem) if (path / "scene.json").is_file()]
-        facts = [read_json(folder / "scene.json", "what the scene was made of", kind=dict) for folder in folders]
+        facts = [
+            read_json(folder / "scene.json", "the record of how the scene was made", kind=dict) for folder in folders
+        ]
         write_scans_table(folders, facts, file.stem, file)
 
 

@@ -14,10 +14,10 @@ from typing import Any
 from ross3d.data.consistency import check_consistency
 from ross3d.data.scene import Scene
 from ross3d.data.sources.arkitscenes import read_arkitscenes
-from ross3d.data.sources.beside import names_alignment
 from ross3d.data.sources.foreign import check_loose_files, describe_file, find_foreign_layout
 from ross3d.data.sources.frames import check_rotation, check_share
 from ross3d.data.sources.nerfstudio import list_named_files, read_nerfstudio
+from ross3d.data.sources.optional_files import names_alignment
 from ross3d.data.sources.posed_images import list_scan_files, read_posed_images
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.data.sources.scannet import find_labels_file, read_scannet_scan
@@ -28,7 +28,7 @@ from ross3d.data.world import check_world
 
 DECODES = ("exact", "reduced")
 VIDEO_OPTIONS = ("num_views", "reduce_to", "rotate")
-# Optional files that are read in the folder of any layout (beside.py).
+# Optional files that are read in the folder of any layout (optional_files.py).
 BESIDE = ("axis_align.txt", "boxes.json", "proposals.json", "bev.png", "bev.json")
 # Limits of the search for scans in a folder of unknown layout: entries, levels below it
 # (ARKitScenes/raw/Training/<video>), and folders of one level.
@@ -270,7 +270,7 @@ def list_folders(path: str | os.PathLike) -> list[Path]:
 
 
 def read_scene(path: str | os.PathLike, *, look_at_world: bool = True, **options) -> Scene:
-    """Read and check a scan of any layout, or a video, with the optional files in its folder (beside.py).
+    """Read and check a scan of any layout, or a video, with the optional files in its folder (optional_files.py).
 
     Args:
         path (`str` or `Path`): the folder of one scan, whose name is the scene's id; or a video, whose suffix may be

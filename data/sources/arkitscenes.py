@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 
 from ross3d.data.scene import Scene
-from ross3d.data.sources.beside import Beside, Boxes, make_scene, read_alignment
 from ross3d.data.sources.frames import (
     Exclusions,
     choose_views,
@@ -32,6 +31,7 @@ from ross3d.data.sources.frames import (
     read_matrix,
     scale_intrinsics,
 )
+from ross3d.data.sources.optional_files import Beside, Boxes, make_scene, read_alignment
 from ross3d.data.sources.spelling import PICTURE_SUFFIXES, Listing, ScanFiles
 from ross3d.data.text_files import read_text
 

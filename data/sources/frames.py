@@ -2,7 +2,7 @@
 
 A reader lists its frames with their cameras, lets `Exclusions` drop those whose tracking was lost, chooses views
 before anything is decoded (`choose_views`), decodes those (`decode_views`) and passes them to `make_scene`
-(beside.py).
+(optional_files.py).
 
 A picture may be stored on its side with an EXIF orientation tag. Usually cameras and depth belong to the stored
 pixels, and all are turned together (`turn_stored_views`). If their size, the colours of places that two views see, or

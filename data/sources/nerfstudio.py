@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 
 from ross3d.data.scene import Scene
-from ross3d.data.sources.beside import Beside, align_cameras, make_scene, read_alignment
 from ross3d.data.sources.frames import (
     Exclusions,
     choose_views,
@@ -38,6 +37,7 @@ from ross3d.data.sources.frames import (
     scale_intrinsics,
 )
 from ross3d.data.sources.inside import split_name
+from ross3d.data.sources.optional_files import Beside, align_cameras, make_scene, read_alignment
 from ross3d.data.sources.spelling import PICTURE_SUFFIXES, Listing, ScanFiles
 from ross3d.geometry_ross3d import find_calibration_fault, is_centre_of_turned
 from ross3d.inputs_ross3d import MAX_ASPECT_DIFFERENCE

@@ -19,7 +19,6 @@ import numpy as np
 from PIL import Image
 
 from ross3d.data.scene import Scene
-from ross3d.data.sources.beside import Beside, align_cameras, make_scene, read_alignment
 from ross3d.data.sources.frames import (
     Exclusions,
     choose_views,
@@ -29,6 +28,7 @@ from ross3d.data.sources.frames import (
     read_matrix,
 )
 from ross3d.data.sources.inside import resolve_inside
+from ross3d.data.sources.optional_files import Beside, align_cameras, make_scene, read_alignment
 from ross3d.data.sources.plain_pickle import load_plain_pickle
 from ross3d.data.sources.scannet_objects import read_axis_alignment
 from ross3d.data.sources.spelling import ScanFiles

@@ -5,7 +5,7 @@
                                            tools), .tif, or .npy, whose floats are metres
     DIR/frame-NNNNNN.pose.txt              4x4 camera to world, metres, OpenCV axes
     DIR/camera-intrinsics.txt              3x3, pixels of the depth map
-    DIR/axis_align.txt, boxes.json, ...    see beside.py
+    DIR/axis_align.txt, boxes.json, ...    see optional_files.py
 
 `frame_NNNNNN` and upper case count as well. Depth and colour may differ in size when their aspect agrees; a folder in
 which no frame has depth is read without depth.
@@ -23,7 +23,6 @@ from PIL import Image
 
 from ross3d.data.names import check_name
 from ross3d.data.scene import Scene, check_scene
-from ross3d.data.sources.beside import Beside, align_cameras, make_scene, read_alignment
 from ross3d.data.sources.frames import (
     MILLIMETRES_PER_METRE,
     Exclusions,
@@ -33,6 +32,7 @@ from ross3d.data.sources.frames import (
     read_matrix,
     scale_intrinsics,
 )
+from ross3d.data.sources.optional_files import Beside, align_cameras, make_scene, read_alignment
 from ross3d.data.sources.pictures import NOT_READ_DEPTH
 from ross3d.data.sources.spelling import ScanFiles
 

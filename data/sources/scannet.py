@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 
 from ross3d.data.scene import Scene
-from ross3d.data.sources.beside import Beside, align_cameras, make_scene, read_alignment
 from ross3d.data.sources.frames import (
     Exclusions,
     choose_views,
@@ -28,6 +27,7 @@ from ross3d.data.sources.frames import (
     scale_depth,
 )
 from ross3d.data.sources.inside import check_all_inside
+from ross3d.data.sources.optional_files import Beside, align_cameras, make_scene, read_alignment
 from ross3d.data.sources.ply import Mesh, read_ply
 from ross3d.data.sources.scannet_objects import (
     align_vertices,

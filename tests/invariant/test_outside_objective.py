@@ -122,7 +122,7 @@ def test_it_is_refused_by_name_without_what_it_reads(bright):
     batch["view_mask"] = None
     with pytest.raises(
         ValueError,
-        match=r"view_brightness: expected pixel_values with this target, which is compared with it, got none",
+        match=r"view_brightness: expected pixel_values with this target, to compare the two, got none",
     ):
         bright.eval()(input_ids=torch.tensor([[1, 2], [1, 2]]), view_brightness=batch["view_brightness"])
 

@@ -55,7 +55,7 @@ def test_two_processes_resume_in_the_same_order(tmp_path, config):
     # One process would go through other rows in a step: it is refused, and nothing is changed.
     alone = start(get_command(tmp_path, "single", 1), killed)
     assert alone.wait(timeout=300) != 0
-    assert "expected num_processes=2, with which the run there began, got 1" in (killed / "errors.txt").read_text()
+    assert "expected num_processes=2, as when this run began, got 1" in (killed / "errors.txt").read_text()
     before = len(read_records(killed))
     finish(start(get_command(tmp_path, config, 2), killed), killed)
     assert min(record["step"] for record in read_records(killed)[before:]) == 4, "the run did not go on"

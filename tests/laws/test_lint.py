@@ -69,4 +69,4 @@ def test_the_table_switches_rules_off_and_notices_rows_nobody_needs():
     finding = {"path": "modeling_ross3d.py", "line": 8, "rule": "TRF024", "message": "TRF024: a width of 768"}
     assert judge([finding], {}) == ["modeling_ross3d.py:8: TRF024: a width of 768"]
     assert judge([finding], {"TRF024": "the width is the same in every checkpoint"}) == []
-    assert "TRF041 is switched off, but nothing needs it" in judge([], {"TRF041": "no branches"})[0]
+    assert "TRF041 is switched off, but no file needs that" in judge([], {"TRF041": "no branches"})[0]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.sampling import sample_uniform
-from ross3d.data.sources.beside import Alignment, align_cameras
+from ross3d.data.sources.optional_files import Alignment, align_cameras
 from ross3d.geometry_ross3d import (
     get_nearest_indices,
     get_sin3d_embedding,

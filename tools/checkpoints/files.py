@@ -115,12 +115,12 @@ def load_unchanged_pickle(file: Path, size: int, changed: int) -> dict[str, torc
                 raise
             state_dict = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{expected}, got other objects, which could run code; save its state_dict alone.") from error
+        raise ValueError(f"{expected}, got other objects, which could run code; save only its state_dict.") from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{expected}, got a broken file; fetch it again. ({error})") from error
+        raise ValueError(f"{expected}, got a damaged file; download it again. ({error})") from error
     if not isinstance(state_dict, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state_dict.values()):
         found = sorted(state_dict)[:3] if isinstance(state_dict, dict) else type(state_dict).__name__
-        raise ValueError(f"{expected}, got {found}; save the inner state_dict alone.")
+        raise ValueError(f"{expected}, got {found}; save only the inner state_dict.")
     return state_dict
 
 
@@ -140,7 +140,7 @@ def list_file(file: Path) -> dict[str, StoredTensor]:
             found = {name: opened.get_tensor(name) for name in opened.keys()}
     except SafetensorError as error:
         raise ValueError(
-            f"{file}: expected a whole safetensors file, got a broken one; fetch it again. ({error})"
+            f"{file}: expected a safetensors file, got a damaged or truncated one; download it again. ({error})"
         ) from error
     return {name: StoredTensor(file, name, tuple(tensor.shape), tensor.dtype) for name, tensor in found.items()}
 
@@ -166,14 +166,14 @@ def list_tensors(path: Path) -> dict[str, StoredTensor]:
         check_name(name, f"{found}, weight_map")
     missing = sorted({name for name in where.values() if not (path / name).is_file()})
     if missing:
-        raise FileNotFoundError(f"{found}: expected the shards it names, found no {missing}; fetch the rest.")
+        raise FileNotFoundError(f"{found}: expected the shards in its list, but {missing} are missing; download them.")
     files = {name: list_file(path / name) for name in dict.fromkeys(where.values())}
     lost = [name for name, file in where.items() if name not in files[file]]
     unnamed = sorted({name for tensors in files.values() for name in tensors} - where.keys())
     if lost or unnamed:
         raise ValueError(
             f"{found}: expected the tensors of its shards and no others, got {len(lost)} that are in no shard and"
-            f" {len(unnamed)} that it does not name: {(lost + unnamed)[:3]}; fetch index and shards again."
+            f" {len(unnamed)} that are not in its list: {(lost + unnamed)[:3]}; download index and shards again."
         )
     return {name: files[file][name] for name, file in where.items()}
 
@@ -185,7 +185,7 @@ def read_json(path: Path) -> dict:
         FileNotFoundError: when there is no such file.
         ValueError: when it does not hold a JSON object.
     """
-    return read_any_json(path, "a JSON object of a checkpoint", kind=dict, remedy="fetch it again")
+    return read_any_json(path, "a JSON object of a checkpoint", kind=dict, remedy="download it again")
 
 
 def find_folder(name: str | os.PathLike, patterns: Sequence[str]) -> Path:
@@ -209,15 +209,15 @@ def fetch_folder(name: str | os.PathLike, patterns: Sequence[str]) -> Path:
     """
     if not is_hub_id(str(name)):
         raise FileNotFoundError(
-            f"{name}: expected a folder that is there, or a Hub id such as user/model, found no such folder; correct"
-            " the path."
+            f"{name}: expected an existing folder or a Hub id such as user/model, found no such folder; correct the"
+            " path."
         )
     try:
         return Path(snapshot_download(str(name), allow_patterns=list(patterns)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(
-            f"{name}: expected a folder that is there, or a Hub id such as user/model that can be reached, found"
-            f" neither. ({str(error).splitlines()[0]})"
+            f"{name}: expected an existing folder or a reachable Hub id such as user/model, found neither."
+            f" ({str(error).splitlines()[0]})"
         ) from error
 
 
@@ -308,7 +308,7 @@ def check_new_folder(path: Path) -> None:
         FileExistsError: when it is not.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{path}: expected a folder that is not there yet, found contents; choose another.")
+        raise FileExistsError(f"{path}: expected a new folder, found an existing one; choose another.")
 
 
 @contextmanager
@@ -335,7 +335,7 @@ def replace_folder(path: Path, plan: dict, num_bytes: int) -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise OSError(f"{path}: expected to write there alone, but another process does; wait for it.") from error
+            raise OSError(f"{path}: another process is writing to this folder; wait for it.") from error
         known, text = partial / PLAN_FILE, json.dumps(plan, indent=1)
         if not known.is_file() or known.read_text(encoding="utf-8") != text:
             empty_folder(partial)
@@ -345,7 +345,7 @@ def replace_folder(path: Path, plan: dict, num_bytes: int) -> Iterator[Path]:
         if free < num_bytes:
             raise OSError(
                 f"{path}: the disk is full: expected {format_size(num_bytes)} of free space, got {format_size(free)};"
-                " make room and run the same command again."
+                " free space and run the same command again."
             )
         try:
             write_text(known, text)

@@ -63,14 +63,14 @@ def read_vision_config(folder: Path) -> dict[str, Any]:
     kind = config.get("model_type")
     if kind not in ("siglip", "siglip_vision_model"):
         raise ValueError(
-            f"{folder / 'config.json'}: expected model_type siglip or siglip_vision_model, got {kind!r}; name a SigLIP"
-            " tower, or add its model_type."
+            f"{folder / 'config.json'}: expected model_type siglip or siglip_vision_model, got {kind!r}; give a"
+            " SigLIP tower, or add its model_type."
         )
     vision = SiglipVisionConfig(**config.get("vision_config", config))
     if vision.hidden_size % vision.num_attention_heads:
         raise ValueError(
-            f"{folder / 'config.json'}: expected num_attention_heads that divide hidden_size {vision.hidden_size}, got"
-            f" {vision.num_attention_heads}; write the tower's own number."
+            f"{folder / 'config.json'}: expected num_attention_heads that divide hidden_size {vision.hidden_size},"
+            f" got {vision.num_attention_heads}; use the tower's own number."
         )
     return {key: getattr(vision, key) for key in VISION_KEYS}
 
@@ -84,22 +84,22 @@ def read_teacher_config(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     kind = config.get("_class_name", "AutoencoderKL")
     if kind != "AutoencoderKL":
-        raise ValueError(f"{folder}: expected a diffusers AutoencoderKL, got {kind}; name the folder of the VAE.")
+        raise ValueError(f"{folder}: expected a diffusers AutoencoderKL, got {kind}; give the folder of the VAE.")
     blocks = [config.get(key, []) for key in ("block_out_channels", "down_block_types", "up_block_types")]
     layers = config.get("layers_per_block", 1)
     # A model is built to find its values; with a wrong number that would never end.
     if type(layers) is not int or layers > MAX_VAE_LAYERS or not all(is_short_list(value) for value in blocks):
         raise ValueError(
             f"{folder / 'config.json'}: expected lists of at most {MAX_VAE_LAYERS} blocks with at most"
-            f" {MAX_VAE_LAYERS} layers_per_block, got {str(blocks)[:200]} and {layers}; take the VAE's own file."
+            f" {MAX_VAE_LAYERS} layers_per_block, got {str(blocks)[:200]} and {layers}; use the VAE's own file."
         )
     try:
         with torch.device("meta"):
             whole = AutoencoderKL.from_config(config).config
     except (ValueError, TypeError, IndexError, ZeroDivisionError, RuntimeError) as error:
         raise ValueError(
-            f"{folder / 'config.json'}: expected the settings of a VAE, got values that build none ({error}); take the"
-            " VAE's own file."
+            f"{folder / 'config.json'}: expected the settings of a VAE, got values for which no VAE can be built"
+            f" ({error}); use the VAE's own file."
         ) from error
     return {key: value for key, value in whole.items() if not key.startswith("_")}
 
@@ -171,11 +171,11 @@ def find_part(
     elif re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)):
         folder = fetch_folder(name, needed)
     else:
-        needed = "configuration" if only_config else "weights, which are not in the checkpoint"
+        needed = "configuration" if only_config else "weights (they are not in the checkpoint)"
         raise ValueError(
-            f"{key} of {beside / 'config.json'}: expected a folder in that of this file, or a Hub id, with its"
-            f" {needed}, got {name!r}, which is neither; say with {part.option} DIR_OR_REPO where it is. A"
-            " configuration is a config.json as Transformers or diffusers writes it."
+            f"{key} of {beside / 'config.json'}: expected a folder next to this file or a Hub id, with {needed}, got"
+            f" {name!r}, which is neither; give its place with {part.option} DIR_OR_REPO. The configuration is a"
+            " config.json of Transformers or diffusers."
         )
     return folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
 

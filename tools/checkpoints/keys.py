@@ -65,9 +65,9 @@ DROPPED_KEYS: tuple[tuple[str, str], ...] = (
     ("model.layers.*.self_attn.rotary_emb.inv_freq", "computed from rope_theta"),
     ("model.rotary_emb.inv_freq", "computed from rope_theta"),
     (f"{TOWER_PREFIX}vision_model.embeddings.position_ids", "0, 1, 2, ..."),
-    (f"{TOWER_PREFIX}vision_model.head.*", "the tower's pooling head is never read"),
-    (f"{TOWER_PREFIX}text_model.*", "SigLIP's text half is never read"),
-    (f"{TOWER_PREFIX}logit_*", "SigLIP's text half is never read"),
+    (f"{TOWER_PREFIX}vision_model.head.*", "the tower's pooling head is not used"),
+    (f"{TOWER_PREFIX}text_model.*", "SigLIP's text encoder is not used"),
+    (f"{TOWER_PREFIX}logit_*", "SigLIP's text encoder is not used"),
 )
 VISION_LAYER = f"{TOWER_PREFIX}vision_model.encoder.layers."
 
@@ -80,7 +80,7 @@ def explain_dropped(name: str, num_vision_layers: int) -> str | None:
         num_vision_layers (`int`): layers of the tower that run; the published code deletes the layers after them.
     """
     if name.startswith(VISION_LAYER) and int(name.removeprefix(VISION_LAYER).split(".")[0]) >= num_vision_layers:
-        return "the tower's last layer is never run"
+        return "the tower's last layer is not used"
     return next((reason for pattern, reason in DROPPED_KEYS if rename(name, pattern, pattern) is not None), None)
 
 
@@ -151,7 +151,8 @@ def resize_position_table(table: torch.Tensor, grid_size: int, name: str) -> tor
     side = isqrt(table.shape[1]) if table.dim() == 3 else 0
     if table.dim() != 3 or len(table) != 1 or side**2 != table.shape[1]:
         raise ValueError(
-            f"{name}: expected a position table (1, g * g, channels), got {tuple(table.shape)}; this is another file."
+            f"{name}: expected a position table (1, g * g, channels), got {tuple(table.shape)}; check that it is the"
+            " right file."
         )
     grid = table.transpose(1, 2).unflatten(2, (side, side))
     grid = F.interpolate(grid, size=(grid_size, grid_size), mode="bilinear", align_corners=False)

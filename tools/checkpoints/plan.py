@@ -109,8 +109,8 @@ def check_num_layers(counts: Mapping[str, Any], names: Iterable[str], where: Pat
         found = {name[len(stem) :].split(".")[0] for name in names if name.startswith(stem)}
         if count is not None and (type(count) is not int or count > len(found) + MAX_MISSING_LAYERS):
             raise ValueError(
-                f"{key} of {where}: expected a count of the {len(found)} layers of its weights, got {str(count)[:50]};"
-                " correct it, or take the weights' own file."
+                f"{key} of {where}: expected the number of layers in its weights, {len(found)}, got"
+                f" {str(count)[:50]}; correct it, or use the config.json of the weights."
             )
 
 
@@ -176,8 +176,8 @@ def plan_ours(
             plan.records.append(KeyRecord(name, ours, "mapped", getattr(kept, "note", "")))
     if unknown:
         raise ValueError(
-            f"{unknown[0]}: expected a key of the published model, got {len(unknown)} without a place in ours, such as"
-            f" {', '.join(unknown[:3])}; leave them out with --drop PATTERN if nothing needs them."
+            f"{unknown[0]}: expected a key of the published model, got {len(unknown)} without a counterpart in our"
+            f" format, such as {', '.join(unknown[:3])}; leave them out with --drop PATTERN if nothing needs them."
         )
     check_shapes(pairs)
     brought = {record.ours for record in plan.records}
@@ -196,7 +196,7 @@ def trim_rows(plan: ConversionPlan, name: str, tensor: Readable, vocab_size: int
         return tensor
     shape, behind = ((n, *tensor.shape[1:]) for n in (vocab_size, tensor.shape[0] - vocab_size))
     plan.rest[name] = MadeTensor(behind, tensor.dtype, lambda: tensor.read()[vocab_size:])
-    note = f"rows {vocab_size} to {tensor.shape[0] - 1} belong to no token; kept for the way back"
+    note = f"rows {vocab_size} to {tensor.shape[0] - 1} belong to no token; saved for the conversion back"
     return MadeTensor(shape, tensor.dtype, lambda: tensor.read()[:vocab_size], note)
 
 
@@ -211,7 +211,7 @@ def check_complete(plan: ConversionPlan, shapes: Mapping[str, tuple[int, ...]]) 
     if missing:
         raise ValueError(
             f"{missing[0]}: expected it in the checkpoint, found {len(missing)} keys missing, such as {missing[:3]};"
-            " fetch the rest, or name the part they belong to (--vision-tower, --teacher)."
+            " download the other files, or give the part they belong to (--vision-tower, --teacher)."
         )
 
 
@@ -245,7 +245,7 @@ def make_mask_token(config: Ross3DConfig, dtype: torch.dtype, seed: int) -> dict
     """A mask token for checkpoints that lack it, in which case the published code leaves it uninitialised."""
     generator = torch.Generator().manual_seed(seed)
     token = torch.randn(config.text_config.hidden_size, generator=generator) * config.initializer_range
-    return {"model.mask_token": hold(token, dtype, "the checkpoint has none: drawn as for a new model")}
+    return {"model.mask_token": hold(token, dtype, "not in the checkpoint: initialised as in a new model")}
 
 
 # The start of training
@@ -267,7 +267,7 @@ def get_new_denoiser_settings(shapes: Mapping[str, tuple[int, ...]], teacher: Ma
     if told and not (embedding in told and told.keys() & {"pos_embed", "pos_embed_view"}):
         raise ValueError(
             f"--denoiser: expected a file with pos_embed and x_embedder.proj.weight, got keys {sorted(shapes)[:3]};"
-            " this is no mm_inv_projector.bin."
+            " use the mm_inv_projector.bin of a checkpoint."
         )
     channels = teacher["latent_channels"] * released.latent_patch_size**2
     width, channels = told.get(embedding, (released.hidden_size, channels))[:2]
@@ -307,7 +307,7 @@ def plan_start(
     new = {}
     for name, tensor in make_new_weights(config, seed).items():
         lacking = bool(denoiser) and name.startswith("reconstruction_head.")
-        note = "not in the denoiser file: new weights" if lacking else "new weights of the published recipe"
+        note = "not in the denoiser file: initialised" if lacking else "initialised as in the published recipe"
         new[name] = hold(tensor, dtype, note)
     begun, dropped = read_denoiser(denoiser, config, {name: tensor.shape for name, tensor in new.items()})
     plan = plan_ours({**tensors, **grown}, config, teacher, new | begun)
@@ -354,8 +354,8 @@ def read_denoiser(
         adapted = adapt_denoiser_file({name: stored.read()}, *grids)
         fitting = {ours: tensor for ours, tensor in adapted.items() if shapes.get(ours) == tuple(tensor.shape)}
         if not adapted or (short.startswith("z_embedder.") and len(fitting) < len(adapted)):
-            reason = "condition embedding of another build, left out as published"
-            reason = reason if short.startswith("z_embedder.") else "no weight of a denoiser"
+            reason = "condition embedding of another size, left out as in the published code"
+            reason = reason if short.startswith("z_embedder.") else "not a denoiser weight"
             dropped.append(KeyRecord(name, None, "dropped", reason))
             continue
         pairs += [(name, ours, tuple(tensor.shape), shapes.get(ours)) for ours, tensor in adapted.items()]
@@ -389,7 +389,7 @@ def plan_published(
     """
     plan, shapes = ConversionPlan(), get_own_shapes(config, None)
     if unknown := sorted(set(tensors) - set(shapes)):
-        raise ValueError(f"{unknown[0]}: expected keys of this model, got {len(unknown)} others: {unknown[:3]}.")
+        raise ValueError(f"{unknown[0]}: expected keys of this model, got {len(unknown)} unknown ones: {unknown[:3]}.")
     if missing := sorted(set(shapes) - set(tensors)):
         raise ValueError(f"{missing[0]}: expected it in the checkpoint, found {len(missing)} keys missing.")
     check_shapes([(name, to_published(name) or name, tensor.shape, shapes[name]) for name, tensor in tensors.items()])
@@ -420,11 +420,11 @@ def extend_rows(tensor: StoredTensor, rest: StoredTensor | None, num_rows: int |
         return tensor
     total = rows if num_rows is None else num_rows
     if total < rows:
-        raise ValueError(f"--embedding-rows: expected at least the {rows} rows there are, got {num_rows}.")
+        raise ValueError(f"--embedding-rows: expected at least the {rows} existing rows, got {num_rows}.")
 
     def make() -> torch.Tensor:
         read = [piece.read() for piece in pieces]
         return torch.cat([*read, read[0].new_zeros(total - rows, *tensor.shape[1:])])
 
-    note = f"{total - tensor.shape[0]} rows behind the vocabulary"
+    note = f"{total - tensor.shape[0]} rows after the vocabulary"
     return MadeTensor((total, *tensor.shape[1:]), tensor.dtype, make, note)

@@ -124,12 +124,15 @@ def make_config(
     published = {key: value for key, value in published.items() if value is not None}
     for key, only in ONLY_VALUES.items():
         if published.get(key, only) != only:
-            raise ValueError(f"{key}: expected {only!r}, the only one this model has, got {published[key]!r}.")
+            raise ValueError(f"{key}: expected {only!r}, the only supported value, got {published[key]!r}.")
     settings: dict[str, Any] = {"text_config": {}, "denoiser_config": {}}
     for key, ours, default in CONFIG_TABLE:
         value = published.get(key, default)
         if value is REQUIRED:
-            raise ValueError(f"{key}: expected it in the published config.json, found none; this is another model's.")
+            raise ValueError(
+                f"{key}: expected it in the published config.json, found none; check that it is the config of a"
+                " published checkpoint."
+            )
         section, _, name = ours.rpartition(".")
         (settings[section] if section else settings)[name] = value
     settings["text_config"] |= {
@@ -157,8 +160,8 @@ def make_config(
     for key, size in sizes.items():
         if published.get(key, size) != size:
             raise ValueError(
-                f"{key}: expected {size}, as vision tower and pooling give it, got {published[key]}; the tower belongs"
-                " to another checkpoint."
+                f"{key}: expected {size}, which follows from vision tower and pooling, got {published[key]}; the"
+                " tower belongs to another checkpoint."
             )
     return config
 
@@ -167,7 +170,7 @@ def get_rope_theta(published: Mapping[str, Any]) -> float:
     """The RoPE base: a key of its own in configs of the release's time, a part of `rope_parameters` today."""
     rope = published.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default":
-        raise ValueError(f"rope_parameters: expected rope_type 'default', the only one this model has, got {rope}.")
+        raise ValueError(f"rope_parameters: expected rope_type 'default', the only supported one, got {rope}.")
     return rope.get("rope_theta") or published.get("rope_theta") or 1000000.0
 
 
@@ -180,15 +183,15 @@ def get_vocab_size(shapes: Mapping[str, tuple[int, ...]]) -> int:
     rows = [shapes[name][0] for name in EMBEDDINGS if name in shapes]
     if EMBEDDINGS[0] not in shapes:
         raise ValueError(
-            f"{EMBEDDINGS[0]}: expected it among the published weights, found {sorted(shapes)[:3]}; this is not a"
-            " whole checkpoint."
+            f"{EMBEDDINGS[0]}: expected it among the published weights, found {sorted(shapes)[:3]}; the checkpoint is"
+            " incomplete."
         )
     return min(rows)
 
 
 def get_shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, ...]:
     if name not in shapes:
-        raise ValueError(f"{name}: expected it among the published weights, found none; the checkpoint is not whole.")
+        raise ValueError(f"{name}: expected it among the published weights, found none; the checkpoint is incomplete.")
     return shapes[name]
 
 
@@ -290,8 +293,8 @@ def check_publishable(config: Ross3DConfig) -> None:
         value = get_value(config, name)
         if not same(value, wanted):
             raise ValueError(
-                f"{name}: expected {wanted!r}, the only one the published code has, got {value!r}; this model has no"
-                " published form."
+                f"{name}: expected {wanted!r}, the only value in the published code, got {value!r}; this model cannot"
+                " be converted back."
             )
 
 

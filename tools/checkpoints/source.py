@@ -105,7 +105,9 @@ def read_source(
         )
     raw_config = read_json(folder / "config.json")
     if raw_config.get("model_type") == "ross3d":
-        raise ValueError(f"{folder}: expected a published checkpoint, got one of ours; add --reverse to go back.")
+        raise ValueError(
+            f"{folder}: expected a published checkpoint, got one in our format; add --reverse to convert it back."
+        )
     parts = {"mm_vision_tower": DEFAULT_VISION_TOWER, "mm_pixel_decoder": DEFAULT_TEACHER}
     config = parts | {key: value for key, value in raw_config.items() if value not in (None, "")}
     tokenizer, num_old_tokens = load_tokenizer(folder, config)
@@ -114,7 +116,9 @@ def read_source(
     check_num_layers({"num_hidden_layers": config.get("num_hidden_layers")}, tensors, folder / "config.json")
     idle = [pattern for pattern in drop if not any(fnmatch.fnmatch(key, pattern) for key in found)]
     if idle:
-        raise ValueError(f"--drop: expected patterns of keys of {folder}, got {idle}, which fit none; leave them out.")
+        raise ValueError(
+            f"--drop: expected patterns of keys of {folder}, got {idle}, which match none; leave them out."
+        )
     vision = find_config("mm_vision_tower", config, folder, vision_tower)
     tower = None
     if not any(key.startswith(TOWER_PREFIX) for key in tensors):
@@ -162,7 +166,7 @@ def check_tower(vision: Mapping[str, Any], tensors: Mapping[str, Readable], wher
         return
     raise ValueError(
         f"num_hidden_layers of the vision tower's config.json: expected one more than the {len(layers)} layers in"
-        f" {where}, since published checkpoints leave out the last, got {wanted}; correct it (--vision-tower)."
+        f" {where}, because published checkpoints leave out the last one, got {wanted}; correct it (--vision-tower)."
     )
 
 
@@ -208,7 +212,9 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
                 else Qwen2Tokenizer.from_pretrained(folder)
             )
     except (ValueError, OSError, KeyError) as error:
-        raise ValueError(f"{folder}: expected a whole tokenizer, got files that do not load: {error}.") from error
+        raise ValueError(
+            f"{folder}: expected a complete tokenizer, got files that cannot be loaded: {error}."
+        ) from error
 
 
 def load_tokenizer(folder: Path, config: Mapping[str, Any]) -> tuple[PreTrainedTokenizerBase, int]:
@@ -230,7 +236,7 @@ def load_tokenizer(folder: Path, config: Mapping[str, Any]) -> tuple[PreTrainedT
         wanted, found = config.get(f"{name}_token_ids"), [tokenizer.convert_tokens_to_ids(TOKENS[name])]
         if wanted not in (None, found):
             raise ValueError(
-                f"{name}_token_ids of {folder / 'config.json'}: expected those of the tokenizer beside it, {found},"
+                f"{name}_token_ids of {folder / 'config.json'}: expected those of the tokenizer next to it, {found},"
                 f" got {wanted}; the tokenizer belongs to another checkpoint."
             )
     for name in ("pad_token", "eos_token"):
@@ -276,7 +282,9 @@ def list_ingredients(name: str, source: PublishedSource, has_teacher: bool, has_
     if has_teacher and source.teacher in TEACHERS.values():
         ingredients.append(INGREDIENTS["teacher"])
     elif has_teacher:
-        ingredients.append(Ingredient("VAE (`teacher/`)", source.config["mm_pixel_decoder"], "as its authors state"))
+        ingredients.append(
+            Ingredient("VAE (`teacher/`)", source.config["mm_pixel_decoder"], "as stated by its authors")
+        )
     return ingredients
 
 

@@ -27,7 +27,7 @@ def describe_file(file: Path) -> tuple[int, int]:
         FileNotFoundError: when it is not there.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: expected a file that is read later, got none; copy it again.")
+        raise FileNotFoundError(f"{file}: expected a file that the data refers to, got no such file; put it back.")
     stat = file.stat()
     return stat.st_size, stat.st_mtime_ns
 
@@ -60,26 +60,26 @@ def sum_bytes(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> int:
     return total
 
 
-def make_kept(identity: dict[str, Any], about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+def make_cache(identity: dict[str, Any], about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     """The content of a cache file: tensors, plain values `about` them, checksum, and `identity` to detect changes."""
     return {"identity": identity, "about": about, "tensors": tensors, "checksum": sum_bytes(about, tensors)}
 
 
-def load_kept_or_none(file: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """As `load_kept`, but a damaged file gives a warning and None, so that its content is made again."""
+def load_cache_or_none(file: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """As `load_cache`, but a damaged file gives a warning and None, so that its content is made again."""
     try:
-        return load_kept(file, identity)
+        return load_cache(file, identity)
     except DamagedError:
-        warnings.warn(f"{file} is damaged; it is made anew.", stacklevel=2)
+        warnings.warn(f"{file} is damaged; it is made again.", stacklevel=2)
         return None
 
 
-def write_kept(file: Path, kept: dict[str, Any]) -> None:
+def write_cache(file: Path, content: dict[str, Any]) -> None:
     with replace_file(file) as partial:
-        torch.save(kept, partial)
+        torch.save(content, partial)
 
 
-def load_kept(file: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+def load_cache(file: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """Load a cache file; None if it does not exist or was made from other sources.
 
     Raises:
@@ -87,13 +87,13 @@ def load_kept(file: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """
     if not file.is_file():
         return None
-    broken = f"{file}: expected tensors that were kept whole, got a broken file; remove it, and it is made anew."
+    broken = f"{file}: expected tensors as they were written, got a damaged file; remove it, and it is made again."
     try:
-        kept = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        if kept.keys() == FIELDS and kept["identity"] != identity:
+        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        if content.keys() == FIELDS and content["identity"] != identity:
             return None
-        if kept.keys() == FIELDS and sum_bytes(kept["about"], kept["tensors"]) == kept["checksum"]:
-            return kept
+        if content.keys() == FIELDS and sum_bytes(content["about"], content["tensors"]) == content["checksum"]:
+            return content
     except FileNotFoundError:
         return None
     except PermissionError:
