@@ -57,7 +57,7 @@ STORED_TURNS = {1: 0, 3: 2, 6: 3, 8: 1}
 # Schemes of the addresses that are read, and how addresses begin; a letter alone is a drive of Windows.
 SCHEMES = ("http", "https", "file")
 ADDRESS = r"([A-Za-z][A-Za-z0-9+.-]+):/"
-# Letters in which contents are recognised, and the largest file that may be a Git-LFS pointer.
+# Bytes of a beginning by which contents are recognised, and the largest file that may be a Git-LFS pointer.
 HEAD_BYTES, POINTER_BYTES = 64, 1024
 POINTER = ("a Git-LFS pointer in place of the file", "fetch the file: git lfs pull")
 CONVERT = "convert it to JPEG or PNG first, such as by `magick FILE FILE.jpg`"
