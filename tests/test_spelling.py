@@ -155,6 +155,17 @@ def test_pictures_in_another_folder_are_named(make_copy, place):
         read_scene(folder)
 
 
+def test_a_picture_of_one_frame_is_none_of_another(make_copy):
+    folder, _ = make_copy("nerfstudio")
+    content = json.loads((folder / "transforms.json").read_text())
+    (folder / "images" / "frame_00001.jpg").unlink()
+    for name in ("images/FRAME_00000.jpg", "images/Frame_00002.png"):
+        content["frames"][1]["file_path"] = name
+        save_transforms(folder, content)
+        with pytest.warns(UserWarning, match="left out 1 of 3 frames .picture is missing"):
+            assert read_scene(folder).view_names == ["images/frame_00000", "images/frame_00002"]
+
+
 @pytest.mark.parametrize("mark", ["_", "-"])
 @pytest.mark.parametrize(("word", "suffix"), [("rgb", ".png"), ("color", ".webp"), ("rgb", ".webp")])
 def test_frames_of_an_rgbd_folder_under_other_names(make_copy, mark, word, suffix):

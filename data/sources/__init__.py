@@ -342,7 +342,7 @@ def list_not_read(path: Path) -> dict[str, str]:
     layout = find_layout(path)
     known = tuple(map(str.lower, (*layout.files, *BESIDE)))
     named = {os.path.relpath(file, path) for file in layout.list_elsewhere(path)}
-    named |= {file.name for file in Listing(path).glob(f"{path.resolve().name}.txt") if names_alignment(file)}
+    named |= {name for name in Listing(path).find(f"{path.resolve().name}.txt") if names_alignment(path / name)}
     counts = Counter()
     for folder, _, names in os.walk(path):
         for name in names:

@@ -142,7 +142,7 @@ FOREIGN = (
         ),
         "undistort its pictures with the dataset's own toolkit (dslr.undistort), copy transforms_undistorted.json of"
         " dslr/nerfstudio as transforms.json into the folder of these pictures, and give that; its axes are not those"
-        " of the mesh, so align it (python -m ross3d.data.prepare align, or your own axis_align.txt); or, from the"
+        " of the mesh, so write the 4x4 matrix to an upright world as axis_align.txt there; or, from the"
         f" iPhone's frames, {AS_FOLDER}",
     ),
     ForeignLayout(

@@ -36,7 +36,7 @@ from ross3d.data.sources.frames import (
     read_json,
     scale_intrinsics,
 )
-from ross3d.data.sources.inside import split_name
+from ross3d.data.sources.inside import resolve_inside, split_name
 from ross3d.data.sources.optional_files import Beside, align_cameras, make_scene, read_alignment
 from ross3d.data.sources.spelling import PICTURE_SUFFIXES, Listing, ScanFiles
 from ross3d.geometry_ross3d import find_calibration_fault, is_centre_of_turned
@@ -444,19 +444,22 @@ def _list_other_pictures(root: Path, frames: Mapping[str, Mapping[str, Any]]) ->
 
 def _find_pictures(files: ScanFiles, frames: Mapping[str, Mapping[str, Any]], file: Path) -> dict[str, Path]:
     """The picture of each frame: as it is named, with a suffix where it has none (NeRF's synthetic scenes), or under
-    another spelling that is no depth map or mask of any frame."""
-    besides = _list_other_pictures(files.root, frames)
+    another spelling that is no depth map, mask or picture of another frame."""
 
     def find(name: str) -> Path:
-        named = files.find(name, where=str(file))
-        if named.exists():
-            return named
-        suffix = next((suffix for suffix in PICTURE_SUFFIXES if named.with_name(named.name + suffix).exists()), None)
-        if suffix is not None:
-            return files.find(name + suffix, where=str(file))
-        return files.find(name, where=str(file), suffixes=PICTURE_SUFFIXES, besides=besides)
+        candidates = [
+            resolve_inside(files.root, name + suffix, where=str(file), allow_outside=files.allow_outside)
+            for suffix in ("", *PICTURE_SUFFIXES)
+        ]
+        return next((candidate for candidate in candidates if candidate.exists()), candidates[0])
 
-    return {name: find(frame["file_path"]) for name, frame in frames.items()}
+    pictures = {name: find(frame["file_path"]) for name, frame in frames.items()}
+    absent = [name for name, picture in pictures.items() if not picture.exists()]
+    besides = {*pictures.values(), *_list_other_pictures(files.root, frames)} if absent else set()
+    for name in absent:
+        path = frames[name]["file_path"]
+        pictures[name] = files.find(path, where=str(file), suffixes=PICTURE_SUFFIXES, besides=besides)
+    return pictures
 
 
 __all__ = ["list_named_files", "read_nerfstudio"]
