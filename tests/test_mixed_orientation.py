@@ -347,3 +347,15 @@ def test_a_tag_that_nothing_confirms_is_told(tmp_path):
     ):
         scene = read_scene(tmp_path / "room")
     np.testing.assert_allclose(scene.cam2world, room.cam2world, atol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "view"), [("wide", 6), ("tall", 4)])
+def test_an_alignment_is_not_to_be_written_by_hand_while_views_disagree(tmp_path, shape, view):
+    folder = write_rgbd_folder(turn_some(make_room(shape, 1), [view], cameras=False), tmp_path / "room")
+    told = rf"mend first what was found of its views: scene 'room': .*{name([view])}: the depth map is upside down"
+    with (
+        pytest.warns(ConsistencyWarning, match="upside down"),
+        pytest.raises(ValueError, match=rf"less than --min-confidence 1; {told}") as caught,
+    ):
+        align_folder(folder, False, 1.0)
+    assert "own 4x4 matrix" not in str(caught.value)
