@@ -280,7 +280,7 @@ def write_masks_of(given: Path, masks: np.ndarray) -> None:
         (
             # What shows only once the scene is read back is told by the scan's own name too.
             lambda given: spoil_depth(given),
-            "raw/scans/scene0003_00: the scene made from it is not valid: frame-000000.depth.png: the largest depth is",
+            "raw/scans/scene0003_00: the scene made from it is not valid: frame-000000.depth.png: the largest depth",
         ),
         (lambda given: cut_recording(given, 0.6), "scene0003_00.sens"),
         (lambda given: cut_recording(given, 0.001), "scene0003_00.sens"),
