@@ -72,7 +72,7 @@ def test_the_median_goes_by_weight():
 
 def test_a_scene_without_depth_is_refused(room):
     bare = Scene(scene_id="walk", images=room.images)
-    with pytest.raises(ValueError, match="'walk': finding surfaces expected depth_maps, intrinsics and cam2world"):
+    with pytest.raises(ValueError, match="'walk': finding surfaces needs depth_maps, intrinsics and cam2world"):
         measure_sanity(bare)
 
 
