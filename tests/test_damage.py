@@ -96,7 +96,12 @@ DAMAGES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "damage", "message"), DAMAGES, ids=lambda value: value[:40] if isinstance(value, str) else None)
+def make_id(value) -> str | None:
+    """The beginning of a text; functions get pytest's own id."""
+    return value[:40] if isinstance(value, str) else None
+
+
+@pytest.mark.parametrize(("name", "damage", "message"), DAMAGES, ids=make_id)
 def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_goes_on(tmp_path, name, damage, message):
     before, last = make_checkpoint(tmp_path, 9, width=4), make_checkpoint(tmp_path, 20)
     assert find_checkpoint(tmp_path) == last
