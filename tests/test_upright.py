@@ -228,9 +228,7 @@ def test_without_a_floor_there_is_no_estimate(kind):
 
 def test_depth_and_cameras_are_needed():
     for missing in ("depth_maps", "cam2world", "intrinsics"):
-        with pytest.raises(
-            ValueError, match=r"'wall': finding surfaces needs depth_maps, intrinsics and cam2world"
-        ):
+        with pytest.raises(ValueError, match=r"'wall': finding surfaces needs depth_maps, intrinsics and cam2world"):
             estimate_upright(replace(make_wall(), **{missing: None}))
 
 
