@@ -243,7 +243,7 @@ def test_without_training_questions_there_are_scores_and_no_baselines(tmp_path, 
     else:
         rows = [row | {"task": "other"} for row in read_lines(file)]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.warns(UserWarning, match="--task rooms: .*train.jsonl: no training questions, so the"):
+    with pytest.warns(UserWarning, match="--task rooms: .*train.jsonl: no training questions, so the look-up"):
         metrics = evaluate(tmp_path / "out", "--data", str(rooms), "--blind", "true", task="rooms")
     assert metrics["scores"]["rooms"]["num_questions"] > 0 and metrics["baselines"] == {"rooms": {}}
     table = capsys.readouterr().out
@@ -270,7 +270,7 @@ def test_a_place_far_outside_of_the_scene_is_not_asked_about(tmp_path, point):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     message = (
         rf"val.jsonl: query_coords of question '{rows[place]['id']}': expected a point in metres, at most 50 m from"
-        rf" the views of scene '{rows[place]['scene_id']}' show, got \[{point[0]}, {point[1]}, {point[2]}\]; divide"
+        rf" the observed part of scene '{rows[place]['scene_id']}', got \[{point[0]}, {point[1]}, {point[2]}\]; divide"
     )
     with pytest.raises(ValueError, match=message):
         evaluate(tmp_path / "out", "--data", str(rooms), "--no_report", task="rooms")

@@ -125,7 +125,7 @@ def test_far_boxes_blame_poses_that_stand_far_apart(shift, name):
     centimetres = room.cam2world.copy()
     centimetres[:, :3, 3] = 100 * centimetres[:, :3, 3] / np.ptp(centimetres[:, :3, 3], axis=0).max()
     centimetres[:, 0, 3] += shift
-    with pytest.raises(ValueError, match="cameras stand 100 apart and see .* m far, so the poses are likely in anoth"):
+    with pytest.raises(ValueError, match="cameras are 100 apart and see .* m far, so the poses are likely in anoth"):
         check_scene(replace(room, cam2world=centimetres, **boxes))
     moved = room.cam2world.copy()
     moved[:, 0, 3] += shift

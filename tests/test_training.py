@@ -221,7 +221,7 @@ def test_rows_are_of_pictures_as_they_are_to_be_decoded(tmp_path):
         wanted = processor(images=scene.images, return_tensors="pt")["pixel_values"][0]
         assert torch.equal(pixels[decode, True], wanted) and torch.equal(pixels[decode, False], wanted)
     assert not torch.equal(pixels["exact", True], pixels["reduced", True])
-    with pytest.raises(ValueError, match=r"data.decode: expected a choice of \('exact', 'reduced'\), got 'fast'"):
+    with pytest.raises(ValueError, match=r"data.decode: expected one of \('exact', 'reduced'\), got 'fast'"):
         DataArguments(decode="fast")
 
 

@@ -321,7 +321,7 @@ def test_a_bar_of_one_metre_stands_where_the_unit_is_known(tmp_path, index, has_
     for file in [] if has_depth else folder.glob("*.depth.png"):
         file.unlink()
     page = view.main([str(folder), "--output", str(tmp_path / "a.html")]).read_text(encoding="utf-8")
-    assert "Bird's-eye picture" in page and ("1 m<" in page) == has_depth
+    assert "Bird&#x27;s-eye picture" in page and ("1 m<" in page) == has_depth
 
 
 def test_a_video_has_no_world(tmp_path):
