@@ -504,27 +504,27 @@ def check_generate_inputs(model: Any, inputs: torch.Tensor | None, kwargs: dict,
     settings = kwargs.get("generation_config") or model.generation_config
     if kwargs.get("use_cache", settings.use_cache) is False:
         raise ValueError(
-            "generate: expected use_cache=True beside scene=, whose views are nowhere but in the cache, got False;"
+            "generate: expected use_cache=True with scene=, whose views are only in the cache, got False;"
             " leave it out, or pass the views with each question."
         )
     input_ids = batch["input_ids"]
     if input_ids is None or not len(input_ids) or kwargs.get("past_key_values") is not None:
         raise ValueError(
-            "generate: expected input_ids of at least one question beside scene=, and no cache of yours, got"
+            "generate: expected input_ids of at least one question with scene=, and no other cache, got"
             f" {'a cache' if kwargs.get('past_key_values') is not None else input_ids}; pass"
             " **processor(text=questions)."
         )
     if kwargs.get("cache_implementation", settings.cache_implementation) is not None:
         raise ValueError(
-            "generate: expected no cache_implementation beside scene=, which is a cache already, got"
+            "generate: expected no cache_implementation with scene=, which is already a cache, got"
             f" {shorten(repr(kwargs.get('cache_implementation', settings.cache_implementation)))}; leave it out, or"
             " pass the views with each question."
         )
     guesses = [name for name in ("prompt_lookup_num_tokens", "assistant_model") if kwargs.get(name) is not None]
     if guesses and not shares_prefixes(model.config.text_config):
         raise ValueError(
-            f"generate: expected no {guesses[0]} beside scene= with this attn_implementation, whose caches are cut"
-            " back over the scene; load the model with attn_implementation='sdpa'."
+            f"generate: expected no {guesses[0]} together with scene= and this attn_implementation, whose caches are"
+            " cut back over the scene; load the model with attn_implementation='sdpa'."
         )
 
 
@@ -673,13 +673,13 @@ def check_questions_alone(model: Any, name: str, scene: Any, inputs: dict) -> No
     given = [key for key in ("pixel_values", "mm_encoder_outputs") if inputs.get(key) is not None]
     if given:
         raise ValueError(
-            f"{name}: expected questions alone beside scene=, which holds the views already, got {given[0]};"
+            f"{name}: expected questions alone with scene=, which already contains the views, got {given[0]};"
             " call the processor without images=, or leave scene= out."
         )
     segments = inputs.get("segment_ids")
     if segments is not None and bool((segments == 0).any()):
         raise ValueError(
-            f"{name}: expected plain questions beside scene=, which holds the beginning of the chat, got whole"
+            f"{name}: expected plain questions with scene=, which contains the beginning of the chat, got whole"
             " prompts with chat marks; pass the question's own words to the processor, or leave scene= out."
         )
 

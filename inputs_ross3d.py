@@ -451,7 +451,7 @@ def has_same_aspect(size: tuple[int, int], depth_size: tuple[int, int]) -> bool:
 def check_has_cameras(scene_name: str, **cameras: Any) -> None:
     """Refuse depth without cameras, by name: readings without a camera have no position."""
     for key, value in cameras.items():
-        check(value is not None, f"{key} of {scene_name}", "cameras beside depth_maps", "None",
+        check(value is not None, f"{key} of {scene_name}", "cameras with depth_maps", "None",
               "give intrinsics and cam2world, or leave depth_maps out")  # fmt: skip
 
 

@@ -200,7 +200,7 @@ def get_depth_turns(view: Image.Image | np.ndarray, depth_size: tuple[int, int],
     check(
         turns is not None,
         name,
-        "a picture that its EXIF orientation only turns, beside a depth map",
+        "a picture that its EXIF orientation only turns, with a depth map",
         "a mirrored one",
         "save it upright with PIL.ImageOps.exif_transpose, and mirror depth_maps, intrinsics and cam2world with it",
     )
@@ -671,7 +671,7 @@ def split_requests(
         if items["proposal_boxes"] is not None:
             items["proposal_boxes"] = check_boxes(items["proposal_boxes"], f"proposal_boxes of {name}")
         for key in ("bev_valid", "bev_bounds"):
-            check(items[key] is None or items["bev_image"] is not None, f"{key} of {name}", "bev_image beside it",
+            check(items[key] is None or items["bev_image"] is not None, f"{key} of {name}", "bev_image with it",
                   "None", "pass bev_image=")  # fmt: skip
         requests.append(SceneRequest(name, views[index], questions[index], **items))
         check_targets(requests[-1])
@@ -690,7 +690,7 @@ def check_targets(request: SceneRequest) -> None:
         if question.targets is None:
             continue
         name = f"target_objects of {question.name}"
-        check(boxes is not None, name, "proposal_boxes beside it", "None", "pass proposal_boxes=")
+        check(boxes is not None, name, "proposal_boxes with it", "None", "pass proposal_boxes=")
         legal = all(is_index(index) and index < len(boxes) for index in question.targets)
         check(legal, name, f"indices of the {len(boxes)} proposals", question.targets,
               "count proposals from 0, in the order of proposal_boxes")  # fmt: skip
@@ -731,7 +731,7 @@ def split_questions(words: dict[str, Any], names: list[str], bare: bool) -> list
     """Questions of every scene with their points, answers and targets; `bare`: all belong to a single scene."""
     if words["text"] is None:
         given = [key for key, value in words.items() if value is not None]
-        check(not given, "text", f"questions beside {given}", "None", "pass text=, or leave these out")
+        check(not given, "text", f"questions with {given}", "None", "pass text=, or leave these out")
         return [[] for _ in names]
     by_scene = {key: [value] if bare else value for key, value in words.items()}
     for key, value in by_scene.items():
@@ -1058,7 +1058,7 @@ class Ross3DProcessor(ProcessorMixin):
         if images is None:
             data = self.get_questions_alone(words, belongings, scene_ids, scene_index, options)
         else:
-            check(scene_index is None, "scene_index", "None beside images", scene_index, "row i is scene i")
+            check(scene_index is None, "scene_index", "None with images", scene_index, "row i is scene i")
             data = self.get_scenes(images, words, belongings, scene_ids, options)
         if options.return_tensors == "np":
             data = {key: value.numpy() for key, value in data.items()}
@@ -1121,9 +1121,9 @@ class Ross3DProcessor(ProcessorMixin):
         remedy = "pass images= as well"
         for key, value in (words | belongings).items():
             if key in ("answers", "target_objects", "bev_image", "bev_valid", "bev_bounds"):
-                check(value is None, key, "views beside it", "no images", remedy)
+                check(value is None, key, "views with it", "no images", remedy)
         boxes = belongings["proposal_boxes"]
-        check(belongings["depth_maps"] is None or boxes is not None, "depth_maps", "views or new proposals beside it",
+        check(belongings["depth_maps"] is None or boxes is not None, "depth_maps", "views or new proposals with it",
               "questions alone", f"{remedy}, or proposal_boxes=")  # fmt: skip
         texts = words["text"]
         is_batch = not isinstance(texts, str) and any(not isinstance(item, str) for item in texts)
@@ -1262,7 +1262,7 @@ class Ross3DProcessor(ProcessorMixin):
               fitted.settings, "fit it again with this processor's fit_scene")  # fmt: skip
         inside = ("depth_maps", "intrinsics", "cam2world", "bev_image", "bev_valid", "bev_bounds")
         given = [key for key in inside if getattr(request, key) is not None]
-        check(not given, f"{', '.join(given)} of {request.name}", "None beside a fitted scene, which holds it",
+        check(not given, f"{', '.join(given)} of {request.name}", "None with a fitted scene, which contains it",
               "one", "leave it out")  # fmt: skip
         return fitted
 

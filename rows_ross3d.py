@@ -150,7 +150,7 @@ LLAVA_VIDEO = PromptTemplate("<|im_start|>", "<|im_end|>", "You are a helpful as
 
 def split_whole_prompt(text: str, spatial_instruction: bool, name: str) -> tuple[str, str]:
     slots = text.count(IMAGE_TOKEN)
-    check(slots == 1, name, "exactly one <image> in a whole prompt (it stands for all views)", f"{slots} of them",
+    check(slots == 1, name, "exactly one <image> in a whole prompt (one mark for all views)", f"{slots} of them",
           "write one <image> where the views belong, or pass the plain question without chat marks")  # fmt: skip
     head, tail = text.split(IMAGE_TOKEN)
     instruction = f"\n{SPATIAL_INSTRUCTION}\n" if spatial_instruction else ""
@@ -213,7 +213,7 @@ def check_words(text: str, name: str, remedy: str) -> None:
     except UnicodeEncodeError as error:
         raise ValueError(
             f"{name}: expected text that UTF-8 can hold, got {text[error.start]!r} at letter {error.start}, half of a"
-            " surrogate pair; write the text anew from its source."
+            " surrogate pair; write the text again from its source."
         ) from None
 
 
@@ -391,7 +391,7 @@ class RowBuilder:
         rows = []
         for scene, parts in zip(scenes, prompts, strict=True):
             prefixes = sorted({part.prefix for part in parts})
-            check(len(prefixes) == 1, f"text of {scene.name}", "questions that share all that stands before <image>",
+            check(len(prefixes) == 1, f"text of {scene.name}", "questions with the same text before <image>",
                   f"{len(prefixes)} different beginnings", "pass such prompts as scenes of their own")  # fmt: skip
             prefix = self.expand_slot(tokens[prefixes[0]], scene.num_views)
             segments = [self.get_segment(part, tokens, q) for part, q in zip(parts, scene.questions, strict=False)]

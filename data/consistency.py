@@ -570,7 +570,7 @@ def _list_intrinsics_mistakes(cameras: Cameras) -> Iterator[Mistake]:
     first = cameras.intrinsics[0]
     if np.abs(first[2, :2]).max() > 1e-6:
         yield Mistake(
-            "the intrinsics are transposed: the centre stands in the last row", "transpose the matrix",
+            "the intrinsics are transposed: the centre is in the last row", "transpose the matrix",
             lambda c: replace(c, intrinsics=c.intrinsics.transpose(0, 2, 1)),
         )  # fmt: skip
     if not np.allclose(swap_intrinsics(cameras).intrinsics, cameras.intrinsics, rtol=0.02):

@@ -148,7 +148,7 @@ def read_own_scan(
     path, given = Path(path), make_options(axis_align_matrix, boxes)
     if given and not path.is_dir() and find_video(path) is not None:
         raise ValueError(
-            f"{path}: expected no {' and no '.join(given)} with a video, whose cameras nobody knows; leave them out, "
+            f"{path}: expected no {' and no '.join(given)} with a video, whose cameras are unknown; leave them out, "
             "or give a folder of posed frames."
         )
     if boxes is not None:

@@ -76,7 +76,7 @@ class Sanity:
         found = []
         if self.cameras_inside < MIN_CAMERAS_INSIDE:
             share = f"{100 * self.cameras_inside:.0f} %"
-            found.append(f"only {share} of the cameras stand in or beside what they saw, above its floor")
+            found.append(f"only {share} of the cameras are inside or close to what they saw, above its floor")
         if self.cameras_upright < MIN_CAMERAS_UPRIGHT:
             share = f"{100 * self.cameras_upright:.0f} %"
             turned = "the world or the pictures are turned"

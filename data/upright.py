@@ -66,7 +66,7 @@ LOW_CONFIDENCE = 0.5
 MAX_NAMED = 8
 
 WAYS_OUT = (
-    "give the right 4x4 matrix, scan to upright world, in axis_align.txt beside the frames, as --axis-align FILE, or "
+    "give the right 4x4 matrix, scan to upright world, in axis_align.txt next to the frames, as --axis-align FILE, or "
     "as axis_align_matrix= of the reader"
 )
 # Ways out for pictures that are turned against each other.

@@ -45,8 +45,8 @@ MAX_CLAMPED = 0.01
 
 ALIGNMENT = "axis_align.txt"
 ALIGN = (
-    "write the estimated alignment beside the scan (python -m ross3d.data.prepare align --data {folder}, or the "
-    "folder above it for all), or your own 4x4 matrix, scan to upright world, as axis_align.txt"
+    "write the estimated alignment into the scan's folder (python -m ross3d.data.prepare align --data {folder}, or"
+    " the folder above it for all), or your own 4x4 matrix, scan to upright world, as axis_align.txt"
 )
 REPLACE = (
     "replace the axis_align.txt that lies with the scan by an estimate (python -m ross3d.data.prepare align --force "

@@ -230,7 +230,7 @@ def test_a_video_is_asked_about_without_cameras(tilted, tmp_path, capsys):
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     check_page(page)
     assert "Is it upright?" not in page
-    with pytest.raises(ValueError, match="expected no boxes with a video, whose cameras nobody knows; leave them out"):
+    with pytest.raises(ValueError, match="expected no boxes with a video, whose cameras are unknown; leave them out"):
         run(tmp_path / "walk.mp4", tmp_path / "page.html", "--boxes", "boxes.json", "find the bed")
 
 

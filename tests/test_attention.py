@@ -205,13 +205,13 @@ def test_calls_that_a_scene_cannot_answer_are_refused():
     scene, _ = get_scene(model)
     question = torch.tensor([[5, 6, 7]])
     for wrong in ({}, {"input_ids": question[:0]}, {"input_ids": question, "past_key_values": scene.past_key_values}):
-        with pytest.raises(ValueError, match="generate: expected input_ids of at least one question beside scene="):
+        with pytest.raises(ValueError, match="generate: expected input_ids of at least one question with scene="):
             model.generate(scene=scene, **wrong)
     shared = model.generate(scene=scene, input_ids=question, max_new_tokens=6)
     guessed = model.generate(scene=scene, input_ids=question, max_new_tokens=6, prompt_lookup_num_tokens=2)
     assert torch.equal(shared, guessed)
     model.set_attn_implementation("eager")
-    with pytest.raises(ValueError, match="generate: expected no prompt_lookup_num_tokens beside scene="):
+    with pytest.raises(ValueError, match="generate: expected no prompt_lookup_num_tokens together with scene="):
         model.generate(scene=scene, input_ids=question, max_new_tokens=6, prompt_lookup_num_tokens=2)
 
 

@@ -118,7 +118,7 @@ def test_features_beside_a_scene_are_refused(model, rows):
         **{name: rows[name][1:] for name in ("pixel_values", "view_mask", "patch_coords")},
     )
     features = model.get_image_features(rows["pixel_values"][1])
-    with pytest.raises(ValueError, match="expected questions alone beside scene=, .* got mm_encoder_outputs"):
+    with pytest.raises(ValueError, match="expected questions alone with scene=, .* got mm_encoder_outputs"):
         model.generate(input_ids=torch.tensor([[5, 6]]), scene=scene, mm_encoder_outputs={"image": features})
 
 

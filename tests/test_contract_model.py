@@ -597,7 +597,7 @@ def test_resize_token_embeddings(size, plain, tmp_path):
     assert torch.equal(run(loaded, plain).logits, found)
 
 
-def test_resized_head_is_not_drawn_anew():
+def test_resized_head_is_not_drawn_again():
     """`post_init` after resizing leaves the output embeddings as they are."""
     changed = make_model()
     changed.resize_token_embeddings(109)

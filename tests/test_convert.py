@@ -931,7 +931,7 @@ def test_a_stopped_run_leaves_nothing_that_looks_whole_and_is_taken_up(published
     check_same(read(ours), read(target))
 
 
-def test_another_source_starts_anew(published, tmp_path, monkeypatch):
+def test_another_source_starts_again(published, tmp_path, monkeypatch):
     """What a stopped run wrote of one checkpoint never becomes part of another."""
     source = write_published(tmp_path / "published")
     save = files.save_file

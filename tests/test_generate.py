@@ -190,10 +190,10 @@ def test_names_that_nobody_knows_are_refused(model, inputs):
 
 
 def test_a_scene_takes_no_other_cache(model, asked):
-    with pytest.raises(ValueError, match="expected no cache_implementation beside scene=, which is a cache"):
+    with pytest.raises(ValueError, match="expected no cache_implementation with scene=, which is already a cache"):
         model.generate(**asked["scene"], cache_implementation="static")
     config = GenerationConfig(cache_implementation="static", max_new_tokens=2)
-    with pytest.raises(ValueError, match="expected no cache_implementation beside scene=, which is a cache"):
+    with pytest.raises(ValueError, match="expected no cache_implementation with scene=, which is already a cache"):
         model.generate(**asked["scene"], generation_config=config)
     assert answer(model, asked["views"], cache_implementation="static") == answer(model, asked["views"])
 

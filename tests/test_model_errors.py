@@ -775,7 +775,9 @@ def test_scenes_are_encoded_without_questions(model, row):
 @pytest.mark.parametrize("method", ["generate", "ground"])
 def test_views_beside_a_scene(model, scenes, row, method):
     ask = getattr(model, method)
-    with refuses(f"{method}: expected questions alone beside scene=, which holds the views already, got pixel_values"):
+    with refuses(
+        f"{method}: expected questions alone with scene=, which already contains the views, got pixel_values"
+    ):
         ask(scene=scenes["one"], input_ids=QUESTIONS, pixel_values=row["pixel_values"])
     found = ask(scene=scenes["one"], input_ids=QUESTIONS, pixel_values=None)
     assert torch.equal(found, ask(scene=scenes["one"], input_ids=QUESTIONS))
@@ -798,7 +800,7 @@ def test_a_scene_index_without_a_scene(model, row):
 
 
 def test_a_scene_is_nowhere_but_in_the_cache(model, scenes):
-    with refuses("generate: expected use_cache=True beside scene=, whose views are nowhere but in the cache, got"):
+    with refuses("generate: expected use_cache=True with scene=, whose views are only in the cache, got"):
         model.generate(scene=scenes["one"], input_ids=QUESTIONS, use_cache=False)
     found = model.generate(scene=scenes["one"], input_ids=QUESTIONS, use_cache=True, max_new_tokens=2)
     assert torch.equal(found, model.generate(scene=scenes["one"], input_ids=QUESTIONS, max_new_tokens=2))

@@ -106,7 +106,7 @@ def test_positions_alone_know_nothing_of_the_states():
     (output.view_loss + output.bev_loss).backward()
     learned = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
     assert learned and all(name.startswith("reconstruction_head.") for name in learned)
-    # Beside it `per_view` does depend on the pictures.
+    # In contrast, `per_view` depends on the pictures.
     seeing = make_model().train()
     before = get_view_conditions(seeing, batch)
     assert not torch.equal(get_view_conditions(seeing, batch | {"pixel_values": -batch["pixel_values"]}), before)

@@ -158,7 +158,7 @@ def test_a_video_says_what_is_not_read_beside_it(tmp_path):
         container.mux(stream.encode())
     assert read_scene(tmp_path / "walk").num_views == 1
     (tmp_path / "boxes.json").write_text("[]")
-    with pytest.warns(UserWarning, match=r"walk.mp4: not read: boxes.json beside it, since a video has no cameras"):
+    with pytest.warns(UserWarning, match=r"walk.mp4: not read: boxes.json next to it, since a video has no cameras"):
         read_scene(tmp_path / "walk.mp4")
 
 

@@ -111,7 +111,7 @@ def test_depth_turns_with_the_stored_pixels(processor, tmp_path, size, kind, how
         given = [give(encode(picture, kind, orientation), how, tmp_path / f"{n}.{orientation}")
                  for n, picture in enumerate(pictures)]  # fmt: skip
         if turns is None:
-            with pytest.raises(ValueError, match="only turns, beside a depth map, got a mirrored one"):
+            with pytest.raises(ValueError, match="only turns, with a depth map, got a mirrored one"):
                 ask(processor, given, how, **scene)
         else:
             found = ask(processor, given, how, **scene)["patch_coords"][0]

@@ -155,8 +155,11 @@ LIES = {
         ["element vertex 1" + 5000 * "0", *XYZ],
         "the header's line 'element vertex 1000.*cannot be understood",
     ),
-    "an element twice": (["element vertex 1", *XYZ, "element vertex 1"], "an element stands in a header once"),
-    "a property twice": (["element vertex 1", *XYZ, XYZ[1]], "'property float y' .*a property stands in an element"),
+    "an element twice": (["element vertex 1", *XYZ, "element vertex 1"], "each element occurs once in a header"),
+    "a property twice": (
+        ["element vertex 1", *XYZ, XYZ[1]],
+        "'property float y' .*each property occurs once in an element",
+    ),
     "an element of nothing": (
         ["element edge 1152921504606846976", "element vertex 1", *XYZ],
         "mesh.ply: expected properties of the 1152921504606846976 rows of 'edge', the header has none; export",

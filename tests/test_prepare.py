@@ -347,7 +347,7 @@ def test_a_kill_at_any_time_changes_nothing(prepared, raw, tmp_path, seed):
     assert hash_files(tmp_path / "out") == hash_files(prepared)
 
 
-def test_only_what_changed_is_made_anew(prepared, raw, tmp_path):
+def test_only_what_changed_is_made_again(prepared, raw, tmp_path):
     """A new annotation file leaves scenes alone; a scan that was downloaded again is made again."""
     output, given = tmp_path / "out", tmp_path / "given"
     shutil.copytree(raw, given)
@@ -446,7 +446,7 @@ def test_test_scans_have_neither_objects_nor_alignment(raw, tmp_path):
     assert [row["boxes"] is None for row in rows] == [False, True]
 
 
-def test_another_table_of_labels_makes_scenes_anew(raw, tmp_path):
+def test_another_table_of_labels_makes_scenes_again(raw, tmp_path):
     given, output = tmp_path / "given", tmp_path / "out"
     shutil.copytree(raw, given)
     prepare(given, output)

@@ -220,7 +220,7 @@ def test_questions_alone_need_no_boxes(root, tmp_path):
     assert len(load_annotations(tmp_path / "out" / "annotations" / "test.parquet")) == 1
 
 
-def test_a_frame_that_was_unpacked_again_makes_its_scene_anew(root, tmp_path):
+def test_a_frame_that_was_unpacked_again_prepares_its_scene_again(root, tmp_path):
     shutil.copytree(root, tmp_path / "data")
     prepare(tmp_path / "data", tmp_path / "out")
     before = list_states(tmp_path / "out" / "train")
@@ -233,7 +233,7 @@ def test_a_frame_that_was_unpacked_again_makes_its_scene_anew(root, tmp_path):
     assert changed == {path for path in before if "scene0001_00" in path}
 
 
-def test_an_alignment_that_is_corrected_makes_its_scene_anew(root, tmp_path):
+def test_an_alignment_that_is_corrected_prepares_its_scene_again(root, tmp_path):
     if (root / "embodiedscan").is_dir():
         pytest.skip("the info files of this root have the alignment")
     shutil.copytree(root, tmp_path / "data")

@@ -484,7 +484,7 @@ def test_hidden_folders_are_no_scenes(tmp_path):
     assert [path.name for path in list_folders(tmp_path)] == ["a", "b"] and list_folders(tmp_path / "none") == []
 
 
-def test_a_damaged_scene_is_made_anew(given):
+def test_a_damaged_scene_is_made_again(given):
     prepare_given(given)
     file = given / "out" / "train" / "scene0001_00" / "scene.json"
     whole = file.read_bytes()

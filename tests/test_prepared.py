@@ -98,12 +98,12 @@ def test_fitted_scenes_of_another_processor_are_refused():
     with pytest.raises(ValueError, match="images of scene 0: expected a scene fitted by a processor .*valid_depth"):
         other(images=fitted)
     processor = make_test_processor(geometry_mode="published")
-    with pytest.raises(ValueError, match="depth_maps of scene 0: expected None beside a fitted scene"):
+    with pytest.raises(ValueError, match="depth_maps of scene 0: expected None with a fitted scene"):
         processor(images=fitted, depth_maps=views["depth_maps"])
     assert processor(images=fitted, proposal_boxes=boxes)["proposal_patches"].any()
 
 
-def test_a_changed_scene_is_prepared_anew(rooms, tmp_path):
+def test_a_changed_scene_is_prepared_again(rooms, tmp_path):
     """Another picture, another processor: what was prepared before is not used."""
     reader, path = CountingReader(), sorted((rooms / "train").iterdir())[0]
     store = PreparedScenes(tmp_path / "prepared", make_tiny_processor(), reader)
@@ -167,7 +167,7 @@ def test_a_damaged_file_of_warnings_stops_nothing(rooms, tmp_path):
     assert store.read_warnings(path) == []
 
 
-def test_a_scene_read_otherwise_is_prepared_anew(rooms, tmp_path):
+def test_a_scene_read_otherwise_is_prepared_again(rooms, tmp_path):
     """Pictures decoded smaller are others, in what is kept as well."""
     processor, reader, path = make_tiny_processor(), CountingReader(), sorted((rooms / "train").iterdir())[0]
     enlarge_pictures(path, 3)
@@ -187,7 +187,7 @@ def test_a_scene_read_otherwise_is_prepared_anew(rooms, tmp_path):
     assert reader.count == 4
 
 
-def test_broken_files_are_made_anew(rooms, tmp_path):
+def test_broken_files_are_made_again(rooms, tmp_path):
     """With a warning; whoever must not read others' files in their place is told (`load_cache`)."""
     path = sorted((rooms / "train").iterdir())[0]
     store = PreparedScenes(tmp_path / "prepared", make_tiny_processor(), read_rgbd_folder)
@@ -201,16 +201,16 @@ def test_broken_files_are_made_anew(rooms, tmp_path):
         change()
         with pytest.raises(ValueError, match=f"{file.name}: expected tensors as they were written, got a"):
             load_cache(file, state["identity"])
-        check_made_anew(store, path, file)
+        check_made_again(store, path, file)
     labels = state | {"about": state["about"] | {"box_labels": None}}
     for content in ([1], {"identity": 0}, labels, state | {"tensors": {"pictures": 3}}):
         torch.save(content, file)
-        check_made_anew(store, path, file)
+        check_made_again(store, path, file)
     file.unlink()
     assert store.read(path)[0].scene_id == path.name
 
 
-def check_made_anew(store: PreparedScenes, path: Path, file: Path) -> None:
+def check_made_again(store: PreparedScenes, path: Path, file: Path) -> None:
     with pytest.warns(UserWarning, match=f"{file.name} is damaged; it is made again"):
         scene, _ = store.read(path)
     assert np.array_equal(scene.images, store.read(path)[0].images) and scene.scene_id == path.name

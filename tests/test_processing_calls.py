@@ -118,7 +118,7 @@ class TestChats:
         assert torch.equal(answers[:1], alone[:, inputs["input_ids"].shape[1] :])
         scene = model.encode_scene(**processor(images=make_views()["images"]))
         with pytest.raises(
-            ValueError, match="generate: expected plain questions beside scene=, .* got whole prompts with"
+            ValueError, match="generate: expected plain questions with scene=, .* got whole prompts with"
         ):
             model.generate(scene=scene, **inputs)
         model.generate(scene=scene, **processor(text=[QUESTION, "Why is that?"]), max_new_tokens=3)

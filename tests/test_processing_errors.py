@@ -124,9 +124,9 @@ GEOMETRY_CASES = [
          {"depth_maps": list(GOOD_DEPTH)}),
     Case("depth_maps", {"depth_maps": [GOOD_DEPTH[0], GOOD_DEPTH[1], GOOD_DEPTH[2][:20]]}, "arrays of one shape",
          "[(20, 48), (36, 48)]", "resize them", {"depth_maps": list(GOOD_DEPTH)}),
-    Case("intrinsics", without("intrinsics"), "cameras beside depth_maps", "None", "give intrinsics and cam2world",
+    Case("intrinsics", without("intrinsics"), "cameras with depth_maps", "None", "give intrinsics and cam2world",
          without("intrinsics", "depth_maps")),
-    Case("cam2world", without("cam2world"), "cameras beside depth_maps", "None", "give intrinsics and cam2world",
+    Case("cam2world", without("cam2world"), "cameras with depth_maps", "None", "give intrinsics and cam2world",
          without("cam2world", "intrinsics", "depth_maps")),
     Case("intrinsics", {"intrinsics": np.eye(4) * 40}, "shape (3, 3)", "(4, 4)", "of a 4 x 4 matrix pass [:3, :3]",
          {"intrinsics": CAMERA}),
@@ -300,9 +300,9 @@ WORDS_CASES = [
     Case("text", {"text": ["Hm?", " \n\t"]}, "words, not blank text", r"' \n\t'", "leave text out",
          {"text": ["Hm?", " ?\n"]}, "text of question 1"),
     Case("text", {"text": "Hm\ud800?"}, "text that UTF-8 can hold", r"'\ud800' at letter 2, half of a surrogate pair",
-         "write the text anew", {"text": "Hm\U0001f600?"}),
+         "write the text again", {"text": "Hm\U0001f600?"}),
     Case("text", {"text": [7]}, "a string", "int", "pass words, or no text at all", {"text": ["7"]}),
-    Case("text", {"text": ["Hm?", f"<image>Hm?{TURN_END}\n"]}, "questions that share all that stands before <image>",
+    Case("text", {"text": ["Hm?", f"<image>Hm?{TURN_END}\n"]}, "questions with the same text before <image>",
          "2 different beginnings", "scenes of their own",
          {"text": ["Hm?", f"{SCENE_PREFIX}Hm?{TURN_END}\n"]}),
     Case("text", {"text": f"<image>Hm?{TURN_END}", "answers": "yes"}, "a whole prompt that ends with",
@@ -349,7 +349,7 @@ WORDS_CASES = [
     Case("answers", {"text": ["A?", "B?"], "answers": ["yes", " "]}, "words, not blank text", "' '",
          "leave the question out", {"text": ["A?", "B?"], "answers": ["yes", " no"]}, "answers of question 1"),
     Case("answers", {"text": "A?", "answers": "\udfffyes"}, "text that UTF-8 can hold", "at letter 0",
-         "write the text anew", {"text": "A?", "answers": "\uffffyes"}),
+         "write the text again", {"text": "A?", "answers": "\uffffyes"}),
     Case("answers", {"text": ["A?", "B?"], "answers": (word for word in "ab")}, "2 items", "<generator",
          "nest it as text is nested", {"text": ["A?", "B?"], "answers": list("ab")}),
     Case("answers", {"text": "A?", "answers": f"yes{TURN_END}"}, "plain words", "<|im_end|>", "remove these marks",
@@ -376,7 +376,7 @@ WORDS_CASES = [
          "a list of proposal indices, or None", "0", "put one index into a list",
          {"text": ["A?", "B?"], "answers": [GROUND_TOKEN] * 2, "target_objects": [[0], [1]]}),
     Case("target_objects", {"text": "A?", "answers": GROUND_TOKEN, "target_objects": []} | without("proposal_boxes"),
-         "proposal_boxes beside it", "None", "pass proposal_boxes=",
+         "proposal_boxes with it", "None", "pass proposal_boxes=",
          {"text": "A?", "answers": GROUND_TOKEN, "target_objects": [], "proposal_boxes": np.zeros((0, 6))}),
 ]  # fmt: skip
 
@@ -396,9 +396,9 @@ BEV_CASES = [
          "pass xmin, ymin, xmax, ymax", {"bev_image": BEV["bev_image"], "bev_bounds": (-2, -3, 4, 3)}),
     Case("bev_valid", {"bev_image": BEV["bev_image"], "bev_valid": BEV["bev_valid"] * np.nan}, "truth values",
          "torch.float64", "compare it", {"bev_image": BEV["bev_image"], "bev_valid": BEV["bev_valid"].astype(int)}),
-    Case("bev_valid", {"bev_valid": BEV["bev_valid"]}, "bev_image beside it", "None", "pass bev_image=",
+    Case("bev_valid", {"bev_valid": BEV["bev_valid"]}, "bev_image with it", "None", "pass bev_image=",
          {"bev_valid": BEV["bev_valid"], "bev_image": BEV["bev_image"]}),
-    Case("bev_bounds", {"bev_bounds": BEV["bev_bounds"]}, "bev_image beside it", "None", "pass bev_image=",
+    Case("bev_bounds", {"bev_bounds": BEV["bev_bounds"]}, "bev_image with it", "None", "pass bev_image=",
          {"bev_bounds": BEV["bev_bounds"], "bev_image": BEV["bev_image"]}),
 ]  # fmt: skip
 
@@ -487,7 +487,7 @@ class TestNesting:
             processor(images=views, **good)
         geometry = {key: [scene[key] for scene in scenes] for key in ("depth_maps", "intrinsics", "cam2world")}
         processor(images=views, **geometry)
-        with pytest.raises(ValueError, match=r"cam2world of scene 1: expected cameras beside depth_maps"):
+        with pytest.raises(ValueError, match=r"cam2world of scene 1: expected cameras with depth_maps"):
             processor(images=views, **geometry | {"cam2world": [scenes[0]["cam2world"], None]})
 
     def test_an_empty_scene_is_named(self, processor):
@@ -495,7 +495,7 @@ class TestNesting:
             processor(images=[VIEWS, []], scene_ids=["a", "b"])
 
     def test_words_without_questions(self, processor):
-        with pytest.raises(ValueError, match=r"text: expected questions beside \['answers'\], got None; pass text="):
+        with pytest.raises(ValueError, match=r"text: expected questions with \['answers'\], got None; pass text="):
             processor(images=VIEWS, answers="yes")
         processor(images=VIEWS)
 
@@ -535,10 +535,10 @@ class TestQuestionsAlone:
     @pytest.mark.parametrize(
         ("given", "message"),
         [
-            ({"answers": "yes"}, "answers: expected views beside it, got no images; pass images= as well"),
-            ({"target_objects": [0]}, "target_objects: expected views beside it, got no images"),
-            ({"bev_image": BEV["bev_image"]}, "bev_image: expected views beside it, got no images"),
-            ({"depth_maps": GOOD_DEPTH}, "depth_maps: expected views or new proposals beside it, got questions alone"),
+            ({"answers": "yes"}, "answers: expected views with it, got no images; pass images= as well"),
+            ({"target_objects": [0]}, "target_objects: expected views with it, got no images"),
+            ({"bev_image": BEV["bev_image"]}, "bev_image: expected views with it, got no images"),
+            ({"depth_maps": GOOD_DEPTH}, "depth_maps: expected views or new proposals with it, got questions alone"),
             (
                 {"text": "<image>Hm?"},
                 "text of question 0 of scene 0: expected no <image>, since there are no views, got one; pass images=",
@@ -566,7 +566,7 @@ class TestQuestionsAlone:
         processor(text="Hm?", scene_index=[0])
 
     def test_scene_index_beside_views(self, processor):
-        with pytest.raises(ValueError, match=r"scene_index: expected None beside images, got \[0\]; row i is scene i"):
+        with pytest.raises(ValueError, match=r"scene_index: expected None with images, got \[0\]; row i is scene i"):
             processor(images=VIEWS, text="Hm?", scene_index=[0])
 
 

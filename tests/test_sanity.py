@@ -45,7 +45,7 @@ def test_what_is_off_is_said_in_words(room):
         sanity, cameras_inside=0.25, floor_height=None, floor_rms=0.042, wall_degrees=None, worst_wall_degrees=None
     )
     assert bad.list_warnings() == [
-        "only 25 % of the cameras stand in or beside what they saw, above its floor",
+        "only 25 % of the cameras are inside or close to what they saw, above its floor",
         "no floor is in view: nothing checks that z = 0 is the floor",
         "the floor is not flat: its cells scatter 4.2 cm",
         "no wall of 1 m² is in view: nothing checks the heading",

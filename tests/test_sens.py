@@ -89,7 +89,7 @@ def test_a_recording_without_frames_is_read(tmp_path):
 
 
 HEADER_FAULTS = {
-    "version": ({"version": 3}, r"room.sens: expected a .sens file of version 4, got version 3; export it anew"),
+    "version": ({"version": 3}, r"room.sens: expected a .sens file of version 4, got version 3; export it again"),
     "colour": (
         {"color_compression": 1},
         r"expected colour compression 2 \(JPEG\) and depth comp.*got 1 and 1",

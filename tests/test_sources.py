@@ -294,7 +294,7 @@ FOLDER_FAULTS = {
     ),
     "bird's-eye picture without frame": (
         remove("bev.json"),
-        r"bev.json is missing beside bev.png; expected \{\"bounds\": \[xmin, ymin, xmax, ymax\]\}",
+        r"bev.json is missing, which belongs to bev.png; expected \{\"bounds\": \[xmin, ymin, xmax, ymax\]\}",
     ),
     "frame without bounds": (
         spoil_text("bev.json", '{"bound": [0, 0, 1, 1]}'),
@@ -374,7 +374,7 @@ SCENE_FAULTS = {
     ),
     "depth without intrinsics": (
         set_to(intrinsics=None),
-        r"^intrinsics of scene 'room': expected cameras beside depth_maps, got None; give intrinsics and cam2world",
+        r"^intrinsics of scene 'room': expected cameras with depth_maps, got None; give intrinsics and cam2world",
     ),
     "depth without poses": (set_to(cam2world=None), r"^cam2world of scene 'room': expected cameras beside"),
     "negative depth": (

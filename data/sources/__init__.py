@@ -35,7 +35,7 @@ BESIDE = ("axis_align.txt", "boxes.json", "proposals.json", "bev.png", "bev.json
 MAX_LISTED, SEARCHED_LEVELS, MAX_SEARCHED = 200, 3, 1000
 # Why a file of a scan is not read: the first pattern that matches its path in lower case.
 NOT_READ = (
-    ("*confidence*", "confidence of depth: every reading counts, whatever its confidence"),
+    ("*confidence*", "confidence of depth: every reading counts, regardless of its confidence"),
     ("*depth*", "depth that the layout does not have under this name"),
     ("*.ply", "a mesh or point cloud: positions come from depth"),
     ("*.obj", "a mesh: positions come from depth"),
@@ -331,7 +331,9 @@ def _warn_of_near_misses(listing: Listing, scene: Scene) -> None:
 def _warn_of_files_beside(video: Path) -> None:
     present = [name for name in BESIDE[:3] if (video.parent / name).is_file()]
     if present:
-        warnings.warn(f"{video}: not read: {', '.join(present)} beside it, since a video has no cameras", stacklevel=3)
+        warnings.warn(
+            f"{video}: not read: {', '.join(present)} next to it, since a video has no cameras", stacklevel=3
+        )
 
 
 def list_not_read(path: Path) -> dict[str, str]:

@@ -31,7 +31,7 @@ from ross3d.data.sources.frames import (
     read_matrix,
     scale_intrinsics,
 )
-from ross3d.data.sources.optional_files import Beside, Boxes, make_scene, read_alignment
+from ross3d.data.sources.optional_files import Boxes, OptionalFiles, make_scene, read_alignment
 from ross3d.data.sources.spelling import PICTURE_SUFFIXES, Listing, ScanFiles
 from ross3d.data.text_files import read_text
 
@@ -100,11 +100,11 @@ def read_arkitscenes(
     intrinsics = merge_intrinsics(
         np.stack([read_pincam(find(pincam_files[name]), views.depth_size) for name in views.names])
     )
-    beside = Beside(tuple(dict.fromkeys((path, folder))), allow_outside)
-    alignment = read_alignment(axis_align_matrix, beside)
+    optional = OptionalFiles(tuple(dict.fromkeys((path, folder))), allow_outside)
+    alignment = read_alignment(axis_align_matrix, optional)
 
     def read_own_boxes() -> Boxes:
-        annotation = beside.find(f"{scene_id}_3dod_annotation.json")
+        annotation = optional.find(f"{scene_id}_3dod_annotation.json")
         to_world = np.eye(4) if alignment.matrix is None else alignment.matrix
         return (None, None) if annotation is None else read_oriented_boxes(annotation, to_world)
 
@@ -114,7 +114,7 @@ def read_arkitscenes(
         cam2world=np.stack([cameras[name] for name in views.names]),
         alignment=alignment,
         exclusions=exclusions,
-        beside=beside,
+        optional=optional,
         given_boxes=boxes,
         read_own_boxes=read_own_boxes,
         rotate=rotate,

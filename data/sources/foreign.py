@@ -243,7 +243,7 @@ FOREIGN = (
         ),
         f"only you know the unit of its depth and the axes of its poses: {AS_FOLDER}; or write transforms.json, with"
         " file_path, depth_file_path and transform_matrix (4x4 camera to world, metres, OpenGL axes) of each frame and"
-        " fl_x, fl_y, cx, cy, w and h, beside these folders",
+        " fl_x, fl_y, cx, cy, w and h, next to these folders",
     ),
 )
 PICTURES = ForeignLayout(

@@ -37,13 +37,13 @@ from ross3d.data.sources.frames import (
     scale_intrinsics,
 )
 from ross3d.data.sources.inside import resolve_inside, split_name
-from ross3d.data.sources.optional_files import Beside, align_cameras, make_scene, read_alignment
+from ross3d.data.sources.optional_files import OptionalFiles, align_cameras, make_scene, read_alignment
 from ross3d.data.sources.spelling import PICTURE_SUFFIXES, Listing, ScanFiles
 from ross3d.geometry_ross3d import find_calibration_fault, is_centre_of_turned
 from ross3d.inputs_ross3d import MAX_ASPECT_DIFFERENCE
 
 
-# The file itself, and the one that ScanNet++ has beside it for pictures without distortion.
+# The file itself, and the one that ScanNet++ has next to it for pictures without distortion.
 KEY_FILE, UNDISTORTED_FILE = "transforms.json", "transforms_undistorted.json"
 OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 # Key of a frame's depth map -> key of its unit in metres.
@@ -150,8 +150,8 @@ def read_nerfstudio(
         found = files.find(frames[name][depth_keys[name]], where=str(file))
         return read_depth(found, unit.per_metre, unit.said)
 
-    beside = Beside((path,), allow_outside)
-    alignment = read_alignment(axis_align_matrix, beside)
+    optional = OptionalFiles((path,), allow_outside)
+    alignment = read_alignment(axis_align_matrix, optional)
 
     views = decode_views(
         chosen,
@@ -176,7 +176,7 @@ def read_nerfstudio(
         cam2world=np.stack([cameras[name] for name in views.names]),
         alignment=alignment,
         exclusions=exclusions,
-        beside=beside,
+        optional=optional,
         given_boxes=boxes,
         rotate=rotate,
     )

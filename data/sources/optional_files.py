@@ -48,7 +48,7 @@ Boxes = tuple[np.ndarray | None, list[dict] | None]
 
 
 @dataclass(frozen=True)
-class Beside:
+class OptionalFiles:
     """The folders of a scan in which these optional files are searched.
 
     Attributes:
@@ -106,7 +106,9 @@ def names_alignment(file: Path) -> bool:
     return is_small and b"axisAlignment" in file.read_bytes()
 
 
-def read_alignment(given, beside: Beside, get_own: Callable[[], np.ndarray | None] = lambda: None) -> Alignment:
+def read_alignment(
+    given, optional: OptionalFiles, get_own: Callable[[], np.ndarray | None] = lambda: None
+) -> Alignment:
     """The alignment of a scan: `given` (a matrix or its file), else `axis_align.txt`, else the layout's own, else that
     of a `<scan>.txt` of ScanNet in its folder.
 
@@ -116,9 +118,9 @@ def read_alignment(given, beside: Beside, get_own: Callable[[], np.ndarray | Non
     Raises:
         FileNotFoundError, ValueError: names the file or argument that is not a rigid 4x4 matrix.
     """
-    scene_id = beside.scene_id
-    own, file = read_axis_align_matrix(None, scene_id, get_own), beside.find(ALIGNMENT_FILE)
-    own = beside.read_meta_alignment() if own is None else own
+    scene_id = optional.scene_id
+    own, file = read_axis_align_matrix(None, scene_id, get_own), optional.find(ALIGNMENT_FILE)
+    own = optional.read_meta_alignment() if own is None else own
     default = own if file is None else read_axis_align_matrix(file, scene_id)
     if given is not None:
         matrix = read_axis_align_matrix(given, scene_id)
@@ -146,7 +148,7 @@ def make_scene(
     cam2world: np.ndarray,
     alignment: Alignment,
     exclusions: Exclusions,
-    beside: Beside,
+    optional: OptionalFiles,
     *,
     given_boxes: np.ndarray | str | os.PathLike | None = None,
     read_own_boxes: Callable[[], Boxes] = lambda: (None, None),
@@ -164,7 +166,7 @@ def make_scene(
         rotate (*optional*): degrees by which upright pictures are turned, counter-clockwise, with their depth and
             cameras; `"auto"` turns each until the world's z points up in it (`turn_by_cameras`).
     """
-    scene_id = beside.scene_id
+    scene_id = optional.scene_id
     # Check before turning, so that errors describe the files as they are; the turned scene is checked again.
     check_cam2world(cam2world, len(views.names), f"cam2world of {exclusions.where}", views.names)
     if views.depth_maps is not None:
@@ -179,15 +181,15 @@ def make_scene(
         views, intrinsics, cam2world = turn_by_cameras(views, intrinsics, cam2world)
     elif rotate:
         views, intrinsics, cam2world = turn_views(views, intrinsics, cam2world, rotate // 90)
-    boxes, box_labels = _read_boxes(given_boxes, beside, alignment, scene_id, read_own_boxes)
-    proposals = beside.find("proposals.json") if alignment.is_own else None
-    bev_file = beside.find("bev.png") if alignment.is_own else None
+    boxes, box_labels = _read_boxes(given_boxes, optional, alignment, scene_id, read_own_boxes)
+    proposals = optional.find("proposals.json") if alignment.is_own else None
+    bev_file = optional.find("bev.png") if alignment.is_own else None
     own_bev = read_own_bev() if bev_file is None else None
     if not alignment.is_own:
-        _warn_of_other_world(beside, scene_id, given_boxes is not None)
+        _warn_of_other_world(optional, scene_id, given_boxes is not None)
     bev_image, bev_valid, bev_bounds = (*own_bev, None) if own_bev is not None else (None, None, None)
     if bev_file is not None:
-        bev_image, bev_valid, bev_bounds = read_bev(bev_file, beside.find("bev.json"))
+        bev_image, bev_valid, bev_bounds = read_bev(bev_file, optional.find("bev.json"))
     scene = Scene(
         scene_id=scene_id,
         images=views.images,
@@ -202,7 +204,7 @@ def make_scene(
         bev_valid=bev_valid,
         bev_bounds=bev_bounds,
         axis_align_matrix=alignment.matrix,
-        path=beside.places[0],
+        path=optional.places[0],
         exclusions=exclusions.reasons,
         units=views.units,
     )
@@ -218,17 +220,17 @@ def turn_pictures(scene: Scene) -> Scene:
 
 
 def _read_boxes(
-    given, beside: Beside, alignment: Alignment, scene_id: str, read_own_boxes: Callable[[], Boxes]
+    given, optional: OptionalFiles, alignment: Alignment, scene_id: str, read_own_boxes: Callable[[], Boxes]
 ) -> Boxes:
     if given is not None:
         return read_boxes(given, scene_id)
-    file = beside.find("boxes.json") if alignment.is_own else None
+    file = optional.find("boxes.json") if alignment.is_own else None
     return read_own_boxes() if file is None else read_boxes(file, scene_id, must_have=True)
 
 
-def _warn_of_other_world(beside: Beside, scene_id: str, has_boxes: bool) -> None:
+def _warn_of_other_world(optional: OptionalFiles, scene_id: str, has_boxes: bool) -> None:
     names = WORLD_FILES[1:] if has_boxes else WORLD_FILES
-    present = [name for name in names if any((place / name).exists() for place in beside.places)]
+    present = [name for name in names if any((place / name).exists() for place in optional.places)]
     if present:
         warnings.warn(
             f"scene {scene_id!r}: {', '.join(present)} left out, which lie in the world of the scan's own alignment"
@@ -253,7 +255,7 @@ def read_bev(file: Path, bounds_file: Path | None) -> tuple[np.ndarray, np.ndarr
         )
     pixels = np.array(image)
     if bounds_file is None:
-        raise FileNotFoundError(f"{file.with_name('bev.json')} is missing beside bev.png; {BEV_FORM}.")
+        raise FileNotFoundError(f"{file.with_name('bev.json')} is missing, which belongs to bev.png; {BEV_FORM}.")
     try:
         edges = read_json(bounds_file, "the bounds of the bird's-eye picture")["bounds"]
         bounds = None if edges is None else np.array([float(edge) for edge in edges], dtype=np.float32)
@@ -265,7 +267,7 @@ def read_bev(file: Path, bounds_file: Path | None) -> tuple[np.ndarray, np.ndarr
 
 __all__ = [
     "Alignment",
-    "Beside",
+    "OptionalFiles",
     "Boxes",
     "align_cameras",
     "make_scene",

@@ -13,8 +13,8 @@ def add_scan_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rotate",
         choices=[str(value) for value in ROTATIONS],
-        help="turn pictures, with their depth and cameras, by so many degrees, counter-clockwise, beyond what their"
-        " own tags say; auto: each until the world's z points up in it (default: auto for ARKitScenes, else 0)",
+        help="turn pictures, with their depth and cameras, by this many degrees counter-clockwise, in addition to what"
+        " their own tags say; auto: each until the world's z points up in it (default: auto for ARKitScenes, else 0)",
     )
     parser.add_argument(
         "--max-excluded",

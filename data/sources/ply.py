@@ -172,7 +172,7 @@ def _make_element(words: list[str], before: list[_Element]) -> _Element:
     if int(count) < 0:
         raise ValueError("a number of rows is 0 or more")
     if name in {element.name for element in before}:
-        raise ValueError("an element stands in a header once")
+        raise ValueError("each element occurs once in a header")
     return _Element(name, int(count), [])
 
 
@@ -182,7 +182,7 @@ def _make_property(words: list[str], element: _Element) -> _Property:
     if length is not None and length.startswith("f"):
         raise ValueError("the length of a list has a type of whole numbers")
     if name in {known.name for known in element.properties}:
-        raise ValueError("a property stands in an element once")
+        raise ValueError("each property occurs once in an element")
     return _Property(name, TYPES[kind], length)
 
 

@@ -28,7 +28,7 @@ from ross3d.data.sources.frames import (
     read_matrix,
 )
 from ross3d.data.sources.inside import resolve_inside
-from ross3d.data.sources.optional_files import Beside, align_cameras, make_scene, read_alignment
+from ross3d.data.sources.optional_files import OptionalFiles, align_cameras, make_scene, read_alignment
 from ross3d.data.sources.plain_pickle import load_plain_pickle
 from ross3d.data.sources.scannet_objects import read_axis_alignment
 from ross3d.data.sources.spelling import ScanFiles
@@ -137,7 +137,7 @@ def read_posed_images(
         return resolve_inside(scan, name, allow_outside=allow_outside)
 
     info = _get_info(infos, scene_id)
-    beside = Beside((path,), allow_outside)
+    optional = OptionalFiles((path,), allow_outside)
     if info is None:
         # A pose or a depth map without a picture is a frame whose picture is lost.
         names = sorted({file.stem for suffix in SUFFIXES for file in files.listing.glob(f"[0-9]*{suffix}")})
@@ -155,7 +155,7 @@ def read_posed_images(
         present, lambda name: read_matrix(files.find(f"{name}.txt"), (4, 4), "camera to world, metres"), "pose"
     )
     tracked = exclusions.drop_lost(cameras)
-    alignment = read_alignment(axis_align_matrix, beside, lambda: own_alignment)
+    alignment = read_alignment(axis_align_matrix, optional, lambda: own_alignment)
     views = decode_views(
         choose_views(tracked, num_views),
         lambda name: files.find(pictures[name].name),
@@ -175,7 +175,7 @@ def read_posed_images(
         cam2world=np.stack([cameras[name] for name in views.names]),
         alignment=alignment,
         exclusions=exclusions,
-        beside=beside,
+        optional=optional,
         given_boxes=boxes,
         read_own_bev=read_own_bev,
         rotate=rotate,

@@ -32,7 +32,7 @@ from ross3d.data.sources.frames import (
     read_matrix,
     scale_intrinsics,
 )
-from ross3d.data.sources.optional_files import Beside, align_cameras, make_scene, read_alignment
+from ross3d.data.sources.optional_files import OptionalFiles, align_cameras, make_scene, read_alignment
 from ross3d.data.sources.pictures import NOT_READ_DEPTH
 from ross3d.data.sources.spelling import ScanFiles
 
@@ -124,8 +124,8 @@ def read_rgbd_folder(
             )
         return read_depth(find(depth_files[name]))
 
-    beside = Beside((path,), allow_outside)
-    alignment = read_alignment(axis_align_matrix, beside)
+    optional = OptionalFiles((path,), allow_outside)
+    alignment = read_alignment(axis_align_matrix, optional)
     views = decode_views(
         chosen,
         lambda name: find(color_files[name]),
@@ -144,7 +144,7 @@ def read_rgbd_folder(
         cam2world=np.stack([cameras[name] for name in views.names]),
         alignment=alignment,
         exclusions=exclusions,
-        beside=beside,
+        optional=optional,
         given_boxes=boxes,
         rotate=rotate,
     )

@@ -27,7 +27,7 @@ from ross3d.data.sources.frames import (
     scale_depth,
 )
 from ross3d.data.sources.inside import check_all_inside
-from ross3d.data.sources.optional_files import Beside, align_cameras, make_scene, read_alignment
+from ross3d.data.sources.optional_files import OptionalFiles, align_cameras, make_scene, read_alignment
 from ross3d.data.sources.ply import Mesh, read_ply
 from ross3d.data.sources.scannet_objects import (
     align_vertices,
@@ -92,13 +92,13 @@ def read_scannet_scan(
         )
     if frame_step < 1:
         raise ValueError(f"frame_step must be at least 1 frame, got {frame_step}; 10 is that of the public export.")
-    beside = Beside((path,), allow_outside)
+    optional = OptionalFiles((path,), allow_outside)
 
     def read_own_alignment() -> np.ndarray | None:
         file = path / f"{scene_id}.txt"
         return None if axis_align_matrix is not None and not file.exists() else read_axis_alignment(file)
 
-    alignment = read_alignment(axis_align_matrix, beside, read_own_alignment)
+    alignment = read_alignment(axis_align_matrix, optional, read_own_alignment)
     exclusions = Exclusions(f"scene {scene_id!r}", max_excluded)
     header, all_cameras = read_sens_cameras(recording)
     cameras = {f"{index:05d}": all_cameras[index] for index in range(0, len(all_cameras), frame_step)}
@@ -122,7 +122,7 @@ def read_scannet_scan(
         cam2world=np.stack([cameras[name] for name in views.names]),
         alignment=alignment,
         exclusions=exclusions,
-        beside=beside,
+        optional=optional,
         given_boxes=boxes,
         read_own_boxes=lambda: read_object_boxes(path, to_world, labels_file),
         rotate=rotate,

@@ -124,7 +124,9 @@ def read_sens_header(file: BinaryIO) -> SensHeader:
     path = Path(file.name)
     (version,) = struct.unpack("<I", _read_exactly(file, 4, path, "the header"))
     if version != VERSION:
-        raise ValueError(f"{path}: expected a .sens file of version {VERSION}, got version {version}; export it anew.")
+        raise ValueError(
+            f"{path}: expected a .sens file of version {VERSION}, got version {version}; export it again."
+        )
     (length,) = struct.unpack("<Q", _read_exactly(file, 8, path, "the header"))
     if length > MAX_NAME_BYTES:
         raise ValueError(f"{path}: the sensor's name would take {length} bytes, so this is no .sens file.")
