@@ -299,7 +299,7 @@ def test_a_video_without_pictures_is_told(tmp_path):
 def test_damaged_videos_are_named(tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     for content, message in (
-        (b"no video", "a text; look whether the right file"),
+        (b"no video", "a text; check whether the right file"),
         (b"<html>404</html>", "an HTML page; download the file itself"),
         (b"\0\0\0\x18ftypisom" + bytes(90), r"one that cannot be decoded \(.*\): truncated or damaged; copy it again"),
         (bytes(range(256)), r"one that cannot be decoded \(.*\): truncated or damaged; copy it again"),
@@ -486,7 +486,7 @@ def test_files_of_rows_that_cannot_be_read_are_named(tmp_path):
     row = make_video_rows()[0]
     del row["scene_name"]
     write_rows(tmp_path / "test.jsonl", [row])
-    with pytest.raises(ValueError, match="row 1: expected the field 'scene_name' that names the video"):
+    with pytest.raises(ValueError, match="row 1: expected the field 'scene_name' with the name of the video"):
         task.load_items(tmp_path, settings)
 
 

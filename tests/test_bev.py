@@ -151,7 +151,7 @@ def test_points_that_are_wrong_are_refused():
     ):
         render_bev(points, colors / 255)
     with pytest.raises(
-        ValueError, match=r"no point lies below ceiling_height = 2.2 m; is the scan upright with its floor"
+        ValueError, match=r"no point is below ceiling_height = 2.2 m; is the scan upright with its floor"
     ):
         render_bev(points, colors)
     assert render_bev(points, colors, size=20, ceiling_height=2.5).valid.any()
@@ -183,7 +183,7 @@ def test_colour_of_another_size_is_matched_to_the_depth():
 def test_a_scene_without_depth_cannot_be_seen_from_above():
     scene = make_scene()
     bare = Scene("room", scene.images)
-    with pytest.raises(ValueError, match="scene 'room' has no depth or no cameras, so it cannot be seen from above"):
+    with pytest.raises(ValueError, match="scene 'room' has no depth or no cameras, so it has no bird's-eye picture"):
         render_scene_bev(bare)
 
 

@@ -106,7 +106,7 @@ def test_features_of_other_views_are_refused(model, rows):
     """Features of more views than `view_mask` has are refused, with both shapes in the message."""
     features = {"image": model.get_image_features(rows["pixel_values"])}
     with pytest.raises(
-        ValueError, match=r"mm_encoder_outputs: expected shape \(3, 9, 32\), got \(4, 9, 32\); pass what"
+        ValueError, match=r"mm_encoder_outputs: expected shape \(3, 9, 32\), got \(4, 9, 32\); pass the output"
     ):
         model(**{**rows, "pixel_values": None}, mm_encoder_outputs=features)
 

@@ -129,7 +129,7 @@ def test_broken_pictures_are_named(tmp_path):
         (whole[:500], cut),
         (whole[:40] + bytes(40), cut),
         (b"", "an empty file; copy it again"),
-        (b"no picture", "a text; look whether the right file lies under another name"),
+        (b"no picture", "a text; check whether the right file has another name"),
     ):
         for reduce_to in (None, 24):
             with pytest.raises(ValueError, match=f"scene 'room', 00010: .*{message}"):

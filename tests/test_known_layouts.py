@@ -169,7 +169,9 @@ def test_cameras_of_another_size_are_quoted_as_written(folder, content):
     with pytest.raises(ValueError, match=message):
         read_nerfstudio(folder)
     save_transforms(folder, content | {"cx": content["cy"], "cy": content["cx"]})
-    with pytest.raises(ValueError, match="turned by a quarter; w and h .*swap fl_x with fl_y and cx with cy, or turn"):
+    with pytest.raises(
+        ValueError, match="rotated by 90 degrees; w and h .*swap fl_x with fl_y and cx with cy, or turn"
+    ):
         read_nerfstudio(folder)
     angle = {key: value for key, value in content.items() if key not in ("fl_x", "fl_y")} | {"camera_angle_x": 60.0}
     (folder / "transforms.json").write_text(json.dumps(angle))
@@ -183,8 +185,8 @@ def test_a_calibration_of_the_turned_picture_is_to_be_swapped():
     landscape = np.array([[600.0, 0, 319.5], [0, 610.0, 239.5], [0, 0, 1]])
     check_intrinsics(landscape, 3, (480, 640), "cameras")
     message = (
-        r"^cameras: .* 640 x 480 depth map, got focal .*, centre \[319.5, 239.5\], which looks made for the picture"
-        r" turned by a quarter; swap fx with fy and cx with cy, or"
+        r"^cameras: .* 640 x 480 depth map, got focal .*, centre \[319.5, 239.5\], which seems to belong to the image"
+        r" rotated by 90 degrees; swap fx with fy and cx with cy, or"
     )
     with pytest.raises(ValueError, match=message):
         check_intrinsics(landscape, 3, (640, 480), "cameras")

@@ -67,7 +67,7 @@ def test_latents_are_of_pictures_as_they_are_decoded(arguments):
     plain = replace(reduced, data=replace(reduced.data, latents=None))
     assert get_losses(reduced, teacher=False) == pytest.approx(get_losses(plain, teacher=True), rel=1e-5)
     rows = build_rows(arguments, build_processor(arguments), 1, door.build_config(arguments, None))
-    with pytest.raises(ValueError, match="got those of other files or settings"):
+    with pytest.raises(ValueError, match="got latents of other files or settings"):
         rows[0]
 
 
@@ -83,14 +83,14 @@ def test_missing_and_foreign_latents_are_refused(arguments, tmp_path):
     assert sum(torch.equal(rows[0]["view_latents"], latents) for latents in written) == 1
     changed = Path(arguments.data.root) / "train" / "train-000000" / "boxes.json"
     changed.write_text(changed.read_text() + "\n")
-    with pytest.raises(ValueError, match="got those of other files or settings"):
+    with pytest.raises(ValueError, match="got latents of other files or settings"):
         [rows[index] for index in range(3)]
     teacher = tmp_path / "teacher"
     shutil.copytree(get_checkpoint() / "teacher", teacher)
     config_file = teacher / "config.json"
     config_file.write_text(config_file.read_text() + "\n")
     other = build_rows(replace(arguments, teacher=str(teacher)), processor, 1, config)
-    with pytest.raises(ValueError, match="got those of other files or settings"):
+    with pytest.raises(ValueError, match="got latents of other files or settings"):
         other[1]
     shutil.rmtree(arguments.data.latents)
     with pytest.raises(ValueError, match=r"data.latents: expected the teacher's latents of .* got none; make them"):

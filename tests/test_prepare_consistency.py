@@ -128,7 +128,7 @@ def test_raw_scans_with_other_cameras_are_refused(scan, tmp_path, fault):
         made.add(SCENE)
     else:
         with pytest.raises(
-            ValueError, match=rf"(?s)scans: 1 of 3 failed, .*{SCENE}: .*do not agree.*{FAULTS[fault][2]}"
+            ValueError, match=rf"(?s)scans: 1 of 3 failed; .*{SCENE}: .*do not agree.*{FAULTS[fault][2]}"
         ):
             prepare_given(given, "--views", 9)
     assert {path.name for path in (given / "out").glob("*/scene*")} == made

@@ -248,7 +248,7 @@ def test_a_full_disk_is_called_so(tmp_path):
     with pytest.raises(OSError, match="scene.latents: there is no space left to write it: the disk is full"):
         call_within(4096, write_with_little_room, tmp_path / "scene.latents")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(OSError, match="a.json: there is no space left to write it: the disk is full or a limit of"):
+    with pytest.raises(OSError, match="a.json: there is no space left to write it: the disk is full or a quota"):
         with replace_file(tmp_path / "a.json"):
             raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(ValueError, match="another fault"):

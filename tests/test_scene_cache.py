@@ -100,7 +100,7 @@ def test_files_of_other_models_and_processors_are_refused(scene, model, processo
 def test_offloaded_weights_are_refused(scene, model, tmp_path):
     away = copy.deepcopy(model)
     away.model.language_model.norm.to("meta")
-    with pytest.raises(ValueError, match="norm.weight: expected weights in memory, .* got offloaded ones"):
+    with pytest.raises(ValueError, match="norm.weight: expected weights in memory .* got offloaded ones"):
         scene.save(tmp_path / "away.scene", away)
     assert not list(tmp_path.iterdir())
 
@@ -192,7 +192,7 @@ FORGED = {
                           r"expected next_positions, int64, of shape \(1,\), got torch.int64 of \(2,\)"),
     "mask with a hole": (set_tensor("prefix_mask", lambda x: x.clone().index_fill_(1, torch.tensor([-2]), False)),
                          "expected prefix_mask with padding only at the start, got padding"),
-    "mask of nothing": (set_tensor("prefix_mask", torch.zeros_like), "expected prefix_mask with padding at the start"),
+    "mask of nothing": (set_tensor("prefix_mask", torch.zeros_like), "expected prefix_mask with padding only at the start"),
     "expanded mask": (set_tensor("prefix_mask", lambda x: torch.ones(1, dtype=torch.bool).expand(2, 3_000_000_000)),
                       r"expected prefix_mask, bool, of shape \(B, L\), got torch.bool of \(2, 3000000000\)"),
     "no positions": (set_tensor("next_positions", lambda x: None),
@@ -205,13 +205,13 @@ FORGED = {
                     r"expected keys of layer 1, .* got torch.float32 of \(2, 4"),
     "other length": (set_layer("values", lambda x: x[:, :, 1:].clone()), "expected values of layer 1, floating"),
     "whole numbers": (set_layer("keys", lambda x: x.long()), r"expected keys of layer 1, .* got torch.int64"),
-    "NaN in keys": (set_layer("keys", put_nan), "expected finite keys of layer 1, got NaN or infinity; these are no"),
+    "NaN in keys": (set_layer("keys", put_nan), "expected finite keys of layer 1, got NaN or infinity; these scenes were not"),
     "NaN in features": (set_tensor("proposal_features", put_nan), "expected finite proposal_features, got NaN or"),
     "NaN in patches": (set_tensor("patch_features", put_nan), "expected finite patch_features, got NaN or infinity"),
     "expanded keys": (set_layer("keys", lambda x: x[:, :1, :1, :1].expand_as(x)), "expected keys of layer 1, float"),
-    "a layer less": (lambda state: state["layers"].pop(), "expected keys and values of 2 layers, got others"),
+    "a layer less": (lambda state: state["layers"].pop(), "expected keys and values of 2 layers, got other layers"),
     "a layer of nothing": (lambda state: state["layers"].__setitem__(0, None), "expected keys and values of 2 layers"),
-    "no list": (lambda state: state.update(layers=7), "expected keys and values of 2 layers, got others; these are"),
+    "no list": (lambda state: state.update(layers=7), "expected keys and values of 2 layers, got other layers; these scenes"),
     "features alone": (set_tensor("proposal_mask", lambda x: None), "expected proposal_features and proposal_mask or"),
     "other proposals": (set_tensor("proposal_mask", lambda x: x[:, 1:].clone()), "expected proposal_features, f"),
     "other width": (set_tensor("patch_features", lambda x: x[..., 1:].clone()), "expected patch_features, floating"),
@@ -249,7 +249,9 @@ def test_scenes_in_memory_that_are_not_finite_are_refused(scene, model, processo
     name = f"{part} of layer 1" if part in ("keys", "values") else part
     asks = processor(text=QUESTIONS, scene_index=[1, 0, 1])
     for method in (model.generate, model.ground):
-        with pytest.raises(ValueError, match=f"^scene: expected finite {name}, got NaN or infinity; these are no sc"):
+        with pytest.raises(
+            ValueError, match=f"^scene: expected finite {name}, got NaN or infinity; these scenes were not encoded"
+        ):
             method(scene=spoil(scene, part, value), **asks)
     ask(model, processor, spoil(scene, part, 1e4))
 
@@ -284,7 +286,7 @@ def test_scenes_of_a_model_that_is_gone_are_refused(model, processor, tmp_path):
     read.save(tmp_path / "room.scene", passing)
     del passing
     gc.collect()
-    with pytest.raises(ValueError, match="got those of a model that is no longer in memory; encode the scene again"):
+    with pytest.raises(ValueError, match="got scenes of a model that is no longer in memory; encode the scene again"):
         model.generate(scene=read, **processor(text=QUESTIONS))
     assert len(model.ground(scene=model.load_scene(tmp_path / "room.scene"), **processor(text=QUESTIONS)))
 

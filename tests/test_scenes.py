@@ -380,7 +380,7 @@ def test_a_build_that_was_cut_off_goes_on_to_the_same_files(tmp_path, monkeypatc
 def test_a_build_of_other_arguments_is_refused(tmp_path):
     build_scenes(tmp_path / "rooms", **SMALL, workers=1)
     with pytest.raises(
-        ValueError, match=r"rooms holds scenes built with \{'seed': 0\}, asked for \{'seed': 1\}; choose"
+        ValueError, match=r"rooms has scenes built with \{'seed': 0\}, but this command sets \{'seed': 1\}; choose"
     ):
         build_scenes(tmp_path / "rooms", **SMALL, seed=1, workers=1)
 

@@ -354,7 +354,7 @@ SCENE_FAULTS = {
     ),
     "names": (
         set_to(view_names=["a"]),
-        r"^view_names of scene 'room': expected 3 names, .* got 1; give each",
+        r"^view_names of scene 'room': expected 3 names, .* got 1; name all views",
     ),
     "float pictures": (
         lambda scene: set_to(images=scene.images / 255)(scene),
@@ -376,7 +376,7 @@ SCENE_FAULTS = {
         set_to(intrinsics=None),
         r"^intrinsics of scene 'room': expected cameras with depth_maps, got None; give intrinsics and cam2world",
     ),
-    "depth without poses": (set_to(cam2world=None), r"^cam2world of scene 'room': expected cameras beside"),
+    "depth without poses": (set_to(cam2world=None), r"^cam2world of scene 'room': expected cameras with"),
     "negative depth": (
         put("depth_maps", (0, 0, 0), -1.0),
         r"^depth_maps of scene 'room': expected finite metres >= 0, got negative, .*; write 0 where the sensor has no",
@@ -423,9 +423,9 @@ SCENE_FAULTS = {
     ),
     "labels": (
         lambda scene: set_to(box_labels=scene.box_labels[:1])(scene),
-        r"^box_labels of scene 'room': expected 2 entries, one a box, got 1; give one a box",
+        r"^box_labels of scene 'room': expected 2 entries, one per box, got 1; give one per box",
     ),
-    "labels without boxes": (set_to(boxes=None), r"expected 0 entries, one a box, got 2; give one a box"),
+    "labels without boxes": (set_to(boxes=None), r"expected 0 entries, one per box, got 2; give one per box"),
     "float bird's-eye picture": (
         lambda scene: set_to(bev_image=scene.bev_image / 255)(scene),
         r"^bev_image of scene 'room': expected a uint8 array \(Hb, Wb, 3\), got float64 \(10, 10, 3\)",

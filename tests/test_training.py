@@ -96,7 +96,10 @@ def test_command_line_goes_over_the_file(config_file):
             ["--sed", "3"],
             "command line: expected a key of one section, got `sed`, which is in none; write --section.key",
         ),
-        (["--trainer.learning_rate", "1e-5"], "expected a number, got the text '1e-5'; write it as 1.0e-5, not 1e-5"),
+        (
+            ["--trainer.learning_rate", "1e-5"],
+            "expected a number, got the string '1e-5'; write it as 1.0e-5, not 1e-5",
+        ),
     ],
 )
 def test_settings_that_are_refused(config_file, overrides, message):
@@ -118,9 +121,18 @@ def test_checkpoints_between_reports_are_refused(tmp_path):
         ({"seed": 5}, "trainer.seed: expected 0 or nothing, got 5; set --seed"),
         ({"average_tokens_across_devices": False}, "expected True or nothing, got False; losses are averaged"),
         ({"resume_from_checkpoint": "x"}, "expected None or nothing, got 'x'; restarting a run"),
-        ({"label_smoothing_factor": 0.1}, "trainer.label_smoothing_factor: expected 0.0 or nothing, got 0.1; targets"),
-        ({"eval_strategy": "steps"}, "trainer.eval_strategy: expected 'no' or nothing, got 'steps'; a run has no"),
-        ({"load_best_model_at_end": True}, "trainer.load_best_model_at_end: expected False or nothing, got True; no"),
+        (
+            {"label_smoothing_factor": 0.1},
+            "trainer.label_smoothing_factor: expected 0.0 or nothing, got 0.1; label smoothing",
+        ),
+        (
+            {"eval_strategy": "steps"},
+            "trainer.eval_strategy: expected 'no' or nothing, got 'steps'; training does not",
+        ),
+        (
+            {"load_best_model_at_end": True},
+            "trainer.load_best_model_at_end: expected False or nothing, got True; training",
+        ),
         ({"save_only_model": True}, "expected False or nothing, got True; an interrupted run could not resume"),
         ({"ignore_data_skip": True}, "expected False or nothing, got True; a resumed run would read its first"),
         ({"hub_token": "hf_x"}, "trainer.hub_token: expected none, because all settings are written to run.yaml and"),
@@ -261,8 +273,8 @@ def test_a_place_far_outside_of_its_scene_names_file_and_question(tmp_path, poin
     rows = build_rows(RunArguments(data=data), make_tiny_processor(), 1, None)
     order = [rows.scenes[row.scene].name for row in rows.plan_epoch(0)]
     message = (
-        rf"train.jsonl: query_coords of question '{wrong.id}': expected a point in metres, within 50 of what the views"
-        rf" of scene '{wrong.scene_id}' show"
+        rf"train.jsonl: query_coords of question '{wrong.id}': expected a point in metres, at most 50 m from the observed"
+        rf" part of scene '{wrong.scene_id}'"
     )
     with pytest.raises(ValueError, match=message):
         rows[order.index(wrong.scene_id)]
@@ -461,7 +473,7 @@ def test_rows_of_two_processors_are_refused():
     with pytest.raises(ValueError, match=message):
         make_collator()(rows)
     rows = [make_row(1, 2, 1, ["text"]) | {"pixels": torch.zeros(1)}]
-    with pytest.raises(ValueError, match=r"rows: expected the processor's keys .*got \['pixels'\] as well"):
+    with pytest.raises(ValueError, match=r"rows: expected the processor's keys .*also got \['pixels'\]; remove"):
         make_collator()(rows)
 
 
@@ -491,7 +503,10 @@ def test_a_model_that_rebuilds_nothing_sees_every_view(changes, hides):
 def test_latents_come_with_every_row_or_with_none():
     rows = [make_row(seed, 2, 1, ["text"]) for seed in (1, 2)]
     rows[1]["view_latents"] = torch.ones(2, 4, 2, 2)
-    with pytest.raises(ValueError, match="rows: expected view_latents in every row with pixel_values, got none"):
+    with pytest.raises(
+        ValueError,
+        match="rows: expected view_latents in all rows of a batch with pixel_values or in none, got none in row",
+    ):
         make_collator()(rows)
     rows[0]["view_latents"] = torch.zeros(2, 4, 2, 2)
     assert torch.equal(make_collator()(rows)["view_latents"], torch.stack([row["view_latents"] for row in rows]))
@@ -588,7 +603,7 @@ def test_scenes_without_boxes_are_rows_too(rooms, tmp_path):
         file.unlink()
     rows = make_rows(tmp_path / "rooms", questions_per_row=100)
     grounding = next(q for questions in rows.annotations.values() for q in questions if q.object_ids is not None)
-    with pytest.raises(ValueError, match=r"object_ids of question '.*': expected boxes of scene '.*' that they"):
+    with pytest.raises(ValueError, match=r"object_ids of question '.*': expected the boxes of scene '.*', got none"):
         [rows[index] for index in range(5)]
     rows.annotations = {name: [q for q in asked if q.object_ids is None] for name, asked in rows.annotations.items()}
     batch = make_collator()([rows[0] | {"row_seed": torch.tensor(1)}, rows[1]])
