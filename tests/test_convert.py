@@ -565,7 +565,7 @@ def test_broken_files(tmp_path, published):
     with pytest.raises(ValueError, match="00002.*expected a safetensors file"):
         run(source.folder, tmp_path / "ours")
     save_file({"other": torch.ones(1)}, shard)
-    with pytest.raises(ValueError, match="117 that are in no shard and 1 that it does not name"):
+    with pytest.raises(ValueError, match="117 that are in no shard and 1 that are not in its list"):
         run(source.folder, tmp_path / "ours")
     shard.unlink()
     with pytest.raises(FileNotFoundError, match="expected the shards in its list"):
@@ -603,7 +603,7 @@ def test_pickles_run_nothing(tmp_path, capsys):
         list_tensors(tmp_path / "a.bin")
     assert "this ran" not in capsys.readouterr().out
     torch.save({"state_dict": {"a": torch.ones(1)}}, tmp_path / "b.bin")
-    with pytest.raises(ValueError, match=r"got \['state_dict'\]; save the inner"):
+    with pytest.raises(ValueError, match=r"got \['state_dict'\]; save only the inner"):
         list_tensors(tmp_path / "b.bin")
     torch.save({"a": torch.ones(4000)}, tmp_path / "c.bin")
     (tmp_path / "c.bin").write_bytes((tmp_path / "c.bin").read_bytes()[:-400])
@@ -757,7 +757,7 @@ def test_an_index_names_files_of_its_own_folder(tmp_path, name):
     content["weight_map"] = {key: name if "00002" in shard else shard for key, shard in where.items()}
     index.write_text(json.dumps(content))
     with pytest.raises(
-        ValueError, match=f"index.json, weight_map: expected a name of letters.*got '{name}'; names with"
+        ValueError, match=f"index.json, weight_map: expected a name of letters.*got '{name}'; rename it"
     ):
         run(source.folder, tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
@@ -775,7 +775,7 @@ def test_a_config_names_parts_within_its_folder(tmp_path, monkeypatch, key):
     for name in (str(tmp_path / "mine" / part), f"../mine/{part}", part, "..", ".", "link", 5):
         source.change_config(**{key: name})
         with pytest.raises(
-            ValueError, match=f"{key} of .*config.json: expected a folder in that of this.*{option} DIR"
+            ValueError, match=f"{key} of .*config.json: expected a folder next to this file.*{option} DIR"
         ):
             run(source.folder, tmp_path / "ours")
     run(source.folder, tmp_path / "ours", option, tmp_path / "mine" / part)

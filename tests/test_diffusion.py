@@ -83,7 +83,7 @@ def test_sections_of_the_schedule_are_spread_each_for_itself():
         ("5;3", "expected a whole number, or whole numbers separated by commas such as '5,3', got '5;3'"),
         ("5,,3", "got '5,,3'; give the number of timesteps for each section of the schedule"),
         ("5,-3", "got '5,-3'"),
-        ("5,11", r"expected 1..10 \(the length of section 1\), got 11; ask for a whole number"),
+        ("5,11", r"expected 1..10 \(the length of section 1\), got 11; choose a number"),
         ("0,3", r"expected 1..10 \(the length of section 0\), got 0"),
     ],
 )

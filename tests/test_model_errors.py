@@ -496,7 +496,9 @@ def test_labels_alone_do_not_say_what_packed_rows_may_predict(model, packed, row
     message = (
         "shift_labels: expected shift_labels and loss_weights with labels, because a row contains several questions"
     )
-    with refuses(f"{message} ... got None; pass answers= to the processor ..., and set remove_unused_columns=False"):
+    with refuses(
+        f"{message} ... got None; pass answers= to the processor, give ... and set remove_unused_columns=False"
+    ):
         forward(model, batch, labels=packed["input_ids"])
     found = forward(model, packed, labels=packed["input_ids"]).lm_loss
     assert float(found) == pytest.approx(compute_lm_loss(model, packed), rel=1e-5)
@@ -1106,12 +1108,12 @@ def test_edges_that_are_no_metres(model, prefixes):
         (
             "shift_labels",
             lambda x: x + 1000 * (x > 0),
-            "labels: expected tokens in 0..98, or -100 where nothing is le",
+            "labels: expected tokens in 0..98, or -100 for ignored",
         ),
         (
             "shift_labels",
             lambda x: x.clamp(min=-5),
-            "labels: expected tokens in 0..98, or -100 where nothing is learnt",
+            "labels: expected tokens in 0..98, or -100 for ignored positions",
         ),
         (
             "grounding_labels",

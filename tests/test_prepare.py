@@ -379,8 +379,8 @@ def test_what_is_absent_is_told(raw, tmp_path, capsys):
     left_out = json.loads((output / "account.json").read_text())["left_out_annotations"]
     official = [row["question_id"] for row in read_official(raw, "ScanQA_v1.0_train.json")]
     gone = [f"scanqa_{name}_{number}" for name in official if "scene0001_00" in name for number in (0, 1)]
-    assert left_out["train"]["scanqa: its scene is not among the scans"] == gone
-    assert left_out["train"]["scanrefer: its object has no points in the scan, or the scan no objects"] == [
+    assert left_out["train"]["scanqa: its scene is missing"] == gone
+    assert left_out["train"]["scanrefer: its object has no points in the scan, or the scan has no objects"] == [
         f"scanrefer-{len(rows) - 1}"
     ]
     captions = read_rows(output, "val", "scan2cap")
@@ -391,7 +391,7 @@ def test_what_is_absent_is_told(raw, tmp_path, capsys):
         lost = sum(map(len, left_out.get(split, {}).values()))
         assert kept + lost == {"train": 52, "val": 18, "test": 1}[split]
     told = capsys.readouterr().out
-    assert "left out of train: 4 of scanqa: its scene is not among the scans, such as scanqa_train-scene0001" in told
+    assert "left out of train: 4 of scanqa: its scene is missing, such as scanqa_train-scene0001" in told
 
 
 def test_a_split_without_scans_is_told(raw, tmp_path, capsys):
@@ -401,7 +401,7 @@ def test_a_split_without_scans_is_told(raw, tmp_path, capsys):
     prepare(given, output, "--partial")
     account = json.loads((output / "account.json").read_text())
     assert set(account["splits"]) == {"train"}
-    assert account["left_out_annotations"]["test"] == {"sqa3d: its scene is not among the scans": ["sqa3d-300"]}
+    assert account["left_out_annotations"]["test"] == {"sqa3d: its scene is missing": ["sqa3d-300"]}
     assert "left out of test: 1 of sqa3d" in capsys.readouterr().out
 
 
@@ -482,7 +482,7 @@ def test_scans_whose_objects_are_asked_about_need_them(raw, tmp_path):
     assert not (tmp_path / "out").exists()
     prepare(tmp_path / "given", tmp_path / "out", "--partial")
     left_out = json.loads((tmp_path / "out" / "account.json").read_text())["left_out_annotations"]["val"]
-    assert len(left_out["scanrefer: its object has no points in the scan, or the scan no objects"]) == 8
+    assert len(left_out["scanrefer: its object has no points in the scan, or the scan has no objects"]) == 8
 
 
 @pytest.mark.parametrize("gone", ["val/scene0003_00", "annotations/val.parquet", "scans/train.parquet"])

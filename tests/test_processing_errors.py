@@ -141,7 +141,7 @@ GEOMETRY_CASES = [
     Case("intrinsics", {"intrinsics": make_camera(45, 47, 23.5 / 1.5, 17.5 / 1.5)}, "in pixels of the 36 x 48 depth",
          "which looks made for pictures 0.6", "scale the calibration", {"intrinsics": make_camera(45, 47, 23, 17)}),
     Case("intrinsics", {"intrinsics": make_camera(47, 45, 17.5, 23.5)}, "in pixels of the 36 x 48 depth map",
-         "centre [17.5, 23.5], which seems to belong to the image rotated by 90 degrees", "swap fx with fy and cx with",
+         "centre [17.5, 23.5], which seems to belong to the image rotated by 90", "swap fx with fy and cx with",
          {"intrinsics": make_camera(47, 45, 17.5, 17.5)}),
     Case("intrinsics", {"intrinsics": make_camera(45, 47, 23.5, 0)}, "in pixels of the 36 x 48 depth map",
          "centre [23.5, 0], which is far from the image centre", "scale the calibration",

@@ -273,8 +273,8 @@ def test_a_place_far_outside_of_its_scene_names_file_and_question(tmp_path, poin
     rows = build_rows(RunArguments(data=data), make_tiny_processor(), 1, None)
     order = [rows.scenes[row.scene].name for row in rows.plan_epoch(0)]
     message = (
-        rf"train.jsonl: query_coords of question '{wrong.id}': expected a point in metres, at most 50 m from the observed"
-        rf" part of scene '{wrong.scene_id}'"
+        rf"train.jsonl: query_coords of question '{wrong.id}': expected a point in metres, at most 50 m from"
+        rf" the observed part of scene '{wrong.scene_id}'"
     )
     with pytest.raises(ValueError, match=message):
         rows[order.index(wrong.scene_id)]
