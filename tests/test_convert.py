@@ -341,7 +341,7 @@ def test_embedding_rows_for_the_published_code(ours, published, tmp_path):
     rows = len(published.tensors[EMBED])
     assert back[EMBED].shape[0] == 300 and back[HEAD].shape[0] == rows
     assert torch.equal(back[EMBED][:rows], published.tensors[EMBED]) and not back[EMBED][rows:].any()
-    with pytest.raises(ValueError, match=f"at least the {rows} rows"):
+    with pytest.raises(ValueError, match=f"at least the {rows} existing rows"):
         run(ours, tmp_path / "other", "--reverse", "--embedding-rows", "10")
 
 
