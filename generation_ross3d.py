@@ -430,6 +430,25 @@ def is_count(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
 
 
+def get_items(value: Any) -> Any:
+    """A tensor as Python numbers, one or a list; other values as they are."""
+    return value.tolist() if isinstance(value, torch.Tensor) else value
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(get_items(value), Real) and not isinstance(get_items(value), bool)
+
+
+def is_whole_number(value: Any) -> bool:
+    return isinstance(get_items(value), Integral) and not isinstance(get_items(value), bool)
+
+
+def is_token(value: Any) -> bool:
+    """Whether a value is the id of a token, or several."""
+    items = get_items(value)
+    return all(map(is_whole_number, items)) if is_list(items) else is_whole_number(items)
+
+
 def is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple))
 
@@ -439,7 +458,12 @@ EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "generation_config": ("a GenerationConfig", lambda value: isinstance(value, GenerationConfig)),
     "num_beams": ("a whole number from 1 on", is_count),
     "num_return_sequences": ("a whole number from 1 on", is_count),
-    "max_time": ("seconds, a number", lambda value: isinstance(value, Real)),
+    "max_time": ("seconds, a number", is_number),
+    **dict.fromkeys(
+        ("max_new_tokens", "max_length", "min_new_tokens", "min_length", "top_k"), ("a whole number", is_whole_number)
+    ),
+    **dict.fromkeys(("temperature", "top_p", "min_p", "typical_p", "repetition_penalty"), ("a number", is_number)),
+    **dict.fromkeys(("eos_token_id", "pad_token_id", "bos_token_id"), ("the id of a token", is_token)),
     "tokenizer": (
         "a tokenizer or the processor",
         lambda value: hasattr(getattr(value, "tokenizer", value), "get_vocab"),

@@ -1394,8 +1394,15 @@ class Ross3DProcessor(ProcessorMixin):
 
         A picture's block may carry its `depth_map`, `intrinsics` and `cam2world`; anything else of `__call__` goes
         into `processor_kwargs`.
+
+        Raises:
+            ValueError: for `tools` or `documents` that the template would leave out.
         """
-        if self.spatial_instruction and "spatial_instruction" in self._resolve_chat_template(chat_template):
+        template = self._resolve_chat_template(chat_template)
+        for name in ("tools", "documents"):
+            check(not kwargs.get(name) or name in template, name, f"a chat template that writes {name}",
+                  "one that leaves them out", "describe them in a system message, or pass chat_template=")  # fmt: skip
+        if self.spatial_instruction and "spatial_instruction" in template:
             kwargs.setdefault("spatial_instruction", SPATIAL_INSTRUCTION)
         return super().apply_chat_template(conversation, chat_template, **kwargs)
 

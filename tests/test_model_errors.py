@@ -687,11 +687,17 @@ def test_strategies_that_cannot_be_used(model, row, name, value, message):
         ("logits_processor", print, "a list of logits processors"),
         ("stopping_criteria", 5, "a list of stopping criteria"),
         ("assistant_model", "tiny", "a model"),
+        ("temperature", "0.5", "a number"),
+        ("repetition_penalty", True, "a number"),
+        ("top_k", 2.5, "a whole number"),
+        ("min_new_tokens", "1", "a whole number"),
+        ("eos_token_id", "a", "the id of a token"),
+        ("pad_token_id", [1.5], "the id of a token"),
     ],
 )
 def test_arguments_of_generate_of_another_type(model, row, name, value, expected):
     with refuses(f"generate: {name}: expected {expected}, got {value!r}; correct it, or leave it out", TypeError):
-        model.generate(**row, max_new_tokens=2, **{name: value})
+        model.generate(**row, **({"max_new_tokens": 2} | {name: value}))
 
 
 def test_answers_of_rows_with_several_questions(model, packed, row):

@@ -405,6 +405,17 @@ class TestArguments:
         }  # fmt: skip
         assert_equal(processor(images=views["images"], text=QUESTION, **given), wanted)
 
+    @pytest.mark.parametrize("name", ["tools", "documents"])
+    def test_what_a_template_leaves_out_is_refused(self, processor, name):
+        chat, given = [say("user", text=QUESTION)], {name: [{"title": "Map", "text": "A chair."}]}
+        with pytest.raises(
+            ValueError, match=f"^{name}: expected a chat template that writes {name}, got one that leav"
+        ):
+            processor.apply_chat_template(chat, **given)
+        writes = "{{ " + name + "[0]['text'] }}{{ messages[0]['content'][0]['text'] }}"
+        assert processor.apply_chat_template(chat, chat_template=writes, **given).endswith(QUESTION)
+        assert processor.apply_chat_template(chat, **{name: None}) == processor.apply_chat_template(chat)
+
     @pytest.mark.parametrize(
         ("given", "named"),
         [({"num_frames": 0}, "num_frames"), ({"fps": 2.5, "do_sample_frames": True}, "fps, do_sample_frames")],
