@@ -75,8 +75,9 @@ def load_cache_or_none(file: Path, identity: dict[str, Any]) -> dict[str, Any] |
 
 
 def write_cache(file: Path, content: dict[str, Any]) -> None:
-    with replace_file(file) as partial:
-        torch.save(content, partial)
+    # Given a path, torch writes the path's name into the file, which then differs from process to process.
+    with replace_file(file) as partial, open(partial, "wb") as stream:
+        torch.save(content, stream)
 
 
 def load_cache(file: Path, identity: dict[str, Any]) -> dict[str, Any] | None:

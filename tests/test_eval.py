@@ -312,10 +312,10 @@ def get_time(file: Path) -> int:
 
 
 @pytest.mark.slow
-def test_ten_kills_at_random_moments_change_no_file(tmp_path):
+def test_twelve_kills_at_random_moments_change_no_file(tmp_path):
     finish(start(tmp_path / "whole"))
     settings, drawn = tmp_path / "killed" / "settings.json", random.Random(0)
-    for number in range(10):
+    for number in range(12):
         if number % 2:
             # Whatever is left to do, the settings and the final files are more than 14 changes of files.
             inside = ["-m", "ross3d.tests.invariant.kill_inside"]

@@ -1,11 +1,17 @@
 """Kept latents: the losses that the teacher gives, without the teacher; refused when they are not of the pictures."""
 
+import os
+import random
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from ross3d.data.arguments import DataArguments
 from ross3d.data.latents import SceneLatents
@@ -130,3 +136,22 @@ def test_latents_are_kept_as_they_are(tmp_path):
         assert not kept.has(scene)
     with pytest.raises(ValueError, match="expected tensors as they were written"):
         kept.read(scene)
+
+
+@pytest.mark.slow
+def test_ten_kills_change_no_latents(arguments, tmp_path):
+    """SIGKILL at drawn changes of files; a further start makes what is missing, and the files are those of one run."""
+    whole = replace(arguments, data=replace(arguments.data, limit=None, latents=str(tmp_path / "whole")))
+    door.main(whole)
+    file, drawn = tmp_path / "run.yaml", random.Random(0)
+    data = {"root": arguments.data.root, "latents": str(tmp_path / "killed")}
+    file.write_text(yaml.safe_dump({"seed": 3, "init_from": str(get_checkpoint()), "data": data}))
+    script = Path(door.__file__)
+    command = [sys.executable, "-m", "ross3d.tests.invariant.kill_inside", str(script), str(file)]
+    for kills in range(11):
+        # A scene takes at least two changes: a new file, and its name.
+        given = {"KILL_AT": f"killed:{drawn.randint(1, 3)}"} if kills < 10 else {}
+        run = subprocess.run(command, env=os.environ | given, capture_output=True, start_new_session=True)
+        assert run.returncode == (-signal.SIGKILL if given else 0), run.stderr.decode()[-2000:]
+    files = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "killed").iterdir()} == files and len(files) == 10

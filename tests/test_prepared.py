@@ -328,7 +328,7 @@ def test_training_goes_on_where_there_is_no_room(rooms, tmp_path, monkeypatch):
     path = sorted((rooms / "train").iterdir())[0]
 
     def fail(state, file):
-        Path(file).write_bytes(b"half")
+        file.write(b"half")
         raise OSError("no space left")
 
     monkeypatch.setattr(torch, "save", fail)
