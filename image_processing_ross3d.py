@@ -431,6 +431,7 @@ __all__ = [
     "shorten",
     "MAX_PICTURE_ASPECT",
     "MAX_PICTURE_PIXELS",
+    "RAW_SUFFIXES",
     "check_no_pointer",
     "check_picture_size",
     "check_regular_file",

@@ -182,6 +182,72 @@ def test_frames_of_an_rgbd_folder_under_other_names(make_copy, mark, word, suffi
         read_scene(folder)
 
 
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)
+JXL = b"\xff\x0a" + bytes(200)
+REFUSED = {".heic": (HEIC, "a HEIC picture"), ".HEIF": (HEIC, "a HEIC picture"), ".jxl": (JXL, "a JPEG XL picture")}
+COLORS = {"rgbd_folder": "*.color.jpg", "nerfstudio": "images/*.jpg", "arkitscenes": "lowres_wide/*.png",
+          "posed_images": "*.jpg"}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".bmp", ".TIFF", ".ppm"])
+@pytest.mark.parametrize("layout", COLORS)
+def test_pictures_that_are_decoded_are_read_under_any_suffix(make_copy, layout, suffix):
+    folder, wanted = make_copy(layout)
+    for file in folder.glob(COLORS[layout]):
+        save_as(file, suffix)
+    found = read_scene(folder)
+    assert_same(found, wanted)
+    assert found.view_names == wanted.view_names and list_not_read(folder) == {}
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".jpe", ".jfif", ".jp2", ".avif"])
+def test_pictures_of_rarer_kinds_are_read(make_copy, suffix):
+    folder, wanted = make_copy("rgbd_folder")
+    for file in folder.glob("*.color.jpg"):
+        kind = {".jpe": "JPEG", ".jfif": "JPEG"}.get(suffix)
+        save_as(file, suffix, format=kind)
+    found = read_scene(folder)
+    assert found.num_views == NUM_FRAMES and found.images.shape == wanted.images.shape
+
+
+@pytest.mark.parametrize("suffix", REFUSED)
+@pytest.mark.parametrize("layout", COLORS)
+def test_pictures_of_kinds_that_are_not_read_are_named_by_their_kind(make_copy, layout, suffix):
+    folder, _ = make_copy(layout)
+    content, kind = REFUSED[suffix]
+    files = sorted(folder.glob(COLORS[layout]))
+    for file in files:
+        file.with_suffix(suffix).write_bytes(content)
+    # A phone's second file of each picture is no reason to refuse the first.
+    assert read_scene(folder).num_views == NUM_FRAMES
+    files[1].unlink()
+    with pytest.warns(UserWarning, match=f"left out 1 of 3 frames .picture cannot be read.*got {kind}.*; convert it"):
+        assert read_scene(folder, max_excluded=0.4).num_views == NUM_FRAMES - 1
+    for file in (files[0], files[2]):
+        file.unlink()
+    with pytest.raises(ValueError, match=f"expected a readable picture, got {kind}.*; convert it to JPEG") as caught:
+        read_scene(folder)
+    assert "absent" not in str(caught.value) and "not exist" not in str(caught.value)
+
+
+def test_raw_pictures_of_frames_are_named_so(make_copy):
+    folder, _ = make_copy("rgbd_folder")
+    for file in folder.glob("*.color.jpg"):
+        Image.open(file).save(file.with_suffix(".dng"), format="TIFF")
+        file.unlink()
+    with pytest.raises(ValueError, match="got a raw picture of a camera.*; develop it"):
+        read_scene(folder)
+
+
+def test_files_of_frames_that_are_no_pictures_are_named_where_pictures_are_absent(make_copy):
+    folder, _ = make_copy("rgbd_folder")
+    rename(folder, lambda name: name.replace(".color.jpg", ".color.bayer"))
+    with pytest.raises(
+        FileNotFoundError, match=r"all 3 frames are absent.*\(frame-000000.color.bayer is there, whose"
+    ):
+        read_scene(folder)
+
+
 def test_of_color_and_rgb_the_first_is_read(make_copy):
     folder, wanted = make_copy("rgbd_folder")
     for file in folder.glob("*.color.jpg"):

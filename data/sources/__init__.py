@@ -18,10 +18,10 @@ from ross3d.data.sources.foreign import check_loose_files, describe_file, find_f
 from ross3d.data.sources.frames import check_rotation, check_share
 from ross3d.data.sources.nerfstudio import list_named_files, read_nerfstudio
 from ross3d.data.sources.optional_files import names_alignment
-from ross3d.data.sources.posed_images import list_scan_files, read_posed_images
+from ross3d.data.sources.posed_images import SUFFIXES, list_scan_files, read_posed_images
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.data.sources.scannet import find_labels_file, read_scannet_scan
-from ross3d.data.sources.spelling import Listing, describe_near_misses
+from ross3d.data.sources.spelling import NOT_READ_PICTURES, READ_PICTURES, Listing, describe_near_misses
 from ross3d.data.sources.video import find_video, read_video
 from ross3d.data.world import check_world
 
@@ -49,10 +49,11 @@ NOT_READ = (
     ("*label*", "annotations: boxes are read from boxes.json"),
     ("*box*", "boxes: they are read from boxes.json and proposals.json alone"),
     ("*align*", "an alignment is read from axis_align.txt alone"),
-    ("*.jpg", "a picture that no camera belongs to"),
-    ("*.jpeg", "a picture that no camera belongs to"),
-    ("*.png", "a picture that no camera belongs to"),
-    ("*.heic", "a picture that no camera belongs to, of a kind that is not read"),
+    *((f"*{suffix}", "a picture that no camera belongs to") for suffix in READ_PICTURES),
+    *(
+        (f"*{suffix}", "a picture that no camera belongs to, of a kind that is not read")
+        for suffix in NOT_READ_PICTURES
+    ),
     ("*", "no file of this layout"),
 )
 
@@ -142,7 +143,7 @@ LAYOUTS = (
         ("[0-9][0-9][0-9][0-9][0-9].jpg", "[0-9][0-9][0-9][0-9][0-9].jpeg"),
         read_posed_images,
         "NNNNN.jpg, .png, .txt and depth_intrinsic.txt (ScanNet's posed_images/<scene>)",
-        ("[0-9]*.jpg", "[0-9]*.jpeg", "[0-9]*.png", "[0-9]*.txt", "depth_intrinsic.txt", "intrinsic.txt"),
+        (*(f"[0-9]*{suffix}" for suffix in SUFFIXES), "depth_intrinsic.txt", "intrinsic.txt"),
         needs="depth_intrinsic.txt",
         remains="[0-9][0-9][0-9][0-9][0-9].txt",
         list_elsewhere=list_scan_files,

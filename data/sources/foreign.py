@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ross3d.data.sources.spelling import Listing
+from ross3d.data.sources.spelling import PICTURE_SUFFIXES, Listing
 from ross3d.data.sources.video import SUFFIXES as VIDEO_SUFFIXES
 
 
@@ -12,8 +12,6 @@ AS_FOLDER = (
     "write frame-NNNNNN.color.jpg, frame-NNNNNN.depth.png (16 bits, millimetres), frame-NNNNNN.pose.txt (4x4 camera to"
     " world, metres, OpenCV axes) and camera-intrinsics.txt (3x3, pixels of the depth map)"
 )
-# Suffixes of pictures from cameras and phones.
-PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "heic", "webp")
 
 
 @dataclass(frozen=True)
@@ -248,7 +246,7 @@ FOREIGN = (
 )
 PICTURES = ForeignLayout(
     "a folder of pictures without cameras",
-    tuple((f"{folder}*.{suffix}",) for folder in ("", "images/") for suffix in PICTURE_SUFFIXES),
+    tuple((f"{folder}*{suffix}",) for folder in ("", "images/") for suffix in PICTURE_SUFFIXES),
     "find their cameras first, with COLMAP or nerfstudio: ns-process-data images --data {path} --output-dir"
     " NEW_FOLDER; its world has no metres",
 )
@@ -288,10 +286,7 @@ FOREIGN_FILES = {
         (".json", ".txt", ".csv", ".xml", ".yaml", ".yml", ".traj", ".log", ".npy", ".npz"),
         "a file of a scan: give the folder that it lies in",
     ),
-    **dict.fromkeys(
-        (".jpg", ".jpeg", ".png", ".heic", ".heif", ".webp", ".tif", ".tiff", ".bmp", ".dng"),
-        "a single picture: give the folder of posed frames, or a video",
-    ),
+    **dict.fromkeys(PICTURE_SUFFIXES, "a single picture: give the folder of posed frames, or a video"),
     ".gif": "an animation: convert it to a video (ffmpeg -i FILE FILE.mp4)",
 }
 # Those that are a scan by themselves, so that a folder with one of them is no scan.

@@ -13,10 +13,16 @@ from functools import cached_property
 from pathlib import Path
 
 from ross3d.data.sources.inside import resolve_inside
+from ross3d.image_processing_ross3d import RAW_SUFFIXES
 
 
-# Suffixes of pictures that can stand for each other.
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+# Suffixes of pictures, which can stand for each other: of those that are read, and of those that are known and refused
+# by their kind, so that none counts as absent.
+READ_PICTURES = (
+    ".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".jpe", ".jfif", ".jp2", ".ppm",
+)  # fmt: skip
+NOT_READ_PICTURES = (".heic", ".heif", ".jxl", *RAW_SUFFIXES)
+PICTURE_SUFFIXES = READ_PICTURES + NOT_READ_PICTURES
 # Files that a scan is recognised or read by -> stems that other programs give them; the suffix does not count.
 OTHER_NAMES = {
     "transforms.json": ("transform",),
@@ -91,10 +97,15 @@ class Listing:
         return stems
 
     def list_pictures(self, name: str, suffixes: Collection[str]) -> list[str]:
-        """Names of pictures that are `name` but for its suffix, which may be left out, in upper or lower case."""
+        """Names of pictures that are `name` but for its suffix, which may be left out, in upper or lower case.
+
+        Those of a kind that is not read count only where there are no others.
+        """
         stem, suffix = os.path.splitext(name.lower())
         stem = stem if suffix in PICTURE_SUFFIXES else name.lower()
-        return [other for wanted in suffixes for other in self.find(stem + wanted)]
+        found = [(wanted, other) for wanted in suffixes for other in self.find(stem + wanted)]
+        read = [other for wanted, other in found if wanted not in NOT_READ_PICTURES]
+        return read or [other for _, other in found]
 
 
 class ScanFiles:
@@ -205,7 +216,9 @@ def describe_near_misses(listing: Listing, name: str) -> str:
 
 
 __all__ = [
+    "NOT_READ_PICTURES",
     "PICTURE_SUFFIXES",
+    "READ_PICTURES",
     "Listing",
     "ScanFiles",
     "describe_near_misses",
