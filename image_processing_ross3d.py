@@ -427,6 +427,7 @@ def turn_upright(picture: Image.Image) -> Image.Image:
 
 
 __all__ = [
+    "HEAD_BYTES",
     "VIDEO",
     "shorten",
     "MAX_PICTURE_ASPECT",

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ross3d.data.sources import find_layout, find_video, list_files, list_not_read, read_scene
-from ross3d.data.sources.frames import read_alignment_file
+from ross3d.data.sources.frames import read_alignment_file, read_axis_align_matrix
 from ross3d.data.sources.inside import OutsideError
 from ross3d.data.sources.spelling import PICTURE_SUFFIXES, Listing, ScanFiles, find_near_misses
 from ross3d.data.sources.video import SUFFIXES
@@ -407,6 +407,12 @@ def describe_matrix(rows):
     return META.format(" ".join(str(value) for value in np.ravel(rows)))
 
 
+def save_array(file, array):
+    """Write an array as numpy.save does, whatever the suffix is."""
+    with file.open("wb") as opened:
+        np.save(opened, array)
+
+
 WRITERS = {
     "a.txt": lambda file, rows: np.savetxt(file, rows),
     "one_line.txt": lambda file, rows: file.write_text(" ".join(map(str, np.ravel(rows)))),
@@ -415,6 +421,11 @@ WRITERS = {
     "a.npy": lambda file, rows: np.save(file, np.asarray(rows, np.float32)),
     "a.json": lambda file, rows: file.write_text(json.dumps(np.asarray(rows).tolist())),
     "flat.json": lambda file, rows: file.write_text(json.dumps(np.ravel(rows).tolist())),
+    "comments.txt": lambda file, rows: np.savetxt(file, rows, header="scan to world", footer="end of 1 matrix"),
+    "printed.txt": lambda file, rows: file.write_text(f"# rows\n{np.asarray(rows)}  # metres\n"),
+    "upper.txt": lambda file, rows: file.write_text(json.dumps({"AXIS_ALIGN": np.asarray(rows).tolist()}, indent=1)),
+    "array.txt": lambda file, rows: save_array(file, np.asarray(rows)),
+    "whole.npy": lambda file, rows: np.save(file, np.asarray(rows, np.float16)),
     "named.JSON": lambda file, rows: file.write_text(json.dumps({"axis_align_matrix": np.asarray(rows).tolist()})),
 }
 
@@ -433,15 +444,24 @@ def test_alignments_are_read_from_the_usual_files(make_copy, tmp_path, name, row
 WRONG = {
     "words.txt": (
         "1 0 0 up",
-        r"words.txt: expected a 4x4 matrix, scan .*, got could not convert .*'up'; write the 16",
+        r"words.txt: expected a 4x4 matrix, scan .*, got 'up', which is no number; write the 16",
     ),
     "few.txt": ("1 0 0", "few.txt: expected a 4x4 matrix.*or the first three rows of it, got 3 values; write the 16"),
-    "other.json": ('{"matrix": 5}', "other.json: expected a 4x4 matrix, scan .*; write the 16 numbers"),
-    "words.json": ('[["a"]]', "words.json: expected a 4x4 matrix, scan .*could not convert.*; write the 16 numbers"),
+    "other.json": (
+        '{"matrix": [1], "id": "x"}',
+        "other.json: expected .* under the key axis_align_matrix or axisAlignment or axis_align, got the keys"
+        " 'matrix', 'id'; rename the key",
+    ),
+    "nested.json": ('{"axis_align": {"rows": 5}}', "nested.json: expected a 4x4 .*which is no number; write the 16"),
+    "truths.json": ("[true, false]", "truths.json: expected a 4x4 matrix, .*'true', which is no number; write the 16"),
+    "words.json": ('[["a"]]', "words.json: expected a 4x4 matrix, scan .*'\"a\"', which is no number; write the 16"),
     "ragged.json": ("[[1, 2], [3]]", "ragged.json: expected a 4x4 matrix, scan .*; write the 16 numbers"),
-    "broken.json": ("[1,", "broken.json: expected a 4x4 matrix.*, but the file is no JSON"),
-    "broken.npy": ("no array", "broken.npy: expected a 4x4 matrix, scan .*; write the 16 numbers, row by row"),
-    "meta.txt": ("axisAlignment = 1 2", "meta.txt: axisAlignment: expected 16 numbers, row by row, got '1 2'"),
+    "broken.json": ('{"axis_align": [1,', "broken.json: expected a 4x4 matrix.*, but the file is not valid JSON"),
+    "broken.npy": ("no array", "broken.npy: expected .*, got a text; write the array alone, with numpy.save, or the"),
+    "meta.txt": (
+        "axisAlignment = 1 2",
+        "meta.txt: axisAlignment: expected 16 numbers, row by row, got '1 2'; write the line 'axisAlignment = '",
+    ),
     "large.txt": ("1 " * 60_000, "large.txt: expected a 4x4 matrix.*, of at most 100.0 kB, got 120.0 kB"),
 }
 
@@ -456,6 +476,79 @@ def test_files_that_hold_no_alignment_are_refused(tmp_path, name):
         FileNotFoundError, match="none.npy does not exist; expected a 4x4 matrix, scan to upright world"
     ):
         read_alignment_file(tmp_path / "none.npy")
+
+
+@pytest.mark.parametrize("kind", [bool, complex, str])
+def test_arrays_that_are_no_numbers_are_refused(tmp_path, kind):
+    array = np.eye(4).astype(kind)
+    save_array(tmp_path / "a.txt", array)
+    for given in (tmp_path / "a.txt", array, array.tolist()):
+        with pytest.raises(ValueError, match="expected a 4x4 .*of whole numbers or floats, got an array of .*4, 4"):
+            read_axis_align_matrix(given, "x")
+    with pytest.raises(ValueError, match="of scene 'x': expected a 4x4 matrix, got .*; write four rows"):
+        read_axis_align_matrix([[1, 2], [3]], "x")
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.npy", "axis_align.txt"])
+def test_archives_of_arrays_are_no_alignment(tmp_path, name):
+    with (tmp_path / name).open("wb") as opened:
+        np.savez(opened, np.eye(4), np.eye(3))
+    with pytest.raises(ValueError, match=f"{name}: expected a 4x4 .* got a zip archive.*; write the array alone"):
+        read_alignment_file(tmp_path / name)
+
+
+ROWS = json.dumps(MATRIX.tolist())
+SPELT = {
+    "colon": META.replace(" =", " :").format(" ".join(map(str, MATRIX.ravel()))),
+    "lower": describe_matrix(MATRIX).lower(),
+    "no blank": describe_matrix(MATRIX).replace(" = ", "="),
+    "quotes": f'sceneType = Office\n"axisAlignment": {ROWS},\nextra = 3\n',
+    "json": json.dumps({"sceneType": "Office", "axisAlignment": MATRIX.tolist(), "extra": 1}, indent=2),
+    "json in a line": json.dumps({"axisAlignment": MATRIX.ravel().tolist(), "extra": "e"}),
+    "lines": f"axisAlignment: {ROWS.replace('], ', '],' + chr(10))}\nextra = 3\n",
+    "comment": f"# axisAlignment is scan to world\n{describe_matrix(MATRIX)}",
+}
+
+
+@pytest.mark.parametrize("text", SPELT.values(), ids=SPELT)
+@pytest.mark.parametrize("layout", ["rgbd_folder", "nerfstudio"])
+def test_meta_data_in_other_spellings_count(make_copy, layout, text):
+    folder, _ = make_copy(layout)
+    (folder / "axis_align.txt").unlink(missing_ok=True)
+    meta = folder / f"{folder.name}.txt"
+    meta.write_text(text)
+    assert np.array_equal(read_scene(folder, look_at_world=False).axis_align_matrix, MATRIX)
+    assert meta.name not in list_not_read(folder)
+    meta.rename(folder.parent / "other.txt")
+    given = read_scene(folder, axis_align_matrix=folder.parent / "other.txt", look_at_world=False)
+    assert np.array_equal(given.axis_align_matrix, MATRIX)
+    meta.write_text("axisalignment : up 1 2\n")
+    with pytest.raises(ValueError, match="axisAlignment: expected 16 numbers, .*'up 1 2'; write the line 'axisAlign"):
+        read_scene(folder)
+
+
+@pytest.mark.parametrize("near", ["align.json", "axis_align.npy", "axis_alignment.txt"])
+def test_near_alignments_are_read_under_the_name_that_is_told(make_copy, near):
+    folder, _ = make_copy("nerfstudio")
+    if near.endswith(".npy"):
+        np.save(folder / near, MATRIX)
+    else:
+        (folder / near).write_text(json.dumps({"axisAlignment": MATRIX.tolist()}))
+    with pytest.warns(UserWarning, match=f"{near} is not read: .* axis_align.txt if that is what it is"):
+        assert read_scene(folder, look_at_world=False).axis_align_matrix is None
+    (folder / near).rename(folder / "axis_align.txt")
+    assert np.array_equal(read_scene(folder, look_at_world=False).axis_align_matrix, MATRIX)
+
+
+def test_matrices_of_frames_may_have_comments_and_brackets(make_copy):
+    folder, wanted = make_copy("rgbd_folder")
+    for file in (*folder.glob("*.pose.txt"), folder / "camera-intrinsics.txt"):
+        matrix = np.loadtxt(file)
+        np.savetxt(file, matrix, fmt="%.12f", header="made by hand", delimiter=", ")
+    assert_same(read_scene(folder), wanted)
+    for file in folder.glob("*.pose.txt"):
+        file.write_text(str(np.loadtxt(file, delimiter=",").tolist()))
+    assert_same(read_scene(folder), wanted)
 
 
 @pytest.mark.parametrize("layout", ["rgbd_folder", "nerfstudio", "posed_images"])

@@ -101,9 +101,9 @@ class Alignment:
 
 
 def names_alignment(file: Path) -> bool:
-    """Whether a file is ScanNet's meta data with an `axisAlignment`."""
+    """Whether a file is ScanNet's meta data with an `axisAlignment`, in upper or lower case."""
     is_small = file.is_file() and file.stat().st_size <= MAX_MATRIX_BYTES
-    return is_small and b"axisAlignment" in file.read_bytes()
+    return is_small and b"axisalignment" in file.read_bytes().lower()
 
 
 def read_alignment(
