@@ -15,6 +15,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tqdm import tqdm
 
+from ross3d.data.names import ADDRESS
+
 
 DEBUG_HELP = "show the traceback of errors and warnings"
 # Errors of bad input or a bad environment; any other error is a bug of the program, and its message says so.
@@ -88,9 +90,14 @@ def run_program(main: Callable[[], Any], argv: list[str] | None = None) -> None:
 
 
 def parse_path(text: str) -> Path:
-    """Parse a path, for `add_argument(type=...)`; an empty one is refused, since it would be the current folder."""
+    """Parse a path, for `add_argument(type=...)`; an empty one, which would be the current folder, and addresses are
+    refused."""
     if not text.strip():
         raise argparse.ArgumentTypeError(f"expected a path, got {text!r}; use . for the current folder")
+    if ADDRESS.match(text):
+        is_local = text.lower().startswith("file:")
+        remedy = "give the path that follows file://" if is_local else "download it, and give the path of the copy"
+        raise argparse.ArgumentTypeError(f"expected a path, got the address {text[:200]!r}; {remedy}")
     return Path(text)
 
 
