@@ -1,7 +1,9 @@
 """Files under other spellings: read where only one fits, named where they come near, never passed over in silence."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import av
 import numpy as np
@@ -368,6 +370,41 @@ def test_names_that_come_near_no_other(tmp_path):
         assert find_near_misses(Listing(tmp_path), name) == []
     (tmp_path / "transforms.json").mkdir()
     assert find_near_misses(Listing(tmp_path), "boxes.json") == []
+
+
+def test_programs_and_sources_are_no_near_misses(tmp_path):
+    for name in ("transformers", "transform"):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(0o755)
+    for name in ("transforms.py", "transform.cpython.so", "transforms.mp4"):
+        (tmp_path / name).touch()
+    assert find_near_misses(Listing(tmp_path), "transforms.json") == []
+    for name in ("transform.txt", "transforms.json~", "transforms.json.bak", "Transforms.npy"):
+        (tmp_path / name).touch()
+        assert find_near_misses(Listing(tmp_path), "transforms.json") == [name]
+        (tmp_path / name).unlink()
+
+
+def test_hidden_and_unreadable_folders_are_not_searched(tmp_path, monkeypatch):
+    for folder in (".venv/lib", "closed", "code"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "transform.json").touch()
+    (tmp_path / "code" / "transform.json").unlink()
+    (tmp_path / "closed" / "link").symlink_to(tmp_path)
+    # Root may look everywhere, so the refusal is made here.
+    stat = os.stat
+
+    def refuse(path, *args, **kwargs):
+        if Path(path).parent == tmp_path and Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(ValueError, match="the layout of this folder is not known"):
+        find_layout(tmp_path)
+    (tmp_path / "code" / "transform.json").touch()
+    with pytest.raises(ValueError, match="code in it is no scan of the layout nerfstudio"):
+        find_layout(tmp_path)
 
 
 def test_pictures_beside_unknown_cameras_are_told_of_them(tmp_path):

@@ -237,16 +237,27 @@ def _is_complete(listing: Listing, layout: Layout) -> bool:
 
 
 def _is_filled(file: Path) -> bool:
-    return file.is_file() and file.stat().st_size > 0
+    return os.path.isfile(file) and file.stat().st_size > 0
 
 
 def _list_levels(path: Path) -> Iterator[list[Path]]:
     """The folders in a folder, those in these, and so on, as far down as downloads are laid out."""
     level = [path]
     for _ in range(SEARCHED_LEVELS):
-        below = (inner for folder in level for inner in sorted(folder.iterdir())[:MAX_LISTED] if inner.is_dir())
-        level = [folder for folder in islice(below, MAX_SEARCHED) if os.access(folder, os.R_OK | os.X_OK)]
+        level = list(islice((inner for folder in level for inner in _list_inner(folder)), MAX_SEARCHED))
         yield level
+
+
+def _list_inner(folder: Path) -> Iterator[Path]:
+    """The folders in a folder, without hidden ones and those that may not be read."""
+    try:
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    # Unlike those of `pathlib`, the tests below answer no where a link leads to a place that may not be looked at.
+    except OSError:
+        return
+    for inner in (folder / name for name in names[:MAX_LISTED]):
+        if os.path.isdir(inner) and os.access(inner, os.R_OK | os.X_OK):
+            yield inner
 
 
 def _warn_of_other_layouts(listing: Listing, layout: Layout) -> None:

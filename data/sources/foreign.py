@@ -1,5 +1,6 @@
 """Known scan layouts that are not supported, each with the way to convert it to a supported one."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -321,13 +322,15 @@ def check_loose_files(path: Path) -> None:
 
     def find(suffixes: tuple[str, ...]) -> list[Path]:
         found = [file for suffix in suffixes for file in listing.glob(f"[!.]*{suffix}")]
-        return [file for file in found if file.is_file() and file.name.lower() != "thumbs.db"]
+        return [file for file in found if os.path.isfile(file) and file.name.lower() != "thumbs.db"]
 
     videos, wholes = find(VIDEO_SUFFIXES), find(WHOLE_SCANS)
     video = f"give the video itself: {videos[0]}" if videos else ""
     whole = f"{wholes[0].name} in it is {describe_file(wholes[0])}" if wholes else ""
     if any(listing.has(pattern) for (pattern,) in PICTURES.alternatives):
-        files = sorted({file.name for pattern in CAMERA_NAMES for file in listing.glob(pattern) if file.is_file()})
+        files = sorted(
+            {file.name for pattern in CAMERA_NAMES for file in listing.glob(pattern) if os.path.isfile(file)}
+        )
         cameras = f"{', '.join(files[:3])} in it may hold them, in no form that is known: {AS_FOLDER}" if files else ""
         ways = [way for way in (PICTURES.way.format(path=path), cameras, video, whole) if way]
         raise ValueError(f"{path} is {PICTURES.name}, which is not read as it is; {'; or '.join(ways)}.")

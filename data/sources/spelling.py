@@ -33,6 +33,9 @@ OTHER_NAMES = {
     "proposals.json": ("proposal", "proposal_boxes"),
     "lowres_wide.traj": (),
 }
+DATA_SUFFIXES = (
+    ".txt", ".json", ".npy", ".npz", ".csv", ".tsv", ".dat", ".yaml", ".yml", ".xml", ".mat", ".pkl", ".traj", ".log",
+)  # fmt: skip
 # What downloads and file managers add to a name that is taken.
 COPY_MARK = re.compile(r"[ _-]*(\(\d+\)|copy( \d+)?|kopie)$", re.IGNORECASE)
 # Share of letters in common from which on a stem is taken for a misspelling.
@@ -194,7 +197,14 @@ def find_near_misses(listing: Listing, name: str) -> list[str]:
     stems, known = listing.stems, {_simplify(other) for other in OTHER_NAMES[name]}
     misspelt = difflib.get_close_matches(_simplify(name), stems, len(stems) or 1, MISSPELT_FROM)
     found = [other for stem in {*misspelt, *(known & stems.keys())} for other in stems[stem]]
-    return sorted(other for other in found if other != name and (listing.path / other).is_file())
+    return sorted(other for other in found if other != name and _may_hold_numbers(listing.path / other))
+
+
+def _may_hold_numbers(file: Path) -> bool:
+    """Whether a file has a suffix of texts or arrays, or has none and is no program."""
+    suffixes = [suffix.lower().rstrip("~") for suffix in file.suffixes]
+    is_data = any(suffix in DATA_SUFFIXES for suffix in suffixes)
+    return os.path.isfile(file) and (is_data or (not suffixes and not os.access(file, os.X_OK)))
 
 
 def _simplify(name: str) -> str:
