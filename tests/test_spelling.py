@@ -294,7 +294,16 @@ def test_listings_match_in_either_case(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["transforms (1).json", "transform.json", "transforms.json.txt", "transforms - Copy.json", "tranforms.json"],
+    [
+        "transforms (1).json",
+        "transform.json",
+        "transforms.json.txt",
+        "transforms - Copy.json",
+        "tranforms.json",
+        "Copy of transforms.json",
+        "transforms (kopie).json",
+        "transforms - Copie.json",
+    ],
 )
 @pytest.mark.parametrize("place", ["", "export/scan"])
 def test_cameras_under_a_near_name_are_not_dropped(make_copy, name, place):

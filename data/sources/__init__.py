@@ -14,7 +14,12 @@ from typing import Any
 from ross3d.data.consistency import check_consistency
 from ross3d.data.scene import Scene
 from ross3d.data.sources.arkitscenes import read_arkitscenes
-from ross3d.data.sources.foreign import check_loose_files, describe_file, find_foreign_layout
+from ross3d.data.sources.foreign import (
+    check_loose_files,
+    describe_camera_files,
+    describe_file,
+    find_foreign_layout,
+)
 from ross3d.data.sources.frames import check_rotation, check_share
 from ross3d.data.sources.nerfstudio import list_named_files, read_nerfstudio
 from ross3d.data.sources.optional_files import names_alignment
@@ -173,8 +178,9 @@ def find_layout(path: str | os.PathLike) -> Layout:
     # Loose pictures and files do not make a folder of scans a scan.
     _check_below(path)
     # A folder in a folder, as archives are unpacked, counts as one.
-    for folder in (path, *(level[0] for level in _list_levels(path) if len(level) == 1)):
-        check_loose_files(folder)
+    folders = (path, *(level[0] for level in _list_levels(path) if len(level) == 1))
+    for number, folder in enumerate(folders):
+        check_loose_files(folder, folders[:number])
     known = "\n".join(f"  {layout.name}: {layout.looks_like}" for layout in LAYOUTS)
     raise ValueError(f"{path}: the layout of this folder is not known; a scan is one of these folders:\n{known}")
 
@@ -198,7 +204,11 @@ def check_looks(path: Path, given: Path | None = None) -> None:
             )
     foreign = find_foreign_layout(listing)
     if foreign is not None:
-        raise ValueError(f"{name} is {foreign.name}, which is not read as it is; {foreign.way.format(path=path)}.")
+        files = describe_camera_files(path) if foreign.names_cameras else ""
+        cameras = f"; cameras may be in {files}" if files else ""
+        raise ValueError(
+            f"{name} is {foreign.name}, which is not read as it is; {foreign.way.format(path=path)}{cameras}."
+        )
 
 
 def _check_below(path: Path) -> None:

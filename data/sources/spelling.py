@@ -36,8 +36,12 @@ OTHER_NAMES = {
 DATA_SUFFIXES = (
     ".txt", ".json", ".npy", ".npz", ".csv", ".tsv", ".dat", ".yaml", ".yml", ".xml", ".mat", ".pkl", ".traj", ".log",
 )  # fmt: skip
-# What downloads and file managers add to a name that is taken.
-COPY_MARK = re.compile(r"[ _-]*(\(\d+\)|copy( \d+)?|kopie)$", re.IGNORECASE)
+# What downloads and file managers add to a name that is taken, at its end or at its beginning.
+COPY_MARK = re.compile(
+    r"[ _-]*(\(\d+\)|\(?(copy|kopie|copie|copia|kopia)( \d+)?\)?)$"
+    r"|^(copy( \(\d+\))? of|kopie von|copie de|copia de) ",
+    re.IGNORECASE,
+)
 # Share of letters in common from which on a stem is taken for a misspelling.
 MISSPELT_FROM = 0.9
 
