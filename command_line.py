@@ -15,8 +15,6 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tqdm import tqdm
 
-from ross3d.data.names import ADDRESS
-
 
 DEBUG_HELP = "show the traceback of errors and warnings"
 # Errors of bad input or a bad environment; any other error is a bug of the program, and its message says so.
@@ -24,6 +22,8 @@ EXPECTED = (ValueError, OSError, ImportError, TypeError, MemoryError, EOFError)
 # The most characters of an error's message that are printed; it may quote a long input.
 MAX_MESSAGE = 2000
 INTERRUPTED = 130
+# The beginning of an address, such as https:// and s3://; a letter alone is a drive of Windows.
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # `name, name (`type`): what it is`, over lines that are indented further.
 ATTRIBUTE = re.compile(r"^ {8}(\w+(?:, \w+)*)[^:\n]*: (.*(?:\n {9,}.*)*)", re.MULTILINE)
 LAST_FRAME = re.compile(r"^  File \".*\", line \d+, in .*\n(?:    .*\n)*", re.MULTILINE)

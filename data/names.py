@@ -13,8 +13,6 @@ from typing import Any
 # Letters, digits, `_`, `-` and `.`, no dot at the start: no path leads out of a folder through such a name.
 NAME = re.compile(r"[\w-][\w.-]*")
 MAX_NAME_LETTERS = 200
-# Beginnings of addresses, such as https:// and s3://.
-ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 def check_name(name: Any, where: str) -> str:
@@ -55,4 +53,4 @@ def check_links(files: Iterable[Path], folder: Path) -> None:
             )
 
 
-__all__ = ["ADDRESS", "check_links", "check_name", "is_inside"]
+__all__ = ["check_links", "check_name", "is_inside"]

@@ -595,9 +595,9 @@ def read_matrix(file: Path, shape: tuple[int, int], meaning: str) -> np.ndarray:
     try:
         values = np.array(parse_numbers(text))
     except ValueError as error:
-        raise ValueError(f"{file}: expected {form}, got {error}; {remedy}.") from error
+        raise ValueError(f"{file}: expected {form} and nothing else, got {error}; {remedy}.") from error
     if values.size != shape[0] * shape[1]:
-        raise ValueError(f"{file}: expected {form}, got {values.size} numbers; {remedy}.")
+        raise ValueError(f"{file}: expected {form}, got a file of {values.size} numbers; {remedy}.")
     return values.reshape(shape)
 
 

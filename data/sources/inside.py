@@ -10,12 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ross3d.data.names import ADDRESS, is_inside
+from ross3d.data.names import is_inside
 
 
 # Limits of file systems.
 MAX_NAME_LENGTH, MAX_PART_LENGTH = 4096, 255
 WINDOWS_DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
+ADDRESS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 COPY = "copy it there and make its path relative"
 WAY_OUT = (
     f"{COPY}; or, where you trust whoever wrote this, add --allow-outside (train.py: --data.allow_outside true, in"
