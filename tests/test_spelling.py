@@ -245,7 +245,7 @@ def test_files_of_frames_that_are_no_pictures_are_named_where_pictures_are_absen
     folder, _ = make_copy("rgbd_folder")
     rename(folder, lambda name: name.replace(".color.jpg", ".color.bayer"))
     with pytest.raises(
-        FileNotFoundError, match=r"all 3 frames are absent.*\(frame-000000.color.bayer is there, whose"
+        FileNotFoundError, match=r"all 3 frames are absent.*; frame-000000.color.bayer is there, whose"
     ):
         read_scene(folder)
 
@@ -553,6 +553,8 @@ SPELT = {
     "json in a line": json.dumps({"axisAlignment": MATRIX.ravel().tolist(), "extra": "e"}),
     "lines": f"axisAlignment: {ROWS.replace('], ', '],' + chr(10))}\nextra = 3\n",
     "comment": f"# axisAlignment is scan to world\n{describe_matrix(MATRIX)}",
+    "other word": f"hasAxisAlignment = true\n{describe_matrix(MATRIX)}",
+    "parts": describe_matrix(MATRIX).replace("axisAlignment", "axis_alignment"),
 }
 
 

@@ -35,7 +35,7 @@ from ross3d.data.sources.pictures import (
     read_depth,
     scale_depth,
 )
-from ross3d.data.sources.scannet_objects import read_axis_alignment
+from ross3d.data.sources.scannet_objects import AXIS_ALIGNMENT, read_axis_alignment
 from ross3d.data.sources.spelling import Listing, describe_near_misses
 from ross3d.data.text_files import check_file, parse_json, parse_numbers, read_json, read_text
 from ross3d.data.upright import count_and_name, count_picture_turns, find_common_up
@@ -650,10 +650,8 @@ def _read_alignment_text(file: Path) -> np.ndarray:
                 f" keys {', '.join(map(repr, content))[:200] or 'of an empty object'}; rename the key of the matrix."
             )
         text = json.dumps(content[keys[0]])
-    elif "axisalignment" in text.lower():
-        matrix = read_axis_alignment(file)
-        if matrix is not None:
-            return matrix
+    elif AXIS_ALIGNMENT.search(text):
+        return read_axis_alignment(file)
     try:
         return np.array(parse_numbers(text))
     except ValueError as error:

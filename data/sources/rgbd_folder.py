@@ -97,10 +97,12 @@ def read_rgbd_folder(
     names = sorted({*color_files, *depth_files, *poses})
     if names and not color_files:
         others = [file.name for word in COLOR_WORDS for file in Listing(path).glob(f"frame[-_]*.{word}.*")]
-        found = f" ({others[0]} is there, whose suffix is that of no picture: save it as .png)" if others else ""
+        remedy = "copy the pictures again"
+        if others:
+            remedy = f"{others[0]} is there, whose suffix is that of no picture: save the pictures as .png"
         raise FileNotFoundError(
             f"{path}: the pictures of all {len(names)} frames are absent, from {names[0]}.color.jpg (or .png) to"
-            f" {names[-1]}, whose poses or depth maps are there{found}; copy the pictures again."
+            f" {names[-1]}, whose poses or depth maps are there; {remedy}."
         )
     if not color_files:
         raise ValueError(

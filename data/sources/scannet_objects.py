@@ -24,7 +24,8 @@ NYU40_CLASSES = (*range(1, 13), 14, 16, 24, 28, 33, 34, 36, 39)
 OTHER_CLASS = len(NYU40_CLASSES) - 1
 # The word with a list in brackets, or else the rest of its line, outside of comments.
 AXIS_ALIGNMENT = re.compile(
-    r"^[^#\n]*axisAlignment[\"']?[ \t]*[:=]?[ \t]*(\[[][\s\d.,e+-]*\]|[^\n}]*)", re.IGNORECASE | re.MULTILINE
+    r"^[^#\n]*(?<![a-z])axis_?Alignment[\"']?[ \t]*[:=]?[ \t]*(\[[][\s\d.,e+-]*\]|[^\n}]*)",
+    re.IGNORECASE | re.MULTILINE,
 )
 # Object ids are stored as int16.
 MAX_OBJECT_ID = 32767
@@ -214,6 +215,7 @@ def compute_instance_boxes(vertices: np.ndarray, instance_ids: np.ndarray) -> In
 
 
 __all__ = [
+    "AXIS_ALIGNMENT",
     "InstanceBoxes",
     "SegmentGroup",
     "VertexLabels",
