@@ -232,6 +232,14 @@ def test_pictures_of_kinds_that_are_not_read_are_named_by_their_kind(make_copy, 
     assert "absent" not in str(caught.value) and "not exist" not in str(caught.value)
 
 
+def test_pictures_that_are_read_come_before_others_of_either_word(make_copy):
+    folder, wanted = make_copy("rgbd_folder")
+    for file in folder.glob("*.color.jpg"):
+        file.with_suffix(".heic").write_bytes(HEIC)
+        file.rename(folder / file.name.replace(".color.", ".rgb."))
+    assert_same(read_scene(folder), wanted)
+
+
 def test_raw_pictures_of_frames_are_named_so(make_copy):
     folder, _ = make_copy("rgbd_folder")
     for file in folder.glob("*.color.jpg"):

@@ -90,7 +90,7 @@ def read_rgbd_folder(
         raise FileNotFoundError(f"{path} is not a folder; give the folder that holds frame-NNNNNN.color.jpg files.")
     scene_id = path.resolve().name
     find = ScanFiles(path, allow_outside).find
-    color_files = next(filter(None, (_find_pictures(path, word) for word in COLOR_WORDS)), {})
+    color_files = _find_pictures(path)
     depth_files = _find_frames(path, DEPTH_PATTERN, "depth maps")
     poses = _find_frames(path, POSE_PATTERN, "poses")
     # A pose or a depth map without a picture is a frame whose picture is lost.
@@ -153,17 +153,19 @@ def read_rgbd_folder(
     )
 
 
-def _find_pictures(path: Path, word: str) -> dict[str, str]:
+def _find_pictures(path: Path) -> dict[str, str]:
     """File names of pictures by frame; those of a kind that is not read are taken where a frame has no other."""
-    not_read, read = (
-        _find_frames(
+    found = {
+        (word, suffixes): _find_frames(
             path,
             re.compile(rf"^frame[-_](\d+)\.{word}({'|'.join(map(re.escape, suffixes))})$", re.IGNORECASE),
             "pictures",
         )
-        for suffixes in (NOT_READ_PICTURES, READ_PICTURES)
-    )
-    return not_read | read
+        for suffixes in (READ_PICTURES, NOT_READ_PICTURES)
+        for word in COLOR_WORDS
+    }
+    word = next((word for (word, _), files in found.items() if files), COLOR_WORDS[0])
+    return found[word, NOT_READ_PICTURES] | found[word, READ_PICTURES]
 
 
 def _find_frames(path: Path, pattern: re.Pattern, what: str) -> dict[str, str]:
