@@ -22,6 +22,8 @@ EXPECTED = (ValueError, OSError, ImportError, TypeError, MemoryError, EOFError)
 # The most characters of an error's message that are printed; it may quote a long input.
 MAX_MESSAGE = 2000
 INTERRUPTED = 130
+# The beginning of an address, such as https:// and s3://; a letter alone is a drive of Windows.
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # `name, name (`type`): what it is`, over lines that are indented further.
 ATTRIBUTE = re.compile(r"^ {8}(\w+(?:, \w+)*)[^:\n]*: (.*(?:\n {9,}.*)*)", re.MULTILINE)
 LAST_FRAME = re.compile(r"^  File \".*\", line \d+, in .*\n(?:    .*\n)*", re.MULTILINE)
@@ -88,9 +90,14 @@ def run_program(main: Callable[[], Any], argv: list[str] | None = None) -> None:
 
 
 def parse_path(text: str) -> Path:
-    """Parse a path, for `add_argument(type=...)`; an empty one is refused, since it would be the current folder."""
+    """Parse a path, for `add_argument(type=...)`; an empty one, which would be the current folder, and addresses are
+    refused."""
     if not text.strip():
         raise argparse.ArgumentTypeError(f"expected a path, got {text!r}; use . for the current folder")
+    if ADDRESS.match(text):
+        is_local = text.lower().startswith("file:")
+        remedy = "give the path that follows file://" if is_local else "download it, and give the path of the copy"
+        raise argparse.ArgumentTypeError(f"expected a path, got the address {text[:200]!r}; {remedy}")
     return Path(text)
 
 

@@ -427,10 +427,12 @@ def turn_upright(picture: Image.Image) -> Image.Image:
 
 
 __all__ = [
+    "HEAD_BYTES",
     "VIDEO",
     "shorten",
     "MAX_PICTURE_ASPECT",
     "MAX_PICTURE_PIXELS",
+    "RAW_SUFFIXES",
     "check_no_pointer",
     "check_picture_size",
     "check_regular_file",

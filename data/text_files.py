@@ -28,6 +28,7 @@ AGAIN = "write or copy it again"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _LONG_NUMBER = re.compile(rf"\d{{{MAX_DIGITS + 1},}}")
+_BETWEEN_NUMBERS = re.compile(r"[][(),;]")
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -88,6 +89,22 @@ def _decode(content: bytes, first_line: int, path: Path, meaning: str) -> str:
         raise ValueError(
             f"{path}:{line}: expected {meaning}, got {kind} (byte 0x{content[error.start]:02x}); save it as UTF-8."
         ) from error
+
+
+def parse_numbers(text: str) -> list[float]:
+    """The numbers of a text, with blanks, commas, semicolons or brackets between them; `#` begins a comment.
+
+    Raises:
+        ValueError: quotes the word that is no number.
+    """
+    numbers = []
+    for line in text.splitlines():
+        for word in _BETWEEN_NUMBERS.sub(" ", line.partition("#")[0]).split():
+            try:
+                numbers.append(float(word))
+            except ValueError as error:
+                raise ValueError(f"{word[:40]!r}, which is no number") from error
+    return numbers
 
 
 def read_json(
@@ -307,6 +324,7 @@ __all__ = [
     "check_file",
     "describe_kind",
     "parse_json",
+    "parse_numbers",
     "parse_yaml",
     "read_json",
     "read_json_lines",

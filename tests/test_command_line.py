@@ -21,6 +21,7 @@ from ross3d.command_line import (
     check_fields,
     describe_error,
     list_attributes,
+    parse_path,
     run_program,
 )
 
@@ -191,3 +192,23 @@ def test_help_is_what_the_class_says_of_its_fields():
         "other_count": "how many.",
         "name": "what it is called.",
     }
+
+
+@pytest.mark.parametrize("scheme", ["http", "HTTPS", "ftp", "s3", "hf", "gs"])
+def test_addresses_are_no_paths(capsys, scheme):
+    parser = argparse.ArgumentParser(prog="view.py")
+    parser.add_argument("path", type=parse_path)
+    parser.add_argument("--boxes", type=parse_path)
+    address = f"{scheme}://x.org/scan.mp4"
+    for words, name in (([address], "path"), (["scan", "--boxes", address], "--boxes")):
+        with pytest.raises(SystemExit):
+            parser.parse_args(words)
+        line = f"argument {name}: expected a path, got the address '{address}'; download it, and give the path of"
+        assert line in capsys.readouterr().err
+    with pytest.raises(argparse.ArgumentTypeError, match="'file:///tmp/x'; give the path that follows file://"):
+        parse_path("file:///tmp/x")
+
+
+@pytest.mark.parametrize("text", ["scans/a:b", "a:/b", "C:/scans", "./http:/x", "scans/s3"])
+def test_paths_with_colons_stay_paths(text):
+    assert parse_path(text) == Path(text)

@@ -69,6 +69,8 @@ VARIANTS = [
     ("folders of their own", ["images/0.jpg", "poses/0.txt", "intrinsics.txt"]),
     ("folders of their own", ["rgb/0.jpg", "depth/0.png"]),
     ("pictures without cameras", ["images/IMG_0001.JPEG"]),
+    ("ORB-SLAM", ["KeyFrameTrajectory.txt", "rgb/0.png"]),
+    ("ORB-SLAM", ["CameraTrajectory_kinect.txt", "walk.mp4"]),
     ("numbered pictures", ["frame000000.color.png", "frame000000.pose.txt"]),
     ("numbered pictures", ["frame-000000.PNG", "frame-000000-depth.png", "frame-000000.txt"]),
 ]
@@ -92,6 +94,38 @@ def test_known_layouts_are_named_with_a_way_out(tmp_path, name, files):
     told = "outer/export/scan is" if name == "pictures without cameras" else "outer is .*export.* in it is"
     with pytest.raises(ValueError, match=f"{told} .*{name}.*, which is not read as it is"):
         find_layout(outer)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            ["color/0.jpg", "poses.json"],
+            "color is a folder of pictures without.*; or poses.json in .*capture may hold",
+        ),
+        (
+            ["walk.mkv", "poses.txt"],
+            "give the video .*walk.mkv, which .* cameras; or poses.txt in it may hold its cam",
+        ),
+        (["sub/walk.mp4", "odometry.csv"], "give the video .*walk.mp4, .*; or odometry.csv in .*capture may hold"),
+        (["camera.mp4", "camera0.tif", "a.jpg"], "without cameras.*; or give the video itself: .*camera.mp4.$"),
+        (
+            ["rgb/0.jpg", "depth/0.png", "all_poses.json"],
+            "folders of their own, .*; cameras may be in all_poses.json.$",
+        ),
+        (
+            ["transforms-final.json", "images/0.jpg", "depth/0.png"],
+            "several transforms.*be in transforms-final.json.$",
+        ),
+        (["nerf_transforms.json", "0.png"], "a NeRF scene of several transforms.*may be in nerf_transforms.json.$"),
+        (["transforms of room.json", "rgb/0.jpeg"], "a NeRF scene.*may be in transforms of room.json.$"),
+    ],
+)
+def test_files_that_may_hold_the_cameras_are_named(tmp_path, files, message):
+    folder = write_files(tmp_path / "capture", files)
+    with pytest.raises(ValueError, match=message) as caught:
+        find_layout(folder)
+    assert "camera0.tif" not in str(caught.value)
 
 
 def test_folders_without_a_scan_say_where_one_is(raw, tmp_path):

@@ -365,7 +365,11 @@ LAYOUT_FILES = {
     "a scan of ScanNet++": ["iphone/rgb.mkv", "iphone/pose_intrinsic_imu.json", "scans/mesh_aligned_0.05.ply"],
     "a Matterport3D building": ["matterport_color_images/a.jpg", "undistorted_camera_parameters/a.conf"],
     "a COLMAP model": ["images/1.jpg", "sparse/0/cameras.bin", "sparse/0/images.bin"],
-    "a NeRF scene of several transforms files": ["transforms_train.json", "train/r_0.png"],
+    "a trajectory of ORB-SLAM": ["KeyFrameTrajectory.txt", "rgb/0.png"],
+    "a NeRF scene of several transforms files, or of one under another name": [
+        "transforms_train.json",
+        "train/r_0.png",
+    ],
 }
 
 

@@ -15,6 +15,7 @@ VERTICES = np.array([[0, 0, 0], [2, 0, 0.5], [2, 1, 0], [0, 1.25, 0], [-1, 0.5, 
 FACES = [[0, 1, 2, 3], [3, 4, 0], [], [2, 1], [0, 1, 2, 3, 4]]
 # Each face about its first corner.
 TRIANGLES = [[0, 1, 2], [0, 2, 3], [3, 4, 0], [0, 1, 2], [0, 2, 3], [0, 3, 4]]
+CORNERS = "property list uchar int vertex_indices"
 CODES = {"uchar": "B", "int8": "b", "ushort": "H", "int": "i", "uint32": "I", "short": "h"}
 
 
@@ -131,6 +132,39 @@ def test_faces_of_an_unknown_name_are_no_cloud_of_points(tmp_path):
         text = make_header("element vertex 1", *XYZ, *lines, form="ascii").decode()
         (tmp_path / "mesh.ply").write_text(text + "0 0 0\n")
         assert read_ply(tmp_path / "mesh.ply").faces is None
+
+
+@pytest.mark.parametrize("order", ["<", ">", ""])
+@pytest.mark.parametrize(
+    ("lines", "row", "message"),
+    [
+        (
+            ("element face 1", *(f"property int v{number}" for number in (1, 2, 3))),
+            (0, 1, 2),
+            "as a list vertex_indices or .*, got 'v1', 'v2', 'v3'; numbers of their own are not read: export",
+        ),
+        (("element faces 1", CORNERS), (3, 0, 1, 2), "as the element 'face', got 'faces'; rename it in the file's h"),
+        (("element Face 1", CORNERS), (3, 2, 1, 0), "as the element 'face', got 'Face'; rename it in the file's head"),
+        (
+            ("element face 0", CORNERS, "element tristrips 1", CORNERS),
+            (4, 0, 1, 2, -1),
+            "as the element 'face', got strips of triangles .'tristrips'.; export the mesh with single faces",
+        ),
+    ],
+)
+def test_a_surface_in_another_form_is_no_cloud_of_points(tmp_path, order, lines, row, message):
+    form = {"<": "binary_little_endian", ">": "binary_big_endian", "": "ascii"}[order]
+    vertices = [(0, 0, 0), (1, 0, 0), (1, 1, 0)]
+    if order:
+        first = "B" if any("list" in line for line in lines) else "i"
+        body = b"".join(struct.pack(f"{order}3f", *vertex) for vertex in vertices)
+        body += struct.pack(f"{order}{first}{len(row) - 1}i", *row)
+    else:
+        body = "\n".join(" ".join(map(str, numbers)) for numbers in [*vertices, row]).encode()
+    (tmp_path / "mesh.ply").write_bytes(make_header("element vertex 3", *XYZ, *lines, form=form) + body)
+    with pytest.raises(ValueError, match=message):
+        read_ply(tmp_path / "mesh.ply")
+    assert read_ply(tmp_path / "mesh.ply", only_vertices=True).vertices.tolist() == [list(v) for v in vertices]
 
 
 def make_header(*lines: str, form: str = "binary_little_endian") -> bytes:

@@ -228,11 +228,11 @@ FOLDER_FAULTS = {
     ),
     "words": (
         spoil_text("frame-000000.pose.txt", "1 0 0 lost"),
-        r"frame-000000.pose.txt: expected a 4x4 matrix of numbers, got could not convert string to float: 'lost'",
+        r"frame-000000.pose.txt: expected a 4x4 .* and nothing else, got 'lost', which is no number; write its 16",
     ),
     "too few numbers": (
         spoil_text("camera-intrinsics.txt", "14 0 7.5 0 13 5.5"),
-        r"camera-intrinsics.txt: expected a 3x3 matrix \(the camera's.*\), 6 values are in it",
+        r"camera-intrinsics.txt: expected a 3x3 matrix \(the camera's.*\), got a file of 6 numbers; write its 9 n",
     ),
     "lost pose": (
         spoil_text("frame-000010.pose.txt", "-inf 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1"),

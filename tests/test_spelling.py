@@ -1,7 +1,9 @@
 """Files under other spellings: read where only one fits, named where they come near, never passed over in silence."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import av
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ross3d.data.sources import find_layout, find_video, list_files, list_not_read, read_scene
-from ross3d.data.sources.frames import read_alignment_file
+from ross3d.data.sources.frames import read_alignment_file, read_axis_align_matrix
 from ross3d.data.sources.inside import OutsideError
 from ross3d.data.sources.spelling import PICTURE_SUFFIXES, Listing, ScanFiles, find_near_misses
 from ross3d.data.sources.video import SUFFIXES
@@ -182,6 +184,80 @@ def test_frames_of_an_rgbd_folder_under_other_names(make_copy, mark, word, suffi
         read_scene(folder)
 
 
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)
+JXL = b"\xff\x0a" + bytes(200)
+REFUSED = {".heic": (HEIC, "a HEIC picture"), ".HEIF": (HEIC, "a HEIC picture"), ".jxl": (JXL, "a JPEG XL picture")}
+COLORS = {"rgbd_folder": "*.color.jpg", "nerfstudio": "images/*.jpg", "arkitscenes": "lowres_wide/*.png",
+          "posed_images": "*.jpg"}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".bmp", ".TIFF", ".ppm"])
+@pytest.mark.parametrize("layout", COLORS)
+def test_pictures_that_are_decoded_are_read_under_any_suffix(make_copy, layout, suffix):
+    folder, wanted = make_copy(layout)
+    for file in folder.glob(COLORS[layout]):
+        save_as(file, suffix)
+    found = read_scene(folder)
+    assert_same(found, wanted)
+    assert found.view_names == wanted.view_names and list_not_read(folder) == {}
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".jpe", ".jfif", ".jp2", ".avif"])
+def test_pictures_of_rarer_kinds_are_read(make_copy, suffix):
+    folder, wanted = make_copy("rgbd_folder")
+    for file in folder.glob("*.color.jpg"):
+        kind = {".jpe": "JPEG", ".jfif": "JPEG"}.get(suffix)
+        save_as(file, suffix, format=kind)
+    found = read_scene(folder)
+    assert found.num_views == NUM_FRAMES and found.images.shape == wanted.images.shape
+
+
+@pytest.mark.parametrize("suffix", REFUSED)
+@pytest.mark.parametrize("layout", COLORS)
+def test_pictures_of_kinds_that_are_not_read_are_named_by_their_kind(make_copy, layout, suffix):
+    folder, _ = make_copy(layout)
+    content, kind = REFUSED[suffix]
+    files = sorted(folder.glob(COLORS[layout]))
+    for file in files:
+        file.with_suffix(suffix).write_bytes(content)
+    # A phone's second file of each picture is no reason to refuse the first.
+    assert read_scene(folder).num_views == NUM_FRAMES
+    files[1].unlink()
+    with pytest.warns(UserWarning, match=f"left out 1 of 3 frames .picture cannot be read.*got {kind}.*; convert it"):
+        assert read_scene(folder, max_excluded=0.4).num_views == NUM_FRAMES - 1
+    for file in (files[0], files[2]):
+        file.unlink()
+    with pytest.raises(ValueError, match=f"expected a readable picture, got {kind}.*; convert it to JPEG") as caught:
+        read_scene(folder)
+    assert "absent" not in str(caught.value) and "not exist" not in str(caught.value)
+
+
+def test_pictures_that_are_read_come_before_others_of_either_word(make_copy):
+    folder, wanted = make_copy("rgbd_folder")
+    for file in folder.glob("*.color.jpg"):
+        file.with_suffix(".heic").write_bytes(HEIC)
+        file.rename(folder / file.name.replace(".color.", ".rgb."))
+    assert_same(read_scene(folder), wanted)
+
+
+def test_raw_pictures_of_frames_are_named_so(make_copy):
+    folder, _ = make_copy("rgbd_folder")
+    for file in folder.glob("*.color.jpg"):
+        Image.open(file).save(file.with_suffix(".dng"), format="TIFF")
+        file.unlink()
+    with pytest.raises(ValueError, match="got a raw picture of a camera.*; develop it"):
+        read_scene(folder)
+
+
+def test_files_of_frames_that_are_no_pictures_are_named_where_pictures_are_absent(make_copy):
+    folder, _ = make_copy("rgbd_folder")
+    rename(folder, lambda name: name.replace(".color.jpg", ".color.bayer"))
+    with pytest.raises(
+        FileNotFoundError, match=r"all 3 frames are absent.*; frame-000000.color.bayer is there, whose"
+    ):
+        read_scene(folder)
+
+
 def test_of_color_and_rgb_the_first_is_read(make_copy):
     folder, wanted = make_copy("rgbd_folder")
     for file in folder.glob("*.color.jpg"):
@@ -226,7 +302,16 @@ def test_listings_match_in_either_case(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["transforms (1).json", "transform.json", "transforms.json.txt", "transforms - Copy.json", "tranforms.json"],
+    [
+        "transforms (1).json",
+        "transform.json",
+        "transforms.json.txt",
+        "transforms - Copy.json",
+        "tranforms.json",
+        "Copy of transforms.json",
+        "transforms (kopie).json",
+        "transforms - Copie.json",
+    ],
 )
 @pytest.mark.parametrize("place", ["", "export/scan"])
 def test_cameras_under_a_near_name_are_not_dropped(make_copy, name, place):
@@ -304,6 +389,41 @@ def test_names_that_come_near_no_other(tmp_path):
     assert find_near_misses(Listing(tmp_path), "boxes.json") == []
 
 
+def test_programs_and_sources_are_no_near_misses(tmp_path):
+    for name in ("transformers", "transform"):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(0o755)
+    for name in ("transforms.py", "transform.cpython.so", "transforms.mp4"):
+        (tmp_path / name).touch()
+    assert find_near_misses(Listing(tmp_path), "transforms.json") == []
+    for name in ("transform.txt", "transforms.json~", "transforms.json.bak", "Transforms.npy"):
+        (tmp_path / name).touch()
+        assert find_near_misses(Listing(tmp_path), "transforms.json") == [name]
+        (tmp_path / name).unlink()
+
+
+def test_hidden_and_unreadable_folders_are_not_searched(tmp_path, monkeypatch):
+    for folder in (".venv/lib", "closed", "code"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "transform.json").touch()
+    (tmp_path / "code" / "transform.json").unlink()
+    (tmp_path / "closed" / "link").symlink_to(tmp_path)
+    # Root may look everywhere, so the refusal is made here.
+    stat = os.stat
+
+    def refuse(path, *args, **kwargs):
+        if Path(path).parent == tmp_path and Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(ValueError, match="the layout of this folder is not known"):
+        find_layout(tmp_path)
+    (tmp_path / "code" / "transform.json").touch()
+    with pytest.raises(ValueError, match="code in it is no scan of the layout nerfstudio"):
+        find_layout(tmp_path)
+
+
 def test_pictures_beside_unknown_cameras_are_told_of_them(tmp_path):
     for name in ("a.jpg", "b.jpg", "all_poses.npy"):
         (tmp_path / name).touch()
@@ -341,6 +461,12 @@ def describe_matrix(rows):
     return META.format(" ".join(str(value) for value in np.ravel(rows)))
 
 
+def save_array(file, array):
+    """Write an array as numpy.save does, whatever the suffix is."""
+    with file.open("wb") as opened:
+        np.save(opened, array)
+
+
 WRITERS = {
     "a.txt": lambda file, rows: np.savetxt(file, rows),
     "one_line.txt": lambda file, rows: file.write_text(" ".join(map(str, np.ravel(rows)))),
@@ -349,6 +475,11 @@ WRITERS = {
     "a.npy": lambda file, rows: np.save(file, np.asarray(rows, np.float32)),
     "a.json": lambda file, rows: file.write_text(json.dumps(np.asarray(rows).tolist())),
     "flat.json": lambda file, rows: file.write_text(json.dumps(np.ravel(rows).tolist())),
+    "comments.txt": lambda file, rows: np.savetxt(file, rows, header="scan to world", footer="end of 1 matrix"),
+    "printed.txt": lambda file, rows: file.write_text(f"# rows\n{np.asarray(rows)}  # metres\n"),
+    "upper.txt": lambda file, rows: file.write_text(json.dumps({"AXIS_ALIGN": np.asarray(rows).tolist()}, indent=1)),
+    "array.txt": lambda file, rows: save_array(file, np.asarray(rows)),
+    "whole.npy": lambda file, rows: np.save(file, np.asarray(rows, np.float16)),
     "named.JSON": lambda file, rows: file.write_text(json.dumps({"axis_align_matrix": np.asarray(rows).tolist()})),
 }
 
@@ -367,15 +498,24 @@ def test_alignments_are_read_from_the_usual_files(make_copy, tmp_path, name, row
 WRONG = {
     "words.txt": (
         "1 0 0 up",
-        r"words.txt: expected a 4x4 matrix, scan .*, got could not convert .*'up'; write the 16",
+        r"words.txt: expected a 4x4 matrix, scan .*, got 'up', which is no number; write the 16",
     ),
     "few.txt": ("1 0 0", "few.txt: expected a 4x4 matrix.*or the first three rows of it, got 3 values; write the 16"),
-    "other.json": ('{"matrix": 5}', "other.json: expected a 4x4 matrix, scan .*; write the 16 numbers"),
-    "words.json": ('[["a"]]', "words.json: expected a 4x4 matrix, scan .*could not convert.*; write the 16 numbers"),
+    "other.json": (
+        '{"matrix": [1], "id": "x"}',
+        "other.json: expected .* under the key axis_align_matrix or axisAlignment or axis_align, got the keys"
+        " 'matrix', 'id'; rename the key",
+    ),
+    "nested.json": ('{"axis_align": {"rows": 5}}', "nested.json: expected a 4x4 .*which is no number; write the 16"),
+    "truths.json": ("[true, false]", "truths.json: expected a 4x4 matrix, .*'true', which is no number; write the 16"),
+    "words.json": ('[["a"]]', "words.json: expected a 4x4 matrix, scan .*'\"a\"', which is no number; write the 16"),
     "ragged.json": ("[[1, 2], [3]]", "ragged.json: expected a 4x4 matrix, scan .*; write the 16 numbers"),
-    "broken.json": ("[1,", "broken.json: expected a 4x4 matrix.*, but the file is not valid JSON"),
-    "broken.npy": ("no array", "broken.npy: expected a 4x4 matrix, scan .*; write the 16 numbers, row by row"),
-    "meta.txt": ("axisAlignment = 1 2", "meta.txt: axisAlignment: expected 16 numbers, row by row, got '1 2'"),
+    "broken.json": ('{"axis_align": [1,', "broken.json: expected a 4x4 matrix.*, but the file is not valid JSON"),
+    "broken.npy": ("no array", "broken.npy: expected .*, got a text; write the array alone, with numpy.save, or the"),
+    "meta.txt": (
+        "axisAlignment = 1 2",
+        "meta.txt: axisAlignment: expected 16 numbers, row by row, got '1 2'; write the line 'axisAlignment = '",
+    ),
     "large.txt": ("1 " * 60_000, "large.txt: expected a 4x4 matrix.*, of at most 100.0 kB, got 120.0 kB"),
 }
 
@@ -390,6 +530,81 @@ def test_files_that_hold_no_alignment_are_refused(tmp_path, name):
         FileNotFoundError, match="none.npy does not exist; expected a 4x4 matrix, scan to upright world"
     ):
         read_alignment_file(tmp_path / "none.npy")
+
+
+@pytest.mark.parametrize("kind", [bool, complex, str])
+def test_arrays_that_are_no_numbers_are_refused(tmp_path, kind):
+    array = np.eye(4).astype(kind)
+    save_array(tmp_path / "a.txt", array)
+    for given in (tmp_path / "a.txt", array, array.tolist()):
+        with pytest.raises(ValueError, match="expected a 4x4 .*of whole numbers or floats, got an array of .*4, 4"):
+            read_axis_align_matrix(given, "x")
+    with pytest.raises(ValueError, match="of scene 'x': expected a 4x4 matrix, got .*; write four rows"):
+        read_axis_align_matrix([[1, 2], [3]], "x")
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.npy", "axis_align.txt"])
+def test_archives_of_arrays_are_no_alignment(tmp_path, name):
+    with (tmp_path / name).open("wb") as opened:
+        np.savez(opened, np.eye(4), np.eye(3))
+    with pytest.raises(ValueError, match=f"{name}: expected a 4x4 .* got a zip archive.*; write the array alone"):
+        read_alignment_file(tmp_path / name)
+
+
+ROWS = json.dumps(MATRIX.tolist())
+SPELT = {
+    "colon": META.replace(" =", " :").format(" ".join(map(str, MATRIX.ravel()))),
+    "lower": describe_matrix(MATRIX).lower(),
+    "no blank": describe_matrix(MATRIX).replace(" = ", "="),
+    "quotes": f'sceneType = Office\n"axisAlignment": {ROWS},\nextra = 3\n',
+    "json": json.dumps({"sceneType": "Office", "axisAlignment": MATRIX.tolist(), "extra": 1}, indent=2),
+    "json in a line": json.dumps({"axisAlignment": MATRIX.ravel().tolist(), "extra": "e"}),
+    "lines": f"axisAlignment: {ROWS.replace('], ', '],' + chr(10))}\nextra = 3\n",
+    "comment": f"# axisAlignment is scan to world\n{describe_matrix(MATRIX)}",
+    "other word": f"hasAxisAlignment = true\n{describe_matrix(MATRIX)}",
+    "parts": describe_matrix(MATRIX).replace("axisAlignment", "axis_alignment"),
+}
+
+
+@pytest.mark.parametrize("text", SPELT.values(), ids=SPELT)
+@pytest.mark.parametrize("layout", ["rgbd_folder", "nerfstudio"])
+def test_meta_data_in_other_spellings_count(make_copy, layout, text):
+    folder, _ = make_copy(layout)
+    (folder / "axis_align.txt").unlink(missing_ok=True)
+    meta = folder / f"{folder.name}.txt"
+    meta.write_text(text)
+    assert np.array_equal(read_scene(folder, look_at_world=False).axis_align_matrix, MATRIX)
+    assert meta.name not in list_not_read(folder)
+    meta.rename(folder.parent / "other.txt")
+    given = read_scene(folder, axis_align_matrix=folder.parent / "other.txt", look_at_world=False)
+    assert np.array_equal(given.axis_align_matrix, MATRIX)
+    meta.write_text("axisalignment : up 1 2\n")
+    with pytest.raises(ValueError, match="axisAlignment: expected 16 numbers, .*'up 1 2'; write the line 'axisAlign"):
+        read_scene(folder)
+
+
+@pytest.mark.parametrize("near", ["align.json", "axis_align.npy", "axis_alignment.txt"])
+def test_near_alignments_are_read_under_the_name_that_is_told(make_copy, near):
+    folder, _ = make_copy("nerfstudio")
+    if near.endswith(".npy"):
+        np.save(folder / near, MATRIX)
+    else:
+        (folder / near).write_text(json.dumps({"axisAlignment": MATRIX.tolist()}))
+    with pytest.warns(UserWarning, match=f"{near} is not read: .* axis_align.txt if that is what it is"):
+        assert read_scene(folder, look_at_world=False).axis_align_matrix is None
+    (folder / near).rename(folder / "axis_align.txt")
+    assert np.array_equal(read_scene(folder, look_at_world=False).axis_align_matrix, MATRIX)
+
+
+def test_matrices_of_frames_may_have_comments_and_brackets(make_copy):
+    folder, wanted = make_copy("rgbd_folder")
+    for file in (*folder.glob("*.pose.txt"), folder / "camera-intrinsics.txt"):
+        matrix = np.loadtxt(file)
+        np.savetxt(file, matrix, fmt="%.12f", header="made by hand", delimiter=", ")
+    assert_same(read_scene(folder), wanted)
+    for file in folder.glob("*.pose.txt"):
+        file.write_text(str(np.loadtxt(file, delimiter=",").tolist()))
+    assert_same(read_scene(folder), wanted)
 
 
 @pytest.mark.parametrize("layout", ["rgbd_folder", "nerfstudio", "posed_images"])

@@ -14,14 +14,19 @@ from typing import Any
 from ross3d.data.consistency import check_consistency
 from ross3d.data.scene import Scene
 from ross3d.data.sources.arkitscenes import read_arkitscenes
-from ross3d.data.sources.foreign import check_loose_files, describe_file, find_foreign_layout
+from ross3d.data.sources.foreign import (
+    check_loose_files,
+    describe_camera_files,
+    describe_file,
+    find_foreign_layout,
+)
 from ross3d.data.sources.frames import check_rotation, check_share
 from ross3d.data.sources.nerfstudio import list_named_files, read_nerfstudio
 from ross3d.data.sources.optional_files import names_alignment
-from ross3d.data.sources.posed_images import list_scan_files, read_posed_images
+from ross3d.data.sources.posed_images import SUFFIXES, list_scan_files, read_posed_images
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.data.sources.scannet import find_labels_file, read_scannet_scan
-from ross3d.data.sources.spelling import Listing, describe_near_misses
+from ross3d.data.sources.spelling import NOT_READ_PICTURES, READ_PICTURES, Listing, describe_near_misses
 from ross3d.data.sources.video import find_video, read_video
 from ross3d.data.world import check_world
 
@@ -49,10 +54,11 @@ NOT_READ = (
     ("*label*", "annotations: boxes are read from boxes.json"),
     ("*box*", "boxes: they are read from boxes.json and proposals.json alone"),
     ("*align*", "an alignment is read from axis_align.txt alone"),
-    ("*.jpg", "a picture that no camera belongs to"),
-    ("*.jpeg", "a picture that no camera belongs to"),
-    ("*.png", "a picture that no camera belongs to"),
-    ("*.heic", "a picture that no camera belongs to, of a kind that is not read"),
+    *((f"*{suffix}", "a picture that no camera belongs to") for suffix in READ_PICTURES),
+    *(
+        (f"*{suffix}", "a picture that no camera belongs to, of a kind that is not read")
+        for suffix in NOT_READ_PICTURES
+    ),
     ("*", "no file of this layout"),
 )
 
@@ -142,7 +148,7 @@ LAYOUTS = (
         ("[0-9][0-9][0-9][0-9][0-9].jpg", "[0-9][0-9][0-9][0-9][0-9].jpeg"),
         read_posed_images,
         "NNNNN.jpg, .png, .txt and depth_intrinsic.txt (ScanNet's posed_images/<scene>)",
-        ("[0-9]*.jpg", "[0-9]*.jpeg", "[0-9]*.png", "[0-9]*.txt", "depth_intrinsic.txt", "intrinsic.txt"),
+        (*(f"[0-9]*{suffix}" for suffix in SUFFIXES), "depth_intrinsic.txt", "intrinsic.txt"),
         needs="depth_intrinsic.txt",
         remains="[0-9][0-9][0-9][0-9][0-9].txt",
         list_elsewhere=list_scan_files,
@@ -172,8 +178,9 @@ def find_layout(path: str | os.PathLike) -> Layout:
     # Loose pictures and files do not make a folder of scans a scan.
     _check_below(path)
     # A folder in a folder, as archives are unpacked, counts as one.
-    for folder in (path, *(level[0] for level in _list_levels(path) if len(level) == 1)):
-        check_loose_files(folder)
+    folders = (path, *(level[0] for level in _list_levels(path) if len(level) == 1))
+    for number, folder in enumerate(folders):
+        check_loose_files(folder, folders[:number])
     known = "\n".join(f"  {layout.name}: {layout.looks_like}" for layout in LAYOUTS)
     raise ValueError(f"{path}: the layout of this folder is not known; a scan is one of these folders:\n{known}")
 
@@ -197,7 +204,11 @@ def check_looks(path: Path, given: Path | None = None) -> None:
             )
     foreign = find_foreign_layout(listing)
     if foreign is not None:
-        raise ValueError(f"{name} is {foreign.name}, which is not read as it is; {foreign.way.format(path=path)}.")
+        files = describe_camera_files(path) if foreign.names_cameras else ""
+        cameras = f"; cameras may be in {files}" if files else ""
+        raise ValueError(
+            f"{name} is {foreign.name}, which is not read as it is; {foreign.way.format(path=path)}{cameras}."
+        )
 
 
 def _check_below(path: Path) -> None:
@@ -236,16 +247,27 @@ def _is_complete(listing: Listing, layout: Layout) -> bool:
 
 
 def _is_filled(file: Path) -> bool:
-    return file.is_file() and file.stat().st_size > 0
+    return os.path.isfile(file) and file.stat().st_size > 0
 
 
 def _list_levels(path: Path) -> Iterator[list[Path]]:
     """The folders in a folder, those in these, and so on, as far down as downloads are laid out."""
     level = [path]
     for _ in range(SEARCHED_LEVELS):
-        below = (inner for folder in level for inner in sorted(folder.iterdir())[:MAX_LISTED] if inner.is_dir())
-        level = [folder for folder in islice(below, MAX_SEARCHED) if os.access(folder, os.R_OK | os.X_OK)]
+        level = list(islice((inner for folder in level for inner in _list_inner(folder)), MAX_SEARCHED))
         yield level
+
+
+def _list_inner(folder: Path) -> Iterator[Path]:
+    """The folders in a folder, without hidden ones and those that may not be read."""
+    try:
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    # Unlike those of `pathlib`, the tests below answer no where a link leads to a place that may not be looked at.
+    except OSError:
+        return
+    for inner in (folder / name for name in names[:MAX_LISTED]):
+        if os.path.isdir(inner) and os.access(inner, os.R_OK | os.X_OK):
+            yield inner
 
 
 def _warn_of_other_layouts(listing: Listing, layout: Layout) -> None:

@@ -1,9 +1,10 @@
 """Known scan layouts that are not supported, each with the way to convert it to a supported one."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ross3d.data.sources.spelling import Listing
+from ross3d.data.sources.spelling import PICTURE_SUFFIXES, Listing
 from ross3d.data.sources.video import SUFFIXES as VIDEO_SUFFIXES
 
 
@@ -12,18 +13,23 @@ AS_FOLDER = (
     "write frame-NNNNNN.color.jpg, frame-NNNNNN.depth.png (16 bits, millimetres), frame-NNNNNN.pose.txt (4x4 camera to"
     " world, metres, OpenCV axes) and camera-intrinsics.txt (3x3, pixels of the depth map)"
 )
-# Suffixes of pictures from cameras and phones.
-PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "heic", "webp")
 
 
 @dataclass(frozen=True)
 class ForeignLayout:
     """How a folder is recognised (files match all patterns of one alternative, in upper or lower case) and how to
-    convert it."""
+    convert it.
+
+    Attributes:
+        way (`str`): what to do; may quote {path}, the folder.
+        names_cameras (`bool`): whether files of it that may hold cameras are named after that, since others than
+            those it is recognised by may.
+    """
 
     name: str
     alternatives: tuple[tuple[str, ...], ...]
     way: str
+    names_cameras: bool = False
 
 
 FOREIGN = (
@@ -66,6 +72,13 @@ FOREIGN = (
         ),
         "associate rgb, depth and groundtruth.txt (tx ty tz qx qy qz qw, camera to world; download it if it is not"
         f" there) by time, divide depth by 5 to get millimetres, and {AS_FOLDER}",
+    ),
+    ForeignLayout(
+        "a trajectory of ORB-SLAM",
+        (("*KeyFrameTrajectory*.txt",), ("*CameraTrajectory*.txt",)),
+        "a line of *Trajectory.txt is time tx ty tz qx qy qz qw, camera to world, or 12 numbers, the first three rows"
+        " of that; associate it by time with the pictures, and with depth in millimetres: without a depth camera or a"
+        f" second one its world has no metres; {AS_FOLDER}",
     ),
     ForeignLayout(
         "a sequence of ICL-NUIM",
@@ -186,9 +199,17 @@ FOREIGN = (
         " --output-dir NEW_FOLDER; its world has no metres",
     ),
     ForeignLayout(
-        "a NeRF scene of several transforms files",
-        (("transforms_train.json",), ("transforms_*.json",)),
+        "a NeRF scene of several transforms files, or of one under another name",
+        (
+            ("transforms_*.json",),
+            *(
+                ("*transforms*.json", f"{place}.{suffix}")
+                for place in ("*", "*/*")
+                for suffix in ("jpg", "jpeg", "png")
+            ),
+        ),
         "copy the file of the frames that you want to transforms.json in the same folder",
+        names_cameras=True,
     ),
     ForeignLayout(
         "an ARKitScenes scan at full resolution",
@@ -233,6 +254,7 @@ FOREIGN = (
             ("frame*[0-9].png", "frame*[0-9].txt"),
         ),
         f"name them 00000.jpg, 00000.png, 00000.txt (five digits) and write depth_intrinsic.txt (4x4); or {AS_FOLDER}",
+        names_cameras=True,
     ),
     ForeignLayout(
         "a folder with pictures, depth maps or poses in folders of their own",
@@ -244,11 +266,12 @@ FOREIGN = (
         f"only you know the unit of its depth and the axes of its poses: {AS_FOLDER}; or write transforms.json, with"
         " file_path, depth_file_path and transform_matrix (4x4 camera to world, metres, OpenGL axes) of each frame and"
         " fl_x, fl_y, cx, cy, w and h, next to these folders",
+        names_cameras=True,
     ),
 )
 PICTURES = ForeignLayout(
     "a folder of pictures without cameras",
-    tuple((f"{folder}*.{suffix}",) for folder in ("", "images/") for suffix in PICTURE_SUFFIXES),
+    tuple((f"{folder}*{suffix}",) for folder in ("", "images/") for suffix in PICTURE_SUFFIXES),
     "find their cameras first, with COLMAP or nerfstudio: ns-process-data images --data {path} --output-dir"
     " NEW_FOLDER; its world has no metres",
 )
@@ -288,10 +311,7 @@ FOREIGN_FILES = {
         (".json", ".txt", ".csv", ".xml", ".yaml", ".yml", ".traj", ".log", ".npy", ".npz"),
         "a file of a scan: give the folder that it lies in",
     ),
-    **dict.fromkeys(
-        (".jpg", ".jpeg", ".png", ".heic", ".heif", ".webp", ".tif", ".tiff", ".bmp", ".dng"),
-        "a single picture: give the folder of posed frames, or a video",
-    ),
+    **dict.fromkeys(PICTURE_SUFFIXES, "a single picture: give the folder of posed frames, or a video"),
     ".gif": "an animation: convert it to a video (ffmpeg -i FILE FILE.mp4)",
 }
 # Those that are a scan by themselves, so that a folder with one of them is no scan.
@@ -316,8 +336,18 @@ def describe_file(file: Path) -> str:
     )
 
 
-def check_loose_files(path: Path) -> None:
+def describe_camera_files(folder: Path) -> str:
+    """The files in a folder that may hold cameras, as the subject of a sentence; empty where there are none."""
+    found = {file for pattern in CAMERA_NAMES for file in Listing(folder).glob(pattern) if os.path.isfile(file)}
+    names = sorted(file.name for file in found if file.suffix.lower() not in PICTURE_SUFFIXES + VIDEO_SUFFIXES)
+    return ", ".join([*names[:3], "..."] if len(names) > 3 else names)
+
+
+def check_loose_files(path: Path, above: tuple[Path, ...] = ()) -> None:
     """Refuse a folder of pictures without cameras, of videos, or of a file that is a scan by itself: say what to do.
+
+    Args:
+        above (`tuple[Path, ...]`): folders above it, in which files may hold its cameras.
 
     Raises:
         ValueError: it is one of these.
@@ -326,18 +356,22 @@ def check_loose_files(path: Path) -> None:
 
     def find(suffixes: tuple[str, ...]) -> list[Path]:
         found = [file for suffix in suffixes for file in listing.glob(f"[!.]*{suffix}")]
-        return [file for file in found if file.is_file() and file.name.lower() != "thumbs.db"]
+        return [file for file in found if os.path.isfile(file) and file.name.lower() != "thumbs.db"]
 
     videos, wholes = find(VIDEO_SUFFIXES), find(WHOLE_SCANS)
     video = f"give the video itself: {videos[0]}" if videos else ""
     whole = f"{wholes[0].name} in it is {describe_file(wholes[0])}" if wholes else ""
+    places = {"it": path} | {f"{folder}": folder for folder in above}
+    files = [f"{told} in {place}" for place, folder in places.items() if (told := describe_camera_files(folder))]
+    cameras = f"{' and '.join(files)} may hold {{}}, in no form that is known: {{}}{AS_FOLDER}" if files else ""
     if any(listing.has(pattern) for (pattern,) in PICTURES.alternatives):
-        files = sorted({file.name for pattern in CAMERA_NAMES for file in listing.glob(pattern) if file.is_file()})
-        cameras = f"{', '.join(files[:3])} in it may hold them, in no form that is known: {AS_FOLDER}" if files else ""
+        cameras = cameras.format("them", "")
         ways = [way for way in (PICTURES.way.format(path=path), cameras, video, whole) if way]
         raise ValueError(f"{path} is {PICTURES.name}, which is not read as it is; {'; or '.join(ways)}.")
     if video:
-        raise ValueError(f"{path} is no scan, but holds {len(videos)} video{'s' if len(videos) > 1 else ''}; {video}.")
+        cameras = cameras.format("its cameras", "take the frames that they belong to out of it, and ")
+        way = f"{video}, which is read without cameras; or {cameras}" if cameras else video
+        raise ValueError(f"{path} is no scan, but holds {len(videos)} video{'s' if len(videos) > 1 else ''}; {way}.")
     if whole:
         raise ValueError(f"{path}: this folder is no scan of a known layout; {whole}.")
 
@@ -348,6 +382,7 @@ __all__ = [
     "PICTURES",
     "ForeignLayout",
     "check_loose_files",
+    "describe_camera_files",
     "describe_file",
     "find_foreign_layout",
 ]

@@ -10,8 +10,8 @@ cameras that are already upright show that they belong to the upright picture, o
 (`decode_views`, `settle_turns`).
 """
 
+import json
 import os
-import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -35,11 +35,12 @@ from ross3d.data.sources.pictures import (
     read_depth,
     scale_depth,
 )
-from ross3d.data.sources.scannet_objects import read_axis_alignment
+from ross3d.data.sources.scannet_objects import AXIS_ALIGNMENT, read_axis_alignment
 from ross3d.data.sources.spelling import Listing, describe_near_misses
-from ross3d.data.text_files import check_file, read_json, read_text
+from ross3d.data.text_files import check_file, parse_json, parse_numbers, read_json, read_text
 from ross3d.data.upright import count_and_name, count_picture_turns, find_common_up
 from ross3d.geometry_ross3d import turn_cameras
+from ross3d.image_processing_ross3d import HEAD_BYTES, describe_content
 from ross3d.inputs_ross3d import check, check_boxes, check_cam2world, has_same_aspect
 
 
@@ -52,6 +53,10 @@ RAISE_LIMIT = "raise the limit: --max-excluded SHARE (train.py: --data.max_exclu
 ROTATIONS = ("auto", 0, 90, 180, 270)
 # Keys of a JSON file that hold an alignment.
 ALIGNMENT_KEYS = ("axis_align_matrix", "axisAlignment", "axis_align")
+ALIGNMENT_FORM = "a 4x4 matrix, scan to upright world, as text, .npy or .json"
+ALIGNMENT_REMEDY = "write the 16 numbers, row by row"
+# The beginnings of an array that numpy.save wrote, and of an archive of them.
+NUMPY_MARK, ZIP_MARK = b"\x93NUMPY", b"PK\x03\x04"
 # Maximum size of a file with one matrix.
 MAX_MATRIX_BYTES = 100_000
 # Cameras are already upright if at least this share of the tagged ones is nearer to the world's up as stored than
@@ -584,54 +589,82 @@ def read_matrix(file: Path, shape: tuple[int, int], meaning: str) -> np.ndarray:
             f"{file} is missing; expected a text file with a {shape[0]}x{shape[1]} matrix: {meaning}"
             f"{near and f'; {near}'}."
         )
-    text = read_text(file, f"a {shape[0]}x{shape[1]} matrix ({meaning})", MAX_MATRIX_BYTES)
+    form = f"a {shape[0]}x{shape[1]} matrix ({meaning})"
+    text = read_text(file, form, MAX_MATRIX_BYTES)
+    remedy = f"write its {shape[0] * shape[1]} numbers, row by row"
     try:
-        values = np.array([float(word) for word in text.replace(",", " ").split()])
+        values = np.array(parse_numbers(text))
     except ValueError as error:
-        raise ValueError(f"{file}: expected a {shape[0]}x{shape[1]} matrix of numbers, got {error}.") from error
+        raise ValueError(f"{file}: expected {form} and nothing else, got {error}; {remedy}.") from error
     if values.size != shape[0] * shape[1]:
-        raise ValueError(
-            f"{file}: expected a {shape[0]}x{shape[1]} matrix ({meaning}), {values.size} values are in it."
-        )
+        raise ValueError(f"{file}: expected {form}, got a file of {values.size} numbers; {remedy}.")
     return values.reshape(shape)
 
 
 def read_alignment_file(file: Path) -> np.ndarray:
-    """Scan to upright world (4, 4), float64: a matrix of four rows, or of the first three, as text, `.npy` or `.json`
-    (also `{"axis_align_matrix": [...]}`); or the line `axisAlignment` of ScanNet's `SCENE.txt`.
+    """Scan to upright world (4, 4), float64: a matrix of four rows, or of the first three, as text, as an array of
+    NumPy or in JSON (also `{"axis_align_matrix": [...]}`); or the line `axisAlignment` of ScanNet's `SCENE.txt`.
+
+    The content of the file tells which, whatever its suffix is.
 
     Raises:
         FileNotFoundError, ValueError: names the file, and what it holds instead.
     """
-    form = "a 4x4 matrix, scan to upright world, as text, .npy or .json"
-    check_file(file, form, MAX_MATRIX_BYTES)
-    try:
-        if file.suffix.lower() == ".npy":
-            values = np.load(file, mmap_mode="r", allow_pickle=False)
-        elif file.suffix.lower() == ".json":
-            content = read_json(file, form)
-            keys = [key for key in ALIGNMENT_KEYS if isinstance(content, dict) and key in content]
-            values = np.array(content[keys[0]] if keys else content)
-        else:
-            text = read_text(file, form)
-            if "axisAlignment" in text:
-                values = read_axis_alignment(file)
-            else:
-                values = np.array([float(word) for word in re.sub(r"[][,;]", " ", text).split()])
-        values = np.asarray(values, dtype=np.float64)
-    # A damaged header of an array can make its parser raise anything.
-    except (ValueError, TypeError, SyntaxError, EOFError, OSError, OverflowError) as error:
-        if str(error).startswith(str(file)):
-            raise
-        raise ValueError(f"{file}: expected {form}, got {error}; write the 16 numbers, row by row.") from error
+    check_file(file, ALIGNMENT_FORM, MAX_MATRIX_BYTES)
+    with file.open("rb") as opened:
+        head = opened.read(HEAD_BYTES)
+    if not head.startswith(NUMPY_MARK) and (head.startswith(ZIP_MARK) or file.suffix.lower() in (".npy", ".npz")):
+        kind, _ = describe_content(head) or ("something else", "")
+        raise ValueError(
+            f"{file}: expected {ALIGNMENT_FORM}, got {kind}; write the array alone, with numpy.save, or"
+            f" {ALIGNMENT_REMEDY.removeprefix('write ')} as text."
+        )
+    values = _read_alignment_array(file) if head.startswith(NUMPY_MARK) else _read_alignment_text(file)
     if values.size == 12:
         values = np.append(values, [0, 0, 0, 1])
     if values.size != 16:
         raise ValueError(
-            f"{file}: expected {form}, or the first three rows of it, got {values.size} values; write the 16 numbers,"
-            " row by row."
+            f"{file}: expected {ALIGNMENT_FORM}, or the first three rows of it, got {values.size} values;"
+            f" {ALIGNMENT_REMEDY}."
         )
     return values.reshape(4, 4)
+
+
+def _read_alignment_array(file: Path) -> np.ndarray:
+    try:
+        values = np.load(file, mmap_mode="r", allow_pickle=False)
+    # A damaged header can make its parser raise anything.
+    except Exception as error:
+        raise ValueError(f"{file}: expected {ALIGNMENT_FORM}, got {error}; {ALIGNMENT_REMEDY}.") from error
+    return _check_real(values, f"{file}: expected {ALIGNMENT_FORM}")
+
+
+def _read_alignment_text(file: Path) -> np.ndarray:
+    text = read_text(file, ALIGNMENT_FORM)
+    if text.lstrip().startswith("{"):
+        content = parse_json(text, str(file), ALIGNMENT_FORM)
+        keys = [key for key in content if key.lower() in map(str.lower, ALIGNMENT_KEYS)]
+        if not keys:
+            raise ValueError(
+                f"{file}: expected {ALIGNMENT_FORM}, as a list or under the key {' or '.join(ALIGNMENT_KEYS)}, got the"
+                f" keys {', '.join(map(repr, content))[:200] or 'of an empty object'}; rename the key of the matrix."
+            )
+        text = json.dumps(content[keys[0]])
+    elif AXIS_ALIGNMENT.search(text):
+        return read_axis_alignment(file)
+    try:
+        return np.array(parse_numbers(text))
+    except ValueError as error:
+        raise ValueError(f"{file}: expected {ALIGNMENT_FORM}, got {error}; {ALIGNMENT_REMEDY}.") from error
+
+
+def _check_real(values: np.ndarray, expected: str) -> np.ndarray:
+    """An array as float64, unless it holds truth values, complex numbers or no numbers."""
+    if values.dtype.kind not in "iuf":
+        raise ValueError(
+            f"{expected}, of whole numbers or floats, got an array of {values.dtype} {values.shape}; convert it."
+        )
+    return np.asarray(values, dtype=np.float64)
 
 
 def read_axis_align_matrix(
@@ -645,7 +678,13 @@ def read_axis_align_matrix(
     elif isinstance(given, (str, os.PathLike)):
         matrix, name = read_alignment_file(Path(given)), str(given)
     else:
-        matrix, name = np.asarray(given, dtype=np.float64), "axis_align_matrix"
+        name, expected = "axis_align_matrix", f"axis_align_matrix of scene {scene_id!r}: expected a 4x4 matrix"
+        try:
+            matrix = np.asarray(given)
+        # Rows of several lengths, and what cannot be an array.
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{expected}, got {str(given)[:80]}; write four rows of four numbers.") from error
+        matrix = _check_real(matrix, expected)
     if matrix is None:
         return None
     if matrix.shape != (4, 4):

@@ -447,11 +447,12 @@ def _find_pictures(files: ScanFiles, frames: Mapping[str, Mapping[str, Any]], fi
     another spelling that is no depth map, mask or picture of another frame."""
 
     def find(name: str) -> Path:
-        candidates = [
-            resolve_inside(files.root, name + suffix, where=str(file), allow_outside=files.allow_outside)
-            for suffix in ("", *PICTURE_SUFFIXES)
-        ]
-        return next((candidate for candidate in candidates if candidate.exists()), candidates[0])
+        def resolve(suffix: str) -> Path:
+            return resolve_inside(files.root, name + suffix, where=str(file), allow_outside=files.allow_outside)
+
+        named = resolve("")
+        others = map(resolve, PICTURE_SUFFIXES)
+        return named if named.exists() else next((other for other in others if other.exists()), named)
 
     pictures = {name: find(frame["file_path"]) for name, frame in frames.items()}
     absent = [name for name, picture in pictures.items() if not picture.exists()]

@@ -35,7 +35,7 @@ from ross3d.data.sources.frames import (
     turn_stored_views,
     turn_views,
 )
-from ross3d.data.sources.scannet_objects import read_axis_alignment
+from ross3d.data.sources.scannet_objects import AXIS_ALIGNMENT, read_axis_alignment
 from ross3d.data.sources.spelling import ScanFiles
 from ross3d.inputs_ross3d import check_cam2world, check_intrinsics
 
@@ -101,9 +101,9 @@ class Alignment:
 
 
 def names_alignment(file: Path) -> bool:
-    """Whether a file is ScanNet's meta data with an `axisAlignment`."""
+    """Whether a file is ScanNet's meta data with an `axisAlignment`, as `read_axis_alignment` looks for it."""
     is_small = file.is_file() and file.stat().st_size <= MAX_MATRIX_BYTES
-    return is_small and b"axisAlignment" in file.read_bytes()
+    return is_small and AXIS_ALIGNMENT.search(file.read_bytes().decode("latin-1")) is not None
 
 
 def read_alignment(

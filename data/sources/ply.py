@@ -46,6 +46,9 @@ MAX_REACH = 1000.0
 COLORS = (("red", "green", "blue"), ("r", "g", "b"), ("diffuse_red", "diffuse_green", "diffuse_blue"))
 NORMALS = (("nx", "ny", "nz"), ("normal_x", "normal_y", "normal_z"))
 FACE_LISTS = ("vertex_indices", "vertex_index", "indices")
+# Other names of the element of faces, in lower case, and elements that hold a surface in another form.
+FACE_ELEMENTS = ("face", "faces", "triangle", "triangles", "polygon", "polygons")
+STRIP_ELEMENTS = ("tristrip", "tristrips", "tri_strips", "trifan", "trifans")
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,8 @@ def read_ply(path: str | os.PathLike, only_vertices: bool = False) -> Mesh:
                 found[element.name] = _read_binary_rows(file, path, element, order)
             else:
                 found[element.name] = _gather(_walk_text_rows(lines, path, element), element)
+    if not only_vertices:
+        _check_surface(elements, path)
     return _make_mesh(found, path, only_vertices)
 
 
@@ -309,6 +314,22 @@ def _refuse_cut_file(path: Path, element: _Element) -> None:
     )
 
 
+def _check_surface(elements: list[_Element], path: Path) -> None:
+    """Refuse a file whose surface lies in elements of other names, which would leave a cloud of points."""
+    filled = [element.name for element in elements if element.count]
+    for name in () if "face" in filled else filled:
+        if name.lower() in FACE_ELEMENTS:
+            raise ValueError(
+                f"{path}: expected faces as the element 'face', got {name!r}; rename it in the file's header, or"
+                " export the mesh again."
+            )
+        if name.lower() in STRIP_ELEMENTS:
+            raise ValueError(
+                f"{path}: expected faces as the element 'face', got strips of triangles ({name!r}); export the mesh"
+                " with single faces."
+            )
+
+
 def _make_mesh(found: dict[str, _Columns], path: Path, only_vertices: bool) -> Mesh:
     vertex = {name: column for name, column in found.get("vertex", {}).items() if isinstance(column, np.ndarray)}
     if not {"x", "y", "z"} <= vertex.keys():
@@ -350,10 +371,11 @@ def _read_faces(face: _Columns, num_vertices: int, path: Path) -> np.ndarray | N
     corners = next((lists[name] for name in FACE_LISTS if name in lists), None)
     if corners is not None:
         return _make_triangles(corners, num_vertices, path)
-    if any(len(column.lengths) for column in lists.values()):
+    if any(len(column.lengths if isinstance(column, _Lists) else column) for column in face.values()):
+        way = "rename it in the file's header, or" if lists else "numbers of their own are not read:"
         raise ValueError(
             f"{path}: expected the corners of the faces as a list {' or '.join(FACE_LISTS)}, got"
-            f" {', '.join(map(repr, lists))}; rename it in the file's header, or export the mesh again."
+            f" {', '.join(map(repr, lists or face))}; {way} export the mesh again."
         )
     return None
 

@@ -31,7 +31,7 @@ from ross3d.data.sources.inside import resolve_inside
 from ross3d.data.sources.optional_files import OptionalFiles, align_cameras, make_scene, read_alignment
 from ross3d.data.sources.plain_pickle import load_plain_pickle
 from ross3d.data.sources.scannet_objects import read_axis_alignment
-from ross3d.data.sources.spelling import ScanFiles
+from ross3d.data.sources.spelling import PICTURE_SUFFIXES, ScanFiles
 
 
 # Side of the published bird's-eye picture, pixels.
@@ -39,8 +39,8 @@ BEV_SIZE = 432
 # Grey levels of 255 that still count as void (our choice): JPEG leaves traces in the black around a seen area.
 JPEG_RINGING = 8
 # Suffixes of a frame's picture, and of its picture, depth map and pose.
-PICTURE_SUFFIXES = (".jpg", ".jpeg")
-SUFFIXES = (*PICTURE_SUFFIXES, ".png", ".txt")
+COLOR_SUFFIXES = tuple(suffix for suffix in PICTURE_SUFFIXES if suffix != ".png")
+SUFFIXES = (*COLOR_SUFFIXES, ".png", ".txt")
 PUBLISHED_BEV_NAMES = ("view_0.png", "view_0.jpg")
 
 
@@ -140,7 +140,7 @@ def read_posed_images(
     optional = OptionalFiles((path,), allow_outside)
     if info is None:
         # A pose or a depth map without a picture is a frame whose picture is lost.
-        names = sorted({file.stem for suffix in SUFFIXES for file in files.listing.glob(f"[0-9]*{suffix}")})
+        names = sorted({file.stem for file in files.listing.glob("[0-9]*.*") if file.suffix.lower() in SUFFIXES})
         intrinsics = read_matrix(files.find("depth_intrinsic.txt"), (4, 4), "the depth camera, pixels")[:3, :3]
         own_alignment = _read_alignment(find_beside(f"{scene_id}.txt"))
     else:
@@ -149,7 +149,7 @@ def read_posed_images(
     if not names:
         raise ValueError(f"{path} holds zero frames; expected 00000.jpg, 00000.png and 00000.txt and so on.")
     exclusions = Exclusions(f"scene {scene_id!r}", max_excluded)
-    pictures = {name: files.spell(path / f"{name}.jpg", PICTURE_SUFFIXES) for name in names}
+    pictures = {name: files.spell(path / f"{name}.jpg", COLOR_SUFFIXES) for name in names}
     present = exclusions.drop_absent(pictures)
     cameras = exclusions.read_each(
         present, lambda name: read_matrix(files.find(f"{name}.txt"), (4, 4), "camera to world, metres"), "pose"

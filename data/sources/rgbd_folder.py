@@ -1,6 +1,6 @@
 """A folder of posed RGB-D frames, as 7-Scenes and TSDF tools write it. Our own scenes have the same layout.
 
-    DIR/frame-NNNNNN.color.jpg (or .png)   RGB; or .rgb.jpg, and .webp
+    DIR/frame-NNNNNN.color.jpg (or .png)   RGB; or .rgb.jpg, and other suffixes of pictures
     DIR/frame-NNNNNN.depth.png             uint16 millimetres along z, 0 = no reading; or .pgm (3RScan, ScanNet's
                                            tools), .tif, or .npy, whose floats are metres
     DIR/frame-NNNNNN.pose.txt              4x4 camera to world, metres, OpenCV axes
@@ -34,12 +34,11 @@ from ross3d.data.sources.frames import (
 )
 from ross3d.data.sources.optional_files import OptionalFiles, align_cameras, make_scene, read_alignment
 from ross3d.data.sources.pictures import NOT_READ_DEPTH
-from ross3d.data.sources.spelling import ScanFiles
+from ross3d.data.sources.spelling import NOT_READ_PICTURES, READ_PICTURES, Listing, ScanFiles
 
 
-COLOR_PATTERN = re.compile(r"^frame[-_](\d+)\.color\.(jpg|jpeg|png|webp)$", re.IGNORECASE)
-# Counts in folders without the other.
-RGB_PATTERN = re.compile(r"^frame[-_](\d+)\.rgb\.(jpg|jpeg|png|webp)$", re.IGNORECASE)
+# Words in the names of pictures; the second counts in folders without the first.
+COLOR_WORDS = ("color", "rgb")
 # `.depth.proj.png` and `.rendered.depth.png`, written by other tools, are not depth maps of this layout.
 DEPTH_SUFFIXES = (".png", ".pgm", ".tif", ".tiff", ".npy", *NOT_READ_DEPTH)
 DEPTH_PATTERN = re.compile(
@@ -91,15 +90,19 @@ def read_rgbd_folder(
         raise FileNotFoundError(f"{path} is not a folder; give the folder that holds frame-NNNNNN.color.jpg files.")
     scene_id = path.resolve().name
     find = ScanFiles(path, allow_outside).find
-    color_files = _find_frames(path, COLOR_PATTERN, "pictures") or _find_frames(path, RGB_PATTERN, "pictures")
+    color_files = _find_pictures(path)
     depth_files = _find_frames(path, DEPTH_PATTERN, "depth maps")
     poses = _find_frames(path, POSE_PATTERN, "poses")
     # A pose or a depth map without a picture is a frame whose picture is lost.
     names = sorted({*color_files, *depth_files, *poses})
     if names and not color_files:
+        others = [file.name for word in COLOR_WORDS for file in Listing(path).glob(f"frame[-_]*.{word}.*")]
+        remedy = "copy the pictures again"
+        if others:
+            remedy = f"{others[0]} is there, whose suffix is that of no picture: save the pictures as .png"
         raise FileNotFoundError(
             f"{path}: the pictures of all {len(names)} frames are absent, from {names[0]}.color.jpg (or .png) to"
-            f" {names[-1]}, whose poses or depth maps are there; copy the pictures again."
+            f" {names[-1]}, whose poses or depth maps are there; {remedy}."
         )
     if not color_files:
         raise ValueError(
@@ -148,6 +151,21 @@ def read_rgbd_folder(
         given_boxes=boxes,
         rotate=rotate,
     )
+
+
+def _find_pictures(path: Path) -> dict[str, str]:
+    """File names of pictures by frame; those of a kind that is not read are taken where a frame has no other."""
+    found = {
+        (word, suffixes): _find_frames(
+            path,
+            re.compile(rf"^frame[-_](\d+)\.{word}({'|'.join(map(re.escape, suffixes))})$", re.IGNORECASE),
+            "pictures",
+        )
+        for suffixes in (READ_PICTURES, NOT_READ_PICTURES)
+        for word in COLOR_WORDS
+    }
+    word = next((word for (word, _), files in found.items() if files), COLOR_WORDS[0])
+    return found[word, NOT_READ_PICTURES] | found[word, READ_PICTURES]
 
 
 def _find_frames(path: Path, pattern: re.Pattern, what: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ file, so a later object takes segments over from an earlier one; an object that 
 import csv
 import io
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from ross3d.data.text_files import read_json, read_text
+from ross3d.data.text_files import parse_numbers, read_json, read_text
 from ross3d.inputs_ross3d import check_cam2world
 
 
 # nyu40 ids that have a class of their own, in the order of the classes; all other ids share the last class.
 NYU40_CLASSES = (*range(1, 13), 14, 16, 24, 28, 33, 34, 36, 39)
 OTHER_CLASS = len(NYU40_CLASSES) - 1
+# The word with a list in brackets, or else the rest of its line, outside of comments.
+AXIS_ALIGNMENT = re.compile(
+    r"^[^#\n]*(?<![a-z])axis_?Alignment[\"']?[ \t]*[:=]?[ \t]*(\[[][\s\d.,e+-]*\]|[^\n}]*)",
+    re.IGNORECASE | re.MULTILINE,
+)
 # Object ids are stored as int16.
 MAX_OBJECT_ID = 32767
 # The row of the label table that unknown names are mapped to.
@@ -67,24 +73,26 @@ class InstanceBoxes:
 
 
 def read_axis_alignment(path: str | os.PathLike) -> np.ndarray | None:
-    """Scan to aligned world (4, 4), float64, from a scan's `.txt`; None where it has no `axisAlignment` line.
+    """Scan to aligned world (4, 4), float64, from a scan's `.txt`; None where it names no `axisAlignment`.
+
+    The word counts in upper and lower case, and with a colon, quotes and brackets as well.
 
     Raises:
         FileNotFoundError, ValueError: no such file; not 16 numbers, or those of no rigid transform.
     """
     path = Path(path)
-    for line in read_text(path, "the scan's meta data with its axisAlignment line").splitlines():
-        key, _, values = line.partition("=")
-        if key.strip() == "axisAlignment":
-            try:
-                matrix = np.array([float(word) for word in values.split()]).reshape(4, 4)
-            except ValueError as error:
-                raise ValueError(
-                    f"{path}: axisAlignment: expected 16 numbers, row by row, got {values.strip()[:200]!r}."
-                ) from error
-            check_cam2world(matrix[None], 1, "axisAlignment", [str(path)], "download the file again")
-            return matrix
-    return None
+    found = AXIS_ALIGNMENT.search(read_text(path, "the scan's meta data with its axisAlignment line"))
+    if found is None:
+        return None
+    try:
+        matrix = np.array(parse_numbers(found[1])).reshape(4, 4)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: axisAlignment: expected 16 numbers, row by row, got {found[1].strip()[:200]!r}; write the line"
+            " 'axisAlignment = ' and these numbers, or download the file again."
+        ) from error
+    check_cam2world(matrix[None], 1, "axisAlignment", [str(path)], "download the file again")
+    return matrix
 
 
 def read_segments(path: str | os.PathLike) -> np.ndarray:
@@ -207,6 +215,7 @@ def compute_instance_boxes(vertices: np.ndarray, instance_ids: np.ndarray) -> In
 
 
 __all__ = [
+    "AXIS_ALIGNMENT",
     "InstanceBoxes",
     "SegmentGroup",
     "VertexLabels",

@@ -13,10 +13,16 @@ from functools import cached_property
 from pathlib import Path
 
 from ross3d.data.sources.inside import resolve_inside
+from ross3d.image_processing_ross3d import RAW_SUFFIXES
 
 
-# Suffixes of pictures that can stand for each other.
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+# Suffixes of pictures, which can stand for each other: of those that are read, and of those that are known and refused
+# by their kind, so that none counts as absent.
+READ_PICTURES = (
+    ".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".jpe", ".jfif", ".jp2", ".ppm",
+)  # fmt: skip
+NOT_READ_PICTURES = (".heic", ".heif", ".jxl", *RAW_SUFFIXES)
+PICTURE_SUFFIXES = READ_PICTURES + NOT_READ_PICTURES
 # Files that a scan is recognised or read by -> stems that other programs give them; the suffix does not count.
 OTHER_NAMES = {
     "transforms.json": ("transform",),
@@ -27,8 +33,15 @@ OTHER_NAMES = {
     "proposals.json": ("proposal", "proposal_boxes"),
     "lowres_wide.traj": (),
 }
-# What downloads and file managers add to a name that is taken.
-COPY_MARK = re.compile(r"[ _-]*(\(\d+\)|copy( \d+)?|kopie)$", re.IGNORECASE)
+DATA_SUFFIXES = (
+    ".txt", ".json", ".npy", ".npz", ".csv", ".tsv", ".dat", ".yaml", ".yml", ".xml", ".mat", ".pkl", ".traj", ".log",
+)  # fmt: skip
+# What downloads and file managers add to a name that is taken, at its end or at its beginning.
+COPY_MARK = re.compile(
+    r"[ _-]*(\(\d+\)|\(?(copy|kopie|copie|copia|kopia)( \d+)?\)?)$"
+    r"|^(copy( \(\d+\))? of|kopie von|copie de|copia de) ",
+    re.IGNORECASE,
+)
 # Share of letters in common from which on a stem is taken for a misspelling.
 MISSPELT_FROM = 0.9
 
@@ -91,10 +104,15 @@ class Listing:
         return stems
 
     def list_pictures(self, name: str, suffixes: Collection[str]) -> list[str]:
-        """Names of pictures that are `name` but for its suffix, which may be left out, in upper or lower case."""
+        """Names of pictures that are `name` but for its suffix, which may be left out, in upper or lower case.
+
+        Those of a kind that is not read count only where there are no others.
+        """
         stem, suffix = os.path.splitext(name.lower())
         stem = stem if suffix in PICTURE_SUFFIXES else name.lower()
-        return [other for wanted in suffixes for other in self.find(stem + wanted)]
+        found = [(wanted, other) for wanted in suffixes for other in self.find(stem + wanted)]
+        read = [other for wanted, other in found if wanted not in NOT_READ_PICTURES]
+        return read or [other for _, other in found]
 
 
 class ScanFiles:
@@ -183,7 +201,14 @@ def find_near_misses(listing: Listing, name: str) -> list[str]:
     stems, known = listing.stems, {_simplify(other) for other in OTHER_NAMES[name]}
     misspelt = difflib.get_close_matches(_simplify(name), stems, len(stems) or 1, MISSPELT_FROM)
     found = [other for stem in {*misspelt, *(known & stems.keys())} for other in stems[stem]]
-    return sorted(other for other in found if other != name and (listing.path / other).is_file())
+    return sorted(other for other in found if other != name and _may_hold_numbers(listing.path / other))
+
+
+def _may_hold_numbers(file: Path) -> bool:
+    """Whether a file has a suffix of texts or arrays, or has none and is no program."""
+    suffixes = [suffix.lower().rstrip("~") for suffix in file.suffixes]
+    is_data = any(suffix in DATA_SUFFIXES for suffix in suffixes)
+    return os.path.isfile(file) and (is_data or (not suffixes and not os.access(file, os.X_OK)))
 
 
 def _simplify(name: str) -> str:
@@ -205,7 +230,9 @@ def describe_near_misses(listing: Listing, name: str) -> str:
 
 
 __all__ = [
+    "NOT_READ_PICTURES",
     "PICTURE_SUFFIXES",
+    "READ_PICTURES",
     "Listing",
     "ScanFiles",
     "describe_near_misses",
