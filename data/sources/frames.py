@@ -28,11 +28,14 @@ from ross3d.data.sampling import sample_uniform
 from ross3d.data.sources.inside import OutsideError
 from ross3d.data.sources.pictures import (
     MILLIMETRES_PER_METRE,
+    StoredDepth,
     StoredPicture,
     decode_color,
     decode_stored,
+    find_float_units,
     open_image,
     read_depth,
+    read_stored_depth,
     scale_depth,
 )
 from ross3d.data.sources.scannet_objects import read_axis_alignment
@@ -260,7 +263,7 @@ class Views:
 def decode_views(
     names: list[str],
     find_color: Callable[[str], Path | BinaryIO],
-    read_depth: Callable[[str], np.ndarray] | None,
+    read_depth: Callable[[str], StoredDepth] | None,
     exclusions: Exclusions,
     reduce_to: int | None = None,
     camera_size: tuple[float, float] | None = None,
@@ -276,7 +279,7 @@ def decode_views(
 
     Args:
         find_color: name -> the compressed picture, a file or its bytes in memory.
-        read_depth: name -> depth map (h, w), float32 metres; None for a scan without depth.
+        read_depth: name -> depth map (h, w) as it is stored; None for a scan without depth.
         reduce_to (`int`, *optional*): pixels of the shorter side that are enough, see `decode_color`.
         camera_size (`(width, height)`, *optional*): size of the pictures that the intrinsics belong to, if known.
         cam2world (*optional*): name -> camera (4, 4) to the aligned world, as stored.
@@ -301,7 +304,10 @@ def decode_views(
 
     pictures, depth_maps = exclusions.read_each(names, read_color, "picture"), None
     if read_depth is not None:
-        depths = exclusions.read_each(pictures, read_depth, "depth map")
+        stored = exclusions.read_each(pictures, read_depth, "depth map")
+        float_units = find_float_units(stored.values())
+        # Each map is let go once it is in metres: all of them together are large.
+        depths = exclusions.read_each(list(stored), lambda name: stored.pop(name).scale(float_units), "depth map")
         pictures = {name: pictures[name] for name in depths}
         _check_one_size({name: depth.shape[::-1] for name, depth in depths.items()}, "depth map", exclusions.where)
         depth_maps = np.stack(list(depths.values()))
@@ -737,6 +743,7 @@ __all__ = [
     "MILLIMETRES_PER_METRE",
     "ROTATIONS",
     "Exclusions",
+    "StoredDepth",
     "Views",
     "check_memory",
     "check_rotation",
@@ -755,6 +762,7 @@ __all__ = [
     "read_depth",
     "read_json",
     "read_matrix",
+    "read_stored_depth",
     "scale_depth",
     "scale_intrinsics",
     "settle_turns",

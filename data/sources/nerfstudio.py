@@ -7,7 +7,7 @@
 What differs from our conventions, and is converted here: OpenGL camera axes; pixel centres at half integers (a
 principal point of w / 2 is the middle of the picture); `applied_scale`, by which the world was multiplied; and units
 of depth. That of `depth_file_path` (nerfstudio) is `depth_unit_scale_factor` metres a unit, by default 0.001, or
-metres for a `.npy` of floats that cannot be millimetres; that of `depth_path` (instant-ngp, NeRFCapture) is
+metres for floats whose median reading is below 50; that of `depth_path` (instant-ngp, NeRFCapture) is
 `integer_depth_scale` metres a unit. Either key is accepted for either depth, a frame's own before the file's. Depth
 may be smaller than the picture. Paths may be written with backslashes; missing pictures are skipped.
 
@@ -29,11 +29,12 @@ import numpy as np
 from ross3d.data.scene import Scene
 from ross3d.data.sources.frames import (
     Exclusions,
+    StoredDepth,
     choose_views,
     decode_views,
     merge_intrinsics,
-    read_depth,
     read_json,
+    read_stored_depth,
     scale_intrinsics,
 )
 from ross3d.data.sources.inside import resolve_inside, split_name
@@ -73,8 +74,7 @@ class DepthUnit:
     """The unit of a depth map.
 
     Attributes:
-        per_metre (`float`, *optional*): units a metre; None if not given: then millimetres, or metres for floats that
-            cannot be millimetres.
+        per_metre (`float`, *optional*): units a metre; None if not given: see `StoredDepth`.
         said (`str`): the key and its value, for errors.
     """
 
@@ -140,7 +140,7 @@ def read_nerfstudio(
         if depth_keys[name] is not None
     }
 
-    def read_depth_map(name: str) -> np.ndarray:
+    def read_depth_map(name: str) -> StoredDepth:
         if depth_keys[name] is None:
             others = next(key for key in depth_keys.values() if key is not None)
             raise FileNotFoundError(
@@ -148,7 +148,7 @@ def read_nerfstudio(
             )
         unit = units[name]
         found = files.find(frames[name][depth_keys[name]], where=str(file))
-        return read_depth(found, unit.per_metre, unit.said)
+        return read_stored_depth(found, unit.per_metre, unit.said)
 
     optional = OptionalFiles((path,), allow_outside)
     alignment = read_alignment(axis_align_matrix, optional)
