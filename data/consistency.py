@@ -403,34 +403,98 @@ def compare_turned(cameras: Cameras, images: np.ndarray, turns: np.ndarray) -> t
     return as_is, turned
 
 
+@dataclass(frozen=True)
+class LaidPictures:
+    """Colours of the places that two views see, for several ways to turn each picture before it lies over its depth.
+
+    Attributes:
+        places (`SharedPlaces`): M places.
+        colors (`np.ndarray` of shape `(T, 2, M, 3)`): of the T ways.
+    """
+
+    places: SharedPlaces
+    colors: np.ndarray
+
+    def correlate(self, ways: np.ndarray, views: np.ndarray) -> list[float]:
+        """`correlate_colors` of the places that some views see for each way to turn these, all of them alike.
+
+        Args:
+            ways (`np.ndarray` of shape `(V,)`): of the other views.
+            views (`np.ndarray` of shape `(V,)`, bool): the views that are turned.
+        """
+        own = views[self.places.views]
+        chosen = own.any(axis=0)
+        own, now = own[:, chosen, None], self.get_colors(ways)[:, chosen]
+        return [correlate_colors(np.where(own, each[:, chosen], now)) for each in self.colors]
+
+    def get_colors(self, ways: np.ndarray) -> np.ndarray:
+        """The colours (2, M, 3) for one way of each view."""
+        return self.colors[ways[self.places.views], [[0], [1]], np.arange(self.places.views.shape[1])]
+
+    def find_ways(self, open_views: np.ndarray) -> np.ndarray:
+        """The way (V,) to turn each picture with which the colours are the same, 0 where none is certain.
+
+        Args:
+            open_views (`np.ndarray` of shape `(V,)`, bool): the views that may have another way than 0.
+        """
+        ways = np.zeros(len(open_views), np.int64)
+        all_alike = self.correlate(ways, open_views)
+        best = int(np.argmax(all_alike))
+        ways[open_views] = best if fits_better(all_alike[best], all_alike[0]) else 0
+        for _ in range(TURNING_ROUNDS):
+            now, changed = self.get_colors(ways), ways.copy()
+            for view in np.flatnonzero(open_views):
+                as_is = correlate_colors(now[:, (self.places.views == view).any(axis=0)])
+                if as_is <= 1 - OTHER_COLORS:
+                    tried = self.correlate(ways, np.arange(len(ways)) == view)
+                    best = int(np.argmax(tried))
+                    changed[view] = best if fits_better(tried[best], as_is) else ways[view]
+            if np.array_equal(changed, ways):
+                break
+            ways = changed
+        return ways
+
+
+def lay_pictures(images: np.ndarray, cameras: Cameras, ways: np.ndarray) -> LaidPictures:
+    """The pictures (V, H, W, 3) over their depth maps after quarter turns (T, V), counter-clockwise."""
+    places = find_shared_places(cameras)
+    return LaidPictures(places, np.stack([places.get_colors(images, turns) for turns in ways]))
+
+
 def find_turned_pictures(images: np.ndarray, cameras: Cameras) -> np.ndarray:
     """Quarter turns (V,), counter-clockwise, that bring each picture (V, H, W, 3) right over its depth map: with them
     the colours of places that two views see are the same. Pictures that are not square take half turns only."""
-    places, num_views = find_shared_places(cameras), len(images)
-    is_square = images.shape[1] == images.shape[2] and places.size[0] == places.size[1]
+    num_views, height, width = cameras.depth_maps.shape
+    is_square = images.shape[1] == images.shape[2] and height == width
     possible = np.arange(4) if is_square else np.array([0, 2])
-    colors = np.stack([places.get_colors(images, np.full(num_views, turn)) for turn in possible])  # (T, 2, M, 3)
-    all_alike = [correlate_colors(each) for each in colors]
-    best = int(np.argmax(all_alike))
-    found = np.full(num_views, best if fits_better(all_alike[best], all_alike[0]) else 0)
-    for _ in range(TURNING_ROUNDS):
-        now = colors[found[places.views], [[0], [1]], np.arange(places.views.shape[1])]
-        changed = found.copy()
-        for view in range(num_views):
-            own = places.views == view
-            chosen = own.any(axis=0)
-            as_is = correlate_colors(now[:, chosen])
-            if as_is <= 1 - OTHER_COLORS:
-                tried = [
-                    correlate_colors(np.where(own[:, chosen, None], each[:, chosen], now[:, chosen]))
-                    for each in colors
-                ]
-                best = int(np.argmax(tried))
-                changed[view] = best if fits_better(tried[best], as_is) else found[view]
-        if np.array_equal(changed, found):
-            break
-        found = changed
-    return possible[found]
+    laid = lay_pictures(images, cameras, np.repeat(possible[:, None], num_views, axis=1))
+    return possible[laid.find_ways(np.full(num_views, True))]
+
+
+def tell_tagged_pictures(images: np.ndarray, cameras: Cameras, turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which pictures (V, H, W, 3) with a tag lie right over their depth maps once they are turned, and which do as
+    they are stored; neither where colours do not tell.
+
+    Args:
+        turns (`np.ndarray` of shape `(V,)`): quarter turns, counter-clockwise, of the tags; 0 without one.
+
+    Returns:
+        two masks (V,).
+    """
+    laid = lay_pictures(images, cameras, np.stack([np.zeros_like(turns), turns]))
+    is_open = turns != 0
+    ways = laid.find_ways(is_open)
+    is_turned, is_stored = np.zeros((2, len(turns)), bool)
+    for view in np.flatnonzero(is_open):
+        stored, turned = laid.correlate(ways, np.arange(len(turns)) == view)
+        is_turned[view], is_stored[view] = fits_better(turned, stored), fits_better(stored, turned)
+    # Those that see too few places each may see enough together; else they are as the others, where these are alike.
+    rest = is_open & ~is_turned & ~is_stored
+    stored, turned = laid.correlate(ways, rest)
+    return (
+        is_turned | (rest & (fits_better(turned, stored) or (is_turned.any() and not is_stored.any()))),
+        is_stored | (rest & (fits_better(stored, turned) or (is_stored.any() and not is_turned.any()))),
+    )
 
 
 def set_rotation(cameras: Cameras, rotation: np.ndarray) -> Cameras:

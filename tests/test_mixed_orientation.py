@@ -25,7 +25,7 @@ from ross3d.data.sources.optional_files import turn_pictures
 from ross3d.data.sources.rgbd_folder import write_rgbd_folder
 from ross3d.data.upright import count_picture_turns, describe_disagreement, describe_pictures, find_dissenters
 from ross3d.data.world import WorldWarning, check_world
-from ross3d.tests.test_orientation import save_tagged
+from ross3d.tests.test_orientation import TAGS, save_tagged
 from ross3d.tests.turned_views import SHAPES, make_room, move, turn_some
 from ross3d.tools.view import main as view_main
 
@@ -401,12 +401,17 @@ def test_pictures_turned_in_several_ways_over_their_depth_are_each_named():
         check_consistency(wrong)
 
 
+def tag_some(folder, scene, views, are_stored_turned: bool, turns: int = 2) -> None:
+    """Pictures `views` of an RGB-D folder state so many clockwise quarter turns, are stored so or left upright."""
+    for view in views:
+        picture = np.rot90(scene.images[view], -turns) if are_stored_turned else scene.images[view]
+        save_tagged(picture, folder / f"frame-{view:06d}.color.png", TAGS[turns])
+
+
 def write_tagged(folder, scene, views, are_stored_turned: bool) -> None:
     """An RGB-D folder whose pictures `views` state orientation 3, stored upside down or left upright."""
     write_rgbd_folder(scene, folder)
-    for view in views:
-        picture = scene.images[view]
-        save_tagged(np.rot90(picture, 2) if are_stored_turned else picture, folder / f"frame-{view:06d}.color.png", 3)
+    tag_some(folder, scene, views, are_stored_turned)
 
 
 @pytest.mark.parametrize(("shape", "views"), [*CASES, ("wide", list(range(12)))])
@@ -422,6 +427,31 @@ def test_a_tag_that_was_left_on_upright_pixels_is_not_obeyed(tmp_path, shape, vi
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_same(read_scene(tmp_path / "other"), room)
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_square", "turns", "right", "stale"),
+    [
+        ("wide", True, 3, [1, 2], [5, 6]),
+        ("wide", True, 1, [0, 3, 4, 7, 8], [10]),
+        ("tall", True, 3, [4], [0, 1, 2]),
+        ("wide", False, 2, [1, 2], [5, 6]),
+        ("tall", False, 2, [2, 3, 7], [5]),
+        ("tall", False, 2, [0, 2, 4, 6, 8], [1, 3, 5, 7]),
+    ],
+)
+def test_right_and_stale_tags_of_one_scan_are_told_apart(tmp_path, shape, is_square, turns, right, stale):
+    """Depth is upright in all; a tag is right where the picture is stored turned."""
+    room = crop(make_room(shape, 5), *SQUARE[shape]) if is_square else make_room(shape, 5)
+    room = replace(room, intrinsics=room.intrinsics[0] if room.intrinsics.ndim == 3 else room.intrinsics)
+    folder = write_rgbd_folder(room, tmp_path / "room")
+    tag_some(folder, room, right, True, turns)
+    tag_some(folder, room, stale, False, turns)
+    with pytest.warns(
+        UserWarning, match=rf"{len(stale)} of {room.num_views} .*\({name(stale)}\) that is not obeyed"
+    ) as told:
+        check_same(read_scene(folder), room)
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -442,8 +472,9 @@ def test_a_tag_that_nothing_confirms_is_told(tmp_path):
     write_tagged(tmp_path / "room", plain, [1, 2], are_stored_turned=False)
     with pytest.warns(
         UserWarning, match=r"2 of 12 pictures carry an EXIF orientation \(.*\) that turned .*: look, and take"
-    ):
+    ) as told:
         scene = read_scene(tmp_path / "room")
+    assert len(told) == 1
     np.testing.assert_allclose(scene.cam2world, room.cam2world, atol=1e-5)
 
 
