@@ -437,10 +437,17 @@ class LaidPictures:
         Args:
             open_views (`np.ndarray` of shape `(V,)`, bool): the views that may have another way than 0.
         """
-        ways = np.zeros(len(open_views), np.int64)
-        all_alike = self.correlate(ways, open_views)
-        best = int(np.argmax(all_alike))
-        ways[open_views] = best if fits_better(all_alike[best], all_alike[0]) else 0
+        ways, share = np.zeros(len(open_views), np.int64), -1.0
+        for start in range(len(self.colors)):
+            tried = self._refine(np.where(open_views, start, 0), open_views)
+            tried_share = correlate_colors(self.get_colors(tried))
+            if start == 0 or fits_better(tried_share, share):
+                ways, share = tried, tried_share
+            if share > 1 - OTHER_COLORS:
+                break
+        return ways
+
+    def _refine(self, ways: np.ndarray, open_views: np.ndarray) -> np.ndarray:
         for _ in range(TURNING_ROUNDS):
             now, changed = self.get_colors(ways), ways.copy()
             for view in np.flatnonzero(open_views):

@@ -438,6 +438,7 @@ def test_a_tag_that_was_left_on_upright_pixels_is_not_obeyed(tmp_path, shape, vi
         ("wide", False, 2, [1, 2], [5, 6]),
         ("tall", False, 2, [2, 3, 7], [5]),
         ("tall", False, 2, [0, 2, 4, 6, 8], [1, 3, 5, 7]),
+        ("wide", False, 2, [1, 3, 4, 7, 8, 9], [0, 2, 5, 6, 10]),
     ],
 )
 def test_right_and_stale_tags_of_one_scan_are_told_apart(tmp_path, shape, is_square, turns, right, stale):
