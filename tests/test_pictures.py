@@ -147,15 +147,40 @@ def test_depth_of_other_values_is_refused(tmp_path):
         np.save(file, wrong)
         refuse(r"a.npy: expected an array \(h, w\) of float metres or uint16 millimetres, got")
     np.save(file, np.array([[{}]]), allow_pickle=True)
-    refuse("a.npy: expected a .npy array of depth, got .*objects")
-    file.write_bytes(b"no array")
-    refuse("a.npy: expected a .npy array of depth, got")
+    refuse(
+        r"got one of Python objects, which could run code when it is read; save it as numbers, such as depth\.astype"
+    )
+    np.save(file, np.zeros((2, 3), [("depth", "f4"), ("rest", "O")]), allow_pickle=True)
+    refuse("a.npy: expected a .npy array of depth, got one of Python objects")
+    for save in (np.savez, np.savez_compressed):
+        with file.open("wb") as opened:
+            save(opened, depth=np.ones((2, 3), np.float32))
+        refuse(
+            r"a.npy: .*, got a zip archive, .*: np.save\('a.npy', np.load\('a.npy'\)\['depth'\]\), with the name of"
+        )
+    for content, told in (
+        (b"no array", "a text; look whether the right file lies under another name"),
+        (b"", "an empty file; copy it again, or leave it out"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(40), "an HDF5 file; "),
+        (b"<!DOCTYPE html>", "an HTML page; download the file itself"),
+        (bytes(range(128, 228)), "bytes that no known format begins with"),
+    ):
+        file.write_bytes(content)
+        refuse(f"a.npy: expected a .npy array of depth, got {told}")
     # Headers that promise a terabyte, or break off.
     np.save(file, np.zeros((2, 3), np.uint16))
     head, rest = file.read_bytes().split(b"(2, 3), }          ", 1)
     for shape in (b"(1000000, 1000000)}", b"(10000,            "):
         file.write_bytes(head + shape + rest)
-        refuse("a.npy: expected a .npy array of depth, got")
+        refuse("a.npy: expected a .npy array of depth, got one that is truncated or damaged; copy it again")
+    for shape in ((20, 30), (7, 5)):
+        np.save(file, np.ones(shape))
+        content = file.read_bytes()
+        for length in (7, 60, 128, len(content) - 8):
+            file.write_bytes(content[:length])
+            refuse("a.npy: expected a .npy array of depth, got one that is truncated or damaged; copy it again")
+    np.save(file, np.zeros((0, 5)))
+    refuse("a.npy: expected a picture of 1 to .* got 5 x 0 .*; leave it out")
     with pytest.raises(FileNotFoundError, match="b.npy: the depth map does not exist; copy it again"):
         read_depth(tmp_path / "b.npy")
 

@@ -16,7 +16,15 @@ from PIL import Image
 
 from ross3d.data.text_files import check_file
 from ross3d.geometry_ross3d import MAX_CAMERA_DISTANCE, MAX_MEDIAN_DEPTH
-from ross3d.image_processing_ross3d import check_picture_size, get_orientation, load_picture, open_picture
+from ross3d.image_processing_ross3d import (
+    HEAD_BYTES,
+    UNKNOWN,
+    check_picture_size,
+    describe_content,
+    get_orientation,
+    load_picture,
+    open_picture,
+)
 
 
 MILLIMETRES_PER_METRE = 1000.0
@@ -50,6 +58,8 @@ LAY_BACK = {
 _GAP = rb"(?:\s|#[^\n]*\n)+"
 PGM_HEAD = re.compile(rb"P5" + 3 * (_GAP + rb"(\d{1,9})") + rb"\s")
 PGM_HEAD_BYTES = 4096
+# How a .npy array begins, and a beginning that holds the type of most.
+NPY_MAGIC, NPY_HEAD_BYTES = b"\x93NUMPY", 512
 # Depth maps that are read, for errors.
 READ_DEPTH = "a PNG, TIFF or PGM of 16 bits (millimetres), a TIFF of floats or a .npy array (h, w) (metres)"
 # Known forms of depth that are not read, and how to convert each; {old} and {new} are the names of files.
@@ -322,11 +332,27 @@ def _read_depth_picture(file: Path) -> np.ndarray:
 def _read_npy(file: Path) -> np.ndarray:
     """An array (h, w), without axes of size 1; memory-mapped, so that a false size in its header allocates nothing."""
     check_file(file, "a depth map")
+    with file.open("rb") as opened:
+        head = opened.read(NPY_HEAD_BYTES)
+    if not head.startswith(NPY_MAGIC):
+        kind, remedy = describe_content(head[:HEAD_BYTES]) or UNKNOWN
+        if head.startswith(b"PK"):
+            way = NOT_READ_DEPTH[".npz"][1].format(old=file.name, new=file.name)
+            remedy = f"if it is one of NumPy, save its array alone: {way}"
+        raise ValueError(f"{file}: expected a .npy array of depth, got {kind}; {remedy}.")
+    if b"'|O'" in head:
+        raise ValueError(
+            f"{file}: expected a .npy array of depth, got one of Python objects, which could run code when it is read;"
+            " save it as numbers, such as depth.astype('float32')."
+        )
     try:
         values = np.load(file, mmap_mode="r", allow_pickle=False)
     # A damaged header can make its parser raise anything.
     except Exception as error:
-        raise ValueError(f"{file}: expected a .npy array of depth, got {error}; save it again.") from error
+        raise ValueError(
+            f"{file}: expected a .npy array of depth, got one that is truncated or damaged; copy it again, or leave"
+            " the frame out."
+        ) from error
     if values.ndim > 2:
         values = values.squeeze()
     if values.ndim != 2 or values.dtype.kind not in "uif" or values.dtype.itemsize < 2:
