@@ -1049,7 +1049,12 @@ def check_consistency(scene: Scene) -> None:
 
 
 def describe_turned_pictures(scene: Scene, cameras: Cameras) -> str | None:
-    """A warning about pictures that are turned over their depth maps; None if there is none."""
+    """A warning about pictures that are turned over their depth maps; None if there is none.
+
+    Where the few readings that could be compared contradict each other, places that two views see are not the same.
+    """
+    if measure_agreement(cameras).share < DISAGREES:
+        return None
     chosen, names = choose_views(scene.num_views), get_view_names(scene)
     turns = find_turned_pictures(scene.images[chosen], cameras)
     told = [
