@@ -49,6 +49,8 @@ STRAY_VIEW = 0.6
 # Colours of the same places in two views: pictures lie right over their depth from this correlation on, if it is this
 # much above that of another way to lay them; and places that are needed to tell.
 SAME_COLORS, OTHER_COLORS, MIN_SHARED_PLACES = 0.4, 0.3, 50
+# Quarter turns, counter-clockwise, in words.
+DEGREES = {1: "90 degrees counter-clockwise", 2: "180 degrees", 3: "90 degrees clockwise"}
 # Rounds in which single views that are turned are looked for: each round knows more of the others.
 TURNING_ROUNDS = 4
 # Cameras at least this many median depths from their centre that see nothing in common are in another unit.
@@ -143,13 +145,35 @@ class Cameras:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A common mistake: reason, remedy, the cameras with it undone, and whether it is a factor of the
-    translations."""
+    """A common mistake.
+
+    Attributes:
+        reason, remedy (`str`): in words.
+        undo: the cameras as given -> with the mistake undone.
+        is_factor (`bool`): whether it is a factor of the translations.
+        turns (`int`): quarter turns, counter-clockwise, by which undoing it turns the depth maps.
+        alone, along (`tuple[str, str]`, *optional*): reason and remedy once the colours tell that the depth maps were
+            turned alone, or that their pictures were turned along with them.
+    """
 
     reason: str
     remedy: str
     undo: Callable[[Cameras], Cameras]
     is_factor: bool = False
+    turns: int = 0
+    alone: tuple[str, str] | None = None
+    along: tuple[str, str] | None = None
+
+    def settle(self, cameras: Cameras, images: np.ndarray) -> "Mistake":
+        """The mistake with the reason that the colours of the pictures (V, H, W, 3) tell, where they tell one."""
+        if self.alone is None or self.along is None:
+            return self
+        as_is, turned = compare_turned(self.undo(cameras), images, np.full(len(images), self.turns))
+        if fits_better(as_is, turned):
+            return replace(self, reason=self.alone[0], remedy=self.alone[1])
+        if fits_better(turned, as_is):
+            return replace(self, reason=self.along[0], remedy=self.along[1])
+        return self
 
 
 @dataclass(frozen=True)
@@ -370,27 +394,114 @@ def fits_better(better: float, worse: float) -> bool:
     return better >= SAME_COLORS and better - worse >= OTHER_COLORS
 
 
-def find_turned_pictures(images: np.ndarray, cameras: Cameras) -> np.ndarray:
-    """Indices of the pictures (V, H, W, 3) that are upside down over their depth maps: the colours of places that two
-    views see are the same once they are turned."""
+def compare_turned(cameras: Cameras, images: np.ndarray, turns: np.ndarray) -> tuple[float, float]:
+    """`correlate_colors` of the pictures (V, H, W, 3) as they are, and after quarter turns (V,), counter-clockwise, of
+    the places of views that are turned."""
     places = find_shared_places(cameras)
-    as_read, turned = places.get_colors(images), places.get_colors(images, np.full(len(images), 2))
-    is_turned = np.full(len(images), fits_better(correlate_colors(turned), correlate_colors(as_read)))
-    for _ in range(TURNING_ROUNDS):
-        here = is_turned[places.views, None]
-        colors, changed = np.where(here, turned, as_read), is_turned.copy()
-        for view in range(len(images)):
-            own = places.views == view
-            chosen = own.any(axis=0)
-            as_is = correlate_colors(colors[:, chosen])
-            if as_is <= 1 - OTHER_COLORS:
-                other = np.where(here[:, chosen], as_read[:, chosen], turned[:, chosen])
-                tried = np.where(own[:, chosen, None], other, colors[:, chosen])
-                changed[view] ^= fits_better(correlate_colors(tried), as_is)
-        if np.array_equal(changed, is_turned):
-            break
-        is_turned = changed
-    return np.flatnonzero(is_turned)
+    counted = (turns != 0)[places.views].any(axis=0)
+    as_is, turned = (correlate_colors(places.get_colors(images, each)[:, counted]) for each in (None, turns))
+    return as_is, turned
+
+
+@dataclass(frozen=True)
+class LaidPictures:
+    """Colours of the places that two views see, for several ways to turn each picture before it lies over its depth.
+
+    Attributes:
+        places (`SharedPlaces`): M places.
+        colors (`np.ndarray` of shape `(T, 2, M, 3)`): of the T ways.
+    """
+
+    places: SharedPlaces
+    colors: np.ndarray
+
+    def correlate(self, ways: np.ndarray, views: np.ndarray) -> list[float]:
+        """`correlate_colors` of the places that some views see for each way to turn these, all of them alike.
+
+        Args:
+            ways (`np.ndarray` of shape `(V,)`): of the other views.
+            views (`np.ndarray` of shape `(V,)`, bool): the views that are turned.
+        """
+        own = views[self.places.views]
+        chosen = own.any(axis=0)
+        own, now = own[:, chosen, None], self.get_colors(ways)[:, chosen]
+        return [correlate_colors(np.where(own, each[:, chosen], now)) for each in self.colors]
+
+    def get_colors(self, ways: np.ndarray) -> np.ndarray:
+        """The colours (2, M, 3) for one way of each view."""
+        return self.colors[ways[self.places.views], [[0], [1]], np.arange(self.places.views.shape[1])]
+
+    def find_ways(self, open_views: np.ndarray) -> np.ndarray:
+        """The way (V,) to turn each picture with which the colours are the same, 0 where none is certain.
+
+        Args:
+            open_views (`np.ndarray` of shape `(V,)`, bool): the views that may have another way than 0.
+        """
+        ways, share = np.zeros(len(open_views), np.int64), -1.0
+        for start in range(len(self.colors)):
+            tried = self._refine(np.where(open_views, start, 0), open_views)
+            tried_share = correlate_colors(self.get_colors(tried))
+            if start == 0 or fits_better(tried_share, share):
+                ways, share = tried, tried_share
+            if share > 1 - OTHER_COLORS:
+                break
+        return ways
+
+    def _refine(self, ways: np.ndarray, open_views: np.ndarray) -> np.ndarray:
+        for _ in range(TURNING_ROUNDS):
+            now, changed = self.get_colors(ways), ways.copy()
+            for view in np.flatnonzero(open_views):
+                as_is = correlate_colors(now[:, (self.places.views == view).any(axis=0)])
+                if as_is <= 1 - OTHER_COLORS:
+                    tried = self.correlate(ways, np.arange(len(ways)) == view)
+                    best = int(np.argmax(tried))
+                    changed[view] = best if fits_better(tried[best], as_is) else ways[view]
+            if np.array_equal(changed, ways):
+                break
+            ways = changed
+        return ways
+
+
+def lay_pictures(images: np.ndarray, cameras: Cameras, ways: np.ndarray) -> LaidPictures:
+    """The pictures (V, H, W, 3) over their depth maps after quarter turns (T, V), counter-clockwise."""
+    places = find_shared_places(cameras)
+    return LaidPictures(places, np.stack([places.get_colors(images, turns) for turns in ways]))
+
+
+def find_turned_pictures(images: np.ndarray, cameras: Cameras) -> np.ndarray:
+    """Quarter turns (V,), counter-clockwise, that bring each picture (V, H, W, 3) right over its depth map: with them
+    the colours of places that two views see are the same. Pictures that are not square take half turns only."""
+    num_views, height, width = cameras.depth_maps.shape
+    is_square = images.shape[1] == images.shape[2] and height == width
+    possible = np.arange(4) if is_square else np.array([0, 2])
+    laid = lay_pictures(images, cameras, np.repeat(possible[:, None], num_views, axis=1))
+    return possible[laid.find_ways(np.full(num_views, True))]
+
+
+def tell_tagged_pictures(images: np.ndarray, cameras: Cameras, turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which pictures (V, H, W, 3) with a tag lie right over their depth maps once they are turned, and which do as
+    they are stored; neither where colours do not tell.
+
+    Args:
+        turns (`np.ndarray` of shape `(V,)`): quarter turns, counter-clockwise, of the tags; 0 without one.
+
+    Returns:
+        two masks (V,).
+    """
+    laid = lay_pictures(images, cameras, np.stack([np.zeros_like(turns), turns]))
+    is_open = turns != 0
+    ways = laid.find_ways(is_open)
+    is_turned, is_stored = np.zeros((2, len(turns)), bool)
+    for view in np.flatnonzero(is_open):
+        stored, turned = laid.correlate(ways, np.arange(len(turns)) == view)
+        is_turned[view], is_stored[view] = fits_better(turned, stored), fits_better(stored, turned)
+    # Those that see too few places each may see enough together; else they are as the others, where these are alike.
+    rest = is_open & ~is_turned & ~is_stored
+    stored, turned = laid.correlate(ways, rest)
+    return (
+        is_turned | (rest & (fits_better(turned, stored) or (is_turned.any() and not is_stored.any()))),
+        is_stored | (rest & (fits_better(stored, turned) or (is_stored.any() and not is_turned.any()))),
+    )
 
 
 def set_rotation(cameras: Cameras, rotation: np.ndarray) -> Cameras:
@@ -448,7 +559,7 @@ def reorder_quaternions(cameras: Cameras, shift: int) -> Cameras:
 def list_mistakes(cameras: Cameras) -> Iterator[Mistake]:
     """The usual mistakes that could have been made with these cameras, the most common first."""
     yield from _list_matrix_mistakes()
-    yield from _list_turned_depth_mistakes()
+    yield from _list_turned_depth_mistakes(cameras.depth_maps.shape[1] == cameras.depth_maps.shape[2])
     yield from _list_axes_mistakes()
     yield from _list_intrinsics_mistakes(cameras)
     yield Mistake(
@@ -491,29 +602,52 @@ def _list_matrix_mistakes() -> Iterator[Mistake]:
         )  # fmt: skip
 
 
-def _list_turned_depth_mistakes() -> Iterator[Mistake]:
-    """Depth maps that are mirrored or upside down. Cameras with two axes turned around, or one in a left-handed world,
-    see the same where the centre is in the middle of the picture: both are named."""
+def _list_turned_depth_mistakes(is_square: bool) -> Iterator[Mistake]:
+    """Depth maps that are mirrored or turned. Cameras with two axes turned around, or one in a left-handed world, see
+    the same where the centre is in the middle of the picture, and so do cameras whose pictures were turned as well:
+    both are named, unless colours tell which it is."""
     look = "look whether depth maps lie over their pictures"
-    for name, axes, other, other_remedy in (
+    for name, axis, other, other_remedy in (
         (
-            "mirrored left to right", [2], "the world is left-handed, its x axis turned around",
+            "mirrored left to right", 2, "the world is left-handed, its x axis turned around",
             "turn around the x axis of the world and of each camera",
         ),
         (
-            "mirrored top to bottom", [1], "the world is left-handed (as in Unity), its y axis turned around",
+            "mirrored top to bottom", 1, "the world is left-handed (as in Unity), its y axis turned around",
             "turn around the y axis of the world and of each camera",
-        ),
-        (
-            "turned by 180 degrees", [1, 2], f"{CAMERA_AXES[(-1, 0, 0), (0, -1, 0), (0, 0, 1)]} stand where OpenCV's "
-            "(x right, y down, z forward) are expected",
-            "turn the x and y axes of each camera around (multiply each matrix by diag(-1, -1, 1, 1) from the right)",
         ),
     ):  # fmt: skip
         yield Mistake(
             f"either the depth maps are {name} against their cameras, or {other}",
             f"{look}: if not, turn them back; if they do, {other_remedy}",
-            lambda c, axes=axes: replace(c, depth_maps=np.flip(c.depth_maps, axes)),
+            lambda c, axis=axis: replace(c, depth_maps=np.flip(c.depth_maps, axis)),
+        )
+    for turns in (2, 1, 3) if is_square else (2,):
+        back = DEGREES[turns]
+        name = f"turned by {DEGREES[-turns % 4]}"
+        rotation = np.rint(Rotation.from_euler("z", -90 * turns, degrees=True).as_matrix()).astype(int).tolist()
+        along = (
+            f"pictures and depth maps are {name} against their cameras",
+            f"turn both back by {back}, or the cameras along with them (multiply each rotation by {rotation} "
+            "from the right)",
+        )
+        if turns == 2:
+            along = (
+                f"{CAMERA_AXES[(-1, 0, 0), (0, -1, 0), (0, 0, 1)]} stand where OpenCV's (x right, y down, z forward) "
+                "are expected",
+                "turn the x and y axes of each camera around (multiply each matrix by diag(-1, -1, 1, 1) from the "
+                "right)",
+            )
+        yield Mistake(
+            f"either the depth maps are {name} against their cameras, or {along[0]}",
+            f"{look}: if not, turn them back by {back}; if they do, {along[1]}",
+            lambda c, turns=turns: replace(c, depth_maps=np.rot90(c.depth_maps, turns, axes=(1, 2))),
+            turns=turns,
+            alone=(
+                f"the depth maps are {name} against their cameras and pictures",
+                f"turn the depth maps, and nothing else, back by {back}",
+            ),
+            along=along,
         )
 
 
@@ -761,7 +895,9 @@ def find_turned_views(cameras: Cameras) -> tuple[np.ndarray, Cameras]:
     return best, turn(best)
 
 
-def describe_turned_views(cameras: Cameras, given: Agreement, names: list[str]) -> Disagreement | None:
+def describe_turned_views(
+    cameras: Cameras, given: Agreement, names: list[str], images: np.ndarray | None
+) -> Disagreement | None:
     """Names views whose depth maps are turned against their cameras, while those of others are not; None without."""
     turns, undone = find_turned_views(cameras)
     turned, better = np.flatnonzero(turns), measure_agreement(undone)
@@ -775,18 +911,24 @@ def describe_turned_views(cameras: Cameras, given: Agreement, names: list[str]) 
         "turn these depth maps back, with the pictures that lie over them, or turn the cameras about their viewing "
         "axes along with them (half a turn: multiply the matrix by diag(-1, -1, 1, 1) from the right)"
     )
+    if images is not None:
+        as_is, along = compare_turned(undone, images, turns)
+        if fits_better(along, as_is):
+            remedy = "turn these depth maps back, and nothing else: their pictures lie right for the cameras"
     certain = given.share < CERTAINLY_WRONG and better.share >= CERTAIN and len(names) > 2
     return Disagreement(
         given.share, given.num_compared, f"{reason} views are not", remedy, better.share, certain=certain
     )
 
 
-def describe_stray_views(cameras: Cameras, given: Agreement, names: list[str]) -> Disagreement | None:
+def describe_stray_views(
+    cameras: Cameras, given: Agreement, names: list[str], images: np.ndarray | None
+) -> Disagreement | None:
     """Names the views that do not belong to the others; None without any."""
     stray = [names[view] for view in sorted(find_stray_views(given, len(names)))]
     if not stray:
         return None
-    turned = describe_turned_views(cameras, given, names)
+    turned = describe_turned_views(cameras, given, names, images)
     if turned is not None:
         return turned
     reason = f"{', '.join(stray)}: pose or depth does not fit the other views"
@@ -802,18 +944,20 @@ def measure_spread(cameras: Cameras) -> float:
     return float(np.median(distances) / np.median(readings[readings > 0]))
 
 
-def find_disagreement(cameras: Cameras, names: list[str]) -> Disagreement | None:
+def find_disagreement(cameras: Cameras, names: list[str], images: np.ndarray | None = None) -> Disagreement | None:
     """Compare views and, where they do not agree, look for the likely reason; None where all is well or nothing can be
     said.
 
     Args:
         names (`list[str]`): V names of the views, for words.
+        images (`np.ndarray` of shape `(V, H, W, 3)`, *optional*): their pictures, uint8, whose colours tell apart
+            mistakes that depth alone does not.
     """
     given = measure_agreement(cameras)
     far_apart = given.num_compared < MIN_COMPARED and measure_spread(cameras) > FAR_APART
     share, count = given.share, given.num_compared
     if count >= MIN_COMPARED and share >= AGREES:
-        return describe_stray_views(cameras, given, names)
+        return describe_stray_views(cameras, given, names, images)
     groups = [list_mistakes(cameras), list_factor_mistakes(cameras)]
     if count < MIN_COMPARED and not depends_on_translations(cameras):
         # Nothing was compared, so factors cannot be told apart.
@@ -824,6 +968,8 @@ def find_disagreement(cameras: Cameras, names: list[str]) -> Disagreement | None
         found = find_mistake(cameras, given, mistakes)
         if found is not None:
             mistake, better = found
+            if images is not None:
+                mistake = mistake.settle(cameras, images)
             # The views could not be compared before, so a factor that makes them agree is certain: no other one does.
             wrong = far_apart or (mistake.is_factor if count < MIN_COMPARED else share < CERTAINLY_WRONG)
             certain = wrong and better.share >= CERTAIN and len(names) > 2
@@ -833,7 +979,7 @@ def find_disagreement(cameras: Cameras, names: list[str]) -> Disagreement | None
         return Disagreement(share, count, reason, "give translations and depth in metres", is_unit=True)
     if count < MIN_COMPARED:
         return None
-    stray = describe_turned_views(cameras, given, names) or describe_stray_views(cameras, given, names)
+    stray = describe_turned_views(cameras, given, names, images) or describe_stray_views(cameras, given, names, images)
     if stray is not None or share >= DISAGREES:
         return stray
     reason = "no usual mistake explains it (inverted poses, other axes or units, other intrinsics were tried)"
@@ -871,9 +1017,9 @@ def measure_scene_agreement(scene: Scene) -> float | None:
 
 
 def check_consistency(scene: Scene) -> None:
-    """Warn of views that do not agree with each other, and of pictures that are upside down over their depth maps,
-    once per scene and process; refuse cameras that are certainly
-    wrong, each time. Scenes without posed depth, and views that see nothing in common, are not checked.
+    """Warn of views that do not agree with each other, and of pictures that are turned over their depth maps, once per
+    scene and process; refuse cameras that are certainly wrong, each time. Scenes without posed depth, and views that
+    see nothing in common, are not checked.
 
     Raises:
         ValueError: the views do not agree, and undoing one usual mistake makes them agree; names scene and mistake.
@@ -885,7 +1031,8 @@ def check_consistency(scene: Scene) -> None:
     if fingerprint in LOOKED_AT:
         return
     names = get_view_names(scene)
-    found = find_disagreement(cameras, [names[view] for view in choose_views(scene.num_views)])
+    chosen = choose_views(scene.num_views)
+    found = find_disagreement(cameras, [names[view] for view in chosen], scene.images[chosen])
     OF_UNKNOWN_SIZE.discard((scene.path, scene.scene_id))
     if found is not None and found.is_unit:
         OF_UNKNOWN_SIZE.add((scene.path, scene.scene_id))
@@ -902,16 +1049,29 @@ def check_consistency(scene: Scene) -> None:
 
 
 def describe_turned_pictures(scene: Scene, cameras: Cameras) -> str | None:
-    """A warning about pictures that are upside down over their depth maps; None if there is none."""
-    chosen = choose_views(scene.num_views)
-    turned = find_turned_pictures(scene.images[chosen], cameras)
-    if not len(turned):
+    """A warning about pictures that are turned over their depth maps; None if there is none.
+
+    Where the few readings that could be compared contradict each other, places that two views see are not the same.
+    """
+    if measure_agreement(cameras).share < DISAGREES:
         return None
-    names = get_view_names(scene)
-    told = count_and_name([names[view] for view in chosen], turned, "pictures are upside down over their depth maps")
+    chosen, names = choose_views(scene.num_views), get_view_names(scene)
+    turns = find_turned_pictures(scene.images[chosen], cameras)
+    told = [
+        count_and_name(
+            [names[view] for view in chosen],
+            np.flatnonzero(turns == turn),
+            f"pictures are {'upside down' if turn == 2 else 'on their side'} over their depth maps",
+        )
+        + f": turn these files by {degrees}"
+        for turn, degrees in DEGREES.items()
+        if (turns == turn).any()
+    ]
+    if not told:
+        return None
     return (
-        f"scene {scene.scene_id!r}: {told}, as the colours of places say that two views see; turn these files by 180 "
-        "degrees, or correct the EXIF orientation that turned them."
+        f"scene {scene.scene_id!r}: {'; '.join(told)}. The colours of places that two views see say so; if an EXIF "
+        "orientation turned them, correct that instead."
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -283,6 +284,42 @@ def test_videos_that_break_off_are_told(tmp_path, suffix):
     file.write_bytes(content[:start])
     with pytest.raises(ValueError, match=f"walk.{suffix}: expected a video, got one that breaks off before its first"):
         read_video(file)
+
+
+def write_with_sound(file: Path, shape: tuple[int, int], seconds_of_sound: float) -> None:
+    """Twenty pictures in two seconds, with sound if it is to last any."""
+    rng = np.random.default_rng(3)
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream({".webm": "libvpx", ".flv": "flv"}.get(file.suffix, "mpeg4"), rate=10)
+        (stream.height, stream.width), stream.pix_fmt = shape, "yuv420p"
+        sound = container.add_stream("libopus" if file.suffix == ".webm" else "aac", rate=48000)
+        pictures = rng.integers(0, 256, (20, *shape, 3), dtype=np.uint8)
+        packets = [p for pixels in pictures for p in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24"))]
+        packets += stream.encode()
+        for start in range(0, round(48000 * seconds_of_sound), 960):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.float32), format="flt", layout="mono")
+            frame.sample_rate, frame.pts = 48000, start
+            packets += sound.encode(frame)
+        packets += sound.encode()
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            container.mux(packet)
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (80, 48)])
+@pytest.mark.parametrize("suffix", [".mkv", ".webm", ".flv"])
+@pytest.mark.parametrize("seconds_of_sound", [2.0, 4.0])
+def test_videos_that_count_no_frames_and_break_off_are_told_by_their_length(tmp_path, suffix, shape, seconds_of_sound):
+    """Also where the sound goes on after the pictures, which is nothing to be told."""
+    file = tmp_path / f"walk{suffix}"
+    write_with_sound(file, shape, seconds_of_sound)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_video(file).num_views == 20
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    told = rf"walk{suffix}: [01]\.\d of the {seconds_of_sound:.0f}\.\d seconds that the file states are there; it has"
+    with pytest.warns(UserWarning, match=told):
+        assert 1 <= read_video(file).num_views < 18
 
 
 def test_a_video_without_pictures_is_told(tmp_path):

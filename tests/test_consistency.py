@@ -176,7 +176,7 @@ DEPTH_FAULTS = {
     ),
     "depth upside down": (
         lambda s: replace(s, depth_maps=s.depth_maps[:, ::-1, ::-1].copy()),
-        "either the depth maps are turned by 180 degrees against their cameras, or PyTorch3D axes",
+        "the depth maps are turned by 180 degrees against their cameras and pictures; turn the depth maps",
     ),
     "shuffled": (
         lambda s: replace(s, cam2world=s.cam2world[np.random.default_rng(4).permutation(s.num_views)]),

@@ -8,6 +8,7 @@ from PIL import Image
 
 from ross3d.data.sources.frames import (
     Exclusions,
+    StoredDepth,
     decode_color,
     decode_views,
     merge_intrinsics,
@@ -151,7 +152,8 @@ def test_views_are_decoded(tmp_path):
     assert views.names == ["b", "a"] and views.images.shape == (2, 49, 65, 3) and views.depth_maps is None
     assert (views.stored_size, views.image_size, views.depth_size) == ((130, 97), (65, 49), (65, 49))
     depth = np.ones((24, 32), np.float32)
-    views = decode_views(["a"], lambda name: io.BytesIO(files[name].read_bytes()), lambda name: depth, exclusions, 48)
+    stored = {"a": StoredDepth(depth, "a")}
+    views = decode_views(["a"], lambda name: io.BytesIO(files[name].read_bytes()), stored.get, exclusions, 48)
     assert views.depth_size == (32, 24) and np.array_equal(views.depth_maps, depth[None])
     for reduce_to in (None, 48):
         with pytest.raises(
@@ -161,7 +163,8 @@ def test_views_are_decoded(tmp_path):
     with pytest.raises(
         ValueError, match="scene 'room', b: depth map of size 30x24 differs from a with 32x24; the vie"
     ):
-        decode_views(["a", "b"], files.get, {"a": depth, "b": depth[:, :30]}.get, exclusions)
+        maps = {"a": StoredDepth(depth, "a"), "b": StoredDepth(depth[:, :30], "b")}
+        decode_views(["a", "b"], files.get, maps.get, exclusions)
     with pytest.raises(ValueError, match="reduce_to must be at least 1 pixel, or None for exact pictures, got 0"):
         decode_views(["a"], files.get, None, exclusions, 0)
 

@@ -1,5 +1,6 @@
 """Scans of which only some pictures are upside down or on their side: told with their names, turned when asked."""
 
+import json
 import re
 import warnings
 from dataclasses import replace
@@ -24,7 +25,7 @@ from ross3d.data.sources.optional_files import turn_pictures
 from ross3d.data.sources.rgbd_folder import write_rgbd_folder
 from ross3d.data.upright import count_picture_turns, describe_disagreement, describe_pictures, find_dissenters
 from ross3d.data.world import WorldWarning, check_world
-from ross3d.tests.test_orientation import save_tagged
+from ross3d.tests.test_orientation import TAGS, save_tagged
 from ross3d.tests.turned_views import SHAPES, make_room, move, turn_some
 from ross3d.tools.view import main as view_main
 
@@ -32,6 +33,8 @@ from ross3d.tools.view import main as view_main
 Y_UP = np.array([[1.0, 0, 0, 0.2], [0, 0, 1, -1.3], [0, -1, 0, 0.5], [0, 0, 0, 1]])
 # Views that are turned, by the shape of the scan: many, half and one.
 SOME = {"wide": ([1, 4, 5, 8, 10], [0, 1, 2, 6, 7, 11], [6]), "tall": ([0, 3, 4, 8], [2, 5, 6, 7], [8])}
+# What is cut off to make the pictures square, left and at the top.
+SQUARE = {"wide": (24, 0), "tall": (0, 28)}
 CASES = [(shape, views) for shape in SHAPES for views in SOME[shape]]
 
 
@@ -270,6 +273,70 @@ def test_square_depth_maps_may_be_turned_by_a_quarter():
     assert found.reason.startswith("2, 9: the depth map is turned by quarter turns against the camera")
 
 
+def turn_depth(scene, turns: int):
+    """The depth maps of all views after clockwise quarter turns, their pictures and cameras as they are."""
+    return replace(scene, depth_maps=np.ascontiguousarray(np.rot90(scene.depth_maps, -turns, axes=(1, 2))))
+
+
+def check_or_tell(scene) -> str:
+    """What a check says of a scan, as an error or a warning; nothing of a right one."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            check_consistency(scene)
+        except ValueError as error:
+            return str(error)
+    return " ".join(str(one.message) for one in told)
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_colours_tell_whether_depth_was_turned_alone_or_with_its_pictures(shape, turns):
+    """The remedies that are named lead to a scan of which nothing is told."""
+    room = crop(make_room(shape, 2), *SQUARE[shape])
+    alone = turn_depth(room, turns)
+    back = {1: "90 degrees counter-clockwise", 2: "180 degrees", 3: "90 degrees clockwise"}[turns]
+    told = check_or_tell(alone)
+    assert f"against their cameras and pictures; turn the depth maps, and nothing else, back by {back}." in told
+    assert check_or_tell(turn_depth(alone, -turns)) == ""
+    along = turn_some(room, range(room.num_views), turns, cameras=False)
+    told = check_or_tell(along)
+    assert (f"turn both back by {back}, or the cameras along" if turns % 2 else "PyTorch3D axes") in told
+    assert check_or_tell(turn_some(along, range(room.num_views), -turns, cameras=False)) == ""
+    grey = replace(alone, images=np.full_like(alone.images, 90))
+    told = check_or_tell(grey)
+    assert "either the depth maps are turned" in told and f"if not, turn them back by {back}; if they do" in told
+
+
+@pytest.mark.parametrize("turns", [1, 3])
+@pytest.mark.parametrize(("shape", "rows", "columns"), [("wide", (0, 72), (12, 84)), ("tall", (14, 74), (0, 60))])
+def test_the_rotation_that_is_named_turns_cameras_along(shape, rows, columns, turns):
+    """Square pictures whose principal point is in the middle."""
+    room = make_room(shape, 2)
+    middle = np.s_[:, slice(*rows), slice(*columns)]
+    room = replace(
+        room,
+        images=room.images[middle],
+        depth_maps=room.depth_maps[middle],
+        intrinsics=room.intrinsics - np.array([[0, 0, columns[0]], [0, 0, rows[0]], [0, 0, 0]]),
+    )
+    along = turn_some(room, range(room.num_views), turns, cameras=False)
+    told = check_or_tell(along)
+    rotation = np.array(json.loads(re.search(r"each rotation by (\[\[.*\]\])", told)[1]))
+    cam2world = np.array(along.cam2world)
+    cam2world[:, :3, :3] = cam2world[:, :3, :3] @ rotation
+    assert check_or_tell(replace(along, cam2world=cam2world)) == ""
+
+
+@pytest.mark.parametrize(("shape", "views"), [("wide", [2, 9]), ("tall", [4])])
+def test_depth_of_some_views_that_was_turned_alone_is_to_be_turned_alone(shape, views):
+    room = crop(make_room(shape, 2), *SQUARE[shape])
+    depth_maps = np.array(room.depth_maps)
+    depth_maps[views] = np.rot90(depth_maps[views], axes=(1, 2))
+    assert "turn these depth maps back, and nothing else" in check_or_tell(replace(room, depth_maps=depth_maps))
+    assert "turn these depth maps back, with the pictures" in check_or_tell(turn_some(room, views, 1, cameras=False))
+
+
 def test_a_frame_of_another_place_is_not_called_turned():
     room = make_room("wide", 2)
     cam2world = np.array(room.cam2world)
@@ -284,10 +351,24 @@ def test_a_frame_of_another_place_is_not_called_turned():
 @pytest.mark.parametrize(("shape", "views"), [*CASES, ("wide", list(range(12))), ("tall", [0, 1, 2, 3, 5, 6, 7])])
 def test_pictures_that_are_turned_over_their_depth_are_named(shape, views):
     wrong = turn_some(make_room(shape, 4), views, depth=False, cameras=False)
-    assert find_turned_pictures(wrong.images, get_cameras(wrong)).tolist() == views
+    turns = find_turned_pictures(wrong.images, get_cameras(wrong))
+    assert np.flatnonzero(turns).tolist() == views and set(turns[views]) == {2}
     count = f"all {len(views)}" if len(views) == wrong.num_views else f"{len(views)} of {wrong.num_views}"
     with pytest.warns(ConsistencyWarning, match=f"{count} pictures are upside down over their depth maps"):
         check_consistency(wrong)
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_pictures_are_not_blamed_where_few_readings_contradict_wrong_cameras(shape, turns):
+    """Two views of turned cameras see some places of the same colours by chance."""
+    for index in range(6):
+        room = crop(make_room(shape, index), *SQUARE[shape])
+        arrays = {key: getattr(room, key)[:2] for key in ("images", "depth_maps", "cam2world", "intrinsics")}
+        room = replace(room, view_names=[], **arrays)
+        assert check_or_tell(room) == ""
+        told = check_or_tell(turn_some(room, range(2), turns, cameras=False))
+        assert "over their depth maps" not in told
 
 
 @pytest.mark.parametrize("kind", ["right", "noise", "one colour", "no reading"])
@@ -300,15 +381,50 @@ def test_colours_that_tell_nothing_turn_no_picture(kind):
         "no reading": room.images[:, ::-1, ::-1],
     }[kind]
     depth_maps = np.zeros_like(room.depth_maps) if kind == "no reading" else room.depth_maps
-    assert not len(find_turned_pictures(images, get_cameras(replace(room, depth_maps=depth_maps))))
+    assert not find_turned_pictures(images, get_cameras(replace(room, depth_maps=depth_maps))).any()
+    square = crop(replace(room, images=images, depth_maps=depth_maps), 0, 28)
+    assert not find_turned_pictures(square.images, get_cameras(square)).any()
+
+
+@pytest.mark.parametrize("turns", [1, 3])
+@pytest.mark.parametrize(
+    ("shape", "views"),
+    [("wide", [6]), ("wide", [1, 4, 5, 8]), ("wide", list(range(12))), ("tall", [3]), ("tall", list(range(9)))],
+)
+def test_square_pictures_on_their_side_over_their_depth_are_named(shape, views, turns):
+    room = crop(make_room(shape, 4), *SQUARE[shape])
+    wrong = turn_some(room, views, turns, depth=False, cameras=False)
+    found = find_turned_pictures(wrong.images, get_cameras(wrong))
+    assert np.flatnonzero(found).tolist() == views and set(found[views]) == {turns}
+    count = f"all {len(views)}" if len(views) == wrong.num_views else f"{len(views)} of {wrong.num_views}"
+    way = "counter-clockwise" if turns == 1 else "clockwise"
+    told = rf"{count} pictures are on their side over their depth maps.*: turn these files by 90 degrees {way}\."
+    with pytest.warns(ConsistencyWarning, match=told):
+        check_consistency(wrong)
+
+
+def test_pictures_turned_in_several_ways_over_their_depth_are_each_named():
+    room = crop(make_room("wide", 4), 24, 0)
+    wrong = room
+    for turns, views in ((1, [2]), (2, [5, 9]), (3, [7])):
+        wrong = turn_some(wrong, views, turns, depth=False, cameras=False)
+    found = find_turned_pictures(wrong.images, get_cameras(wrong))
+    assert found.tolist() == [0, 0, 1, 0, 0, 2, 0, 3, 0, 2, 0, 0]
+    with pytest.warns(ConsistencyWarning, match=rf"{name([2])}.*: .*{name([5, 9])}.* by 180 degrees; .*{name([7])}"):
+        check_consistency(wrong)
+
+
+def tag_some(folder, scene, views, are_stored_turned: bool, turns: int = 2) -> None:
+    """Pictures `views` of an RGB-D folder state so many clockwise quarter turns, are stored so or left upright."""
+    for view in views:
+        picture = np.rot90(scene.images[view], -turns) if are_stored_turned else scene.images[view]
+        save_tagged(picture, folder / f"frame-{view:06d}.color.png", TAGS[turns])
 
 
 def write_tagged(folder, scene, views, are_stored_turned: bool) -> None:
     """An RGB-D folder whose pictures `views` state orientation 3, stored upside down or left upright."""
     write_rgbd_folder(scene, folder)
-    for view in views:
-        picture = scene.images[view]
-        save_tagged(np.rot90(picture, 2) if are_stored_turned else picture, folder / f"frame-{view:06d}.color.png", 3)
+    tag_some(folder, scene, views, are_stored_turned)
 
 
 @pytest.mark.parametrize(("shape", "views"), [*CASES, ("wide", list(range(12)))])
@@ -324,6 +440,32 @@ def test_a_tag_that_was_left_on_upright_pixels_is_not_obeyed(tmp_path, shape, vi
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_same(read_scene(tmp_path / "other"), room)
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_square", "turns", "right", "stale"),
+    [
+        ("wide", True, 3, [1, 2], [5, 6]),
+        ("wide", True, 1, [0, 3, 4, 7, 8], [10]),
+        ("tall", True, 3, [4], [0, 1, 2]),
+        ("wide", False, 2, [1, 2], [5, 6]),
+        ("tall", False, 2, [2, 3, 7], [5]),
+        ("tall", False, 2, [0, 2, 4, 6, 8], [1, 3, 5, 7]),
+        ("wide", False, 2, [1, 3, 4, 7, 8, 9], [0, 2, 5, 6, 10]),
+    ],
+)
+def test_right_and_stale_tags_of_one_scan_are_told_apart(tmp_path, shape, is_square, turns, right, stale):
+    """Depth is upright in all; a tag is right where the picture is stored turned."""
+    room = crop(make_room(shape, 5), *SQUARE[shape]) if is_square else make_room(shape, 5)
+    room = replace(room, intrinsics=room.intrinsics[0] if room.intrinsics.ndim == 3 else room.intrinsics)
+    folder = write_rgbd_folder(room, tmp_path / "room")
+    tag_some(folder, room, right, True, turns)
+    tag_some(folder, room, stale, False, turns)
+    with pytest.warns(
+        UserWarning, match=rf"{len(stale)} of {room.num_views} .*\({name(stale)}\) that is not obeyed"
+    ) as told:
+        check_same(read_scene(folder), room)
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -344,8 +486,9 @@ def test_a_tag_that_nothing_confirms_is_told(tmp_path):
     write_tagged(tmp_path / "room", plain, [1, 2], are_stored_turned=False)
     with pytest.warns(
         UserWarning, match=r"2 of 12 pictures carry an EXIF orientation \(.*\) that turned .*: look, and take"
-    ):
+    ) as told:
         scene = read_scene(tmp_path / "room")
+    assert len(told) == 1
     np.testing.assert_allclose(scene.cam2world, room.cam2world, atol=1e-5)
 
 

@@ -199,6 +199,64 @@ def test_pictures_alone(raw, folder, content):
         assert np.abs(smaller.intrinsics - raw.depth_intrinsics).max() < 1e-9
 
 
+def save_beside(file, suffix: str) -> None:
+    """The same picture under another suffix, brighter, so that it is told from the first."""
+    pixels = np.asarray(Image.open(file).convert("RGB"))
+    Image.fromarray(np.clip(pixels.astype(int) + 40, 0, 255).astype(np.uint8)).save(file.with_suffix(suffix))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".JPEG"])
+def test_of_two_pictures_of_a_name_without_suffix_none_is_taken(folder, content, suffix):
+    for frame in content["frames"]:
+        frame["file_path"] = frame["file_path"].removesuffix(".jpg")
+    wanted = read_nerfstudio(change(folder, content)).images
+    save_beside(folder / "images" / "frame_00002.jpg", suffix)
+    there = sorted([f"images/frame_00002{suffix}", "images/frame_00002.jpg"])
+    told = rf"frame_00002: the picture does not exist \({', '.join(there)} lie there\); correct the name"
+    with pytest.raises(FileNotFoundError, match=told):
+        read_nerfstudio(folder, max_excluded=0)
+    with pytest.warns(UserWarning, match=told):
+        assert np.array_equal(read_nerfstudio(folder).images, np.delete(wanted, 2, axis=0))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_depth_of_the_same_name_is_not_the_picture_of_a_name_without_suffix(folder, content, suffix):
+    wanted = read_nerfstudio(change(folder, content))
+    for frame in content["frames"]:
+        picture, depth = folder / frame["file_path"], folder / frame["depth_file_path"]
+        depth.rename(picture.with_suffix(".png"))
+        if suffix != ".jpg":
+            Image.open(picture).save(picture.with_suffix(suffix), lossless=True)
+            picture.unlink()
+        frame["file_path"] = frame["file_path"].removesuffix(".jpg")
+        frame["depth_file_path"] = f"{frame['file_path']}.png"
+    scene = read_nerfstudio(change(folder, content))
+    assert np.array_equal(scene.images, wanted.images) and np.array_equal(scene.depth_maps, wanted.depth_maps)
+    for path in (folder.parent / "x" / ".." / folder.name, folder / ".." / folder.name):
+        (folder.parent / "x").mkdir(exist_ok=True)
+        assert np.array_equal(read_nerfstudio(path).images, wanted.images)
+
+
+@pytest.mark.parametrize(("first", "second", "suffix"), [(0, 1, ".png"), (3, 2, ".webp")])
+def test_pictures_that_differ_in_their_suffix_alone_are_two_views(folder, content, first, second, suffix):
+    wanted = read_nerfstudio(change(folder, content))
+    frames = content["frames"]
+    other = folder / frames[second]["file_path"]
+    name = frames[first]["file_path"].removeprefix("./").removesuffix(".jpg")
+    Image.open(other).save(folder / f"{name}{suffix}", lossless=True)
+    frames[second]["file_path"] = f"{name}{suffix}"
+    scene = read_nerfstudio(change(folder, content))
+    assert np.array_equal(scene.images, wanted.images)
+    names = list(wanted.view_names)
+    names[first], names[second] = f"{name}.jpg", f"{name}{suffix}"
+    assert scene.view_names == names
+    frames[second]["file_path"] = name
+    with pytest.raises(
+        ValueError, match=f"the picture '{name}' has two frames; each frame needs a picture of its own"
+    ):
+        read_nerfstudio(change(folder, content))
+
+
 def test_lost_and_broken_frames_are_counted(folder, content):
     lost = np.full((4, 4), np.nan).tolist()
     change(folder, content, transform_matrix=lost)

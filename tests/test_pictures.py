@@ -12,7 +12,15 @@ from PIL import Image
 from ross3d.data.sampling import sample_uniform
 from ross3d.data.sources import read_scene
 from ross3d.data.sources.frames import check_memory, read_matrix
-from ross3d.data.sources.pictures import NOT_READ_DEPTH, decode_color, read_depth, scale_depth
+from ross3d.data.sources.pictures import (
+    NOT_READ_DEPTH,
+    StoredDepth,
+    decode_color,
+    find_float_units,
+    read_depth,
+    read_stored_depth,
+    scale_depth,
+)
 from ross3d.data.sources.plain_pickle import load_plain_pickle
 from ross3d.tests.raw_scannet import write_raw_scan
 from ross3d.tests.scan_folders import get_depth_metres, save_transforms, write_nerfstudio, write_rgbd
@@ -127,7 +135,7 @@ def test_depth_of_other_values_is_refused(tmp_path):
 
     def refuse(message, units=None):
         with pytest.raises(ValueError, match=message):
-            read_depth(file, units)
+            read_stored_depth(file, units).scale(1.0)
 
     np.save(file, np.array([[-5.0, 900]]))
     refuse("a.npy: depth must be 0 .no reading. or more, got -5")
@@ -139,15 +147,40 @@ def test_depth_of_other_values_is_refused(tmp_path):
         np.save(file, wrong)
         refuse(r"a.npy: expected an array \(h, w\) of float metres or uint16 millimetres, got")
     np.save(file, np.array([[{}]]), allow_pickle=True)
-    refuse("a.npy: expected a .npy array of depth, got .*objects")
-    file.write_bytes(b"no array")
-    refuse("a.npy: expected a .npy array of depth, got")
+    refuse(
+        r"got one of Python objects, which could run code when it is read; save it as numbers, such as depth\.astype"
+    )
+    np.save(file, np.zeros((2, 3), [("depth", "f4"), ("rest", "O")]), allow_pickle=True)
+    refuse("a.npy: expected a .npy array of depth, got one of Python objects")
+    for save in (np.savez, np.savez_compressed):
+        with file.open("wb") as opened:
+            save(opened, depth=np.ones((2, 3), np.float32))
+        refuse(
+            r"a.npy: .*, got a zip archive, .*: np.save\('a.npy', np.load\('a.npy'\)\['depth'\]\), with the name of"
+        )
+    for content, told in (
+        (b"no array", "a text; look whether the right file lies under another name"),
+        (b"", "an empty file; copy it again, or leave it out"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(40), "an HDF5 file; "),
+        (b"<!DOCTYPE html>", "an HTML page; download the file itself"),
+        (bytes(range(128, 228)), "bytes that no known format begins with"),
+    ):
+        file.write_bytes(content)
+        refuse(f"a.npy: expected a .npy array of depth, got {told}")
     # Headers that promise a terabyte, or break off.
     np.save(file, np.zeros((2, 3), np.uint16))
     head, rest = file.read_bytes().split(b"(2, 3), }          ", 1)
     for shape in (b"(1000000, 1000000)}", b"(10000,            "):
         file.write_bytes(head + shape + rest)
-        refuse("a.npy: expected a .npy array of depth, got")
+        refuse("a.npy: expected a .npy array of depth, got one that is truncated or damaged; copy it again")
+    for shape in ((20, 30), (7, 5)):
+        np.save(file, np.ones(shape))
+        content = file.read_bytes()
+        for length in (7, 60, 128, len(content) - 8):
+            file.write_bytes(content[:length])
+            refuse("a.npy: expected a .npy array of depth, got one that is truncated or damaged; copy it again")
+    np.save(file, np.zeros((0, 5)))
+    refuse("a.npy: expected a picture of 1 to .* got 5 x 0 .*; leave it out")
     with pytest.raises(FileNotFoundError, match="b.npy: the depth map does not exist; copy it again"):
         read_depth(tmp_path / "b.npy")
 
@@ -179,6 +212,71 @@ def test_depth_of_no_reading_at_all():
     assert scale_depth(np.full((2, 3), 65535, np.uint16), "here").max() == 0
     # Of floats it is a reading like any other.
     assert scale_depth(np.array([[65535.0, 1000]]), "here").tolist() == [[np.float32(65.535), 1]]
+
+
+@pytest.mark.parametrize("far", [65.535, 60.0, 499.0])
+def test_a_few_far_readings_of_float_metres_leave_them_metres(far):
+    depth = np.full((6, 9), 2.5, np.float32)
+    depth[0, 3:7] = far
+    assert np.array_equal(scale_depth(depth, "here"), depth)
+    assert np.array_equal(scale_depth(1000 * depth, "here"), 1000 * depth / np.float32(1000))
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (8, 4)])
+def test_readings_beyond_any_room_are_told_with_their_file_and_pixel(shape):
+    metres = np.full(shape, 2.5)
+    metres[1, 3] = metres[2, 0] = 1000
+    message = "here: expected readings up to 500 m, got 1000 m in row 1, column 3, and 2 of them; write 0 where the se"
+    for depth in (
+        StoredDepth(metres, "here"),
+        StoredDepth(10 * metres, "here", 10.0),
+        StoredDepth((10 * metres).astype(np.uint16), "here", 10.0),
+    ):
+        with pytest.raises(ValueError, match=message):
+            depth.scale(1.0)
+    # All of them: another unit, which is told of the whole scan.
+    assert StoredDepth(np.full(shape, 1000.0), "here", 1.0).scale(1.0).max() == 1000
+
+
+def save_floats(folder, depth_mm: np.ndarray, factor: float) -> list:
+    """The depth maps of an RGB-D folder as float arrays, millimetres times a factor."""
+    files = []
+    for index, depth in enumerate(depth_mm):
+        (folder / f"frame-{index:06d}.depth.png").unlink(missing_ok=True)
+        files.append(folder / f"frame-{index:06d}.depth.npy")
+        np.save(files[-1], (depth * factor).astype(np.float32))
+    return files
+
+
+@pytest.mark.parametrize(("factor", "other", "unit"), [(0.001, 1.0, "metres"), (1.0, 0.001, "millimetres")])
+def test_float_depth_of_a_scan_has_the_unit_of_most_of_its_frames(raw, tmp_path, factor, other, unit):
+    folder = write_rgbd(raw, tmp_path / "room")
+    wanted = read_scene(folder).depth_maps
+    files = save_floats(folder, raw.depth_mm, factor)
+    assert np.allclose(read_scene(folder).depth_maps, wanted)
+    # A window in each frame.
+    for file, depth in zip(files, raw.depth_mm, strict=True):
+        np.save(file, np.where(np.arange(depth.shape[1]) < 4, 60, depth / 1000) * 1000 * factor)
+    assert np.allclose(read_scene(folder, look_at_world=False).depth_maps[:, :, 4:], wanted[:, :, 4:])
+    assert np.allclose(read_scene(folder, look_at_world=False).depth_maps[:, :, :4], 60)
+    # One frame in the other unit.
+    save_floats(folder, raw.depth_mm, factor)
+    np.save(files[1], raw.depth_mm[1] * other)
+    told = f"frame-000001.depth.npy: expected depth in {unit}, as in most frames of the scan, got a median reading of"
+    with pytest.raises(ValueError, match=told):
+        read_scene(folder, max_excluded=0)
+    with pytest.warns(UserWarning, match=told):
+        assert np.allclose(read_scene(folder, max_excluded=0.5).depth_maps, np.delete(wanted, 1, axis=0))
+
+
+def test_a_frame_without_readings_and_a_scan_of_two_units_are_told_apart():
+    near, far, none = (StoredDepth(np.full((2, 3), value), str(value)) for value in (2.0, 1500.0, 0.0))
+    assert find_float_units([near, none, none]) == 1 and find_float_units([none, far]) == 1000
+    assert find_float_units([]) == find_float_units([none]) == 1
+    with pytest.raises(
+        ValueError, match="^2.0: expected float depth of all frames .* reading of 2 .* of 1500 in 1500.0"
+    ):
+        find_float_units([far, near, none])
 
 
 # ---- pictures of other kinds, and more than memory holds

@@ -26,9 +26,9 @@ from ross3d.data.sources.frames import (
     choose_views,
     decode_views,
     merge_intrinsics,
-    read_depth,
     read_json,
     read_matrix,
+    read_stored_depth,
     scale_intrinsics,
 )
 from ross3d.data.sources.optional_files import Boxes, OptionalFiles, make_scene, read_alignment
@@ -93,7 +93,7 @@ def read_arkitscenes(
     views = decode_views(
         choose_views(pincam_files, num_views),
         lambda name: find(color_files[name]),
-        lambda name: read_depth(find(depth_files[name])),
+        lambda name: read_stored_depth(find(depth_files[name])),
         exclusions,
         reduce_to,
     )

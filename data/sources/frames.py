@@ -23,16 +23,19 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 import torch
 
-from ross3d.data.consistency import Cameras, correlate_colors, find_shared_places, fits_better
+from ross3d.data.consistency import Cameras, tell_tagged_pictures
 from ross3d.data.sampling import sample_uniform
 from ross3d.data.sources.inside import OutsideError
 from ross3d.data.sources.pictures import (
     MILLIMETRES_PER_METRE,
+    StoredDepth,
     StoredPicture,
     decode_color,
     decode_stored,
+    find_float_units,
     open_image,
     read_depth,
+    read_stored_depth,
     scale_depth,
 )
 from ross3d.data.sources.scannet_objects import AXIS_ALIGNMENT, read_axis_alignment
@@ -265,7 +268,7 @@ class Views:
 def decode_views(
     names: list[str],
     find_color: Callable[[str], Path | BinaryIO],
-    read_depth: Callable[[str], np.ndarray] | None,
+    read_depth: Callable[[str], StoredDepth] | None,
     exclusions: Exclusions,
     reduce_to: int | None = None,
     camera_size: tuple[float, float] | None = None,
@@ -281,7 +284,7 @@ def decode_views(
 
     Args:
         find_color: name -> the compressed picture, a file or its bytes in memory.
-        read_depth: name -> depth map (h, w), float32 metres; None for a scan without depth.
+        read_depth: name -> depth map (h, w) as it is stored; None for a scan without depth.
         reduce_to (`int`, *optional*): pixels of the shorter side that are enough, see `decode_color`.
         camera_size (`(width, height)`, *optional*): size of the pictures that the intrinsics belong to, if known.
         cam2world (*optional*): name -> camera (4, 4) to the aligned world, as stored.
@@ -306,7 +309,10 @@ def decode_views(
 
     pictures, depth_maps = exclusions.read_each(names, read_color, "picture"), None
     if read_depth is not None:
-        depths = exclusions.read_each(pictures, read_depth, "depth map")
+        stored = exclusions.read_each(pictures, read_depth, "depth map")
+        float_units = find_float_units(stored.values())
+        # Each map is let go once it is in metres: all of them together are large.
+        depths = exclusions.read_each(list(stored), lambda name: stored.pop(name).scale(float_units), "depth map")
         pictures = {name: pictures[name] for name in depths}
         _check_one_size({name: depth.shape[::-1] for name, depth in depths.items()}, "depth map", exclusions.where)
         depth_maps = np.stack(list(depths.values()))
@@ -436,45 +442,44 @@ def _check_aspect(views: Views, where: str) -> None:
 def settle_turns(views: Views, intrinsics: np.ndarray, cam2world: np.ndarray, where: str) -> Views:
     """The views with `turns` settled where no size tells which pixels depth and cameras belong to.
 
-    The colours of places that two views see tell how the pictures lie over their depth maps. If they do so once they
-    are turned, they are turned here, alone. If they do so as stored, depth and cameras turn with them later, unless
-    the cameras are upright already: then the tag was left on pixels that had been turned, and nothing is turned. Where
-    the colours tell nothing, upright cameras stay, and the pictures are turned alone. The last two are warned of.
+    The colours of places that two views see tell how each picture lies over its depth map. If it does so once it is
+    turned, it is turned here, alone. If it does so as stored, depth and camera turn with it later, unless the cameras
+    are upright already: then the tag was left on pixels that had been turned, and nothing is turned. Where the colours
+    tell nothing, upright cameras stay, and the picture is turned alone. The last two are warned of.
     """
     if views.are_cameras_upright is None:
         return views
     matrices = np.broadcast_to(np.asarray(intrinsics, np.float64), (len(views.names), 3, 3))
-    places = find_shared_places(Cameras(views.depth_maps, matrices, np.asarray(cam2world, np.float64)))
+    cameras = Cameras(views.depth_maps, matrices, np.asarray(cam2world, np.float64))
     turns = np.array(views.turns)
-    is_tagged = turns != 0
-    counted = is_tagged[places.views].any(axis=0)
-    as_stored, as_turned = (
-        correlate_colors(places.get_colors(views.images, each)[:, counted]) for each in (None, turns)
-    )
-    if fits_better(as_turned, as_stored):
-        return turn_alone(views)
+    is_turned, is_stored = tell_tagged_pictures(views.images, cameras, turns)
     if not views.are_cameras_upright:
-        return views
-    told = f"{where}: " + count_and_name(views.names, np.flatnonzero(is_tagged), "pictures carry an EXIF orientation")
-    if fits_better(as_stored, as_turned):
-        warnings.warn(
-            f"{told} that is not obeyed: their cameras are upright, and they lie right over their depth maps as they"
-            " are stored, so it was left on pixels that had been turned; take the tag away.",
-            stacklevel=4,
-        )
-        return replace(views, turns=())
-    warnings.warn(
-        f"{told} that turned them, and not their depth maps, since the cameras are upright as they are; too few"
-        " colours are seen twice to show that depth lies right over them: look, and take the tag away if it does not.",
-        stacklevel=4,
-    )
-    return turn_alone(views)
+        return turn_alone(views, is_turned)
+    is_open = (turns != 0) & ~is_turned & ~is_stored
+    for which, told in (
+        (
+            is_stored,
+            "that is not obeyed: their cameras are upright, and they lie right over their depth maps as they are"
+            " stored, so it was left on pixels that had been turned; take the tag away.",
+        ),
+        (
+            is_open,
+            "that turned them, and not their depth maps, since the cameras are upright as they are; the colours that"
+            " are seen twice do not show that depth lies right over them: look, and take the tag away if it does not.",
+        ),
+    ):
+        if which.any():
+            tagged = count_and_name(views.names, np.flatnonzero(which), "pictures carry an EXIF orientation")
+            warnings.warn(f"{where}: {tagged} {told}", stacklevel=4)
+    return replace(turn_alone(views, is_turned | is_open), turns=())
 
 
-def turn_alone(views: Views) -> Views:
-    """The views with the pictures, and not their depth maps, turned as `Views.turns` says; none changes its size."""
-    images = [np.rot90(image, turns) for image, turns in zip(views.images, views.turns, strict=True)]
-    return replace(views, images=np.stack(images), turns=())
+def turn_alone(views: Views, which: np.ndarray) -> Views:
+    """The views with some pictures (V,), and not their depth maps, turned as `Views.turns` says; none changes its
+    size."""
+    images = [np.rot90(i, turns * one) for i, turns, one in zip(views.images, views.turns, which, strict=True)]
+    turns = tuple(0 if one else turns for turns, one in zip(views.turns, which, strict=True))
+    return replace(views, images=np.stack(images), turns=turns if any(turns) else ())
 
 
 def turn_by_cameras(
@@ -776,6 +781,7 @@ __all__ = [
     "MILLIMETRES_PER_METRE",
     "ROTATIONS",
     "Exclusions",
+    "StoredDepth",
     "Views",
     "check_memory",
     "check_rotation",
@@ -794,6 +800,7 @@ __all__ = [
     "read_depth",
     "read_json",
     "read_matrix",
+    "read_stored_depth",
     "scale_depth",
     "scale_intrinsics",
     "settle_turns",

@@ -7,7 +7,7 @@
 What differs from our conventions, and is converted here: OpenGL camera axes; pixel centres at half integers (a
 principal point of w / 2 is the middle of the picture); `applied_scale`, by which the world was multiplied; and units
 of depth. That of `depth_file_path` (nerfstudio) is `depth_unit_scale_factor` metres a unit, by default 0.001, or
-metres for a `.npy` of floats that cannot be millimetres; that of `depth_path` (instant-ngp, NeRFCapture) is
+metres for floats whose median reading is below 50; that of `depth_path` (instant-ngp, NeRFCapture) is
 `integer_depth_scale` metres a unit. Either key is accepted for either depth, a frame's own before the file's. Depth
 may be smaller than the picture. Paths may be written with backslashes; missing pictures are skipped.
 
@@ -18,6 +18,7 @@ latter. Frames are in the order of the file.
 import difflib
 import os
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -29,11 +30,12 @@ import numpy as np
 from ross3d.data.scene import Scene
 from ross3d.data.sources.frames import (
     Exclusions,
+    StoredDepth,
     choose_views,
     decode_views,
     merge_intrinsics,
-    read_depth,
     read_json,
+    read_stored_depth,
     scale_intrinsics,
 )
 from ross3d.data.sources.inside import resolve_inside, split_name
@@ -73,8 +75,7 @@ class DepthUnit:
     """The unit of a depth map.
 
     Attributes:
-        per_metre (`float`, *optional*): units a metre; None if not given: then millimetres, or metres for floats that
-            cannot be millimetres.
+        per_metre (`float`, *optional*): units a metre; None if not given: see `StoredDepth`.
         said (`str`): the key and its value, for errors.
     """
 
@@ -140,7 +141,7 @@ def read_nerfstudio(
         if depth_keys[name] is not None
     }
 
-    def read_depth_map(name: str) -> np.ndarray:
+    def read_depth_map(name: str) -> StoredDepth:
         if depth_keys[name] is None:
             others = next(key for key in depth_keys.values() if key is not None)
             raise FileNotFoundError(
@@ -148,7 +149,7 @@ def read_nerfstudio(
             )
         unit = units[name]
         found = files.find(frames[name][depth_keys[name]], where=str(file))
-        return read_depth(found, unit.per_metre, unit.said)
+        return read_stored_depth(found, unit.per_metre, unit.said)
 
     optional = OptionalFiles((path,), allow_outside)
     alignment = read_alignment(axis_align_matrix, optional)
@@ -192,25 +193,35 @@ def list_named_files(path: Path) -> list[Path]:
 
 
 def _list_frames(content: Any, file: Path) -> dict[str, dict]:
-    """The frames by their file path without suffix, each with the keys shared by all frames filled in."""
+    """The frames by their file path without suffix, or with it where two differ in nothing else, each with the keys
+    shared by all frames filled in."""
     frames = content.get("frames") if isinstance(content, dict) else None
     if not isinstance(frames, list) or not frames or not all(_names_picture_and_camera(frame) for frame in frames):
         raise ValueError(f"{file}: expected frames, each with file_path and transform_matrix; export it again.")
     shared = {key: value for key, value in content.items() if key != "frames"}
-    names = []
-    for number, frame in enumerate(frames):
-        whole = "/".join(split_name(frame["file_path"], f"{file}, frame {number}, file_path"))
-        suffix = Path(whole).suffix
-        names.append(whole.removesuffix(suffix) if suffix.lower() in PICTURE_SUFFIXES else whole)
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{file}: the picture {twice!r} has two frames; each frame needs a picture of its own.")
+    paths = [
+        "/".join(split_name(frame["file_path"], f"{file}, frame {number}, file_path"))
+        for number, frame in enumerate(frames)
+    ]
+    stems = [path.removesuffix(suffix) if (suffix := _get_picture_suffix(path)) else path for path in paths]
+    counts = Counter(stems)
+    names = [path if counts[stem] > 1 else stem for path, stem in zip(paths, stems, strict=True)]
+    for path, stem in zip(paths, stems, strict=True):
+        # Of two names of which one lacks its suffix, that one may mean the picture of the other.
+        if counts[stem] > 1 and (not _get_picture_suffix(path) or paths.count(path) > 1):
+            raise ValueError(f"{file}: the picture {stem!r} has two frames; each frame needs a picture of its own.")
     filled = {name: _fill_in(shared, frame) for name, frame in zip(names, frames, strict=True)}
     for keys in {frozenset(frame) for frame in filled.values()}:
         _check_keys(keys, file)
     for frame in filled.values():
         _check_other_distortion(frame, file)
     return filled
+
+
+def _get_picture_suffix(path: str) -> str:
+    """The suffix of a picture's path as it is written; empty where it has none."""
+    suffix = Path(path).suffix
+    return suffix if suffix.lower() in PICTURE_SUFFIXES else ""
 
 
 def _check_keys(keys: frozenset[str], file: Path) -> None:
@@ -439,27 +450,26 @@ def _list_other_pictures(root: Path, frames: Mapping[str, Mapping[str, Any]]) ->
         for key, value in frame.items()
         if key.endswith("_path") and key != "file_path" and isinstance(value, str)
     }
-    return {Path(os.path.normpath(root / name.replace("\\", "/"))) for name in others}
+    return {root / os.path.normpath(name.replace("\\", "/")) for name in others}
 
 
 def _find_pictures(files: ScanFiles, frames: Mapping[str, Mapping[str, Any]], file: Path) -> dict[str, Path]:
-    """The picture of each frame: as it is named, with a suffix where it has none (NeRF's synthetic scenes), or under
-    another spelling that is no depth map, mask or picture of another frame."""
+    """The picture of each frame: as it is named, or the only file of another spelling, of a suffix where it has none
+    (NeRF's synthetic scenes), that is no depth map, mask or picture of another frame."""
 
-    def find(name: str) -> Path:
-        def resolve(suffix: str) -> Path:
-            return resolve_inside(files.root, name + suffix, where=str(file), allow_outside=files.allow_outside)
+    def resolve(name: str) -> Path:
+        return resolve_inside(files.root, name, where=str(file), allow_outside=files.allow_outside)
 
-        named = resolve("")
-        others = map(resolve, PICTURE_SUFFIXES)
-        return named if named.exists() else next((other for other in others if other.exists()), named)
-
-    pictures = {name: find(frame["file_path"]) for name, frame in frames.items()}
+    pictures = {name: resolve(frame["file_path"]) for name, frame in frames.items()}
     absent = [name for name, picture in pictures.items() if not picture.exists()]
     besides = {*pictures.values(), *_list_other_pictures(files.root, frames)} if absent else set()
     for name in absent:
         path = frames[name]["file_path"]
-        pictures[name] = files.find(path, where=str(file), suffixes=PICTURE_SUFFIXES, besides=besides)
+        if pictures[name].is_relative_to(files.root):
+            pictures[name] = files.find(path, where=str(file), suffixes=PICTURE_SUFFIXES, besides=besides)
+        else:
+            added = [other for suffix in PICTURE_SUFFIXES if (other := resolve(path + suffix)).exists()]
+            pictures[name] = added[0] if len(added) == 1 else pictures[name]
     return pictures
 
 

@@ -5,7 +5,7 @@ exactly, because a model uses single readings of them.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,20 @@ import numpy as np
 from PIL import Image
 
 from ross3d.data.text_files import check_file
-from ross3d.image_processing_ross3d import check_picture_size, get_orientation, load_picture, open_picture
+from ross3d.geometry_ross3d import MAX_CAMERA_DISTANCE, MAX_MEDIAN_DEPTH
+from ross3d.image_processing_ross3d import (
+    HEAD_BYTES,
+    UNKNOWN,
+    check_picture_size,
+    describe_content,
+    get_orientation,
+    load_picture,
+    open_picture,
+)
 
 
 MILLIMETRES_PER_METRE = 1000.0
-# A depth map whose largest reading is nearer than this, metres, was stored in another unit than assumed.
+# Whole numbers of depth whose largest reading is nearer than this, metres, were stored in another unit than assumed.
 MIN_LARGEST_DEPTH = 0.05
 # Written by TSDF tools and 7-Scenes where there is no reading.
 NO_READING = 65535
@@ -49,6 +58,8 @@ LAY_BACK = {
 _GAP = rb"(?:\s|#[^\n]*\n)+"
 PGM_HEAD = re.compile(rb"P5" + 3 * (_GAP + rb"(\d{1,9})") + rb"\s")
 PGM_HEAD_BYTES = 4096
+# How a .npy array begins, and a beginning that holds the type of most.
+NPY_MAGIC, NPY_HEAD_BYTES = b"\x93NUMPY", 512
 # Depth maps that are read, for errors.
 READ_DEPTH = "a PNG, TIFF or PGM of 16 bits (millimetres), a TIFF of floats or a .npy array (h, w) (metres)"
 # Known forms of depth that are not read, and how to convert each; {old} and {new} are the names of files.
@@ -183,13 +194,115 @@ def decode_color(
     return picture.pixels, picture.size
 
 
-def read_depth(file: Path, units_per_metre: float | None = None, said: str = "") -> np.ndarray:
-    """Depth (h, w), float32 metres, 0 = no reading.
+@dataclass(frozen=True)
+class StoredDepth:
+    """A depth map in the units that it is stored in.
+
+    Attributes:
+        values (`(h, w)`): no reading is 0 or, in whole numbers, 65535, and in floats NaN or infinity.
+        where: the file or frame, for errors.
+        units_per_metre (`float`, *optional*): by default 1000 (millimetres) in whole numbers; in floats 1 or 1000, as
+            `find_float_units` finds.
+        said (`str`): what says this unit, for errors.
+    """
+
+    values: np.ndarray
+    where: Path | str
+    units_per_metre: float | None = None
+    said: str = ""
+
+    @property
+    def is_of_unknown_unit(self) -> bool:
+        return self.values.dtype.kind == "f" and self.units_per_metre is None
+
+    def get_median(self) -> float:
+        """The median reading as it is stored; 0 where there is none."""
+        readings = self.values[np.isfinite(self.values) & (self.values > 0)]
+        return float(np.median(readings)) if readings.size else 0.0
+
+    def scale(self, float_units: float) -> np.ndarray:
+        """Depth (h, w), float32 metres, 0 = no reading.
+
+        Args:
+            float_units (`float`): units per metre of floats whose unit nothing says, 1 or 1000.
+
+        Raises:
+            ValueError: names `where`: depth is negative, too small for its unit, in another unit than most frames, or
+                has readings too far away to be any.
+        """
+        where, units = self.where, self.units_per_metre
+        is_float = self.values.dtype.kind == "f"
+        values = np.where(np.isfinite(self.values) if is_float else self.values != NO_READING, self.values, 0)
+        if values.size and values.min() < 0:
+            raise ValueError(
+                f"{where}: depth must be 0 (no reading) or more, got {values.min():g}; was it saved as a signed"
+                " number, or along another axis?"
+            )
+        if self.is_of_unknown_unit:
+            median = self.get_median()
+            if median and (median > MAX_MEDIAN_DEPTH) != (float_units > 1):
+                unit = "millimetres" if float_units > 1 else "metres"
+                raise ValueError(
+                    f"{where}: expected depth in {unit}, as in most frames of the scan, got a median reading of"
+                    f" {median:g}; save it in that unit, and 0 where the sensor has no reading."
+                )
+            per_metre = float_units
+        else:
+            per_metre = MILLIMETRES_PER_METRE if units is None else units
+            largest = values.max(initial=0)
+            if 0 < largest < MIN_LARGEST_DEPTH * per_metre:
+                raise ValueError(
+                    f"{where}: the largest depth is {largest}, which looks like metres; expected millimetres: multiply"
+                    " by 1000 before saving as uint16."
+                    if units is None
+                    else f"{where}: the largest depth is {largest}, which at {per_metre:g} units a metre is nearer"
+                    f" than {MIN_LARGEST_DEPTH:g} m; correct the unit{f': {self.said}' if self.said else ''}."
+                )
+        metres = values.astype(np.float32) / np.float32(per_metre)
+        far = np.argwhere(metres > MAX_CAMERA_DISTANCE)
+        # Where most are as far, the unit is wrong, which is told of the whole scan.
+        if len(far) and self.get_median() <= MAX_MEDIAN_DEPTH * per_metre:
+            row, column = far[0]
+            raise ValueError(
+                f"{where}: expected readings up to {MAX_CAMERA_DISTANCE:g} m, got {metres[row, column]:g} m in row"
+                f" {row}, column {column}, and {len(far)} of them; write 0 where the sensor has no reading."
+            )
+        return metres
+
+
+def find_float_units(depths: Iterable[StoredDepth]) -> float:
+    """Units per metre of the float depth of a scan's frames whose unit nothing says: 1 (metres) or 1000 (millimetres).
+
+    A scan has one unit: the one that the median readings of most frames are in, since a single reading far away may be
+    a window or a mark of no reading.
+
+    Raises:
+        ValueError: as many frames seem to be in either; names one of each.
+    """
+    medians = {depth.where: depth.get_median() for depth in depths if depth.is_of_unknown_unit}
+    metres = {where: median for where, median in medians.items() if 0 < median <= MAX_MEDIAN_DEPTH}
+    others = {where: median for where, median in medians.items() if median > MAX_MEDIAN_DEPTH}
+    if metres and len(metres) == len(others):
+        (here, near), (there, far) = next(iter(metres.items())), next(iter(others.items()))
+        raise ValueError(
+            f"{here}: expected float depth of all frames of a scan in one unit, got a median reading of {near:g} here,"
+            f" which looks like metres, and of {far:g} in {there}, which looks like millimetres, and as many frames of"
+            " either; save all in one unit, and 0 where the sensor has no reading."
+        )
+    return 1.0 if len(metres) >= len(others) else MILLIMETRES_PER_METRE
+
+
+def read_depth(file: Path) -> np.ndarray:
+    """Depth (h, w), float32 metres, 0 = no reading, of a single file; see `read_stored_depth`."""
+    return scale_depth(read_stored_depth(file).values, file)
+
+
+def read_stored_depth(file: Path, units_per_metre: float | None = None, said: str = "") -> StoredDepth:
+    """A depth map as it is stored.
 
     Args:
         file (`Path`): a 16-bit PNG, TIFF or PGM, a float TIFF, or a `.npy` array.
-        units_per_metre (`float`, *optional*): of the stored values; see `scale_depth`.
-        said (`str`): what says this unit, for errors.
+        units_per_metre, said (*optional*): see `StoredDepth`.
 
     Raises:
         FileNotFoundError, ValueError: names the file and what to save in its place.
@@ -204,7 +317,7 @@ def read_depth(file: Path, units_per_metre: float | None = None, said: str = "")
     if not file.exists():
         raise FileNotFoundError(f"{file}: the depth map does not exist; copy it again, or leave the frame out.")
     read = {".npy": _read_npy, ".pgm": _read_pgm}.get(suffix, _read_depth_picture)
-    return scale_depth(read(file), file, units_per_metre, said)
+    return StoredDepth(read(file), file, units_per_metre, said)
 
 
 def _read_depth_picture(file: Path) -> np.ndarray:
@@ -219,11 +332,27 @@ def _read_depth_picture(file: Path) -> np.ndarray:
 def _read_npy(file: Path) -> np.ndarray:
     """An array (h, w), without axes of size 1; memory-mapped, so that a false size in its header allocates nothing."""
     check_file(file, "a depth map")
+    with file.open("rb") as opened:
+        head = opened.read(NPY_HEAD_BYTES)
+    if not head.startswith(NPY_MAGIC):
+        kind, remedy = describe_content(head[:HEAD_BYTES]) or UNKNOWN
+        if head.startswith(b"PK"):
+            way = NOT_READ_DEPTH[".npz"][1].format(old=file.name, new=file.name)
+            remedy = f"if it is one of NumPy, save its array alone: {way}"
+        raise ValueError(f"{file}: expected a .npy array of depth, got {kind}; {remedy}.")
+    if b"'|O'" in head:
+        raise ValueError(
+            f"{file}: expected a .npy array of depth, got one of Python objects, which could run code when it is read;"
+            " save it as numbers, such as depth.astype('float32')."
+        )
     try:
         values = np.load(file, mmap_mode="r", allow_pickle=False)
     # A damaged header can make its parser raise anything.
     except Exception as error:
-        raise ValueError(f"{file}: expected a .npy array of depth, got {error}; save it again.") from error
+        raise ValueError(
+            f"{file}: expected a .npy array of depth, got one that is truncated or damaged; copy it again, or leave"
+            " the frame out."
+        ) from error
     if values.ndim > 2:
         values = values.squeeze()
     if values.ndim != 2 or values.dtype.kind not in "uif" or values.dtype.itemsize < 2:
@@ -262,47 +391,22 @@ def _read_pgm(file: Path) -> np.ndarray:
 
 
 def scale_depth(values: np.ndarray, where, units_per_metre: float | None = None, said: str = "") -> np.ndarray:
-    """Depth units (h, w) as float32 metres. No reading is 0 or, in whole numbers, 65535, and in floats NaN or
-    infinity.
-
-    Args:
-        units_per_metre (`float`, *optional*): by default 1000 (millimetres), or 1 (metres) for floats that as
-            millimetres would all be within 5 cm of the camera.
-        said (`str`): what says this unit, for errors.
-
-    Raises:
-        ValueError: `where` depth is negative, or too small for its unit.
-    """
-    is_float = values.dtype.kind == "f"
-    values = np.where(np.isfinite(values) if is_float else values != NO_READING, values, 0)
-    if values.size and values.min() < 0:
-        raise ValueError(
-            f"{where}: depth must be 0 (no reading) or more, got {values.min():g}; was it saved as a signed number, or"
-            " along another axis?"
-        )
-    readings = values[values > 0]
-    per_metre = MILLIMETRES_PER_METRE if units_per_metre is None else units_per_metre
-    if readings.size and readings.max() < MIN_LARGEST_DEPTH * per_metre:
-        if not is_float or units_per_metre is not None:
-            raise ValueError(
-                f"{where}: the largest depth is {readings.max()}, which looks like metres; expected millimetres:"
-                " multiply by 1000 before saving as uint16."
-                if units_per_metre is None
-                else f"{where}: the largest depth is {readings.max()}, which at {per_metre:g} units a metre is nearer"
-                f" than {MIN_LARGEST_DEPTH:g} m; correct the unit{f': {said}' if said else ''}."
-            )
-        per_metre = 1.0
-    return values.astype(np.float32) / np.float32(per_metre)
+    """Depth (h, w), float32 metres, of a single map; arguments and errors as of `StoredDepth`."""
+    depth = StoredDepth(values, where, units_per_metre, said)
+    return depth.scale(find_float_units([depth]))
 
 
 __all__ = [
     "MILLIMETRES_PER_METRE",
     "NOT_READ_DEPTH",
+    "StoredDepth",
     "StoredPicture",
     "decode_color",
     "decode_stored",
+    "find_float_units",
     "open_image",
     "read_depth",
+    "read_stored_depth",
     "scale_depth",
     "turn_pixels",
 ]

@@ -24,8 +24,8 @@ from ross3d.data.sources.frames import (
     choose_views,
     decode_views,
     open_image,
-    read_depth,
     read_matrix,
+    read_stored_depth,
 )
 from ross3d.data.sources.inside import resolve_inside
 from ross3d.data.sources.optional_files import OptionalFiles, align_cameras, make_scene, read_alignment
@@ -159,7 +159,7 @@ def read_posed_images(
     views = decode_views(
         choose_views(tracked, num_views),
         lambda name: files.find(pictures[name].name),
-        lambda name: read_depth(files.find(f"{name}.png")),
+        lambda name: read_stored_depth(files.find(f"{name}.png")),
         exclusions,
         reduce_to,
         cam2world=align_cameras(tracked, alignment),

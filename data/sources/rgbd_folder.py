@@ -26,10 +26,11 @@ from ross3d.data.scene import Scene, check_scene
 from ross3d.data.sources.frames import (
     MILLIMETRES_PER_METRE,
     Exclusions,
+    StoredDepth,
     choose_views,
     decode_views,
-    read_depth,
     read_matrix,
+    read_stored_depth,
     scale_intrinsics,
 )
 from ross3d.data.sources.optional_files import OptionalFiles, align_cameras, make_scene, read_alignment
@@ -119,13 +120,13 @@ def read_rgbd_folder(
     chosen = choose_views(tracked, num_views)
     missing = [name for name in chosen if name not in depth_files]
 
-    def read_depth_map(name: str) -> np.ndarray:
+    def read_depth_map(name: str) -> StoredDepth:
         if name not in depth_files:
             raise FileNotFoundError(
                 f"{path / name}.depth.png is missing ({len(missing)} of {len(chosen)} frames have no depth); remove"
                 " those frames, or all depth files to use the pictures alone."
             )
-        return read_depth(find(depth_files[name]))
+        return read_stored_depth(find(depth_files[name]))
 
     optional = OptionalFiles((path,), allow_outside)
     alignment = read_alignment(axis_align_matrix, optional)

@@ -22,9 +22,9 @@ import numpy as np
 from ross3d.data.scene import Scene
 from ross3d.data.sources.frames import (
     Exclusions,
+    StoredDepth,
     choose_views,
     decode_views,
-    scale_depth,
 )
 from ross3d.data.sources.inside import check_all_inside
 from ross3d.data.sources.optional_files import OptionalFiles, align_cameras, make_scene, read_alignment
@@ -110,7 +110,7 @@ def read_scannet_scan(
     views = decode_views(
         chosen,
         lambda name: io.BytesIO(frames[name].color_jpeg),
-        lambda name: scale_depth(frames[name].depth, f"{recording}, frame {int(name)}"),
+        lambda name: StoredDepth(frames[name].depth, f"{recording}, frame {int(name)}"),
         exclusions,
         reduce_to,
         cam2world=align_cameras(tracked, alignment),

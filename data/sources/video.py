@@ -20,8 +20,10 @@ SUFFIXES = (
     ".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".3gp", ".3g2", ".asf", ".divx", ".dv", ".f4v", ".flv", ".m2ts",
     ".m2v", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".wmv", ".y4m",
 )  # fmt: skip
-# Share of the frames counted in a video's header below which it has broken off.
+# Share of the frames counted in a video's header, or of the seconds stated there, below which it has broken off.
 MIN_THERE = 0.9
+# Formats whose header states the seconds; of others they are estimated from what is there.
+STATE_SECONDS = ("matroska", "flv")
 
 
 def find_video(path: str | os.PathLike) -> Path | None:
@@ -72,8 +74,8 @@ def read_video(
                 )
             stream = container.streams.video[0]
             size = stream.codec_context.width, stream.codec_context.height
-            num_frames = sum(packet.size > 0 for packet in container.demux(video=0))
-            _check_end(num_frames if all(size) else 0, stream.frames, path)
+            num_frames, seconds = _measure(container)
+            _check_end(num_frames if all(size) else 0, stream.frames, seconds, _get_stated_seconds(container), path)
             check_picture_size(size, str(path))
         chosen = sample_uniform(num_frames, num_views or num_frames, unique=True)
         check_memory(3 * size[0] * size[1] * len(chosen), len(chosen), str(path))
@@ -98,18 +100,38 @@ def read_video(
     return check_scene(Scene(scene_id=path.stem, images=np.stack(frames), view_names=names, path=path))
 
 
-def _check_end(num_frames: int, num_counted: int, path: Path) -> None:
-    """Refuse a video without a picture, and warn of one that lacks many of those that its header counts (0: unknown).
+def _measure(container) -> tuple[int, float]:
+    """The frames that are there, and the seconds until the end of what is there, sound included."""
+    num_frames, seconds = 0, 0.0
+    for packet in container.demux():
+        num_frames += packet.size > 0 and packet.stream == container.streams.video[0]
+        if packet.pts is not None:
+            seconds = max(seconds, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    return num_frames, seconds
+
+
+def _get_stated_seconds(container) -> float:
+    """The length that the header states; 0 if it states none."""
+    is_stated = any(name in container.format.name for name in STATE_SECONDS)
+    return container.duration / 1e6 if is_stated and container.duration else 0.0
+
+
+def _check_end(num_frames: int, num_counted: int, seconds: float, num_stated: float, path: Path) -> None:
+    """Refuse a video without a picture, and warn of one that lacks many of the frames that its header counts, or of
+    the seconds that it states (0: unknown).
 
     A few may be cut away on purpose, by an edit list.
     """
     if not num_frames:
         raise ValueError(f"{path}: expected a video, got one that breaks off before its first picture; copy it again.")
+    there = ""
     if num_frames < MIN_THERE * num_counted:
+        there = f"{num_frames} of the {num_counted} frames that the file counts"
+    elif seconds < MIN_THERE * num_stated:
+        there = f"{seconds:.1f} of the {num_stated:.1f} seconds that the file states"
+    if there:
         warnings.warn(
-            f"{path}: {num_frames} of the {num_counted} frames that the file counts are there; it has broken off:"
-            " copy it again if the rest is needed",
-            stacklevel=3,
+            f"{path}: {there} are there; it has broken off: copy it again if the rest is needed", stacklevel=3
         )
 
 
