@@ -321,7 +321,7 @@ class TestNames:
             assert len(str(error.value)) < 600 and "secret" not in str(error.value)
 
     def test_what_a_server_has_is_no_picture(self, processor, address):
-        where = rf"images\[1\] of scene 0 at '{address}/words': expected a readable picture, got a text; look whether"
+        where = rf"images\[1\] of scene 0 at '{address}/words': expected a readable picture, got a text; check whether"
         with pytest.raises(ValueError, match=where) as error:
             processor(images=[f"{address}/wide.png", f"{address}/words"])
         assert "secret" not in str(error.value) and "BytesIO" not in str(error.value)
