@@ -606,7 +606,7 @@ def _list_turned_depth_mistakes(is_square: bool) -> Iterator[Mistake]:
     """Depth maps that are mirrored or turned. Cameras with two axes turned around, or one in a left-handed world, see
     the same where the centre is in the middle of the picture, and so do cameras whose pictures were turned as well:
     both are named, unless colours tell which it is."""
-    look = "look whether depth maps lie over their pictures"
+    look = "check whether depth maps fit their pictures"
     for name, axis, other, other_remedy in (
         (
             "mirrored left to right", 2, "the world is left-handed, its x axis turned around",

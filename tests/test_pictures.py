@@ -159,7 +159,7 @@ def test_depth_of_other_values_is_refused(tmp_path):
             r"a.npy: .*, got a zip archive, .*: np.save\('a.npy', np.load\('a.npy'\)\['depth'\]\), with the name of"
         )
     for content, told in (
-        (b"no array", "a text; look whether the right file lies under another name"),
+        (b"no array", "a text; check whether the right file has another name"),
         (b"", "an empty file; copy it again, or leave it out"),
         (b"\x89HDF\r\n\x1a\n" + bytes(40), "an HDF5 file; "),
         (b"<!DOCTYPE html>", "an HTML page; download the file itself"),
