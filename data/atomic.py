@@ -59,16 +59,22 @@ def check_output_folder(folder: str | os.PathLike, option: str) -> None:
         ) from error
 
 
-def check_output_file(file: str | os.PathLike, option: str) -> None:
+def check_output_file(file: str | os.PathLike, option: str, suffix: str) -> None:
     """Create a file's folder and refuse the file if it cannot be written, before any work is done.
 
     Args:
         option (`str`): what the user set, for errors, such as `--output`.
+        suffix (`str`): the suffix that the file must have, so that no file of another kind is overwritten.
 
     Raises:
         ValueError: names the option, the file and why.
     """
     file = Path(file)
+    if file.suffix.lower() != suffix and not file.is_dir():
+        raise ValueError(
+            f"{option}: expected the name of a {suffix} file, got {str(file)[:200]!r}; choose another path, such as"
+            f" page{suffix}."
+        )
     check_output_folder(file.parent, option)
     try:
         kind = stat.S_IFMT(file.stat().st_mode)
@@ -81,7 +87,7 @@ def check_output_file(file: str | os.PathLike, option: str) -> None:
         reason = kind if not isinstance(kind, int) else kinds.get(kind, "this is a pipe, socket or device")
         raise ValueError(
             f"{option}: expected a file to write, got {str(file)[:200]!r}: {reason}; choose another path, such as"
-            " page.html."
+            f" page{suffix}."
         )
 
 

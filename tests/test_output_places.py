@@ -34,16 +34,38 @@ def test_folders_that_cannot_be_written_are_refused_with_their_option(file, tmp_
 
 
 def test_files_that_cannot_be_written_are_refused_with_their_option(file, tmp_path):
-    check_output_file(file, "--output")
-    check_output_file(tmp_path / "new" / "page.html", "--output")
+    check_output_file(tmp_path / "new" / "page.html", "--output", ".html")
+    with pytest.raises(
+        ValueError, match="--output: expected the name of a .html file, got .*notes.md'; choose another"
+    ):
+        check_output_file(file, "--output", ".html")
     assert file.read_text() == "mine" and (tmp_path / "new").is_dir()
     for path, reason in ((tmp_path, "this is a folder"), ("/dev/null", "this is a pipe, socket or device")):
         with pytest.raises(
             ValueError, match=f"--picture: expected a file to write, got .*: {reason}.*; choose another"
         ):
-            check_output_file(path, "--picture")
+            check_output_file(path, "--picture", "")
     with pytest.raises(ValueError, match="expected a file to write, got .*: File name too long"):
-        check_output_file(tmp_path / ("x" * 300), "--picture")
+        check_output_file(tmp_path / ("x" * 300), "--picture", "")
+
+
+def test_no_file_of_a_scan_is_overwritten(tmp_path):
+    """Neither by a page with a picture's name, nor by the record that is written next to a page."""
+    picture, cameras = tmp_path / "frame-000000.color.png", tmp_path / "transforms.json"
+    picture.write_bytes(b"pixels")
+    cameras.write_text('{"frames": []}')
+    scan = str(tmp_path)
+    for program, words in ((ask.main, ["q", "--model", "m"]), (view.main, [])):
+        for file in (picture, cameras, tmp_path / "walk.mp4"):
+            with pytest.raises(ValueError, match="--output: expected the name of a .html file, got"):
+                program([scan, *words, "--output", str(file)])
+    with pytest.raises(ValueError, match="--output: expected no other file at .*transforms.json, where the answers"):
+        ask.main([scan, "q", "--model", "m", "--output", str(tmp_path / "transforms.html")])
+    record = tmp_path / "ask.json"
+    record.write_text('{"answers": [], "scan_to_world": []}')
+    ask.check_record_file(record)
+    ask.check_record_file(tmp_path / "absent.json")
+    assert picture.read_bytes() == b"pixels" and cameras.read_text() == '{"frames": []}'
 
 
 def test_programs_refuse_their_output_before_they_work(file, tmp_path):

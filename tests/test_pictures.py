@@ -262,7 +262,7 @@ def test_float_depth_of_a_scan_has_the_unit_of_most_of_its_frames(raw, tmp_path,
     # One frame in the other unit.
     save_floats(folder, raw.depth_mm, factor)
     np.save(files[1], raw.depth_mm[1] * other)
-    told = f"frame-000001.depth.npy: expected depth in {unit}, as in most frames of the scan, got a median reading of"
+    told = f"frame-000001.depth.npy: expected depth in {unit}, as in most frames of the scan, got nearest readings of"
     with pytest.raises(ValueError, match=told):
         read_scene(folder, max_excluded=0)
     with pytest.warns(UserWarning, match=told):
@@ -274,9 +274,22 @@ def test_a_frame_without_readings_and_a_scan_of_two_units_are_told_apart():
     assert find_float_units([near, none, none]) == 1 and find_float_units([none, far]) == 1000
     assert find_float_units([]) == find_float_units([none]) == 1
     with pytest.raises(
-        ValueError, match="^2.0: expected float depth of all frames .* reading of 2 .* of 1500 in 1500.0"
+        ValueError, match="^2.0: expected float depth of all frames .* readings of about 2 .* of 1500 in 1500.0"
     ):
         find_float_units([far, near, none])
+
+
+@pytest.mark.parametrize("share", [0.6, 0.85])
+def test_metres_stay_metres_where_most_of_a_frame_is_far_away(share):
+    """A window, or 65.535 as the mark of no reading: the nearest readings tell the unit."""
+    room = np.random.default_rng(3).uniform(0.6, 4.0, (4, 20, 30))
+    for far in (60.0, 65.535):
+        values = np.where(np.random.default_rng(4).random(room.shape) < share, far, room)
+        depths = [StoredDepth(depth, str(number)) for number, depth in enumerate(values)]
+        assert find_float_units(depths) == 1
+        assert np.allclose(depths[0].scale(1.0), values[0])
+    millimetres = [StoredDepth(1000 * depth, str(number)) for number, depth in enumerate(room)]
+    assert find_float_units(millimetres) == 1000 and np.allclose(millimetres[1].scale(1000.0), room[1])
 
 
 # ---- pictures of other kinds, and more than memory holds

@@ -30,6 +30,7 @@ from ross3d.data.own_scan import OwnScan, get_box_corners, read_own_scan
 from ross3d.data.sanity import Sanity, measure_sanity
 from ross3d.data.scene import Scene
 from ross3d.data.sources.options import add_scan_options, get_scan_options
+from ross3d.data.text_files import read_json
 from ross3d.data.upright import LOW_CONFIDENCE
 from ross3d.metrics.grounding import select_proposals
 from ross3d.report.ask import Answer, BevPicture, Rebuilt, make_ask_page
@@ -142,6 +143,23 @@ def describe_in_scan(scan: OwnScan, answer: Answer) -> list[str]:
         "box {} in the scan frame: centre ({:.2f}, {:.2f}, {:.2f})".format(number, *centre)
         for number, centre in zip(answer.numbers, centres, strict=True)
     ]
+
+
+def check_record_file(file: Path) -> None:
+    """Refuse to replace a JSON file that is no record of answers, such as `transforms.json`.
+
+    Raises:
+        ValueError: names the file and what to do.
+    """
+    if not file.exists():
+        return
+    try:
+        read_json(file, "a record of answers", keys=["answers", "scan_to_world"])
+    except ValueError as error:
+        raise ValueError(
+            f"--output: expected no other file at {file}, where the answers are written as JSON; choose another name"
+            " for the page."
+        ) from error
 
 
 def make_record(scan: OwnScan, scene: Scene, answers: Sequence[Answer], model_name: str) -> dict:
@@ -271,7 +289,8 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
 def main(args: list[str] | None = None) -> list[Answer]:
     """Read, answer, rebuild, write; returns the answers in the order of the questions."""
     options = parse_arguments(args)
-    check_output_file(options.output, "--output")
+    check_output_file(options.output, "--output", ".html")
+    check_record_file(options.output.with_suffix(".json"))
     check_questions(options.questions)
     if options.mask is not None and options.mask >= options.views:
         raise ValueError(

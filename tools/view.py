@@ -146,9 +146,9 @@ def main(args: list[str] | None = None) -> Path:
     add_scan_options(parser)
     add_debug(parser)
     options = parser.parse_args(args)
-    for option in ("output", "picture"):
+    for option, suffix in (("output", ".html"), ("picture", ".png")):
         if (file := getattr(options, option)) is not None:
-            check_output_file(file, f"--{option}")
+            check_output_file(file, f"--{option}", suffix)
     is_run = (options.path / "metrics.json").is_file()
     check_options(options, is_run)
     if is_run:

@@ -7,7 +7,7 @@
 What differs from our conventions, and is converted here: OpenGL camera axes; pixel centres at half integers (a
 principal point of w / 2 is the middle of the picture); `applied_scale`, by which the world was multiplied; and units
 of depth. That of `depth_file_path` (nerfstudio) is `depth_unit_scale_factor` metres a unit, by default 0.001, or
-metres for floats whose median reading is below 50; that of `depth_path` (instant-ngp, NeRFCapture) is
+metres for floats whose nearest readings are below 50; that of `depth_path` (instant-ngp, NeRFCapture) is
 `integer_depth_scale` metres a unit. Either key is accepted for either depth, a frame's own before the file's. Depth
 may be smaller than the picture. Paths may be written with backslashes; missing pictures are skipped.
 

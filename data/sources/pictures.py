@@ -194,6 +194,10 @@ def decode_color(
     return picture.pixels, picture.size
 
 
+# Share of a frame's readings, the nearest ones, that tell the unit of float depth.
+NEAR_SHARE = 0.1
+
+
 @dataclass(frozen=True)
 class StoredDepth:
     """A depth map in the units that it is stored in.
@@ -215,10 +219,10 @@ class StoredDepth:
     def is_of_unknown_unit(self) -> bool:
         return self.values.dtype.kind == "f" and self.units_per_metre is None
 
-    def get_median(self) -> float:
-        """The median reading as it is stored; 0 where there is none."""
+    def get_near_reading(self) -> float:
+        """The reading that a tenth of the readings do not exceed, as it is stored; 0 where there is none."""
         readings = self.values[np.isfinite(self.values) & (self.values > 0)]
-        return float(np.median(readings)) if readings.size else 0.0
+        return float(np.quantile(readings, NEAR_SHARE)) if readings.size else 0.0
 
     def scale(self, float_units: float) -> np.ndarray:
         """Depth (h, w), float32 metres, 0 = no reading.
@@ -239,12 +243,12 @@ class StoredDepth:
                 " number, or along another axis?"
             )
         if self.is_of_unknown_unit:
-            median = self.get_median()
-            if median and (median > MAX_MEDIAN_DEPTH) != (float_units > 1):
+            near = self.get_near_reading()
+            if near and (near > MAX_MEDIAN_DEPTH) != (float_units > 1):
                 unit = "millimetres" if float_units > 1 else "metres"
                 raise ValueError(
-                    f"{where}: expected depth in {unit}, as in most frames of the scan, got a median reading of"
-                    f" {median:g}; save it in that unit, and 0 where the sensor has no reading."
+                    f"{where}: expected depth in {unit}, as in most frames of the scan, got nearest readings of"
+                    f" about {near:g}; save it in that unit, and 0 where the sensor has no reading."
                 )
             per_metre = float_units
         else:
@@ -261,7 +265,7 @@ class StoredDepth:
         metres = values.astype(np.float32) / np.float32(per_metre)
         far = np.argwhere(metres > MAX_CAMERA_DISTANCE)
         # Where most are as far, the unit is wrong, which is told of the whole scan.
-        if len(far) and self.get_median() <= MAX_MEDIAN_DEPTH * per_metre:
+        if len(far) and self.get_near_reading() <= MAX_MEDIAN_DEPTH * per_metre:
             row, column = far[0]
             raise ValueError(
                 f"{where}: expected readings up to {MAX_CAMERA_DISTANCE:g} m, got {metres[row, column]:g} m in row"
@@ -273,21 +277,21 @@ class StoredDepth:
 def find_float_units(depths: Iterable[StoredDepth]) -> float:
     """Units per metre of the float depth of a scan's frames whose unit nothing says: 1 (metres) or 1000 (millimetres).
 
-    A scan has one unit: the one that the median readings of most frames are in, since a single reading far away may be
-    a window or a mark of no reading.
+    A scan has one unit: the one that the nearest readings of most frames are in, since many readings far away may be a
+    window or a mark of no reading. In millimetres hardly any reading is below 50; in metres those of a room are.
 
     Raises:
         ValueError: as many frames seem to be in either; names one of each.
     """
-    medians = {depth.where: depth.get_median() for depth in depths if depth.is_of_unknown_unit}
-    metres = {where: median for where, median in medians.items() if 0 < median <= MAX_MEDIAN_DEPTH}
-    others = {where: median for where, median in medians.items() if median > MAX_MEDIAN_DEPTH}
+    readings = {depth.where: depth.get_near_reading() for depth in depths if depth.is_of_unknown_unit}
+    metres = {where: near for where, near in readings.items() if 0 < near <= MAX_MEDIAN_DEPTH}
+    others = {where: near for where, near in readings.items() if near > MAX_MEDIAN_DEPTH}
     if metres and len(metres) == len(others):
         (here, near), (there, far) = next(iter(metres.items())), next(iter(others.items()))
         raise ValueError(
-            f"{here}: expected float depth of all frames of a scan in one unit, got a median reading of {near:g} here,"
-            f" which looks like metres, and of {far:g} in {there}, which looks like millimetres, and as many frames of"
-            " either; save all in one unit, and 0 where the sensor has no reading."
+            f"{here}: expected float depth of all frames of a scan in one unit, got nearest readings of about {near:g}"
+            f" here, which looks like metres, and of {far:g} in {there}, which looks like millimetres, and as many"
+            " frames of either; save all in one unit, and 0 where the sensor has no reading."
         )
     return 1.0 if len(metres) >= len(others) else MILLIMETRES_PER_METRE
 
