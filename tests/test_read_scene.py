@@ -135,3 +135,27 @@ def test_a_scene_says_whether_an_alignment_is_in_it(raw, folders):
             np.testing.assert_allclose(own, raw.axis_align_matrix, atol=1e-5)
         given = read_scene(folder, num_views=2, axis_align_matrix=np.eye(4), **OWN_OPTIONS.get(name, {}))
         np.testing.assert_array_equal(given.axis_align_matrix, np.eye(4))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_views": "8"}, "num_views: expected a whole number, or None, got '8'"),
+        ({"num_views": 2.0}, "num_views: expected a whole number, or None, got 2.0"),
+        ({"num_views": [2]}, r"num_views: expected a whole number, or None, got \[2\]"),
+        ({"reduce_to": True}, "reduce_to: expected a whole number, or None, got True"),
+        ({"allow_outside": "no"}, "allow_outside: expected True or False, got 'no'"),
+        ({"look_at_world": 1}, "look_at_world: expected True or False, got 1"),
+    ],
+)
+def test_arguments_of_other_types_are_named(folders, given, message):
+    with pytest.raises(TypeError, match=message):
+        read_scene(folders["rgbd_folder"], **given)
+    assert len(read_scene(folders["rgbd_folder"], num_views=np.int64(2)).images) == 2
+
+
+@pytest.mark.parametrize("path", [None, 5, b"room"])
+def test_a_path_is_a_string_or_a_path(path):
+    kind = type(path).__name__
+    with pytest.raises(TypeError, match=f"path: expected the folder of a scan, a string or Path, got {kind}"):
+        read_scene(path)

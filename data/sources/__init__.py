@@ -4,10 +4,11 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +292,24 @@ def list_folders(path: str | os.PathLike) -> list[Path]:
     return sorted(folder for folder in found if folder.is_dir() and not folder.name.startswith("."))
 
 
+def _check_arguments(path: Any, options: Mapping[str, Any]) -> None:
+    """Refuse a path and options of other types.
+
+    Raises:
+        TypeError: names the argument, what was expected and what came.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path: expected the folder of a scan, a string or Path, got {type(path).__name__}; pass one.")
+    for name in ("num_views", "reduce_to"):
+        value = options.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+            raise TypeError(f"{name}: expected a whole number, or None, got {value!r}; correct it, or leave it out.")
+    for name in ("allow_outside", "look_at_world"):
+        value = options.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise TypeError(f"{name}: expected True or False, got {value!r}; correct it, or leave it out.")
+
+
 def read_scene(path: str | os.PathLike, *, look_at_world: bool = True, **options) -> Scene:
     """Read and check a scan of any layout, or a video, with the optional files in its folder (optional_files.py).
 
@@ -304,7 +323,9 @@ def read_scene(path: str | os.PathLike, *, look_at_world: bool = True, **options
 
     Raises:
         FileNotFoundError, ValueError: of `find_layout`, of the layout's reader and of `check_consistency`.
+        TypeError: for arguments of another type.
     """
+    _check_arguments(path, options | {"look_at_world": look_at_world})
     path = Path(path)
     video = None if path.is_dir() else find_video(path)
     if video is not None:
