@@ -35,7 +35,7 @@ from ross3d.data.world import check_world
 DECODES = ("exact", "reduced")
 VIDEO_OPTIONS = ("num_views", "reduce_to", "rotate")
 # Optional files that are read in the folder of any layout (optional_files.py).
-BESIDE = ("axis_align.txt", "boxes.json", "proposals.json", "bev.png", "bev.json")
+OPTIONAL_NAMES = ("axis_align.txt", "boxes.json", "proposals.json", "bev.png", "bev.json")
 # Limits of the search for scans in a folder of unknown layout: entries, levels below it
 # (ARKitScenes/raw/Training/<video>), and folders of one level.
 MAX_LISTED, SEARCHED_LEVELS, MAX_SEARCHED = 200, 3, 1000
@@ -329,7 +329,7 @@ def read_scene(path: str | os.PathLike, *, look_at_world: bool = True, **options
     path = Path(path)
     video = None if path.is_dir() else find_video(path)
     if video is not None:
-        _warn_of_files_beside(video)
+        _warn_of_files_not_read(video)
         for name in ("max_excluded", "allow_outside"):
             options.pop(name, None)
         useless = [name for name, value in options.items() if name not in VIDEO_OPTIONS and value is not None]
@@ -371,8 +371,8 @@ def _warn_of_near_misses(listing: Listing, scene: Scene) -> None:
         warnings.warn(f"scene {scene.scene_id!r}: {'; '.join(near)}", stacklevel=3)
 
 
-def _warn_of_files_beside(video: Path) -> None:
-    present = [name for name in BESIDE[:3] if (video.parent / name).is_file()]
+def _warn_of_files_not_read(video: Path) -> None:
+    present = [name for name in OPTIONAL_NAMES[:3] if (video.parent / name).is_file()]
     if present:
         warnings.warn(
             f"{video}: not read: {', '.join(present)} next to it, since a video has no cameras", stacklevel=3
@@ -385,7 +385,7 @@ def list_not_read(path: Path) -> dict[str, str]:
     Files of a folder of the same kind are one entry, such as `confidence/*.png (60 files)`.
     """
     layout = find_layout(path)
-    known = tuple(map(str.lower, (*layout.files, *BESIDE)))
+    known = tuple(map(str.lower, (*layout.files, *OPTIONAL_NAMES)))
     named = {os.path.relpath(file, path) for file in layout.list_elsewhere(path)}
     named |= {name for name in Listing(path).find(f"{path.resolve().name}.txt") if names_alignment(path / name)}
     counts = Counter()

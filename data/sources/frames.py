@@ -28,6 +28,7 @@ from ross3d.data.sampling import sample_uniform
 from ross3d.data.sources.inside import OutsideError
 from ross3d.data.sources.pictures import (
     MILLIMETRES_PER_METRE,
+    NPY_MAGIC,
     StoredDepth,
     StoredPicture,
     decode_color,
@@ -58,8 +59,8 @@ ROTATIONS = ("auto", 0, 90, 180, 270)
 ALIGNMENT_KEYS = ("axis_align_matrix", "axisAlignment", "axis_align")
 ALIGNMENT_FORM = "a 4x4 matrix, scan to upright world, as text, .npy or .json"
 ALIGNMENT_REMEDY = "write the 16 numbers, row by row"
-# The beginnings of an array that numpy.save wrote, and of an archive of them.
-NUMPY_MARK, ZIP_MARK = b"\x93NUMPY", b"PK\x03\x04"
+# The beginning of an archive of arrays.
+ZIP_MARK = b"PK\x03\x04"
 # Maximum size of a file with one matrix.
 MAX_MATRIX_BYTES = 100_000
 # Cameras are already upright if at least this share of the tagged ones is nearer to the world's up as stored than
@@ -618,13 +619,13 @@ def read_alignment_file(file: Path) -> np.ndarray:
     check_file(file, ALIGNMENT_FORM, MAX_MATRIX_BYTES)
     with file.open("rb") as opened:
         head = opened.read(HEAD_BYTES)
-    if not head.startswith(NUMPY_MARK) and (head.startswith(ZIP_MARK) or file.suffix.lower() in (".npy", ".npz")):
+    if not head.startswith(NPY_MAGIC) and (head.startswith(ZIP_MARK) or file.suffix.lower() in (".npy", ".npz")):
         kind, _ = describe_content(head) or ("something else", "")
         raise ValueError(
             f"{file}: expected {ALIGNMENT_FORM}, got {kind}; write the array alone, with numpy.save, or"
             f" {ALIGNMENT_REMEDY.removeprefix('write ')} as text."
         )
-    values = _read_alignment_array(file) if head.startswith(NUMPY_MARK) else _read_alignment_text(file)
+    values = _read_alignment_array(file) if head.startswith(NPY_MAGIC) else _read_alignment_text(file)
     if values.size == 12:
         values = np.append(values, [0, 0, 0, 1])
     if values.size != 16:
