@@ -280,6 +280,100 @@ class Ross3DDenoiserConfig(SavedKeysMixin, PreTrainedConfig):
         return self.latent_channels * self.latent_patch_size**2
 
 
+VGGT_COUNTS = (
+    "image_size", "patch_size", "hidden_size", "vision_num_hidden_layers", "vision_num_attention_heads",
+    "num_hidden_layers", "num_attention_heads", "num_register_tokens", "camera_num_hidden_layers",
+    "camera_num_attention_heads", "camera_num_iterations", "fusion_hidden_size",
+)  # fmt: skip
+
+
+@strict
+class Ross3DVGGTConfig(SavedKeysMixin, PreTrainedConfig):
+    r"""
+    VGGT (arXiv 2503.11651), an encoder of the geometry of several views. Defaults are those of `facebook/VGGT-1B`.
+
+    Args:
+        image_size (`int`, defaults to 518): side in pixels of the pictures to which the position table belongs; other
+            sizes interpolate it.
+        patch_size (`int`, defaults to 14): side of a patch in pixels.
+        hidden_size (`int`, defaults to 1024): width C of the tokens; outputs of the aggregator have 2 C channels.
+        vision_num_hidden_layers (`int`, defaults to 24): layers of the DINOv2 patch embedder.
+        vision_num_attention_heads (`int`, defaults to 16): its heads.
+        num_hidden_layers (`int`, defaults to 24): pairs of a block within a view and a block across views.
+        num_attention_heads (`int`, defaults to 16): heads of these blocks.
+        num_register_tokens (`int`, defaults to 4): register tokens of a view.
+        mlp_ratio (`int`, defaults to 4): width of the MLPs in multiples of the width of their tokens.
+        rope_theta (`float`, defaults to 100.0): base of the rotary position embedding.
+        heads (list of `str`, defaults to camera, depth and point): the heads that are built; none are needed for
+            features.
+        camera_num_hidden_layers (`int`, defaults to 4): blocks of the camera head.
+        camera_num_attention_heads (`int`, defaults to 16): their heads.
+        camera_num_iterations (`int`, defaults to 4): refinements of a camera.
+        dense_layers (list of `int`, defaults to 4, 11, 17, 23): pairs whose outputs the dense heads read.
+        neck_hidden_sizes (list of `int`, defaults to 256, 512, 1024, 1024): channels of these in the dense heads.
+        fusion_hidden_size (`int`, defaults to 256): channels of the dense heads' fusion.
+        initializer_range (`float`, defaults to 0.02): spread of new weights.
+    """
+
+    model_type = "ross3d_vggt"
+    base_config_key = "vggt_config"
+
+    image_size: int = 518
+    patch_size: int = 14
+    hidden_size: int = 1024
+    vision_num_hidden_layers: int = 24
+    vision_num_attention_heads: int = 16
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    num_register_tokens: int = 4
+    mlp_ratio: int = 4
+    rope_theta: float | int = 100.0
+    heads: list[Literal["camera", "depth", "point"]] | tuple[str, ...] = ("camera", "depth", "point")
+    camera_num_hidden_layers: int = 4
+    camera_num_attention_heads: int = 16
+    camera_num_iterations: int = 4
+    dense_layers: list[int] | tuple[int, ...] = (4, 11, 17, 23)
+    neck_hidden_sizes: list[int] | tuple[int, ...] = (256, 512, 1024, 1024)
+    fusion_hidden_size: int = 256
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        check_config_keys(type(self), kwargs, "vggt_config")
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Part of `@strict` validation: each error names the field, the rule and the value."""
+        where = "vggt_config."
+        check_ranges(self, where, VGGT_COUNTS, ("mlp_ratio", "rope_theta", "initializer_range"), ())
+        widths = (
+            ("vision_num_attention_heads", 1, 1),
+            ("num_attention_heads", 1, 4),
+            ("camera_num_attention_heads", 2, 1),
+        )
+        for name, times, parts in widths:
+            heads, width = getattr(self, name), times * self.hidden_size
+            fits = width % (parts * heads) == 0
+            rule = f"heads of {width} channels" + (
+                ", each of a multiple of 4 (2D rotary positions)" if parts > 1 else ""
+            )
+            check_choice(where + name, heads, fits, rule)
+        check_choice(where + "image_size", self.image_size, self.image_size % self.patch_size == 0,
+                     f"a multiple of patch_size {self.patch_size}")  # fmt: skip
+        known = ("camera", "depth", "point")
+        check_choice(where + "heads", self.heads, set(self.heads) <= set(known), f"names of {known}")
+        if not {"depth", "point"} & set(self.heads):
+            return
+        for name in ("dense_layers", "neck_hidden_sizes"):
+            check_choice(where + name, getattr(self, name), len(getattr(self, name)) == 4, "four numbers")
+        layers = list(self.dense_layers)
+        fits = sorted(layers) == layers and 0 <= layers[0] and layers[-1] < self.num_hidden_layers
+        check_choice(where + "dense_layers", self.dense_layers, fits,
+                     f"rising numbers of pairs below num_hidden_layers {self.num_hidden_layers}")  # fmt: skip
+        sizes = [*self.neck_hidden_sizes, self.fusion_hidden_size // 2]
+        check_choice(where + "neck_hidden_sizes", sizes, all(size > 0 and size % 4 == 0 for size in sizes),
+                     "multiples of 4, as half of fusion_hidden_size (2D sinusoids)")  # fmt: skip
+
+
 def ignore_losses(config_class: type) -> None:
     """Make a stock Trainer leave the named losses of a config class out of its predictions."""
     own = [name.removesuffix("_weight") for name in config_class.__annotations__ if name.endswith("_loss_weight")]
@@ -472,4 +566,4 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
 ignore_losses(Ross3DConfig)
 Ross3DConfig.register_for_auto_class()
 
-__all__ = ["Ross3DConfig", "Ross3DDenoiserConfig"]
+__all__ = ["Ross3DConfig", "Ross3DDenoiserConfig", "Ross3DVGGTConfig"]
