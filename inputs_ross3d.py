@@ -64,6 +64,7 @@ KINDS = {
     TRUTH: "torch.bool",
     (*WHOLE, *TRUTH): "torch.bool, or torch.uint8 for packed bits",
     (*WHOLE, *TRUTH, *FLOATS): "torch.int64",
+    (torch.uint8, *FLOATS): "torch.uint8, or a floating-point one in [0, 1]",
 }
 Part = Literal["text", "scene", "masking", "question", "proposals", "target"]
 
@@ -124,6 +125,8 @@ INPUTS: dict[str, Input] = {
     "bev_bounds": Input(("B", 4), METRES, "target", NAN),
     "view_latents": Input(("B", "V", "..."), FLOATS, "target", 0.0),
     "bev_latents": Input(("B", "..."), FLOATS, "target", 0.0),
+    "geometry_pixel_values": Input(("B", "V", 3, "*", "*"), (torch.uint8, *FLOATS), "target", 0),
+    "geometry_features": Input(("B", "V", "*", "h", "w", "*"), FLOATS, "target", NAN),
     "row_seed": Input(("B",), WHOLE, "target"),
 }
 
@@ -195,6 +198,7 @@ HINTS = {
     "bool_masked_views": "pass one value a view, True = masked.",
     "bev_bounds": "pass x_min, y_min, x_max, y_max of each picture, metres.",
     "query_coords": "pass x, y, z of each question, metres.",
+    "geometry_features": "pass features of every view, for each layer, pooled to the token grid.",
 }
 HINT = "build rows with this model's processor."
 

@@ -701,14 +701,17 @@ def rename_embedder(key: str, reverse: bool) -> str:
         found = re.fullmatch(pattern + r"((?:\.\w+)*)", key)
         if found:
             return new.replace("#", found[1]) + found[found.lastindex]
-    raise KeyError(key)
+    raise ValueError(
+        f"{key}: expected a tensor of the patch embedder of a published VGGT, such as blocks.0.norm1.weight, got another"
+        " name; pass a checkpoint such as facebook/VGGT-1B."
+    )
 
 
 def convert_published_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Tensors of a published checkpoint under the names of `Ross3DVGGT`.
 
     Raises:
-        KeyError: names a tensor of the patch embedder that no rule covers.
+        ValueError: names a tensor of the patch embedder that no rule covers.
     """
     converted = {}
     for key, value in weights.items():
