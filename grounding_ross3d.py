@@ -115,7 +115,7 @@ def get_proposal_features(
         if proposal_patches.dtype == torch.uint8:
             num_bytes = -(-(grid**2) // 8)
             check_shape("proposal_patches", proposal_patches, (sizes["B"], sizes["K"], views, num_bytes), HINT)
-            proposal_patches = unpack_patches(proposal_patches, grid)
+            proposal_patches = unpack_patches(proposal_patches, grid, grid)
         check_shape("proposal_patches", proposal_patches, (sizes["B"], sizes["K"], views, grid, grid), HINT)
         member = proposal_patches.flatten(2).to(patch_features)  # (B, K, V*P)
         pooled = member @ patch_features.flatten(1, 2) / member.sum(dim=-1, keepdim=True).clamp(min=1)
