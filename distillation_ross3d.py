@@ -14,7 +14,7 @@
 """Distillation of a geometry encoder, as in 3DRS (arXiv 2506.01946): visual states predict the encoder's features.
 
 Shapes: V views, h x w token grid, N = h w tokens, p x q patches of the encoder, D width of the language model,
-C channels of the encoder's features, K proposals.
+C channels of the encoder's features.
 """
 
 import torch
@@ -49,15 +49,4 @@ def compute_distillation_errors(predicted: torch.Tensor, target: torch.Tensor) -
     return (predicted - target).square().sum(dim=-1)
 
 
-def pool_proposal_states(states: torch.Tensor, membership: torch.Tensor) -> torch.Tensor:
-    """Mean state (K, D) of each proposal's tokens, zero where it has none.
-
-    Args:
-        states (V, N, D): output states at the visual tokens.
-        membership (K, V, h, w) bool: which tokens see which proposal (`assign_patches`).
-    """
-    member = membership.flatten(1).to(states)
-    return member @ states.flatten(0, 1) / member.sum(dim=1, keepdim=True).clamp(min=1)
-
-
-__all__ = ["Ross3DDistillationHead", "compute_distillation_errors", "pool_features", "pool_proposal_states"]
+__all__ = ["Ross3DDistillationHead", "compute_distillation_errors", "pool_features"]
