@@ -283,7 +283,7 @@ class Ross3DDenoiserConfig(SavedKeysMixin, PreTrainedConfig):
 VGGT_COUNTS = (
     "image_size", "patch_size", "hidden_size", "vision_num_hidden_layers", "vision_num_attention_heads",
     "num_hidden_layers", "num_attention_heads", "num_register_tokens", "camera_num_hidden_layers",
-    "camera_num_attention_heads", "camera_num_iterations", "fusion_hidden_size",
+    "camera_num_attention_heads", "camera_num_iterations", "fusion_hidden_size", "dense_hidden_size",
 )  # fmt: skip
 
 
@@ -312,6 +312,7 @@ class Ross3DVGGTConfig(SavedKeysMixin, PreTrainedConfig):
         dense_layers (list of `int`, defaults to 4, 11, 17, 23): pairs whose outputs the dense heads read.
         neck_hidden_sizes (list of `int`, defaults to 256, 512, 1024, 1024): channels of these in the dense heads.
         fusion_hidden_size (`int`, defaults to 256): channels of the dense heads' fusion.
+        dense_hidden_size (`int`, defaults to 32): channels before their last layer.
         initializer_range (`float`, defaults to 0.02): spread of new weights.
     """
 
@@ -335,6 +336,7 @@ class Ross3DVGGTConfig(SavedKeysMixin, PreTrainedConfig):
     dense_layers: list[int] | tuple[int, ...] = (4, 11, 17, 23)
     neck_hidden_sizes: list[int] | tuple[int, ...] = (256, 512, 1024, 1024)
     fusion_hidden_size: int = 256
+    dense_hidden_size: int = 32
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
@@ -345,18 +347,16 @@ class Ross3DVGGTConfig(SavedKeysMixin, PreTrainedConfig):
         """Part of `@strict` validation: each error names the field, the rule and the value."""
         where = "vggt_config."
         check_ranges(self, where, VGGT_COUNTS, ("mlp_ratio", "rope_theta", "initializer_range"), ())
-        widths = (
-            ("vision_num_attention_heads", 1, 1),
-            ("num_attention_heads", 1, 4),
-            ("camera_num_attention_heads", 2, 1),
-        )
-        for name, times, parts in widths:
-            heads, width = getattr(self, name), times * self.hidden_size
-            fits = width % (parts * heads) == 0
-            rule = f"heads of {width} channels" + (
-                ", each of a multiple of 4 (2D rotary positions)" if parts > 1 else ""
+        for name, width in (("vision_num_attention_heads", self.hidden_size),
+                            ("camera_num_attention_heads", 2 * self.hidden_size)):  # fmt: skip
+            heads = getattr(self, name)
+            check_choice(
+                where + name, heads, width % heads == 0, f"heads that share the {width} channels of a token evenly"
             )
-            check_choice(where + name, heads, fits, rule)
+        heads = self.num_attention_heads
+        check_choice(where + "num_attention_heads", heads, self.hidden_size % (4 * heads) == 0,
+                     f"heads of a multiple of 4 channels, because positions rotate them by row and column, of"
+                     f" hidden_size {self.hidden_size}")  # fmt: skip
         check_choice(where + "image_size", self.image_size, self.image_size % self.patch_size == 0,
                      f"a multiple of patch_size {self.patch_size}")  # fmt: skip
         known = ("camera", "depth", "point")
@@ -364,7 +364,8 @@ class Ross3DVGGTConfig(SavedKeysMixin, PreTrainedConfig):
         if not {"depth", "point"} & set(self.heads):
             return
         for name in ("dense_layers", "neck_hidden_sizes"):
-            check_choice(where + name, getattr(self, name), len(getattr(self, name)) == 4, "four numbers")
+            check_choice(where + name, getattr(self, name), len(getattr(self, name)) == 4,
+                         "four numbers, one for each map of the dense heads")  # fmt: skip
         layers = list(self.dense_layers)
         fits = sorted(layers) == layers and 0 <= layers[0] and layers[-1] < self.num_hidden_layers
         check_choice(where + "dense_layers", self.dense_layers, fits,
@@ -372,6 +373,59 @@ class Ross3DVGGTConfig(SavedKeysMixin, PreTrainedConfig):
         sizes = [*self.neck_hidden_sizes, self.fusion_hidden_size // 2]
         check_choice(where + "neck_hidden_sizes", sizes, all(size > 0 and size % 4 == 0 for size in sizes),
                      "multiples of 4, as half of fusion_hidden_size (2D sinusoids)")  # fmt: skip
+
+
+@strict
+class Ross3DDistillationConfig(SavedKeysMixin, PreTrainedConfig):
+    r"""
+    Distillation of a geometry encoder (3DRS, arXiv 2506.01946): the language model's visual states, projected, predict
+    the encoder's features of the same views. The encoder is needed in training only. Defaults are those of the
+    published model.
+
+    Args:
+        head_hidden_size (`int`, defaults to 7168): width between the two layers of the projection.
+        feature_size (`int`, defaults to 2048): channels of one layer of the encoder, twice its `hidden_size`.
+        encoder_layers (list of `int`, defaults to (-1,)): layers of the encoder that are predicted; negative numbers
+            count from the last.
+        student_layer (`int`, defaults to -1): which states of the language model predict them: 0 the embeddings, i the
+            output of layer i, -1 the output after the final norm.
+        tasks (list of `str`, defaults to `("text", "grounding")`): rows that carry the loss: those with grounding
+            questions, and those with others or none.
+        masked_views (`str`, defaults to `"exclude"`): whether masked views, which the language model does not see,
+            carry the loss (`"include"`) or not.
+        encoder_image_size (`int`, defaults to 518): longest side in pixels of the views that the encoder reads.
+        encoder_dtype (`str`, defaults to `"autocast_bfloat16"`): precision of the encoder: `"float32"`, `"bfloat16"`
+            and `"float16"` of weights and computation; `"autocast_bfloat16"` (published): float32 weights, matrix
+            products in bfloat16.
+    """
+
+    model_type = "ross3d_distillation"
+    base_config_key = "distillation_config"
+
+    head_hidden_size: int = 7168
+    feature_size: int = 2048
+    encoder_layers: list[int] | tuple[int, ...] = (-1,)
+    student_layer: int = -1
+    tasks: list[Literal["text", "grounding"]] | tuple[str, ...] = ("text", "grounding")
+    masked_views: Literal["exclude", "include"] = "exclude"
+    encoder_image_size: int = 518
+    encoder_dtype: Literal["float32", "autocast_bfloat16", "bfloat16", "float16"] = "autocast_bfloat16"
+
+    def __post_init__(self, **kwargs):
+        check_config_keys(type(self), kwargs, "distillation_config")
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Part of `@strict` validation: each error names the field, the rule and the value."""
+        where = "distillation_config."
+        check_ranges(self, where, ("head_hidden_size", "feature_size", "encoder_image_size"), (), ())
+        check_choice(where + "feature_size", self.feature_size, self.feature_size % 2 == 0,
+                     "an even number, twice the encoder's hidden_size")  # fmt: skip
+        layers = list(self.encoder_layers)
+        check_choice(where + "encoder_layers", layers, 0 < len(layers) == len(set(layers)),
+                     "one or more different layers of the encoder")  # fmt: skip
+        check_choice(where + "tasks", self.tasks, len(self.tasks) > 0 and set(self.tasks) <= {"text", "grounding"},
+                     "text, grounding or both")  # fmt: skip
 
 
 def ignore_losses(config_class: type) -> None:
@@ -390,6 +444,8 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
             published model keeps 26 of 27 and reads the state before the post-norm).
         text_config (`dict` or config): a Qwen2 language model.
         denoiser_config (`dict` or config, *optional*): the reconstruction head; `None` builds the model without one.
+        distillation_config (`dict` or config, *optional*): the head that predicts the features of a geometry encoder;
+            `None` builds the model without one.
         backbone (`str`, defaults to `"llava_video"`): how views become tokens and where these are in a row
             (`views_ross3d.BACKBONES`).
         image_token_id (`int`, defaults to 151646): id of `<image>`, the placeholder of every visual position.
@@ -419,8 +475,8 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
             each of them from its own states, the 2D objective that the paper compares with.
         reconstruct_on_grounding_rows (`bool`, defaults to `False`): whether rows that hold grounding questions also
             carry the reconstruction losses (published: they do not).
-        lm_loss_weight, view_loss_weight, bev_loss_weight, grounding_loss_weight (`float`, default 1.0): `loss` is
-            the sum of the named losses with these weights.
+        lm_loss_weight, view_loss_weight, bev_loss_weight, grounding_loss_weight, distill_loss_weight (`float`, default
+            1.0): `loss` is the sum of the named losses with these weights.
         image_mean, image_std (list of `float`, default 0.5): normalisation of `pixel_values`, undone for the teacher.
         initializer_range (`float`, defaults to 0.02): spread of new weights outside the sub-models.
     """
@@ -458,11 +514,13 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
             },
         ),
         "denoiser_config": SubConfigSpec(config_class=Ross3DDenoiserConfig, optional=True),
+        "distillation_config": SubConfigSpec(config_class=Ross3DDistillationConfig, optional=True),
     }
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     denoiser_config: dict | PreTrainedConfig | None = None
+    distillation_config: dict | PreTrainedConfig | None = None
     backbone: str = "llava_video"
     image_token_id: int = 151646
     ground_token_id: int = 151647
@@ -485,6 +543,7 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
     view_loss_weight: float | int = 1.0
     bev_loss_weight: float | int = 1.0
     grounding_loss_weight: float | int = 1.0
+    distill_loss_weight: float | int = 1.0
     image_mean: list[float | int] | tuple[float | int, ...] = (0.5, 0.5, 0.5)
     image_std: list[float | int] | tuple[float | int, ...] = (0.5, 0.5, 0.5)
     initializer_range: float = 0.02
@@ -535,6 +594,11 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
         for name in ("image_size", "patch_size"):
             value = getattr(self.vision_config, name)
             check_choice(f"vision_config.{name}", value, isinstance(value, int), "one number (square images)")
+        if self.distillation_config is not None:
+            layer, count = self.distillation_config.student_layer, self.text_config.num_hidden_layers
+            check_choice("distillation_config.student_layer", layer, -count - 1 <= layer <= count,
+                         f"0 (embeddings) to {count} (layers of text_config), or -1 to {-count - 1} counted from the"
+                         " last")  # fmt: skip
         size, patch = self.vision_config.image_size, self.vision_config.patch_size
         check_choice("vision_config.patch_size", patch, 0 < patch <= size, f"1..{size} pixels (image_size)")
 
@@ -572,4 +636,4 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
 ignore_losses(Ross3DConfig)
 Ross3DConfig.register_for_auto_class()
 
-__all__ = ["Ross3DConfig", "Ross3DDenoiserConfig", "Ross3DVGGTConfig"]
+__all__ = ["Ross3DConfig", "Ross3DDenoiserConfig", "Ross3DDistillationConfig", "Ross3DVGGTConfig"]

@@ -40,6 +40,8 @@ from .attention_ross3d import (
 )
 from .configuration_ross3d import Ross3DConfig
 from .denoiser_ross3d import init_denoiser_weights
+from .distillation_ross3d import DistillationObjective
+from .fusion_ross3d import Ross3DGeometryMixin
 from .generation_ross3d import Ross3DGenerationMixin
 from .geometry_ross3d import (
     MAX_CAMERA_DISTANCE,
@@ -57,6 +59,7 @@ from .objectives_ross3d import (
     compute_losses,
     count_items,
     is_sharded,
+    list_read_layers,
     take_part,
 )
 from .reconstruction_ross3d import (
@@ -83,8 +86,9 @@ AUTO_MAP = {
 
 # The training objectives, in the order of the counts in `num_items_in_batch` and `loss_counts`. A further objective is
 # a class, a weight in the config and, where it reads tensors of its own, rows in `inputs_ross3d.INPUTS`.
-OBJECTIVES: list[Objective] = [TextObjective(), ViewObjective(), BevObjective(), GroundingObjective()]
-LOSS_NAMES = tuple(objective.loss_name for objective in OBJECTIVES)
+CORE_OBJECTIVES: list[Objective] = [TextObjective(), ViewObjective(), BevObjective(), GroundingObjective()]
+OBJECTIVES: list[Objective] = [*CORE_OBJECTIVES, DistillationObjective()]
+LOSS_NAMES = tuple(objective.loss_name for objective in CORE_OBJECTIVES)
 
 
 def get_objectives(config: Ross3DConfig) -> tuple[Objective, ...]:
@@ -123,11 +127,13 @@ class Ross3DModelOutput(BaseModelOutputWithPast):
             out, zero for padding views.
         visual_positions (`torch.FloatTensor` of shape `(B, V, N, D)`): 3D position embeddings of those tokens.
         patch_features (`torch.FloatTensor` of shape `(B, V, P, D)`): projected vision patches, before pooling.
+        visual_layers (`dict`): states like `visual_states` of the layers that were asked for, by layer.
     """
 
     visual_states: torch.FloatTensor | None = None
     visual_positions: torch.FloatTensor | None = None
     patch_features: torch.FloatTensor | None = None
+    visual_layers: dict[int, torch.FloatTensor] | None = None
 
 
 @dataclass
@@ -208,7 +214,9 @@ class Ross3DPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Ross3DReconstructionHead", "Ross3DGroundingHead", "Ross3DProjector"]
+    _no_split_modules = [
+        "Ross3DReconstructionHead", "Ross3DGroundingHead", "Ross3DProjector", "Ross3DDistillationHead",
+    ]  # fmt: skip
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -470,9 +478,13 @@ class Ross3DModel(Ross3DPreTrainedModel):
         bool_masked_views: torch.BoolTensor | None = None,
         query_coords: torch.FloatTensor | None = None,
         mm_encoder_outputs: dict[str, Ross3DImageFeatures] | None = None,
+        visual_layers: tuple[int, ...] = (),
         **kwargs,
     ) -> Ross3DModelOutput:
-        """Shapes as in the processor's output; see `Ross3DForConditionalGeneration.forward`."""
+        """Shapes as in the processor's output; see `Ross3DForConditionalGeneration.forward`.
+
+        `visual_layers` asks for the states of these layers at the visual tokens (`objectives_ross3d.LAST_LAYER`).
+        """
         batch = {
             "input_ids": input_ids, "segment_ids": segment_ids, "pixel_values": pixel_values, "view_mask": view_mask,
             "bool_masked_views": bool_masked_views, "patch_coords": patch_coords, "patch_valid": patch_valid,
@@ -547,6 +559,10 @@ class Ross3DModel(Ross3DPreTrainedModel):
                 position_ids = torch.arange(seen, seen + inputs_embeds.shape[1], device=inputs_embeds.device)[None]
             position_ids = position_ids + past_key_values.get_row_starts().to(position_ids.device)
             kwargs["shared_prefix"] = past_key_values
+        wants_layers = places is not None and len(visual_layers) > 0
+        if wants_layers:
+            wants_all = kwargs.pop("output_hidden_states", None)
+            kwargs["output_hidden_states"] = True
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -557,10 +573,15 @@ class Ross3DModel(Ross3DPreTrainedModel):
         )
         if places is not None:
             extras["visual_states"] = places.gather(outputs.last_hidden_state, self.views.layout)
+        hidden_states = outputs.hidden_states
+        if wants_layers:
+            found = {layer: places.gather(hidden_states[layer], self.views.layout) for layer in visual_layers}
+            extras["visual_layers"] = found
+            hidden_states = hidden_states if wants_all else None
         return Ross3DModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
+            hidden_states=hidden_states,
             attentions=outputs.attentions,
             **extras,
         )
@@ -582,7 +603,7 @@ LIBRARY_ARGUMENTS = frozenset(TransformersKwargs.__annotations__) | {"use_cache"
 
 
 class Ross3DForConditionalGeneration(
-    Ross3DPreTrainedModel, Ross3DTeacherMixin, Ross3DGenerationMixin, GenerationMixin
+    Ross3DPreTrainedModel, Ross3DTeacherMixin, Ross3DGeometryMixin, Ross3DGenerationMixin, GenerationMixin
 ):
     """Ross3D with its language, grounding and reconstruction heads."""
 
@@ -668,6 +689,8 @@ class Ross3DForConditionalGeneration(
         bev_bounds: torch.FloatTensor | None = None,
         view_latents: torch.FloatTensor | None = None,
         bev_latents: torch.FloatTensor | None = None,
+        geometry_pixel_values: torch.Tensor | None = None,
+        geometry_features: torch.FloatTensor | None = None,
         row_seed: torch.LongTensor | None = None,
         view_timesteps: torch.LongTensor | None = None,
         view_noise: torch.FloatTensor | None = None,
@@ -700,6 +723,10 @@ class Ross3DForConditionalGeneration(
             bev_pixel_values (`(B, 3, Hb, Wb)` in [0, 1]), bev_valid (`(B, Hb, Wb)`), bev_bounds (`(B, 4)` metres).
             view_latents (`(B, V, 2z, a, b)`), bev_latents (`(B, 2z, a, b)`): posterior mean and log-variance, in
                 place of a teacher.
+            geometry_pixel_values (`(B, V, 3, H, W)`): views for the attached geometry encoder, uint8, or floats in
+                [0, 1].
+            geometry_features (`(B, V, T, h, w, C)`): features of T of its layers, pooled to the token grid, in its
+                place; NaN for rows without any.
             row_seed (`(B,)`): seeds of the diffusion draws; absent, torch's generator draws.
             view_timesteps (`(n,)`), view_noise (`(n, Z, h, w)`), view_posterior_noise (`(masked, z, a, b)`) and the
                 same for `bev_`: draws given from outside; n = the masked views of each scene, V // masked times.
@@ -707,8 +734,8 @@ class Ross3DForConditionalGeneration(
                 the real views, row by row.
             logits_to_keep (`int` or `torch.Tensor`): positions whose logits are returned; 0 = all.
             num_items_in_batch (`torch.Tensor` of shape `(n,)`): numbers of answers, scenes with masked views, scenes
-                with a bird's-eye picture and grounding questions that the losses are averaged over; by default those
-                of this batch.
+                with a bird's-eye picture and grounding questions, and with distillation of scenes with a target, that
+                the losses are averaged over; by default those of this batch.
         """
         batch = {
             "input_ids": input_ids, "segment_ids": segment_ids, "labels": labels, "loss_weights": loss_weights,
@@ -718,12 +745,16 @@ class Ross3DForConditionalGeneration(
             "query_coords": query_coords,
             "bev_pixel_values": bev_pixel_values, "bev_valid": bev_valid, "bev_bounds": bev_bounds,
             "view_latents": view_latents, "bev_latents": bev_latents, "row_seed": row_seed,
+            "geometry_pixel_values": geometry_pixel_values, "geometry_features": geometry_features,
         }  # fmt: skip
         batch |= {name: kwargs.pop(name) for name in INPUTS.keys() & kwargs.keys()}
         batch = {name: tensor for name, tensor in batch.items() if tensor is not None}
         denoiser = self.config.denoiser_config
         bev_size = {} if denoiser is None else {"b": denoiser.bev_image_size}
         check_inputs(batch, **self.model.views.layout.sizes, **bev_size)
+        objectives = get_objectives(self.config)
+        for objective in objectives:
+            objective.check_batch(self, batch)
         # Another process may have inputs that are missing here; all have to run the same modules.
         runs_all = self.training or (past_key_values is None and is_sharded(self))
         given = inputs_embeds if input_ids is None else input_ids
@@ -732,9 +763,6 @@ class Ross3DForConditionalGeneration(
         if "view_mask" not in batch and "pixel_values" in batch:
             shape, device = batch["pixel_values"].shape[:2], batch["pixel_values"].device
             batch["view_mask"] = torch.ones(shape, dtype=torch.bool, device=device)
-        objectives = get_objectives(self.config)
-        for objective in objectives:
-            objective.check_batch(self, batch)
         # Read once: decoding the bits of float32 waits for the device.
         if "loss_weights" in batch and ("labels" in batch or "shift_labels" in batch):
             batch["loss_weights"] = read_float32("loss_weights", batch["loss_weights"])
@@ -755,6 +783,7 @@ class Ross3DForConditionalGeneration(
             inputs_embeds=inputs_embeds,
             bool_masked_views=unseen,
             mm_encoder_outputs=mm_encoder_outputs,
+            visual_layers=list_read_layers(objectives, batch, self.config, runs_all),
             return_dict=True,
             **kwargs,
         )
@@ -770,7 +799,10 @@ class Ross3DForConditionalGeneration(
         # Without pixels (features were given instead) there is nothing to rebuild.
         if "pixel_values" in batch and outputs.visual_states is not None:
             visible = get_visible_views(batch["view_mask"], unseen)
-            states = SceneStates(outputs.visual_states, visible, outputs.visual_positions, hidden_states)
+            states = SceneStates(
+                outputs.visual_states, visible, outputs.visual_positions, hidden_states,
+                layers=outputs.visual_layers or {},
+            )  # fmt: skip
         states.grounding_scores, states.has_ground = score_questions(self, outputs, batch, runs_all)
         losses, loss, counts = compute_losses(self, objectives, states, batch, draws, runs_all, num_items_in_batch)
         if self.training and loss is not None:

@@ -24,7 +24,7 @@ Shapes: B rows, L positions, V views, N tokens of a view, P patches of a view, D
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,6 +36,9 @@ from .inputs_ross3d import HINT, read_float32
 
 
 Batch = Mapping[str, torch.Tensor]
+# Layers are counted as in the library's `hidden_states`: 0 the embeddings, i the output of layer i, negative numbers
+# from the last, which is the output after the final norm.
+LAST_LAYER = -1
 
 
 @dataclass
@@ -53,6 +56,8 @@ class SceneStates:
         grounding_scores (`torch.Tensor` of shape `(B, Q, K + 1)`, *optional*): of the grounding head; meaningless for
             questions without `<ground>`.
         has_ground (`torch.BoolTensor` of shape `(B, Q)`, *optional*): which questions have a `<ground>`.
+        layers (`dict`): states (B, V, N, D) at the visual tokens of further layers that objectives read
+            (`Objective.list_layers`), by layer.
     """
 
     states: torch.Tensor | None
@@ -61,6 +66,11 @@ class SceneStates:
     last_hidden_state: torch.Tensor | None = None
     grounding_scores: torch.Tensor | None = None
     has_ground: torch.Tensor | None = None
+    layers: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def get_layer(self, layer: int) -> torch.Tensor:
+        """States (B, V, N, D) of a layer, -1 being the output after the final norm."""
+        return self.states if layer == LAST_LAYER else self.layers[layer]
 
     def select(self, rows: torch.Tensor | slice, views: torch.Tensor | None = None) -> "SceneStates":
         """Visual states of some rows; with `views` (n,), of one view of each row, as a scene of that view alone."""
@@ -169,6 +179,10 @@ class Objective(ABC):
         """A new head, for objectives that have one of their own."""
         return None
 
+    def list_layers(self, config: Ross3DConfig) -> tuple[int, ...]:
+        """Layers of the language model whose visual states are read in addition to the output."""
+        return ()
+
     def check_batch(self, model: nn.Module, batch: Batch) -> None:
         """Refuse a batch that has the target and lacks a tensor that it needs.
 
@@ -204,13 +218,17 @@ class Objective(ABC):
         """
 
 
+def get_grounding_rows(batch: Batch) -> torch.Tensor | None:
+    """Which rows (B,) have grounding questions; None for a batch without any."""
+    labels = batch.get("grounding_labels")
+    return None if labels is None else (labels > 0).flatten(1).any(dim=1)
+
+
 def get_allowed_rows(batch: Batch, config: Ross3DConfig) -> torch.Tensor | None:
     """Which rows (B,) may carry reconstruction losses; None where all may."""
-    labels = batch.get("grounding_labels")
+    grounds = get_grounding_rows(batch)
     # CODEPATH: published checkpoints rebuild nothing on grounding rows; models trained on mixed rows do.
-    if labels is None or config.reconstruct_on_grounding_rows:
-        return None
-    return ~(labels > 0).flatten(1).any(dim=1)
+    return None if grounds is None or config.reconstruct_on_grounding_rows else ~grounds
 
 
 def get_masked_views(batch: Batch, config: Ross3DConfig) -> torch.Tensor | None:
@@ -353,6 +371,22 @@ def combine_losses(
     return losses, loss
 
 
+def list_read_layers(
+    objectives: Sequence[Objective], batch: Batch, config: Ross3DConfig, runs_all: bool
+) -> tuple[int, ...]:
+    """Layers whose visual states the objectives that run read beside the output; see `compute_losses`."""
+    nothing = SceneStates(None, None)
+    return tuple(
+        dict.fromkeys(
+            layer
+            for objective in objectives
+            if objective.is_on(config)
+            for layer in objective.list_layers(config)
+            if runs_all or objective.has_target(nothing, batch, config)
+        )
+    )
+
+
 def compute_losses(
     model: nn.Module,
     objectives: Sequence[Objective],
@@ -427,7 +461,9 @@ __all__ = [
     "draw_normal",
     "draw_rows",
     "get_allowed_rows",
+    "get_grounding_rows",
     "get_masked_views",
     "is_sharded",
+    "list_read_layers",
     "take_part",
 ]

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
-from ross3d.configuration_ross3d import Ross3DConfig
+from ross3d.configuration_ross3d import Ross3DConfig, Ross3DVGGTConfig
 from ross3d.data.collator import Ross3DCollator
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
+from ross3d.vggt_ross3d import Ross3DVGGT
 
 
 IMAGE_TOKEN, GROUND_TOKEN, COORD_TOKEN, PAD_TOKEN, EOS_TOKEN = 90, 91, 92, 0, 98
@@ -128,10 +129,28 @@ def make_model(seed: int = 0, **changes) -> Ross3DForConditionalGeneration:
     return model
 
 
+def make_geometry_encoder(seed: int = 3) -> Ross3DVGGT:
+    """A random VGGT with patches of 4 pixels, 3 layers of 16 channels, and a camera and a depth head."""
+    torch.manual_seed(seed)
+    config = Ross3DVGGTConfig(
+        image_size=16, patch_size=4, hidden_size=8, vision_num_hidden_layers=1, vision_num_attention_heads=2,
+        num_hidden_layers=3, num_attention_heads=2, num_register_tokens=2, camera_num_hidden_layers=1,
+        camera_num_attention_heads=2, camera_num_iterations=2, heads=["camera", "depth"], dense_layers=[0, 0, 1, 2],
+        neck_hidden_sizes=[4, 4, 8, 8], fusion_hidden_size=8, initializer_range=0.3,
+    )  # fmt: skip
+    encoder = Ross3DVGGT(config)
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            if name.endswith("gamma") or "token" in name:
+                parameter.normal_()
+    return encoder
+
+
 def make_row(
-    seed: int, num_views: int, num_proposals: int, questions: list[str], depth: bool = True, bev: bool = True
-) -> dict[str, torch.Tensor]:
-    """One row; `questions` names kinds: "text", "coord" or "ground"."""
+    seed: int, num_views: int, num_proposals: int, questions: list[str], depth: bool = True, bev: bool = True,
+    geometry: bool = False,
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """One row; `questions` names kinds: "text", "coord" or "ground"; `geometry` adds pictures for the encoder."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(*shape: int) -> torch.Tensor:
@@ -189,6 +208,9 @@ def make_row(
         row["bev_pixel_values"] = torch.rand((3, 8, 8), generator=generator)
         row["bev_valid"] = torch.rand((8, 8), generator=generator) > 0.3
         row["bev_bounds"] = torch.tensor([-2.0, -2.0, 2.0, 2.0])
+    if geometry:
+        pictures = torch.randint(0, 256, (num_views, 3, 12, 16), generator=generator)
+        row["geometry_pixel_values"] = pictures.to(torch.uint8)
     if "ground" in questions:
         row["grounding_labels"] = grounding
     if "coord" in questions:

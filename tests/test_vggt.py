@@ -8,7 +8,13 @@ from torch.testing import assert_close
 
 from ross3d import vggt_ross3d
 from ross3d.configuration_ross3d import Ross3DVGGTConfig
-from ross3d.vggt_ross3d import Ross3DVGGT, decode_cameras, get_rotations, make_published_weights
+from ross3d.vggt_ross3d import (
+    Ross3DVGGT,
+    convert_published_weights,
+    decode_cameras,
+    get_rotations,
+    make_published_weights,
+)
 
 
 SIZES = {
@@ -184,6 +190,8 @@ def test_published_files_are_read(tmp_path, suffix, monkeypatch):
     torch.save({"other": torch.ones(2)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"other.pt: expected the weights of a published VGGT.*got \['other'\]"):
         Ross3DVGGT.from_pretrained(tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="blocks.0.extra: expected a tensor of the patch embedder of a"):
+        convert_published_weights({"aggregator.patch_embed.blocks.0.extra": torch.ones(2)})
 
 
 def test_names_of_the_published_model():
@@ -192,7 +200,8 @@ def test_names_of_the_published_model():
         model = Ross3DVGGT(Ross3DVGGTConfig())
     published = make_published_weights(model.state_dict())
     sizes = {key: value.numel() for key, value in published.items()}
-    assert (len(sizes), sum(sizes.values())) == (1403, 1_256_537_516 - 65_941_396)
+    # 394 further tensors are the head for tracks.
+    assert (len(sizes), sum(sizes.values())) == (1797 - 394, 1_256_537_516 - 65_941_396)
     assert sum(size for key, size in sizes.items() if key.startswith("aggregator.patch_embed.")) == 304_372_736
     assert sum(size for key, size in sizes.items() if key.startswith("aggregator.")) == 909_112_320
     assert published["aggregator.patch_embed.blocks.23.attn.qkv.weight"].shape == (3072, 1024)
@@ -217,7 +226,16 @@ def test_pictures_that_are_refused(pictures, mask, message):
     [
         ({"heads": ["track"]}, "heads"),
         ({"dense_layers": [0, 1, 2, 4]}, "dense_layers: expected rising numbers of pairs below num_hidden_layers 4"),
-        ({"num_attention_heads": 8}, "num_attention_heads: expected heads of 16 channels, each of a multiple of 4"),
+        ({"num_attention_heads": 8}, "expected heads of a multiple of 4 channels, because positions"),
+        (
+            {"vision_num_attention_heads": 3},
+            "vision_num_attention_heads: expected heads that share the 16 channels of a token",
+        ),
+        (
+            {"camera_num_attention_heads": 3},
+            "camera_num_attention_heads: expected heads that share the 32 channels of a",
+        ),
+        ({"neck_hidden_sizes": [4, 8, 8]}, "neck_hidden_sizes: expected four numbers, one for each map"),
         ({"image_size": 40}, "image_size: expected a multiple of patch_size 14"),
         ({"hiden_size": 4}, "unknown key `hiden_size`; did you mean `hidden_size`"),
         ({"neck_hidden_sizes": [4, 8, 8, 6]}, "neck_hidden_sizes: expected multiples of 4"),
