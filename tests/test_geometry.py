@@ -245,7 +245,7 @@ class TestAssignTokens:
     """Cells of 2 x 2 patches where these are even in number, else overlapping ones of different sizes."""
 
     @pytest.mark.parametrize("threshold", [0.125, 0.5])
-    @pytest.mark.parametrize(("size", "patch", "used", "grid"), [(26, 4, 24, 3), (26, 5, 25, 3), (26, 3, 24, 4)])
+    @pytest.mark.parametrize(("size", "patch", "used", "grid"), [(26, 4, 24, 3), (22, 4, 20, 3), (26, 3, 24, 4)])
     def test_against_counting(self, size, patch, used, grid, threshold):
         world, boxes = TestAssignPatches().make_world()[:, :size, :size], TestAssignPatches().make_boxes()
         tokens = assign_tokens(world, boxes, patch, threshold)
