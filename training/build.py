@@ -499,7 +499,7 @@ def check_teacher(teacher: Path, config: Ross3DConfig) -> None:
 
 
 def check_fit(processor: Ross3DProcessor, config: Ross3DConfig) -> None:
-    """Refuse a processor whose views and rows do not fit the model.
+    """Refuse a processor whose views, proposals and rows do not fit the model.
 
     Raises:
         ValueError: names the setting.
@@ -514,6 +514,11 @@ def check_fit(processor: Ross3DProcessor, config: Ross3DConfig) -> None:
                 f"processor.{name}: expected {read}, as in model.vision_config, got {made}; set both to the same"
                 " value."
             )
+    if config.grounding and config.proposal_pooling != "vision" and processor.object_token_threshold is None:
+        raise ValueError(
+            "processor.object_token_threshold: expected a share of the points of a visual token, which"
+            f" model.proposal_pooling {config.proposal_pooling!r} needs, got None; set it (3DRS: 0.125)."
+        )
     longest = processor.max_position_embeddings
     if longest is not None and longest > config.context_length:
         raise ValueError(
