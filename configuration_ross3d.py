@@ -283,7 +283,7 @@ class Ross3DDenoiserConfig(SavedKeysMixin, PreTrainedConfig):
 VGGT_COUNTS = (
     "image_size", "patch_size", "hidden_size", "vision_num_hidden_layers", "vision_num_attention_heads",
     "num_hidden_layers", "num_attention_heads", "num_register_tokens", "camera_num_hidden_layers",
-    "camera_num_attention_heads", "camera_num_iterations", "fusion_hidden_size",
+    "camera_num_attention_heads", "camera_num_iterations", "fusion_hidden_size", "dense_hidden_size",
 )  # fmt: skip
 
 
@@ -312,6 +312,7 @@ class Ross3DVGGTConfig(SavedKeysMixin, PreTrainedConfig):
         dense_layers (list of `int`, defaults to 4, 11, 17, 23): pairs whose outputs the dense heads read.
         neck_hidden_sizes (list of `int`, defaults to 256, 512, 1024, 1024): channels of these in the dense heads.
         fusion_hidden_size (`int`, defaults to 256): channels of the dense heads' fusion.
+        dense_hidden_size (`int`, defaults to 32): channels before their last layer.
         initializer_range (`float`, defaults to 0.02): spread of new weights.
     """
 
@@ -335,6 +336,7 @@ class Ross3DVGGTConfig(SavedKeysMixin, PreTrainedConfig):
     dense_layers: list[int] | tuple[int, ...] = (4, 11, 17, 23)
     neck_hidden_sizes: list[int] | tuple[int, ...] = (256, 512, 1024, 1024)
     fusion_hidden_size: int = 256
+    dense_hidden_size: int = 32
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
@@ -348,7 +350,9 @@ class Ross3DVGGTConfig(SavedKeysMixin, PreTrainedConfig):
         for name, width in (("vision_num_attention_heads", self.hidden_size),
                             ("camera_num_attention_heads", 2 * self.hidden_size)):  # fmt: skip
             heads = getattr(self, name)
-            check_choice(where + name, heads, width % heads == 0, f"a divisor of the {width} channels of a token")
+            check_choice(
+                where + name, heads, width % heads == 0, f"heads that share the {width} channels of a token evenly"
+            )
         heads = self.num_attention_heads
         check_choice(where + "num_attention_heads", heads, self.hidden_size % (4 * heads) == 0,
                      f"heads of a multiple of 4 channels, because positions rotate them by row and column, of"

@@ -88,9 +88,9 @@ def get_rows(batch: Batch, config: Ross3DConfig) -> torch.Tensor:
 
 
 def get_student_layer(config: Ross3DConfig) -> int:
-    """The layer whose states predict the features; `LAST_LAYER` for the output, whichever way it is counted."""
-    layer = config.distillation_config.student_layer
-    return LAST_LAYER if layer == config.text_config.num_hidden_layers else layer
+    """The layer whose states predict the features, counted from the last; `LAST_LAYER` is the output."""
+    layers = range(-config.text_config.num_hidden_layers - 1, 0)
+    return layers[config.distillation_config.student_layer]
 
 
 def has_targets(batch: Batch) -> bool:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.modeling_outputs import ModelOutput
 
 from .configuration_ross3d import Ross3DDistillationConfig, Ross3DVGGTConfig
 from .inputs_ross3d import check_inputs
@@ -39,7 +40,7 @@ WEIGHT_DTYPES = {
 
 
 @dataclass
-class GeometryFeatures:
+class GeometryFeatures(ModelOutput):
     """What a geometry encoder says about the views of a scene; zeros at padding views.
 
     Attributes:
@@ -59,12 +60,12 @@ class GeometryFeatures:
 
     patches: tuple[torch.Tensor, ...] | None = None
     camera: tuple[torch.Tensor, ...] | None = None
-    extent: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    extent: tuple[float, float, float, float] | None = None
     cam2world: torch.Tensor | None = None
     intrinsics: torch.Tensor | None = None
     depth_maps: torch.Tensor | None = None
     depth_confidence: torch.Tensor | None = None
-    scale_source: str = "arbitrary"
+    scale_source: str | None = None
 
 
 def check_encoder(encoder: Ross3DVGGTConfig, config: Ross3DDistillationConfig) -> None:
@@ -105,8 +106,8 @@ def run_encoder(
     """Encode pictures (B, V, 3, H, W), uint8 or floats in [0, 1], without gradients.
 
     Args:
-        dtype (`str`): one of `WEIGHT_DTYPES`. With `autocast_bfloat16` the pictures are rounded to bfloat16 before they
-            are normalised, as the published extraction does.
+        dtype (`str`): one of `WEIGHT_DTYPES`. With `autocast_bfloat16` the pictures are rounded to bfloat16 before
+            they are normalised, as the published extraction does.
     """
     pictures = pictures.to(encoder.device)
     mixes = dtype == "autocast_bfloat16"
@@ -123,6 +124,8 @@ def run_encoder(
     return GeometryFeatures(
         patches=tuple(layer[:, :, start:].unflatten(2, grid) for layer in output.features or ()),
         camera=tuple(layer[:, :, 0] for layer in output.features or ()),
+        extent=(0.0, 0.0, 1.0, 1.0),
+        scale_source="arbitrary",
         cam2world=None if output.world2cam is None else invert_cameras(output.world2cam),
         intrinsics=output.intrinsics,
         depth_maps=output.depth_maps,

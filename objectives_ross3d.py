@@ -374,7 +374,7 @@ def combine_losses(
 def list_read_layers(
     objectives: Sequence[Objective], batch: Batch, config: Ross3DConfig, runs_all: bool
 ) -> tuple[int, ...]:
-    """Layers whose visual states the objectives that run will read, in addition to the output; see `compute_losses`."""
+    """Layers whose visual states the objectives that run read beside the output; see `compute_losses`."""
     nothing = SceneStates(None, None)
     return tuple(
         dict.fromkeys(

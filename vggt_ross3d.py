@@ -113,19 +113,19 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 class Ross3DVGGTAttention(nn.Module):
     """Bidirectional self-attention; `normalize` adds LayerNorms of queries and keys, per head."""
 
-    def __init__(self, config: Ross3DVGGTConfig, width: int, num_heads: int, normalize: bool):
+    def __init__(self, config: Ross3DVGGTConfig, width: int, head_width: int, normalize: bool):
         super().__init__()
         self.config = config
-        self.num_heads, self.is_causal = num_heads, False
+        self.head_width, self.is_causal = head_width, False
         self.qkv = nn.Linear(width, 3 * width)
         if normalize:
-            self.q_norm = nn.LayerNorm(width // num_heads, eps=BLOCK_EPS)
-            self.k_norm = nn.LayerNorm(width // num_heads, eps=BLOCK_EPS)
+            self.q_norm = nn.LayerNorm(head_width, eps=BLOCK_EPS)
+            self.k_norm = nn.LayerNorm(head_width, eps=BLOCK_EPS)
         self.proj = nn.Linear(width, width)
         self.normalize = normalize
 
     def forward(self, tokens: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
-        query, key, value = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = self.qkv(tokens).unflatten(-1, (3, -1, self.head_width)).permute(2, 0, 3, 1, 4)
         if self.normalize:
             query, key = self.q_norm(query), self.k_norm(key)
         if table is not None:
@@ -160,10 +160,10 @@ class Ross3DVGGTLayerScale(nn.Module):
 class Ross3DVGGTBlock(GradientCheckpointingLayer):
     """Pre-norm transformer block with LayerScale: (n, L, width), and the rotary table (L, c) if there is one."""
 
-    def __init__(self, config: Ross3DVGGTConfig, width: int, num_heads: int, normalize: bool):
+    def __init__(self, config: Ross3DVGGTConfig, width: int, head_width: int, normalize: bool):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=BLOCK_EPS)
-        self.attn = Ross3DVGGTAttention(config, width, num_heads, normalize)
+        self.attn = Ross3DVGGTAttention(config, width, head_width, normalize)
         self.ls1 = Ross3DVGGTLayerScale(width)
         self.norm2 = nn.LayerNorm(width, eps=BLOCK_EPS)
         self.mlp = Ross3DVGGTMLP(width, width * config.mlp_ratio, width)
@@ -178,6 +178,11 @@ def map_views(function: Callable[[torch.Tensor], torch.Tensor], views: torch.Ten
     """`function` of (N, ...), a bounded number of views at a time."""
     parts = [function(part) for part in views.split(VIEWS_AT_ONCE)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def count_views(view_mask: torch.Tensor) -> list[int]:
+    """Real views of each scene of a mask (B, V)."""
+    return view_mask.sum(dim=1).tolist()
 
 
 def list_slices(counts: Sequence[int]) -> Iterator[slice]:
@@ -206,7 +211,7 @@ class Ross3DVGGTAggregator(nn.Module):
         # Entry 0 for the first view of a scene, entry 1 for all others.
         self.camera_token = nn.Parameter(torch.zeros(1, 2, 1, width))
         self.register_token = nn.Parameter(torch.zeros(1, 2, config.num_register_tokens, width))
-        shape = (config, width, config.num_attention_heads, True)
+        shape = (config, width, width // config.num_attention_heads, True)
         self.frame_blocks = nn.ModuleList([Ross3DVGGTBlock(*shape) for _ in range(config.num_hidden_layers)])
         self.global_blocks = nn.ModuleList([Ross3DVGGTBlock(*shape) for _ in range(config.num_hidden_layers)])
 
@@ -275,13 +280,14 @@ class Ross3DVGGTCameraHead(nn.Module):
         width = 2 * config.hidden_size
         self.num_iterations = config.camera_num_iterations
         blocks = [
-            Ross3DVGGTBlock(config, width, config.camera_num_attention_heads, False)
+            Ross3DVGGTBlock(config, width, width // config.camera_num_attention_heads, False)
             for _ in range(config.camera_num_hidden_layers)
         ]
         self.token_norm = nn.LayerNorm(width, eps=BLOCK_EPS)
         self.empty_pose_tokens = nn.Parameter(torch.zeros(1, 1, CAMERA_SIZE))
         self.embed_pose = nn.Linear(CAMERA_SIZE, width)
-        self.poseLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
+        # Numbered as in the published checkpoints.
+        self.poseLN_modulation = nn.ModuleList([nn.SiLU(), nn.Linear(width, 3 * width)])
         self.trunk = nn.ModuleList(blocks)
         self.trunk_norm = nn.LayerNorm(width, eps=BLOCK_EPS)
         self.pose_branch = Ross3DVGGTMLP(width, width // 2, CAMERA_SIZE)
@@ -296,7 +302,8 @@ class Ross3DVGGTCameraHead(nn.Module):
         encodings = []
         for _ in range(self.num_iterations):
             before = encodings[-1].detach() if encodings else self.empty_pose_tokens.expand(1, tokens.shape[1], -1)
-            shift, scale, gate = self.poseLN_modulation(self.embed_pose(before)).chunk(3, dim=-1)
+            activation, modulation = self.poseLN_modulation
+            shift, scale, gate = modulation(activation(self.embed_pose(before))).chunk(3, dim=-1)
             states = tokens + gate * (normed * (1 + scale) + shift)
             for block in self.trunk:
                 states = block(states)
@@ -405,8 +412,14 @@ class Ross3DVGGTScratch(nn.Module):
             setattr(self, f"layer{number}_rn", nn.Conv2d(size, width, kernel_size=3, padding=1, bias=False))
             setattr(self, f"refinenet{number}", Ross3DVGGTFusion(width, has_finer_map=number < 4))
         self.output_conv1 = nn.Conv2d(width, width // 2, kernel_size=3, padding=1)
-        self.output_conv2 = nn.Sequential(
-            nn.Conv2d(width // 2, 32, kernel_size=3, padding=1), nn.ReLU(), nn.Conv2d(32, num_outputs, kernel_size=1)
+        middle = config.dense_hidden_size
+        # Numbered as in the published checkpoints.
+        self.output_conv2 = nn.ModuleList(
+            [
+                nn.Conv2d(width // 2, middle, kernel_size=3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(middle, num_outputs, kernel_size=1),
+            ]
         )
 
     def forward(self, maps: Sequence[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
@@ -417,7 +430,8 @@ class Ross3DVGGTScratch(nn.Module):
         fused = self.refinenet2(fused, maps[1], maps[0].shape[2:])
         fused = self.refinenet1(fused, maps[0], [2 * length for length in maps[0].shape[2:]])
         fused = resize_maps(self.output_conv1(fused), size)
-        return self.output_conv2(add_grid_sinusoid(fused, size[1] / size[0]))
+        wide, activation, last = self.output_conv2
+        return last(activation(wide(add_grid_sinusoid(fused, size[1] / size[0]))))
 
 
 class Ross3DVGGTDenseHead(nn.Module):
@@ -468,17 +482,20 @@ class Ross3DVGGT(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
-    _no_split_modules = ["Ross3DVGGTBlock", "Dinov2WithRegistersLayer"]
+    _no_split_modules = ["Ross3DVGGTBlock"]
     # Heads that the config leaves out, and the published head for tracks, which nothing here reads.
     _keys_to_ignore_on_load_unexpected = [r"^(camera|depth|point|track)_head\."]
 
     def __init__(self, config: Ross3DVGGTConfig):
         super().__init__(config)
         self.aggregator = Ross3DVGGTAggregator(config)
+        # CODEPATH: facebook/VGGT-1B has all heads; features need none, and small encoders may lack some.
         if "camera" in config.heads:
             self.camera_head = Ross3DVGGTCameraHead(config)
+        # CODEPATH: see the camera head.
         if "depth" in config.heads:
             self.depth_head = Ross3DVGGTDenseHead(config, num_outputs=2)
+        # CODEPATH: see the camera head.
         if "point" in config.heads:
             self.point_head = Ross3DVGGTDenseHead(config, num_outputs=4)
         self.post_init()
@@ -571,7 +588,7 @@ class Ross3DVGGT(PreTrainedModel):
         needed |= set(self.config.dense_layers) if {"depth", "point"} & set(heads) else set()
         if view_mask is None:
             view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
-        counts = view_mask.sum(dim=1).tolist()
+        counts = count_views(view_mask)
         size = tuple(pixel_values.shape[3:])
         found = self.aggregator(pixel_values[view_mask], counts, needed or {depth - 1})
 
@@ -702,8 +719,8 @@ def rename_embedder(key: str, reverse: bool) -> str:
         if found:
             return new.replace("#", found[1]) + found[found.lastindex]
     raise ValueError(
-        f"{key}: expected a tensor of the patch embedder of a published VGGT, such as blocks.0.norm1.weight, got another"
-        " name; pass a checkpoint such as facebook/VGGT-1B."
+        f"{key}: expected a tensor of the patch embedder of a published VGGT, such as blocks.0.norm1.weight, got"
+        " another name; pass a checkpoint such as facebook/VGGT-1B."
     )
 
 

@@ -58,9 +58,7 @@ def compute_by_hand(model, batch, views, layer=-1, layers=(-1,)) -> torch.Tensor
     names = ("input_ids", "attention_mask", "segment_ids", "pixel_values", "view_mask", "patch_coords", "patch_valid",
              "query_coords")  # fmt: skip
     masked = batch["bool_masked_views"] & batch["view_mask"]
-    output = model.model(
-        **{name: batch[name] for name in names}, bool_masked_views=masked, visual_layers=(layer,)
-    )
+    output = model.model(**{name: batch[name] for name in names}, bool_masked_views=masked, visual_layers=(layer,))
     features, means = get_features(batch, layers), []
     for row, chosen in enumerate(views):
         if not chosen:
@@ -179,7 +177,7 @@ def test_the_encoder_is_never_saved_and_is_frozen(tmp_path):
     loaded = AutoModel.from_pretrained(tmp_path / "model", trust_remote_code=True)
     assert not any("aggregator" in name for name in loaded.state_dict())
     loaded.attach_teacher(model.get_teacher())
-    with pytest.raises(ValueError, match="geometry_encoder: expected an attached encoder to compute features of views"):
+    with pytest.raises(ValueError, match="expected an attached encoder to compute features of views"):
         loaded.train()(**batch)
     loaded.attach_geometry_encoder(tmp_path / "model" / "geometry_encoder")
     assert_close(loaded.train()(**batch).loss, model(**batch).loss)
@@ -263,7 +261,7 @@ def test_batches_that_are_refused():
         model(**from_files(batch, [0, 1]))
     with pytest.raises(ValueError, match="geometry_features: expected shape .* features of every view"):
         model(**bare, geometry_features=get_features(batch)[:, :3])
-    with pytest.raises(ValueError, match="geometry_pixel_values: expected the views for the geometry encoder, got None"):
+    with pytest.raises(ValueError, match="expected the views for the geometry encoder, got None"):
         model.encode_geometry(**bare)
     with pytest.raises(ValueError, match="multiples of patch_size 4"):
         model(**bare, geometry_pixel_values=batch["geometry_pixel_values"][..., :14])
