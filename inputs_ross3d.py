@@ -57,11 +57,13 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Metres and loss weights: float32, or its bits as int32; half precision is refused, with the reason, when it is read.
 METRES = (*FLOATS, torch.int32)
 TRUTH = (torch.bool,)
+BYTES = (torch.uint8,)
 KINDS = {
     WHOLE: "torch.int64",
     FLOATS: "torch.float32 or another floating-point one",
     METRES: "torch.float32",
     TRUTH: "torch.bool",
+    BYTES: "torch.uint8",
     (*WHOLE, *TRUTH): "torch.bool, or torch.uint8 for packed bits",
     (*WHOLE, *TRUTH, *FLOATS): "torch.int64",
     (torch.uint8, *FLOATS): "torch.uint8, or a floating-point one in [0, 1]",
@@ -120,6 +122,7 @@ INPUTS: dict[str, Input] = {
     "proposal_patches": Input(("B", "K", "V", "..."), (*WHOLE, *TRUTH), "proposals", False),
     "query_coords": Input(("B", "Q", 3), METRES, "question", NAN),
     "grounding_labels": Input(("B", "Q", "*"), (*WHOLE, *TRUTH, *FLOATS), "target", 0),
+    "geometry_pixel_values": Input(("B", "V", 3, "*", "*"), BYTES, "target", 0),
     "bev_pixel_values": Input(("B", 3, "b", "b"), FLOATS, "target", 0.0),
     "bev_valid": Input(("B", "b", "b"), TRUTH, "target", False),
     "bev_bounds": Input(("B", 4), METRES, "target", NAN),
@@ -128,6 +131,17 @@ INPUTS: dict[str, Input] = {
     "geometry_pixel_values": Input(("B", "V", 3, "*", "*"), (torch.uint8, *FLOATS), "target", 0),
     "geometry_features": Input(("B", "V", "*", "h", "w", "*"), FLOATS, "target", NAN),
     "row_seed": Input(("B",), WHOLE, "target"),
+}
+
+
+# What to do about rows that cannot be stacked.
+STACK_HINT = "prepare all rows with one processor."
+STACK_HINTS = {
+    "geometry_pixel_values": (
+        "scenes whose pictures differ in aspect cannot share a batch: one scene per call, one row per step"
+        " (--trainer.per_device_train_batch_size 1), features from files (data.geometry_features), or a processor with"
+        " view_fit='center_crop'."
+    )
 }
 
 
@@ -179,7 +193,7 @@ def stack_padded(
         if tensor.shape[len(leading) :] != rest:
             raise ValueError(
                 f"rows: expected {name} of shape (..., {', '.join(map(str, rest))}) in every row of a batch, got"
-                f" {tuple(tensor.shape)} in row {place}; prepare all rows with one processor."
+                f" {tuple(tensor.shape)} in row {place}; {STACK_HINTS.get(name, STACK_HINT)}"
             )
         stacked[(place, *(slice(size) for size in tensor.shape[: len(leading)]))] = tensor
     return stacked

@@ -16,8 +16,8 @@
 A row is `[prefix | segment 1 | ... | segment Q | padding]`: the scene once, then its questions. Geometry is pooled to
 visual tokens and vision patches here, so the model receives no map of full resolution.
 
-Shapes: B scenes, V views, H x W pixels of a depth map, S x S pixels of a cropped view, p x p vision patches, h x w
-tokens after pooling, K proposals, Q questions of a scene, L sequence.
+Shapes: B scenes, V views, H x W pixels of a depth map, S x S pixels of a view, Hg x Wg pixels of a view for a geometry
+encoder, p x p vision patches, h x w tokens after pooling, K proposals, Q questions of a scene, L sequence.
 """
 
 import copy
@@ -97,6 +97,7 @@ from .rows_ross3d import (
 
 
 GeometryMode = Literal["published", "valid_depth"]
+ViewFit = Literal["center_crop", "squash"]
 
 
 class Ross3DInputs(BatchFeature):
@@ -117,8 +118,8 @@ class Ross3DImageProcessor(PilBackend):
     r"""
     Views to `pixel_values`, with PIL only: every machine computes the same pixels, with or without torchvision.
 
-    `size` must be square. The processor does an aspect-preserving resize and a centre crop; called directly on
-    pictures, this class stretches them to `size` as SigLIP's image processor does.
+    `size` must be square. The processor brings pictures to it by its `view_fit`; called directly on pictures, this
+    class stretches them to `size` as SigLIP's image processor does.
     """
 
     resample = PILImageResampling.BICUBIC
@@ -239,6 +240,47 @@ def fit_picture(picture: Image.Image, resized: tuple[int, int], size: int, resam
     return np.asarray(picture.crop((left, top, left + size, top + size)))
 
 
+def check_geometry_sizes(image_size: int | None, patch_size: int) -> None:
+    """Refuse a longest side of the geometry encoder's pictures that is not a whole number of its patches."""
+    check(image_size is None or image_size % patch_size == 0, "geometry_image_size",
+          f"a multiple of geometry_patch_size {patch_size}, or None", image_size,
+          f"take another, such as {37 * patch_size}")  # fmt: skip
+
+
+def get_geometry_size(height: int, width: int, image_size: int, patch_size: int, name: str) -> tuple[int, int]:
+    """Height and width of the geometry encoder's picture of a height x width field of view.
+
+    The longer side is `image_size`; the other is rounded to whole patches as VGGT's loader rounds it.
+    """
+    shorter, longer = sorted((height, width))
+    side = round(shorter * (image_size / longer) / patch_size) * patch_size
+    check(side > 0, name, f"a shorter side of at least one patch of {patch_size} pixels at geometry_image_size"
+          f" {image_size}", f"{height} x {width} (height x width)",
+          "raise geometry_image_size, or crop the picture")  # fmt: skip
+    return (side, image_size) if width >= height else (image_size, side)
+
+
+def fit_geometry_picture(
+    picture: Image.Image, resized: tuple[int, int], size: int, geometry_size: tuple[int, int]
+) -> np.ndarray:
+    """The field of view that `fit_picture` leaves of a picture, straight from its own pixels: uint8 (Hg, Wg, 3)."""
+    top, left = ((side - size) // 2 for side in resized)
+    (height, width), (picture_width, picture_height) = resized, picture.size
+    box = (
+        left * picture_width / width, top * picture_height / height,
+        (left + size) * picture_width / width, (top + size) * picture_height / height,
+    )  # fmt: skip
+    return np.asarray(picture.resize(geometry_size[::-1], Image.Resampling.BICUBIC, box))
+
+
+def check_same_size(pictures: list[np.ndarray], scene_name: str) -> None:
+    """Refuse a last picture whose size differs from the first: a geometry encoder reads all views at once."""
+    (height, width), first = pictures[-1].shape[:2], pictures[0].shape[:2]
+    check((height, width) == first, f"images[{len(pictures) - 1}] of {scene_name}",
+          f"the aspect of images[0], for geometry_image_size one of {first[0]} x {first[1]} (height x width)",
+          f"one of {height} x {width}", "crop or turn one of them, or set view_fit='center_crop'")  # fmt: skip
+
+
 # Depth
 
 
@@ -269,10 +311,11 @@ class FittedScene:
         settings (`dict`): of the processor that made it; a processor with other settings refuses it.
         pictures (V, S, S, 3): uint8.
         patch_coords (V, h, w, 3), patch_valid (V, h, w), *optional*: metres; absent without depth.
-        depth (V, S, S), *optional*: metres, of the pixels that are left after resize and crop, float32.
+        depth (V, S, S), *optional*: metres, of the pixels that are left when views are fitted, float32.
         rows (S,), columns (S,), *optional*: where those pixels are in the depth map.
         intrinsics (V, 3, 3), cam2world (V, 4, 4), *optional*: float64.
         bev_pixels (Hb, Hb, 3), bev_valid (Hb, Hb), bev_bounds (4,), *optional*: the bird's-eye picture, uint8.
+        geometry_pictures (V, Hg, Wg, 3), *optional*: the views for a geometry encoder, uint8.
     """
 
     settings: dict[str, Any]
@@ -287,6 +330,7 @@ class FittedScene:
     bev_pixels: torch.Tensor | None = None
     bev_valid: torch.Tensor | None = None
     bev_bounds: torch.Tensor | None = None
+    geometry_pictures: torch.Tensor | None = None
 
     def __len__(self) -> int:
         """V."""
@@ -294,7 +338,7 @@ class FittedScene:
 
     @cached_property
     def world_coords(self) -> torch.Tensor:
-        """World points (V, S, S, 3), metres, of the pixels that are left after resize and crop."""
+        """World points (V, S, S, 3), metres, of the pixels that are left when views are fitted."""
         return unproject(self.depth, self.intrinsics, self.cam2world, self.rows, self.columns)
 
 
@@ -852,13 +896,15 @@ def choose_proposals(
 # Settings of the processor with a fixed set of values.
 SETTINGS = {
     "geometry_mode": ("published", "valid_depth"),
+    "view_fit": ("center_crop", "squash"),
     "label_rule": ("published", "answer_only"),
     "spatial_instruction": (False, True),
 }
 
 
-# Its counts: whole numbers from 1 on; one may be None.
-COUNTS = ("patch_size", "bev_size", "max_position_embeddings")
+# Its counts: whole numbers from 1 on; some may be None.
+OPTIONAL_COUNTS = ("max_position_embeddings", "geometry_image_size")
+COUNTS = ("patch_size", "bev_size", "geometry_patch_size", *OPTIONAL_COUNTS)
 
 
 class Ross3DProcessor(ProcessorMixin):
@@ -873,6 +919,9 @@ class Ross3DProcessor(ProcessorMixin):
         geometry_mode (`str`, defaults to `"published"`): `"published"` averages missing readings in (they lie on the
             camera centre), brings pictures to height S and refuses portrait ones; `"valid_depth"` averages readings
             alone, marks tokens without any, and brings the short side to S.
+        view_fit (`str`, defaults to `"center_crop"`): `"center_crop"` keeps the aspect of pictures and crops their
+            middle; `"squash"` (3DRS) squashes whole pictures, portrait ones too, to S x S. Depth maps and bird's-eye
+            pictures are fitted in the same way.
         label_rule (`str`, defaults to `"published"`): which tokens training supervises. `"published"`: the answer
             with its header and end mark, and every chat mark and lone line break of the prompt; `"answer_only"`: the
             answer and its end mark.
@@ -880,6 +929,10 @@ class Ross3DProcessor(ProcessorMixin):
         object_patch_threshold (`float`, defaults to 0.5): share of a patch's points inside a proposal from which on
             the patch belongs to it.
         bev_size (`int`, defaults to 432): side of bird's-eye pictures in pixels.
+        geometry_image_size (`int`, *optional*): longest side in pixels of `geometry_pixel_values`, the views for a
+            geometry encoder (518 for VGGT); None makes none.
+        geometry_patch_size (`int`, defaults to 14): side of that encoder's patches; both sides of its pictures are
+            multiples of it.
         max_position_embeddings (`int`, *optional*): longest row the model reads; longer ones are refused.
     """
 
@@ -893,19 +946,26 @@ class Ross3DProcessor(ProcessorMixin):
         chat_template: str | None = None,
         patch_size: int = 14,
         geometry_mode: GeometryMode = "published",
+        view_fit: ViewFit = "center_crop",
         label_rule: LabelRule = "published",
         spatial_instruction: bool = False,
         object_patch_threshold: float = 0.5,
         bev_size: int = 432,
+        geometry_image_size: int | None = None,
+        geometry_patch_size: int = 14,
         max_position_embeddings: int | None = None,
     ):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or self.template.chat_template)
         self.patch_size = patch_size
         self.geometry_mode = geometry_mode
+        self.view_fit = view_fit
         self.label_rule = label_rule
         self.spatial_instruction = spatial_instruction
         self.object_patch_threshold = object_patch_threshold
         self.bev_size = bev_size
+        self.geometry_image_size = geometry_image_size
+        self.geometry_patch_size = geometry_patch_size
+        check_geometry_sizes(geometry_image_size, geometry_patch_size)
         self.max_position_embeddings = max_position_embeddings
         self.image_token, self.ground_token, self.coord_token = IMAGE_TOKEN, GROUND_TOKEN, COORD_TOKEN
         self.image_token_id = self.get_token_id(IMAGE_TOKEN)
@@ -943,7 +1003,7 @@ class Ross3DProcessor(ProcessorMixin):
                 is_one_of(value, SETTINGS[name]), name, f"one of {SETTINGS[name]}", repr(value), "choose one of them"
             )
         is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-        if name in COUNTS and not (value is None and name == "max_position_embeddings"):
+        if name in COUNTS and not (value is None and name in OPTIONAL_COUNTS):
             is_count = is_number and not isinstance(value, (float, np.floating)) and value >= 1
             check(is_count, name, "a whole number from 1 on", repr(value), "correct it")
         if name == "object_patch_threshold":
@@ -963,6 +1023,11 @@ class Ross3DProcessor(ProcessorMixin):
     def view_size(self) -> int:
         """S: side of a view in pixels."""
         return self.image_processor.size.height
+
+    @property
+    def decoded_size(self) -> int:
+        """Pixels of a picture's shorter side that are enough for the model's view and the geometry encoder's."""
+        return max(self.view_size, self.geometry_image_size or 0)
 
     @property
     def tokens_per_view(self) -> int:
@@ -1038,8 +1103,10 @@ class Ross3DProcessor(ProcessorMixin):
 
         Returns:
             `Ross3DInputs` with `input_ids`, `attention_mask`, `segment_ids` (B, L), and the tensors of the other
-            arguments that were given. With `padding_side` the caller lays out rows himself, as TRL's collator does:
-            then `segment_ids` are absent if no row has several questions, and all rows are plainly causal.
+            arguments that were given. The setting `geometry_image_size` adds `geometry_pixel_values`
+            (B, V, 3, Hg, Wg), uint8: what the views show, for a geometry encoder. With `padding_side` the caller lays
+            out rows himself, as TRL's collator does: then `segment_ids` are absent if no row has several questions,
+            and all rows are plainly causal.
 
         Raises:
             ValueError: for input that contradicts itself or looks like another unit, with a remedy.
@@ -1181,16 +1248,26 @@ class Ross3DProcessor(ProcessorMixin):
 
     def get_fit_settings(self) -> dict[str, Any]:
         """Settings that decide what a `FittedScene` holds."""
-        return {
+        settings = self.get_view_settings()
+        if self.geometry_image_size is not None:
+            names = ("geometry_image_size", "geometry_patch_size")
+            settings |= {name: getattr(self, name) for name in names}
+        return settings
+
+    def get_view_settings(self) -> dict[str, Any]:
+        """Settings that decide views, their positions and bird's-eye pictures."""
+        settings = {
             "view_size": self.view_size,
             "patch_size": self.patch_size,
             "geometry_mode": self.geometry_mode,
             "bev_size": self.bev_size,
             "resample": int(self.image_processor.resample),
         }
+        # Left out at its default, so that what was stored before there was this setting stays valid.
+        return settings if self.view_fit == "center_crop" else settings | {"view_fit": self.view_fit}
 
     def get_pixel_settings(self) -> dict[str, Any]:
-        """Settings that decide how cropped pictures become `pixel_values`."""
+        """Settings that decide how fitted pictures become `pixel_values`."""
         pictures = self.image_processor
         return {
             "do_rescale": pictures.do_rescale,
@@ -1201,8 +1278,8 @@ class Ross3DProcessor(ProcessorMixin):
         }
 
     def get_scene_settings(self) -> dict[str, Any]:
-        """All settings that decide what the model reads of a scene; bird's-eye pictures are targets only."""
-        fitted = {name: value for name, value in self.get_fit_settings().items() if name != "bev_size"}
+        """All settings that decide what the model reads of a scene; others decide targets only."""
+        fitted = {name: value for name, value in self.get_view_settings().items() if name != "bev_size"}
         return {
             **fitted,
             **self.get_pixel_settings(),
@@ -1211,14 +1288,15 @@ class Ross3DProcessor(ProcessorMixin):
         }
 
     def fit_request(self, request: SceneRequest) -> FittedScene:
-        """Decode, resize and crop pictures; crop, unproject and pool depth; fit the bird's-eye picture.
+        """Decode and fit pictures; fit, unproject and pool depth; fit the bird's-eye picture.
 
         Pictures are decoded one after the other, so only one is in memory at full size.
         """
+        check_geometry_sizes(self.geometry_image_size, self.geometry_patch_size)
         depth = None
         if request.depth_maps is not None:
             depth = read_depth_maps(request.depth_maps, len(request.views), f"depth_maps of {request.name}")
-        crops, turns = [], []
+        fitted_views, geometry_views, turns = [], [], []
         for index, image in enumerate(request.views):
             name = f"images[{index}] of {request.name}"
             view = open_view(image, name)
@@ -1227,13 +1305,31 @@ class Ross3DProcessor(ProcessorMixin):
                 turns.append(get_depth_turns(view, depth.shape[1:], name))
                 reference = tuple(depth.shape[1:][:: -1 if turns[-1] % 2 else 1])
                 self.check_aspect(size, reference, name)
-            resized = get_resized_size(*reference, self.view_size, self.geometry_mode, name)
-            crops.append(fit_picture(decode_view(view, name), resized, self.view_size, self.image_processor.resample))
-        fitted = FittedScene(self.get_fit_settings(), torch.from_numpy(np.stack(crops)))
+            resized = self.get_resized_size(*reference, self.view_size, name)
+            picture = decode_view(view, name)
+            fitted_views.append(fit_picture(picture, resized, self.view_size, self.image_processor.resample))
+            if self.geometry_image_size is not None:
+                geometry_size = self.get_geometry_size(size, name)
+                geometry_views.append(fit_geometry_picture(picture, resized, self.view_size, geometry_size))
+                check_same_size(geometry_views, request.name)
+        fitted = FittedScene(self.get_fit_settings(), torch.from_numpy(np.stack(fitted_views)))
+        if geometry_views:
+            fitted.geometry_pictures = torch.from_numpy(np.stack(geometry_views))
         self.fit_geometry(fitted, request, depth, turns)
         if request.bev_image is not None:
             self.fit_bev(fitted, request, reference)
         return fitted
+
+    def get_resized_size(self, height: int, width: int, size: int, name: str) -> tuple[int, int]:
+        """Height and width to which a picture is resized before its middle, `size` x `size`, is taken."""
+        if self.view_fit == "squash":
+            return size, size
+        return get_resized_size(height, width, size, self.geometry_mode, name)
+
+    def get_geometry_size(self, picture_size: tuple[int, int], name: str) -> tuple[int, int]:
+        """Height and width of the geometry encoder's picture of a view; the square that is cropped stays a square."""
+        shown = picture_size if self.view_fit == "squash" else (self.view_size, self.view_size)
+        return get_geometry_size(*shown, self.geometry_image_size, self.geometry_patch_size, name)
 
     def get_scene_inputs(
         self, request: SceneRequest, image_processor: Ross3DImageProcessor
@@ -1248,6 +1344,8 @@ class Ross3DProcessor(ProcessorMixin):
         inputs |= self.get_proposals_of(fitted, request.proposal_boxes)
         if fitted.patch_coords is not None:
             inputs |= {"patch_coords": fitted.patch_coords, "patch_valid": fitted.patch_valid}
+        if fitted.geometry_pictures is not None:
+            inputs["geometry_pixel_values"] = fitted.geometry_pictures.permute(0, 3, 1, 2).contiguous()
         if fitted.bev_pixels is not None:
             inputs["bev_pixel_values"] = fitted.bev_pixels.permute(2, 0, 1).contiguous().float() / 255
         for key in ("bev_valid", "bev_bounds"):
@@ -1295,7 +1393,7 @@ class Ross3DProcessor(ProcessorMixin):
     def fit_geometry(
         self, fitted: FittedScene, request: SceneRequest, depth: torch.Tensor | None, turns: list[int]
     ) -> None:
-        """Depth and cameras of the pixels left after resize and crop, and the positions pooled from them.
+        """Depth and cameras of the pixels left when views are fitted, and the positions pooled from them.
 
         Each pixel has its coordinates in the full map; `turns` are the quarter turns that bring each view upright.
         """
@@ -1318,7 +1416,7 @@ class Ross3DProcessor(ProcessorMixin):
                 depth, fitted.intrinsics, fitted.cam2world, turns, f"images of {name}"
             )
             height, width = depth.shape[1:]
-        resized = get_resized_size(height, width, self.view_size, self.geometry_mode, f"depth_maps of {name}")
+        resized = self.get_resized_size(height, width, self.view_size, f"depth_maps of {name}")
         top, left = ((side - self.view_size) // 2 for side in resized)
         fitted.rows = get_nearest_indices(height, resized[0])[top : top + self.view_size]
         fitted.columns = get_nearest_indices(width, resized[1])[left : left + self.view_size]
@@ -1355,8 +1453,8 @@ class Ross3DProcessor(ProcessorMixin):
         """Bird's-eye picture of one scene at `bev_size`.
 
         Published: resized to height `bev_size` and the aspect ratio of the views (height and width `reference`),
-        regardless of its own, then cropped. Ours: square pictures only, resized to `bev_size`, with void pixels
-        exactly black.
+        regardless of its own, then cropped; all of it squashed to a square if views are. Ours: square pictures only,
+        resized to `bev_size`, with void pixels exactly black.
         """
         name, size = f"bev_image of {request.name}", self.bev_size
         picture = decode_view(open_view(request.bev_image, name), name)
@@ -1366,7 +1464,7 @@ class Ross3DProcessor(ProcessorMixin):
             check(not valid.is_floating_point(), f"bev_valid of {request.name}", "truth values", f"{valid.dtype}",
                   "compare it: True where the picture shows something")  # fmt: skip
         if self.geometry_mode == "published":
-            resized = get_resized_size(*reference, size, "published", name)
+            resized = self.get_resized_size(*reference, size, name)
         else:
             width, height = picture.size
             check(height == width, name, "a square picture", f"{height} x {width}", "render it with square bounds")

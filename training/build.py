@@ -379,7 +379,7 @@ def get_run_reading(arguments: RunArguments, processor: Ross3DProcessor) -> dict
     """The options for reading a run's scenes."""
     data = arguments.data
     return get_reading(
-        data.num_views, data.decode, processor.view_size, data.rotate, data.max_excluded, data.allow_outside
+        data.num_views, data.decode, processor.decoded_size, data.rotate, data.max_excluded, data.allow_outside
     )
 
 
@@ -457,7 +457,7 @@ def build_latents(arguments: RunArguments, processor: Ross3DProcessor, config: R
     check_normalization(processor, config)
     pixels = processor.image_processor
     settings = {
-        "processor": processor.get_fit_settings(),
+        "processor": processor.get_view_settings(),
         "pixels": [pixels.do_rescale, pixels.rescale_factor, pixels.do_normalize],
         "reading": get_run_reading(arguments, processor),
         "image_mean": list(config.image_mean),

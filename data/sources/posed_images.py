@@ -122,7 +122,7 @@ def read_posed_images(
         allow_outside (`bool`): let links in the scan's folders lead out of them.
         infos (*optional*): the result of `load_embodiedscan_infos`.
         crop_bev (`bool`, defaults to `True`): cut the middle out of a published bird's-eye picture; False for a
-            processor of `geometry_mode="published"`, which cuts it itself.
+            processor of `geometry_mode="published"` with `view_fit="center_crop"`, which cuts it itself.
 
     Raises:
         FileNotFoundError, ValueError: name the file, the expected and the actual content, and the remedy.
