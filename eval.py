@@ -66,7 +66,7 @@ class EvalArguments(EvalSettings):
         output (`Path`): where the files go.
         spatial_instruction (`bool`, *optional*): overrides the setting that was saved with the model.
         geometry_mode (`str`, *optional*): overrides the setting that was saved with the model: how views are cropped
-            and depth is pooled. `published` refuses pictures that are higher than wide, `valid_depth` reads all.
+            and depth is pooled. `published` refuses to crop pictures that are higher than wide.
         dtype (`str`): of the loaded model; `auto`: as it was saved.
         allow_missing_weights (`bool`): initialise weights that the checkpoint lacks at random instead of refusing it.
         meteor (`bool`): score captions by METEOR as well, which needs Java and `pip install pycocoevalcap`.

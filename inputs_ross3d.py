@@ -57,16 +57,15 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Metres and loss weights: float32, or its bits as int32; half precision is refused, with the reason, when it is read.
 METRES = (*FLOATS, torch.int32)
 TRUTH = (torch.bool,)
-BYTES = (torch.uint8,)
+COLOURS = (torch.uint8, *FLOATS)
 KINDS = {
     WHOLE: "torch.int64",
     FLOATS: "torch.float32 or another floating-point one",
     METRES: "torch.float32",
     TRUTH: "torch.bool",
-    BYTES: "torch.uint8",
+    COLOURS: "torch.uint8, or a floating-point one in [0, 1]",
     (*WHOLE, *TRUTH): "torch.bool, or torch.uint8 for packed bits",
     (*WHOLE, *TRUTH, *FLOATS): "torch.int64",
-    (torch.uint8, *FLOATS): "torch.uint8, or a floating-point one in [0, 1]",
 }
 Part = Literal["text", "scene", "masking", "question", "proposals", "target"]
 
@@ -122,13 +121,12 @@ INPUTS: dict[str, Input] = {
     "proposal_patches": Input(("B", "K", "V", "..."), (*WHOLE, *TRUTH), "proposals", False),
     "query_coords": Input(("B", "Q", 3), METRES, "question", NAN),
     "grounding_labels": Input(("B", "Q", "*"), (*WHOLE, *TRUTH, *FLOATS), "target", 0),
-    "geometry_pixel_values": Input(("B", "V", 3, "*", "*"), BYTES, "target", 0),
+    "geometry_pixel_values": Input(("B", "V", 3, "*", "*"), COLOURS, "target", 0),
     "bev_pixel_values": Input(("B", 3, "b", "b"), FLOATS, "target", 0.0),
     "bev_valid": Input(("B", "b", "b"), TRUTH, "target", False),
     "bev_bounds": Input(("B", 4), METRES, "target", NAN),
     "view_latents": Input(("B", "V", "..."), FLOATS, "target", 0.0),
     "bev_latents": Input(("B", "..."), FLOATS, "target", 0.0),
-    "geometry_pixel_values": Input(("B", "V", 3, "*", "*"), (torch.uint8, *FLOATS), "target", 0),
     "geometry_features": Input(("B", "V", "*", "h", "w", "*"), FLOATS, "target", NAN),
     "row_seed": Input(("B",), WHOLE, "target"),
 }

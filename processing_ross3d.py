@@ -658,7 +658,7 @@ def get_scene_names(scene_ids: str | list[str] | None, num_scenes: int) -> list[
     wrong = [scene_id for scene_id in ids if isinstance(scene_id, bool) or not isinstance(scene_id, (str, Integral))]
     check(not wrong, "scene_ids", "names, strings or numbers", repr(wrong[:1]), "pass one a scene")
     check(len(ids) == num_scenes, "scene_ids", f"{num_scenes} names, one a scene", f"{len(ids)}", "pass one a scene")
-    return [f"scene {scene_id}" for scene_id in ids]
+    return [f"scene {shorten(str(scene_id))}" for scene_id in ids]
 
 
 def is_scene(views: Any) -> bool:

@@ -663,13 +663,25 @@ def find_published_file(path: str | os.PathLike, kwargs: dict[str, Any]) -> Path
     return next((Path(file) for file in found if file is not None), None)
 
 
-def read_published_file(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a published file, without the head for tracks.
+def read_encoder_config(path: str | os.PathLike) -> Ross3DVGGTConfig:
+    """The config of an encoder, without its weights; `path` as in `Ross3DVGGT.from_pretrained`.
+
+    Raises:
+        ValueError: names a file that does not hold a VGGT.
+    """
+    published = find_published_file(path, {})
+    if published is None:
+        return Ross3DVGGTConfig.from_pretrained(path)
+    return make_published_config(read_published_file(published, "meta"), str(published))
+
+
+def read_published_file(file: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """The tensors of a published file, without the head for tracks; on the device `"meta"` only their shapes.
 
     Raises:
         ValueError: names the file, if it does not hold a VGGT.
     """
-    weights = load_state_dict(file)
+    weights = load_state_dict(file, map_location=device)
     weights = weights.get("model", weights) if isinstance(weights, dict) else {}
     if "aggregator.camera_token" not in weights:
         raise ValueError(
@@ -755,4 +767,11 @@ def make_published_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.
     return converted
 
 
-__all__ = ["Ross3DVGGT", "Ross3DVGGTOutput", "convert_published_weights", "decode_cameras", "make_published_weights"]
+__all__ = [
+    "Ross3DVGGT",
+    "Ross3DVGGTOutput",
+    "convert_published_weights",
+    "decode_cameras",
+    "make_published_weights",
+    "read_encoder_config",
+]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ross3d.command_line import COUNT, NUM_VIEWS, check_fields
+from ross3d.data.geometry_features import STORAGES
 from ross3d.data.sources import DECODES, make_reading
 
 
@@ -47,6 +48,11 @@ class DataArguments:
         latents (`str`, *optional*): folder with the teacher's latents of all scenes
             (`python -m ross3d.training.latents CONFIG.yaml`), so that no step passes pictures to the teacher;
             10 MB a scene of 32 views at the released size.
+        geometry_features (`str`, *optional*): folder with the geometry encoder's features of all scenes
+            (`python -m ross3d.training.geometry_features CONFIG.yaml`), so that no step runs the encoder; 26 MB a
+            scene of 32 views at the released size, half of it as int8.
+        geometry_storage (`str`): how these files store numbers: `float32`, `bfloat16`, or `int8` with one scale per
+            token and layer.
     """
 
     root: str = "outputs/demo/scenes"
@@ -69,11 +75,14 @@ class DataArguments:
     allow_outside: bool = False
     prepared: str | None = None
     latents: str | None = None
+    geometry_features: str | None = None
+    geometry_storage: str = "bfloat16"
 
     def __post_init__(self):
         counts = dict.fromkeys(("limit", "epochs", "questions_per_row", "tokens_per_row"), COUNT)
         check_fields(self, "data.", {**counts, "num_views": NUM_VIEWS})
-        for name, known in (("visit", VISITS), ("proposals", TRAINING_PROPOSALS), ("decode", DECODES)):
+        for name, known in (("visit", VISITS), ("proposals", TRAINING_PROPOSALS), ("decode", DECODES),
+                            ("geometry_storage", STORAGES)):  # fmt: skip
             if getattr(self, name) not in known:
                 raise ValueError(f"data.{name}: expected one of {known}, got {getattr(self, name)!r}.")
         if self.one_task_per_step and self.visit != "questions":

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from ross3d.data.annotations import Annotation, check_object_ids, check_query_coords, find_annotations
 from ross3d.data.arguments import DataArguments
+from ross3d.data.geometry_features import SceneFeatures
 from ross3d.data.latents import SceneLatents
 from ross3d.data.prepared import SceneReader
 from ross3d.data.rows import (
@@ -74,6 +75,7 @@ class SceneRows(Dataset):
         rows_per_step (`int`): rows of one optimizer step; where a pass visits questions, those are of similar length.
         unlabelled (sequence of `Path`): folders of scans without questions, which take turns.
         latents (`SceneLatents`, *optional*): the teacher's latents of the pictures, added to the rows.
+        geometry (`SceneFeatures`, *optional*): the geometry encoder's features of the views, added to the rows.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class SceneRows(Dataset):
         rows_per_step: int = 1,
         unlabelled: Sequence[Path] = (),
         latents: SceneLatents | None = None,
+        geometry: SceneFeatures | None = None,
     ):
         # Scenes with questions first, then scans without.
         self.num_scenes = len(scenes)
@@ -103,6 +106,7 @@ class SceneRows(Dataset):
         self.seed = seed
         self.rows_per_step = rows_per_step
         self.latents = latents
+        self.geometry = geometry
         self.lengths: dict[str, list[int]] = {}
         self.planned: tuple[int, list[PlannedRow]] | None = None
         if not data.blind:
@@ -217,6 +221,8 @@ class SceneRows(Dataset):
         row = {key: value[0] for key, value in self.processor(**inputs, return_tensors="pt").items()}
         if self.latents is not None and not self.data.blind:
             row |= self.latents.read(path)
+        if self.geometry is not None and not self.data.blind:
+            row |= self.geometry.read(path, len(row["pixel_values"]))
         return row | {"row_seed": torch.tensor(row_seed)}
 
     def choose_questions(self, scene_id: str, row_seed: int) -> list[Annotation]:

@@ -86,12 +86,17 @@ def load_cache(file: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     Raises:
         DamagedError: for a broken file.
     """
+    return load_any_cache(file, identity)
+
+
+def load_any_cache(file: Path, identity: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """As `load_cache`; without `identity`, whatever the file was made from."""
     if not file.is_file():
         return None
     broken = f"{file}: expected tensors as they were written, got a damaged file; remove it, and it is made again."
     try:
         content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        if content.keys() == FIELDS and content["identity"] != identity:
+        if content.keys() == FIELDS and identity not in (None, content["identity"]):
             return None
         if content.keys() == FIELDS and sum_bytes(content["about"], content["tensors"]) == content["checksum"]:
             return content

@@ -494,6 +494,10 @@ class TestNesting:
         with pytest.raises(ValueError, match="images of scene b: expected at least one view, got none"):
             processor(images=[VIEWS, []], scene_ids=["a", "b"])
 
+    def test_a_long_name_of_a_scene_is_shortened(self, processor):
+        with pytest.raises(ValueError, match=r"images of scene x{160} \.\.\. x{20}: expected at least one view"):
+            processor(images=[[]], scene_ids=["x" * 9000])
+
     def test_words_without_questions(self, processor):
         with pytest.raises(ValueError, match=r"text: expected questions with \['answers'\], got None; pass text="):
             processor(images=VIEWS, answers="yes")

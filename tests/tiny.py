@@ -14,9 +14,9 @@ def get_folder() -> tempfile.TemporaryDirectory:
 
 
 @cache
-def get_checkpoint() -> Path:
-    """A checkpoint of random weights with its teacher."""
-    return make_tiny_checkpoint(Path(get_folder().name) / "checkpoint")
+def get_checkpoint(system: str = "ross3d") -> Path:
+    """A system's checkpoint of random weights with its teacher or geometry encoder."""
+    return make_tiny_checkpoint(Path(get_folder().name) / f"checkpoint-{system}", system=system)
 
 
 @cache

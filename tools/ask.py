@@ -269,8 +269,8 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
         "--geometry-mode",
         choices=GEOMETRY_MODES,
         help=(
-            "how views are cropped and depth is pooled (default: the model's setting); published takes no portrait"
-            " images"
+            "how views are cropped and depth is pooled (default: the model's setting); published refuses to crop"
+            " portrait images"
         ),
     )
     parser.add_argument("--allow-missing-weights", action="store_true", help="initialise missing weights at random")

@@ -159,6 +159,8 @@ class RunArguments:
         init_from (`str`, *optional*): checkpoint folder or Hub id to start from; new weights otherwise.
         allow_missing_weights (`bool`): initialise weights that this checkpoint lacks at random instead of refusing it.
         teacher (`str`, *optional*): diffusers folder of the VAE teacher.
+        geometry_encoder (`str`, *optional*): folder, file or Hub id of the VGGT whose features the model learns to
+            predict (`model.distillation_config`), such as facebook/VGGT-1B.
         model (`dict`): keys of `Ross3DConfig`; with `init_from`, changes to its config.
         processor (`dict`): settings of `Ross3DProcessor`, and those of its image processor.
         data, new_weights, vision_warmup, lora, parts, trainer: see the classes; `parts` maps prefixes of parameter
@@ -170,6 +172,7 @@ class RunArguments:
     init_from: str | None = None
     allow_missing_weights: bool = False
     teacher: str | None = None
+    geometry_encoder: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
     processor: dict[str, Any] = field(default_factory=dict)
     data: DataArguments = field(default_factory=DataArguments)
@@ -208,7 +211,7 @@ FREE_SETTINGS = frozenset(
         "dataloader_persistent_workers", "ddp_timeout", "disable_tqdm", "report_to", "run_name", "project",
         "save_total_limit",
     )
-) | {"data.prepared", "data.latents"}  # fmt: skip
+) | {"data.prepared", "data.latents", "data.geometry_features"}  # fmt: skip
 
 SECTION_CLASSES = {
     "data": DataArguments,

@@ -1,5 +1,6 @@
 """Build processor, model and data from a run's settings, before the Trainer runs."""
 
+import copy
 import hashlib
 import inspect
 import json
@@ -25,11 +26,13 @@ from ross3d.data.arguments import DataArguments
 from ross3d.data.atomic import write_text
 from ross3d.data.collator import Ross3DCollator
 from ross3d.data.dataset import SceneRows, take_boxes
+from ross3d.data.geometry_features import SceneFeatures, get_encoder_fingerprint
 from ross3d.data.latents import SceneLatents, get_teacher_fingerprint
 from ross3d.data.names import check_links
 from ross3d.data.prepared import PreparedScenes, SceneReader
 from ross3d.data.sources import get_reading, list_files, list_folders, read_scene
 from ross3d.data.text_files import read_json, read_yaml
+from ross3d.fusion_ross3d import check_encoder
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
 from ross3d.report.card import CARD_NAME
@@ -49,7 +52,8 @@ from ross3d.training.loading import load_model
 from ross3d.training.lora import PEFT_PREFIX
 from ross3d.training.model_section import make_config
 from ross3d.training.optimizer import MuonAdamW
-from ross3d.training.shards import check_whole_matrices, is_launched_with
+from ross3d.training.shards import check_whole_matrices, is_launched_with, without_zero3
+from ross3d.vggt_ross3d import Ross3DVGGT, read_encoder_config
 
 
 # Key of `run_data.json` for the hash of the sizes of the scenes' files.
@@ -258,6 +262,7 @@ def build_config(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DC
 
 
 # Settings of a run file that describe a new model, in the order of a command line.
+ENCODER_FILES = ("config.json", "*.safetensors", "model.pt")
 NEW_MODEL_SETTINGS = ("model", "processor", "teacher", "new_weights", "vision_warmup")
 # Sizes that are fixed by trained weights.
 WEIGHT_SIZES = (
@@ -312,7 +317,7 @@ def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DFo
     torch.manual_seed(arguments.seed)
     folder = find_init_folder(arguments)
     config = build_config(arguments, processor)
-    teacher = find_teacher(arguments)
+    teacher, encoder = find_teacher(arguments), find_geometry_encoder(arguments, config)
     with naming_conflicts(arguments):
         check_fit(processor, config)
         if teacher is not None and config.denoiser_config is not None:
@@ -334,7 +339,16 @@ def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DFo
         model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     if teacher is not None and model.reconstruction_head is not None:
         model.attach_teacher(teacher)
+    if encoder is not None and arguments.data.geometry_features is None:
+        model.attach_geometry_encoder(load_geometry_encoder(encoder))
     return model
+
+
+def load_geometry_encoder(path: Path) -> Ross3DVGGT:
+    """The encoder without its heads, whole in every process."""
+    # ZeRO-3 would shard it while it is loaded: it is no part of the model.
+    with without_zero3():
+        return Ross3DVGGT.from_pretrained(path, heads=[])
 
 
 @torch.no_grad()
@@ -373,6 +387,80 @@ def find_teacher(arguments: RunArguments) -> Path | None:
         return folder
     folder = find_init_folder(arguments)
     return None if folder is None or not (folder / "teacher").is_dir() else folder / "teacher"
+
+
+def find_geometry_encoder(arguments: RunArguments, config: Ross3DConfig) -> Path | None:
+    """The geometry encoder's folder or file: the one named, on disk or from the Hub, or the one in the checkpoint's
+    folder; None for a model that does not learn from one.
+
+    Raises:
+        FileNotFoundError: there is none of that name.
+        ValueError: for a model without `distillation_config`, and for one with it where neither an encoder nor features
+            are given.
+    """
+    given = arguments.geometry_encoder
+    if config.distillation_config is None:
+        for name, value in (("geometry_encoder", given), ("data.geometry_features", arguments.data.geometry_features)):
+            if value is not None:
+                raise ValueError(
+                    f"{name}: expected a model with distillation_config, which learns from it, got None; leave it out"
+                    " or set model.distillation_config."
+                )
+        return None
+    if given is not None:
+        path = Path(given).expanduser()
+        return path if path.is_file() else find_folder(given, "geometry_encoder", ENCODER_FILES, "geometry encoder")
+    folder = find_init_folder(arguments)
+    if folder is not None and (folder / "geometry_encoder").is_dir():
+        return folder / "geometry_encoder"
+    if arguments.data.geometry_features is None and not arguments.data.blind:
+        raise ValueError(
+            "geometry_encoder: expected an encoder or its features for model.distillation_config, got neither; name"
+            " one (--geometry_encoder facebook/VGGT-1B, or scenes/geometry_encoder for small models), set"
+            " data.geometry_features, or train without it: --model.distillation_config null."
+        )
+    return None
+
+
+def get_encoder_processor(
+    processor: Ross3DProcessor, config: Ross3DConfig, patch_size: int
+) -> Ross3DProcessor:
+    """A processor that also returns the views for the geometry encoder, which the model needs in training only."""
+    changed = copy.copy(processor)
+    changed.geometry_patch_size = patch_size
+    changed.geometry_image_size = config.distillation_config.encoder_image_size
+    return changed
+
+
+def build_features(
+    arguments: RunArguments, processor: Ross3DProcessor, config: Ross3DConfig
+) -> SceneFeatures | None:
+    """The store of the geometry encoder's features of the run's scenes, or None.
+
+    Raises:
+        ValueError: as `find_geometry_encoder`.
+    """
+    encoder = find_geometry_encoder(arguments, config)
+    if arguments.data.geometry_features is None or config.distillation_config is None:
+        return None
+    section, layers, fingerprint = config.distillation_config, None, None
+    if encoder is not None:
+        told = read_encoder_config(encoder)
+        check_encoder(told, section)
+        layers = [layer % told.num_hidden_layers for layer in section.encoder_layers]
+        fingerprint = get_encoder_fingerprint(encoder)
+    fit = {name: value for name, value in processor.get_fit_settings().items() if name != "bev_size"}
+    settings = {
+        "processor": fit,
+        "reading": get_run_reading(arguments, processor),
+        "encoder": fingerprint,
+        "encoder_layers": layers,
+        "encoder_image_size": section.encoder_image_size,
+        "encoder_dtype": section.encoder_dtype,
+        "grid": [config.view_grid_size, config.view_grid_size],
+        "storage": arguments.data.geometry_storage,
+    }
+    return SceneFeatures(Path(arguments.data.geometry_features), settings)
 
 
 def get_run_reading(arguments: RunArguments, processor: Ross3DProcessor) -> dict[str, Any]:
@@ -495,9 +583,14 @@ def build_rows(
     check_all_object_ids(annotations, lambda name: Path(data.root) / data.split / name)
     check_lengths(annotations, processor, str(file))
     reading, latents = get_run_reading(arguments, processor), build_latents(arguments, processor, config)
+    geometry = build_features(arguments, processor, config)
     unlabelled = list_unlabelled(data, config)
-    if latents is not None:
-        latents.refuse_missing([*list_scenes(data), *unlabelled])
+    for kept in (latents, geometry):
+        if kept is not None:
+            kept.refuse_missing([*list_scenes(data), *unlabelled])
+    encoder = find_geometry_encoder(arguments, config)
+    if encoder is not None and geometry is None:
+        processor = get_encoder_processor(processor, config, read_encoder_config(encoder).patch_size)
     if data.prepared is None:
         reader = SceneReader(read_scene, reading)
     else:
@@ -513,6 +606,7 @@ def build_rows(
         rows_per_step=rows_per_step,
         unlabelled=unlabelled,
         latents=latents,
+        geometry=geometry,
     )
 
 

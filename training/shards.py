@@ -1,13 +1,26 @@
 """Checks of the launcher's sharding, for settings that need whole weights or whole matrices."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations import deepspeed, is_deepspeed_zero3_enabled
 
 
 def is_launched_with(name: str) -> bool:
     """Whether `accelerate launch` was told to use `FSDP` or `DEEPSPEED`."""
     return os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1")
+
+
+@contextmanager
+def without_zero3() -> Iterator[None]:
+    """In this context the library loads models whole, also where ZeRO-3 would shard them."""
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = reference
 
 
 def check_whole_weights(name: str) -> None:

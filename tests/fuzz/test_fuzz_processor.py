@@ -21,12 +21,14 @@ OTHER_ARGUMENTS = [
 ]  # fmt: skip
 NAMES = (
     "images|text|depth_maps|intrinsics|cam2world|proposal|query_coords|answers|target_objects|bev_image|bev_valid"
-    "|bev_bounds|question|__call__|" + "|".join(OTHER_ARGUMENTS)
+    "|bev_bounds|geometry_pixel_values|question|__call__|" + "|".join(OTHER_ARGUMENTS)
 )
 
 
 @cache
 def get_processor(mode: str = "valid_depth"):
+    if mode == "squash":
+        return make_test_processor(view_fit="squash", geometry_image_size=28)
     return make_test_processor(geometry_mode=mode)
 
 
@@ -88,7 +90,7 @@ def check_inputs(inputs: dict[str, torch.Tensor], call: dict) -> None:
 
 
 @run_seeded(220)
-@given(call=spoiled_call(), mode=st.sampled_from(["published", "valid_depth"]))
+@given(call=spoiled_call(), mode=st.sampled_from(["published", "valid_depth", "squash"]))
 def test_arguments_of_the_processor(call, mode):
     inputs, refusal = attempt(lambda: get_processor(mode)(**call), call, NAMES)
     if refusal is None:

@@ -1,0 +1,287 @@
+"""Kept features: the losses that the encoder gives, without the encoder; refused when they are not of the views."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch.testing import assert_close
+
+from ross3d.data.arguments import DataArguments
+from ross3d.data.geometry_features import SceneFeatures, compress, find_difference, read_npz, restore
+from ross3d.tests.tiny import get_checkpoint, get_rooms
+from ross3d.training import geometry_features as door
+from ross3d.training.arguments import RunArguments
+from ross3d.training.build import build_collator, build_config, build_model, build_processor, build_rows
+from ross3d.vggt_ross3d import Ross3DVGGT
+
+
+@pytest.fixture
+def arguments(tmp_path) -> RunArguments:
+    """A run from the tiny checkpoint of 3DRS, in full precision, that keeps whole numbers."""
+    shutil.copytree(get_rooms(), tmp_path / "rooms")
+    data = DataArguments(
+        root=str(tmp_path / "rooms"), limit=3, questions_per_row=2, geometry_features=str(tmp_path / "features"),
+        geometry_storage="float32",
+    )  # fmt: skip
+    model = {"distillation_config": {"encoder_dtype": "float32"}}
+    return RunArguments(seed=3, init_from=str(get_checkpoint("3drs")), model=model, data=data)
+
+
+def without_files(arguments: RunArguments) -> RunArguments:
+    return replace(arguments, data=replace(arguments.data, geometry_features=None))
+
+
+def get_rows(arguments: RunArguments):
+    processor = build_processor(arguments)
+    return build_rows(arguments, processor, 1, build_config(arguments, processor))
+
+
+def get_loss(arguments: RunArguments) -> float:
+    """The distillation loss of a batch of all rows."""
+    processor = build_processor(arguments)
+    model = build_model(arguments, processor).train()
+    rows = build_rows(arguments, processor, 1, model.config)
+    batch = build_collator(processor, model.config)([rows[index] for index in range(len(rows))])
+    uses_files = arguments.data.geometry_features is not None
+    assert ("geometry_features" in batch) == uses_files and ("geometry_pixel_values" in batch) != uses_files
+    assert bool(model._geometry_encoder) != uses_files
+    output = model(**batch)
+    assert output.loss_counts[-1] == 3
+    return output.distill_loss.item()
+
+
+@pytest.mark.parametrize("fit", ["squash", "center_crop"])
+def test_losses_are_those_of_the_encoder(arguments, fit, monkeypatch):
+    arguments = replace(arguments, processor={"view_fit": fit})
+    door.main(arguments)
+    files = sorted(Path(arguments.data.geometry_features).iterdir())
+    assert [file.name for file in files] == [f"train-{number:06d}.features" for number in range(3)]
+    wanted = get_loss(without_files(arguments))
+    assert get_loss(arguments) == wanted > 0
+    # A prepared cache gives the same rows, and what is kept is not made again.
+    prepared = replace(arguments.data, prepared=str(files[0].parent.parent / "prepared"))
+    for data in (prepared, replace(prepared, geometry_features=None)):
+        assert get_loss(replace(arguments, data=data)) == get_loss(replace(arguments, data=data)) == wanted
+    monkeypatch.setattr(SceneFeatures, "write", lambda *_: pytest.fail("encoded again"))
+    door.main(arguments)
+
+
+@pytest.mark.parametrize(("storage", "share", "error"), [("bfloat16", 0.5, 4e-3), ("int8", 0.25, 1e-2)])
+def test_smaller_files_give_nearly_the_same(arguments, storage, share, error):
+    door.main(arguments)
+    wanted = get_loss(arguments)
+    files = list(Path(arguments.data.geometry_features).iterdir())
+    size = sum(file.stat().st_size for file in files)
+    small = replace(arguments, data=replace(arguments.data, geometry_storage=storage,
+                                            geometry_features=arguments.data.geometry_features + storage))  # fmt: skip
+    door.main(small)
+    assert abs(get_loss(small) - wanted) < error * wanted
+    smaller = sum(file.stat().st_size for file in Path(small.data.geometry_features).iterdir())
+    # Names, checksum and scales take a little more.
+    assert smaller < (share + 0.1) * size
+    # Another storage gives other numbers, so its files are not taken for these.
+    mixed = replace(arguments, data=replace(small.data, geometry_storage="float32"))
+    with pytest.raises(ValueError, match=f"made with storage 'float32', as in this run, got '{storage}' in"):
+        get_rows(mixed)[0]
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 3, 2, 8), (5, 2, 1, 4, 6)])
+def test_features_are_restored(shape):
+    features = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 50
+    features[0, 0, 0, 0] = 0.0
+    assert torch.equal(restore(compress(features, "float32")), features)
+    assert torch.equal(restore(compress(features, "bfloat16")), features.bfloat16())
+    error = (restore(compress(features, "int8")) - features).abs()
+    assert bool((error <= features.abs().amax(dim=-1, keepdim=True) / 127 * 0.51).all())
+
+
+def test_two_processes_share_the_scenes(arguments, tmp_path):
+    """Started by a launcher they make the files of one process, and a further start makes what is missing."""
+    door.main(arguments)
+    wanted = {file.name: file.read_bytes() for file in Path(arguments.data.geometry_features).iterdir()}
+    again = str(tmp_path / "again")
+    settings = {
+        "seed": 3, "init_from": arguments.init_from, "model": arguments.model,
+        "data": {"root": arguments.data.root, "limit": 3, "questions_per_row": 2, "geometry_storage": "float32",
+                 "geometry_features": again},
+    }  # fmt: skip
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "-m"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([*command, door.__name__, str(file)], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    made = {file.name: file.read_bytes() for file in Path(again).iterdir()}
+    assert made == wanted
+
+
+def test_missing_and_foreign_features_are_refused(arguments, tmp_path):
+    with pytest.raises(ValueError, match=r"data.geometry_features: expected features of 3 scenes .* got none of 3"):
+        get_rows(arguments)
+    door.main(arguments)
+    rows = get_rows(arguments)
+    assert rows[0]["geometry_features"].shape == (6, 1, 4, 4, 32)
+    folder = Path(arguments.data.geometry_features)
+    # Another precision, another size, another fit, other layers, other views.
+    for changes, message in (
+        ({"model": {"distillation_config": {"encoder_dtype": "bfloat16"}}}, "encoder_dtype 'bfloat16', .* 'float32'"),
+        ({"model": {"distillation_config": {"encoder_image_size": 32, "encoder_dtype": "float32"}}},
+         "encoder_image_size 32, as in this run, got 64"),
+        ({"processor": {"view_fit": "center_crop"}}, "processor.view_fit 'center_crop', as in this run, got 'squash'"),
+        ({"model": {"distillation_config": {"encoder_layers": [0], "encoder_dtype": "float32"}}},
+         r"encoder_layers \[0\], as in this run, got \[1\]"),
+        ({"data": replace(arguments.data, num_views=4)}, "reading.num_views 4, as in this run, got 32"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            get_rows(replace(arguments, **changes))[0]
+        with pytest.raises(ValueError, match=message):
+            door.main(replace(arguments, **changes))
+    # Another encoder.
+    encoder = Ross3DVGGT.from_pretrained(get_checkpoint("3drs") / "geometry_encoder")
+    encoder.aggregator.camera_token.data += 1
+    encoder.save_pretrained(tmp_path / "other")
+    other = replace(arguments, geometry_encoder=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="made with encoder '[0-9a-f]{16}', as in this run, got '[0-9a-f]{16}' in"):
+        get_rows(other)[0]
+    # Other files of the scene, and those of another scene.
+    scenes = Path(arguments.data.root) / "train"
+    picture = sorted((scenes / "train-000001").rglob("*.jpg"))[2]
+    shutil.copy(sorted((scenes / "train-000002").rglob("*.jpg"))[0], picture)
+    with pytest.raises(ValueError, match=rf"file .*{picture.name} '\d+ bytes', as in this run, got '\d+ bytes'"):
+        rows.geometry.read(scenes / "train-000001", 6)
+    picture.unlink()
+    with pytest.raises(ValueError, match=rf"file .*{picture.name} 'no such file', as in this run"):
+        rows.geometry.read(scenes / "train-000001", 6)
+    os.replace(folder / "train-000002.features", folder / "train-000000.features")
+    with pytest.raises(ValueError, match="made with scene 'train-000000', as in this run, got 'train-000002'"):
+        rows.geometry.read(scenes / "train-000000", 6)
+    with pytest.raises(ValueError, match=r"expected features of .*train-000002 in .*, got no such file"):
+        rows.geometry.read(scenes / "train-000002", 6)
+
+
+def test_damaged_files_are_refused_and_made_again(arguments):
+    door.main(arguments)
+    rows, scene = get_rows(arguments), Path(arguments.data.root) / "train" / "train-000001"
+    with pytest.raises(ValueError, match=r"expected features of the 5 views of .*, got 6, \['frame-"):
+        rows.geometry.read(scene, 5)
+    file = rows.geometry.get_file(scene)
+    wanted = file.read_bytes()
+    for damaged in (wanted[:-300], wanted[:600] + bytes([wanted[600] ^ 1]) + wanted[601:], b""):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match="expected tensors as they were written, got a damaged file"):
+            rows.geometry.read(scene, 6)
+        door.main(arguments)
+        assert file.read_bytes() == wanted
+    # A copy of scenes and features elsewhere is read there.
+    moved = Path(arguments.data.root).parent / "moved"
+    shutil.copytree(arguments.data.root, moved)
+    shutil.copytree(rows.geometry.folder, moved / "features")
+    data = replace(arguments.data, root=str(moved), geometry_features=str(moved / "features"))
+    assert torch.equal(get_rows(replace(arguments, data=data))[0]["geometry_features"], rows[0]["geometry_features"])
+
+
+def test_features_alone_need_no_encoder(arguments, tmp_path):
+    """Whoever has the files need not have the encoder; which one made them is then not compared."""
+    bare = tmp_path / "bare"
+    shutil.copytree(get_checkpoint("3drs"), bare, ignore=shutil.ignore_patterns("geometry_encoder"))
+    door.main(arguments)
+    lone = replace(arguments, init_from=str(bare))
+    assert get_loss(lone) == get_loss(arguments)
+    with pytest.raises(ValueError, match="geometry_encoder: expected an encoder or its features for model.distillation"):
+        build_model(without_files(lone), build_processor(lone))
+    with pytest.raises(ValueError, match="data.geometry_features: expected a folder for features, and a geometry enc"):
+        door.main(lone)
+    off = replace(without_files(lone), model={"distillation_config": None})
+    assert not hasattr(build_model(off, build_processor(off)), "distillation_head")
+    for changes, name in (({"geometry_encoder": str(bare)}, "geometry_encoder"), ({}, "data.geometry_features")):
+        given = replace(arguments, init_from=str(get_checkpoint()), model={}, **changes)
+        with pytest.raises(ValueError, match=f"{name}: expected a model with distillation_config, which learns"):
+            get_rows(given)
+
+
+def test_differences_are_named():
+    assert find_difference({"a": 1}, {"a": 1}) is None and find_difference({"a": 1, "b": 2}, {"a": 1}) is None
+    assert find_difference({"a": {"b": [1], "c": 2}}, {"a": {"b": [1], "c": 3}}) == ("a.c", 2, 3)
+    assert find_difference({}, {"a": 1}) == ("a", None, 1)
+
+
+def write_npz(folder: Path, scene: Path, views: int, patches: int, start: int = 5, size: int = 2048) -> torch.Tensor:
+    rng = np.random.default_rng(4)
+    features = rng.standard_normal((1, views, start + patches, size)).astype(np.float32)
+    file = folder / scene.name / "vggt.npz"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(file, feature=features, ps_idx=start)
+    return torch.from_numpy(features[0, :, start:])
+
+
+def test_files_of_3drs_are_read(tmp_path):
+    """Their frames are an even choice of the folder's JPEG files, which must be the run's."""
+    scene = tmp_path / "scene0000_00"
+    scene.mkdir()
+    for number in range(0, 90, 10):
+        (scene / f"{number:05d}.jpg").touch()
+    wanted = write_npz(tmp_path / "npz", scene, 4, 6, size=8)
+    file = tmp_path / "npz" / "scene0000_00" / "vggt.npz"
+    views = ["00000", "00020", "00050", "00080"]
+    assert torch.equal(read_npz(file, scene, views, (2, 3)), wanted.unflatten(1, (2, 3)))
+    with pytest.raises(ValueError, match="got 4 views where the run reads 4, first difference '00020' against '00030'"):
+        read_npz(file, scene, ["00000", "00030", "00050", "00080"], (2, 3))
+    with pytest.raises(ValueError, match="got 4 views where the run reads 3, first difference '00080' against None"):
+        read_npz(file, scene, views[:3], (2, 3))
+    with pytest.raises(ValueError, match="with 2 x 2 patches a view, as this run's pictures have, got 6 patches"):
+        read_npz(file, scene, views, (2, 2))
+    write_npz(tmp_path / "npz", scene, 4, 6, start=3, size=8)
+    with pytest.raises(ValueError, match=r"of shape \(1, V, 5 \+ patches, C\), got \(1, 4, 9, 8\) with ps_idx 3"):
+        read_npz(file, scene, views, (2, 3))
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(ValueError, match="as 3DRS stores them, got a damaged or other file"):
+        read_npz(file, scene, views, (2, 3))
+
+
+def test_features_of_3drs_train_a_model(arguments, tmp_path, monkeypatch):
+    """From posed images as 3DRS reads them to a loss, without an encoder."""
+    layout = tmp_path / "posed" / "train"
+    for scene in sorted((Path(arguments.data.root) / "train").iterdir())[:3]:
+        shutil.copytree(scene, layout / scene.name)
+    shutil.copytree(Path(arguments.data.root) / "annotations", layout.parent / "annotations")
+    bare = tmp_path / "bare"
+    shutil.copytree(get_checkpoint("3drs"), bare, ignore=shutil.ignore_patterns("geometry_encoder"))
+    data = replace(arguments.data, root=str(layout.parent))
+    model = {"distillation_config": {"encoder_image_size": 56, "feature_size": 2048}}
+    run = replace(arguments, init_from=str(bare), model=model, data=data, allow_missing_weights=True)
+    small = replace(arguments, init_from=str(bare), data=data)
+    with pytest.raises(ValueError, match="--npz: expected a model that predicts the last layer of VGGT-1B"):
+        door.main(small, tmp_path)
+    with pytest.raises(FileNotFoundError, match="--npz: expected a folder with SCENE/vggt.npz, got"):
+        door.main(run, tmp_path / "none")
+    # The rooms' pictures stand in a folder of their own, where 3DRS's stand beside the poses.
+    names = {path.name: path.stem for path in layout.rglob("*.jpg")}
+    monkeypatch.setattr(
+        "ross3d.data.geometry_features.list_npz_views", lambda path, count: sorted(set(names.values()))[:count]
+    )
+    features = {scene.name: write_npz(tmp_path / "npz", scene, 6, 16) for scene in layout.iterdir()}
+    door.main(run, tmp_path / "npz")
+    found = get_rows(run)
+    row = found[0]["geometry_features"]
+    assert any(
+        torch.allclose(row[:, 0], tensor.unflatten(1, (4, 4))) for tensor in features.values()
+    )
+    assert_close(row.shape, torch.Size([6, 1, 4, 4, 2048]))
+
+
+def test_words_of_the_command_line(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(door, "main", lambda arguments, npz: seen.append((arguments, npz)))
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({"init_from": str(get_checkpoint("3drs"))}))
+    door.start([str(file), "--npz", "npz", "--data.limit", "2"])
+    assert seen[0][0].data.limit == 2 and seen[0][1] == Path("npz")
+    with pytest.raises(ValueError, match="--npz: expected the folder of 3DRS's files after it, got nothing"):
+        door.start([str(file), "--npz"])
