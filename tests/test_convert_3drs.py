@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor
 
+from ross3d import train
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.tests.posed_views import make_views
 from ross3d.tests.published import (
     HEADS,
+    MARKS,
     SHAPES_3DRS,
     VISION,
     Published,
@@ -22,7 +25,8 @@ from ross3d.tests.published import (
     write_published,
 )
 from ross3d.tests.published import write_published_3drs as write
-from ross3d.tests.test_convert import EMBED, check_same, make_siglip, read, run
+from ross3d.tests.test_convert import EMBED, ROOT, check_same, make_siglip, read, run
+from ross3d.tests.tiny import get_rooms
 from ross3d.tools.checkpoints import files
 from ross3d.tools.checkpoints.files import MadeTensor
 from ross3d.tools.checkpoints.ingredients import VISION_TOWERS
@@ -30,6 +34,8 @@ from ross3d.tools.checkpoints.keys import IDLE_3DRS_KEYS, TOWER_PREFIX
 from ross3d.tools.checkpoints.load import load_published
 from ross3d.tools.checkpoints.plan import make_mask_token, plan_ours, plan_published
 from ross3d.tools.checkpoints.published_config import get_distillation_settings, make_config
+from ross3d.tools.make_tiny import make_tiny_geometry_encoder
+from ross3d.training.arguments import read_run_arguments
 
 
 SIGLIP = "siglip-so400m-patch14-384"
@@ -91,12 +97,25 @@ def test_config_and_processor_are_those_of_3drs(published, ours):
     assert processor.geometry_image_size is None and not processor.spatial_instruction
 
 
-def test_a_converted_checkpoint_answers(ours):
+def test_a_converted_checkpoint_answers_chooses_and_distils(published, ours):
+    """Its loss is that of the published projection; its scores need the language model's side of the proposals."""
     model = AutoModel.from_pretrained(ours, trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(ours, trust_remote_code=True)
     inputs = processor(**make_views(), text="What stands here?")
     ids = model.generate(**inputs, max_new_tokens=3)
     assert ids.shape[1] > inputs["input_ids"].shape[1]
+    scores = model.ground(**inputs)
+    assert scores.shape == (1, 6) and torch.isfinite(scores).all()
+    model.config.proposal_pooling = "vision"
+    assert not torch.equal(model.ground(**inputs)[:, :-1], scores[:, :-1])
+    features = torch.randn(1, 3, 1, 3, 3, 28, generator=torch.Generator().manual_seed(1))
+    row = {key: value for key, value in inputs.items() if not key.startswith("proposal_")}
+    loss = model(**row, geometry_features=features).distill_loss
+    states = model.model(**row, return_dict=True).visual_states
+    weights = [published.tensors[f"model.proj_3d.{name}"] for name in ("0.weight", "0.bias", "2.weight", "2.bias")]
+    predicted = F.linear(F.gelu(F.linear(states, *weights[:2])), *weights[2:])
+    wanted = 2 - 2 * F.cosine_similarity(predicted, features.flatten(2, 4), dim=-1).mean()
+    torch.testing.assert_close(loss, wanted)
 
 
 def test_what_the_release_says_of_ties_and_temperature(tmp_path):
@@ -227,6 +246,38 @@ def test_a_model_of_ross3d_that_became_one_of_3drs(tmp_path):
     again = Ross3DForConditionalGeneration.from_pretrained(run(back, tmp_path / "again"))
     assert again.config.denoiser_config is None and again.config.distillation_config.feature_size == 20
     assert torch.equal(again.distillation_head.linear_2.weight, tensors["distillation_head.linear_2.weight"])
+
+
+def test_the_published_recipe_trains_a_started_checkpoint(tmp_path):
+    """configs/ross3d_7b_3drs.yaml at the sizes of a small base model: three steps, then to the format of 3DRS."""
+    base = write_published(tmp_path / "base", extra_rows=(9, 9), marks=MARKS[:4], leave_out=HEADS)
+    base.change_config(model_type="llava", image_embed_len=None)
+    start = run(base.folder, tmp_path / "start", "--init", "llava_video")
+    encoder = make_tiny_geometry_encoder()
+    encoder.save_pretrained(tmp_path / "encoder")
+    changes = {
+        "init_from": start, "geometry_encoder": tmp_path / "encoder", "data.root": get_rooms(), "num_processes": 1,
+        "data.num_views": 3, "data.geometry_features": "null", "trainer.output_dir": tmp_path / "trained",
+        "model.distillation_config.head_hidden_size": 24,
+        "model.distillation_config.feature_size": 2 * encoder.config.hidden_size,
+        "model.distillation_config.encoder_image_size": encoder.config.image_size,
+        "trainer.max_steps": 3, "trainer.use_cpu": "true",
+        "trainer.bf16": "false", "trainer.dataloader_num_workers": 0,
+    }  # fmt: skip
+    words = [str(word) for key, value in changes.items() for word in (f"--{key}", value)]
+    train.main(read_run_arguments(str(ROOT / "configs" / "ross3d_7b_3drs.yaml"), words))
+    log = json.loads((tmp_path / "trained" / "trainer_state.json").read_text())["log_history"]
+    assert all(entry["distill_loss"] > 0 for entry in log if "loss" in entry)
+    before, after = read(start), read(tmp_path / "trained")
+    assert not [name for name in after if name.startswith("reconstruction_head.")]
+    moved = {name.split(".")[1] for name in before.keys() & after.keys() if not torch.equal(before[name], after[name])}
+    assert {"vision_tower", "multi_modal_projector", "language_model", "image_newline"} <= moved
+    back = run(tmp_path / "trained", tmp_path / "back", "--reverse")
+    assert json.loads((back / "config.json").read_text())["model_type"] == "llava_qwen"
+    again = run(back, tmp_path / "again")
+    check_same(read(tmp_path / "trained"), read(again) | {"model.mask_token": after["model.mask_token"]})
+    processor = AutoProcessor.from_pretrained(again, trust_remote_code=True)
+    assert (processor.view_fit, processor.object_token_threshold) == ("squash", 0.125)
 
 
 # Refusals
