@@ -50,7 +50,7 @@ def choose_masked_views(numbers: torch.Tensor, ratio: float) -> torch.Tensor:
 
 @dataclass
 class Ross3DCollator:
-    """Pads and stacks rows of `SceneRows`; `proposal_patches` are packed into bits (`pack_patches`) for the model.
+    """Pads and stacks rows of `SceneRows`; what proposals cover is packed into bits (`pack_patches`) for the model.
 
     Attributes:
         pad_token_id (`int`): fills `input_ids`.
@@ -80,8 +80,9 @@ class Ross3DCollator:
         batch["row_seed"] = torch.stack([row["row_seed"] for row in rows])
         if "view_mask" in batch:
             batch["bool_masked_views"] = self.propose(batch)
-        if "proposal_patches" in batch:
-            batch["proposal_patches"] = pack_patches(batch["proposal_patches"])
+        for name in ("proposal_patches", "proposal_tokens"):
+            if name in batch:
+                batch[name] = pack_patches(batch[name])
         return batch
 
     def propose(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
