@@ -214,9 +214,7 @@ class Ross3DPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = [
-        "Ross3DReconstructionHead", "Ross3DGroundingHead", "Ross3DProjector", "Ross3DDistillationHead",
-    ]  # fmt: skip
+    _no_split_modules = ["Ross3DReconstructionHead", "Ross3DGroundingHead", "Ross3DProjector"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
