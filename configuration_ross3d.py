@@ -148,8 +148,11 @@ class SavedKeysMixin:
             ValueError: names the key of `kwargs` and the nearest known one.
         """
         check_changes(cls, config_dict, kwargs)
+        # The library builds no section that the saved form lacks: it would stay a dictionary.
+        absent = [key for key, spec in cls.sub_configs_defaults.items() if spec.optional and not config_dict.get(key)]
+        added = {name: kwargs.pop(name) for name in absent if kwargs.get(name) is not None}
         with reading_saved_config():
-            return super().from_dict(config_dict, **kwargs)
+            return super().from_dict({**config_dict, **added}, **kwargs)
 
     @classmethod
     def from_json_file(cls, json_file):
