@@ -44,8 +44,9 @@ from .configuration_ross3d import Ross3DVGGTConfig
 
 # Normalisation of pictures in [0, 1], that of ImageNet.
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Blocks within views and dense heads read this many views at a time, which bounds memory.
-VIEWS_AT_ONCE = 16
+# Blocks within views read this many views at a time and dense heads so many pixels, at least one view: this bounds
+# memory.
+VIEWS_AT_ONCE, PIXELS_AT_ONCE = 16, 2**18
 # Epsilons of the LayerNorms: of the patch embedder and of adaptive norms, and of all others.
 PATCH_EPS, BLOCK_EPS = 1e-6, 1e-5
 LAYER_SCALE = 0.01
@@ -618,10 +619,10 @@ class Ross3DVGGT(PreTrainedModel):
     def run_dense_head(
         self, head: Ross3DVGGTDenseHead, found: dict[int, torch.Tensor], start: int, size: tuple[int, int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Raw values and confidences of all views, one view at a time, which bounds memory."""
-        tokens = [found[layer][:, start:] for layer in self.config.dense_layers]
-        parts = [head([layer[view : view + 1] for layer in tokens], size) for view in range(len(tokens[0]))]
-        values, confidences = zip(*parts, strict=True)
+        """Raw values and confidences of all views, a bounded number of pixels at a time."""
+        count = max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
+        tokens = zip(*(found[layer][:, start:].split(count) for layer in self.config.dense_layers), strict=True)
+        values, confidences = zip(*(head(part, size) for part in tokens), strict=True)
         return torch.cat(values), torch.cat(confidences)
 
 

@@ -50,6 +50,7 @@ def test_scenes_of_different_numbers_of_views_are_those_alone(height, width, mon
     mask = torch.tensor([[True, True, True, True], [True, False, True, False], [False, True, False, False]])
     pictures[~mask] = float("nan")
     monkeypatch.setattr(vggt_ross3d, "VIEWS_AT_ONCE", 3)
+    monkeypatch.setattr(vggt_ross3d, "PIXELS_AT_ONCE", 2 * height * width + 1)
     together = model(pictures, mask, layers=[1, -1])
     monkeypatch.undo()
     for scene in range(3):
@@ -58,7 +59,8 @@ def test_scenes_of_different_numbers_of_views_are_those_alone(height, width, mon
             assert_close(ours[scene][mask[scene]], wanted[0])
             assert not ours[scene][~mask[scene]].any()
         for name in OUTPUTS:
-            assert_close(together[name][scene][mask[scene]], alone[name][0], msg=name)
+            # Convolutions of other numbers of pictures round differently, and the dense heads end in exponentials.
+            assert_close(together[name][scene][mask[scene]], alone[name][0], rtol=1e-4, atol=1e-5, msg=name)
         for ours, wanted in zip(together.camera_encodings, alone.camera_encodings, strict=True):
             assert_close(ours[scene][mask[scene]], wanted[0])
 
