@@ -522,6 +522,11 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
         scene_bounds_max (list of `float`, defaults to (15, 15, 5)): metres.
         grounding (`bool`, defaults to `True`): whether the model has a grounding head.
         grounding_temperature (`float`, defaults to 0.07): of the InfoNCE loss.
+        proposal_pooling (`str`, defaults to `"vision"`): the feature of a proposal. `"vision"` (published): the mean
+            of the projected patches in its box plus the position embedding of its centre. `"states"`: the mean of the
+            language model's output states at the visual tokens whose cell lies in the box, zero where there are none
+            (a masked view has those at its mask tokens). `"mean"` (3DRS): the mean of the two. The last two need
+            `proposal_tokens` of a processor with `object_token_threshold`.
         view_mask_ratio (`float`, defaults to 0.25): share of a scene's views that are masked; `int(V * (1 - ratio))`
             stay visible.
         view_mask_period (`int`, defaults to 4): views are masked in optimizer steps divisible by it.
@@ -594,6 +599,7 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
     scene_bounds_max: list[float | int] | tuple[float | int, ...] = (15.0, 15.0, 5.0)
     grounding: bool = True
     grounding_temperature: float | int = 0.07
+    proposal_pooling: Literal["vision", "states", "mean"] = "vision"
     view_mask_ratio: float = 0.25
     view_mask_period: int = 4
     view_objective: Literal["cross_view", "vanilla"] = "cross_view"

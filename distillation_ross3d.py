@@ -14,7 +14,7 @@
 """Distillation of a geometry encoder, as in 3DRS (arXiv 2506.01946): visual states predict the encoder's features.
 
 Shapes: B rows, V views, h x w token grid, N = h w tokens, n tokens that carry the loss, p x q patches of the encoder,
-T of its layers, C channels of one layer, D width of the language model, K proposals.
+T of its layers, C channels of one layer, D width of the language model.
 """
 
 import torch
@@ -60,17 +60,6 @@ def compute_distillation_errors(predicted: torch.Tensor, target: torch.Tensor) -
     """
     predicted, target = (F.normalize(part.float(), dim=-1) for part in (predicted, target.detach()))
     return (predicted - target).square().sum(dim=-1)
-
-
-def pool_proposal_states(states: torch.Tensor, membership: torch.Tensor) -> torch.Tensor:
-    """Mean state (K, D) of each proposal's tokens, zero where it has none.
-
-    Args:
-        states (V, N, D): output states at the visual tokens.
-        membership (K, V, h, w) bool: which tokens see which proposal (`assign_patches`).
-    """
-    member = membership.flatten(1).to(states)
-    return member @ states.flatten(0, 1) / member.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def get_rows(batch: Batch, config: Ross3DConfig) -> torch.Tensor:
@@ -178,6 +167,5 @@ __all__ = [
     "Ross3DDistillationHead",
     "compute_distillation_errors",
     "pool_features",
-    "pool_proposal_states",
     "stack_targets",
 ]

@@ -228,6 +228,7 @@ class Ross3DGenerationMixin(GenerationMixin):
         proposal_boxes: torch.FloatTensor | None = None,
         proposal_mask: torch.BoolTensor | None = None,
         proposal_patches: torch.BoolTensor | None = None,
+        proposal_tokens: torch.BoolTensor | None = None,
         keep_patch_features: bool = False,
         **inputs,
     ) -> Ross3DSceneCache:
@@ -235,13 +236,15 @@ class Ross3DGenerationMixin(GenerationMixin):
 
         Args:
             input_ids and the rest: `processor(images=..., depth_maps=..., ...)` without text, padded on the left.
-            keep_patch_features (`bool`): keep the projected patches, so that other boxes can be grounded later.
+            keep_patch_features (`bool`): keep the projected patches and, where `config.proposal_pooling` reads them,
+                the output states of the views, so that other boxes can be grounded later.
 
         Raises:
             ValueError: when the rows hold questions.
         """
         proposals = {
-            "proposal_boxes": proposal_boxes, "proposal_mask": proposal_mask, "proposal_patches": proposal_patches
+            "proposal_boxes": proposal_boxes, "proposal_mask": proposal_mask, "proposal_patches": proposal_patches,
+            "proposal_tokens": proposal_tokens,
         }  # fmt: skip
         rows = {"input_ids": input_ids, "attention_mask": attention_mask, "segment_ids": segment_ids}
         check_scene_rows(self, rows | inputs | proposals)
@@ -262,7 +265,10 @@ class Ross3DGenerationMixin(GenerationMixin):
         )
         features, features_mask = None, None
         if proposal_boxes is not None:
-            features, features_mask = get_proposal_features(self, outputs.patch_features, **proposals)
+            features, features_mask = get_proposal_features(
+                self, outputs.patch_features, visual_states=outputs.visual_states, **proposals
+            )
+        keeps_states = keep_patch_features and self.config.proposal_pooling != "vision"
         return Ross3DSceneCache(
             past_key_values=outputs.past_key_values,
             prefix_mask=is_prefix,
@@ -270,6 +276,7 @@ class Ross3DGenerationMixin(GenerationMixin):
             proposal_features=features,
             proposal_mask=features_mask,
             patch_features=outputs.patch_features if keep_patch_features else None,
+            visual_states=outputs.visual_states if keeps_states else None,
             readers=frozenset({weakref.ref(self)}),
         )
 
@@ -297,6 +304,7 @@ class Ross3DGenerationMixin(GenerationMixin):
         proposal_boxes: torch.FloatTensor | None = None,
         proposal_mask: torch.BoolTensor | None = None,
         proposal_patches: torch.BoolTensor | None = None,
+        proposal_tokens: torch.BoolTensor | None = None,
         query_coords: torch.FloatTensor | None = None,
         **inputs,
     ) -> torch.Tensor:
@@ -311,7 +319,8 @@ class Ross3DGenerationMixin(GenerationMixin):
             scores (sum of Q, K + 1): cosines in [-1, 1], -inf at padding, last column "no target".
         """
         proposals = {
-            "proposal_boxes": proposal_boxes, "proposal_mask": proposal_mask, "proposal_patches": proposal_patches
+            "proposal_boxes": proposal_boxes, "proposal_mask": proposal_mask, "proposal_patches": proposal_patches,
+            "proposal_tokens": proposal_tokens,
         }  # fmt: skip
         batch = {
             "input_ids": input_ids, "attention_mask": attention_mask, "segment_ids": segment_ids,
@@ -326,10 +335,12 @@ class Ross3DGenerationMixin(GenerationMixin):
         rows = {"input_ids": input_ids, "segment_ids": segment_ids, "query_coords": query_coords, "return_dict": True}
         if scene is None:
             outputs = self.model(**rows, attention_mask=mask, **choose_inputs(inputs, *list_inputs("scene")))
-            features, features_mask = get_proposal_features(self, outputs.patch_features, **proposals)
+            features, features_mask = get_proposal_features(
+                self, outputs.patch_features, visual_states=outputs.visual_states, **proposals
+            )
         else:
             index = read_scene_index(scene, scene_index, len(input_ids))
-            features, features_mask = get_cached_proposals(self, scene, **proposals)
+            features, features_mask = get_cached_proposals(self, scene, proposals)
             features, features_mask = features[index], features_mask[index]
             cache, mask_with_scene = self.get_questions_cache(scene, index, mask)
             positions = (mask_with_scene.cumsum(dim=1) - 1).clamp(min=0)[:, -mask.shape[1] :]
@@ -823,9 +834,9 @@ def read_masked_views(masked_views: Sequence, view_mask: torch.Tensor) -> torch.
     return masked
 
 
-def get_cached_proposals(model: Any, scene: Ross3DSceneCache, proposal_boxes, proposal_mask, proposal_patches):
+def get_cached_proposals(model: Any, scene: Ross3DSceneCache, proposals: dict[str, torch.Tensor | None]):
     """Proposal features (B, K, D) and mask (B, K) of cached scenes: those encoded with them, or those of new boxes."""
-    if proposal_boxes is None:
+    if proposals["proposal_boxes"] is None:
         if scene.proposal_features is None:
             raise ValueError(
                 "ground: expected a scene encoded with proposal_boxes, got one without; pass proposal_boxes= to"
@@ -837,7 +848,7 @@ def get_cached_proposals(model: Any, scene: Ross3DSceneCache, proposal_boxes, pr
             "ground: expected a scene encoded with keep_patch_features=True, since new proposal_boxes are given,"
             " got none; encode it again with keep_patch_features=True."
         )
-    return get_proposal_features(model, scene.patch_features, proposal_boxes, proposal_mask, proposal_patches)
+    return get_proposal_features(model, scene.patch_features, visual_states=scene.visual_states, **proposals)
 
 
 __all__ = ["Ross3DGenerationMixin"]

@@ -340,10 +340,47 @@ def assign_patches(
     return member.unflatten(1, (sizes["V"], grid, grid))
 
 
-def pack_patches(patches: torch.Tensor) -> torch.Tensor:
-    """Membership (..., p, p) bool -> (..., ceil(p * p / 8)) uint8, an eighth of the bytes to transfer to the model.
+def assign_tokens(
+    world_coords: torch.Tensor,
+    boxes: torch.Tensor,
+    patch_size: int,
+    threshold: float,
+    depth_valid: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Which visual tokens see which box: as `assign_patches`, for the cells of pixels that `pool_patch_coords` pools.
 
-    The first patch is the highest bit of the first byte.
+    Args:
+        world_coords, boxes, depth_valid: see `assign_patches`.
+        patch_size (`int`): side of a vision patch in pixels.
+        threshold (`float`): share of a cell's points that must be inside, its number of points rounded down.
+
+    Returns:
+        membership (K, V, h, w) bool.
+    """
+    sizes = check_shape("world_coords", world_coords, ("V", "S", "S", 3))
+    used = sizes["S"] // patch_size * patch_size
+    grid = get_token_grid_size(sizes["S"], patch_size)
+    cell, rest = divmod(used, grid)
+    if not rest:
+        return assign_patches(world_coords, boxes, cell, threshold, depth_valid)
+    # Cells overlap and differ in size: each gets its own copy of its pixels, and the smaller ones pixels that do not
+    # count.
+    starts = torch.arange(grid, device=world_coords.device) * used // grid
+    ends = -(-torch.arange(1, grid + 1, device=world_coords.device) * used // grid)
+    side = int((ends - starts).max())
+    pixels = starts[:, None] + torch.arange(side, device=world_coords.device)  # (grid, side)
+    own = (pixels < ends[:, None]).flatten()
+    pixels = pixels.clamp(max=used - 1).flatten()
+    counted = (own[:, None] & own).expand(sizes["V"], -1, -1)
+    if depth_valid is not None:
+        counted = counted & depth_valid[:, pixels][:, :, pixels]
+    return assign_patches(world_coords[:, pixels][:, :, pixels], boxes, side, threshold, counted)
+
+
+def pack_patches(patches: torch.Tensor) -> torch.Tensor:
+    """Membership (..., h, w) bool -> (..., ceil(h * w / 8)) uint8, an eighth of the bytes to transfer to the model.
+
+    The first patch, or token, is the highest bit of the first byte.
     """
     flat = patches.flatten(-2)
     flat = F.pad(flat.to(torch.uint8), (0, -flat.shape[-1] % 8)).unflatten(-1, (-1, 8))
@@ -351,11 +388,11 @@ def pack_patches(patches: torch.Tensor) -> torch.Tensor:
     return (flat * weights).sum(dim=-1, dtype=torch.uint8)
 
 
-def unpack_patches(packed: torch.Tensor, grid_size: int) -> torch.Tensor:
-    """What `pack_patches` packed: (..., ceil(p * p / 8)) uint8 -> (..., p, p) bool, `p = grid_size`."""
+def unpack_patches(packed: torch.Tensor, num_rows: int, num_columns: int) -> torch.Tensor:
+    """What `pack_patches` packed: (..., ceil(h * w / 8)) uint8 -> (..., h, w) bool, rows h and columns w."""
     shifts = torch.arange(7, -1, -1, device=packed.device, dtype=torch.uint8)
     bits = ((packed[..., None] >> shifts) & 1).bool().flatten(-2)
-    return bits[..., : grid_size**2].unflatten(-1, (grid_size, grid_size))
+    return bits[..., : num_rows * num_columns].unflatten(-1, (num_rows, num_columns))
 
 
 def compute_box_iou(boxes_a: torch.Tensor, boxes_b: torch.Tensor, eps: float = 0.0) -> torch.Tensor:
@@ -431,6 +468,7 @@ def select_by_scores(scores: np.ndarray, temperature: float, threshold: float) -
 
 __all__ = [
     "assign_patches",
+    "assign_tokens",
     "check_shape",
     "compute_box_iou",
     "find_calibration_fault",

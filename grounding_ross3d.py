@@ -13,7 +13,8 @@
 # limitations under the License.
 """Grounding: which of the proposed boxes a referring expression means; the head and the objective.
 
-Shapes: B rows, L positions, V views, P = p*p patches of a view, D width, K proposals, Q questions of a row.
+Shapes: B rows, L positions, V views, P = p*p patches of a view, N = h*w tokens of a view, D width, K proposals, Q
+questions of a row.
 """
 
 from collections import Counter
@@ -21,10 +22,11 @@ from collections import Counter
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.utils import ModelOutput
 
 from .configuration_ross3d import Ross3DConfig
 from .geometry_ross3d import MAX_COORDINATE, check_shape, unpack_patches
-from .inputs_ross3d import HINT, check_numbers, read_float32
+from .inputs_ross3d import HINT, check_numbers, list_inputs, read_float32
 from .objectives_ross3d import Batch, Draws, Objective, SceneStates, count_nothing, take_part
 
 
@@ -39,8 +41,11 @@ class Ross3DGroundingMLP(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         states = self.linear_2(self.norm(F.relu(self.linear_1(states))))
-        # In float32: in float16 the epsilon against a zero vector rounds to zero.
-        return F.normalize(states.float(), dim=-1).to(states.dtype)
+        # In float32, since squares overflow in float16. New biases are zero, so a proposal that nothing shows is a
+        # zero vector here: it stays zero, where an epsilon below the length would make its gradient 1 / epsilon.
+        exact = states.float()
+        lengths = exact.norm(dim=-1, keepdim=True)
+        return (exact / lengths.masked_fill(lengths == 0, 1.0)).to(states.dtype)
 
 
 class Ross3DGroundingHead(nn.Module):
@@ -73,14 +78,39 @@ def compute_grounding_losses(scores: torch.Tensor, labels: torch.Tensor, tempera
     return torch.logsumexp(logits, dim=-1) - torch.logsumexp(positive, dim=-1)
 
 
+def pool_proposals(features: torch.Tensor, membership: torch.Tensor) -> torch.Tensor:
+    """Mean feature (..., K, D) of the patches, or of the tokens, of each proposal; zero where it has none.
+
+    Args:
+        features (..., V, N, D): of the cells of a grid over each view.
+        membership (..., K, V, h, w) bool: which cells belong to which proposal.
+    """
+    member = membership.flatten(-3).to(features)  # (..., K, V*N)
+    return member @ features.flatten(-3, -2) / member.sum(dim=-1, keepdim=True).clamp(min=1)
+
+
+def read_membership(name: str, membership: torch.Tensor, shape: tuple[int, int, int, int, int]) -> torch.Tensor:
+    """Membership (B, K, V, h, w) bool, of this shape, of one that may be packed by `pack_patches`."""
+    if membership.dtype == torch.uint8:
+        check_shape(name, membership, (*shape[:3], -(-shape[3] * shape[4] // 8)), HINT)
+        membership = unpack_patches(membership, *shape[3:])
+    check_shape(name, membership, shape, HINT)
+    return membership
+
+
 def get_proposal_features(
     model: nn.Module,
     patch_features: torch.Tensor | None,
     proposal_boxes: torch.Tensor,
     proposal_mask: torch.Tensor | None,
     proposal_patches: torch.Tensor | None,
+    visual_states: torch.Tensor | None = None,
+    proposal_tokens: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean of each proposal's patches plus the embedding of its centre.
+    """The feature of each proposal, by `config.proposal_pooling`.
+
+    "vision": the mean of its patches plus the embedding of its centre. "states": the mean of the output states at its
+    tokens; a scene precedes its questions, so they do not depend on what is asked. "mean": the mean of these two.
 
     Args:
         model (`Ross3DForConditionalGeneration`): embeds the centres.
@@ -89,9 +119,16 @@ def get_proposal_features(
         proposal_mask (B, K) bool: real proposals, all when absent.
         proposal_patches (B, K, V, p, p) bool, or packed by `pack_patches`: patches inside each box; a proposal
             without any is its centre alone.
+        visual_states (B, V, N, D): output states at the visual tokens, those of masked views included; read unless
+            features are those of the vision tower alone.
+        proposal_tokens (B, K, V, h, w) bool, or packed by `pack_patches`: tokens inside each box; the states of a
+            proposal without any are zero.
 
     Returns:
         features (B, K, D) and mask (B, K).
+
+    Raises:
+        ValueError: for shapes that do not fit, broken boxes, and patches without the tokens that the model reads.
     """
     sizes = check_shape("proposal_boxes", proposal_boxes, ("B", "K", 6), HINT)
     if proposal_mask is None:
@@ -111,16 +148,27 @@ def get_proposal_features(
     centres = proposal_boxes[..., :3]
     features = take_part(model.model.get_position_embedding(centres, proposal_mask), patch_features)
     if proposal_patches is not None and patch_features is not None:
-        views, grid = patch_features.shape[1], model.config.patch_grid_size
-        if proposal_patches.dtype == torch.uint8:
-            num_bytes = -(-(grid**2) // 8)
-            check_shape("proposal_patches", proposal_patches, (sizes["B"], sizes["K"], views, num_bytes), HINT)
-            proposal_patches = unpack_patches(proposal_patches, grid)
-        check_shape("proposal_patches", proposal_patches, (sizes["B"], sizes["K"], views, grid, grid), HINT)
-        member = proposal_patches.flatten(2).to(patch_features)  # (B, K, V*P)
-        pooled = member @ patch_features.flatten(1, 2) / member.sum(dim=-1, keepdim=True).clamp(min=1)
+        grid = model.config.patch_grid_size
+        shape = (sizes["B"], sizes["K"], patch_features.shape[1], grid, grid)
+        pooled = pool_proposals(patch_features, read_membership("proposal_patches", proposal_patches, shape))
         features = features.to(pooled) + pooled
-    return features, proposal_mask
+    pooling = model.config.proposal_pooling
+    # CODEPATH: "vision" in checkpoints of Ross3D; "mean" in those of 3DRS; "states" in ablations of it.
+    if pooling == "vision":
+        return features, proposal_mask
+    if proposal_patches is not None and proposal_tokens is None:
+        raise ValueError(
+            f"proposal_tokens: expected them with proposal_patches for config.proposal_pooling={pooling!r}, got None;"
+            " set the processor's object_token_threshold (processor.object_token_threshold = 0.125, as in 3DRS)."
+        )
+    states = take_part(torch.zeros_like(features), visual_states)
+    if proposal_tokens is not None and visual_states is not None:
+        layout = model.model.views.layout
+        shape = (sizes["B"], sizes["K"], visual_states.shape[1], layout.num_rows, layout.num_columns)
+        states = pool_proposals(visual_states, read_membership("proposal_tokens", proposal_tokens, shape))
+    if pooling == "states":
+        return states, proposal_mask
+    return (features.to(states) + states) / 2, proposal_mask
 
 
 def append_ground_slots(
@@ -204,18 +252,13 @@ def compute_grounding_scores(
 
 
 def score_questions(
-    model: nn.Module,
-    hidden_states: torch.Tensor,
-    patch_features: torch.Tensor | None,
-    batch: Batch,
-    runs_all: bool,
+    model: nn.Module, outputs: ModelOutput, batch: Batch, runs_all: bool
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Scores of the proposals of a batch for its questions.
 
     Args:
         model: with a `grounding_head`, or None in its place.
-        hidden_states (B, L, D): output states of the rows.
-        patch_features (B, V, P, D), *optional*: projected vision patches.
+        outputs (`Ross3DModelOutput`): of the rows.
         batch: the rows and their proposals.
         runs_all (`bool`): run the head also without proposals or `<ground>`, because other processes wait for it.
 
@@ -226,17 +269,16 @@ def score_questions(
     if model.grounding_head is None or input_ids is None or (boxes is None and not runs_all):
         return None, None
     if boxes is None:
-        boxes = hidden_states.new_zeros(len(input_ids), 0, 6, dtype=torch.float32)
-    proposals = get_proposal_features(
-        model, patch_features, boxes, batch.get("proposal_mask"), batch.get("proposal_patches")
-    )
+        boxes = outputs.last_hidden_state.new_zeros(len(input_ids), 0, 6, dtype=torch.float32)
+    given = {name: batch.get(name) for name in list_inputs("proposals")} | {"proposal_boxes": boxes}
+    proposals = get_proposal_features(model, outputs.patch_features, visual_states=outputs.visual_states, **given)
     token = model.config.ground_token_id
     if not runs_all and not bool((input_ids == token).any()):
         return None, None
     count = batch["grounding_labels"].shape[1] if "grounding_labels" in batch else 1
     segment_ids = batch.get("segment_ids")
     return compute_grounding_scores(
-        model.grounding_head, hidden_states, input_ids, segment_ids, proposals, token, count
+        model.grounding_head, outputs.last_hidden_state, input_ids, segment_ids, proposals, token, count
     )
 
 
@@ -325,6 +367,7 @@ __all__ = [
     "compute_grounding_losses",
     "get_ground_queries",
     "get_proposal_features",
+    "pool_proposals",
     "compute_grounding_scores",
     "score_questions",
 ]

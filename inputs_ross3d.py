@@ -119,6 +119,7 @@ INPUTS: dict[str, Input] = {
     "proposal_boxes": Input(("B", "K", 6), METRES, "proposals", 0.0),
     "proposal_mask": Input(("B", "K"), TRUTH, "proposals", False),
     "proposal_patches": Input(("B", "K", "V", "..."), (*WHOLE, *TRUTH), "proposals", False),
+    "proposal_tokens": Input(("B", "K", "V", "..."), (*WHOLE, *TRUTH), "proposals", False),
     "query_coords": Input(("B", "Q", 3), METRES, "question", NAN),
     "grounding_labels": Input(("B", "Q", "*"), (*WHOLE, *TRUTH, *FLOATS), "target", 0),
     "geometry_pixel_values": Input(("B", "V", 3, "*", "*"), COLOURS, "target", 0),
@@ -204,6 +205,7 @@ BELONG_TO = {
     "patch_valid": "patch_coords",
     "proposal_mask": "proposal_boxes",
     "proposal_patches": "proposal_boxes",
+    "proposal_tokens": "proposal_boxes",
 }
 CAMERA_HINT = "build rows with a processor whose return_cameras is True."
 BEV_HINT = "build rows with a processor whose bev_size is this model's config.denoiser_config.bev_image_size."

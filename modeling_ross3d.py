@@ -215,10 +215,7 @@ class Ross3DPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = [
-        "Ross3DReconstructionHead", "Ross3DGroundingHead", "Ross3DProjector", "Ross3DDistillationHead",
-        "Ross3DGeometryHead",
-    ]  # fmt: skip
+    _no_split_modules = ["Ross3DReconstructionHead", "Ross3DGroundingHead", "Ross3DProjector"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -681,6 +678,7 @@ class Ross3DForConditionalGeneration(
         proposal_boxes: torch.FloatTensor | None = None,
         proposal_mask: torch.BoolTensor | None = None,
         proposal_patches: torch.BoolTensor | None = None,
+        proposal_tokens: torch.BoolTensor | None = None,
         query_coords: torch.FloatTensor | None = None,
         bool_masked_views: torch.BoolTensor | None = None,
         labels: torch.LongTensor | None = None,
@@ -714,8 +712,9 @@ class Ross3DForConditionalGeneration(
             pixel_values (`(B, V, 3, H, W)`), view_mask (`(B, V)`): normalised views; True = a real view.
             patch_coords (`(B, V, h, w, 3)`), patch_valid (`(B, V, h, w)`): world position of each visual token in
                 metres, z up; a token that is not valid gets no position embedding.
-            proposal_boxes (`(B, K, 6)`), proposal_mask (`(B, K)`), proposal_patches (`(B, K, V, p, p)`): candidate
-                objects: centre and size in metres, real or padding, and the vision patches inside.
+            proposal_boxes (`(B, K, 6)`), proposal_mask (`(B, K)`), proposal_patches (`(B, K, V, p, p)`),
+                proposal_tokens (`(B, K, V, h, w)`): candidate objects: centre and size in metres, real or padding, the
+                vision patches inside, and the visual tokens.
             query_coords (`(B, Q, 3)`): metres; NaN for questions without `<coord>`.
             bool_masked_views (`(B, V)`): True = the view is masked and, with a teacher, has to be rebuilt; with the
                 vanilla objective it stays visible and is rebuilt from its own states.
@@ -745,7 +744,8 @@ class Ross3DForConditionalGeneration(
             "input_ids": input_ids, "segment_ids": segment_ids, "labels": labels, "loss_weights": loss_weights,
             "pixel_values": pixel_values, "view_mask": view_mask, "bool_masked_views": bool_masked_views,
             "patch_coords": patch_coords, "patch_valid": patch_valid, "proposal_boxes": proposal_boxes,
-            "proposal_mask": proposal_mask, "proposal_patches": proposal_patches, "query_coords": query_coords,
+            "proposal_mask": proposal_mask, "proposal_patches": proposal_patches, "proposal_tokens": proposal_tokens,
+            "query_coords": query_coords,
             "bev_pixel_values": bev_pixel_values, "bev_valid": bev_valid, "bev_bounds": bev_bounds,
             "view_latents": view_latents, "bev_latents": bev_latents, "row_seed": row_seed,
             "geometry_pixel_values": geometry_pixel_values, "geometry_features": geometry_features,
@@ -807,9 +807,7 @@ class Ross3DForConditionalGeneration(
                 outputs.visual_states, visible, outputs.visual_positions, hidden_states,
                 layers=outputs.visual_layers or {},
             )  # fmt: skip
-        states.grounding_scores, states.has_ground = score_questions(
-            self, outputs.last_hidden_state, outputs.patch_features, batch, runs_all
-        )
+        states.grounding_scores, states.has_ground = score_questions(self, outputs, batch, runs_all)
         losses, loss, counts = compute_losses(self, objectives, states, batch, draws, runs_all, num_items_in_batch)
         if self.training and loss is not None:
             loss = take_part(loss, *outputs.values())

@@ -44,6 +44,7 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 from .geometry_ross3d import (
     MAX_OUTSIDE_DISTANCE,
     assign_patches,
+    assign_tokens,
     check_shape,
     get_box_limits,
     get_nearest_indices,
@@ -940,6 +941,9 @@ class Ross3DProcessor(ProcessorMixin):
         spatial_instruction (`bool`, defaults to `False`): whether `SPATIAL_INSTRUCTION` follows the views.
         object_patch_threshold (`float`, defaults to 0.5): share of a patch's points inside a proposal from which on
             the patch belongs to it.
+        object_token_threshold (`float`, *optional*): share of the points of a token's cell inside a proposal from
+            which on the token belongs to it (3DRS: 0.125); adds `proposal_tokens`, which models with another
+            `proposal_pooling` than `"vision"` read.
         bev_size (`int`, defaults to 432): side of bird's-eye pictures in pixels.
         geometry_image_size (`int`, *optional*): longest side in pixels of `geometry_pixel_values`, the views for a
             geometry encoder (518 for VGGT); None makes none.
@@ -964,6 +968,7 @@ class Ross3DProcessor(ProcessorMixin):
         label_rule: LabelRule = "published",
         spatial_instruction: bool = False,
         object_patch_threshold: float = 0.5,
+        object_token_threshold: float | None = None,
         bev_size: int = 432,
         geometry_image_size: int | None = None,
         geometry_patch_size: int = 14,
@@ -977,6 +982,7 @@ class Ross3DProcessor(ProcessorMixin):
         self.label_rule = label_rule
         self.spatial_instruction = spatial_instruction
         self.object_patch_threshold = object_patch_threshold
+        self.object_token_threshold = object_token_threshold
         self.bev_size = bev_size
         self.geometry_image_size = geometry_image_size
         self.geometry_patch_size = geometry_patch_size
@@ -1022,7 +1028,7 @@ class Ross3DProcessor(ProcessorMixin):
         if name in COUNTS and not (value is None and name in OPTIONAL_COUNTS):
             is_count = is_number and not isinstance(value, (float, np.floating)) and value >= 1
             check(is_count, name, "a whole number from 1 on", repr(value), "correct it")
-        if name == "object_patch_threshold":
+        if name == "object_patch_threshold" or (name == "object_token_threshold" and value is not None):
             is_share = is_number and 0 < value <= 1
             check(is_share, name, "a share above 0, at most 1", repr(value), "correct it")
         super().__setattr__(name, value)
@@ -1053,7 +1059,9 @@ class Ross3DProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return [*list_inputs("text"), *list_inputs("scene", "proposals", "question")]
+        left_out = ("proposal_tokens",) if self.object_token_threshold is None else ()
+        names = (*list_inputs("text"), *list_inputs("scene", "proposals", "question"))
+        return [name for name in names if name not in left_out]
 
     def get_token_id(self, token: str) -> int:
         ids = self.tokenizer.encode(token, add_special_tokens=False)
@@ -1302,6 +1310,7 @@ class Ross3DProcessor(ProcessorMixin):
             **self.get_pixel_settings(),
             "spatial_instruction": self.spatial_instruction,
             "object_patch_threshold": self.object_patch_threshold,
+            "object_token_threshold": self.object_token_threshold,
         }
 
     def fit_request(self, request: SceneRequest) -> FittedScene:
@@ -1384,7 +1393,7 @@ class Ross3DProcessor(ProcessorMixin):
         return fitted
 
     def get_proposals_of(self, fitted: FittedScene, boxes: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        """Proposals and, with depth, the patches they cover."""
+        """Proposals and, with depth, the patches and tokens they cover."""
         if boxes is None:
             return {}
         inputs = {"proposal_boxes": boxes, "proposal_mask": torch.ones(len(boxes), dtype=torch.bool)}
@@ -1393,6 +1402,10 @@ class Ross3DProcessor(ProcessorMixin):
             inputs["proposal_patches"] = assign_patches(
                 fitted.world_coords, boxes, self.patch_size, self.object_patch_threshold, readings
             )
+            if self.object_token_threshold is not None:
+                inputs["proposal_tokens"] = assign_tokens(
+                    fitted.world_coords, boxes, self.patch_size, self.object_token_threshold, readings
+                )
         return inputs
 
     def check_aspect(self, size: tuple[int, int], depth_size: tuple[int, int], name: str) -> None:

@@ -33,10 +33,11 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 
 from .attention_ross3d import SharedPrefixCache
+from .views_ross3d import get_views
 
 
 # Increased when the contents of a file, or the meaning of its numbers, change.
-SCENE_CACHE_VERSION = 2
+SCENE_CACHE_VERSION = 3
 
 
 @dataclass
@@ -51,6 +52,8 @@ class Ross3DSceneCache:
         proposal_mask (`torch.BoolTensor` of shape `(B, K)`, *optional*): True for real proposals.
         patch_features (`torch.FloatTensor` of shape `(B, V, P, D)`, *optional*): stored on request, so that other
             boxes can be grounded later.
+        visual_states (`torch.FloatTensor` of shape `(B, V, N, D)`, *optional*): output states of the views, stored
+            with the patches by models whose `config.proposal_pooling` reads them.
         readers (set of `weakref.ref`): the models that encoded the scenes; empty in a copy and in another process.
         is_checked (`bool`): whether shapes and numbers have been checked, which is done before the first answer.
     """
@@ -61,6 +64,7 @@ class Ross3DSceneCache:
     proposal_features: torch.Tensor | None = None
     proposal_mask: torch.Tensor | None = None
     patch_features: torch.Tensor | None = None
+    visual_states: torch.Tensor | None = None
     readers: frozenset[weakref.ref] = field(default=frozenset(), repr=False, compare=False)
     is_checked: bool = field(default=False, repr=False, compare=False)
 
@@ -72,6 +76,7 @@ class Ross3DSceneCache:
         # Scenes pickled by an earlier version count their positions along the row.
         state = {
             "next_positions": state["prefix_mask"].sum(dim=1),
+            "visual_states": None,
             "readers": frozenset(),
             "is_checked": False,
         } | state
@@ -89,7 +94,7 @@ class Ross3DSceneCache:
             raise ValueError("join: expected at least one encoded scene, got none.")
         if len(scenes) == 1:
             return scenes[0]
-        for name in ("proposal_features", "patch_features"):
+        for name in ("proposal_features", "patch_features", "visual_states"):
             missing = [place for place, scene in enumerate(scenes) if getattr(scene, name) is None]
             if 0 < len(missing) < len(scenes):
                 raise ValueError(
@@ -105,7 +110,7 @@ class Ross3DSceneCache:
                 index,
             )
         padded_axes = {"prefix_mask": (1, True), "proposal_features": (1, False), "proposal_mask": (1, False),
-                       "patch_features": (1, False)}  # fmt: skip
+                       "patch_features": (1, False), "visual_states": (1, False)}  # fmt: skip
         tensors = {
             name: None
             if getattr(scenes[0], name) is None
@@ -215,7 +220,9 @@ class Ross3DSceneCache:
         return cls(past_key_values=cache, readers=frozenset({weakref.ref(model)}), **tensors)
 
 
-TENSORS = ("prefix_mask", "next_positions", "proposal_features", "proposal_mask", "patch_features")
+TENSORS = (
+    "prefix_mask", "next_positions", "proposal_features", "proposal_mask", "patch_features", "visual_states",
+)  # fmt: skip
 AGAIN = "these scenes were not encoded by this model: encode them again."
 FIELDS = ("version", "model", "processor", "layers", "checksum")
 # Elements of each matrix that go into a model's fingerprint.
@@ -362,6 +369,13 @@ def check_shapes(file: str, state: dict[str, Any], config: Any, whole: bool = Tr
         shape = (num_scenes, "V", config.patch_grid_size**2, text.hidden_size)
         check_tensor(file, "patch_features", state["patch_features"], shape, whole=whole)
         floats["patch_features"] = state["patch_features"]
+    keeps_states = state["patch_features"] is not None and config.proposal_pooling != "vision"
+    if keeps_states:
+        shape = (*state["patch_features"].shape[:2], get_views(config).layout.num_cells, text.hidden_size)
+        check_tensor(file, "visual_states", state["visual_states"], shape, whole=whole)
+        floats["visual_states"] = state["visual_states"]
+    elif state["visual_states"] is not None:
+        raise ValueError(f"{file}: expected no visual_states beside these patch_features, got some; {AGAIN}")
     if length > config.context_length:
         raise ValueError(
             f"{file}: expected scenes of at most {config.context_length} positions (max_position_embeddings), got"

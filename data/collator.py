@@ -12,13 +12,19 @@ from ross3d.geometry_ross3d import pack_patches
 from ross3d.inputs_ross3d import INPUTS, stack_rows
 
 
-def check_latents(rows: list[dict[str, torch.Tensor]]) -> None:
-    """Refuse a batch in which only some pictures come with latents: the others would be trained on zeros."""
-    for latents, pictures in (("view_latents", "pixel_values"), ("bev_latents", "bev_pixel_values")):
-        bare = [place for place, row in enumerate(rows) if latents not in row and pictures in row]
-        if bare and any(latents in row for row in rows):
+# Targets that stand for the pictures behind them, and are padded with zeros.
+TARGETS_OF_PICTURES = (
+    ("view_latents", "pixel_values"), ("bev_latents", "bev_pixel_values"), ("geometry_pixel_values", "pixel_values"),
+)  # fmt: skip
+
+
+def check_targets(rows: list[dict[str, torch.Tensor]]) -> None:
+    """Refuse a batch in which only some pictures come with targets: the others would be trained on zeros."""
+    for target, pictures in TARGETS_OF_PICTURES:
+        bare = [place for place, row in enumerate(rows) if target not in row and pictures in row]
+        if bare and any(target in row for row in rows):
             raise ValueError(
-                f"rows: expected {latents} in all rows of a batch with {pictures} or in none, got none in row"
+                f"rows: expected {target} in all rows of a batch with {pictures} or in none, got none in row"
                 f" {bare[0]}; add or remove them."
             )
 
@@ -50,7 +56,7 @@ def choose_masked_views(numbers: torch.Tensor, ratio: float) -> torch.Tensor:
 
 @dataclass
 class Ross3DCollator:
-    """Pads and stacks rows of `SceneRows`; `proposal_patches` are packed into bits (`pack_patches`) for the model.
+    """Pads and stacks rows of `SceneRows`; what proposals cover is packed into bits (`pack_patches`) for the model.
 
     Attributes:
         pad_token_id (`int`): fills `input_ids`.
@@ -67,7 +73,7 @@ class Ross3DCollator:
             raise ValueError(
                 f"rows: expected the processor's keys {sorted(known)}, also got {sorted(unknown)}; remove these."
             )
-        check_latents(rows)
+        check_targets(rows)
         widest = max((len(row["proposal_boxes"]) for row in rows if "proposal_boxes" in row), default=0)
         tensors = [{name: tensor for name, tensor in row.items() if name != "row_seed"} for row in rows]
         for row in tensors:
@@ -80,8 +86,9 @@ class Ross3DCollator:
         batch["row_seed"] = torch.stack([row["row_seed"] for row in rows])
         if "view_mask" in batch:
             batch["bool_masked_views"] = self.propose(batch)
-        if "proposal_patches" in batch:
-            batch["proposal_patches"] = pack_patches(batch["proposal_patches"])
+        for name in ("proposal_patches", "proposal_tokens"):
+            if name in batch:
+                batch[name] = pack_patches(batch[name])
         return batch
 
     def propose(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:

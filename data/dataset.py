@@ -31,6 +31,7 @@ from ross3d.data.rows import (
 )
 from ross3d.data.scene import BLIND_PICTURE, Scene
 from ross3d.geometry_ross3d import unproject
+from ross3d.inputs_ross3d import INPUTS
 
 
 def get_row_seed(seed: int, epoch: int, row_id: str) -> int:
@@ -58,6 +59,20 @@ def get_seen(scene: Scene, fitted: Any = None) -> tuple[Any, Callable[[], torch.
     return scene.cam2world, lambda: unproject(depth, scene.intrinsics, scene.cam2world)[depth > 0]
 
 
+def check_stored(
+    tensors: dict[str, torch.Tensor], row: dict[str, torch.Tensor], file: Path
+) -> dict[str, torch.Tensor]:
+    """Refuse tensors from a file that are of more or fewer views than the row that they are added to."""
+    num_views = len(row["pixel_values"])
+    for name, tensor in tensors.items():
+        if "V" in INPUTS[name].axes and len(tensor) != num_views:
+            raise ValueError(
+                f"{file}: expected {name} of {num_views} views, as this run reads of the scene, got {len(tensor)};"
+                " remove the file, and make it again with the command that made it."
+            )
+    return tensors
+
+
 class SceneRows(Dataset):
     """Training rows of all epochs, in order: item `epoch * rows_per_epoch + place`.
 
@@ -74,8 +89,7 @@ class SceneRows(Dataset):
         seed (`int`): of order, choice of questions, proposals and diffusion draws.
         rows_per_step (`int`): rows of one optimizer step; where a pass visits questions, those are of similar length.
         unlabelled (sequence of `Path`): folders of scans without questions, which take turns.
-        latents (`SceneLatents`, *optional*): the teacher's latents of the pictures, added to the rows.
-        geometry (`SceneFeatures`, *optional*): the geometry encoder's features of the views, added to the rows.
+        stores (sequence of `SceneLatents` and `SceneFeatures`): tensors of scenes in files, added to the rows.
     """
 
     def __init__(
@@ -90,8 +104,7 @@ class SceneRows(Dataset):
         seed: int,
         rows_per_step: int = 1,
         unlabelled: Sequence[Path] = (),
-        latents: SceneLatents | None = None,
-        geometry: SceneFeatures | None = None,
+        stores: Sequence[SceneLatents | SceneFeatures] = (),
     ):
         # Scenes with questions first, then scans without.
         self.num_scenes = len(scenes)
@@ -105,8 +118,7 @@ class SceneRows(Dataset):
         self.make_proposals = make_proposals
         self.seed = seed
         self.rows_per_step = rows_per_step
-        self.latents = latents
-        self.geometry = geometry
+        self.stores = stores
         self.lengths: dict[str, list[int]] = {}
         self.planned: tuple[int, list[PlannedRow]] | None = None
         if not data.blind:
@@ -219,10 +231,8 @@ class SceneRows(Dataset):
             questions = [self.annotations[path.name][place] for place in row.questions]
         inputs = self.get_blind_inputs(questions) if self.data.blind else self.get_inputs(path, questions, row_seed)
         row = {key: value[0] for key, value in self.processor(**inputs, return_tensors="pt").items()}
-        if self.latents is not None and not self.data.blind:
-            row |= self.latents.read(path)
-        if self.geometry is not None and not self.data.blind:
-            row |= self.geometry.read(path, len(row["pixel_values"]))
+        for store in () if self.data.blind else self.stores:
+            row |= check_stored(store.read(path), row, store.get_file(path))
         return row | {"row_seed": torch.tensor(row_seed)}
 
     def choose_questions(self, scene_id: str, row_seed: int) -> list[Annotation]:

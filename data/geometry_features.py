@@ -8,6 +8,7 @@ Shapes: V views, T layers of the encoder, h x w token grid, p x q patches of the
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,17 +62,14 @@ def restore(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def find_difference(kept: dict[str, Any], wanted: dict[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first entry that differs: its name, the kept and the wanted value; lists of files by their first file.
-
-    An entry that is None on the wanted side is not compared: without an encoder nobody knows its fingerprint.
-    """
-    for name in (*wanted, *(key for key in kept if key not in wanted)):
-        before, now = kept.get(name), wanted.get(name)
-        if before == now or now is None:
+    """The first entry of `wanted` that differs: its name, the kept and the wanted value; of files the first one."""
+    for name, now in wanted.items():
+        before = kept.get(name)
+        if before == now:
             continue
         if isinstance(before, dict) and isinstance(now, dict):
-            inner, *values = find_difference(before, now)
-            return f"{name}.{inner}", *values
+            inner = find_difference(before, {**dict.fromkeys(before), **now})
+            return f"{name}.{inner[0]}", *inner[1:]
         if name == "files":
             other = [item for item in (*before, *now) if (item in before) != (item in now)][0]
             sizes = [{file: f"{size} bytes" for file, size in side}.get(other[0], "no such file")
@@ -81,14 +79,19 @@ def find_difference(kept: dict[str, Any], wanted: dict[str, Any]) -> tuple[str, 
     return None
 
 
+def sum_identity(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
 class SceneFeatures:
     """Cached features: for each scene `geometry_features` (V, T, h, w, C).
 
     Args:
         folder (`Path`): where they are stored.
-        settings (`dict`): what they depend on in addition to the scene's files: how the scene is read and fitted, the
-            encoder (None where only the files know it) and its layers, pictures and precision, the grid, and the way
-            of storage.
+        settings (`dict`): what they depend on in addition to the scene's files, plain values: how the scene is read
+            and fitted, the encoder's `encoder_layers`, pictures and precision, the grid, and the way of storage.
+            `encoder` (a fingerprint) and `encoder_depth` (number of its layers) are absent where only the files know
+            them, and then not compared.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]):
@@ -99,9 +102,43 @@ class SceneFeatures:
     def get_file(self, path: Path) -> Path:
         return self.folder / f"{path.name}.{SUFFIX}"
 
-    def get_identity(self, path: Path) -> dict[str, Any]:
-        """What a scene's features belong to, to detect changes; take it before the pictures are read."""
-        return {"version": FEATURES_VERSION, "scene": path.name, "files": describe_files(path), **self.settings}
+    def get_identity(self, path: Path, depth: int | None = None) -> dict[str, Any]:
+        """What a scene's features belong to, to detect changes; take it before the pictures are read.
+
+        `depth` is the number of the encoder's layers, where the settings do not know it.
+        """
+        depth = self.settings.get("encoder_depth", depth)
+        layers = [layer % depth for layer in self.settings["encoder_layers"]]
+        identity = {"version": FEATURES_VERSION, "scene": path.name, "files": describe_files(path), **self.settings,
+                    "encoder_layers": layers}  # fmt: skip
+        # Without shared objects, which would change the bytes of the file from process to process.
+        return json.loads(json.dumps(identity))
+
+    def load(self, path: Path) -> dict[str, Any] | None:
+        """The file of a scene; None where there is none.
+
+        Raises:
+            DamagedError: for a broken file.
+            ValueError: for features of other files or settings; names file and entry, and both values.
+        """
+        file = self.get_file(path)
+        kept = load_any_cache(file)
+        if kept is None:
+            return None
+        identity = kept["identity"]
+        if kept["about"].get("identity") != sum_identity(identity):
+            raise DamagedError(
+                f"{file}: expected the description of the features as it was written, got another; remove the file and"
+                f" {REMAKE}."
+            )
+        found = find_difference(identity, self.get_identity(path, identity["encoder_depth"]))
+        if found is not None:
+            name, before, now = found
+            raise ValueError(
+                f"data.geometry_features: expected features made with {name} {now!r}, as in this run, got"
+                f" {before!r} in {file}; remove the file and {REMAKE}, or correct the setting."
+            )
+        return kept
 
     def has(self, path: Path) -> bool:
         """Whether the features of a scene exist; damaged ones count as absent.
@@ -109,33 +146,15 @@ class SceneFeatures:
         Raises:
             ValueError: for features of other files or settings, which are not replaced without being asked.
         """
-        file = self.get_file(path)
         try:
-            kept = load_any_cache(file)
+            return self.load(path) is not None
         except DamagedError:
             return False
-        if kept is not None:
-            self.check(kept["identity"], path)
-        return kept is not None
-
-    def check(self, identity: dict[str, Any], path: Path) -> None:
-        """Refuse features that belong to other files or settings than those of the run.
-
-        Raises:
-            ValueError: names file and entry, and both values.
-        """
-        found = find_difference(identity, self.get_identity(path))
-        if found is not None:
-            name, before, now = found
-            raise ValueError(
-                f"data.geometry_features: expected features made with {name} {now!r}, as in this run, got"
-                f" {before!r} in {self.get_file(path)}; remove the file and {REMAKE}, or correct the setting."
-            )
 
     def write(self, path: Path, identity: dict[str, Any], views: Sequence[str], features: torch.Tensor) -> None:
         """Store the features (V, T, h, w, C) of the named views."""
-        tensors = compress(features, self.settings["storage"])
-        write_cache(self.get_file(path), make_cache(identity, {"views": list(views)}, tensors))
+        about = {"views": list(views), "identity": sum_identity(identity)}
+        write_cache(self.get_file(path), make_cache(identity, about, compress(features, self.settings["storage"])))
 
     def refuse_missing(self, paths: Sequence[Path]) -> None:
         """Refuse to start if scenes have no file; whether a file is the right one is checked when it is read.
@@ -150,25 +169,17 @@ class SceneFeatures:
                 f" {len(missing)}, first {missing[0].name}; {REMAKE}, or leave out data.geometry_features."
             )
 
-    def read(self, path: Path, num_views: int) -> dict[str, torch.Tensor]:
-        """The features of a scene, of which the run's row has `num_views` views.
+    def read(self, path: Path) -> dict[str, torch.Tensor]:
+        """The features of a scene.
 
         Raises:
-            ValueError: when there are none, damaged ones, or those of other views, files or settings.
+            ValueError: when there are none, damaged ones, or those of other files or settings.
         """
-        file = self.get_file(path)
-        kept = load_any_cache(file)
+        kept = self.load(path)
         if kept is None:
             raise ValueError(
-                f"data.geometry_features: expected features of {path} in {file}, got no such file; {REMAKE}, or leave"
-                " out data.geometry_features."
-            )
-        self.check(kept["identity"], path)
-        views = kept["about"]["views"]
-        if len(views) != num_views:
-            raise ValueError(
-                f"data.geometry_features: expected features of the {num_views} views of {path}, got {len(views)},"
-                f" {views[:2]} first, in {file}; remove the file and {REMAKE}."
+                f"data.geometry_features: expected features of {path} in {self.get_file(path)}, got no such file;"
+                f" {REMAKE}, or leave out data.geometry_features."
             )
         return {"geometry_features": restore(kept["tensors"])}
 
@@ -176,8 +187,8 @@ class SceneFeatures:
 # 3DRS's files
 
 
-# Special tokens before the patches of a view.
-NPZ_SPECIAL = 5
+# Special tokens before the patches of a view, and the layers of the encoder, of which the last is stored.
+NPZ_SPECIAL, NPZ_DEPTH = 5, 24
 
 
 def list_npz_views(path: Path, count: int) -> list[str]:
@@ -207,11 +218,13 @@ def read_npz(file: Path, path: Path, views: Sequence[str], grid: tuple[int, int]
             features, start = stored["feature"], int(stored["ps_idx"])
     # A damaged archive can make numpy and zipfile raise anything.
     except Exception as error:
-        raise ValueError(f"{where} as 3DRS stores them, got a damaged or other file ({error}); copy it again.") from error
+        raise ValueError(
+            f"{where} as 3DRS stores them, got a damaged or other file ({error}); copy it again."
+        ) from error
     if features.ndim != 4 or len(features) != 1 or start != NPZ_SPECIAL:
         raise ValueError(
-            f"{where} of shape (1, V, {NPZ_SPECIAL} + patches, C), got {features.shape} with ps_idx {start}; give files"
-            " made by 3DRS's extraction."
+            f"{where} of shape (1, V, {NPZ_SPECIAL} + patches, C), got {features.shape} with ps_idx {start}; give"
+            " files made by 3DRS's extraction."
         )
     listed = list_npz_views(path, features.shape[1])
     if listed != list(views):

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
@@ -228,6 +229,15 @@ def add_cameras(row: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tens
     cam2world[:, :3, 3] = torch.randn(count, 3, generator=generator)
     fields = 0.7 + torch.rand(count, 2, generator=generator)
     return row | {"cam2world": cam2world, "fields_of_view": fields}
+
+
+def add_proposal_tokens(row: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A row with the tokens of its proposals, where it has patches: those of which any patch belongs to them."""
+    if "proposal_patches" not in row:
+        return row
+    patches = row["proposal_patches"].float().flatten(0, 1)
+    tokens = F.adaptive_max_pool2d(patches, GRID).unflatten(0, row["proposal_patches"].shape[:2])
+    return row | {"proposal_tokens": tokens > 0}
 
 
 class RaggedRows(Dataset):

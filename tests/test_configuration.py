@@ -154,6 +154,7 @@ def test_wrong_numbers_are_refused(wrong, right, message):
         ),
         ({"view_objective": "hidden"}, {"view_objective": "vanilla"}, r"'cross_view', 'vanilla'\), got hidden"),
         ({"projector_norm": "rms"}, {"projector_norm": "layer_norm"}, r"'none', 'layer_norm'\), got rms"),
+        ({"proposal_pooling": "max"}, {"proposal_pooling": "mean"}, r"'vision', 'states', 'mean'\), got max"),
         ({"position_embedding": "rope"}, {"position_embedding": "none"}, r"'none', 'sin3d'\), got rope"),
         ({"voxel_size": "10 cm"}, {"voxel_size": 0.1}, "'voxel_size'.*10 cm"),
     ],

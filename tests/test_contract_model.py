@@ -21,6 +21,7 @@ from transformers.utils.generic import find_labels
 from ross3d.attention_ross3d import SHARED_PREFIX_ATTENTION
 from ross3d.configuration_ross3d import Ross3DConfig, Ross3DDenoiserConfig
 from ross3d.denoiser_ross3d import get_sincos_table
+from ross3d.inputs_ross3d import list_inputs
 from ross3d.modeling_ross3d import LOSS_NAMES, Ross3DForConditionalGeneration, Ross3DModel, Ross3DTargets
 from ross3d.tests.fabricate import (
     COORD_TOKEN,
@@ -523,15 +524,14 @@ def test_forward_begins_with_input_ids_and_names_every_processor_key(model):
     """`forward` takes `input_ids` first, every key of the processor, and `labels` as its only label for a Trainer."""
     import inspect
 
-    from ross3d.processing_ross3d import Ross3DProcessor
-
     names = list(inspect.signature(model.forward).parameters)
     # A stock Trainer takes every `label` there for one that all batches have: two are among the typed other arguments.
     assert find_labels(type(model)) == ["labels"]
     names += list(Ross3DTargets.__annotations__)
     assert names[0] == model.main_input_name == "input_ids"
     training = ["labels", "shift_labels", "loss_weights", "grounding_labels", "bev_pixel_values", "bev_valid"]
-    wanted = [*Ross3DProcessor.model_input_names.fget(None), *training, "bev_bounds", "bool_masked_views", "row_seed"]
+    read = list_inputs("text", "scene", "proposals", "question", "masking")
+    wanted = [*read, *training, "bev_bounds", "row_seed"]
     assert set(wanted) <= set(names)
 
 

@@ -267,3 +267,9 @@ def test_batches_that_are_refused():
         model(**bare, geometry_pixel_values=batch["geometry_pixel_values"][..., :14])
     with pytest.raises(TypeError, match="geometry_pixel_values: expected a tensor of dtype torch.uint8, or"):
         model(**bare, geometry_pixel_values=batch["geometry_pixel_values"].long())
+
+
+def test_rows_with_and_without_pictures_for_the_encoder_do_not_mix():
+    rows = [make_row(0, 3, 2, ["text"], geometry=True), make_row(1, 2, 2, ["text"])]
+    with pytest.raises(ValueError, match="expected geometry_pixel_values in all rows of a batch with pixel_values"):
+        make_collator()(rows)

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from ross3d.geometry_ross3d import (
     assign_patches,
+    assign_tokens,
     check_shape,
     compute_box_iou,
     get_bev_bounds,
@@ -227,6 +228,55 @@ class TestAssignPatches:
         assert assign_patches(self.make_world(), torch.zeros(0, 6), 4).shape == (0, 2, 6, 6)
 
 
+def count_in_cells(world, boxes, valid, used, grid):
+    """Counted points (K, V, h, w) of each cell inside each box, and all its counted points (V, h, w)."""
+    inside, total = torch.zeros(len(boxes), len(world), grid, grid), torch.zeros(len(world), grid, grid)
+    for v, i, j in np.ndindex(*total.shape):
+        rows, columns = (slice(n * used // grid, math.ceil((n + 1) * used / grid)) for n in (i, j))
+        points = world[v, rows, columns][valid[v, rows, columns]]
+        total[v, i, j] = len(points)
+        for k, box in enumerate(boxes):
+            distance = (points - box[:3]).abs()
+            inside[k, v, i, j] = (distance <= box[3:] / 2).all(dim=1).sum()
+    return inside, total
+
+
+class TestAssignTokens:
+    """Cells of 2 x 2 patches where these are even in number, else overlapping ones of different sizes."""
+
+    @pytest.mark.parametrize("threshold", [0.125, 0.5])
+    @pytest.mark.parametrize(("size", "patch", "used", "grid"), [(26, 4, 24, 3), (22, 4, 20, 3), (26, 3, 24, 4)])
+    def test_against_counting(self, size, patch, used, grid, threshold):
+        world, boxes = TestAssignPatches().make_world()[:, :size, :size], TestAssignPatches().make_boxes()
+        tokens = assign_tokens(world, boxes, patch, threshold)
+        everywhere = torch.ones(world.shape[:3], dtype=torch.bool)
+        inside, total = count_in_cells(world, boxes, everywhere, used, grid)
+        assert tokens.shape == (4, 2, grid, grid) and torch.equal(tokens, inside >= (total * threshold).floor())
+        assert tokens.any() and not tokens.all()
+        valid = torch.rand(world.shape[:3], generator=torch.Generator().manual_seed(patch)) < 0.4
+        valid[1, : used // 2] = False
+        inside, total = count_in_cells(world, boxes, valid, used, grid)
+        found = assign_tokens(world, boxes, patch, threshold, valid)
+        assert torch.equal(found, inside >= (total * threshold).floor().clamp(min=1))
+        assert not torch.equal(found, tokens)
+
+    @pytest.mark.parametrize("count", [90, 91])
+    def test_the_published_share(self, count):
+        """91 of the 729 points of the token of a published view are enough; the uncovered edge counts nowhere."""
+        world = torch.zeros(1, 384, 384, 3)
+        world[0, :378, :378] = 5.0
+        cell = torch.full((729, 3), 5.0)
+        cell[:count] = 0.0
+        world[0, 27:54, 54:81] = cell.view(27, 27, 3)
+        tokens = assign_tokens(world, torch.tensor([[0.0, 0, 0, 1, 1, 1]]), 14, 0.125)
+        assert tokens.shape == (1, 1, 14, 14)
+        assert tokens.nonzero().tolist() == ([[0, 0, 1, 2]] if count == 91 else [])
+
+    def test_no_boxes(self):
+        for patch in (4, 5):
+            assert assign_tokens(torch.zeros(2, 25, 25, 3), torch.zeros(0, 6), patch, 0.5).shape == (0, 2, 3, 3)
+
+
 class TestBoxIoU:
     def test_known_overlaps(self):
         a = torch.tensor([[0.0, 0, 0, 2, 2, 2]])
@@ -304,12 +354,12 @@ class TestErrors:
         unproject(depth, cameras, poses)
 
 
-@pytest.mark.parametrize("grid", [1, 3, 5, 27])
+@pytest.mark.parametrize("grid", [(1, 1), (3, 3), (4, 7), (27, 27)])
 def test_packed_patches_come_back(grid):
     """An eighth of the bytes, whatever is left over of the last one."""
-    patches = torch.rand(2, 3, 4, grid, grid, generator=torch.Generator().manual_seed(grid)) > 0.6
+    patches = torch.rand(2, 3, 4, *grid, generator=torch.Generator().manual_seed(grid[0])) > 0.6
     packed = pack_patches(patches)
-    assert packed.dtype == torch.uint8 and packed.shape == (2, 3, 4, -(-(grid**2) // 8))
-    assert torch.equal(unpack_patches(packed, grid), patches)
+    assert packed.dtype == torch.uint8 and packed.shape == (2, 3, 4, -(-(grid[0] * grid[1]) // 8))
+    assert torch.equal(unpack_patches(packed, *grid), patches)
     wanted = np.packbits(patches.flatten(-2).numpy(), axis=-1)
     assert np.array_equal(packed.numpy(), wanted)

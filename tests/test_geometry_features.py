@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from ross3d.data.arguments import DataArguments
 from ross3d.data.geometry_features import SceneFeatures, compress, find_difference, read_npz, restore
+from ross3d.data.sources import read_scene
 from ross3d.tests.tiny import get_checkpoint, get_rooms
 from ross3d.training import geometry_features as door
 from ross3d.training.arguments import RunArguments
@@ -85,7 +86,7 @@ def test_smaller_files_give_nearly_the_same(arguments, storage, share, error):
     assert abs(get_loss(small) - wanted) < error * wanted
     smaller = sum(file.stat().st_size for file in Path(small.data.geometry_features).iterdir())
     # Names, checksum and scales take a little more.
-    assert smaller < (share + 0.1) * size
+    assert smaller < (share + 0.25) * size
     # Another storage gives other numbers, so its files are not taken for these.
     mixed = replace(arguments, data=replace(small.data, geometry_storage="float32"))
     with pytest.raises(ValueError, match=f"made with storage 'float32', as in this run, got '{storage}' in"):
@@ -114,7 +115,7 @@ def test_two_processes_share_the_scenes(arguments, tmp_path):
     }  # fmt: skip
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(settings))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "-m"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     run = subprocess.run([*command, door.__name__, str(file)], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
@@ -152,37 +153,36 @@ def test_missing_and_foreign_features_are_refused(arguments, tmp_path):
         get_rows(other)[0]
     # Other files of the scene, and those of another scene.
     scenes = Path(arguments.data.root) / "train"
-    picture = sorted((scenes / "train-000001").rglob("*.jpg"))[2]
-    shutil.copy(sorted((scenes / "train-000002").rglob("*.jpg"))[0], picture)
+    picture = sorted((scenes / "train-000001").rglob("*.color.png"))[2]
+    shutil.copy(sorted((scenes / "train-000002").rglob("*.color.png"))[0], picture)
     with pytest.raises(ValueError, match=rf"file .*{picture.name} '\d+ bytes', as in this run, got '\d+ bytes'"):
-        rows.geometry.read(scenes / "train-000001", 6)
+        rows.stores[0].read(scenes / "train-000001")
     picture.unlink()
     with pytest.raises(ValueError, match=rf"file .*{picture.name} 'no such file', as in this run"):
-        rows.geometry.read(scenes / "train-000001", 6)
+        rows.stores[0].read(scenes / "train-000001")
     os.replace(folder / "train-000002.features", folder / "train-000000.features")
     with pytest.raises(ValueError, match="made with scene 'train-000000', as in this run, got 'train-000002'"):
-        rows.geometry.read(scenes / "train-000000", 6)
+        rows.stores[0].read(scenes / "train-000000")
     with pytest.raises(ValueError, match=r"expected features of .*train-000002 in .*, got no such file"):
-        rows.geometry.read(scenes / "train-000002", 6)
+        rows.stores[0].read(scenes / "train-000002")
 
 
 def test_damaged_files_are_refused_and_made_again(arguments):
     door.main(arguments)
     rows, scene = get_rows(arguments), Path(arguments.data.root) / "train" / "train-000001"
-    with pytest.raises(ValueError, match=r"expected features of the 5 views of .*, got 6, \['frame-"):
-        rows.geometry.read(scene, 5)
-    file = rows.geometry.get_file(scene)
+    file = rows.stores[0].get_file(scene)
     wanted = file.read_bytes()
     for damaged in (wanted[:-300], wanted[:600] + bytes([wanted[600] ^ 1]) + wanted[601:], b""):
         file.write_bytes(damaged)
-        with pytest.raises(ValueError, match="expected tensors as they were written, got a damaged file"):
-            rows.geometry.read(scene, 6)
+        with pytest.raises(ValueError, match="expected tensors as they were written, got a damaged file|"
+                           "expected the description of the features as it was written, got another"):  # fmt: skip
+            rows.stores[0].read(scene)
         door.main(arguments)
         assert file.read_bytes() == wanted
     # A copy of scenes and features elsewhere is read there.
     moved = Path(arguments.data.root).parent / "moved"
     shutil.copytree(arguments.data.root, moved)
-    shutil.copytree(rows.geometry.folder, moved / "features")
+    shutil.copytree(rows.stores[0].folder, moved / "features")
     data = replace(arguments.data, root=str(moved), geometry_features=str(moved / "features"))
     assert torch.equal(get_rows(replace(arguments, data=data))[0]["geometry_features"], rows[0]["geometry_features"])
 
@@ -194,7 +194,7 @@ def test_features_alone_need_no_encoder(arguments, tmp_path):
     door.main(arguments)
     lone = replace(arguments, init_from=str(bare))
     assert get_loss(lone) == get_loss(arguments)
-    with pytest.raises(ValueError, match="geometry_encoder: expected an encoder or its features for model.distillation"):
+    with pytest.raises(ValueError, match="expected an encoder or its features for model.distillation_config, got"):
         build_model(without_files(lone), build_processor(lone))
     with pytest.raises(ValueError, match="data.geometry_features: expected a folder for features, and a geometry enc"):
         door.main(lone)
@@ -206,8 +206,22 @@ def test_features_alone_need_no_encoder(arguments, tmp_path):
             get_rows(given)
 
 
+def test_features_of_other_numbers_of_views_are_refused(arguments):
+    """The last net: settings and files are those of the run, the number of views is not."""
+    door.main(arguments)
+    rows, scene = get_rows(arguments), Path(arguments.data.root) / "train" / "train-000001"
+    store = rows.stores[0]
+    kept = store.load(scene)
+    store.write(scene, kept["identity"], kept["about"]["views"][:5], kept["tensors"]["features"][:5])
+    with pytest.raises(ValueError, match="expected geometry_features of 6 views, as this run reads of the scene"):
+        [rows[index] for index in range(3)]
+
+
 def test_differences_are_named():
-    assert find_difference({"a": 1}, {"a": 1}) is None and find_difference({"a": 1, "b": 2}, {"a": 1}) is None
+    assert find_difference({"a": 1, "b": None}, {"a": 1, "b": None}) is None
+    # What only the file knows is not compared, except inside a section.
+    assert find_difference({"a": 1, "b": 2}, {"a": 1}) is None
+    assert find_difference({"a": {"b": 1}}, {"a": {}}) == ("a.b", 1, None)
     assert find_difference({"a": {"b": [1], "c": 2}}, {"a": {"b": [1], "c": 3}}) == ("a.c", 2, 3)
     assert find_difference({}, {"a": 1}) == ("a", None, 1)
 
@@ -231,9 +245,9 @@ def test_files_of_3drs_are_read(tmp_path):
     file = tmp_path / "npz" / "scene0000_00" / "vggt.npz"
     views = ["00000", "00020", "00050", "00080"]
     assert torch.equal(read_npz(file, scene, views, (2, 3)), wanted.unflatten(1, (2, 3)))
-    with pytest.raises(ValueError, match="got 4 views where the run reads 4, first difference '00020' against '00030'"):
+    with pytest.raises(ValueError, match="where the run reads 4, first difference '00020' against '00030'"):
         read_npz(file, scene, ["00000", "00030", "00050", "00080"], (2, 3))
-    with pytest.raises(ValueError, match="got 4 views where the run reads 3, first difference '00080' against None"):
+    with pytest.raises(ValueError, match="where the run reads 3, first difference '00080' against None"):
         read_npz(file, scene, views[:3], (2, 3))
     with pytest.raises(ValueError, match="with 2 x 2 patches a view, as this run's pictures have, got 6 patches"):
         read_npz(file, scene, views, (2, 2))
@@ -262,17 +276,15 @@ def test_features_of_3drs_train_a_model(arguments, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="--npz: expected a folder with SCENE/vggt.npz, got"):
         door.main(run, tmp_path / "none")
     # The rooms' pictures stand in a folder of their own, where 3DRS's stand beside the poses.
-    names = {path.name: path.stem for path in layout.rglob("*.jpg")}
-    monkeypatch.setattr(
-        "ross3d.data.geometry_features.list_npz_views", lambda path, count: sorted(set(names.values()))[:count]
-    )
+    monkeypatch.setattr("ross3d.data.geometry_features.list_npz_views", lambda path, _: read_scene(path).view_names)
     features = {scene.name: write_npz(tmp_path / "npz", scene, 6, 16) for scene in layout.iterdir()}
     door.main(run, tmp_path / "npz")
+    file = layout.parent / "annotations" / "train.jsonl"
+    known = [line for line in file.read_text().splitlines() if any(name in line for name in features)]
+    file.write_text("\n".join(known) + "\n")
     found = get_rows(run)
     row = found[0]["geometry_features"]
-    assert any(
-        torch.allclose(row[:, 0], tensor.unflatten(1, (4, 4))) for tensor in features.values()
-    )
+    assert any(torch.allclose(row[:, 0], tensor.unflatten(1, (4, 4))) for tensor in features.values())
     assert_close(row.shape, torch.Size([6, 1, 4, 4, 2048]))
 
 

@@ -67,6 +67,7 @@ def test_what_is_no_tensor_is_refused(name, value):
         ),
         ("patch_coords", torch.complex64, "torch.float32, got dtype torch.complex64"),
         ("proposal_patches", torch.float32, "torch.bool, or torch.uint8 for packed bits, got dtype torch.float32"),
+        ("proposal_tokens", torch.float32, "torch.bool, or torch.uint8 for packed bits, got dtype torch.float32"),
         ("grounding_labels", torch.complex64, "torch.int64, got dtype torch.complex64"),
     ],
 )
@@ -88,6 +89,7 @@ def test_other_dtypes_are_refused(name, dtype, expected):
         ("patch_coords", (2, 3, 5, 5, 3), "(2, 3, 6, 11, 3), got (2, 3, 5, 5, 3)"),
         ("proposal_mask", (2, 5), "(2, 4), got (2, 5)"),
         ("proposal_patches", (2, 4, 4, 9), "(2, 4, 3, ...), got (2, 4, 4, 9)"),
+        ("proposal_tokens", (2, 3, 3, 9), "(2, 4, 3, ...), got (2, 3, 3, 9)"),
         ("bev_pixel_values", (2, 3, 10, 9), "(2, 3, b, b), got (2, 3, 10, 9); build rows with a processor whose bev"),
         ("bev_valid", (2, 12, 12), "(2, 10, 10), got (2, 12, 12); build rows with a processor whose bev_size is this"),
         ("row_seed", (3,), "(2,), got (3,)"),

@@ -1053,12 +1053,15 @@ def test_scenes_of_another_model(model, prefixes, text, message):
         ("patch_valid", "patch_coords"),
         ("proposal_mask", "proposal_boxes"),
         ("proposal_patches", "proposal_boxes"),
+        ("proposal_tokens", "proposal_boxes"),
     ],
 )
 def test_half_of_a_pair(model, two, name, other):
     with refuses(f"{name}: expected {other} with it, which it is about, got none; pass both or neither."):
         pair = [name, "proposal_mask", "proposal_patches", other]
-        forward(model, {key: value for key, value in two.items() if key not in pair} | {name: two[name]})
+        tokens = torch.ones(2, 3, 2, GRID, GRID, dtype=torch.bool)
+        given = two | {"proposal_tokens": tokens}
+        forward(model, {key: value for key, value in two.items() if key not in pair} | {name: given[name]})
     rest = {key: value for key, value in two.items() if key != name}
     assert_plain(model, rest)
 

@@ -14,6 +14,7 @@ from transformers import AutoProcessor
 
 from ross3d.geometry_ross3d import (
     assign_patches,
+    assign_tokens,
     get_nearest_indices,
     pool_patch_coords,
     unproject,
@@ -440,6 +441,34 @@ class TestGeometry:
         assert inputs["patch_coords"].shape == (1, NUM_VIEWS, GRID, GRID, 3)
         assert inputs["proposal_mask"].tolist() == [[True] * NUM_PROPOSALS]
 
+    @pytest.mark.parametrize("mode", ["published", "valid_depth"])
+    @pytest.mark.parametrize(("size", "grid"), [(VIEW_SIZE, GRID), (48, 3)])
+    def test_tokens_of_proposals(self, tokenizer, mode, size, grid):
+        """By their own share and the rule for missing readings that patches have; without depth there are none."""
+        own = make_test_processor(tokenizer, geometry_mode=mode, object_token_threshold=0.125)
+        own.image_processor = Ross3DImageProcessor(size={"height": size, "width": size})
+        scene = make_views()
+        inputs = own(**scene, text="Where?")
+        fitted = own.fit_scene(**{key: value for key, value in scene.items() if key != "proposal_boxes"})
+        boxes, readings = torch.from_numpy(scene["proposal_boxes"]), fitted.depth > 0
+        wanted = assign_tokens(
+            fitted.world_coords, boxes, PATCH_SIZE, 0.125, readings if mode != "published" else None
+        )
+        assert inputs["proposal_tokens"].shape == (1, NUM_PROPOSALS, NUM_VIEWS, grid, grid)
+        assert torch.equal(inputs["proposal_tokens"][0], wanted) and wanted.any() and not wanted.all()
+        own.object_token_threshold = 1.0
+        assert own(**scene)["proposal_tokens"].sum() < wanted.sum()
+        assert "proposal_tokens" not in own(images=scene["images"], proposal_boxes=boxes)
+        own.object_token_threshold = None
+        plain = own(**scene, text="Where?")
+        assert set(inputs) - set(plain) == {"proposal_tokens"}
+        assert all(torch.equal(plain[key], inputs[key]) for key in plain)
+
+    @pytest.mark.parametrize("value", [0, 1.5, float("nan"), True, "0.5"])
+    def test_shares_that_are_none(self, tokenizer, value):
+        with pytest.raises(ValueError, match="object_token_threshold: expected a share above 0, at most 1, got"):
+            make_test_processor(tokenizer, object_token_threshold=value)
+
     def test_the_two_modes_differ(self, tokenizer):
         scene = make_views()
         published, ours = (
@@ -658,6 +687,7 @@ SETTINGS = {
     "label_rule": "answer_only",
     "spatial_instruction": True,
     "object_patch_threshold": 0.25,
+    "object_token_threshold": 0.125,
     "bev_size": 96,
     "max_position_embeddings": 512,
 }
@@ -719,7 +749,9 @@ class TestSaving:
         scene = make_views()
         assert torch.equal(again(**scene)["input_ids"], processor(**scene)["input_ids"])
 
-    def test_names_of_the_inputs(self, processor):
+    @pytest.mark.parametrize("share", [None, 0.125])
+    def test_names_of_the_inputs(self, tokenizer, share):
+        processor = make_test_processor(tokenizer, object_token_threshold=share)
         inputs = processor(**make_views(), text=f"At {COORD_TOKEN} ?", query_coords=(1, 2, 3))
         assert list(inputs)[0] == processor.model_input_names[0] == "input_ids"
         assert set(inputs) == set(processor.model_input_names)

@@ -109,6 +109,11 @@ def test_processor_and_model_have_to_fit():
     with pytest.raises(ValueError, match="object_patch_threshold: expected a share above 0, at most 1, got nan"):
         processor.object_patch_threshold = float("nan")
     assert processor.to_dict() == settings
+    config.proposal_pooling = "mean"
+    with pytest.raises(ValueError, match="object_token_threshold: expected a share of the points of a visual token"):
+        check_fit(processor, config)
+    processor.object_token_threshold = 0.125
+    check_fit(processor, config)
     processor.max_position_embeddings = 10**6
     with pytest.raises(ValueError, match="max_position_embeddings: expected at most the .* positions of model.text"):
         check_fit(processor, config)

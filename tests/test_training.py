@@ -446,7 +446,7 @@ def test_rows_keep_their_values_under_padding():
     rows = [RaggedRows(8)[i] for i in range(8)]
     batch = make_collator()(rows)
     assert batch["proposal_patches"].dtype == torch.uint8
-    batch["proposal_patches"] = unpack_patches(batch["proposal_patches"], PATCH_GRID)
+    batch["proposal_patches"] = unpack_patches(batch["proposal_patches"], PATCH_GRID, PATCH_GRID)
     for place, row in enumerate(rows):
         for key, tensor in row.items():
             if key in ("grounding_labels", "row_seed"):

@@ -37,7 +37,10 @@ DISTILLATION = {
 # Each system's settings of the model and of the processor.
 SYSTEMS = {
     "ross3d": ({"denoiser_config": DENOISER}, {}),
-    "3drs": ({"distillation_config": DISTILLATION}, {"view_fit": "squash"}),
+    "3drs": (
+        {"distillation_config": DISTILLATION, "proposal_pooling": "mean"},
+        {"view_fit": "squash", "object_token_threshold": 0.125},
+    ),
 }
 
 

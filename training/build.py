@@ -400,8 +400,8 @@ def find_geometry_encoder(arguments: RunArguments, config: Ross3DConfig) -> Path
 
     Raises:
         FileNotFoundError: there is none of that name.
-        ValueError: for a model without `distillation_config`, and for one with it where neither an encoder nor features
-            are given.
+        ValueError: for a model without `distillation_config`, and for one with it where neither an encoder nor
+            features are given.
     """
     given = arguments.geometry_encoder
     if config.distillation_config is None:
@@ -450,18 +450,16 @@ def build_features(arguments: RunArguments, processor: Ross3DProcessor, config: 
     encoder = find_geometry_encoder(arguments, config)
     if arguments.data.geometry_features is None or config.distillation_config is None:
         return None
-    section, layers, fingerprint = config.distillation_config, None, None
+    section, known = config.distillation_config, {}
     if encoder is not None:
         told = read_encoder_config(encoder)
         check_encoder(told, section)
-        layers = [layer % told.num_hidden_layers for layer in section.encoder_layers]
-        fingerprint = get_encoder_fingerprint(encoder)
-    fit = {name: value for name, value in processor.get_fit_settings().items() if name != "bev_size"}
+        known = {"encoder": get_encoder_fingerprint(encoder), "encoder_depth": told.num_hidden_layers}
     settings = {
-        "processor": fit,
+        "processor": {**processor.get_view_settings(), "view_fit": processor.view_fit},
         "reading": get_run_reading(arguments, processor),
-        "encoder": fingerprint,
-        "encoder_layers": layers,
+        **known,
+        "encoder_layers": list(section.encoder_layers),
         "encoder_image_size": section.encoder_image_size,
         "encoder_dtype": section.encoder_dtype,
         "grid": [config.view_grid_size, config.view_grid_size],
@@ -512,7 +510,7 @@ def check_teacher(teacher: Path, config: Ross3DConfig) -> None:
 
 
 def check_fit(processor: Ross3DProcessor, config: Ross3DConfig) -> None:
-    """Refuse a processor whose views and rows do not fit the model.
+    """Refuse a processor whose views, proposals and rows do not fit the model.
 
     Raises:
         ValueError: names the setting.
@@ -527,6 +525,11 @@ def check_fit(processor: Ross3DProcessor, config: Ross3DConfig) -> None:
                 f"processor.{name}: expected {read}, as in model.vision_config, got {made}; set both to the same"
                 " value."
             )
+    if config.grounding and config.proposal_pooling != "vision" and processor.object_token_threshold is None:
+        raise ValueError(
+            "processor.object_token_threshold: expected a share of the points of a visual token, which"
+            f" model.proposal_pooling {config.proposal_pooling!r} needs, got None; set it (3DRS: 0.125)."
+        )
     longest = processor.max_position_embeddings
     if longest is not None and longest > config.context_length:
         raise ValueError(
@@ -589,17 +592,16 @@ def build_rows(
         )
     check_all_object_ids(annotations, lambda name: Path(data.root) / data.split / name)
     check_lengths(annotations, processor, str(file))
-    reading, latents = get_run_reading(arguments, processor), build_latents(arguments, processor, config)
-    geometry = build_features(arguments, processor, config)
-    unlabelled = list_unlabelled(data, config)
-    for kept in (latents, geometry):
-        if kept is not None:
-            kept.refuse_missing([*list_scenes(data), *unlabelled])
+    reading, unlabelled = get_run_reading(arguments, processor), list_unlabelled(data, config)
+    built = build_latents(arguments, processor, config), build_features(arguments, processor, config)
+    stores = [store for store in built if store is not None]
+    for store in stores:
+        store.refuse_missing([*list_scenes(data), *unlabelled])
     encoder = find_geometry_encoder(arguments, config)
     if config.list_predictions("scene"):
         processor = copy.copy(processor)
         processor.return_cameras = True
-    if encoder is not None and geometry is None:
+    if encoder is not None and data.geometry_features is None:
         processor = get_encoder_processor(processor, config, read_encoder_config(encoder).patch_size)
     if data.prepared is None:
         reader = SceneReader(read_scene, reading)
@@ -615,8 +617,7 @@ def build_rows(
         seed=arguments.seed,
         rows_per_step=rows_per_step,
         unlabelled=unlabelled,
-        latents=latents,
-        geometry=geometry,
+        stores=stores,
     )
 
 

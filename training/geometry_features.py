@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ross3d.command_line import run_program
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.ahead import iterate_ahead
-from ross3d.data.geometry_features import SceneFeatures, read_npz
+from ross3d.data.geometry_features import NPZ_DEPTH, SceneFeatures, read_npz
 from ross3d.data.sources import read_scene
 from ross3d.distillation_ross3d import stack_targets
 from ross3d.fusion_ross3d import WEIGHT_DTYPES, run_encoder
@@ -63,7 +63,7 @@ def check_npz(config: Ross3DConfig, npz: Path) -> None:
     section = config.distillation_config
     if not npz.is_dir():
         raise FileNotFoundError(f"--npz: expected a folder with SCENE/vggt.npz, got {npz}; correct it.")
-    if list(section.encoder_layers) not in ([-1], [23]) or section.feature_size != 2048:
+    if list(section.encoder_layers) not in ([-1], [NPZ_DEPTH - 1]) or section.feature_size != 2048:
         raise ValueError(
             "--npz: expected a model that predicts the last layer of VGGT-1B, which 3DRS's files hold (encoder_layers"
             f" [-1], feature_size 2048), got encoder_layers {list(section.encoder_layers)} and feature_size"
@@ -94,6 +94,9 @@ def main(arguments: RunArguments, npz: Path | None = None) -> None:
         encoder = encoder.to(state.device, WEIGHT_DTYPES[config.distillation_config.encoder_dtype]).eval()
     patch_size = NPZ_PATCH_SIZE if encoder is None else encoder.config.patch_size
     fitting = get_encoder_processor(processor, config, patch_size)
+    if npz is not None:
+        # Whatever encoder the run names, it is not known to be the one that made these files.
+        kept.settings |= {"encoder": "vggt.npz of 3DRS", "encoder_depth": NPZ_DEPTH}
     wanted = [*list_scenes(arguments.data), *list_unlabelled(arguments.data, config)]
     scenes = [path for path in wanted if not kept.has(path)][state.process_index :: state.num_processes]
     reading = get_run_reading(arguments, processor)

@@ -37,7 +37,7 @@ def check_tables(model: dict[str, Any]) -> None:
     """
     for section in SECTIONS.keys() & model.keys():
         values = model[section]
-        if values is None and section == "denoiser_config":
+        if values is None and SECTIONS[section].optional:
             continue
         if not isinstance(values, dict):
             got = "nothing" if values is None else f"{describe_kind(values)}: {values!r}"

@@ -14,7 +14,14 @@ import pytest
 import torch
 
 from ross3d.objectives_ross3d import is_sharded
-from ross3d.tests.fabricate import EVERY_KIND, WORST_KINDS, RowKind, make_collator, make_model
+from ross3d.tests.fabricate import (
+    EVERY_KIND,
+    WORST_KINDS,
+    RowKind,
+    add_proposal_tokens,
+    make_collator,
+    make_model,
+)
 from ross3d.training.trainer import count_losses, open_view_gate
 
 
@@ -126,7 +133,8 @@ def make_batches(kinds: list[RowKind], rows: int = 1) -> Iterable[tuple[str, dic
     """Batches of so many rows; in every other step views stay seen, as between two steps that hide them."""
     for first in range(0, len(kinds) - rows + 1, rows):
         chosen = kinds[first : first + rows]
-        batch = make_collator()([kind.make_row(first + place) for place, kind in enumerate(chosen)])
+        rows_chosen = [add_proposal_tokens(kind.make_row(first + place)) for place, kind in enumerate(chosen)]
+        batch = make_collator()(rows_chosen)
         if first // rows % 2 and "bool_masked_views" in batch:
             batch["bool_masked_views"] = torch.zeros_like(batch["bool_masked_views"])
         yield str(chosen), batch
@@ -141,6 +149,8 @@ def make_batches(kinds: list[RowKind], rows: int = 1) -> Iterable[tuple[str, dic
         ("per_view", {"view_objective": "vanilla"}),
         ("pooled", {"view_objective": "vanilla", "reconstruct_on_grounding_rows": False}),
         ("per_view", {"grounding": False}),
+        ("per_view", {"proposal_pooling": "states"}),
+        ("per_view", {"proposal_pooling": "mean"}),
     ],
 )
 def test_every_row_does_the_same_in_the_same_order(condition, changes):

@@ -8,16 +8,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ross3d.configuration_ross3d import Ross3DVGGTConfig
+from ross3d.configuration_ross3d import Ross3DConfig, Ross3DVGGTConfig
 from ross3d.distillation_ross3d import (
     Ross3DDistillationHead,
     compute_distillation_errors,
     pool_features,
-    pool_proposal_states,
 )
-from ross3d.geometry_ross3d import assign_patches
+from ross3d.geometry_ross3d import assign_tokens, pack_patches
+from ross3d.grounding_ross3d import get_proposal_features
+from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.tests.parity.golden import get_deviation, get_goldens_folder
 from ross3d.vggt_ross3d import Ross3DVGGT, convert_published_weights, make_published_weights
+from ross3d.views_ross3d import ViewPlaces
 
 
 pytestmark = pytest.mark.parity
@@ -156,6 +158,20 @@ def test_vggt(file, record_property):
 TOKEN_SHARE = 0.125
 
 
+def make_states_model(width: int) -> Ross3DForConditionalGeneration:
+    """A model of one narrow layer with the published views, whose proposals are means of its output states."""
+    sizes = {"hidden_size": width, "intermediate_size": width, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = Ross3DConfig(
+        vision_config={**sizes, "image_size": 384, "patch_size": 14},
+        text_config={**sizes, "num_key_value_heads": 1, "vocab_size": 8},
+        image_token_id=1,
+        ground_token_id=2,
+        coord_token_id=3,
+        proposal_pooling="states",
+    )
+    return Ross3DForConditionalGeneration(config).eval()
+
+
 @pytest.mark.parametrize("file", list_files("rs3d"))
 def test_distillation(file, record_property):
     recording = Recording(file)
@@ -180,9 +196,18 @@ def test_distillation(file, record_property):
         recording.compare(f"grad_proj0_weight_L{length}", head.linear_1.weight.grad)
     cells = recording["object.world_grid42_x8_int"].float() / 8
     side = 27 * grid // cells.shape[1]
-    world = cells.repeat_interleave(side, 1).repeat_interleave(side, 2)
-    membership = assign_patches(world, recording["object.boxes"], 27, TOKEN_SHARE)
-    recording.compare("object.features", pool_proposal_states(states.detach().flatten(1, 2), membership))
+    # Pixels that no patch covers, along the right and lower edges, lie inside of the first box and do not count.
+    boxes, size = recording["object.boxes"], 384
+    world = boxes[:1, :3].expand(views, size, size, 3).clone()
+    world[:, : 27 * grid, : 27 * grid] = cells.repeat_interleave(side, 1).repeat_interleave(side, 2)
+    model = make_states_model(width)
+    placeholders = torch.zeros(hidden.shape[:2], dtype=torch.bool)
+    placeholders[:, first : first + facts["img_len"]] = True
+    places = ViewPlaces(torch.ones(1, views, dtype=torch.bool), placeholders)
+    visual_states = places.gather(hidden.detach(), model.model.views.layout)
+    tokens = pack_patches(assign_tokens(world, boxes, 14, TOKEN_SHARE))[None]
+    features, _ = get_proposal_features(model, None, boxes[None], None, None, visual_states, tokens)
+    recording.compare("object.features", features[0])
     recording.close()
     record_property("compared", len(recording.deviations))
     record_property("worst", max(recording.deviations.values()))
