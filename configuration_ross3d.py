@@ -148,12 +148,11 @@ class SavedKeysMixin:
             ValueError: names the key of `kwargs` and the nearest known one.
         """
         check_changes(cls, config_dict, kwargs)
-        # A section that was None has nothing to change; the library would leave its dictionary as it is.
-        absent = [name for name in cls.sub_configs_defaults if config_dict.get(name) is None]
-        new = {name: kwargs.pop(name) for name in absent if isinstance(kwargs.get(name), dict)}
-        config_dict = config_dict | new
+        # The library builds no section that the saved form lacks: it would stay a dictionary.
+        absent = [key for key, spec in cls.sub_configs_defaults.items() if spec.optional and not config_dict.get(key)]
+        added = {name: kwargs.pop(name) for name in absent if kwargs.get(name) is not None}
         with reading_saved_config():
-            return super().from_dict(config_dict, **kwargs)
+            return super().from_dict({**config_dict, **added}, **kwargs)
 
     @classmethod
     def from_json_file(cls, json_file):

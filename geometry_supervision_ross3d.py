@@ -245,6 +245,7 @@ class DepthObjective(PredictionObjective):
 
     def get_items(self, batch: Batch, config: Ross3DConfig) -> torch.Tensor:
         views = super().get_items(batch, config)
+        # CODEPATH: models trained on scenes without depth maps take depth from the encoder, others from the maps.
         if config.depth_config.source == "encoder":
             return views[..., None]
         valid = self.get_scene_depths(batch) > MIN_DEPTH

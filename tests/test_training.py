@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerState, TrainingArguments
 
 from ross3d import train
+from ross3d.configuration_ross3d import Ross3DDistillationConfig
 from ross3d.data.annotations import group_by_scene, load_annotations, save_annotations
 from ross3d.data.arguments import DataArguments
 from ross3d.data.atomic import hold_folder
@@ -776,6 +777,24 @@ def test_the_published_recipe():
     assert training.optim == "adamw_torch_fused" and training.activation_checkpointing
     assert (run.data.visit, run.data.questions_per_row, run.data.proposals) == ("questions", 1, "ground_truth")
     assert run.parts == {"model.vision_tower": PartArguments(freeze=True)} and not run.model
+
+
+def test_the_published_recipe_of_3drs():
+    """16 rows a step, the tower trained at 2e-6 and all else at 1e-5; otherwise the training of Ross3D."""
+    run, ross3d = read_config("ross3d_7b_3drs"), read_config("ross3d_7b")
+    training = build_training_arguments(run.trainer, run.seed)
+    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * run.num_processes
+    assert rows == 16 and -(-223_128 // rows) == 13_946
+    assert run.parts == {"model.vision_tower": PartArguments(learning_rate=2.0e-6)}
+    assert training.learning_rate == 1.0e-5
+    changed = {key for key in ross3d.trainer if run.trainer[key] != ross3d.trainer[key]}
+    assert changed == {"output_dir", "gradient_accumulation_steps", "save_steps"}
+    assert run.trainer.keys() == ross3d.trainer.keys()
+    assert replace(run.data, geometry_features=None) == ross3d.data and run.init_from == ross3d.init_from
+    published = Ross3DDistillationConfig(**run.model["distillation_config"])
+    assert published.to_dict() == Ross3DDistillationConfig().to_dict()
+    assert (run.model["denoiser_config"], run.model["proposal_pooling"]) == (None, "mean")
+    assert (run.processor["view_fit"], run.processor["object_token_threshold"]) == ("squash", 0.125)
 
 
 @pytest.mark.parametrize("name", ["ross3d_7b_80gb", "ross3d_7b_lora", "ross3d_7b_half_text", "ross3d_7b_more_scans"])
