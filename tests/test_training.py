@@ -206,7 +206,7 @@ def test_proposals_are_the_objects_or_what_a_detector_would_find(tmp_path):
     processor = make_tiny_processor()
     for name, same in (("ground_truth", True), ("jittered", False)):
         data = DataArguments(root=str(get_rooms()), limit=2, questions_per_row=40, proposals=name)
-        rows = build_rows(RunArguments(data=data), processor, 1, None)
+        rows = build_rows(RunArguments(data=data), processor, 1, make_config())
         row = rows[0]
         scene = read_rgbd_folder(rows.scenes[rows.plan_epoch(0)[0].scene])
         found = row["proposal_boxes"].numpy()
@@ -226,7 +226,7 @@ def test_rows_are_of_pictures_as_they_are_to_be_decoded(tmp_path):
     for decode in ("exact", "reduced"):
         for prepared in (None, str(tmp_path / "prepared")):
             data = DataArguments(root=str(tmp_path / "rooms"), limit=1, decode=decode, prepared=prepared)
-            rows = build_rows(RunArguments(data=data), processor, 1, None)
+            rows = build_rows(RunArguments(data=data), processor, 1, make_config())
             pixels[decode, prepared is None] = rows[0]["pixel_values"]
     for decode, reading in (("exact", {}), ("reduced", {"reduce_to": processor.view_size})):
         scene = read_rgbd_folder(tmp_path / "rooms" / "train" / "train-000000", **reading)
@@ -271,7 +271,7 @@ def test_a_place_far_outside_of_its_scene_names_file_and_question(tmp_path, poin
     wrong.query_coords = point
     save_annotations([wrong], file)
     data = DataArguments(root=str(rooms), prepared=str(tmp_path / "kept") if kept else None)
-    rows = build_rows(RunArguments(data=data), make_tiny_processor(), 1, None)
+    rows = build_rows(RunArguments(data=data), make_tiny_processor(), 1, make_config())
     order = [rows.scenes[row.scene].name for row in rows.plan_epoch(0)]
     message = (
         rf"train.jsonl: query_coords of question '{wrong.id}': expected a point in metres, at most 50 m from"
@@ -281,7 +281,7 @@ def test_a_place_far_outside_of_its_scene_names_file_and_question(tmp_path, poin
         rows[order.index(wrong.scene_id)]
     wrong.query_coords = (1.0, 1.0, 0.5)
     save_annotations([wrong], file)
-    rows = build_rows(RunArguments(data=data), make_tiny_processor(), 1, None)
+    rows = build_rows(RunArguments(data=data), make_tiny_processor(), 1, make_config())
     assert "query_coords" in rows[order.index(wrong.scene_id)]
 
 
