@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -320,6 +320,8 @@ def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DFo
     teacher, encoder = find_teacher(arguments), find_geometry_encoder(arguments, config)
     with naming_conflicts(arguments):
         check_fit(processor, config)
+        if encoder is not None:
+            check_encoder_heads(read_encoder_config(encoder), config)
         if teacher is not None and config.denoiser_config is not None:
             check_normalization(processor, config)
             check_teacher(teacher, config)
@@ -340,20 +342,15 @@ def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DFo
     if teacher is not None and model.reconstruction_head is not None:
         model.attach_teacher(teacher)
     if encoder is not None and arguments.data.geometry_features is None:
-        model.attach_geometry_encoder(load_geometry_encoder(encoder, config))
+        model.attach_geometry_encoder(load_geometry_encoder(encoder, config.list_predictions("encoder")))
     return model
 
 
-def load_geometry_encoder(path: Path, config: Ross3DConfig) -> Ross3DVGGT:
-    """The encoder with the heads whose output the model predicts, whole in every process.
-
-    Raises:
-        ValueError: for an encoder that lacks such a head.
-    """
-    check_encoder_heads(read_encoder_config(path), config)
+def load_geometry_encoder(path: Path, heads: Sequence[str] = ()) -> Ross3DVGGT:
+    """The encoder with these heads, whole in every process."""
     # ZeRO-3 would shard it while it is loaded: it is no part of the model.
     with without_zero3():
-        return Ross3DVGGT.from_pretrained(path, heads=list(config.list_predictions("encoder")))
+        return Ross3DVGGT.from_pretrained(path, heads=list(heads))
 
 
 @torch.no_grad()
