@@ -94,8 +94,8 @@ def compute_camera_errors(predicted: torch.Tensor, target: torch.Tensor) -> torc
     """Distance (...) of two cameras in VGGT's encoding (..., 9), in float32.
 
     The mean absolute differences of translation, quaternion and fields of view, with weights 1, 1 and 0.5: the loss of
-    VGGT (arXiv 2503.11651, section 3.3, which names the Huber loss; its published training takes L1 with these
-    weights). Here both quaternions of a rotation are right.
+    VGGT's published training (the paper, arXiv 2503.11651, names the Huber loss). Here both quaternions of a rotation
+    are right.
     """
     predicted, target = predicted.float(), target.float()
     distances = (predicted - target).abs().split(CAMERA_SIZES, dim=-1)
@@ -206,7 +206,7 @@ class CameraObjective(PredictionObjective):
 
     def compute(self, model: nn.Module, states: SceneStates, batch: Batch, draws: Draws) -> torch.Tensor:
         head, config = getattr(model, self.head), model.config
-        pooled = states.get_layer(get_student_layer(self.get_section(config), config)).mean(dim=2)
+        pooled = states.get_layer(get_student_layer(config.camera_config, config)).mean(dim=2)
         views = self.find_items(states, batch, config)
         if views is None:
             return head(torch.cat([pooled, pooled], dim=-1)[:1, :1])[:0].float().sum()
