@@ -325,6 +325,22 @@ def get_rotations(quaternions: torch.Tensor) -> torch.Tensor:
     return torch.stack(entries, dim=-1).unflatten(-1, (3, 3))
 
 
+def get_quaternions(rotations: torch.Tensor) -> torch.Tensor:
+    """Rotations (..., 3, 3) -> unit quaternions (..., 4), x, y, z, w, with w >= 0."""
+    m = rotations
+    trace = m[..., 0, 0] + m[..., 1, 1] + m[..., 2, 2]
+    # Four times the outer product of the quaternion with itself: its longest row is the most exact one.
+    diagonal = torch.stack([1 + 2 * m[..., i, i] - trace for i in range(3)] + [1 + trace], dim=-1)
+    products = torch.diag_embed(diagonal)
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        products[..., i, j] = products[..., j, i] = m[..., i, j] + m[..., j, i]
+    for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+        products[..., i, 3] = products[..., 3, i] = m[..., k, j] - m[..., j, k]
+    longest = diagonal.argmax(dim=-1)[..., None, None].expand(*diagonal.shape[:-1], 1, 4)
+    quaternions = F.normalize(products.gather(-2, longest)[..., 0, :], dim=-1)
+    return torch.where(quaternions[..., 3:] < 0, -quaternions, quaternions)
+
+
 def decode_cameras(encodings: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Encodings (..., 9) and the pictures' height and width -> world2cam (..., 4, 4) and intrinsics (..., 3, 3).
 
@@ -773,6 +789,7 @@ __all__ = [
     "Ross3DVGGTOutput",
     "convert_published_weights",
     "decode_cameras",
+    "get_quaternions",
     "make_published_weights",
     "read_encoder_config",
 ]

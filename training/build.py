@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from ross3d.data.names import check_links
 from ross3d.data.prepared import PreparedScenes, SceneReader
 from ross3d.data.sources import get_reading, list_files, list_folders, read_scene
 from ross3d.data.text_files import read_json, read_yaml
-from ross3d.fusion_ross3d import check_encoder
+from ross3d.fusion_ross3d import check_encoder, check_encoder_heads
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
 from ross3d.report.card import CARD_NAME
@@ -320,6 +320,8 @@ def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DFo
     teacher, encoder = find_teacher(arguments), find_geometry_encoder(arguments, config)
     with naming_conflicts(arguments):
         check_fit(processor, config)
+        if encoder is not None:
+            check_encoder_heads(read_encoder_config(encoder), config)
         if teacher is not None and config.denoiser_config is not None:
             check_normalization(processor, config)
             check_teacher(teacher, config)
@@ -340,15 +342,15 @@ def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DFo
     if teacher is not None and model.reconstruction_head is not None:
         model.attach_teacher(teacher)
     if encoder is not None and arguments.data.geometry_features is None:
-        model.attach_geometry_encoder(load_geometry_encoder(encoder))
+        model.attach_geometry_encoder(load_geometry_encoder(encoder, config.list_predictions("encoder")))
     return model
 
 
-def load_geometry_encoder(path: Path) -> Ross3DVGGT:
-    """The encoder without its heads, whole in every process."""
+def load_geometry_encoder(path: Path, heads: Sequence[str] = ()) -> Ross3DVGGT:
+    """The encoder with these heads, whole in every process."""
     # ZeRO-3 would shard it while it is loaded: it is no part of the model.
     with without_zero3():
-        return Ross3DVGGT.from_pretrained(path, heads=[])
+        return Ross3DVGGT.from_pretrained(path, heads=list(heads))
 
 
 @torch.no_grad()
@@ -407,6 +409,12 @@ def find_geometry_encoder(arguments: RunArguments, config: Ross3DConfig) -> Path
                     " or set model.distillation_config."
                 )
         return None
+    predicted = config.list_predictions("encoder")
+    if predicted and arguments.data.geometry_features is not None:
+        raise ValueError(
+            f"data.geometry_features: expected None with model.{predicted[0]}_config.source 'encoder', because files"
+            f" hold no cameras and depth, got {arguments.data.geometry_features}; leave it out, or set 'scene'."
+        )
     if given is not None:
         path = Path(given).expanduser()
         return path if path.is_file() else find_folder(given, "geometry_encoder", ENCODER_FILES, "geometry encoder")
@@ -587,6 +595,9 @@ def build_rows(
     for store in stores:
         store.refuse_missing([*list_scenes(data), *unlabelled])
     encoder = find_geometry_encoder(arguments, config)
+    if config.list_predictions("scene"):
+        processor = copy.copy(processor)
+        processor.return_cameras = True
     if encoder is not None and data.geometry_features is None:
         processor = get_encoder_processor(processor, config, read_encoder_config(encoder).patch_size)
     if data.prepared is None:

@@ -18,6 +18,7 @@ from ross3d.tests.fabricate import (
     EVERY_KIND,
     WORST_KINDS,
     RowKind,
+    add_cameras,
     add_proposal_tokens,
     make_collator,
     make_model,
@@ -133,8 +134,8 @@ def make_batches(kinds: list[RowKind], rows: int = 1) -> Iterable[tuple[str, dic
     """Batches of so many rows; in every other step views stay seen, as between two steps that hide them."""
     for first in range(0, len(kinds) - rows + 1, rows):
         chosen = kinds[first : first + rows]
-        rows_chosen = [add_proposal_tokens(kind.make_row(first + place)) for place, kind in enumerate(chosen)]
-        batch = make_collator()(rows_chosen)
+        made = [kind.make_row(first + place) for place, kind in enumerate(chosen)]
+        batch = make_collator()([add_cameras(add_proposal_tokens(row), first) for row in made])
         if first // rows % 2 and "bool_masked_views" in batch:
             batch["bool_masked_views"] = torch.zeros_like(batch["bool_masked_views"])
         yield str(chosen), batch
@@ -159,6 +160,15 @@ def test_every_row_does_the_same_in_the_same_order(condition, changes):
     if model.grounding_head is None:
         kinds = [kind for kind in kinds if "ground" not in kind.questions]
     check_same_record(model, make_batches(kinds), num_items_in_batch=torch.ones(4))
+
+
+@pytest.mark.parametrize(("rows", "layer"), [(1, -1), (1, 1), (2, 0)])
+def test_cameras_and_depth_do_the_same_in_the_same_order(rows, layer):
+    """Rows have no cameras, cameras without a depth, or both."""
+    section = {"head_hidden_size": 12}
+    model = make_model(camera_config=section | {"student_layer": layer}, depth_config=section).train()
+    kinds = [*WORST_KINDS, *draw_kinds(7, 8)]
+    check_same_record(model, make_batches(kinds, rows), num_items_in_batch=torch.ones(6))
 
 
 @pytest.mark.slow
