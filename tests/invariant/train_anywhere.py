@@ -18,14 +18,24 @@ import torch
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
-from ross3d.modeling_ross3d import LOSS_NAMES
-from ross3d.tests.fabricate import WORST_KINDS, MixedRows, make_collator, make_model, make_training_arguments
+from ross3d.modeling_ross3d import Ross3DForConditionalGeneration, get_loss_names
+from ross3d.tests.fabricate import (
+    EARLY_DISTILLATION,
+    WORST_KINDS,
+    MixedRows,
+    make_collator,
+    make_config,
+    make_model,
+    make_training_arguments,
+)
 from ross3d.training.callbacks import NamedLosses
 from ross3d.training.trainer import Ross3DTrainer
 
 
 COMPARED_STEPS, LEARNING_RATE, VIEW_MASK_PERIOD = 20, 0.02, 2
-
+# All five losses.
+CHANGES = {"view_mask_period": VIEW_MASK_PERIOD, "distillation_config": EARLY_DISTILLATION}
+LOSS_NAMES = get_loss_names(make_config(**CHANGES))
 
 # Seconds after which a process that has not ended a step waits for another one in vain; at first ZeRO compiles.
 PATIENCE, FIRST_PATIENCE = 90, 1800
@@ -54,12 +64,17 @@ class KeepParameters(TrainerCallback):
             save_file({name: value.contiguous().clone() for name, value in weights.items()}, self.file)
 
 
+def make_start() -> Ross3DForConditionalGeneration:
+    """The model that every run begins with."""
+    return make_model(**CHANGES)
+
+
 def main(output: Path, batch_size: int, accumulation: int, steps: int) -> None:
     faulthandler.dump_traceback_later(FIRST_PATIENCE, exit=True)
     torch.set_num_threads(1)
     output.mkdir(parents=True, exist_ok=True)
     # Before the arguments: behind them ZeRO-3 would cut new weights to pieces before they are drawn.
-    model = make_model(view_mask_period=VIEW_MASK_PERIOD)
+    model = make_start()
     arguments = make_training_arguments(
         output,
         batch_size,
@@ -77,7 +92,7 @@ def main(output: Path, batch_size: int, accumulation: int, steps: int) -> None:
     trainer = Ross3DTrainer(
         model=model,
         args=arguments,
-        train_dataset=MixedRows(steps * batch_size * accumulation * arguments.world_size, seed=accumulation),
+        train_dataset=MixedRows(steps * batch_size * accumulation * arguments.world_size, accumulation, geometry=True),
         data_collator=make_collator(),
         callbacks=[keeper, EndWhenStuck()],
     )
@@ -85,7 +100,7 @@ def main(output: Path, batch_size: int, accumulation: int, steps: int) -> None:
     trainer.callback_handler.callbacks.insert(0, NamedLosses(model))
     trainer.train()
     held = sum(parameter.numel() for parameter in model.parameters())
-    metrics = trainer.evaluate(MixedRows(len(WORST_KINDS)))
+    metrics = trainer.evaluate(MixedRows(len(WORST_KINDS), geometry=True))
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
         model.save_pretrained(output / "final", state_dict=weights)
