@@ -22,6 +22,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ross3d.tests.fabricate import make_geometry_encoder
 from ross3d.tests.invariant.train_anywhere import COMPARED_STEPS, LOSS_NAMES, make_start
 
 
@@ -189,6 +190,8 @@ def test_twenty_steps_of_zero3(tmp_path, alone):
     check_same_parameters(found, alone(2).parameters)
     ranks = read_ranks(tmp_path / "run")
     assert [record["held"] for record in ranks] == [0, 0]
+    encoder = sum(p.numel() for name, p in make_geometry_encoder().named_parameters() if "head" not in name)
+    assert [record["held_of_encoder"] for record in ranks] == [encoder, encoder] and encoder > 5000
     # An evaluation of mixed rows is that of one process as well.
     assert ranks[0]["evaluated"] == ranks[1]["evaluated"] == pytest.approx(alone(2).evaluated, rel=1e-4)
 
