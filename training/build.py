@@ -785,7 +785,7 @@ def save_run(
     # Written after the mark, which must not record the page's size: people edit it.
     run = output_dir / "run.yaml"
     if run.is_file():
-        card = make_run_card(read_yaml(run, "the settings of the run"), model.config.denoiser_config, state)
+        card = make_run_card(read_yaml(run, "the settings of the run"), model.config, state)
         for folder in (aside, aside / "adapter"):
             if folder.is_dir():
                 write_text(folder / CARD_NAME, str(card))
