@@ -63,6 +63,10 @@ INGREDIENTS: dict[str, Ingredient] = {
         "no commercial use; needed for training and for sampling images, not for answers",
     ),
     "rooms_teacher": Ingredient("VAE of our rooms (`teacher/`)", PROJECT, OPEN_LICENSE),
+    "vggt": Ingredient(
+        "features of VGGT-1B", "facebook/VGGT-1B", "CC BY-NC 4.0", "targets of training; not needed for answers"
+    ),
+    "rooms_encoder": Ingredient("features of the VGGT of our rooms", PROJECT, OPEN_LICENSE),
     "rooms": Ingredient("synthetic rooms", PROJECT, OPEN_LICENSE),
 }
 # Benchmarks over ScanNet, by the `task` of their annotations.

@@ -23,6 +23,10 @@ from ross3d.vggt_ross3d import Ross3DVGGT
 
 IMAGE_TOKEN, GROUND_TOKEN, COORD_TOKEN, PAD_TOKEN, EOS_TOKEN = 90, 91, 92, 0, 98
 PATCH_GRID, GRID = 5, 3
+# For `make_model`: distillation of `make_geometry_encoder`, of pictures of rows with `geometry`.
+DISTILLATION = {"head_hidden_size": 20, "feature_size": 16, "encoder_image_size": 16, "encoder_dtype": "float32"}
+# Two layers of the encoder, predicted by the states of a layer below the last.
+EARLY_DISTILLATION = DISTILLATION | {"student_layer": 1, "encoder_layers": [0, -1]}
 
 
 def make_training_arguments(
@@ -118,7 +122,10 @@ def make_teacher(seed: int = 5) -> AutoencoderKL:
 
 
 def make_model(seed: int = 0, **changes) -> Ross3DForConditionalGeneration:
-    """A random model with its teacher; gates and output of the denoiser are not zero, so that gradients flow."""
+    """A random model with its teacher and geometry encoder, where its config has losses for them.
+
+    Gates and output of the denoiser are not zero, so that gradients flow.
+    """
     torch.manual_seed(seed)
     model = Ross3DForConditionalGeneration(make_config(**changes))
     if model.reconstruction_head is not None:
@@ -126,6 +133,8 @@ def make_model(seed: int = 0, **changes) -> Ross3DForConditionalGeneration:
             for parameter in model.reconstruction_head.denoiser.parameters():
                 parameter += 0.1 * torch.randn(parameter.shape)
         model.attach_teacher(make_teacher())
+    if model.config.distillation_config is not None:
+        model.attach_geometry_encoder(make_geometry_encoder())
     return model
 
 
@@ -241,7 +250,10 @@ def add_proposal_tokens(row: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 
 class RaggedRows(Dataset):
-    """Rows of different kinds, over and over: (views, proposals, questions, depth, bird's-eye picture)."""
+    """Rows of different kinds, over and over: (views, proposals, questions, depth, bird's-eye picture).
+
+    With `geometry` all have pictures for the geometry encoder.
+    """
 
     KINDS = (
         (3, 4, ["text", "ground", "coord"], True, True),
@@ -254,15 +266,15 @@ class RaggedRows(Dataset):
         (2, 3, ["text", "text"], True, True),
     )
 
-    def __init__(self, length: int):
-        self.length = length
+    def __init__(self, length: int, geometry: bool = False):
+        self.length, self.geometry = length, geometry
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         views, proposals, questions, depth, bev = self.KINDS[index % len(self.KINDS)]
-        return make_row(index, views, proposals, questions, depth, bev)
+        return make_row(index, views, proposals, questions, depth, bev, self.geometry)
 
 
 @dataclass(frozen=True)
@@ -284,9 +296,11 @@ class RowKind:
     proposals: Literal["none", "empty", "boxes", "patches"]
     bev: Literal["none", "blank", "full"]
 
-    def make_row(self, seed: int) -> dict[str, torch.Tensor]:
+    def make_row(self, seed: int, geometry: bool = False) -> dict[str, torch.Tensor]:
+        """A row of this kind; with `geometry` and views it has pictures for the geometry encoder."""
         count = 0 if self.proposals in ("none", "empty") else 1 + seed % 5
-        row = make_row(seed, self.views, count, list(self.questions), self.depth != "none", self.bev != "none")
+        has = self.depth != "none", self.bev != "none", geometry and self.views > 0
+        row = make_row(seed, self.views, count, list(self.questions), *has)
         if self.depth == "blank":
             row["patch_valid"] = torch.zeros_like(row["patch_valid"])
         if self.bev == "blank":
@@ -330,17 +344,18 @@ EVERY_KIND = tuple(
 
 
 class MixedRows(Dataset):
-    """The worst pairs of rows, then rows of every kind as a seed draws them."""
+    """The worst pairs of rows, then rows of every kind as a seed draws them; `geometry` as in `RowKind.make_row`."""
 
-    def __init__(self, length: int, seed: int = 0):
+    def __init__(self, length: int, seed: int = 0, geometry: bool = False):
         drawn = np.random.default_rng(seed).integers(len(EVERY_KIND), size=max(length - len(WORST_KINDS), 0))
         self.kinds = [*WORST_KINDS, *(EVERY_KIND[place] for place in drawn)][:length]
+        self.geometry = geometry
 
     def __len__(self) -> int:
         return len(self.kinds)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return self.kinds[index].make_row(index)
+        return self.kinds[index].make_row(index, self.geometry)
 
 
 def make_collator(ratio: float = 0.4) -> Ross3DCollator:

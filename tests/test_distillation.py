@@ -13,21 +13,24 @@ from ross3d.configuration_ross3d import Ross3DDistillationConfig
 from ross3d.distillation_ross3d import stack_targets
 from ross3d.fusion_ross3d import run_encoder
 from ross3d.modeling_ross3d import count_losses, get_loss_names
-from ross3d.tests.fabricate import GRID, make_collator, make_config, make_geometry_encoder, make_model, make_row
+from ross3d.tests.fabricate import (
+    DISTILLATION,
+    GRID,
+    make_collator,
+    make_config,
+    make_geometry_encoder,
+    make_model,
+    make_row,
+)
 
 
-SECTION = {
-    "head_hidden_size": 20, "feature_size": 16, "encoder_image_size": 16, "encoder_dtype": "float32",
-}  # fmt: skip
 SIZE = (GRID, GRID)
 
 
 def make_student(seed: int = 0, **changes):
     """A model that distils, with its encoder."""
     given = {name: changes.pop(name) for name in list(changes) if name in Ross3DDistillationConfig.__annotations__}
-    model = make_model(seed=seed, distillation_config=SECTION | given, **changes)
-    model.attach_geometry_encoder(make_geometry_encoder())
-    return model.train()
+    return make_model(seed=seed, distillation_config=DISTILLATION | given, **changes).train()
 
 
 def make_batch(hidden=((), ()), kinds=(["text"], ["text", "ground", "coord"])) -> dict[str, torch.Tensor]:
@@ -249,7 +252,7 @@ def test_encoders_that_do_not_fit_are_refused(changes, message):
 )
 def test_configs_that_are_refused(changes, message):
     with pytest.raises((ValueError, StrictDataclassError), match=message):
-        make_config(distillation_config=SECTION | changes)
+        make_config(distillation_config=DISTILLATION | changes)
 
 
 def test_batches_that_are_refused():

@@ -120,7 +120,7 @@ def test_merged_and_unmerged_answer_alike_in_a_fresh_process(trained, tmp_path):
     """The run's folder is the merged model; `adapter/` stands beside the checkpoint it was trained from."""
     processor = AutoProcessor.from_pretrained(trained / "adapter", trust_remote_code=True)
     page = (trained / "adapter" / "README.md").read_text()
-    assert page == (trained / "README.md").read_text() and "weights (checkpoint)" in page
+    assert page == (trained / "README.md").read_text() and f"weights ({get_checkpoint().name})" in page
     tokens = processor(text=["How many chairs are there?", "Is there a bed?"], return_tensors="pt")
     inputs = {name: tokens[name] for name in ("input_ids", "attention_mask")}
     torch.save(inputs, tmp_path / "inputs.pt")
@@ -155,6 +155,27 @@ def test_what_is_merged_is_what_was_trained(trained):
     rows = (found[rest.pop()] != before["model.language_model.embed_tokens.weight"]).any(dim=1).nonzero().flatten()
     tokens = make_tiny_processor().tokenizer.convert_tokens_to_ids(["<ground>", "<coord>"])
     assert set(rows.tolist()) <= set(tokens) and len(rows)
+
+
+def test_a_checkpoint_of_3drs_is_adapted(tmp_path):
+    """Its heads are trained whole where `modules` names them; the encoder gives targets and takes no adapters."""
+    heads = ["model.multi_modal_projector", "grounding_head", "distillation_head"]
+    settings = make_settings(output_dir=str(tmp_path / "run")) | {"init_from": str(get_checkpoint("3drs"))}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(ValueError, match="lora.modules: expected .*'distillation_head'.*, got 'reconstruction_head'"):
+        train.main(read_run_arguments(tmp_path / "run.yaml", []))
+    train.main(read_run_arguments(tmp_path / "run.yaml", ["--lora.modules", json.dumps(heads)]))
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    losses = [record["distill_loss"] for record in history]
+    assert len(losses) == 3 and 0 < losses[-1] < losses[0]
+    before = load_file(get_checkpoint("3drs") / "model.safetensors")
+    found = load_file(tmp_path / "run" / "model.safetensors")
+    moved = {name for name in found if not torch.equal(found[name], before[name])}
+    assert found.keys() == before.keys() and {name for name in found if name.startswith("distillation_head")} <= moved
+    rest = {name for name in moved if not name.startswith(("model.language_model.layers", *heads))}
+    assert rest <= {"model.language_model.embed_tokens.weight"}
+    adapter = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert not any("aggregator" in name for name in (*found, *adapter))
 
 
 @pytest.mark.parametrize(

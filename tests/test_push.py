@@ -27,6 +27,7 @@ from ross3d.eval import get_fingerprint
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.report.card import INGREDIENTS, Origin, get_section, list_scores, make_card, read_origin
 from ross3d.scenes.build import parse_size
+from ross3d.tests.fabricate import DISTILLATION, make_config
 from ross3d.tests.loopback_hub import FIRST_COMMIT, TOKEN, USER, Repository, serve_hub
 from ross3d.tests.posed_views import make_views
 from ross3d.tests.tiny import get_checkpoint, get_rooms
@@ -177,7 +178,11 @@ def test_the_page_of_a_run_tells_its_settings(trained):
     for folder in (trained.parent, get_checkpoint().parent, ROOT):
         assert str(folder) not in page
     licenses = get_section(page, "Licences")
-    assert "synthetic rooms" in licenses and "VAE (`teacher/`)" in licenses and "weights (checkpoint)" in licenses
+    assert (
+        "synthetic rooms" in licenses
+        and "VAE (`teacher/`)" in licenses
+        and f"weights ({get_checkpoint().name})" in licenses
+    )
 
 
 def test_words_written_by_hand_stay(trained, evaluated, tmp_path):
@@ -518,9 +523,11 @@ def test_a_hub_that_cannot_be_reached_is_told(sharded, monkeypatch):
 # ---- pages of runs
 
 
-def make_page(root: Path, **settings) -> ModelCard:
+def make_page(root: Path, distils: bool = False, **settings) -> ModelCard:
     settings = {"data": {"root": str(root), "split": "train"}, "trainer": {"output_dir": "out"}, **settings}
-    return make_run_card(settings, get_denoiser(), TrainerState(global_step=3))
+    distillation = DISTILLATION if distils else None
+    config = make_config(denoiser=get_denoiser().to_dict(), distillation_config=distillation)
+    return make_run_card(settings, config, TrainerState(global_step=3))
 
 
 def get_denoiser():
@@ -541,6 +548,26 @@ def test_a_run_from_new_weights_on_own_rooms_is_as_free_as_the_code(monkeypatch)
     card = make_page(get_rooms())
     assert card.data.license == "other" and INGREDIENTS["teacher"].describe() in get_section(card.text, "Licences")
     assert "no commercial use" in INGREDIENTS["teacher"].describe()
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "license"),
+    [
+        ("facebook/VGGT-1B", "features of VGGT-1B (facebook/VGGT-1B): CC BY-NC 4.0; targets of training", "other"),
+        ("scenes/geometry_encoder", "features of the VGGT of our rooms (the ross3d project)", "apache-2.0"),
+        ("/somewhere/encoder", "features of a geometry encoder (encoder): as stated by its authors", "other"),
+        (None, "features of a geometry encoder (the encoder of the run): as stated by its authors", "other"),
+    ],
+)
+def test_the_encoder_that_a_run_learned_from_is_named(monkeypatch, name, line, license):
+    """Its terms count although its weights are not among the run's."""
+    denoiser = get_denoiser()
+    denoiser.latent_channels, denoiser.scaling_factor, denoiser.shift_factor = 4, 0.4656, -0.892
+    monkeypatch.setitem(globals(), "get_denoiser", lambda: denoiser)
+    card = make_page(get_rooms(), distils=True, geometry_encoder=name)
+    assert line in get_section(card.text, "Licences") and card.data.license == license
+    assert "/somewhere" not in str(card)
+    assert "geometry encoder" not in get_section(make_page(get_rooms()).text, "Licences")
 
 
 def test_a_run_hands_on_what_its_start_comes_from(tmp_path):

@@ -28,7 +28,16 @@ from ross3d.geometry_ross3d import unpack_patches
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.scenes.build import build_scenes
 from ross3d.scenes.questions import make_proposals
-from ross3d.tests.fabricate import PAD_TOKEN, PATCH_GRID, RaggedRows, make_collator, make_config, make_model, make_row
+from ross3d.tests.fabricate import (
+    DISTILLATION,
+    PAD_TOKEN,
+    PATCH_GRID,
+    RaggedRows,
+    make_collator,
+    make_config,
+    make_model,
+    make_row,
+)
 from ross3d.tests.published import write_published
 from ross3d.tests.scan_folders import enlarge_pictures
 from ross3d.tests.tiny import get_checkpoint, get_rooms
@@ -46,6 +55,7 @@ from ross3d.training.arguments import (
 )
 from ross3d.training.build import (
     build_collator,
+    build_model,
     build_processor,
     build_rows,
     choose_optimizer,
@@ -286,7 +296,7 @@ def test_a_place_far_outside_of_its_scene_names_file_and_question(tmp_path, poin
 
 
 def test_scans_without_questions_are_checked(tmp_path):
-    """They need a model that rebuilds, and names of their own."""
+    """They need a model that rebuilds or distils, and names of their own."""
     rooms, config = get_rooms(), make_model().config
     data = {"root": str(rooms), "unlabelled_root": str(tmp_path / "scans"), "unlabelled_share": 0.25}
 
@@ -310,6 +320,46 @@ def test_scans_without_questions_are_checked(tmp_path):
         wrong = config if "blind" in changes else make_model(denoiser_config=None).config
         with pytest.raises(ValueError, match=message):
             build(wrong, **changes)
+    grounds = make_config(denoiser_config=None, distillation_config=DISTILLATION | {"tasks": ["grounding"]})
+    with pytest.raises(ValueError, match="or distillation_config with the task text, because rows without text"):
+        build(grounds)
+
+
+def test_scans_without_questions_train_3drs(tmp_path):
+    """Half of the scenes keep their text; all of them, and the scan that nobody asked about, are distilled."""
+    shutil.copytree(get_rooms() / "val" / "val-000000", tmp_path / "scans" / "val-000000")
+    data = {"root": str(get_rooms()), "limit": 4, "labelled_share": 0.5, "unlabelled_root": str(tmp_path / "scans"),
+            "unlabelled_share": 0.2}  # fmt: skip
+    settings = {"output_dir": str(tmp_path / "run"), "max_steps": 2, "use_cpu": True, "logging_steps": 1}
+    settings |= {"report_to": "none", "per_device_train_batch_size": 5, "save_strategy": "no", "disable_tqdm": True}
+    run = RunArguments(init_from=str(get_checkpoint("3drs")), data=DataArguments(**data, epochs=2), trainer=settings)
+    processor = build_processor(run)
+    model = build_model(run, processor).train()
+    rows = build_rows(run, processor, 5, model.config)
+    assert [sum("labels" in rows[5 * epoch + i] for i in range(5)) for epoch in (0, 1)] == [2, 2]
+    counts = count_losses(build_collator(processor, model.config)([rows[i] for i in range(5)]), model.config)
+    assert counts[-1] == 5 and counts[0] + counts[3] == 2
+    train.main(run)
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    assert 0 < history[1]["distill_loss"] < history[0]["distill_loss"]
+
+
+@pytest.mark.parametrize("sources", [(), ("data.geometry_features",), ("geometry_encoder", "data.geometry_features")])
+def test_a_blind_run_does_not_distil(tmp_path, sources):
+    """There is nothing to predict in a grey picture; as the error says, the checkpoint is trained on words."""
+    settings = {
+        "init_from": str(get_checkpoint("3drs")),
+        "data": {"root": str(get_rooms()), "limit": 2, "blind": True},
+        "trainer": {"output_dir": str(tmp_path / "run"), "max_steps": 1, "use_cpu": True, "report_to": "none"},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    words = [word for name in sources for word in (f"--{name}", str(get_checkpoint("3drs") / "geometry_encoder"))]
+    with pytest.raises(ValueError, match="data.blind: expected a model without distillation_config, .*; add") as found:
+        train.main(read_run_arguments(tmp_path / "run.yaml", words))
+    remedy = str(found.value).rstrip(".").partition("; add ")[2].split()
+    assert len(remedy) == 2 * (1 + len(sources))
+    train.main(read_run_arguments(tmp_path / "run.yaml", words + remedy))
+    assert not any("distill" in name for name in load_file(tmp_path / "run" / "model.safetensors"))
 
 
 def test_no_scenes_is_an_error(tmp_path):

@@ -145,13 +145,16 @@ def list_unlabelled(arguments: DataArguments, config: Ross3DConfig) -> list[Path
     Raises:
         FileNotFoundError: when there are none in the given folder.
         ValueError: when one has the name of a scene of the split, and for rows without text with a model that
-            rebuilds nothing, which would learn nothing from them.
+            learns nothing from them.
     """
     if arguments.labelled_share < 1 or arguments.unlabelled_root is not None:
-        if arguments.blind or config.denoiser_config is None:
+        section = config.distillation_config
+        distils = section is not None and "text" in section.tasks
+        if arguments.blind or not (distils or config.denoiser_config is not None):
             raise ValueError(
                 "data.labelled_share, data.unlabelled_root: expected a model that is not blind and has"
-                " denoiser_config, because rows without text train only reconstruction, got another; leave both out."
+                " denoiser_config, or distillation_config with the task text, because rows without text train only"
+                " reconstruction and distillation, got another; leave both out."
             )
     if arguments.unlabelled_root is None:
         return []
@@ -397,18 +400,25 @@ def find_geometry_encoder(arguments: RunArguments, config: Ross3DConfig) -> Path
 
     Raises:
         FileNotFoundError: there is none of that name.
-        ValueError: for a model without `distillation_config`, and for one with it where neither an encoder nor
-            features are given.
+        ValueError: for a model without `distillation_config`, and for one with it in a blind run, or where neither an
+            encoder nor features are given.
     """
     given = arguments.geometry_encoder
+    settings = {"geometry_encoder": given, "data.geometry_features": arguments.data.geometry_features}
+    sources = [name for name, value in settings.items() if value is not None]
     if config.distillation_config is None:
-        for name, value in (("geometry_encoder", given), ("data.geometry_features", arguments.data.geometry_features)):
-            if value is not None:
-                raise ValueError(
-                    f"{name}: expected a model with distillation_config, which learns from it, got None; leave it out"
-                    " or set model.distillation_config."
-                )
+        for name in sources:
+            raise ValueError(
+                f"{name}: expected a model with distillation_config, which learns from it, got None; leave it out or"
+                " set model.distillation_config."
+            )
         return None
+    if arguments.data.blind:
+        remedy = " ".join(f"--{name} null" for name in ("model.distillation_config", *sources))
+        raise ValueError(
+            "data.blind: expected a model without distillation_config, because a blind run shows it no views whose"
+            f" features it could predict, got one with it; add {remedy}."
+        )
     predicted = config.list_predictions("encoder")
     if predicted and arguments.data.geometry_features is not None:
         raise ValueError(
@@ -421,7 +431,7 @@ def find_geometry_encoder(arguments: RunArguments, config: Ross3DConfig) -> Path
     folder = find_init_folder(arguments)
     if folder is not None and (folder / "geometry_encoder").is_dir():
         return folder / "geometry_encoder"
-    if arguments.data.geometry_features is None and not arguments.data.blind:
+    if arguments.data.geometry_features is None:
         raise ValueError(
             "geometry_encoder: expected an encoder or its features for model.distillation_config, got neither; name"
             " one (--geometry_encoder facebook/VGGT-1B, or scenes/geometry_encoder for small models), set"
@@ -786,7 +796,7 @@ def save_run(
     # Written after the mark, which must not record the page's size: people edit it.
     run = output_dir / "run.yaml"
     if run.is_file():
-        card = make_run_card(read_yaml(run, "the settings of the run"), model.config.denoiser_config, state)
+        card = make_run_card(read_yaml(run, "the settings of the run"), model.config, state)
         for folder in (aside, aside / "adapter"):
             if folder.is_dir():
                 write_text(folder / CARD_NAME, str(card))

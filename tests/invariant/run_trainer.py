@@ -17,13 +17,23 @@ import torch
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
-from ross3d.modeling_ross3d import LOSS_NAMES
-from ross3d.tests.fabricate import RaggedRows, make_collator, make_model, make_training_arguments
+from ross3d.modeling_ross3d import get_loss_names
+from ross3d.tests.fabricate import (
+    EARLY_DISTILLATION,
+    RaggedRows,
+    make_collator,
+    make_config,
+    make_model,
+    make_training_arguments,
+)
 from ross3d.training.callbacks import NamedLosses
 from ross3d.training.trainer import Ross3DTrainer
 
 
 NUM_STEPS = 20
+# All five losses, and views that are hidden in every other step.
+CHANGES = {"view_mask_period": 2, "distillation_config": EARLY_DISTILLATION}
+LOSS_NAMES = get_loss_names(make_config(**CHANGES))
 
 
 class KeepGradients(TrainerCallback):
@@ -41,7 +51,7 @@ def train(
     output: Path, name: str, batch_size: int, accumulation: int, steps: int, dtype: torch.dtype, **weights: float
 ) -> None:
     """Train a new model and write `name`-RANK files: gradients of a single step, or parameters after several."""
-    model = make_model(view_mask_period=2, **weights).to(dtype)
+    model = make_model(**CHANGES, **weights).to(dtype)
     model.get_teacher().to(dtype)
     model.model.vision_tower.requires_grad_(False)
     collator, rows, keeper = make_collator(), [], KeepGradients()
@@ -57,7 +67,11 @@ def train(
     )
     arguments = make_training_arguments(output, batch_size, accumulation, steps)
     trainer = Ross3DTrainer(
-        model=model, args=arguments, train_dataset=RaggedRows(400), data_collator=collate, callbacks=[keeper]
+        model=model,
+        args=arguments,
+        train_dataset=RaggedRows(400, geometry=True),
+        data_collator=collate,
+        callbacks=[keeper],
     )
     trainer.callback_handler.callbacks.insert(0, NamedLosses(model))
     trainer.train()

@@ -4,9 +4,11 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from ross3d.modeling_ross3d import LOSS_NAMES, Ross3DForConditionalGeneration
+from ross3d.configuration_ross3d import Ross3DDistillationConfig
+from ross3d.modeling_ross3d import Ross3DForConditionalGeneration, get_loss_names
 from ross3d.tests.posed_views import make_views
 from ross3d.tests.tiny import get_checkpoint
+from ross3d.tools.make_tiny import make_tiny_geometry_encoder
 from ross3d.training.trainer import count_losses
 
 
@@ -35,10 +37,15 @@ def make_row(processor, scene: dict, questions) -> dict[str, torch.Tensor]:
     return row | {"row_seed": torch.tensor([11]), "bool_masked_views": torch.tensor([[True, False, False]])}
 
 
+# Of the tiny geometry encoder; `student_layer` is not the last.
+DISTILLATION = {"head_hidden_size": 24, "feature_size": 32, "encoder_image_size": 64, "encoder_dtype": "float32",
+                "student_layer": 1}  # fmt: skip
+
+
 def get_step(model, rows, counts) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Named losses and gradients of rows that are averaged over `counts`."""
     model.zero_grad()
-    losses = dict.fromkeys(("loss", *LOSS_NAMES), 0.0)
+    losses = dict.fromkeys(("loss", *get_loss_names(model.config)), 0.0)
     for row in rows:
         outputs = model(**row, num_items_in_batch=counts)
         outputs.loss.backward()
@@ -50,11 +57,17 @@ def get_step(model, rows, counts) -> tuple[dict[str, float], dict[str, torch.Ten
 @pytest.mark.parametrize("spatial_instruction", [False, True])
 @pytest.mark.parametrize("condition", ["pooled", "per_view"])
 def test_eight_questions_in_one_row_are_eight_rows(label_rule, spatial_instruction, condition):
-    """All losses and gradients, float32; reconstruction, paid once in the one row, weighs an eighth in the eight."""
+    """All losses and gradients, float32; what is paid once in the one row weighs an eighth in the eight.
+
+    That is reconstruction and distillation.
+    """
     processor = AutoProcessor.from_pretrained(get_checkpoint(), trust_remote_code=True)
     processor.label_rule, processor.spatial_instruction = label_rule, spatial_instruction
-    model = Ross3DForConditionalGeneration.from_pretrained(get_checkpoint()).train()
+    section = Ross3DDistillationConfig(**DISTILLATION)
+    processor.geometry_image_size, processor.geometry_patch_size = 64, 8
+    model = Ross3DForConditionalGeneration.from_pretrained(get_checkpoint(), distillation_config=section).train()
     model.attach_teacher(get_checkpoint() / "teacher")
+    model.attach_geometry_encoder(make_tiny_geometry_encoder())
     model.config.reconstruct_on_grounding_rows = True
     model.config.denoiser_config.condition = condition
     # New denoisers end in zeros, which would hide what stands before them.
@@ -66,10 +79,10 @@ def test_eight_questions_in_one_row_are_eight_rows(label_rule, spatial_instructi
     scene["bev_valid"] = picture[..., 0].numpy() > 30
     packed = make_row(processor, scene, QUESTIONS)
     separate = [make_row(processor, scene, [question]) for question in QUESTIONS]
-    # Answers, scenes with masked views, scenes with a bird's-eye picture, grounding questions.
+    # Answers, scenes with masked views, with a bird's-eye picture, grounding questions, scenes for the encoder.
     counts = count_losses(packed, model.config)
-    assert counts.tolist() == [5, 1, 1, 3]
-    shared = torch.tensor([5.0, 8.0, 8.0, 3.0])
+    assert counts.tolist() == [5, 1, 1, 3, 1]
+    shared = torch.tensor([5.0, 8.0, 8.0, 3.0, 8.0])
     found, gradients = get_step(model, [packed], counts)
     wanted, wanted_gradients = get_step(model, separate, shared)
     for name, value in wanted.items():

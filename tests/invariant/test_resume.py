@@ -20,6 +20,7 @@ import yaml
 from ross3d.data.annotations import load_annotations
 from ross3d.scenes.build import build_scenes
 from ross3d.tasks.records import RecordStore
+from ross3d.tools.make_tiny import make_tiny_geometry_encoder
 from ross3d.training.callbacks import COMPLETE_MARK, is_complete
 from ross3d.training.damage import CHECKSUMS
 from ross3d.training.teacher import build_teacher
@@ -46,17 +47,34 @@ class Kill:
     count: int = 0
 
 
-def make_settings(folder: Path) -> dict:
-    """configs/tiny.yaml, cut down to seconds: two epochs, two workers, a checkpoint every two steps."""
-    settings = yaml.safe_load((ROOT / "configs" / "tiny.yaml").read_text())
-    settings["teacher"] = str(folder / "teacher")
+def write_inputs(folder: Path, num_train: int, num_val: int) -> None:
+    """Rooms of three views, a teacher and a geometry encoder, for `make_settings`."""
+    build_scenes(folder / "rooms", num_train=num_train, num_val=num_val, num_views=3, workers=1)
+    build_teacher(widths=(8, 8, 8)).save_pretrained(folder / "teacher")
+    make_tiny_geometry_encoder().save_pretrained(folder / "geometry_encoder")
+
+
+def make_settings(folder: Path, name: str = "tiny") -> dict:
+    """A file of configs/, cut down to seconds: two epochs, two workers, a checkpoint every two steps.
+
+    `tiny` distils as well, so that all five losses are trained; `tiny_3drs` has no reconstruction.
+    """
+    settings = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
+    settings["geometry_encoder"] = str(folder / "geometry_encoder")
     model = settings["model"]
     model["vision_config"] |= {"hidden_size": 32, "intermediate_size": 64}
     model["text_config"] |= {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}
-    model["denoiser_config"] |= {
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "scaling_factor": 1.0, "shift_factor": 0.0,
+    model["distillation_config"] = {
+        "head_hidden_size": 40, "feature_size": 32, "encoder_image_size": 64, "encoder_dtype": "float32",
+        "student_layer": 1,
     }  # fmt: skip
-    model["view_mask_period"] = 2
+    if "denoiser_config" in model:
+        settings["teacher"] = str(folder / "teacher")
+        model["view_mask_period"] = 2
+        model["denoiser_config"] |= {
+            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "scaling_factor": 1.0,
+            "shift_factor": 0.0,
+        }  # fmt: skip
     settings["data"] |= {"root": str(folder / "rooms"), "epochs": 2, "questions_per_row": 3}
     settings["vision_warmup"] |= {"scenes": 4, "steps": 20, "views_per_step": 4}
     settings["trainer"] |= {
@@ -170,8 +188,7 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Runs:
     runs = Runs(tmp_path_factory.mktemp("resume"))
-    build_scenes(runs.folder / "rooms", num_train=NUM_SCENES, num_val=5, num_views=3, workers=1)
-    build_teacher(widths=(8, 8, 8)).save_pretrained(runs.folder / "teacher")
+    write_inputs(runs.folder, NUM_SCENES, num_val=5)
     (runs.folder / "run.yaml").write_text(yaml.safe_dump(make_settings(runs.folder)))
     list(runs.train("whole", []))
     return runs
@@ -201,7 +218,7 @@ def test_the_run_is_worth_killing(runs):
     assert len([name for name in names if name.startswith("checkpoint")]) == 1
     history = json.loads((runs.whole / OUTPUT / "trainer_state.json").read_text())["log_history"]
     assert [record["step"] for record in history] == list(range(SAVE_STEPS, NUM_STEPS + 1, SAVE_STEPS))
-    assert {"lm_loss", "view_loss", "bev_loss", "grounding_loss"} <= set().union(*history)
+    assert {"lm_loss", "view_loss", "bev_loss", "grounding_loss", "distill_loss"} <= set().union(*history)
 
 
 def count_torn(folder: Path) -> int:
@@ -263,6 +280,22 @@ def test_twenty_kills_at_random_moments_change_nothing(runs):
         check_same_as_whole(runs, folder)
         num_kills += len(kills)
     assert num_kills == 20 and torn >= 6, "six kills were to fall inside the writing of a checkpoint"
+
+
+@pytest.mark.slow
+def test_kills_of_a_run_of_3drs_change_nothing(tmp_path):
+    """At the steps that a seed draws and inside two writes; its encoder is read again at every start."""
+    write_inputs(tmp_path, NUM_SCENES, num_val=1)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(make_settings(tmp_path, "tiny_3drs")))
+    own, drawn = Runs(tmp_path), random.Random(2)
+    list(own.train("whole", []))
+    steps = [drawn.randrange(NUM_STEPS // 2), drawn.randrange(NUM_STEPS // 2, NUM_STEPS - 2)]
+    kills = [Kill("step", steps[0]), Kill("write", 4, count=drawn.randint(1, 20)), Kill("step", steps[1]),
+             Kill("write", count=drawn.randint(1, 40))]  # fmt: skip
+    *_, folder = own.train("killed", kills)
+    check_same_as_whole(own, folder)
+    history = json.loads((folder / OUTPUT / "trainer_state.json").read_text())["log_history"]
+    assert all(record["distill_loss"] > 0 and "view_loss" not in record for record in history)
 
 
 # ---- evaluation

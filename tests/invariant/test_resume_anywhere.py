@@ -10,10 +10,16 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from ross3d.scenes.build import build_scenes
-from ross3d.tests.invariant.test_resume import OUTPUT, RECORDS, finish, make_settings, read_records, start
+from ross3d.tests.invariant.test_resume import (
+    OUTPUT,
+    RECORDS,
+    finish,
+    make_settings,
+    read_records,
+    start,
+    write_inputs,
+)
 from ross3d.tests.invariant.test_train_anywhere import check_tools, kill_all, launch
-from ross3d.training.teacher import build_teacher
 
 
 def get_command(folder: Path, config: str, num_processes: int) -> list[str]:
@@ -22,8 +28,7 @@ def get_command(folder: Path, config: str, num_processes: int) -> list[str]:
 
 
 def make_run(folder: Path) -> None:
-    build_scenes(folder / "rooms", num_train=4, num_val=1, num_views=3, workers=1)
-    build_teacher(widths=(8, 8, 8)).save_pretrained(folder / "teacher")
+    write_inputs(folder, num_train=4, num_val=1)
     settings = make_settings(folder)
     settings["vision_warmup"] = None
     settings["data"] |= {"visit": "questions", "questions_per_row": 5}

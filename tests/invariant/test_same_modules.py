@@ -13,9 +13,13 @@ import peft
 import pytest
 import torch
 
+from ross3d.modeling_ross3d import get_loss_names
 from ross3d.objectives_ross3d import is_sharded
 from ross3d.tests.fabricate import (
+    DISTILLATION,
+    EARLY_DISTILLATION,
     EVERY_KIND,
+    GRID,
     WORST_KINDS,
     RowKind,
     add_cameras,
@@ -110,6 +114,11 @@ class Record:
         return self.events.copy()
 
 
+def make_distilling_model(**changes) -> torch.nn.Module:
+    """All five losses, of which distillation reads a layer that others only pass through."""
+    return make_model(distillation_config=EARLY_DISTILLATION, **changes).train()
+
+
 def draw_kinds(seed: int, count: int) -> list[RowKind]:
     """`count` kinds of all rows, as a seed draws them."""
     return [EVERY_KIND[place] for place in np.random.default_rng(seed).choice(len(EVERY_KIND), count, replace=False)]
@@ -130,11 +139,16 @@ def check_same_record(model: torch.nn.Module, batches: Iterable[tuple[str, dict]
     assert {what for what, _ in wanted} == {"read", "call", "fetch", "release", "gradient"}
 
 
-def make_batches(kinds: list[RowKind], rows: int = 1) -> Iterable[tuple[str, dict[str, torch.Tensor]]]:
-    """Batches of so many rows; in every other step views stay seen, as between two steps that hide them."""
+def make_batches(
+    kinds: list[RowKind], rows: int = 1, geometry: bool = False
+) -> Iterable[tuple[str, dict[str, torch.Tensor]]]:
+    """Batches of so many rows; in every other step views stay seen, as between two steps that hide them.
+
+    With `geometry` rows with views have pictures for the geometry encoder.
+    """
     for first in range(0, len(kinds) - rows + 1, rows):
         chosen = kinds[first : first + rows]
-        made = [kind.make_row(first + place) for place, kind in enumerate(chosen)]
+        made = [kind.make_row(first + place, geometry) for place, kind in enumerate(chosen)]
         batch = make_collator()([add_cameras(add_proposal_tokens(row), first) for row in made])
         if first // rows % 2 and "bool_masked_views" in batch:
             batch["bool_masked_views"] = torch.zeros_like(batch["bool_masked_views"])
@@ -152,14 +166,32 @@ def make_batches(kinds: list[RowKind], rows: int = 1) -> Iterable[tuple[str, dic
         ("per_view", {"grounding": False}),
         ("per_view", {"proposal_pooling": "states"}),
         ("per_view", {"proposal_pooling": "mean"}),
+        ("pooled", {"distillation_config": EARLY_DISTILLATION}),
+        ("per_view", {"distillation_config": DISTILLATION | {"tasks": ["grounding"], "masked_views": "include"}}),
+        ("per_view", {"distillation_config": DISTILLATION, "denoiser_config": None, "proposal_pooling": "mean"}),
     ],
 )
 def test_every_row_does_the_same_in_the_same_order(condition, changes):
-    model = make_model(denoiser={"condition": condition}, **changes).train()
+    model = make_model(**{"denoiser": {"condition": condition}} | changes).train()
     kinds = [*WORST_KINDS, *draw_kinds(0, 8)]
     if model.grounding_head is None:
         kinds = [kind for kind in kinds if "ground" not in kind.questions]
-    check_same_record(model, make_batches(kinds), num_items_in_batch=torch.ones(4))
+    batches = make_batches(kinds, geometry=model.config.distillation_config is not None)
+    check_same_record(model, batches, num_items_in_batch=torch.ones(len(get_loss_names(model.config))))
+
+
+def test_features_from_files_do_the_same_as_the_encoder():
+    """Rows with features, rows beside them that have none, and rows with pictures."""
+    batches = list(make_batches([*WORST_KINDS, *draw_kinds(7, 8)], rows=2, geometry=True))
+    for place, (_, batch) in enumerate(batches):
+        if place % 3 and "geometry_pixel_values" in batch:
+            rows, views = batch.pop("geometry_pixel_values").shape[:2]
+            batch["geometry_features"] = torch.randn(rows, views, 2, GRID, GRID, 16)
+            # Of the second row none, or of no row any.
+            batch["geometry_features"][place % 2 :] = torch.nan
+    kinds = {(name, len(batch["input_ids"])) for _, batch in batches for name in batch if name.startswith("geometry")}
+    assert kinds == {("geometry_features", 2), ("geometry_pixel_values", 2)}
+    check_same_record(make_distilling_model(), batches, num_items_in_batch=torch.ones(5))
 
 
 @pytest.mark.parametrize(("rows", "layer"), [(1, -1), (1, 1), (2, 0)])
@@ -175,32 +207,34 @@ def test_cameras_and_depth_do_the_same_in_the_same_order(rows, layer):
 @pytest.mark.parametrize("denoises", [True, False])
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_every_mixture_does_the_same_in_the_same_order(rows, denoises):
-    model = make_model(**({} if denoises else {"denoiser_config": None})).train()
+    model = make_distilling_model() if denoises else make_model(denoiser_config=None).train()
     kinds = [*WORST_KINDS, *EVERY_KIND, *reversed(EVERY_KIND)]
-    check_same_record(model, make_batches(kinds, rows), num_items_in_batch=torch.ones(4))
+    num_items = torch.ones(len(get_loss_names(model.config)))
+    check_same_record(model, make_batches(kinds, rows, geometry=denoises), num_items_in_batch=num_items)
 
 
 def test_batches_of_several_rows_do_what_single_rows_do():
     kinds = draw_kinds(1, 18)
-    batches = [*make_batches(kinds[:2]), *make_batches(kinds, 2), *make_batches(kinds, 3)]
-    check_same_record(make_model().train(), batches, num_items_in_batch=torch.ones(4))
+    sizes = ((kinds[:2], 1), (kinds, 2), (kinds, 3))
+    batches = [batch for chosen, rows in sizes for batch in make_batches(chosen, rows, geometry=True)]
+    check_same_record(make_distilling_model(), batches, num_items_in_batch=torch.ones(5))
 
 
 def test_a_stock_trainer_meets_the_same_order():
     """It counts nothing: rows without text give logits, rows with text none."""
-    check_same_record(make_model().train(), make_batches(draw_kinds(2, 16)))
+    check_same_record(make_distilling_model(), make_batches(draw_kinds(2, 16), geometry=True))
     labelled = [("labels alone", {"input_ids": torch.ones(2, 5).long(), "labels": torch.ones(2, 5).long()})]
     check_same_record(make_model().train(), [*labelled, *make_batches(list(WORST_KINDS[:4]))])
 
 
 def test_evaluation_of_sharded_weights_runs_every_module(monkeypatch):
     """No gradient tells what was run there; where weights are whole, what is not asked for is left out."""
-    model = make_model().eval()
+    model = make_distilling_model().eval()
     record, calls = Record(model), {}
     for sharded in (True, False):
         monkeypatch.setattr(f"{type(model).__module__}.is_sharded", lambda model, sharded=sharded: sharded)
         calls[sharded] = set()
-        for _, batch in make_batches([*WORST_KINDS, *draw_kinds(6, 8)]):
+        for _, batch in make_batches([*WORST_KINDS, *draw_kinds(6, 8)], geometry=True):
             record.events.clear()
             with torch.no_grad():
                 model(**batch)
@@ -228,10 +262,10 @@ def freeze(model: torch.nn.Module, *prefixes: str) -> torch.nn.Module:
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_published_training_does_the_same_in_the_same_order(use_reentrant):
     """The tower frozen, activations computed again in backward; hooks of the reentrant kind want inputs with grads."""
-    model = freeze(make_model().train(), "model.vision_tower")
+    model = freeze(make_distilling_model(), "model.vision_tower")
     model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
     model.enable_input_require_grads()
-    check_same_record(model, make_batches(draw_kinds(3, 12)), num_items_in_batch=torch.ones(4))
+    check_same_record(model, make_batches(draw_kinds(3, 12), geometry=True), num_items_in_batch=torch.ones(5))
 
 
 @pytest.mark.parametrize(
@@ -241,30 +275,31 @@ def test_published_training_does_the_same_in_the_same_order(use_reentrant):
         ("model.language_model", "model.vision_tower", "model.multi_modal_projector"),
         ("model.", "lm_head"),
         ("grounding_head.no_target", "model.image_newline", "reconstruction_head"),
+        ("model.language_model", "distillation_head"),
     ],
 )
 def test_frozen_parts_do_the_same_in_the_same_order(prefixes):
-    model = freeze(make_model().train(), *prefixes)
-    check_same_record(model, make_batches(draw_kinds(4, 12)), num_items_in_batch=torch.ones(4))
+    model = freeze(make_distilling_model(), *prefixes)
+    check_same_record(model, make_batches(draw_kinds(4, 12), geometry=True), num_items_in_batch=torch.ones(5))
 
 
 def test_lora_does_the_same_in_the_same_order():
     settings = peft.LoraConfig(
-        r=2, target_modules=r".*language_model.*(q_proj|v_proj)", modules_to_save=["grounding_head", "lm_head"]
+        r=2,
+        target_modules=r".*language_model.*(q_proj|v_proj)",
+        modules_to_save=["grounding_head", "distillation_head", "lm_head"],
     )
-    model = peft.get_peft_model(make_model(), settings).train()
-    check_same_record(model, make_batches(draw_kinds(5, 12)), num_items_in_batch=torch.ones(4))
+    model = peft.get_peft_model(make_distilling_model(), settings).train()
+    check_same_record(model, make_batches(draw_kinds(5, 12), geometry=True), num_items_in_batch=torch.ones(5))
 
 
 def test_outputs_that_take_part_change_no_number():
     """The loss and its gradients are to the bit those of the loss alone; what did nothing gets zeros, if it is inf."""
-    model = make_model().train()
-    ((_, batch),) = make_batches([RowKind(("text", "ground"), 3, "full", "patches", "full")])
+    model = make_distilling_model()
+    ((_, batch),) = make_batches([RowKind(("text", "ground"), 3, "full", "patches", "full")], geometry=True)
     outputs = model(**batch)
-    parts = [
-        getattr(model.config, f"{name}_weight") * outputs[name]
-        for name in ("lm_loss", "view_loss", "bev_loss", "grounding_loss")
-    ]
+    parts = [getattr(model.config, f"{name}_weight") * outputs[name] for name in get_loss_names(model.config)]
+    assert len(parts) == 5 and all(part > 0 for part in parts)
     alone = torch.autograd.grad(
         sum(parts, torch.zeros(())), list(model.parameters()), retain_graph=True, allow_unused=True
     )
@@ -277,9 +312,9 @@ def test_outputs_that_take_part_change_no_number():
 def test_text_alone_trains_what_it_would_without_a_tower():
     """The blank view of rows without views changes no number: loss and gradients are those of a model without one."""
     kinds = [RowKind(("text", "text"), 0, "none", "none", "none"), RowKind(("coord",), 0, "none", "none", "none")]
-    model = make_model()
-    ((_, batch),) = make_batches(kinds, rows=2)
-    assert not {"pixel_values", "view_mask", "bool_masked_views"} & batch.keys()
+    model = make_distilling_model()
+    ((_, batch),) = make_batches(kinds, rows=2, geometry=True)
+    assert not {"pixel_values", "view_mask", "bool_masked_views", "geometry_pixel_values"} & batch.keys()
     # In evaluation no blank view is made; nothing else here differs in training.
     names = [name for name, _ in model.named_parameters() if name.startswith("model.language_model")]
     weights = [weight for name, weight in model.named_parameters() if name in names]
@@ -288,7 +323,7 @@ def test_text_alone_trains_what_it_would_without_a_tower():
     gradients = [torch.autograd.grad(outputs.lm_loss, weights, retain_graph=True) for outputs in (found, wanted)]
     for name, one, other in zip(names, *gradients, strict=True):
         assert torch.equal(one, other), name
-    assert found.loss_counts.tolist() == [3, 0, 0, 0]
+    assert found.loss_counts.tolist() == [3, 0, 0, 0, 0]
     open_view_gate(batch, 1, 2)
     assert torch.equal(count_losses(batch, model.config), found.loss_counts)
     found.loss.backward()

@@ -11,9 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ross3d.modeling_ross3d import LOSS_NAMES
-from ross3d.tests.fabricate import RaggedRows, make_collator, make_model
-from ross3d.tests.invariant.run_trainer import NUM_STEPS
+from ross3d.tests.fabricate import EARLY_DISTILLATION, RaggedRows, make_collator, make_model
+from ross3d.tests.invariant.run_trainer import CHANGES, LOSS_NAMES, NUM_STEPS
 from ross3d.training.trainer import count_losses
 
 
@@ -49,9 +48,10 @@ def get_gradients(model, batches, counts):
 def test_one_step_however_split(loss_name, condition, objective):
     """Rows of every kind, all parts trained, split by hand."""
     weights = {f"{name}_weight": float(loss_name in (name, "loss")) for name in LOSS_NAMES}
-    model = make_model(denoiser={"condition": condition}, view_objective=objective, **weights).double().train()
+    changes = {"view_objective": objective, "distillation_config": EARLY_DISTILLATION, **weights}
+    model = make_model(denoiser={"condition": condition}, **changes).double().train()
     model.get_teacher().double()
-    rows, collate = [RaggedRows(8)[i] for i in range(8)], make_collator()
+    rows, collate = [RaggedRows(8, geometry=True)[i] for i in range(8)], make_collator()
     whole = collate(rows)
     counts = count_losses(whole, model.config)
     assert (counts > 0).all(), "the batch must exercise every named loss"
@@ -133,7 +133,7 @@ def test_gradients_of_a_step_of_the_trainer(trained, name):
 
 def test_parameters_after_twenty_steps(trained):
     (wanted,) = trained[WHOLE].load("parameters")
-    start = {name: value.detach() for name, value in make_model(view_mask_period=2).named_parameters()}
+    start = {name: value.detach() for name, value in make_model(**CHANGES).named_parameters()}
     moved = {name for name, value in wanted.items() if (value - start[name]).abs().max() > 1e-3}
     assert len(moved) > len(wanted) / 2, "the run must move the parameters"
     for split in SPLITS:

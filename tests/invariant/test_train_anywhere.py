@@ -22,9 +22,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ross3d.modeling_ross3d import LOSS_NAMES
-from ross3d.tests.fabricate import make_model
-from ross3d.tests.invariant.train_anywhere import COMPARED_STEPS, VIEW_MASK_PERIOD
+from ross3d.tests.fabricate import make_geometry_encoder
+from ross3d.tests.invariant.train_anywhere import COMPARED_STEPS, LOSS_NAMES, make_start
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,7 +136,7 @@ def alone(tmp_path_factory) -> Callable[[int], Trained]:
     def train_alone(accumulation: int) -> Trained:
         folder = tmp_path_factory.mktemp("alone")
         wanted = train(folder, "single", 1, accumulation, COMPARED_STEPS)
-        start = make_model(view_mask_period=VIEW_MASK_PERIOD).state_dict()
+        start = make_start().state_dict()
         moved = [name for name, value in wanted.items() if (value - start[name]).abs().max() > 1e-3]
         assert wanted.keys() == start.keys() and len(moved) > len(wanted) / 2, "the run must move the parameters"
         return Trained(wanted, read_ranks(folder)[0]["evaluated"])
@@ -149,7 +148,7 @@ def check_checkpoint(folder: Path) -> None:
     """The gathered checkpoint loads in a fresh process, with the numbers that its file holds and nothing missing."""
     found = json.loads(run(["-W", "error::UserWarning", "-c", LOAD, str(folder)], timeout=600))
     held = load_file(folder / "model.safetensors")
-    native = set(make_model(view_mask_period=VIEW_MASK_PERIOD).state_dict())
+    native = set(make_start().state_dict())
     assert set(held) == native == set(found), "names differ from the model's own"
     for name, value in held.items():
         assert found[name] == pytest.approx(value.double().sum().item(), rel=1e-9, abs=1e-12), name
@@ -191,6 +190,8 @@ def test_twenty_steps_of_zero3(tmp_path, alone):
     check_same_parameters(found, alone(2).parameters)
     ranks = read_ranks(tmp_path / "run")
     assert [record["held"] for record in ranks] == [0, 0]
+    encoder = sum(p.numel() for name, p in make_geometry_encoder().named_parameters() if "head" not in name)
+    assert [record["held_of_encoder"] for record in ranks] == [encoder, encoder] and encoder > 5000
     # An evaluation of mixed rows is that of one process as well.
     assert ranks[0]["evaluated"] == ranks[1]["evaluated"] == pytest.approx(alone(2).evaluated, rel=1e-4)
 
@@ -220,7 +221,7 @@ def test_fsdp2_in_half_precision(tmp_path, alone):
     Half precision moves twenty steep steps of SGD by a third (measured 0.35) of what they do.
     """
     found, wanted = train(tmp_path, "fsdp2", 2, 2, COMPARED_STEPS, "bf16"), alone(2).parameters
-    start = make_model(view_mask_period=VIEW_MASK_PERIOD).state_dict()
+    start = make_start().state_dict()
     off = sum((found[name].float() - value).square().sum() for name, value in wanted.items()).sqrt()
     moved = sum((start[name] - value).square().sum() for name, value in wanted.items()).sqrt()
     assert found.keys() == wanted.keys() and off < 0.6 * moved

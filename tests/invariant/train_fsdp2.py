@@ -22,8 +22,14 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from ross3d.tests.fabricate import MixedRows, make_collator, make_model
-from ross3d.tests.invariant.train_anywhere import COMPARED_STEPS, LEARNING_RATE, PATIENCE, VIEW_MASK_PERIOD
+from ross3d.tests.fabricate import MixedRows, make_collator
+from ross3d.tests.invariant.train_anywhere import (
+    COMPARED_STEPS,
+    LEARNING_RATE,
+    PATIENCE,
+    VIEW_MASK_PERIOD,
+    make_start,
+)
 from ross3d.training.build import save_by_own_class
 from ross3d.training.trainer import count_losses, keep_float32, open_view_gate
 
@@ -59,11 +65,11 @@ def main(output: Path, batch_size: int, accumulation: int, steps: int, precision
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     rank, num_processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    model = make_model(view_mask_period=VIEW_MASK_PERIOD).train()
+    model = make_start().train()
     save_by_own_class(model)
     model = shard(model, num_processes, precision)
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
-    rows = MixedRows(steps * batch_size * accumulation * num_processes, seed=accumulation)
+    rows = MixedRows(steps * batch_size * accumulation * num_processes, accumulation, geometry=True)
     collate, counted = make_collator(), []
     for step in range(steps):
         faulthandler.dump_traceback_later(PATIENCE, exit=True)
