@@ -62,6 +62,9 @@ INGREDIENTS: dict[str, Ingredient] = {
         "FLUX.1 [dev] Non-Commercial License",
         "no commercial use; needed for training and for sampling images, not for answers",
     ),
+    "geometry_encoder": Ingredient(
+        "features of VGGT-1B", "facebook/VGGT-1B", "CC BY-NC 4.0", "no commercial use; needed for training only"
+    ),
     "rooms_teacher": Ingredient("VAE of our rooms (`teacher/`)", PROJECT, OPEN_LICENSE),
     "rooms": Ingredient("synthetic rooms", PROJECT, OPEN_LICENSE),
 }

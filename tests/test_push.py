@@ -520,20 +520,21 @@ def test_a_hub_that_cannot_be_reached_is_told(sharded, monkeypatch):
 
 def make_page(root: Path, **settings) -> ModelCard:
     settings = {"data": {"root": str(root), "split": "train"}, "trainer": {"output_dir": "out"}, **settings}
-    return make_run_card(settings, get_denoiser(), TrainerState(global_step=3))
+    return make_run_card(settings, get_config(), TrainerState(global_step=3))
 
 
-def get_denoiser():
-    return Ross3DConfig.from_pretrained(get_checkpoint()).denoiser_config
+def get_config() -> Ross3DConfig:
+    return Ross3DConfig.from_pretrained(get_checkpoint())
 
 
 def test_a_run_from_new_weights_on_own_rooms_is_as_free_as_the_code(monkeypatch):
     """Its VAE is known by its latents; that of FLUX.1-dev makes it another matter."""
     config = json.loads((ROOT / "scenes/teacher/config.json").read_text())
     assert TEACHERS[config["latent_channels"], config["scaling_factor"], config["shift_factor"]] == "rooms_teacher"
-    denoiser = get_denoiser()
+    model = get_config()
+    denoiser = model.denoiser_config
     denoiser.latent_channels, denoiser.scaling_factor, denoiser.shift_factor = 4, 0.4656, -0.892
-    monkeypatch.setitem(globals(), "get_denoiser", lambda: denoiser)
+    monkeypatch.setitem(globals(), "get_config", lambda: model)
     card = make_page(get_rooms())
     assert card.data.license == "apache-2.0" and card.data.get("license_name") is None
     assert "trained from new weights on questions of rooms" in card.text and "3 optimizer steps.\n" in card.text
@@ -541,6 +542,22 @@ def test_a_run_from_new_weights_on_own_rooms_is_as_free_as_the_code(monkeypatch)
     card = make_page(get_rooms())
     assert card.data.license == "other" and INGREDIENTS["teacher"].describe() in get_section(card.text, "Licences")
     assert "no commercial use" in INGREDIENTS["teacher"].describe()
+
+
+def test_a_run_names_the_encoder_whose_features_it_learned(monkeypatch):
+    config = Ross3DConfig.from_pretrained(get_checkpoint("3drs"))
+    monkeypatch.setitem(globals(), "get_config", lambda: config)
+    for given, line in (
+        ("facebook/VGGT-1B", INGREDIENTS["geometry_encoder"].describe()),
+        (
+            "/somewhere/vggt",
+            "features of a geometry encoder (vggt): as stated by its authors; needed for training only",
+        ),
+        (None, "features of a geometry encoder (the run's geometry encoder): as stated by its authors"),
+    ):
+        card = make_page(get_rooms(), geometry_encoder=given)
+        assert card.data.license == "other" and line in get_section(card.text, "Licences")
+    assert "CC BY-NC 4.0; no commercial use" in INGREDIENTS["geometry_encoder"].describe()
 
 
 def test_a_run_hands_on_what_its_start_comes_from(tmp_path):
@@ -565,9 +582,10 @@ def test_a_run_hands_on_what_its_start_comes_from(tmp_path):
 
 def test_scans_without_questions_are_named_and_make_terms_of_their_own(monkeypatch):
     """Rooms of our own are free, what else trained reconstruction is not said to be."""
-    denoiser = get_denoiser()
+    model = get_config()
+    denoiser = model.denoiser_config
     denoiser.latent_channels, denoiser.scaling_factor, denoiser.shift_factor = 4, 0.4656, -0.892
-    monkeypatch.setitem(globals(), "get_denoiser", lambda: denoiser)
+    monkeypatch.setitem(globals(), "get_config", lambda: model)
     data = {"root": str(get_rooms()), "split": "train"}
     half = make_page(get_rooms(), data=data | {"labelled_share": 0.5})
     assert half.data.license == "apache-2.0"

@@ -8,6 +8,7 @@ import yaml
 from huggingface_hub import ModelCard
 from transformers import TrainerState
 
+from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.annotations import find_annotations, load_annotations
 from ross3d.data.sources import list_folders
 from ross3d.data.text_files import read_json
@@ -34,18 +35,20 @@ from ross3d.training.arguments import FREE_SETTINGS
 TEACHERS = {(16, 0.3611, 0.1159): "teacher", (4, 0.4656, -0.892): "rooms_teacher"}
 
 
-def make_run_card(settings: dict[str, Any], denoiser: Any, state: TrainerState) -> ModelCard:
+def make_run_card(settings: dict[str, Any], config: Ross3DConfig, state: TrainerState) -> ModelCard:
     """The model card of a run's final model; it names no path of the machine that trained.
 
     Args:
         settings (`dict`): the run's `run.yaml`.
-        denoiser (`Ross3DDenoiserConfig`, *optional*): of the model.
+        config (`Ross3DConfig`): of the model.
         state (`TrainerState`): at the end.
     """
     origin = find_origin(settings.get("init_from"))
     tasks = list_tasks(Path(settings["data"]["root"]), settings["data"]["split"])
     origin.datasets = list(dict.fromkeys([*origin.datasets, *tasks]))
-    origin.add([INGREDIENTS["code"], *find_data(tasks), *find_vae(denoiser)])
+    origin.add([INGREDIENTS["code"], *find_data(tasks), *find_vae(config.denoiser_config)])
+    if config.distillation_config is not None:
+        origin.add([find_encoder(settings.get("geometry_encoder"))])
     start = "from new weights" if settings.get("init_from") is None else f"from `{shorten(settings['init_from'])}`"
     learned = f"questions of {', '.join(tasks)}" if tasks else "images without questions"
     if not tasks:
@@ -87,6 +90,14 @@ def find_vae(denoiser: Any) -> list[Ingredient]:
     known = TEACHERS.get((denoiser.latent_channels, denoiser.scaling_factor, denoiser.shift_factor))
     unknown = Ingredient("VAE (`teacher/`)", "the teacher of the run", "as stated by its authors")
     return [unknown if known is None else INGREDIENTS[known]]
+
+
+def find_encoder(given: str | None) -> Ingredient:
+    """The geometry encoder whose features a run learned to predict, by the name that the run gave it."""
+    if given == "facebook/VGGT-1B":
+        return INGREDIENTS["geometry_encoder"]
+    source = "the run's geometry encoder" if given is None else shorten(given)
+    return Ingredient("features of a geometry encoder", source, "as stated by its authors", "needed for training only")
 
 
 def describe_training(settings: dict[str, Any], state: TrainerState) -> str:
