@@ -148,13 +148,15 @@ def list_unlabelled(arguments: DataArguments, config: Ross3DConfig) -> list[Path
     Raises:
         FileNotFoundError: when there are none in the given folder.
         ValueError: when one has the name of a scene of the split, and for rows without text with a model that
-            rebuilds nothing, which would learn nothing from them.
+            neither rebuilds nor distils, which would learn nothing from them.
     """
     if arguments.labelled_share < 1 or arguments.unlabelled_root is not None:
-        if arguments.blind or config.denoiser_config is None:
+        distils = config.distillation_config is not None and "text" in config.distillation_config.tasks
+        if arguments.blind or (config.denoiser_config is None and not distils):
             raise ValueError(
                 "data.labelled_share, data.unlabelled_root: expected a model that is not blind and has"
-                " denoiser_config, because rows without text train only reconstruction, got another; leave both out."
+                " denoiser_config, or distillation_config with the task text, because rows without text train"
+                " reconstruction and distillation alone, got another; leave both out."
             )
     if arguments.unlabelled_root is None:
         return []
