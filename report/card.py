@@ -64,7 +64,7 @@ INGREDIENTS: dict[str, Ingredient] = {
     ),
     "rooms_teacher": Ingredient("VAE of our rooms (`teacher/`)", PROJECT, OPEN_LICENSE),
     "vggt": Ingredient(
-        "features of VGGT-1B", "facebook/VGGT-1B", "CC BY-NC 4.0", "targets of training; not needed for answers"
+        "features of VGGT-1B", "facebook/VGGT-1B", "CC BY-NC 4.0", "no commercial use; needed for training only"
     ),
     "rooms_encoder": Ingredient("features of the VGGT of our rooms", PROJECT, OPEN_LICENSE),
     "rooms": Ingredient("synthetic rooms", PROJECT, OPEN_LICENSE),

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerState, TrainingArguments
 
 from ross3d import train
-from ross3d.configuration_ross3d import Ross3DDistillationConfig
+from ross3d.configuration_ross3d import Ross3DConfig, Ross3DDistillationConfig
 from ross3d.data.annotations import group_by_scene, load_annotations, save_annotations
 from ross3d.data.arguments import DataArguments
 from ross3d.data.atomic import hold_folder
@@ -62,6 +62,7 @@ from ross3d.training.build import (
     freeze_parts,
     group_parameters,
     list_scenes,
+    list_unlabelled,
     restore_dtypes,
     save_by_own_class,
     scale_new_weights,
@@ -310,6 +311,12 @@ def test_scans_without_questions_are_checked(tmp_path):
     assert rows.rows_per_epoch == 13 and rows.num_scenes == 10
     silent = [rows[i] for i in range(13) if rows.plan_epoch(0)[i].scene >= 10]
     assert len(silent) == 3 and all("shift_labels" not in row and "bev_pixel_values" in row for row in silent)
+    # Distillation learns from them as well, unless its tasks leave such rows out.
+    distilled = Ross3DConfig.from_pretrained(get_checkpoint("3drs"))
+    assert list_unlabelled(DataArguments(**data), distilled) == rows.scenes[10:]
+    distilled.distillation_config.tasks = ["grounding"]
+    with pytest.raises(ValueError, match="or distillation_config with the task text, because rows without text train"):
+        list_unlabelled(DataArguments(**data), distilled)
     shutil.copytree(rooms / "train" / "train-000003", tmp_path / "scans" / "train-000003")
     with pytest.raises(
         ValueError, match=r"data.unlabelled_root: expected scans .*\['train-000003'\] and 1 in both; leave"
