@@ -17,6 +17,7 @@ from ross3d.training.small_vggt import (
     NUM_VIEWS,
     Settings,
     Training,
+    build_encoder,
     draw_views,
     evaluate,
     format_failures,
@@ -72,6 +73,20 @@ def test_views_are_those_of_the_rooms():
     assert pictures.shape == (1, 3, 3, 48, 64) and 0 <= pictures.min() and pictures.max() <= 1
     np.testing.assert_array_equal(pictures[0, 1, :, 5, 7] * 255, chosen.images[0, 1, 5, 7])
     assert targets.encodings.shape == (1, 3, 9) and targets.valid.all()
+
+
+@pytest.mark.parametrize("num_views", [2, 3])
+def test_a_new_encoder_starts_with_one_camera_and_looks_at_what_is_alike(num_views):
+    model = build_encoder(make_micro_config(), seed=2)
+    pictures = torch.rand(1, num_views, 3, 16, 24, generator=torch.Generator().manual_seed(1))
+    first, _ = model(pictures).camera_encodings
+    torch.testing.assert_close(first, torch.tensor(small_vggt.FIRST_CAMERA).repeat(1, num_views, 1))
+    for block in model.aggregator.global_blocks:
+        query, key, value = block.attn.qkv.weight.chunk(3)
+        assert torch.equal(query, key) and not torch.equal(query, value)
+    assert torch.equal(
+        build_encoder(make_micro_config(), seed=2).aggregator.camera_token, model.aggregator.camera_token
+    )
 
 
 def test_some_steps_lower_every_loss(monkeypatch):
