@@ -12,10 +12,9 @@ from ross3d.training.geometry_losses import (
     encode_cameras,
     find_matches,
     get_patch_middles,
-    get_quaternions,
     make_targets,
 )
-from ross3d.vggt_ross3d import decode_cameras, get_rotations
+from ross3d.vggt_ross3d import decode_cameras, get_quaternions, get_rotations
 
 
 def draw(*shape: int, seed: int = 4) -> torch.Tensor:

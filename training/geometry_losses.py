@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from ross3d.geometry_ross3d import unproject
-from ross3d.vggt_ross3d import decode_cameras
+from ross3d.vggt_ross3d import decode_cameras, get_quaternions
 
 
 # Weight of an iteration's cameras relative to the next iteration's.
@@ -38,22 +38,6 @@ class GeometryTargets:
     depth_maps: torch.Tensor
     world_coords: torch.Tensor
     valid: torch.Tensor
-
-
-def get_quaternions(rotations: torch.Tensor) -> torch.Tensor:
-    """Rotations (..., 3, 3) -> unit quaternions (..., 4), x, y, z, w, with w >= 0."""
-    m = rotations
-    trace = m[..., 0, 0] + m[..., 1, 1] + m[..., 2, 2]
-    # Four times the outer product of the quaternion with itself: its longest row is the most exact one.
-    diagonal = torch.stack([1 + 2 * m[..., i, i] - trace for i in range(3)] + [1 + trace], dim=-1)
-    products = torch.diag_embed(diagonal)
-    for i, j in ((0, 1), (0, 2), (1, 2)):
-        products[..., i, j] = products[..., j, i] = m[..., i, j] + m[..., j, i]
-    for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
-        products[..., i, 3] = products[..., 3, i] = m[..., k, j] - m[..., j, k]
-    longest = diagonal.argmax(dim=-1)[..., None, None].expand(*diagonal.shape[:-1], 1, 4)
-    quaternions = F.normalize(products.gather(-2, longest)[..., 0, :], dim=-1)
-    return torch.where(quaternions[..., 3:] < 0, -quaternions, quaternions)
 
 
 def encode_cameras(world2cam: torch.Tensor, intrinsics: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -214,6 +198,5 @@ __all__ = [
     "encode_cameras",
     "find_matches",
     "get_patch_middles",
-    "get_quaternions",
     "make_targets",
 ]
