@@ -148,8 +148,11 @@ class SavedKeysMixin:
             ValueError: names the key of `kwargs` and the nearest known one.
         """
         check_changes(cls, config_dict, kwargs)
+        # The library builds no section that the saved form lacks: it would stay a dictionary.
+        absent = [key for key, spec in cls.sub_configs_defaults.items() if spec.optional and not config_dict.get(key)]
+        added = {name: kwargs.pop(name) for name in absent if kwargs.get(name) is not None}
         with reading_saved_config():
-            return super().from_dict(config_dict, **kwargs)
+            return super().from_dict({**config_dict, **added}, **kwargs)
 
     @classmethod
     def from_json_file(cls, json_file):
@@ -428,6 +431,60 @@ class Ross3DDistillationConfig(SavedKeysMixin, PreTrainedConfig):
                      "text, grounding or both")  # fmt: skip
 
 
+@strict
+class Ross3DPredictionConfig(SavedKeysMixin, PreTrainedConfig):
+    """Base class of the sections of the objectives that predict the geometry of views; see `Ross3DCameraConfig`."""
+
+    head_hidden_size: int = 1024
+    student_layer: int = -1
+    source: Literal["scene", "encoder"] = "scene"
+    masked_views: Literal["exclude", "include"] = "exclude"
+
+    def __post_init__(self, **kwargs):
+        check_config_keys(type(self), kwargs, self.base_config_key)
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Part of `@strict` validation: each error names the field, the rule and the value."""
+        check_ranges(self, f"{self.base_config_key}.", ("head_hidden_size",), (), ())
+
+
+@strict
+class Ross3DCameraConfig(Ross3DPredictionConfig):
+    r"""
+    Prediction of the camera of each view, relative to the first, from the language model's states at its tokens.
+
+    Args:
+        head_hidden_size (`int`, defaults to 1024): width between the two layers of the head.
+        student_layer (`int`, defaults to -1): whose states predict, as in `Ross3DDistillationConfig`.
+        source (`str`, defaults to `"scene"`): where targets come from: `"scene"`, the cameras that belong to the depth
+            maps, in metres; `"encoder"`, the geometry encoder of `distillation_config`, in its own unit.
+        masked_views (`str`, defaults to `"exclude"`): whether masked views, which the language model does not see,
+            carry the loss (`"include"`) or not.
+    """
+
+    model_type = "ross3d_camera"
+    base_config_key = "camera_config"
+
+
+@strict
+class Ross3DDepthConfig(Ross3DPredictionConfig):
+    r"""
+    Prediction of the depth of each visual token's cell from the language model's state at it.
+
+    Args:
+        head_hidden_size (`int`, defaults to 1024): width between the two layers of the head.
+        student_layer (`int`, defaults to -1): whose states predict, as in `Ross3DDistillationConfig`.
+        source (`str`, defaults to `"scene"`): where targets come from: `"scene"`, the tokens' positions in their
+            cameras, in metres; `"encoder"`, the geometry encoder of `distillation_config`, up to one factor a scene.
+        masked_views (`str`, defaults to `"exclude"`): whether masked views, which the language model does not see,
+            carry the loss (`"include"`) or not.
+    """
+
+    model_type = "ross3d_depth"
+    base_config_key = "depth_config"
+
+
 def ignore_losses(config_class: type) -> None:
     """Make a stock Trainer leave the named losses of a config class out of its predictions."""
     own = [name.removesuffix("_weight") for name in config_class.__annotations__ if name.endswith("_loss_weight")]
@@ -446,6 +503,8 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
         denoiser_config (`dict` or config, *optional*): the reconstruction head; `None` builds the model without one.
         distillation_config (`dict` or config, *optional*): the head that predicts the features of a geometry encoder;
             `None` builds the model without one.
+        camera_config, depth_config (`dict` or config, *optional*): the heads that predict views' cameras and tokens'
+            depth; `None` builds the model without them.
         backbone (`str`, defaults to `"llava_video"`): how views become tokens and where these are in a row
             (`views_ross3d.BACKBONES`).
         image_token_id (`int`, defaults to 151646): id of `<image>`, the placeholder of every visual position.
@@ -475,8 +534,9 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
             each of them from its own states, the 2D objective that the paper compares with.
         reconstruct_on_grounding_rows (`bool`, defaults to `False`): whether rows that hold grounding questions also
             carry the reconstruction losses (published: they do not).
-        lm_loss_weight, view_loss_weight, bev_loss_weight, grounding_loss_weight, distill_loss_weight (`float`, default
-            1.0): `loss` is the sum of the named losses with these weights.
+        lm_loss_weight, view_loss_weight, bev_loss_weight, grounding_loss_weight, distill_loss_weight,
+            camera_loss_weight, depth_loss_weight (`float`, default 1.0): `loss` is the sum of the named losses with
+            these weights.
         image_mean, image_std (list of `float`, default 0.5): normalisation of `pixel_values`, undone for the teacher.
         initializer_range (`float`, defaults to 0.02): spread of new weights outside the sub-models.
     """
@@ -515,12 +575,16 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
         ),
         "denoiser_config": SubConfigSpec(config_class=Ross3DDenoiserConfig, optional=True),
         "distillation_config": SubConfigSpec(config_class=Ross3DDistillationConfig, optional=True),
+        "camera_config": SubConfigSpec(config_class=Ross3DCameraConfig, optional=True),
+        "depth_config": SubConfigSpec(config_class=Ross3DDepthConfig, optional=True),
     }
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     denoiser_config: dict | PreTrainedConfig | None = None
     distillation_config: dict | PreTrainedConfig | None = None
+    camera_config: dict | PreTrainedConfig | None = None
+    depth_config: dict | PreTrainedConfig | None = None
     backbone: str = "llava_video"
     image_token_id: int = 151646
     ground_token_id: int = 151647
@@ -544,6 +608,8 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
     bev_loss_weight: float | int = 1.0
     grounding_loss_weight: float | int = 1.0
     distill_loss_weight: float | int = 1.0
+    camera_loss_weight: float | int = 1.0
+    depth_loss_weight: float | int = 1.0
     image_mean: list[float | int] | tuple[float | int, ...] = (0.5, 0.5, 0.5)
     image_std: list[float | int] | tuple[float | int, ...] = (0.5, 0.5, 0.5)
     initializer_range: float = 0.02
@@ -594,13 +660,23 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
         for name in ("image_size", "patch_size"):
             value = getattr(self.vision_config, name)
             check_choice(f"vision_config.{name}", value, isinstance(value, int), "one number (square images)")
-        if self.distillation_config is not None:
-            layer, count = self.distillation_config.student_layer, self.text_config.num_hidden_layers
-            check_choice("distillation_config.student_layer", layer, -count - 1 <= layer <= count,
+        for name in ("distillation_config", "camera_config", "depth_config"):
+            section, count = getattr(self, name), self.text_config.num_hidden_layers
+            layer = -1 if section is None else section.student_layer
+            check_choice(f"{name}.student_layer", layer, -count - 1 <= layer <= count,
                          f"0 (embeddings) to {count} (layers of text_config), or -1 to {-count - 1} counted from the"
                          " last")  # fmt: skip
+        for name in self.list_predictions("encoder"):
+            check_choice(f"{name}_config.source", "encoder", self.distillation_config is not None,
+                         "'scene' without distillation_config, which says how the encoder runs (with"
+                         " distill_loss_weight 0 its features are not learned)")  # fmt: skip
         size, patch = self.vision_config.image_size, self.vision_config.patch_size
         check_choice("vision_config.patch_size", patch, 0 < patch <= size, f"1..{size} pixels (image_size)")
+
+    def list_predictions(self, source: str) -> tuple[str, ...]:
+        """Which of "camera" and "depth" are predicted with targets from this source, "scene" or "encoder"."""
+        sections = {"camera": self.camera_config, "depth": self.depth_config}
+        return tuple(name for name, section in sections.items() if section is not None and section.source == source)
 
     @property
     def loss_names(self) -> tuple[str, ...]:
@@ -636,4 +712,11 @@ class Ross3DConfig(SavedKeysMixin, PreTrainedConfig):
 ignore_losses(Ross3DConfig)
 Ross3DConfig.register_for_auto_class()
 
-__all__ = ["Ross3DConfig", "Ross3DDenoiserConfig", "Ross3DDistillationConfig", "Ross3DVGGTConfig"]
+__all__ = [
+    "Ross3DCameraConfig",
+    "Ross3DConfig",
+    "Ross3DDenoiserConfig",
+    "Ross3DDepthConfig",
+    "Ross3DDistillationConfig",
+    "Ross3DVGGTConfig",
+]

@@ -29,7 +29,9 @@ from .objectives_ross3d import (
     Objective,
     SceneStates,
     count_nothing,
+    encode_views,
     get_grounding_rows,
+    get_student_layer,
 )
 
 
@@ -76,12 +78,6 @@ def get_rows(batch: Batch, config: Ross3DConfig) -> torch.Tensor:
     return rows
 
 
-def get_student_layer(config: Ross3DConfig) -> int:
-    """The layer whose states predict the features, counted from the last; `LAST_LAYER` is the output."""
-    layers = range(-config.text_config.num_hidden_layers - 1, 0)
-    return layers[config.distillation_config.student_layer]
-
-
 def has_targets(batch: Batch) -> bool:
     """Whether a batch has features from files, or views for the encoder."""
     return "geometry_features" in batch or "geometry_pixel_values" in batch
@@ -107,7 +103,7 @@ class DistillationObjective(Objective):
         return Ross3DDistillationHead(config.text_config.hidden_size, section.head_hidden_size, size)
 
     def list_layers(self, config: Ross3DConfig) -> tuple[int, ...]:
-        layer = get_student_layer(config)
+        layer = get_student_layer(config.distillation_config, config)
         return () if layer == LAST_LAYER else (layer,)
 
     def check_batch(self, model: nn.Module, batch: Batch) -> None:
@@ -139,7 +135,7 @@ class DistillationObjective(Objective):
 
     def compute(self, model: nn.Module, states: SceneStates, batch: Batch, draws: Draws) -> torch.Tensor:
         head, config = getattr(model, self.head), model.config.distillation_config
-        student = states.get_layer(get_student_layer(model.config))
+        student = states.get_layer(get_student_layer(config, model.config))
         rows = get_rows(batch, model.config) if has_targets(batch) else student.new_zeros(len(student)).bool()
         rows = rows.to(student.device)
         # CODEPATH: models that also rebuild masked views; 3DRS masks none.
@@ -152,18 +148,12 @@ class DistillationObjective(Objective):
             targets = batch["geometry_features"].to(student.device)[places].flatten(2, 3)  # (n views, T, N, C)
         else:
             grid = (model.model.views.layout.num_rows, model.model.views.layout.num_columns)
-            targets = self.encode_targets(model, batch, rows, grid)[used[rows]]
+            encoded, found = encode_views(model, states, batch, rows)
+            targets = stack_targets(found.patches, grid).flatten(3, 4).to(student.device)
+            targets = targets[used[encoded.to(used.device)]]
         predicted = head(student[places]).unflatten(-1, (len(config.encoder_layers), config.feature_size))
         errors = compute_distillation_errors(predicted, targets.transpose(1, 2)).mean(dim=(1, 2))
         return (errors / used.sum(dim=1)[places[0]]).sum()
-
-    def encode_targets(self, model: nn.Module, batch: Batch, rows: torch.Tensor, grid: tuple[int, int]):
-        """Features (b, V, T, N, C) of the rows that are True in `rows` (B,), from the attached encoder."""
-        rows = rows.to(batch["geometry_pixel_values"].device)
-        mask = batch["view_mask"].to(rows.device)[rows]
-        found = model.encode_geometry(batch["geometry_pixel_values"][rows], mask, heads=())
-        device = batch["view_mask"].device
-        return stack_targets(found.patches, grid).flatten(3, 4).to(device)
 
 
 def stack_targets(patches: tuple[torch.Tensor, ...], grid: tuple[int, int]) -> torch.Tensor:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import ModelOutput
 
-from .configuration_ross3d import Ross3DDistillationConfig, Ross3DVGGTConfig
+from .configuration_ross3d import Ross3DConfig, Ross3DDistillationConfig, Ross3DVGGTConfig
 from .inputs_ross3d import check_inputs
 from .vggt_ross3d import Ross3DVGGT
 
@@ -91,6 +91,20 @@ def check_encoder(encoder: Ross3DVGGTConfig, config: Ross3DDistillationConfig) -
         raise ValueError(
             "distillation_config.encoder_image_size: expected a multiple of the geometry encoder's patch_size"
             f" {encoder.patch_size}, got {config.encoder_image_size}; correct it."
+        )
+
+
+def check_encoder_heads(encoder: Ross3DVGGTConfig, config: Ross3DConfig) -> None:
+    """Refuse an encoder without a head whose output a model predicts.
+
+    Raises:
+        ValueError: names the section of the config.
+    """
+    missing = [name for name in config.list_predictions("encoder") if name not in encoder.heads]
+    if missing:
+        raise ValueError(
+            f"{missing[0]}_config.source: expected a geometry encoder with a {missing[0]} head for 'encoder', got one"
+            f" with the heads {list(encoder.heads)}; name another encoder, load all of its heads, or set 'scene'."
         )
 
 
@@ -167,6 +181,7 @@ class Ross3DGeometryMixin:
         if isinstance(encoder, str | Path):
             encoder = Ross3DVGGT.from_pretrained(encoder)
         check_encoder(encoder.config, config)
+        check_encoder_heads(encoder.config, self.config)
         encoder = encoder.to(WEIGHT_DTYPES[config.encoder_dtype])
         self._geometry_encoder = (encoder.requires_grad_(False).eval(),)
 
@@ -224,4 +239,4 @@ class Ross3DGeometryMixin:
         return run_encoder(encoder, geometry_pixel_values, view_mask, layers, heads, config.encoder_dtype)
 
 
-__all__ = ["GeometryFeatures", "Ross3DGeometryMixin", "check_encoder", "run_encoder"]
+__all__ = ["GeometryFeatures", "Ross3DGeometryMixin", "check_encoder", "check_encoder_heads", "run_encoder"]

@@ -54,7 +54,7 @@ LOST = "drop the views whose tracking was lost"
 
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# Metres and loss weights: float32, or its bits as int32; half precision is refused, with the reason, when it is read.
+# Metres, angles and loss weights: float32, or its bits as int32; half precision is refused where it is read.
 METRES = (*FLOATS, torch.int32)
 TRUTH = (torch.bool,)
 COLOURS = (torch.uint8, *FLOATS)
@@ -123,6 +123,8 @@ INPUTS: dict[str, Input] = {
     "query_coords": Input(("B", "Q", 3), METRES, "question", NAN),
     "grounding_labels": Input(("B", "Q", "*"), (*WHOLE, *TRUTH, *FLOATS), "target", 0),
     "geometry_pixel_values": Input(("B", "V", 3, "*", "*"), COLOURS, "target", 0),
+    "cam2world": Input(("B", "V", 4, 4), METRES, "target", NAN),
+    "fields_of_view": Input(("B", "V", 2), METRES, "target", NAN),
     "bev_pixel_values": Input(("B", 3, "b", "b"), FLOATS, "target", 0.0),
     "bev_valid": Input(("B", "b", "b"), TRUTH, "target", False),
     "bev_bounds": Input(("B", 4), METRES, "target", NAN),
@@ -205,10 +207,13 @@ BELONG_TO = {
     "proposal_patches": "proposal_boxes",
     "proposal_tokens": "proposal_boxes",
 }
+CAMERA_HINT = "build rows with a processor whose return_cameras is True."
 BEV_HINT = "build rows with a processor whose bev_size is this model's config.denoiser_config.bev_image_size."
 HINTS = {
     "bev_pixel_values": BEV_HINT,
     "bev_valid": BEV_HINT,
+    "cam2world": CAMERA_HINT,
+    "fields_of_view": CAMERA_HINT,
     "bool_masked_views": "pass one value a view, True = masked.",
     "bev_bounds": "pass x_min, y_min, x_max, y_max of each picture, metres.",
     "query_coords": "pass x, y, z of each question, metres.",

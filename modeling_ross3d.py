@@ -49,6 +49,7 @@ from .geometry_ross3d import (
     get_sin3d_embedding,
     quantize_coords,
 )
+from .geometry_supervision_ross3d import CameraObjective, DepthObjective
 from .grounding_ross3d import GroundingObjective, Ross3DGroundingHead, score_questions
 from .inputs_ross3d import INPUTS, check_inputs, check_mask, check_numbers, list_inputs, read_float32
 from .objectives_ross3d import (
@@ -87,7 +88,7 @@ AUTO_MAP = {
 # The training objectives, in the order of the counts in `num_items_in_batch` and `loss_counts`. A further objective is
 # a class, a weight in the config and, where it reads tensors of its own, rows in `inputs_ross3d.INPUTS`.
 CORE_OBJECTIVES: list[Objective] = [TextObjective(), ViewObjective(), BevObjective(), GroundingObjective()]
-OBJECTIVES: list[Objective] = [*CORE_OBJECTIVES, DistillationObjective()]
+OBJECTIVES: list[Objective] = [*CORE_OBJECTIVES, DistillationObjective(), CameraObjective(), DepthObjective()]
 LOSS_NAMES = tuple(objective.loss_name for objective in CORE_OBJECTIVES)
 
 
@@ -689,6 +690,8 @@ class Ross3DForConditionalGeneration(
         bev_latents: torch.FloatTensor | None = None,
         geometry_pixel_values: torch.Tensor | None = None,
         geometry_features: torch.FloatTensor | None = None,
+        cam2world: torch.FloatTensor | None = None,
+        fields_of_view: torch.FloatTensor | None = None,
         row_seed: torch.LongTensor | None = None,
         view_timesteps: torch.LongTensor | None = None,
         view_noise: torch.FloatTensor | None = None,
@@ -725,6 +728,8 @@ class Ross3DForConditionalGeneration(
                 [0, 1].
             geometry_features (`(B, V, T, h, w, C)`): features of T of its layers, pooled to the token grid, in its
                 place; NaN for rows without any.
+            cam2world (`(B, V, 4, 4)`), fields_of_view (`(B, V, 2)`): cameras of the views, OpenCV axes, metres, and
+                vertical and horizontal field of view, radians; NaN for rows without any.
             row_seed (`(B,)`): seeds of the diffusion draws; absent, torch's generator draws.
             view_timesteps (`(n,)`), view_noise (`(n, Z, h, w)`), view_posterior_noise (`(masked, z, a, b)`) and the
                 same for `bev_`: draws given from outside; n = the masked views of each scene, V // masked times.
@@ -732,8 +737,8 @@ class Ross3DForConditionalGeneration(
                 the real views, row by row.
             logits_to_keep (`int` or `torch.Tensor`): positions whose logits are returned; 0 = all.
             num_items_in_batch (`torch.Tensor` of shape `(n,)`): numbers of answers, scenes with masked views, scenes
-                with a bird's-eye picture and grounding questions, and with distillation of scenes with a target, that
-                the losses are averaged over; by default those of this batch.
+                with a bird's-eye picture and grounding questions, and of scenes with a target of each further
+                objective, that the losses are averaged over; by default those of this batch.
         """
         batch = {
             "input_ids": input_ids, "segment_ids": segment_ids, "labels": labels, "loss_weights": loss_weights,
@@ -744,6 +749,7 @@ class Ross3DForConditionalGeneration(
             "bev_pixel_values": bev_pixel_values, "bev_valid": bev_valid, "bev_bounds": bev_bounds,
             "view_latents": view_latents, "bev_latents": bev_latents, "row_seed": row_seed,
             "geometry_pixel_values": geometry_pixel_values, "geometry_features": geometry_features,
+            "cam2world": cam2world, "fields_of_view": fields_of_view,
         }  # fmt: skip
         batch |= {name: kwargs.pop(name) for name in INPUTS.keys() & kwargs.keys()}
         batch = {name: tensor for name, tensor in batch.items() if tensor is not None}

@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import PreTrainedConfig
 
 from .configuration_ross3d import Ross3DConfig
 from .inputs_ross3d import HINT, read_float32
@@ -58,6 +59,7 @@ class SceneStates:
         has_ground (`torch.BoolTensor` of shape `(B, Q)`, *optional*): which questions have a `<ground>`.
         layers (`dict`): states (B, V, N, D) at the visual tokens of further layers that objectives read
             (`Objective.list_layers`), by layer.
+        encoded (`tuple`, *optional*): what `encode_views` found.
     """
 
     states: torch.Tensor | None
@@ -67,6 +69,7 @@ class SceneStates:
     grounding_scores: torch.Tensor | None = None
     has_ground: torch.Tensor | None = None
     layers: dict[int, torch.Tensor] = field(default_factory=dict)
+    encoded: tuple[torch.Tensor, Any] | None = None
 
     def get_layer(self, layer: int) -> torch.Tensor:
         """States (B, V, N, D) of a layer, -1 being the output after the final norm."""
@@ -268,6 +271,30 @@ def get_text_targets(batch: Batch) -> tuple[torch.Tensor, torch.Tensor] | None:
     return targets, supervised / supervised.sum(dim=1, keepdim=True).clamp(min=1)
 
 
+def get_student_layer(section: PreTrainedConfig, config: Ross3DConfig) -> int:
+    """The layer whose states predict a target, counted from the last, from the `student_layer` of an objective's
+    section; `LAST_LAYER` is the output."""
+    return range(-config.text_config.num_hidden_layers - 1, 0)[section.student_layer]
+
+
+def encode_views(model: nn.Module, states: SceneStates, batch: Batch, rows: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """What the attached geometry encoder says about the views of rows, computed once for all objectives of a step.
+
+    Args:
+        rows (`torch.BoolTensor` of shape `(B,)`): the rows that are needed; all rows with views are encoded where
+            cameras or depth are predicted too.
+
+    Returns:
+        which rows (B,) were encoded, and `GeometryFeatures` of these.
+    """
+    if states.encoded is None:
+        heads = model.config.list_predictions("encoder")
+        rows = (batch["view_mask"].any(dim=1) if heads else rows).to(batch["geometry_pixel_values"].device)
+        mask = batch["view_mask"].to(rows.device)[rows]
+        states.encoded = rows, model.encode_geometry(batch["geometry_pixel_values"][rows], mask, heads=heads)
+    return states.encoded
+
+
 class TextObjective(Objective):
     """Mean over answers of the mean cross entropy over an answer's tokens."""
 
@@ -460,9 +487,11 @@ __all__ = [
     "count_nothing",
     "draw_normal",
     "draw_rows",
+    "encode_views",
     "get_allowed_rows",
     "get_grounding_rows",
     "get_masked_views",
+    "get_student_layer",
     "is_sharded",
     "list_read_layers",
     "take_part",

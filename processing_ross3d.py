@@ -342,6 +342,17 @@ class FittedScene:
         """World points (V, S, S, 3), metres, of the pixels that are left when views are fitted."""
         return unproject(self.depth, self.intrinsics, self.cam2world, self.rows, self.columns)
 
+    @property
+    def fields_of_view(self) -> torch.Tensor:
+        """Vertical and horizontal field of view (V, 2) of fitted views, radians, as if the middle were the principal
+        point; float32."""
+        # Pixels of the depth map that a view spans: S mean steps between the pixels that are left, which are rounded.
+        half, spans = len(self.rows) // 2, []
+        for kept in (self.rows.double(), self.columns.double()):
+            spans.append((kept[-half:].mean() - kept[:half].mean()) * len(kept) / (len(kept) - half))
+        focal = self.intrinsics[:, (1, 0), (1, 0)]
+        return (2 * torch.atan(torch.stack(spans) / (2 * focal))).float()
+
 
 # Words
 
@@ -900,6 +911,7 @@ SETTINGS = {
     "view_fit": ("center_crop", "squash"),
     "label_rule": ("published", "answer_only"),
     "spatial_instruction": (False, True),
+    "return_cameras": (False, True),
 }
 
 
@@ -937,6 +949,8 @@ class Ross3DProcessor(ProcessorMixin):
             geometry encoder (518 for VGGT); None makes none.
         geometry_patch_size (`int`, defaults to 14): side of that encoder's patches; both sides of its pictures are
             multiples of it.
+        return_cameras (`bool`, defaults to `False`): whether scenes with depth also have `cam2world` and
+            `fields_of_view`, targets of training with `camera_config` or `depth_config`.
         max_position_embeddings (`int`, *optional*): longest row the model reads; longer ones are refused.
     """
 
@@ -958,6 +972,7 @@ class Ross3DProcessor(ProcessorMixin):
         bev_size: int = 432,
         geometry_image_size: int | None = None,
         geometry_patch_size: int = 14,
+        return_cameras: bool = False,
         max_position_embeddings: int | None = None,
     ):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or self.template.chat_template)
@@ -971,6 +986,7 @@ class Ross3DProcessor(ProcessorMixin):
         self.bev_size = bev_size
         self.geometry_image_size = geometry_image_size
         self.geometry_patch_size = geometry_patch_size
+        self.return_cameras = return_cameras
         check_geometry_sizes(geometry_image_size, geometry_patch_size)
         self.max_position_embeddings = max_position_embeddings
         self.image_token, self.ground_token, self.coord_token = IMAGE_TOKEN, GROUND_TOKEN, COORD_TOKEN
@@ -1112,9 +1128,10 @@ class Ross3DProcessor(ProcessorMixin):
         Returns:
             `Ross3DInputs` with `input_ids`, `attention_mask`, `segment_ids` (B, L), and the tensors of the other
             arguments that were given. The setting `geometry_image_size` adds `geometry_pixel_values`
-            (B, V, 3, Hg, Wg), uint8: what the views show, for a geometry encoder. With `padding_side` the caller lays
-            out rows himself, as TRL's collator does: then `segment_ids` are absent if no row has several questions,
-            and all rows are plainly causal.
+            (B, V, 3, Hg, Wg), uint8: what the views show, for a geometry encoder; `return_cameras` adds
+            `cam2world` (B, V, 4, 4), metres, and `fields_of_view` (B, V, 2), radians. With `padding_side` the caller
+            lays out rows himself, as TRL's collator does: then `segment_ids` are absent if no row has several
+            questions, and all rows are plainly causal.
 
         Raises:
             ValueError: for input that contradicts itself or looks like another unit, with a remedy.
@@ -1353,6 +1370,8 @@ class Ross3DProcessor(ProcessorMixin):
         inputs |= self.get_proposals_of(fitted, request.proposal_boxes)
         if fitted.patch_coords is not None:
             inputs |= {"patch_coords": fitted.patch_coords, "patch_valid": fitted.patch_valid}
+        if self.return_cameras and fitted.cam2world is not None:
+            inputs |= {"cam2world": fitted.cam2world.float(), "fields_of_view": fitted.fields_of_view}
         if fitted.geometry_pictures is not None:
             inputs["geometry_pixel_values"] = fitted.geometry_pictures.permute(0, 3, 1, 2).contiguous()
         if fitted.bev_pixels is not None:

@@ -21,6 +21,7 @@ Shapes: B scenes, V views of a scene, N views of all scenes, H x W pixels, p x q
 (1 camera + R registers + p q patches), C width.
 """
 
+import json
 import math
 import os
 import re
@@ -38,14 +39,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, load_state_dict
 from transformers.utils import cached_file
+from transformers.utils.generic import maybe_autocast
 
 from .configuration_ross3d import Ross3DVGGTConfig
 
 
 # Normalisation of pictures in [0, 1], that of ImageNet.
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Blocks within views and dense heads read this many views at a time, which bounds memory.
-VIEWS_AT_ONCE = 16
+# Blocks within views read this many views at a time and dense heads so many pixels, at least one view: this bounds
+# memory.
+VIEWS_AT_ONCE, PIXELS_AT_ONCE = 16, 2**18
 # Epsilons of the LayerNorms: of the patch embedder and of adaptive norms, and of all others.
 PATCH_EPS, BLOCK_EPS = 1e-6, 1e-5
 LAYER_SCALE = 0.01
@@ -217,8 +220,12 @@ class Ross3DVGGTAggregator(nn.Module):
 
     def embed_patches(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pictures (N, 3, H, W) in [0, 1] -> patch tokens (N, p q, C)."""
-        mean, std = (pixel_values.new_tensor(numbers)[:, None, None] for numbers in (IMAGE_MEAN, IMAGE_STD))
-        tokens = self.patch_embed((pixel_values - mean) / std).last_hidden_state
+        # In float32: rounded to half precision, mean and deviation would shift and scale all pictures.
+        mean, std = (
+            torch.tensor(numbers, device=pixel_values.device)[:, None, None] for numbers in (IMAGE_MEAN, IMAGE_STD)
+        )
+        pictures = ((pixel_values.float() - mean) / std).to(self.patch_embed.dtype)
+        tokens = self.patch_embed(pictures).last_hidden_state
         return tokens[:, 1 + self.config.num_register_tokens :]
 
     def get_special_tokens(self, counts: Sequence[int]) -> torch.Tensor:
@@ -322,6 +329,22 @@ def get_rotations(quaternions: torch.Tensor) -> torch.Tensor:
         twice * (x * z - y * w), twice * (y * z + x * w), 1 - twice * (x * x + y * y),
     ]  # fmt: skip
     return torch.stack(entries, dim=-1).unflatten(-1, (3, 3))
+
+
+def get_quaternions(rotations: torch.Tensor) -> torch.Tensor:
+    """Rotations (..., 3, 3) -> unit quaternions (..., 4), x, y, z, w, with w >= 0."""
+    m = rotations
+    trace = m[..., 0, 0] + m[..., 1, 1] + m[..., 2, 2]
+    # Four times the outer product of the quaternion with itself: its longest row is the most exact one.
+    diagonal = torch.stack([1 + 2 * m[..., i, i] - trace for i in range(3)] + [1 + trace], dim=-1)
+    products = torch.diag_embed(diagonal)
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        products[..., i, j] = products[..., j, i] = m[..., i, j] + m[..., j, i]
+    for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+        products[..., i, 3] = products[..., 3, i] = m[..., k, j] - m[..., j, k]
+    longest = diagonal.argmax(dim=-1)[..., None, None].expand(*diagonal.shape[:-1], 1, 4)
+    quaternions = F.normalize(products.gather(-2, longest)[..., 0, :], dim=-1)
+    return torch.where(quaternions[..., 3:] < 0, -quaternions, quaternions)
 
 
 def decode_cameras(encodings: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -528,6 +551,7 @@ class Ross3DVGGT(PreTrainedModel):
         published = None if path is None else find_published_file(path, kwargs)
         if published is not None:
             weights = read_published_file(published)
+            kwargs.pop("subfolder", None)
             changes = {key: kwargs.pop(key) for key in ("heads",) if key in kwargs}
             kwargs["config"] = kwargs.get("config") or make_published_config(weights, str(published), **changes)
             path, kwargs["state_dict"] = None, convert_published_weights(weights)
@@ -599,8 +623,24 @@ class Ross3DVGGT(PreTrainedModel):
             )
 
         output = Ross3DVGGTOutput(features=tuple(spread(found[layer]) for layer in layers) or None)
+        # Heads compute in the precision of their weights: cameras and depth would lose most of it to bfloat16.
+        with maybe_autocast(pixel_values.device.type, enabled=False):
+            self.run_heads(output, found, heads, counts, size, spread)
+        return output
+
+    def run_heads(
+        self,
+        output: Ross3DVGGTOutput,
+        found: dict[int, torch.Tensor],
+        heads: Sequence[str],
+        counts: Sequence[int],
+        size: tuple[int, int],
+        spread: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        """Add cameras, depth and points to `output`; `found` are features (N, P, 2 C) by layer, `spread` makes
+        (B, V, ...) of (N, ...)."""
         if "camera" in heads:
-            tokens = found[depth - 1][:, 0]
+            tokens = found[self.config.num_hidden_layers - 1][:, 0]
             by_scene = [self.camera_head(tokens[scene][None]) for scene in list_slices(counts)]
             encodings = [activate_cameras(torch.cat(parts, dim=1)[0]) for parts in zip(*by_scene, strict=True)]
             output.camera_encodings = tuple(spread(encoding) for encoding in encodings)
@@ -613,15 +653,14 @@ class Ross3DVGGT(PreTrainedModel):
             raw, confidence = self.run_dense_head(self.point_head, found, start, size)
             output.world_coords = spread(raw.sign() * torch.expm1(raw.abs()))
             output.world_confidence = spread(confidence)
-        return output
 
     def run_dense_head(
         self, head: Ross3DVGGTDenseHead, found: dict[int, torch.Tensor], start: int, size: tuple[int, int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Raw values and confidences of all views, one view at a time, which bounds memory."""
-        tokens = [found[layer][:, start:] for layer in self.config.dense_layers]
-        parts = [head([layer[view : view + 1] for layer in tokens], size) for view in range(len(tokens[0]))]
-        values, confidences = zip(*parts, strict=True)
+        """Raw values and confidences of all views, a bounded number of pixels at a time."""
+        count = max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
+        tokens = zip(*(found[layer][:, start:].split(count) for layer in self.config.dense_layers), strict=True)
+        values, confidences = zip(*(head(part, size) for part in tokens), strict=True)
         return torch.cat(values), torch.cat(confidences)
 
 
@@ -631,6 +670,11 @@ PUBLISHED_FILES = ("model.safetensors", "model.pt")
 # Sizes that published weights do not tell; facebook/VGGT-1B's.
 VISION_HEAD_WIDTH, CAMERA_HEADS = 64, 16
 EMBEDDER = "aggregator.patch_embed."
+# Tensors from which the sizes of the trunk are read.
+TOLD_BY = (
+    "aggregator.camera_token", "aggregator.register_token", "aggregator.frame_blocks.0.attn.q_norm.weight",
+    f"{EMBEDDER}pos_embed", f"{EMBEDDER}patch_embed.proj.weight",
+)  # fmt: skip
 PARTS = ("q_proj", "k_proj", "v_proj")
 # The published patch embedder's names, and the library's; `{part}` is one of PARTS, which are published as one tensor.
 EMBEDDER_NAMES = (
@@ -651,16 +695,40 @@ EMBEDDER_NAMES = (
 
 
 def find_published_file(path: str | os.PathLike, kwargs: dict[str, Any]) -> Path | None:
-    """The weights of a published checkpoint at a file, folder or Hub id; None for one of this library's."""
+    """The weights of a published checkpoint at a file, folder or Hub id; None for one of this library's.
+
+    Raises:
+        ValueError: for what is neither, such as the folder of another model.
+    """
     if os.path.isfile(path):
         return Path(path)
-    hub = {key: kwargs[key] for key in ("cache_dir", "revision", "token", "local_files_only") if key in kwargs}
-    missing = {"_raise_exceptions_for_missing_entries": False}
-    config = cached_file(path, "config.json", **missing, **hub)
-    if config is not None and '"model_type"' in Path(config).read_text(encoding="utf-8"):
+    names = ("cache_dir", "revision", "subfolder", "token", "local_files_only")
+    hub = {key: kwargs[key] for key in names if key in kwargs} | {"_raise_exceptions_for_missing_entries": False}
+    config = cached_file(path, "config.json", **hub)
+    kind = None if config is None else read_model_type(Path(config))
+    if kind == Ross3DVGGTConfig.model_type:
         return None
-    found = (cached_file(path, name, **missing, **hub) for name in PUBLISHED_FILES)
-    return next((Path(file) for file in found if file is not None), None)
+    file = next((file for name in PUBLISHED_FILES if (file := cached_file(path, name, **hub)) is not None), None)
+    if kind is not None or file is None:
+        got = f"config.json of {kind!r}" if kind is not None else "neither"
+        raise ValueError(
+            f"{path}: expected a VGGT, config.json with model_type {Ross3DVGGTConfig.model_type!r}, or published"
+            f" weights as {' or '.join(PUBLISHED_FILES)}, got {got}; name another folder, such as geometry_encoder/ of"
+            " a checkpoint, or facebook/VGGT-1B."
+        )
+    return Path(file)
+
+
+def read_model_type(file: Path) -> str | None:
+    """The `model_type` of a config, or None.
+
+    Raises:
+        ValueError: names the file, if it is not a config.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file}: expected a config in JSON, got a damaged file ({error}); copy it again.") from error
 
 
 def read_encoder_config(path: str | os.PathLike) -> Ross3DVGGTConfig:
@@ -681,12 +749,23 @@ def read_published_file(file: Path, device: str = "cpu") -> dict[str, torch.Tens
     Raises:
         ValueError: names the file, if it does not hold a VGGT.
     """
-    weights = load_state_dict(file, map_location=device)
-    weights = weights.get("model", weights) if isinstance(weights, dict) else {}
-    if "aggregator.camera_token" not in weights:
+    try:
+        weights = load_state_dict(file, map_location=device)
+    except PermissionError:
+        raise
+    # Damaged bytes can make an unpickler raise anything.
+    except Exception as error:
         raise ValueError(
-            f"{file}: expected the weights of a published VGGT, with aggregator.camera_token, got"
-            f" {sorted(map(str, weights))[:3]}; pass a checkpoint such as facebook/VGGT-1B."
+            f"{file}: expected the weights of a published VGGT (.safetensors or .pt), got a damaged or other file"
+            f" ({' '.join(str(error).split())}); copy it again, or name another."
+        ) from error
+    weights = weights.get("model", weights) if isinstance(weights, dict) else {}
+    absent = [name for name in TOLD_BY if name not in weights]
+    if absent:
+        raise ValueError(
+            f"{file}: expected the weights of a published VGGT, with {absent[0]}, got"
+            f" {sorted(map(str, weights))[:3]}; pass a checkpoint such as facebook/VGGT-1B, or the folder of one of"
+            " this library's."
         )
     return {key: value for key, value in weights.items() if not key.startswith("track_head.")}
 
@@ -772,6 +851,7 @@ __all__ = [
     "Ross3DVGGTOutput",
     "convert_published_weights",
     "decode_cameras",
+    "get_quaternions",
     "make_published_weights",
     "read_encoder_config",
 ]

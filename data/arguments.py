@@ -28,8 +28,8 @@ class DataArguments:
             (published).
         labelled_share (`float`): share of the samples (scenes or questions, as `visit` says) that keep their text; the
             others train reconstruction and distillation alone, the same ones in every pass.
-        unlabelled_root (`str`, *optional*): folder of scans without questions, which train reconstruction
-            and distillation alone.
+        unlabelled_root (`str`, *optional*): folder of scans without questions, which train reconstruction and
+            distillation alone.
         unlabelled_share (`float`): share of all rows that those scans make up; they take turns.
         proposals (`str`): what grounding chooses among: the objects' own boxes (`ground_truth`, published), or
             `jittered` ones mixed with boxes that match no object, as our rooms are evaluated.

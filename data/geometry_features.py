@@ -152,7 +152,17 @@ class SceneFeatures:
             return False
 
     def write(self, path: Path, identity: dict[str, Any], views: Sequence[str], features: torch.Tensor) -> None:
-        """Store the features (V, T, h, w, C) of the named views."""
+        """Store the features (V, T, h, w, C) of the named views.
+
+        Raises:
+            ValueError: for features that are not finite.
+        """
+        if not bool(features.isfinite().all()):
+            raise ValueError(
+                f"{path}: expected finite features of the geometry encoder, got some that are not; set"
+                " model.distillation_config.encoder_dtype to another precision than float16, whose range ends at"
+                " 65504, or copy the files of features again."
+            )
         about = {"views": list(views), "identity": sum_identity(identity)}
         write_cache(self.get_file(path), make_cache(identity, about, compress(features, self.settings["storage"])))
 

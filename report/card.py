@@ -47,6 +47,12 @@ INGREDIENTS: dict[str, Ingredient] = {
         "as stated on their pages",
         "trained on ScanNet, whose terms of use are non-commercial",
     ),
+    "release_3drs": Ingredient(
+        "3DRS weights",
+        "OliverHuang1998/3DRS",
+        "as stated on their page",
+        "trained on ScanNet, whose terms of use are non-commercial, with features of facebook/VGGT-1B (CC BY-NC 4.0)",
+    ),
     "base": Ingredient("LLaVA-Video-7B-Qwen2", "lmms-lab/LLaVA-Video-7B-Qwen2", OPEN_LICENSE),
     "language_model": Ingredient("Qwen2-7B", "Qwen/Qwen2-7B-Instruct", OPEN_LICENSE),
     "vision_tower": Ingredient("SigLIP so400m", "google/siglip-so400m-patch14-384", OPEN_LICENSE),
@@ -58,7 +64,7 @@ INGREDIENTS: dict[str, Ingredient] = {
     ),
     "rooms_teacher": Ingredient("VAE of our rooms (`teacher/`)", PROJECT, OPEN_LICENSE),
     "vggt": Ingredient(
-        "features of VGGT-1B", "facebook/VGGT-1B", "CC BY-NC 4.0", "targets of training; not needed for answers"
+        "features of VGGT-1B", "facebook/VGGT-1B", "CC BY-NC 4.0", "no commercial use; needed for training only"
     ),
     "rooms_encoder": Ingredient("features of the VGGT of our rooms", PROJECT, OPEN_LICENSE),
     "rooms": Ingredient("synthetic rooms", PROJECT, OPEN_LICENSE),

@@ -227,6 +227,19 @@ def make_row(
     return row
 
 
+def add_cameras(row: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
+    """A row with depth and cameras of its views within a metre or two; about half of its tokens lie before them."""
+    if "patch_coords" not in row:
+        return row
+    generator, count = torch.Generator().manual_seed(seed), len(row["patch_coords"])
+    rotations = torch.linalg.qr(torch.randn(count, 3, 3, generator=generator))[0]
+    cam2world = torch.eye(4).repeat(count, 1, 1)
+    cam2world[:, :3, :3] = rotations * torch.linalg.det(rotations)[:, None, None]
+    cam2world[:, :3, 3] = torch.randn(count, 3, generator=generator)
+    fields = 0.7 + torch.rand(count, 2, generator=generator)
+    return row | {"cam2world": cam2world, "fields_of_view": fields}
+
+
 def add_proposal_tokens(row: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A row with the tokens of its proposals, where it has patches: those of which any patch belongs to them."""
     if "proposal_patches" not in row:

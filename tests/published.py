@@ -1,6 +1,7 @@
-"""Small checkpoints as the published code saves them, made of random weights."""
+"""Small checkpoints as the published code of Ross3D and of 3DRS saves them, made of random weights."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,24 @@ CONFIG = {
     "ground_head_temperature": 0.1, "view_mask_ratio": 0.4, "view_mask_prob": 0.3, "decode_image_size": 12,
     "image_embed_len": 9, "mm_hidden_size": 24, "mm_inv_hidden_size": 12, "use_cache": False, "torch_dtype": None,
 }  # fmt: skip
+
+
+# Weights that 3DRS adds, width 32 of the states: its projection, and three layers that nothing uses.
+SHAPES_3DRS = {
+    "model.proj_3d.0.weight": (40, 32), "model.proj_3d.0.bias": (40,),
+    "model.proj_3d.2.weight": (28, 40), "model.proj_3d.2.bias": (28,),
+    "model.corres_linear.weight": (32, 32), "model.linear_dc.weight": (8, 32), "model.geometric_linear.weight": (5, 6),
+}  # fmt: skip
+CONFIG_3DRS = {
+    "architectures": ["LlavaQwenForCausalLM"], "model_type": "llava_qwen", "ground_head_type": "infonce",
+    "object_feature_type": "patch14-pe", "world_position_embedding_type": "avg-discrete-sin3d",
+    "mm_newline_position": "grid", "mm_patch_merge_type": "spatial_unpad", "mm_vision_tower_lr": 2e-6,
+    "mm_tunable_parts": "mm_vision_tower,mm_mlp_adapter,mm_language_model",
+}  # fmt: skip
+ONLY_ROSS3D = (
+    "mm_pixel_decoder", "view_mask_ratio", "view_mask_prob", "decode_image_size", "image_embed_len",
+    "mm_inv_hidden_size", "ground_head_temperature",
+)  # fmt: skip
 
 
 @dataclass
@@ -131,3 +150,73 @@ def write_published(
         (folder / file).parent.mkdir(exist_ok=True)
         (folder / file).write_text(json.dumps(value))
     return Published(folder, tensors)
+
+
+def write_published_3drs(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    kind: str = "safetensors",
+    num_shards: int = 1,
+    extra_rows: tuple[int, int] = (0, 0),
+    leave_out: Sequence[str] = (),
+    seed: int = 0,
+) -> Published:
+    """Write a checkpoint of 3DRS: grounding head, projection and idle layers, without denoiser, VAE and mask token.
+
+    Args:
+        as of `write_published`.
+    """
+    without = [head for head in HEADS if head != "ground_head_"]
+    source = write_published(folder, dtype, kind, num_shards, extra_rows, leave_out=without, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    added = {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in SHAPES_3DRS.items()}
+    tensors = {
+        name: tensor for name, tensor in {**source.tensors, **added}.items() if not name.startswith(tuple(leave_out))
+    }
+    save_tensors(folder, tensors, kind, num_shards)
+    shutil.rmtree(folder / "vae")
+    source.change_config(**CONFIG_3DRS, **dict.fromkeys(ONLY_ROSS3D))
+    return Published(folder, tensors)
+
+
+def list_shapes_of_3drs() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the release, OliverHuang1998/3DRS: LLaVA-Video-7B-Qwen2, a grounding head, and what 3DRS
+    adds."""
+    width, inner, keys = 3584, 18944, 512
+    shapes = {"model.embed_tokens.weight": (151649, width), "lm_head.weight": (151649, width)}
+    shapes |= {"model.norm.weight": (width,), "model.image_newline": (width,)}
+    layer = {
+        "self_attn.q_proj.weight": (width, width), "self_attn.q_proj.bias": (width,),
+        "self_attn.k_proj.weight": (keys, width), "self_attn.k_proj.bias": (keys,),
+        "self_attn.v_proj.weight": (keys, width), "self_attn.v_proj.bias": (keys,),
+        "self_attn.o_proj.weight": (width, width), "mlp.gate_proj.weight": (inner, width),
+        "mlp.up_proj.weight": (inner, width), "mlp.down_proj.weight": (width, inner),
+        "input_layernorm.weight": (width,), "post_attention_layernorm.weight": (width,),
+    }  # fmt: skip
+    shapes |= {f"model.layers.{index}.{name}": shape for index in range(28) for name, shape in layer.items()}
+    vision, hidden = 1152, 4304
+    tower = "model.vision_tower.vision_tower.vision_model."
+    shapes |= {
+        f"{tower}embeddings.patch_embedding.weight": (vision, 3, 14, 14),
+        f"{tower}embeddings.patch_embedding.bias": (vision,),
+        f"{tower}embeddings.position_embedding.weight": (729, vision),
+        f"{tower}post_layernorm.weight": (vision,), f"{tower}post_layernorm.bias": (vision,),
+    }  # fmt: skip
+    linear = {f"self_attn.{name}": (vision, vision) for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
+    linear |= {"mlp.fc1": (hidden, vision), "mlp.fc2": (vision, hidden)}
+    for index in range(26):
+        start = f"{tower}encoder.layers.{index}."
+        for name, shape in linear.items():
+            shapes |= {f"{start}{name}.weight": shape, f"{start}{name}.bias": shape[:1]}
+        for name in ("layer_norm1", "layer_norm2"):
+            shapes |= {f"{start}{name}.weight": (vision,), f"{start}{name}.bias": (vision,)}
+    squares = [f"ground_head_{side}.{index}" for side in ("obj", "query") for index in (0, 3)]
+    matrices = dict.fromkeys(squares, (width, width)) | {"model.mm_projector.2": (width, width)}
+    matrices |= {"model.mm_projector.0": (width, vision)}
+    matrices |= {"model.proj_3d.0": (2 * width, width), "model.proj_3d.2": (2048, 2 * width)}
+    for name, shape in matrices.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    for side in ("obj", "query"):
+        shapes |= {f"ground_head_{side}.2.weight": (width,), f"ground_head_{side}.2.bias": (width,)}
+    shapes |= {"ground_head_zero_target": (width,), "model.corres_linear.weight": (width, width)}
+    return shapes | {"model.linear_dc.weight": (112, width), "model.geometric_linear.weight": (5, 224)}

@@ -5,12 +5,13 @@ import math
 
 import pytest
 
-from ross3d.bench import answer, checkouts, decode, geometry, losses, plain, processor, train_step
+from ross3d.bench import answer, checkouts, decode, distillation, geometry, losses, plain, processor, train_step
 
 
 RUNS = {
     "answer": (lambda: answer.run(2, 3, 1, 2, 2), ()),
     "decode": (lambda: decode.run(2, 1), ()),
+    "distillation": (lambda: distillation.run(3, 2, 1), ("files_over_text", "online_over_text")),
     "geometry": (lambda: geometry.run(2, 5, 1), ()),
     "losses": (lambda: losses.run(4, 1), ("published_over_ours", "share")),
     "plain": (lambda: plain.run(2, 1), ("step_over_llava", "step_over_qwen", "read_over_llava", "read_over_qwen")),

@@ -252,6 +252,20 @@ def test_misspelt_changes_of_a_saved_config_are_refused(changes, message, tmp_pa
     assert (config.denoiser_config.sampler, config.denoiser_config.guidance) == ("published", 2.5)
 
 
+@pytest.mark.parametrize("given", [{}, {"hidden_size": 24, "num_attention_heads": 2, "num_pool_heads": 3}])
+@pytest.mark.parametrize("read", ["from_pretrained", "from_dict"])
+def test_a_section_that_a_saved_config_lacks_is_added(given, read, tmp_path):
+    """With the defaults of its class for what is not given; a section that it has keeps its values."""
+    Ross3DConfig().save_pretrained(tmp_path)
+    source = tmp_path if read == "from_pretrained" else Ross3DConfig().to_dict()
+    wanted = Ross3DDenoiserConfig(**given).to_dict()
+    config = getattr(Ross3DConfig, read)(source, denoiser_config=given)
+    assert isinstance(config.denoiser_config, Ross3DDenoiserConfig) and config.denoiser_config.to_dict() == wanted
+    again = Ross3DConfig.from_dict(config.to_dict(), denoiser_config={"condition": "pooled"})
+    assert again.denoiser_config.to_dict() == wanted | {"condition": "pooled"}
+    assert Ross3DConfig.from_dict(config.to_dict(), denoiser_config=None).denoiser_config is None
+
+
 def test_checkpoints_of_before_learn_the_new_auto_class(tmp_path):
     """What a checkpoint names stays; what it lacks is added when the model is built, in its own repository's words."""
     old = {"AutoConfig": "x--configuration_ross3d.Ross3DConfig", "AutoModel": "x--own.Model"}

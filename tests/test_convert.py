@@ -504,16 +504,16 @@ def test_wrong_shapes_name_both_keys(published, tmp_path):
 
 def test_keys_without_a_place(tmp_path):
     source = write_published(tmp_path / "published")
-    save_tensors(source.folder, source.tensors | {"model.proj_3d.0.weight": torch.ones(2)}, "safetensors", 1)
-    with pytest.raises(ValueError, match=r"model\.proj_3d\.0\.weight: expected a key .*--drop"):
+    save_tensors(source.folder, source.tensors | {"model.other.0.weight": torch.ones(2)}, "safetensors", 1)
+    with pytest.raises(ValueError, match=r"model\.other\.0\.weight: expected a key .*--drop"):
         run(source.folder, tmp_path / "ours")
-    with pytest.raises(ValueError, match=r"model\.proj_3d\.0\.weight: expected a key"):
+    with pytest.raises(ValueError, match=r"model\.other\.0\.weight: expected a key"):
         load_published(source.folder)
     with pytest.raises(ValueError, match=r"--drop: expected patterns of keys .*got \['model.none.\*'\]"):
         run(source.folder, tmp_path / "ours", "--drop", "model.none.*")
-    middle = run(source.folder, tmp_path / "ours", "--drop", "model.proj_3d.*")
+    middle = run(source.folder, tmp_path / "ours", "--drop", "model.other.*")
     records = json.loads((middle / "conversion.json").read_text())["keys"]
-    assert [r["published"] for r in records if r["reason"] == "--drop"] == ["model.proj_3d.0.weight"]
+    assert [r["published"] for r in records if r["reason"] == "--drop"] == ["model.other.0.weight"]
 
 
 @pytest.mark.parametrize(
@@ -668,7 +668,7 @@ def test_wrong_directions(published, ours, base, tmp_path):
         ValueError, match="expected a checkpoint of ross3d, got one of another model; leave out --reverse"
     ):
         run(published.folder, tmp_path / "back", "--reverse")
-    with pytest.raises(ValueError, match="--init: expected a base model without a denoiser"):
+    with pytest.raises(ValueError, match="--init: expected a base model without the parts of Ross3D or 3DRS"):
         run(published.folder, tmp_path / "start", "--init", "llava_video")
     make_denoiser_file(tmp_path / "file.bin")
     wrong = torch.load(tmp_path / "file.bin") | {"net.blocks.0.mlp.fc2.weight": torch.ones(3, 3)}

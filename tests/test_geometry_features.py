@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -121,6 +122,63 @@ def test_two_processes_share_the_scenes(arguments, tmp_path):
     assert run.returncode == 0, run.stderr[-3000:]
     made = {file.name: file.read_bytes() for file in Path(again).iterdir()}
     assert made == wanted
+
+
+def test_shares_do_not_depend_on_what_another_process_has_written(arguments, monkeypatch):
+    """Otherwise scenes would be in no share: the second process starts when the first has written a file."""
+    door.main(arguments)
+    folder = Path(arguments.data.geometry_features)
+    files = sorted(folder.iterdir())
+    files[1].unlink()
+    state = SimpleNamespace(process_index=1, num_processes=2, is_main_process=False, device=torch.device("cpu"),
+                            wait_for_everyone=lambda: None)  # fmt: skip
+    monkeypatch.setattr(door, "PartialState", lambda: state)
+    door.main(arguments)
+    assert sorted(folder.iterdir()) == files
+
+
+def test_reduced_pictures_are_not_smaller_than_those_of_the_encoder(arguments, monkeypatch):
+    model = {"distillation_config": {"encoder_dtype": "float32", "encoder_image_size": 128}}
+    run = replace(arguments, model=model, data=replace(arguments.data, decode="reduced"))
+    read = []
+    monkeypatch.setattr(
+        door, "read_scene", lambda path, **reading: read.append(reading) or read_scene(path, **reading)
+    )
+    door.main(run)
+    assert {reading["reduce_to"] for reading in read} == {128}
+    assert get_rows(without_files(run)).reader.reading["reduce_to"] == 128
+    assert get_loss(run) == get_loss(without_files(run))
+
+
+def test_features_that_are_not_finite_are_not_kept(arguments):
+    rows_of = SceneFeatures(Path(arguments.data.geometry_features), {"encoder_layers": [-1], "storage": "bfloat16"})
+    features = torch.ones(2, 1, 3, 4, 6)
+    features[1, 0, 2, 1, 3] = torch.inf
+    with pytest.raises(ValueError, match="train-000001: expected finite features of the geometry encoder, got some"):
+        rows_of.write(Path("train-000001"), {}, ["a", "b"], features)
+    assert not list(rows_of.folder.glob("*"))
+
+
+def test_damaged_encoders_and_blind_runs_are_refused(arguments, tmp_path):
+    folder = tmp_path / "encoder"
+    shutil.copytree(get_checkpoint("3drs") / "geometry_encoder", folder)
+    named = replace(without_files(arguments), geometry_encoder=str(folder))
+    processor = build_processor(named)
+    build_model(named, processor)
+    encoder = Ross3DVGGT.from_pretrained(folder)
+    encoder.aggregator.camera_token.data[0, 1] = torch.nan
+    encoder.save_pretrained(folder)
+    with pytest.raises(
+        ValueError, match="geometry_encoder: .*encoder: expected finite weights, got NaN or infinity in"
+    ):
+        build_model(named, processor)
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-9000])
+    with pytest.raises(ValueError, match="geometry_encoder: .*model.safetensors: expected weights in the safetensors"):
+        build_model(named, processor)
+    blind = replace(arguments, data=replace(arguments.data, blind=True))
+    with pytest.raises(ValueError, match="data.blind: expected a model without distillation_config"):
+        build_model(blind, processor)
 
 
 def test_missing_and_foreign_features_are_refused(arguments, tmp_path):

@@ -17,6 +17,7 @@ from ross3d.data.arguments import DataArguments
 from ross3d.data.latents import SceneLatents
 from ross3d.tests.scan_folders import enlarge_pictures
 from ross3d.tests.tiny import get_checkpoint, get_rooms
+from ross3d.training import geometry_features
 from ross3d.training import latents as door
 from ross3d.training.arguments import RunArguments
 from ross3d.training.build import build_collator, build_model, build_processor, build_rows
@@ -139,15 +140,19 @@ def test_latents_are_kept_as_they_are(tmp_path):
 
 
 @pytest.mark.slow
-def test_ten_kills_change_no_latents(arguments, tmp_path):
+@pytest.mark.parametrize(
+    ("system", "program", "key"),
+    [("ross3d", door, "latents"), ("3drs", geometry_features, "geometry_features")],
+)
+def test_ten_kills_change_no_files(system, program, key, tmp_path):
     """SIGKILL at drawn changes of files; a further start makes what is missing, and the files are those of one run."""
-    whole = replace(arguments, data=replace(arguments.data, limit=None, latents=str(tmp_path / "whole")))
-    door.main(whole)
+    data = {"root": str(get_rooms()), key: str(tmp_path / "whole")}
+    checkpoint = str(get_checkpoint(system))
+    program.main(RunArguments(seed=3, init_from=checkpoint, data=DataArguments(**data)))
     file, drawn = tmp_path / "run.yaml", random.Random(0)
-    data = {"root": arguments.data.root, "latents": str(tmp_path / "killed")}
-    file.write_text(yaml.safe_dump({"seed": 3, "init_from": str(get_checkpoint()), "data": data}))
-    script = Path(door.__file__)
-    command = [sys.executable, "-m", "ross3d.tests.invariant.kill_inside", str(script), str(file)]
+    settings = {"seed": 3, "init_from": checkpoint, "data": data | {key: str(tmp_path / "killed")}}
+    file.write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "ross3d.tests.invariant.kill_inside", program.__file__, str(file)]
     for kills in range(11):
         # A scene takes at least two changes: a new file, and its name.
         given = {"KILL_AT": f"killed:{drawn.randint(1, 3)}"} if kills < 10 else {}

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 import yaml
+from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file
 from transformers import AutoProcessor
 
@@ -16,12 +17,12 @@ from ross3d import train
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.tests.invariant.test_resume import OUTPUT, RECORDS, finish, start
 from ross3d.tests.tiny import get_checkpoint, get_rooms
-from ross3d.tools.make_tiny import make_tiny_processor
+from ross3d.tools.make_tiny import make_tiny_model, make_tiny_processor
 from ross3d.training import shards
 from ross3d.training.arguments import LoraArguments, PartArguments, read_run_arguments
 from ross3d.training.build import choose_optimizer, group_parameters
 from ross3d.training.callbacks import is_complete
-from ross3d.training.lora import add_lora
+from ross3d.training.lora import PEFT_PREFIX, add_lora
 
 
 ANSWER = """
@@ -189,6 +190,15 @@ def test_a_checkpoint_of_3drs_is_adapted(tmp_path):
 def test_names_that_the_model_has_not(change, message):
     with pytest.raises(ValueError, match=message):
         add_lora(get_model(), make_tiny_processor(), LoraArguments(**change), seed=0)
+
+
+@pytest.mark.parametrize(("system", "head"), [("ross3d", "reconstruction_head"), ("3drs", "distillation_head")])
+def test_heads_that_a_model_has_are_trained_whole(system, head):
+    processor = make_tiny_processor(system)
+    model = add_lora(make_tiny_model(processor.tokenizer, system=system), processor, LoraArguments(), seed=0)
+    whole = {name for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)}
+    heads = {"model.multi_modal_projector", "grounding_head", head}
+    assert whole == {f"{PEFT_PREFIX}{name}" for name in heads}
 
 
 def test_lora_stands_beside_a_checkpoint(tmp_path):

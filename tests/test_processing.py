@@ -689,6 +689,7 @@ SETTINGS = {
     "object_patch_threshold": 0.25,
     "object_token_threshold": 0.125,
     "bev_size": 96,
+    "return_cameras": True,
     "max_position_embeddings": 512,
 }
 FRESH_PROCESS = """

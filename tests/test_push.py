@@ -1,5 +1,6 @@
 """tools/push.py and the library's own push, against a stand-in for the Hub on the loopback address."""
 
+import copy
 import json
 import os
 import re
@@ -21,13 +22,13 @@ from transformers import AutoProcessor, TrainerState
 
 from ross3d import eval as evaluation
 from ross3d import train
-from ross3d.configuration_ross3d import Ross3DConfig
+from ross3d.configuration_ross3d import Ross3DConfig, Ross3DDistillationConfig
 from ross3d.data.annotations import Annotation, save_annotations
 from ross3d.eval import get_fingerprint
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.report.card import INGREDIENTS, Origin, get_section, list_scores, make_card, read_origin
 from ross3d.scenes.build import parse_size
-from ross3d.tests.fabricate import DISTILLATION, make_config
+from ross3d.tests.fabricate import DISTILLATION
 from ross3d.tests.loopback_hub import FIRST_COMMIT, TOKEN, USER, Repository, serve_hub
 from ross3d.tests.posed_views import make_views
 from ross3d.tests.tiny import get_checkpoint, get_rooms
@@ -525,22 +526,24 @@ def test_a_hub_that_cannot_be_reached_is_told(sharded, monkeypatch):
 
 def make_page(root: Path, distils: bool = False, **settings) -> ModelCard:
     settings = {"data": {"root": str(root), "split": "train"}, "trainer": {"output_dir": "out"}, **settings}
-    distillation = DISTILLATION if distils else None
-    config = make_config(denoiser=get_denoiser().to_dict(), distillation_config=distillation)
+    config = get_config()
+    if distils:
+        config.distillation_config = Ross3DDistillationConfig(**DISTILLATION)
     return make_run_card(settings, config, TrainerState(global_step=3))
 
 
-def get_denoiser():
-    return Ross3DConfig.from_pretrained(get_checkpoint()).denoiser_config
+def get_config() -> Ross3DConfig:
+    return Ross3DConfig.from_pretrained(get_checkpoint())
 
 
 def test_a_run_from_new_weights_on_own_rooms_is_as_free_as_the_code(monkeypatch):
     """Its VAE is known by its latents; that of FLUX.1-dev makes it another matter."""
     config = json.loads((ROOT / "scenes/teacher/config.json").read_text())
     assert TEACHERS[config["latent_channels"], config["scaling_factor"], config["shift_factor"]] == "rooms_teacher"
-    denoiser = get_denoiser()
+    model = get_config()
+    denoiser = model.denoiser_config
     denoiser.latent_channels, denoiser.scaling_factor, denoiser.shift_factor = 4, 0.4656, -0.892
-    monkeypatch.setitem(globals(), "get_denoiser", lambda: denoiser)
+    monkeypatch.setitem(globals(), "get_config", lambda: model)
     card = make_page(get_rooms())
     assert card.data.license == "apache-2.0" and card.data.get("license_name") is None
     assert "trained from new weights on questions of rooms" in card.text and "3 optimizer steps.\n" in card.text
@@ -553,7 +556,7 @@ def test_a_run_from_new_weights_on_own_rooms_is_as_free_as_the_code(monkeypatch)
 @pytest.mark.parametrize(
     ("name", "line", "license"),
     [
-        ("facebook/VGGT-1B", "features of VGGT-1B (facebook/VGGT-1B): CC BY-NC 4.0; targets of training", "other"),
+        ("facebook/VGGT-1B", "features of VGGT-1B (facebook/VGGT-1B): CC BY-NC 4.0; no commercial use", "other"),
         ("scenes/geometry_encoder", "features of the VGGT of our rooms (the ross3d project)", "apache-2.0"),
         ("/somewhere/encoder", "features of a geometry encoder (encoder): as stated by its authors", "other"),
         (None, "features of a geometry encoder (the encoder of the run): as stated by its authors", "other"),
@@ -561,9 +564,10 @@ def test_a_run_from_new_weights_on_own_rooms_is_as_free_as_the_code(monkeypatch)
 )
 def test_the_encoder_that_a_run_learned_from_is_named(monkeypatch, name, line, license):
     """Its terms count although its weights are not among the run's."""
-    denoiser = get_denoiser()
+    model = get_config()
+    denoiser = model.denoiser_config
     denoiser.latent_channels, denoiser.scaling_factor, denoiser.shift_factor = 4, 0.4656, -0.892
-    monkeypatch.setitem(globals(), "get_denoiser", lambda: denoiser)
+    monkeypatch.setitem(globals(), "get_config", lambda: copy.deepcopy(model))
     card = make_page(get_rooms(), distils=True, geometry_encoder=name)
     assert line in get_section(card.text, "Licences") and card.data.license == license
     assert "/somewhere" not in str(card)
@@ -592,9 +596,10 @@ def test_a_run_hands_on_what_its_start_comes_from(tmp_path):
 
 def test_scans_without_questions_are_named_and_make_terms_of_their_own(monkeypatch):
     """Rooms of our own are free, what else trained reconstruction is not said to be."""
-    denoiser = get_denoiser()
+    model = get_config()
+    denoiser = model.denoiser_config
     denoiser.latent_channels, denoiser.scaling_factor, denoiser.shift_factor = 4, 0.4656, -0.892
-    monkeypatch.setitem(globals(), "get_denoiser", lambda: denoiser)
+    monkeypatch.setitem(globals(), "get_config", lambda: model)
     data = {"root": str(get_rooms()), "split": "train"}
     half = make_page(get_rooms(), data=data | {"labelled_share": 0.5})
     assert half.data.license == "apache-2.0"

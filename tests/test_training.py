@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerState, TrainingArguments
 
 from ross3d import train
+from ross3d.configuration_ross3d import Ross3DConfig, Ross3DDistillationConfig
 from ross3d.data.annotations import group_by_scene, load_annotations, save_annotations
 from ross3d.data.arguments import DataArguments
 from ross3d.data.atomic import hold_folder
@@ -61,6 +62,7 @@ from ross3d.training.build import (
     freeze_parts,
     group_parameters,
     list_scenes,
+    list_unlabelled,
     restore_dtypes,
     save_by_own_class,
     scale_new_weights,
@@ -215,7 +217,7 @@ def test_proposals_are_the_objects_or_what_a_detector_would_find(tmp_path):
     processor = make_tiny_processor()
     for name, same in (("ground_truth", True), ("jittered", False)):
         data = DataArguments(root=str(get_rooms()), limit=2, questions_per_row=40, proposals=name)
-        rows = build_rows(RunArguments(data=data), processor, 1, None)
+        rows = build_rows(RunArguments(data=data), processor, 1, make_config())
         row = rows[0]
         scene = read_rgbd_folder(rows.scenes[rows.plan_epoch(0)[0].scene])
         found = row["proposal_boxes"].numpy()
@@ -235,7 +237,7 @@ def test_rows_are_of_pictures_as_they_are_to_be_decoded(tmp_path):
     for decode in ("exact", "reduced"):
         for prepared in (None, str(tmp_path / "prepared")):
             data = DataArguments(root=str(tmp_path / "rooms"), limit=1, decode=decode, prepared=prepared)
-            rows = build_rows(RunArguments(data=data), processor, 1, None)
+            rows = build_rows(RunArguments(data=data), processor, 1, make_config())
             pixels[decode, prepared is None] = rows[0]["pixel_values"]
     for decode, reading in (("exact", {}), ("reduced", {"reduce_to": processor.view_size})):
         scene = read_rgbd_folder(tmp_path / "rooms" / "train" / "train-000000", **reading)
@@ -280,7 +282,7 @@ def test_a_place_far_outside_of_its_scene_names_file_and_question(tmp_path, poin
     wrong.query_coords = point
     save_annotations([wrong], file)
     data = DataArguments(root=str(rooms), prepared=str(tmp_path / "kept") if kept else None)
-    rows = build_rows(RunArguments(data=data), make_tiny_processor(), 1, None)
+    rows = build_rows(RunArguments(data=data), make_tiny_processor(), 1, make_config())
     order = [rows.scenes[row.scene].name for row in rows.plan_epoch(0)]
     message = (
         rf"train.jsonl: query_coords of question '{wrong.id}': expected a point in metres, at most 50 m from"
@@ -290,7 +292,7 @@ def test_a_place_far_outside_of_its_scene_names_file_and_question(tmp_path, poin
         rows[order.index(wrong.scene_id)]
     wrong.query_coords = (1.0, 1.0, 0.5)
     save_annotations([wrong], file)
-    rows = build_rows(RunArguments(data=data), make_tiny_processor(), 1, None)
+    rows = build_rows(RunArguments(data=data), make_tiny_processor(), 1, make_config())
     assert "query_coords" in rows[order.index(wrong.scene_id)]
 
 
@@ -309,6 +311,12 @@ def test_scans_without_questions_are_checked(tmp_path):
     assert rows.rows_per_epoch == 13 and rows.num_scenes == 10
     silent = [rows[i] for i in range(13) if rows.plan_epoch(0)[i].scene >= 10]
     assert len(silent) == 3 and all("shift_labels" not in row and "bev_pixel_values" in row for row in silent)
+    # Distillation learns from them as well, unless its tasks leave such rows out.
+    distilled = Ross3DConfig.from_pretrained(get_checkpoint("3drs"))
+    assert list_unlabelled(DataArguments(**data), distilled) == rows.scenes[10:]
+    distilled.distillation_config.tasks = ["grounding"]
+    with pytest.raises(ValueError, match="or distillation_config with the task text, because rows without text train"):
+        list_unlabelled(DataArguments(**data), distilled)
     shutil.copytree(rooms / "train" / "train-000003", tmp_path / "scans" / "train-000003")
     with pytest.raises(
         ValueError, match=r"data.unlabelled_root: expected scans .*\['train-000003'\] and 1 in both; leave"
@@ -826,6 +834,24 @@ def test_the_published_recipe():
     assert training.optim == "adamw_torch_fused" and training.activation_checkpointing
     assert (run.data.visit, run.data.questions_per_row, run.data.proposals) == ("questions", 1, "ground_truth")
     assert run.parts == {"model.vision_tower": PartArguments(freeze=True)} and not run.model
+
+
+def test_the_published_recipe_of_3drs():
+    """16 rows a step, the tower trained at 2e-6 and all else at 1e-5; otherwise the training of Ross3D."""
+    run, ross3d = read_config("ross3d_7b_3drs"), read_config("ross3d_7b")
+    training = build_training_arguments(run.trainer, run.seed)
+    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * run.num_processes
+    assert rows == 16 and -(-223_128 // rows) == 13_946
+    assert run.parts == {"model.vision_tower": PartArguments(learning_rate=2.0e-6)}
+    assert training.learning_rate == 1.0e-5
+    changed = {key for key in ross3d.trainer if run.trainer[key] != ross3d.trainer[key]}
+    assert changed == {"output_dir", "gradient_accumulation_steps", "save_steps"}
+    assert run.trainer.keys() == ross3d.trainer.keys()
+    assert replace(run.data, geometry_features=None) == ross3d.data and run.init_from == ross3d.init_from
+    published = Ross3DDistillationConfig(**run.model["distillation_config"])
+    assert published.to_dict() == Ross3DDistillationConfig().to_dict()
+    assert (run.model["denoiser_config"], run.model["proposal_pooling"]) == (None, "mean")
+    assert (run.processor["view_fit"], run.processor["object_token_threshold"]) == ("squash", 0.125)
 
 
 @pytest.mark.parametrize("name", ["ross3d_7b_80gb", "ross3d_7b_lora", "ross3d_7b_half_text", "ross3d_7b_more_scans"])

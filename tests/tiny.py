@@ -16,7 +16,9 @@ def get_folder() -> tempfile.TemporaryDirectory:
 @cache
 def get_checkpoint(system: str = "ross3d") -> Path:
     """A system's checkpoint of random weights with its teacher or geometry encoder."""
-    return make_tiny_checkpoint(Path(get_folder().name) / f"checkpoint-{system}", system=system)
+    return make_tiny_checkpoint(
+        Path(get_folder().name) / ("checkpoint" if system == "ross3d" else system), system=system
+    )
 
 
 @cache

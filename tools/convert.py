@@ -1,4 +1,4 @@
-"""Turn a published Ross3D checkpoint into one of this repository, or back.
+"""Turn a published checkpoint of Ross3D or 3DRS into one of this repository, or back.
 
     python tools/convert.py --from DIR_OR_REPO --to DIR
     python tools/convert.py --from DIR --to DIR --reverse
@@ -87,6 +87,7 @@ from ross3d.tools.checkpoints.published_config import (
     SET_BY_RECIPE,
     check_publishable,
     explain_dropped_denoiser,
+    is_3drs_model,
     list_unknown_keys,
     make_config,
     make_published_config,
@@ -125,10 +126,10 @@ def convert_release(options: argparse.Namespace) -> Path:
 def start_training(options: argparse.Namespace) -> Path:
     """Build the checkpoint from which the published recipe trains; returns the folder."""
     source = read_source(options.source or BASES[options.init], options.vision_tower, options.teacher, options.drop)
-    if any(name.startswith(INVERSE_PROJECTOR) for name in source.tensors):
+    if source.is_3drs or any(name.startswith(INVERSE_PROJECTOR) for name in source.tensors):
         raise ValueError(
-            f"--init: expected a base model without a denoiser, got {source.folder}, which has one; leave out --init"
-            " to convert it."
+            f"--init: expected a base model without the parts of Ross3D or 3DRS, got {source.folder}, which has some;"
+            " leave out --init to convert it."
         )
     file = None if options.denoiser is None else find_denoiser_file(options.denoiser)
     stored = {} if file is None else list_tensors(file)
@@ -217,7 +218,7 @@ def get_display_name(source: str) -> str:
 def keep_published(
     source: PublishedSource, plan: ConversionPlan, folder: Path, max_shard_size: str, progress: tqdm
 ) -> None:
-    """Save what only converting back needs: config, tokenizer files, embedding rows beyond the vocabulary."""
+    """Save what only converting back needs: config, tokenizer files, rows beyond the vocabulary, idle layers."""
     if plan.rest:
         write_shards(plan.rest, folder, "model", max_shard_size, progress)
     folder.mkdir(exist_ok=True)
@@ -242,7 +243,7 @@ def convert_back(options: argparse.Namespace) -> Path:
     config = Ross3DConfig.from_pretrained(source)
     check_publishable(config)
     came_from = source / "published"
-    base = read_json(came_from / "config.json") if (came_from / "config.json").is_file() else None
+    base = read_base_config(came_from, config)
     tokenizer = read_tokenizer(source)
     rest = list_tensors(came_from) if any(came_from.glob("model*.safetensors")) else {}
     reason = explain_dropped_denoiser(config)
@@ -251,7 +252,9 @@ def convert_back(options: argparse.Namespace) -> Path:
     teacher_config = read_teacher_config(source / "teacher") if teacher else None
     plan = plan_published(list_tensors(source), teacher, rest, config, options.embedding_rows)
     tower_config, tower_name = name_tower(config)
-    parts = {"mm_vision_tower": tower_name, "mm_pixel_decoder": name_teacher(config, teacher_config)}
+    parts = {"mm_vision_tower": tower_name}
+    if not is_3drs_model(config):
+        parts["mm_pixel_decoder"] = name_teacher(config, teacher_config)
     rows = {plan.model[name].shape[0] for name in EMBEDDINGS if name in plan.model}
     published = make_published_config(config, base, parts, has_denoiser, rows)
     changed = sorted(key for key in published if base is not None and published[key] != base.get(key))
@@ -276,8 +279,17 @@ def convert_back(options: argparse.Namespace) -> Path:
         name = get_display_name(options.source)
         write_report(folder, name, plan, ingredients, identity, changed_config_keys=changed)
     if base is None:
-        print("config.json was generated: this checkpoint has no published/ folder with the original")
+        print("config.json was generated: this checkpoint has no published/ folder with the original of its kind")
     return options.to
+
+
+def read_base_config(folder: Path, config: Ross3DConfig) -> dict[str, Any] | None:
+    """The published `config.json` that a model came from; None if there is none, or if the model has become a 3DRS."""
+    if not (folder / "config.json").is_file():
+        return None
+    base = read_json(folder / "config.json")
+    is_other = is_3drs_model(config) and base.get("model_type") == PUBLISHED_TEMPLATE["model_type"]
+    return None if is_other else base
 
 
 def describe_part(folder: Path, name: str, config: Mapping[str, Any]) -> None:

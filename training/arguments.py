@@ -114,6 +114,10 @@ class VisionWarmupArguments:
         check_fields(self, "vision_warmup.", {**counts, **rates, "steps": Number(whole=True, least=MIN_WARMUP_STEPS)})
 
 
+# Modules that LoRA trains whole unless a run names others, as far as the model has them.
+WHOLE_MODULES = ("model.multi_modal_projector", "grounding_head", "reconstruction_head", "distillation_head")
+
+
 @dataclass
 class LoraArguments:
     """Train low-rank adapters of frozen matrices (LoRA) with peft (`training/lora.py`); needs `init_from`.
@@ -125,7 +129,8 @@ class LoraArguments:
         dropout (`float`): of the adapters' input.
         target_modules (`str`): regular expression that the full names of the adapted linear layers match; by default
             all linear layers of the language model.
-        modules (list of `str`): modules that are trained whole.
+        modules (list of `str`, *optional*): modules that are trained whole; by default the projector, and the heads
+            that the model has.
         tokens (list of `str`): whose rows of the word embeddings are trained; the others stay frozen.
     """
 
@@ -133,9 +138,7 @@ class LoraArguments:
     alpha: int = 128
     dropout: float = 0.0
     target_modules: str = r"model\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
-    modules: list[str] = field(
-        default_factory=lambda: ["model.multi_modal_projector", "grounding_head", "reconstruction_head"]
-    )
+    modules: list[str] | None = None
     tokens: list[str] = field(default_factory=lambda: ["<ground>", "<coord>"])
 
     def __post_init__(self):
@@ -394,7 +397,8 @@ def make_run_arguments(settings: dict[str, Any]) -> RunArguments:
         # Everything else is checked against the checkpoint's config (`build_config`).
         check_tables(run.model)
     for prefix, part in run.parts.items():
-        whole = [] if run.lora is None or not part.freeze else [m for m in run.lora.modules if overlap(m, prefix)]
+        trained = () if run.lora is None else WHOLE_MODULES if run.lora.modules is None else run.lora.modules
+        whole = [module for module in trained if part.freeze and overlap(module, prefix)]
         if whole:
             raise ValueError(
                 f"parts.{prefix}: expected not to freeze modules that lora.modules trains, got {whole} in both;"

@@ -7,13 +7,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
@@ -32,7 +33,7 @@ from ross3d.data.names import check_links
 from ross3d.data.prepared import PreparedScenes, SceneReader
 from ross3d.data.sources import get_reading, list_files, list_folders, read_scene
 from ross3d.data.text_files import read_json, read_yaml
-from ross3d.fusion_ross3d import check_encoder
+from ross3d.fusion_ross3d import check_encoder, check_encoder_heads
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
 from ross3d.report.card import CARD_NAME
@@ -48,7 +49,7 @@ from ross3d.training.checkpoint import (
     find_folder,
     load_processor,
 )
-from ross3d.training.loading import load_model
+from ross3d.training.loading import check_finite_weights, find_broken_file, load_model
 from ross3d.training.lora import PEFT_PREFIX
 from ross3d.training.model_section import make_config
 from ross3d.training.optimizer import MuonAdamW
@@ -56,6 +57,8 @@ from ross3d.training.shards import check_whole_matrices, is_launched_with, witho
 from ross3d.vggt_ross3d import Ross3DVGGT, read_encoder_config
 
 
+# Files of a geometry encoder that are fetched from the Hub.
+ENCODER_FILES = ("config.json", "*.safetensors", "model.pt")
 # Key of `run_data.json` for the hash of the sizes of the scenes' files.
 SIZES = "file sizes of the scenes"
 PROCESSOR_SETTINGS = inspect.signature(Ross3DProcessor.__init__).parameters.keys() - {"self"}
@@ -265,7 +268,6 @@ def build_config(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DC
 
 
 # Settings of a run file that describe a new model, in the order of a command line.
-ENCODER_FILES = ("config.json", "*.safetensors", "model.pt")
 NEW_MODEL_SETTINGS = ("model", "processor", "teacher", "new_weights", "vision_warmup")
 # Sizes that are fixed by trained weights.
 WEIGHT_SIZES = (
@@ -323,6 +325,8 @@ def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DFo
     teacher, encoder = find_teacher(arguments), find_geometry_encoder(arguments, config)
     with naming_conflicts(arguments):
         check_fit(processor, config)
+        if encoder is not None:
+            check_encoder_heads(read_encoder_config(encoder), config)
         if teacher is not None and config.denoiser_config is not None:
             check_normalization(processor, config)
             check_teacher(teacher, config)
@@ -343,15 +347,27 @@ def build_model(arguments: RunArguments, processor: Ross3DProcessor) -> Ross3DFo
     if teacher is not None and model.reconstruction_head is not None:
         model.attach_teacher(teacher)
     if encoder is not None and arguments.data.geometry_features is None:
-        model.attach_geometry_encoder(load_geometry_encoder(encoder))
+        model.attach_geometry_encoder(load_geometry_encoder(encoder, config.list_predictions("encoder")))
     return model
 
 
-def load_geometry_encoder(path: Path) -> Ross3DVGGT:
-    """The encoder without its heads, whole in every process."""
-    # ZeRO-3 would shard it while it is loaded: it is no part of the model.
-    with without_zero3():
-        return Ross3DVGGT.from_pretrained(path, heads=[])
+def load_geometry_encoder(path: Path, heads: Sequence[str] = ()) -> Ross3DVGGT:
+    """The encoder with these heads, whole in every process.
+
+    Raises:
+        ValueError: for damaged weights, and for any that are not finite; names the file.
+    """
+    try:
+        # ZeRO-3 would shard it while it is loaded: it is no part of the model.
+        with without_zero3():
+            encoder = Ross3DVGGT.from_pretrained(path, heads=list(heads))
+    except SafetensorError as error:
+        raise ValueError(
+            f"geometry_encoder: {find_broken_file(path)}: expected weights in the safetensors format, got a damaged or"
+            f" truncated file ({error}); copy it again."
+        ) from error
+    check_finite_weights(encoder, f"geometry_encoder: {path}")
+    return encoder
 
 
 @torch.no_grad()
@@ -416,6 +432,12 @@ def find_geometry_encoder(arguments: RunArguments, config: Ross3DConfig) -> Path
         raise ValueError(
             "data.blind: expected a model without distillation_config, because a blind run shows it no views whose"
             f" features it could predict, got one with it; add {remedy}."
+        )
+    predicted = config.list_predictions("encoder")
+    if predicted and arguments.data.geometry_features is not None:
+        raise ValueError(
+            f"data.geometry_features: expected None with model.{predicted[0]}_config.source 'encoder', because files"
+            f" hold no cameras and depth, got {arguments.data.geometry_features}; leave it out, or set 'scene'."
         )
     if given is not None:
         path = Path(given).expanduser()
@@ -591,14 +613,18 @@ def build_rows(
         )
     check_all_object_ids(annotations, lambda name: Path(data.root) / data.split / name)
     check_lengths(annotations, processor, str(file))
-    reading, unlabelled = get_run_reading(arguments, processor), list_unlabelled(data, config)
+    unlabelled = list_unlabelled(data, config)
     built = build_latents(arguments, processor, config), build_features(arguments, processor, config)
     stores = [store for store in built if store is not None]
     for store in stores:
         store.refuse_missing([*list_scenes(data), *unlabelled])
     encoder = find_geometry_encoder(arguments, config)
+    if config.list_predictions("scene"):
+        processor = copy.copy(processor)
+        processor.return_cameras = True
     if encoder is not None and data.geometry_features is None:
         processor = get_encoder_processor(processor, config, read_encoder_config(encoder).patch_size)
+    reading = get_run_reading(arguments, processor)
     if data.prepared is None:
         reader = SceneReader(read_scene, reading)
     else:

@@ -98,8 +98,9 @@ def main(arguments: RunArguments, npz: Path | None = None) -> None:
         # Whatever encoder the run names, it is not known to be the one that made these files.
         kept.settings |= {"encoder": "vggt.npz of 3DRS", "encoder_depth": NPZ_DEPTH}
     wanted = [*list_scenes(arguments.data), *list_unlabelled(arguments.data, config)]
-    scenes = [path for path in wanted if not kept.has(path)][state.process_index :: state.num_processes]
-    reading = get_run_reading(arguments, processor)
+    # The shares do not depend on what is there: another process may be writing already.
+    scenes = [path for path in wanted[state.process_index :: state.num_processes] if not kept.has(path)]
+    reading = get_run_reading(arguments, fitting)
     prepared = iterate_ahead(lambda path: prepare(path, kept, fitting, reading), scenes)
     progress = tqdm(prepared, total=len(scenes), desc="geometry features", unit="scene",
                     disable=not state.is_main_process)  # fmt: skip

@@ -8,7 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.processing_ross3d import Ross3DProcessor
-from ross3d.training.arguments import LoraArguments
+from ross3d.training.arguments import WHOLE_MODULES, LoraArguments
 from ross3d.training.shards import check_whole_weights
 
 
@@ -32,7 +32,8 @@ def add_lora(
             "lora.target_modules: expected a regular expression for full module names such as"
             f" {sorted(n for n in names if n.endswith('q_proj'))[:1]}, got {arguments.target_modules!r}."
         )
-    for name in arguments.modules:
+    modules = [name for name in WHOLE_MODULES if name in names] if arguments.modules is None else arguments.modules
+    for name in modules:
         if name not in names:
             known = [child for child, _ in model.named_children()]
             raise ValueError(f"lora.modules: expected module names such as {known}, got {name!r}; leave it out.")
@@ -51,7 +52,7 @@ def add_lora(
             lora_alpha=arguments.alpha,
             lora_dropout=arguments.dropout,
             target_modules=arguments.target_modules,
-            modules_to_save=list(arguments.modules),
+            modules_to_save=list(modules),
             trainable_token_indices={"embed_tokens": rows} if rows else None,
         ),
     )

@@ -28,7 +28,7 @@ NAMES = (
 @cache
 def get_processor(mode: str = "valid_depth"):
     if mode == "squash":
-        return make_test_processor(view_fit="squash", geometry_image_size=28)
+        return make_test_processor(view_fit="squash", geometry_image_size=28, return_cameras=True)
     return make_test_processor(geometry_mode=mode)
 
 

@@ -22,6 +22,7 @@ from ross3d.tests.fabricate import (
     GRID,
     WORST_KINDS,
     RowKind,
+    add_cameras,
     add_proposal_tokens,
     make_collator,
     make_model,
@@ -147,10 +148,8 @@ def make_batches(
     """
     for first in range(0, len(kinds) - rows + 1, rows):
         chosen = kinds[first : first + rows]
-        rows_chosen = [
-            add_proposal_tokens(kind.make_row(first + place, geometry)) for place, kind in enumerate(chosen)
-        ]
-        batch = make_collator()(rows_chosen)
+        made = [kind.make_row(first + place, geometry) for place, kind in enumerate(chosen)]
+        batch = make_collator()([add_cameras(add_proposal_tokens(row), first) for row in made])
         if first // rows % 2 and "bool_masked_views" in batch:
             batch["bool_masked_views"] = torch.zeros_like(batch["bool_masked_views"])
         yield str(chosen), batch
@@ -193,6 +192,15 @@ def test_features_from_files_do_the_same_as_the_encoder():
     kinds = {(name, len(batch["input_ids"])) for _, batch in batches for name in batch if name.startswith("geometry")}
     assert kinds == {("geometry_features", 2), ("geometry_pixel_values", 2)}
     check_same_record(make_distilling_model(), batches, num_items_in_batch=torch.ones(5))
+
+
+@pytest.mark.parametrize(("rows", "layer"), [(1, -1), (1, 1), (2, 0)])
+def test_cameras_and_depth_do_the_same_in_the_same_order(rows, layer):
+    """Rows have no cameras, cameras without a depth, or both."""
+    section = {"head_hidden_size": 12}
+    model = make_model(camera_config=section | {"student_layer": layer}, depth_config=section).train()
+    kinds = [*WORST_KINDS, *draw_kinds(7, 8)]
+    check_same_record(model, make_batches(kinds, rows), num_items_in_batch=torch.ones(6))
 
 
 @pytest.mark.slow

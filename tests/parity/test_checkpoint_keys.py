@@ -10,8 +10,9 @@ from ross3d.configuration_ross3d import Ross3DConfig, Ross3DDenoiserConfig
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.tests.parity.build import make_model, split_weights
 from ross3d.tests.parity.golden import GoldenSet, get_goldens_folder, list_tensor_sets
+from ross3d.tests.published import list_shapes_of_3drs
 from ross3d.tools.checkpoints.ingredients import TEACHERS
-from ross3d.tools.checkpoints.keys import adapt_denoiser_file, to_ours, to_published
+from ross3d.tools.checkpoints.keys import adapt_denoiser_file, is_3drs, to_ours, to_published
 
 
 pytestmark = pytest.mark.parity
@@ -58,6 +59,16 @@ def test_released_7b_checkpoint_fits_our_defaults(keys_file, vocab_size: int):
     assert None not in shapes
     assert shapes == released
     assert {to_ours(name) for name in released} >= set(model.state_dict())
+
+
+@pytest.mark.parametrize("keys_file", RELEASED or [SKIP])
+def test_3drs_has_the_keys_that_it_shares_with_the_release(keys_file):
+    """The list for 3DRS was written from its description: its base is that of the released Ross3D, key by key."""
+    released = {name: tuple(shape) for name, shape in json.loads(keys_file.read_text())["keys"].items()}
+    only_ross3d = ("model.mm_inv_projector.", "model.mm_pixel_decoder.", "model.mask_token")
+    shared = {name: shape for name, shape in released.items() if not name.startswith(only_ross3d)}
+    own = {name: shape for name, shape in list_shapes_of_3drs().items() if not is_3drs([name])}
+    assert own == shared and len(own) == 778
 
 
 def test_names_outside_the_table_have_no_counterpart():

@@ -5,6 +5,7 @@
 """
 
 import re
+from collections.abc import Iterable
 from math import isqrt
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 
 TOWER_PREFIX, TEACHER_PREFIX = "model.vision_tower.vision_tower.", "model.mm_pixel_decoder.pixel_decoder."
+DISTILLATION_PREFIX = "model.proj_3d."
 KEY_TABLE: tuple[tuple[str, str], ...] = (
     ("model.mask_token", "model.mask_token"),
     ("model.image_newline", "model.image_newline"),
@@ -51,6 +53,8 @@ KEY_TABLE: tuple[tuple[str, str], ...] = (
         "reconstruction_head.denoiser.final_layer.modulation.*",
     ),
     ("model.mm_inv_projector.net.final_layer.linear.*", "reconstruction_head.denoiser.final_layer.linear.*"),
+    (f"{DISTILLATION_PREFIX}0.*", "distillation_head.linear_1.*"),
+    (f"{DISTILLATION_PREFIX}2.*", "distillation_head.linear_2.*"),
     ("ground_head_zero_target", "grounding_head.no_target"),
     ("ground_head_obj.0.*", "grounding_head.proposal_mlp.linear_1.*"),
     ("ground_head_obj.2.*", "grounding_head.proposal_mlp.norm.*"),
@@ -60,8 +64,11 @@ KEY_TABLE: tuple[tuple[str, str], ...] = (
     ("ground_head_query.3.*", "grounding_head.query_mlp.linear_2.*"),
 )
 
+# Layers in the weights of 3DRS through which nothing passes.
+IDLE_3DRS_KEYS = ("model.corres_linear.weight", "model.linear_dc.weight", "model.geometric_linear.weight")
 # Published keys without a counterpart in ours, and why nothing is lost without them.
 DROPPED_KEYS: tuple[tuple[str, str], ...] = (
+    *((name, "never used by the code of 3DRS; saved for the conversion back") for name in IDLE_3DRS_KEYS),
     ("model.layers.*.self_attn.rotary_emb.inv_freq", "computed from rope_theta"),
     ("model.rotary_emb.inv_freq", "computed from rope_theta"),
     (f"{TOWER_PREFIX}vision_model.embeddings.position_ids", "0, 1, 2, ..."),
@@ -70,6 +77,11 @@ DROPPED_KEYS: tuple[tuple[str, str], ...] = (
     (f"{TOWER_PREFIX}logit_*", "SigLIP's text encoder is not used"),
 )
 VISION_LAYER = f"{TOWER_PREFIX}vision_model.encoder.layers."
+
+
+def is_3drs(names: Iterable[str]) -> bool:
+    """Whether published keys are those of 3DRS: with its projection of states, or its idle layers."""
+    return any(name.startswith((DISTILLATION_PREFIX, *IDLE_3DRS_KEYS)) for name in names)
 
 
 def explain_dropped(name: str, num_vision_layers: int) -> str | None:

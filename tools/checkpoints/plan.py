@@ -12,6 +12,7 @@ from ross3d.configuration_ross3d import Ross3DConfig, Ross3DDenoiserConfig
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.tools.checkpoints.files import MadeTensor, Readable, StoredTensor
 from ross3d.tools.checkpoints.keys import (
+    IDLE_3DRS_KEYS,
     INVERSE_PROJECTOR,
     adapt_denoiser_file,
     explain_dropped,
@@ -19,7 +20,13 @@ from ross3d.tools.checkpoints.keys import (
     to_ours,
     to_published,
 )
-from ross3d.tools.checkpoints.published_config import EMBEDDINGS, explain_dropped_denoiser, get_denoiser_settings
+from ross3d.tools.checkpoints.published_config import (
+    EMBEDDINGS,
+    explain_dropped_denoiser,
+    explain_unpublished,
+    get_denoiser_settings,
+    is_3drs_model,
+)
 
 
 TEACHER = "teacher."
@@ -167,6 +174,8 @@ def plan_ours(
             reason = "tied to the word embeddings"
         if reason is not None:
             plan.records.append(KeyRecord(name, None, "dropped", reason))
+            if name in IDLE_3DRS_KEYS:
+                plan.rest[name] = tensor
         elif ours not in shapes:
             unknown.append(name if ours is None else f"{name} (ours: {ours})")
         else:
@@ -380,7 +389,8 @@ def plan_published(
     Args:
         tensors: of our model, by our names.
         teacher: of its VAE, by their names in the diffusers folder; empty when there is none.
-        rest: rows of word embeddings that were set aside when it was converted to ours, by published name.
+        rest: rows of word embeddings and idle layers that were set aside when it was converted to ours, by published
+            name.
         config: ours.
         embedding_rows (`int`, *optional*): rows of `model.embed_tokens.weight`; rows after the vocabulary are 0.
 
@@ -393,15 +403,15 @@ def plan_published(
     if missing := sorted(set(shapes) - set(tensors)):
         raise ValueError(f"{missing[0]}: expected it in the checkpoint, found {len(missing)} keys missing.")
     check_shapes([(name, to_published(name) or name, tensor.shape, shapes[name]) for name, tensor in tensors.items()])
-    reason = explain_dropped_denoiser(config)
     for name, tensor in tensors.items():
-        if reason is not None and name.startswith("reconstruction_head."):
+        if (reason := explain_unpublished(name, config)) is not None:
             plan.records.append(KeyRecord(None, name, "dropped", reason))
             continue
         published = to_published(name)
         written = extend_rows(tensor, rest.get(published), embedding_rows if published == EMBEDDINGS[0] else None)
         plan.model[published] = written
         plan.records.append(KeyRecord(published, name, "mapped", getattr(written, "note", "")))
+    reason = explain_dropped_denoiser(config)
     for name, tensor in teacher.items():
         if reason is not None:
             plan.records.append(KeyRecord(None, f"{TEACHER}{name}", "dropped", reason))
@@ -409,6 +419,10 @@ def plan_published(
         published = to_published(f"{TEACHER}{name}")
         plan.model[published] = tensor
         plan.records.append(KeyRecord(published, f"{TEACHER}{name}", "mapped"))
+    for name in IDLE_3DRS_KEYS if is_3drs_model(config) else ():
+        if name in rest:
+            plan.model[name] = rest[name]
+            plan.records.append(KeyRecord(name, None, "mapped", "saved by the conversion to our format"))
     return plan
 
 

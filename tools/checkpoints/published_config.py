@@ -1,7 +1,7 @@
 """Published `config.json` (`mm_*` keys) and `Ross3DConfig`: one table, used in both directions.
 
-The published file leaves out what its code fixes: the sizes of denoiser and grounding head follow from the weights,
-vision tower and VAE have their own folders. `make_config` combines all of these.
+The published file leaves out what its code fixes: the sizes of denoiser, grounding head and the projection of 3DRS
+follow from the weights, vision tower and VAE have their own folders. `make_config` combines all of these.
 """
 
 from collections.abc import Collection, Mapping
@@ -11,7 +11,7 @@ from typing import Any
 from transformers import GenerationConfig, Qwen2Config
 
 from ross3d.configuration_ross3d import Ross3DConfig
-from ross3d.tools.checkpoints.keys import INVERSE_PROJECTOR
+from ross3d.tools.checkpoints.keys import DISTILLATION_PREFIX, INVERSE_PROJECTOR
 
 
 REQUIRED = object()
@@ -90,6 +90,15 @@ LIBRARY_ENTRIES = frozenset(
     | set(GenerationConfig().to_dict())
 )  # fmt: skip
 
+# What the code of 3DRS fixes; the sizes of its projection are in the weights.
+DISTILLATION_3DRS: dict[str, Any] = {
+    "encoder_layers": [-1],
+    "student_layer": -1,
+    "tasks": ["text", "grounding"],
+    "masked_views": "exclude",
+    "encoder_image_size": 518,
+    "encoder_dtype": "autocast_bfloat16",
+}
 # Attention heads of the released denoiser and its poolers, which cannot be read from the weights.
 DENOISER_HEADS, LATENT_PATCH_SIZE = 16, 2
 
@@ -107,6 +116,7 @@ def make_config(
     vision: Mapping[str, Any],
     denoiser: Mapping[str, Any] | None,
     grounding: bool,
+    distillation: Mapping[str, Any] | None = None,
 ) -> Ross3DConfig:
     """Our config for a published model, with the published choice of every named value.
 
@@ -117,6 +127,7 @@ def make_config(
         vision: SigLIP's configuration; its `num_hidden_layers` counts the last layer, which the model leaves out.
         denoiser: see `get_denoiser_settings`; None for a model without one.
         grounding (`bool`): whether it has a grounding head.
+        distillation (*optional*): see `get_distillation_settings`; None for a model that is not of 3DRS.
 
     Raises:
         ValueError: for a setting that this model cannot have, or one that is missing.
@@ -124,7 +135,10 @@ def make_config(
     published = {key: value for key, value in published.items() if value is not None}
     for key, only in ONLY_VALUES.items():
         if published.get(key, only) != only:
-            raise ValueError(f"{key}: expected {only!r}, the only supported value, got {published[key]!r}.")
+            raise ValueError(
+                f"{key}: expected {only!r}, the only supported value, got {published[key]!r}; use a checkpoint"
+                " that was trained with it."
+            )
     settings: dict[str, Any] = {"text_config": {}, "denoiser_config": {}}
     for key, ours, default in CONFIG_TABLE:
         value = published.get(key, default)
@@ -145,6 +159,9 @@ def make_config(
     }
     settings["denoiser_config"] = None if denoiser is None else settings["denoiser_config"] | denoiser
     settings["view_mask_ratio"] = get_mask_ratio(published)
+    if distillation is not None:
+        # As its evaluation does, whatever the file says.
+        settings["tie_word_embeddings"] = False
     config = Ross3DConfig(
         **settings,
         vision_config={**vision, "num_hidden_layers": vision["num_hidden_layers"] - 1},
@@ -153,6 +170,8 @@ def make_config(
         projector_norm="none",
         position_embedding="sin3d",
         grounding=grounding,
+        distillation_config=None if distillation is None else dict(distillation),
+        proposal_pooling="vision" if distillation is None else "mean",
         view_mask_period=get_mask_period(published),
         reconstruct_on_grounding_rows=False,
     )
@@ -255,6 +274,24 @@ def get_denoiser_settings(shapes: Mapping[str, tuple[int, ...]], teacher: Mappin
     }
 
 
+def get_distillation_settings(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """`distillation_config` of published weights of 3DRS.
+
+    Args:
+        shapes: of the weights, by published name.
+
+    Raises:
+        ValueError: when a half of the projection is missing.
+    """
+    names = [f"{DISTILLATION_PREFIX}{layer}.weight" for layer in (0, 2)]
+    if missing := [name for name in names if not shapes.get(name)]:
+        raise ValueError(
+            f"{missing[0]}: expected both layers of the projection of 3DRS, {' and '.join(names)}, found none;"
+            " download the other files of the checkpoint, and leave these keys out of --drop."
+        )
+    return {"head_hidden_size": shapes[names[0]][0], "feature_size": shapes[names[1]][0]} | DISTILLATION_3DRS
+
+
 # Further entries of the release's config.json, for checkpoints that were not converted from one.
 PUBLISHED_TEMPLATE: dict[str, Any] = {
     "architectures": ["Ross3DQwenForCausalLM"],
@@ -273,6 +310,18 @@ PUBLISHED_TEMPLATE: dict[str, Any] = {
     "use_mm_inv_proj": True,
     "use_mm_proj": True,
 } | ONLY_VALUES
+ROSS3D_ENTRIES = ("mm_inv_projector_type", "ross_enable", "ross_multi_task", "use_mm_inv_proj")
+# The same for 3DRS.
+TEMPLATE_3DRS: dict[str, Any] = {
+    **{key: value for key, value in PUBLISHED_TEMPLATE.items() if key not in ROSS3D_ENTRIES},
+    "architectures": ["LlavaQwenForCausalLM"],
+    "model_type": "llava_qwen",
+}
+
+
+def is_3drs_model(config: Ross3DConfig) -> bool:
+    """Whether the published form of our model is that of 3DRS: Ross3D has no projection and other proposals."""
+    return config.distillation_config is not None and config.proposal_pooling == "mean"
 
 
 def check_publishable(config: Ross3DConfig) -> None:
@@ -289,6 +338,13 @@ def check_publishable(config: Ross3DConfig) -> None:
         "position_embedding": "sin3d",
         "position_embedding_base": 10000.0,
     }
+    if is_3drs_model(config):
+        # The layers that its projection was trained on; the other values concern only further training.
+        fixed = ("encoder_layers", "student_layer")
+        only |= {f"distillation_config.{name}": DISTILLATION_3DRS[name] for name in fixed}
+    else:
+        # 3DRS is recognised by its projection, so "mean" without one would come back as "vision".
+        only["proposal_pooling"] = "vision"
     for name, wanted in only.items():
         value = get_value(config, name)
         if not same(value, wanted):
@@ -298,8 +354,21 @@ def check_publishable(config: Ross3DConfig) -> None:
             )
 
 
+def explain_unpublished(name: str, config: Ross3DConfig) -> str | None:
+    """The reason why the published form of a model has no place for one of our keys, or None when it has one."""
+    if name.startswith("reconstruction_head."):
+        return explain_dropped_denoiser(config)
+    if name.startswith("distillation_head.") and not is_3drs_model(config):
+        return "the published code of Ross3D distils nothing"
+    if name == "model.mask_token" and is_3drs_model(config):
+        return "the published code of 3DRS masks no views"
+    return None
+
+
 def explain_dropped_denoiser(config: Ross3DConfig) -> str | None:
     """The reason why the published code cannot use this model's denoiser; None when it can."""
+    if is_3drs_model(config):
+        return "the published code of 3DRS has no denoiser"
     denoiser = config.denoiser_config
     if denoiser is None:
         return None
@@ -322,11 +391,12 @@ def make_published_config(
     Args:
         config: ours.
         base: the published config that the model came from, or None.
-        parts: `mm_vision_tower` and `mm_pixel_decoder`, used without `base`.
+        parts: `mm_vision_tower` and, except for 3DRS, `mm_pixel_decoder`, used without `base`.
         has_denoiser (`bool`): whether the checkpoint has denoiser weights.
         vocab_sizes: rows of the checkpoint's input and output embeddings.
     """
-    published = {**PUBLISHED_TEMPLATE, **parts} if base is None else dict(base)
+    template = TEMPLATE_3DRS if is_3drs_model(config) else PUBLISHED_TEMPLATE
+    published = {**template, **parts} if base is None else dict(base)
     for key, ours, default in CONFIG_TABLE:
         section = ours.rpartition(".")[0]
         if section and getattr(config, section) is None:

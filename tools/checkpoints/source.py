@@ -26,9 +26,15 @@ from ross3d.tools.checkpoints.ingredients import (
     find_known_name,
     find_part,
 )
-from ross3d.tools.checkpoints.keys import INVERSE_PROJECTOR, TEACHER_PREFIX, TOWER_PREFIX, VISION_LAYER
+from ross3d.tools.checkpoints.keys import INVERSE_PROJECTOR, TEACHER_PREFIX, TOWER_PREFIX, VISION_LAYER, is_3drs
 from ross3d.tools.checkpoints.plan import check_num_layers
-from ross3d.tools.checkpoints.published_config import get_denoiser_settings, get_vocab_size, make_config
+from ross3d.tools.checkpoints.published_config import (
+    get_denoiser_settings,
+    get_distillation_settings,
+    get_vocab_size,
+    is_3drs_model,
+    make_config,
+)
 
 
 MAX_NEW_TOKENS = 512
@@ -78,6 +84,11 @@ class PublishedSource:
         return any(name.startswith(TEACHER_PREFIX) for name in self.tensors)
 
     @property
+    def is_3drs(self) -> bool:
+        """Whether it is of 3DRS, whose views and proposals are read in another way; keys that were left out count."""
+        return is_3drs([*self.tensors, *self.dropped])
+
+    @property
     def token_ids(self) -> dict[str, int | None]:
         ids = {name: self.tokenizer.convert_tokens_to_ids(token) for name, token in TOKENS.items()}
         return ids | {"eos": self.tokenizer.eos_token_id, "pad": self.tokenizer.pad_token_id}
@@ -119,9 +130,15 @@ def read_source(
         raise ValueError(
             f"--drop: expected patterns of keys of {folder}, got {idle}, which match none; leave them out."
         )
+    has_tower = any(key.startswith(TOWER_PREFIX) for key in tensors)
+    if is_3drs(found) and not has_tower:
+        raise ValueError(
+            f"{folder}: expected the weights of the vision tower, {TOWER_PREFIX}*, in a checkpoint of 3DRS, found"
+            " none; download its other files: 3DRS trained its tower, and any other gives worse answers."
+        )
     vision = find_config("mm_vision_tower", config, folder, vision_tower)
     tower = None
-    if not any(key.startswith(TOWER_PREFIX) for key in tensors):
+    if not has_tower:
         tower = find_part("mm_vision_tower", config, folder, vision_tower)
         tensors |= list_tower(tower)
     is_known = vision_tower is None and find_known_name("mm_vision_tower", config["mm_vision_tower"]) is not None
@@ -267,6 +284,7 @@ def make_release_config(source: PublishedSource) -> Ross3DConfig:
         source.vision,
         None if source.teacher is None else get_denoiser_settings(source.shapes, source.teacher),
         grounding=any(name.startswith("ground_head_") for name in source.tensors),
+        distillation=get_distillation_settings(source.shapes) if source.is_3drs else None,
     )
 
 
@@ -275,7 +293,8 @@ def list_ingredients(name: str, source: PublishedSource, has_teacher: bool, has_
     ingredients = [INGREDIENTS["code"]]
     is_7b = source.config["hidden_size"] == 3584 and source.vision == VISION_TOWERS[Path(DEFAULT_VISION_TOWER).name]
     if is_7b:
-        parts = (["release"] if has_release else []) + ["base", "language_model", "vision_tower"]
+        release = "release_3drs" if source.is_3drs else "release"
+        parts = ([release] if has_release else []) + ["base", "language_model", "vision_tower"]
         ingredients += [INGREDIENTS[part] for part in parts]
     else:
         ingredients.append(make_unknown(name))
@@ -306,6 +325,10 @@ def make_processor(tokenizer: PreTrainedTokenizerBase, config: Ross3DConfig, for
     """The processor of a published model; with the spatial instruction in training prompts, not in evaluation."""
     side = config.vision_config.image_size
     denoiser = config.denoiser_config
+    settings = {} if denoiser is None else {"bev_size": denoiser.bev_image_size}
+    if is_3drs_model(config):
+        # Whole pictures, and the tokens of a proposal with at least 91 of their 27 x 27 points inside.
+        settings |= {"view_fit": "squash", "object_token_threshold": 0.125}
     return Ross3DProcessor(
         image_processor=Ross3DImageProcessor(
             size={"height": side, "width": side},
@@ -317,6 +340,7 @@ def make_processor(tokenizer: PreTrainedTokenizerBase, config: Ross3DConfig, for
         geometry_mode="published",
         label_rule="published",
         spatial_instruction=for_training,
+        object_patch_threshold=0.5,
         max_position_embeddings=config.text_config.max_position_embeddings,
-        **({} if denoiser is None else {"bev_size": denoiser.bev_image_size}),
+        **settings,
     )
