@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from ross3d.modeling_ross3d import LOSS_NAMES
-from ross3d.tests.fabricate import RaggedRows, make_collator, make_model, make_row
+from ross3d.modeling_ross3d import get_loss_names
+from ross3d.tests.fabricate import DISTILLATION, RaggedRows, make_collator, make_model, make_row
 from ross3d.training.trainer import Ross3DTrainer
 
 
@@ -52,21 +52,22 @@ def test_the_best_checkpoint_is_loaded_at_the_end(cls, rows, tmp_path):
 @pytest.mark.parametrize("size", [1, 3, 8])
 def test_our_evaluation_averages_over_answers_and_scenes_however_rows_are_batched(size, tmp_path):
     """As a training step does: each named loss over all it applies to, not over batches."""
-    model, rows = make_model(), RaggedRows(8)
+    model, rows = make_model(distillation_config=DISTILLATION), RaggedRows(8, geometry=True)
+    names = get_loss_names(model.config)
     metrics = make_trainer(Ross3DTrainer, tmp_path, rows, model, per_device_eval_batch_size=size).evaluate()
-    totals, counts = torch.zeros(4), torch.zeros(4)
+    totals, counts = torch.zeros(5), torch.zeros(5)
     for index in range(len(rows)):
         with torch.no_grad():
             output = model.eval()(**make_collator()([rows[index]]))
-        for place, name in enumerate(LOSS_NAMES):
+        for place, name in enumerate(names):
             if output.get(name) is not None:
                 totals[place] += output[name] * output.loss_counts[place]
         counts += output.loss_counts
     assert (counts > 1).all()
-    for name, wanted in zip(LOSS_NAMES, totals / counts, strict=True):
+    for name, wanted in zip(names, totals / counts, strict=True):
         assert metrics[f"eval_{name}"] == pytest.approx(float(wanted), rel=1e-4), name
-    weights = [getattr(model.config, f"{name}_weight") for name in LOSS_NAMES]
-    wanted = sum(weight * metrics[f"eval_{name}"] for weight, name in zip(weights, LOSS_NAMES, strict=True))
+    weights = [getattr(model.config, f"{name}_weight") for name in names]
+    wanted = sum(weight * metrics[f"eval_{name}"] for weight, name in zip(weights, names, strict=True))
     assert metrics["eval_loss"] == pytest.approx(wanted, rel=1e-6)
 
 
