@@ -31,11 +31,11 @@ REMAKE = "make them with `python -m ross3d.training.geometry_features CONFIG.yam
 
 
 def get_encoder_fingerprint(path: Path) -> str:
-    """One hash of an encoder's weights and config, from its folder or file."""
+    """One hash of an encoder: of a published file, or of the weights and the config of a folder."""
+    if path.is_file():
+        return hash_file(path)[:16]
     digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".pt"))
-    config = path / "config.json"
-    for file in [*files, *([config] if config.is_file() else [])]:
+    for file in [*sorted(path.glob("*.safetensors")), path / "config.json"]:
         digest.update(f"{file.name} {hash_file(file)}".encode())
     return digest.hexdigest()[:16]
 

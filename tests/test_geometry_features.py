@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from ross3d.data.arguments import DataArguments
@@ -20,8 +21,15 @@ from ross3d.data.sources import read_scene
 from ross3d.tests.tiny import get_checkpoint, get_rooms
 from ross3d.training import geometry_features as door
 from ross3d.training.arguments import RunArguments
-from ross3d.training.build import build_collator, build_config, build_model, build_processor, build_rows
-from ross3d.vggt_ross3d import Ross3DVGGT
+from ross3d.training.build import (
+    build_collator,
+    build_config,
+    build_features,
+    build_model,
+    build_processor,
+    build_rows,
+)
+from ross3d.vggt_ross3d import Ross3DVGGT, make_published_weights
 
 
 @pytest.fixture
@@ -148,6 +156,25 @@ def test_reduced_pictures_are_not_smaller_than_those_of_the_encoder(arguments, m
     assert {reading["reduce_to"] for reading in read} == {128}
     assert get_rows(without_files(run)).reader.reading["reduce_to"] == 128
     assert get_loss(run) == get_loss(without_files(run))
+
+
+def test_a_published_encoder_is_the_file_that_is_read(arguments, tmp_path):
+    """Given as a file or as a folder, and whatever else is in the folder."""
+    encoder = Ross3DVGGT.from_pretrained(get_checkpoint("3drs") / "geometry_encoder", heads=[])
+    weights = {name: tensor.contiguous() for name, tensor in make_published_weights(encoder.state_dict()).items()}
+    names = ["one/model.safetensors", "two/model.safetensors"]
+    for name in names:
+        (tmp_path / name).parent.mkdir()
+        save_file(weights, tmp_path / name)
+    torch.save(weights, tmp_path / "two" / "model.pt")
+    runs = [replace(arguments, geometry_encoder=str(tmp_path / name)) for name in (names[0], "one", "two")]
+    processor = build_processor(arguments)
+    stores = [build_features(run, processor, build_config(run, processor)) for run in runs]
+    assert len({store.settings["encoder"] for store in stores}) == 1
+    weights["aggregator.camera_token"] += 1
+    save_file(weights, tmp_path / names[1])
+    store = build_features(runs[2], processor, build_config(runs[2], processor))
+    assert store.settings["encoder"] != stores[0].settings["encoder"]
 
 
 def test_features_that_are_not_finite_are_not_kept(arguments):
