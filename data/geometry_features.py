@@ -42,7 +42,7 @@ def get_encoder_fingerprint(path: Path) -> str:
 
 def describe_files(path: Path) -> list[list[Any]]:
     """Name and size of every file that a scan is read from: they stay the same when the scan is copied."""
-    return [[os.path.relpath(file, path), file.stat().st_size] for file in list_files(path)]
+    return sorted([os.path.relpath(file, path), file.stat().st_size] for file in list_files(path))
 
 
 def compress(features: torch.Tensor, storage: Storage) -> dict[str, torch.Tensor]:

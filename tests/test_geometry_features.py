@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
+from ross3d.data import geometry_features
 from ross3d.data.arguments import DataArguments
 from ross3d.data.geometry_features import SceneFeatures, compress, find_difference, read_npz, restore
 from ross3d.data.sources import read_scene
@@ -302,6 +303,18 @@ def test_features_of_other_numbers_of_views_are_refused(arguments):
         [rows[index] for index in range(3)]
 
 
+def test_files_of_a_scene_are_described_in_one_order(tmp_path, monkeypatch):
+    """Where a layout has files beside the scene, the order of whole paths depends on where the data is."""
+    for name in ("b/room/picture", "a/scans", "c/more"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(name)
+    for order in ([0, 1, 2], [2, 1, 0]):
+        files = [tmp_path / ("b/room/picture", "a/scans", "c/more")[place] for place in order]
+        monkeypatch.setattr(geometry_features, "list_files", lambda _, files=files: files)
+        described = geometry_features.describe_files(tmp_path / "b" / "room")
+        assert described == [["../../a/scans", 7], ["../../c/more", 6], ["picture", 14]]
+
+
 def test_differences_are_named():
     assert find_difference({"a": 1, "b": None}, {"a": 1, "b": None}) is None
     # What only the file knows is not compared, except inside a section.
@@ -379,6 +392,8 @@ def test_words_of_the_command_line(tmp_path, monkeypatch):
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump({"init_from": str(get_checkpoint("3drs"))}))
     door.start([str(file), "--npz", "npz", "--data.limit", "2"])
-    assert seen[0][0].data.limit == 2 and seen[0][1] == Path("npz")
-    with pytest.raises(ValueError, match="--npz: expected the folder of 3DRS's files after it, got nothing"):
-        door.start([str(file), "--npz"])
+    door.start([str(file), "--npz=npz", "--data.limit", "2"])
+    assert all(arguments.data.limit == 2 and folder == Path("npz") for arguments, folder in seen)
+    for words in (["--npz"], ["--npz=", "--data.limit", "2"]):
+        with pytest.raises(ValueError, match="--npz: expected the folder of 3DRS's files after it, got nothing"):
+            door.start([str(file), *words])
