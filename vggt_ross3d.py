@@ -851,6 +851,7 @@ __all__ = [
     "Ross3DVGGTOutput",
     "convert_published_weights",
     "decode_cameras",
+    "find_published_file",
     "get_quaternions",
     "make_published_weights",
     "read_encoder_config",

@@ -31,18 +31,18 @@ REMAKE = "make them with `python -m ross3d.training.geometry_features CONFIG.yam
 
 
 def get_encoder_fingerprint(path: Path) -> str:
-    """One hash of an encoder's weights and config, from its folder or file."""
+    """One hash of an encoder: of a published file, or of the weights and the config of a folder."""
+    if path.is_file():
+        return hash_file(path)[:16]
     digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".pt"))
-    config = path / "config.json"
-    for file in [*files, *([config] if config.is_file() else [])]:
+    for file in [*sorted(path.glob("*.safetensors")), path / "config.json"]:
         digest.update(f"{file.name} {hash_file(file)}".encode())
     return digest.hexdigest()[:16]
 
 
 def describe_files(path: Path) -> list[list[Any]]:
     """Name and size of every file that a scan is read from: they stay the same when the scan is copied."""
-    return [[os.path.relpath(file, path), file.stat().st_size] for file in list_files(path)]
+    return sorted([os.path.relpath(file, path), file.stat().st_size] for file in list_files(path))
 
 
 def compress(features: torch.Tensor, storage: Storage) -> dict[str, torch.Tensor]:

@@ -12,16 +12,25 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from torch.testing import assert_close
 
+from ross3d.data import geometry_features
 from ross3d.data.arguments import DataArguments
 from ross3d.data.geometry_features import SceneFeatures, compress, find_difference, read_npz, restore
 from ross3d.data.sources import read_scene
 from ross3d.tests.tiny import get_checkpoint, get_rooms
 from ross3d.training import geometry_features as door
 from ross3d.training.arguments import RunArguments
-from ross3d.training.build import build_collator, build_config, build_model, build_processor, build_rows
-from ross3d.vggt_ross3d import Ross3DVGGT
+from ross3d.training.build import (
+    build_collator,
+    build_config,
+    build_features,
+    build_model,
+    build_processor,
+    build_rows,
+)
+from ross3d.vggt_ross3d import Ross3DVGGT, make_published_weights
 
 
 @pytest.fixture
@@ -150,6 +159,25 @@ def test_reduced_pictures_are_not_smaller_than_those_of_the_encoder(arguments, m
     assert get_loss(run) == get_loss(without_files(run))
 
 
+def test_a_published_encoder_is_the_file_that_is_read(arguments, tmp_path):
+    """Given as a file or as a folder, and whatever else is in the folder."""
+    encoder = Ross3DVGGT.from_pretrained(get_checkpoint("3drs") / "geometry_encoder", heads=[])
+    weights = {name: tensor.contiguous() for name, tensor in make_published_weights(encoder.state_dict()).items()}
+    names = ["one/model.safetensors", "two/model.safetensors"]
+    for name in names:
+        (tmp_path / name).parent.mkdir()
+        save_file(weights, tmp_path / name)
+    torch.save(weights, tmp_path / "two" / "model.pt")
+    runs = [replace(arguments, geometry_encoder=str(tmp_path / name)) for name in (names[0], "one", "two")]
+    processor = build_processor(arguments)
+    stores = [build_features(run, processor, build_config(run, processor)) for run in runs]
+    assert len({store.settings["encoder"] for store in stores}) == 1
+    weights["aggregator.camera_token"] += 1
+    save_file(weights, tmp_path / names[1])
+    store = build_features(runs[2], processor, build_config(runs[2], processor))
+    assert store.settings["encoder"] != stores[0].settings["encoder"]
+
+
 def test_features_that_are_not_finite_are_not_kept(arguments):
     rows_of = SceneFeatures(Path(arguments.data.geometry_features), {"encoder_layers": [-1], "storage": "bfloat16"})
     features = torch.ones(2, 1, 3, 4, 6)
@@ -275,6 +303,18 @@ def test_features_of_other_numbers_of_views_are_refused(arguments):
         [rows[index] for index in range(3)]
 
 
+def test_files_of_a_scene_are_described_in_one_order(tmp_path, monkeypatch):
+    """Where a layout has files beside the scene, the order of whole paths depends on where the data is."""
+    for name in ("b/room/picture", "a/scans", "c/more"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(name)
+    for order in ([0, 1, 2], [2, 1, 0]):
+        files = [tmp_path / ("b/room/picture", "a/scans", "c/more")[place] for place in order]
+        monkeypatch.setattr(geometry_features, "list_files", lambda _, files=files: files)
+        described = geometry_features.describe_files(tmp_path / "b" / "room")
+        assert described == [["../../a/scans", 7], ["../../c/more", 6], ["picture", 14]]
+
+
 def test_differences_are_named():
     assert find_difference({"a": 1, "b": None}, {"a": 1, "b": None}) is None
     # What only the file knows is not compared, except inside a section.
@@ -352,6 +392,8 @@ def test_words_of_the_command_line(tmp_path, monkeypatch):
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump({"init_from": str(get_checkpoint("3drs"))}))
     door.start([str(file), "--npz", "npz", "--data.limit", "2"])
-    assert seen[0][0].data.limit == 2 and seen[0][1] == Path("npz")
-    with pytest.raises(ValueError, match="--npz: expected the folder of 3DRS's files after it, got nothing"):
-        door.start([str(file), "--npz"])
+    door.start([str(file), "--npz=npz", "--data.limit", "2"])
+    assert all(arguments.data.limit == 2 and folder == Path("npz") for arguments, folder in seen)
+    for words in (["--npz"], ["--npz=", "--data.limit", "2"]):
+        with pytest.raises(ValueError, match="--npz: expected the folder of 3DRS's files after it, got nothing"):
+            door.start([str(file), *words])

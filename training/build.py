@@ -54,7 +54,7 @@ from ross3d.training.lora import PEFT_PREFIX
 from ross3d.training.model_section import make_config
 from ross3d.training.optimizer import MuonAdamW
 from ross3d.training.shards import check_whole_matrices, is_launched_with, without_zero3
-from ross3d.vggt_ross3d import Ross3DVGGT, read_encoder_config
+from ross3d.vggt_ross3d import Ross3DVGGT, find_published_file, read_encoder_config
 
 
 # Files of a geometry encoder that are fetched from the Hub.
@@ -475,7 +475,9 @@ def build_features(arguments: RunArguments, processor: Ross3DProcessor, config: 
     if encoder is not None:
         told = read_encoder_config(encoder)
         check_encoder(told, section)
-        known = {"encoder": get_encoder_fingerprint(encoder), "encoder_depth": told.num_hidden_layers}
+        # A published folder may hold the same weights twice; it counts as the file that is read of it.
+        source = find_published_file(encoder, {}) or encoder
+        known = {"encoder": get_encoder_fingerprint(source), "encoder_depth": told.num_hidden_layers}
     settings = {
         "processor": {**processor.get_view_settings(), "view_fit": processor.view_fit},
         "reading": get_run_reading(arguments, processor),

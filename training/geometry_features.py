@@ -126,13 +126,17 @@ def prepare(
 
 
 def take_npz_option(words: list[str]) -> tuple[list[str], Path | None]:
-    """The words of a command line without `--npz DIR`, and DIR."""
-    if "--npz" not in words:
+    """The words of a command line without `--npz DIR` or `--npz=DIR`, and DIR."""
+    place = next((place for place, word in enumerate(words) if word.split("=")[0] == "--npz"), None)
+    if place is None:
         return words, None
-    place = words.index("--npz")
-    if place + 1 == len(words):
-        raise ValueError("--npz: expected the folder of 3DRS's files after it, got nothing; write --npz DIR.")
-    return words[:place] + words[place + 2 :], Path(words[place + 1])
+    name, sign, folder = words[place].partition("=")
+    end = place + 1
+    if not sign:
+        folder, end = (words[end] if end < len(words) else ""), end + 1
+    if not folder:
+        raise ValueError(f"{name}: expected the folder of 3DRS's files after it, got nothing; write --npz DIR.")
+    return words[:place] + words[end:], Path(folder)
 
 
 def start(words: list[str]) -> None:
