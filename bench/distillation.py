@@ -20,7 +20,14 @@ from ross3d.bench.harness import ROOT, compare, describe_run, get_peak_gb, print
 from ross3d.scenes.build import build_scenes
 from ross3d.training import geometry_features
 from ross3d.training.arguments import RunArguments, read_run_arguments
-from ross3d.training.build import build_collator, build_config, build_features, build_model, build_processor, build_rows
+from ross3d.training.build import (
+    build_collator,
+    build_config,
+    build_features,
+    build_model,
+    build_processor,
+    build_rows,
+)
 
 
 CONFIG = "configs/tiny_3drs.yaml"
