@@ -560,7 +560,7 @@ class Ross3DModel(Ross3DPreTrainedModel):
             kwargs["shared_prefix"] = past_key_values
         wants_layers = places is not None and len(visual_layers) > 0
         if wants_layers:
-            wants_all = kwargs.pop("output_hidden_states", None)
+            wants_all = kwargs.pop("output_hidden_states", self.language_model.config.output_hidden_states)
             kwargs["output_hidden_states"] = True
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,

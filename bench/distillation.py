@@ -82,7 +82,7 @@ class Steps:
 
     def read(self, storage: str) -> torch.Tensor:
         """The features of one scene, from its file."""
-        return self.stores[storage].read(self.scenes[0])["geometry_features"].float()
+        return self.stores[storage].read(self.scenes[0]).tensors["geometry_features"].float()
 
 
 def run(num_views: int, num_scenes: int, rounds: int) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from ross3d.data.rows import (
     take_turns,
 )
 from ross3d.data.scene import BLIND_PICTURE, Scene
+from ross3d.data.tensor_cache import Stored
 from ross3d.geometry_ross3d import unproject
 from ross3d.inputs_ross3d import INPUTS
 
@@ -60,17 +61,28 @@ def get_seen(scene: Scene, fitted: Any = None) -> tuple[Any, Callable[[], torch.
 
 
 def check_stored(
-    tensors: dict[str, torch.Tensor], row: dict[str, torch.Tensor], file: Path
+    stored: Stored, row: dict[str, torch.Tensor], views: Sequence[str], file: Path
 ) -> dict[str, torch.Tensor]:
-    """Refuse tensors from a file that are of more or fewer views than the row that they are added to."""
+    """The tensors of a file; refused if they are of other views than the row that they are added to.
+
+    Args:
+        views: the names of the row's views; empty where they are not known.
+    """
     num_views = len(row["pixel_values"])
-    for name, tensor in tensors.items():
+    for name, tensor in stored.tensors.items():
         if "V" in INPUTS[name].axes and len(tensor) != num_views:
             raise ValueError(
                 f"{file}: expected {name} of {num_views} views, as this run reads of the scene, got {len(tensor)};"
                 " remove the file, and make it again with the command that made it."
             )
-    return tensors
+    pairs = zip(views, stored.views, strict=False)
+    other = next(((ours, theirs) for ours, theirs in pairs if ours != theirs), None)
+    if other is not None:
+        raise ValueError(
+            f"{file}: expected the view {other[0]!r}, which this run reads of the scene, got {other[1]!r} in its"
+            " place; remove the file, and make it again with the command that made it."
+        )
+    return stored.tensors
 
 
 class SceneRows(Dataset):
@@ -229,10 +241,17 @@ class SceneRows(Dataset):
             questions = self.choose_questions(path.name, row_seed) if labelled else []
         else:
             questions = [self.annotations[path.name][place] for place in row.questions]
-        inputs = self.get_blind_inputs(questions) if self.data.blind else self.get_inputs(path, questions, row_seed)
+        if self.data.blind:
+            return self.process(self.get_blind_inputs(questions), row_seed)
+        scene, fitted = self.reader.read(path)
+        row = self.process(self.get_inputs(scene, fitted, path, questions, row_seed), row_seed)
+        for store in self.stores:
+            row |= check_stored(store.read(path), row, scene.view_names, store.get_file(path))
+        return row
+
+    def process(self, inputs: dict[str, Any], row_seed: int) -> dict[str, torch.Tensor]:
+        """The tensors of one row."""
         row = {key: value[0] for key, value in self.processor(**inputs, return_tensors="pt").items()}
-        for store in () if self.data.blind else self.stores:
-            row |= check_stored(store.read(path), row, store.get_file(path))
         return row | {"row_seed": torch.tensor(row_seed)}
 
     def choose_questions(self, scene_id: str, row_seed: int) -> list[Annotation]:
@@ -253,13 +272,14 @@ class SceneRows(Dataset):
             "query_coords": [question.query_coords for question in questions],
         }
 
-    def get_inputs(self, path: Path, questions: list[Annotation], row_seed: int) -> dict[str, Any]:
-        """The processor's arguments for a scene and its questions.
+    def get_inputs(
+        self, scene: Scene, fitted: Any, path: Path, questions: list[Annotation], row_seed: int
+    ) -> dict[str, Any]:
+        """The processor's arguments for a scene, as the reader gives it from its folder, and its questions.
 
         Raises:
             ValueError: for a question about objects that the scene does not have, or about a place far outside of it.
         """
-        scene, fitted = self.reader.read(path)
         inputs, boxes = self.get_text(questions), None
         if scene.boxes is not None:
             boxes, proposal_of = self.make_proposals(scene, row_seed)

@@ -19,7 +19,7 @@ import torch
 
 from ross3d.data.atomic import remove_leftovers_of_the_dead
 from ross3d.data.sources import list_files
-from ross3d.data.tensor_cache import DamagedError, hash_file, load_any_cache, make_cache, write_cache
+from ross3d.data.tensor_cache import DamagedError, Stored, hash_file, load_any_cache, make_cache, write_cache
 
 
 # Raise when the content of a file, or the meaning of its numbers, changes.
@@ -114,15 +114,15 @@ class SceneFeatures:
         # Without shared objects, which would change the bytes of the file from process to process.
         return json.loads(json.dumps(identity))
 
-    def load(self, path: Path) -> dict[str, Any] | None:
-        """The file of a scene; None where there is none.
+    def load(self, path: Path, check_tensors: bool = True) -> dict[str, Any] | None:
+        """The file of a scene; None where there is none. Checking its tensors takes longer.
 
         Raises:
             DamagedError: for a broken file.
             ValueError: for features of other files or settings; names file and entry, and both values.
         """
         file = self.get_file(path)
-        kept = load_any_cache(file)
+        kept = load_any_cache(file, check_tensors=check_tensors)
         if kept is None:
             return None
         identity = kept["identity"]
@@ -134,9 +134,10 @@ class SceneFeatures:
         found = find_difference(identity, self.get_identity(path, identity["encoder_depth"]))
         if found is not None:
             name, before, now = found
+            other = "set --geometry_encoder null to use them all the same" if name == "encoder" else "correct it"
             raise ValueError(
                 f"data.geometry_features: expected features made with {name} {now!r}, as in this run, got"
-                f" {before!r} in {file}; remove the file and {REMAKE}, or correct the setting."
+                f" {before!r} in {file}; remove the file and {REMAKE}, or {other}."
             )
         return kept
 
@@ -167,19 +168,19 @@ class SceneFeatures:
         write_cache(self.get_file(path), make_cache(identity, about, compress(features, self.settings["storage"])))
 
     def refuse_missing(self, paths: Sequence[Path]) -> None:
-        """Refuse to start if scenes have no file; whether a file is the right one is checked when it is read.
+        """Refuse to start if scenes have no file, or one of other files or settings; damage is found when it is read.
 
         Raises:
-            ValueError: names how many are missing, and the first.
+            ValueError: names how many are missing, and the first; or what differs.
         """
-        missing = [path for path in paths if not self.get_file(path).is_file()]
+        missing = [path for path in paths if self.load(path, check_tensors=False) is None]
         if missing:
             raise ValueError(
                 f"data.geometry_features: expected features of {len(paths)} scenes in {self.folder}, got none of"
                 f" {len(missing)}, first {missing[0].name}; {REMAKE}, or leave out data.geometry_features."
             )
 
-    def read(self, path: Path) -> dict[str, torch.Tensor]:
+    def read(self, path: Path) -> Stored:
         """The features of a scene.
 
         Raises:
@@ -191,7 +192,7 @@ class SceneFeatures:
                 f"data.geometry_features: expected features of {path} in {self.get_file(path)}, got no such file;"
                 f" {REMAKE}, or leave out data.geometry_features."
             )
-        return {"geometry_features": restore(kept["tensors"])}
+        return Stored({"geometry_features": restore(kept["tensors"])}, kept["about"]["views"])
 
 
 # 3DRS's files

@@ -12,6 +12,7 @@ import torch
 
 from ross3d.data.atomic import remove_leftovers_of_the_dead
 from ross3d.data.tensor_cache import (
+    Stored,
     describe_source,
     get_file_name,
     load_cache,
@@ -76,7 +77,7 @@ class SceneLatents:
                 " CONFIG.yaml`, or leave out data.latents."
             )
 
-    def read(self, path: Path) -> dict[str, torch.Tensor]:
+    def read(self, path: Path) -> Stored:
         """Latents of the scene in this folder.
 
         Raises:
@@ -89,4 +90,4 @@ class SceneLatents:
                 f"data.latents: expected the teacher's latents of {path} in {self.get_file(path)}, got {found}; make"
                 " them with `python -m ross3d.training.latents CONFIG.yaml`, or leave out data.latents."
             )
-        return dict(kept["tensors"])
+        return Stored(dict(kept["tensors"]))

@@ -146,7 +146,8 @@ class PreparedScenes(SceneReader):
                 tensors["depth"] = millimetres
         if scene.boxes is not None:
             tensors["boxes"] = torch.from_numpy(scene.boxes)
-        return make_cache(identity, {"scene_id": scene.scene_id, "box_labels": scene.box_labels}, tensors)
+        about = {"scene_id": scene.scene_id, "box_labels": scene.box_labels, "view_names": scene.view_names}
+        return make_cache(identity, about, tensors)
 
     def build(self, kept: dict[str, Any], path: Path) -> tuple[Scene, Any]:
         tensors = dict(kept["tensors"])
@@ -159,6 +160,8 @@ class PreparedScenes(SceneReader):
             images=tensors["pictures"].numpy(),
             boxes=None if boxes is None else boxes.numpy(),
             box_labels=kept["about"]["box_labels"],
+            # Files of earlier code have none.
+            view_names=kept["about"].get("view_names", []),
             path=path,
         )
         return scene, fitted

@@ -4,8 +4,9 @@ import hashlib
 import os
 import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,6 +16,13 @@ from ross3d.data.sources import list_files
 
 class DamagedError(ValueError):
     """A cache file whose content is not what was written to it."""
+
+
+class Stored(NamedTuple):
+    """Tensors of a scene from a file, by name, and the names of its views where the file knows them."""
+
+    tensors: dict[str, torch.Tensor]
+    views: Sequence[str] = ()
 
 
 FIELDS = {"identity", "about", "tensors", "checksum"}
@@ -89,8 +97,10 @@ def load_cache(file: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     return load_any_cache(file, identity)
 
 
-def load_any_cache(file: Path, identity: dict[str, Any] | None = None) -> dict[str, Any] | None:
-    """As `load_cache`; without `identity`, whatever the file was made from."""
+def load_any_cache(
+    file: Path, identity: dict[str, Any] | None = None, check_tensors: bool = True
+) -> dict[str, Any] | None:
+    """As `load_cache`; without `identity`, whatever the file was made from. Checking tensors reads all of the file."""
     if not file.is_file():
         return None
     broken = f"{file}: expected tensors as they were written, got a damaged file; remove it, and it is made again."
@@ -98,6 +108,8 @@ def load_any_cache(file: Path, identity: dict[str, Any] | None = None) -> dict[s
         content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
         if content.keys() == FIELDS and identity not in (None, content["identity"]):
             return None
+        if content.keys() == FIELDS and not check_tensors:
+            return content
         if content.keys() == FIELDS and sum_bytes(content["about"], content["tensors"]) == content["checksum"]:
             return content
     except FileNotFoundError:

@@ -315,6 +315,30 @@ def test_files_of_a_scene_are_described_in_one_order(tmp_path, monkeypatch):
         assert described == [["../../a/scans", 7], ["../../c/more", 6], ["picture", 14]]
 
 
+def test_features_of_other_views_are_refused(arguments, tmp_path):
+    """Frames in another order, with names and sizes of all files as they were; also from a prepared cache."""
+    door.main(arguments)
+    prepared = replace(arguments, data=replace(arguments.data, prepared=str(tmp_path / "prepared")))
+    for run in (arguments, prepared, prepared):
+        rows = get_rows(run)
+        path, store = rows.scenes[1], rows.stores[0]
+        kept = store.load(path)
+        names = kept["about"]["views"]
+        store.write(path, kept["identity"], [names[1], names[0], *names[2:]], kept["tensors"]["features"])
+        with pytest.raises(
+            ValueError, match=f"expected the view '{names[0]}', which this run reads of .*'{names[1]}' in"
+        ):
+            [rows[index] for index in range(3)]
+        store.write(path, kept["identity"], names, kept["tensors"]["features"])
+        assert [rows[index]["geometry_features"].shape[0] for index in range(3)] == [6, 6, 6]
+
+
+def test_a_folder_of_features_that_is_a_file(arguments, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="data.geometry_features: expected a folder to write into, got"):
+        door.main(replace(arguments, data=replace(arguments.data, geometry_features=str(tmp_path / "file"))))
+
+
 def test_differences_are_named():
     assert find_difference({"a": 1, "b": None}, {"a": 1, "b": None}) is None
     # What only the file knows is not compared, except inside a section.

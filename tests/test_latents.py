@@ -61,7 +61,7 @@ def test_a_scene_without_a_bev_picture_has_views_alone(arguments):
     (scene / "bev.json").unlink()
     door.main(arguments)
     rows = build_rows(arguments, build_processor(arguments), 1, door.build_config(arguments, None))
-    keys = {path.name: rows.stores[0].read(path).keys() for path in rows.scenes}
+    keys = {path.name: rows.stores[0].read(path).tensors.keys() for path in rows.scenes}
     assert keys["train-000001"] == {"view_latents"} and keys["train-000000"] == {"view_latents", "bev_latents"}
 
 
@@ -85,7 +85,7 @@ def test_missing_and_foreign_latents_are_refused(arguments, tmp_path):
         build_rows(arguments, processor, 1, config)
     door.main(arguments)
     rows = build_rows(arguments, processor, 1, config)
-    written = [rows.stores[0].read(path)["view_latents"] for path in rows.scenes]
+    written = [rows.stores[0].read(path).tensors["view_latents"] for path in rows.scenes]
     assert rows[0]["view_latents"].shape[0] == 6
     assert sum(torch.equal(rows[0]["view_latents"], latents) for latents in written) == 1
     changed = Path(arguments.data.root) / "train" / "train-000000" / "boxes.json"
@@ -130,7 +130,7 @@ def test_latents_are_kept_as_they_are(tmp_path):
     assert not kept.has(scene)
     latents = {"view_latents": torch.randn(3, 8, 2, 2)}
     kept.write(scene, kept.get_identity(scene), latents)
-    assert kept.has(scene) and torch.equal(kept.read(scene)["view_latents"], latents["view_latents"])
+    assert kept.has(scene) and torch.equal(kept.read(scene).tensors["view_latents"], latents["view_latents"])
     (file,) = (tmp_path / "kept").iterdir()
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.warns(UserWarning, match=f"{file.name} is damaged; it is made again"):

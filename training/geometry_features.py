@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ross3d.command_line import run_program
 from ross3d.configuration_ross3d import Ross3DConfig
 from ross3d.data.ahead import iterate_ahead
+from ross3d.data.atomic import check_output_folder
 from ross3d.data.geometry_features import NPZ_DEPTH, SceneFeatures, read_npz
 from ross3d.data.sources import read_scene
 from ross3d.distillation_ross3d import stack_targets
@@ -85,6 +86,7 @@ def main(arguments: RunArguments, npz: Path | None = None) -> None:
             "data.geometry_features: expected a folder for features, and a geometry encoder, got"
             f" {arguments.data.geometry_features!r} and encoder {encoder_path}; set both in the run's file."
         )
+    check_output_folder(arguments.data.geometry_features, "data.geometry_features")
     if npz is not None:
         check_npz(config, npz)
     kept: SceneFeatures = build_features(arguments, processor, config)
