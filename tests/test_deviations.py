@@ -323,7 +323,7 @@ def test_no_row_is_dropped(num_scenes, num_questions, block):
     assert published < len(everything)
 
     class ListedRows(SceneRows):
-        def get_inputs(self, path, questions, row_seed):
+        def get_inputs(self, scene, fitted, path, questions, row_seed):
             return {"ids": [[row.id for row in questions]], "tasks": [[row.task for row in questions]]}
 
     def keep(return_tensors: str, **inputs: list) -> dict[str, list]:
@@ -332,7 +332,7 @@ def test_no_row_is_dropped(num_scenes, num_questions, block):
     paths = [Path(name) for name in annotations]
     for per_row in (num_questions, 1):
         data = DataArguments(epochs=2, questions_per_row=per_row)
-        rows = ListedRows(data, paths, annotations, keep, SceneReader(None), None, seed=3)
+        rows = ListedRows(data, paths, annotations, keep, SceneReader(lambda path: None), None, seed=3)
         for epoch in range(2):
             met = [rows[epoch * num_scenes + place] for place in range(num_scenes)]
             ids = sorted(name for row in met for name in row["ids"])

@@ -74,7 +74,7 @@ def test_steps_go_on_over_the_ends_of_epochs(num_scenes):
 
     data = DataArguments(epochs=4, visit="questions", one_task_per_step=True)
     scenes = [Path(name) for name in names]
-    rows = SceneRows(data, scenes, annotations, Tokens(), SceneReader(None), None, seed=0, rows_per_step=8)
+    rows = SceneRows(data, scenes, annotations, Tokens(), SceneReader(lambda path: None), None, seed=0, rows_per_step=8)
     planned = [row for epoch in range(4) for row in rows.plan_epoch(epoch)]
     steps = [planned[i : i + 8] for i in range(0, len(planned), 8)]
     mixed = [step for step in steps if len({row.grounds for row in step}) > 1]
@@ -93,7 +93,7 @@ def make_rows(unlabelled=(), rows_per_step=1, **changes) -> SceneRows:
     }  # fmt: skip
 
     class ListedRows(SceneRows):
-        def get_inputs(self, path, questions, row_seed):
+        def get_inputs(self, scene, fitted, path, questions, row_seed):
             return {"ids": [(path.name, [q.id for q in questions], [q.object_ids is not None for q in questions])]}
 
     class Listing:
@@ -107,7 +107,7 @@ def make_rows(unlabelled=(), rows_per_step=1, **changes) -> SceneRows:
         unlabelled_root="scans" if unlabelled else None,
     )
     scenes, more = [Path(name) for name in annotations], {"unlabelled": unlabelled, "rows_per_step": rows_per_step}
-    return ListedRows(data, scenes, annotations, Listing(), SceneReader(None), None, seed=5, **more)
+    return ListedRows(data, scenes, annotations, Listing(), SceneReader(lambda path: None), None, seed=5, **more)
 
 
 @pytest.mark.parametrize("budget", [None, 30])
