@@ -74,7 +74,8 @@ def test_steps_go_on_over_the_ends_of_epochs(num_scenes):
 
     data = DataArguments(epochs=4, visit="questions", one_task_per_step=True)
     scenes = [Path(name) for name in names]
-    rows = SceneRows(data, scenes, annotations, Tokens(), SceneReader(lambda path: None), None, seed=0, rows_per_step=8)
+    reader = SceneReader(lambda path: None)
+    rows = SceneRows(data, scenes, annotations, Tokens(), reader, None, seed=0, rows_per_step=8)
     planned = [row for epoch in range(4) for row in rows.plan_epoch(epoch)]
     steps = [planned[i : i + 8] for i in range(0, len(planned), 8)]
     mixed = [step for step in steps if len({row.grounds for row in step}) > 1]
