@@ -698,10 +698,16 @@ def find_published_file(path: str | os.PathLike, kwargs: dict[str, Any]) -> Path
     """The weights of a published checkpoint at a file, folder or Hub id; None for one of this library's.
 
     Raises:
+        FileNotFoundError: there is nothing at a path.
         ValueError: for what is neither, such as the folder of another model.
     """
     if os.path.isfile(path):
         return Path(path)
+    if not os.path.isdir(path) and (isinstance(path, Path) or str(path).count("/") != 1):
+        raise FileNotFoundError(
+            f"{path}: expected a folder or a file of a VGGT, or a Hub id such as facebook/VGGT-1B, found none; correct"
+            " the path."
+        )
     names = ("cache_dir", "revision", "subfolder", "token", "local_files_only")
     hub = {key: kwargs[key] for key in names if key in kwargs} | {"_raise_exceptions_for_missing_entries": False}
     config = cached_file(path, "config.json", **hub)

@@ -52,8 +52,8 @@ class DataArguments:
         geometry_features (`str`, *optional*): folder with the geometry encoder's features of all scenes
             (`python -m ross3d.training.geometry_features CONFIG.yaml`), so that no step runs the encoder; 26 MB a
             scene of 32 views at the released size, half of it as int8.
-        geometry_storage (`str`): how these files store numbers: `float32`, `bfloat16`, or `int8` with one scale per
-            token and layer.
+        geometry_storage (`str`): how the files that the command makes store numbers: `float32`, `bfloat16`, or `int8`
+            with one scale per token and layer; training reads each.
     """
 
     root: str = "outputs/demo/scenes"

@@ -27,7 +27,9 @@ FEATURES_VERSION = 1
 SUFFIX = "features"
 Storage = Literal["float32", "bfloat16", "int8"]
 STORAGES = ("float32", "bfloat16", "int8")
-REMAKE = "make them with `python -m ross3d.training.geometry_features CONFIG.yaml`"
+REMAKE = "make them with `python -m ross3d.training.geometry_features` and the settings of this run"
+# Beginnings of the names of files that say nothing about views: boxes, bird's-eye pictures, the way up.
+NO_VIEWS = ("boxes", "proposals", "bev", "axis_align")
 
 
 def get_encoder_fingerprint(path: Path) -> str:
@@ -41,8 +43,9 @@ def get_encoder_fingerprint(path: Path) -> str:
 
 
 def describe_files(path: Path) -> list[list[Any]]:
-    """Name and size of every file that a scan is read from: they stay the same when the scan is copied."""
-    return sorted([os.path.relpath(file, path), file.stat().st_size] for file in list_files(path))
+    """Name and size of every file that a scan's views are read from: they stay the same when the scan is copied."""
+    files = [file for file in list_files(path) if not file.name.startswith(NO_VIEWS)]
+    return sorted([os.path.relpath(file, path), file.stat().st_size] for file in files)
 
 
 def compress(features: torch.Tensor, storage: Storage) -> dict[str, torch.Tensor]:
@@ -89,14 +92,16 @@ class SceneFeatures:
     Args:
         folder (`Path`): where they are stored.
         settings (`dict`): what they depend on in addition to the scene's files, plain values: how the scene is read
-            and fitted, the encoder's `encoder_layers`, pictures and precision, the grid, and the way of storage.
-            `encoder` (a fingerprint) and `encoder_depth` (number of its layers) are absent where only the files know
-            them, and then not compared.
+            and fitted, the encoder's `encoder_layers`, pictures and precision, and the grid. `encoder` (a fingerprint)
+            and `encoder_depth` (number of its layers) are absent where only the files know them, and then not
+            compared.
+        storage (`str`): how new files store numbers; files are read whichever way theirs are.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]):
+    def __init__(self, folder: Path, settings: dict[str, Any], storage: Storage = "bfloat16"):
         self.folder = Path(folder)
         self.settings = settings
+        self.storage = storage
         remove_leftovers_of_the_dead(self.folder)
 
     def get_file(self, path: Path) -> Path:
@@ -128,16 +133,16 @@ class SceneFeatures:
         identity = kept["identity"]
         if kept["about"].get("identity") != sum_identity(identity):
             raise DamagedError(
-                f"{file}: expected the description of the features as it was written, got another; remove the file and"
-                f" {REMAKE}."
+                f"{file}: expected the description of the features as it was written, got another; remove the file,"
+                f" and {REMAKE}."
             )
         found = find_difference(identity, self.get_identity(path, identity["encoder_depth"]))
         if found is not None:
             name, before, now = found
-            other = "set --geometry_encoder null to use them all the same" if name == "encoder" else "correct it"
+            other = "set --geometry_encoder null to use them all the same" if name == "encoder" else "restore it"
             raise ValueError(
                 f"data.geometry_features: expected features made with {name} {now!r}, as in this run, got"
-                f" {before!r} in {file}; remove the file and {REMAKE}, or {other}."
+                f" {before!r} in {file}; {other}, or remove the folder {self.folder} and {REMAKE}."
             )
         return kept
 
@@ -165,7 +170,7 @@ class SceneFeatures:
                 " 65504, or copy the files of features again."
             )
         about = {"views": list(views), "identity": sum_identity(identity)}
-        write_cache(self.get_file(path), make_cache(identity, about, compress(features, self.settings["storage"])))
+        write_cache(self.get_file(path), make_cache(identity, about, compress(features, self.storage)))
 
     def refuse_missing(self, paths: Sequence[Path]) -> None:
         """Refuse to start if scenes have no file, or one of other files or settings; damage is found when it is read.

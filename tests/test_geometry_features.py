@@ -21,7 +21,7 @@ from ross3d.data.geometry_features import SceneFeatures, compress, find_differen
 from ross3d.data.sources import read_scene
 from ross3d.tests.tiny import get_checkpoint, get_rooms
 from ross3d.training import geometry_features as door
-from ross3d.training.arguments import RunArguments
+from ross3d.training.arguments import RunArguments, check_same_run, describe_run
 from ross3d.training.build import (
     build_collator,
     build_config,
@@ -97,10 +97,9 @@ def test_smaller_files_give_nearly_the_same(arguments, storage, share, error):
     smaller = sum(file.stat().st_size for file in Path(small.data.geometry_features).iterdir())
     # Names, checksum and scales take a little more.
     assert smaller < (share + 0.25) * size
-    # Another storage gives other numbers, so its files are not taken for these.
+    # Files are read whichever way they are stored.
     mixed = replace(arguments, data=replace(small.data, geometry_storage="float32"))
-    with pytest.raises(ValueError, match=f"made with storage 'float32', as in this run, got '{storage}' in"):
-        get_rows(mixed)[0]
+    assert get_loss(mixed) == get_loss(small)
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 3, 2, 8), (5, 2, 1, 4, 6)])
@@ -331,6 +330,28 @@ def test_features_of_other_views_are_refused(arguments, tmp_path):
             [rows[index] for index in range(3)]
         store.write(path, kept["identity"], names, kept["tensors"]["features"])
         assert [rows[index]["geometry_features"].shape[0] for index in range(3)] == [6, 6, 6]
+
+
+def test_a_run_goes_on_with_the_same_kind_of_target(arguments, tmp_path):
+    """The folder of features may move; a run with the encoder does not go on with files, nor the other way around."""
+    file = tmp_path / "run.yaml"
+    moved = replace(arguments, data=replace(arguments.data, geometry_features="elsewhere"))
+    for before, now in ((arguments, without_files(arguments)), (without_files(arguments), moved)):
+        file.write_text(describe_run(before))
+        check_same_run(replace(before), file)
+        with pytest.raises(ValueError, match="expected data.geometry_features=.*, as when this run began, got"):
+            check_same_run(now, file)
+    file.write_text(describe_run(arguments))
+    check_same_run(moved, file)
+
+
+def test_files_without_views_do_not_count(arguments):
+    """Boxes, bird's-eye pictures and alignments may be made later."""
+    door.main(arguments)
+    scene = Path(arguments.data.root) / "train" / "train-000001"
+    for name in ("bev.png", "bev.json", "boxes.json"):
+        (scene / name).write_bytes((scene / name).read_bytes() + b"\n")
+    assert get_rows(arguments).stores[0].read(scene).views
 
 
 def test_a_folder_of_features_that_is_a_file(arguments, tmp_path):

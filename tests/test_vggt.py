@@ -237,6 +237,12 @@ def test_published_files_are_read(tmp_path, suffix, monkeypatch):
         convert_published_weights({"aggregator.patch_embed.blocks.0.extra": torch.ones(2)})
 
 
+def test_paths_of_nothing_are_named_without_asking_the_hub(tmp_path):
+    for path in (tmp_path / "none", "outputs/a/geometry_encoder", "nowhere"):
+        with pytest.raises(FileNotFoundError, match="expected a folder or a file of a VGGT, or a Hub id such as"):
+            Ross3DVGGT.from_pretrained(path)
+
+
 def test_names_of_the_published_model():
     """At full size: the numbers of tensors and parameters of facebook/VGGT-1B, less those of its head for tracks."""
     with torch.device("meta"):

@@ -423,8 +423,8 @@ def find_geometry_encoder(arguments: RunArguments, config: Ross3DConfig) -> Path
     if config.distillation_config is None:
         for name in sources:
             raise ValueError(
-                f"{name}: expected a model with distillation_config, which learns from it, got None; leave it out or"
-                " set model.distillation_config."
+                f"{name}: expected a model with distillation_config, which learns from it, got None; leave it out"
+                f" (--{name} null) or set model.distillation_config."
             )
         return None
     if arguments.data.blind:
@@ -486,9 +486,8 @@ def build_features(arguments: RunArguments, processor: Ross3DProcessor, config: 
         "encoder_image_size": section.encoder_image_size,
         "encoder_dtype": section.encoder_dtype,
         "grid": [config.view_grid_size, config.view_grid_size],
-        "storage": arguments.data.geometry_storage,
     }
-    return SceneFeatures(Path(arguments.data.geometry_features), settings)
+    return SceneFeatures(Path(arguments.data.geometry_features), settings, arguments.data.geometry_storage)
 
 
 def get_run_reading(arguments: RunArguments, processor: Ross3DProcessor) -> dict[str, Any]:
