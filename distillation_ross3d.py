@@ -27,24 +27,13 @@ from .objectives_ross3d import (
     Batch,
     Draws,
     Objective,
+    Ross3DPredictionHead,
     SceneStates,
     count_nothing,
     encode_views,
     get_grounding_rows,
     get_student_layer,
 )
-
-
-class Ross3DDistillationHead(nn.Module):
-    """Projection of states to features: Linear, GELU, Linear (D -> 2 D -> C in the published model)."""
-
-    def __init__(self, state_size: int, hidden_size: int, feature_size: int):
-        super().__init__()
-        self.linear_1 = nn.Linear(state_size, hidden_size)
-        self.linear_2 = nn.Linear(hidden_size, feature_size)
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        return self.linear_2(F.gelu(self.linear_1(states)))
 
 
 def pool_features(features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -100,7 +89,7 @@ class DistillationObjective(Objective):
     def make_head(self, config: Ross3DConfig) -> nn.Module:
         section = config.distillation_config
         size = section.feature_size * len(section.encoder_layers)
-        return Ross3DDistillationHead(config.text_config.hidden_size, section.head_hidden_size, size)
+        return Ross3DPredictionHead(config.text_config.hidden_size, section.head_hidden_size, size)
 
     def list_layers(self, config: Ross3DConfig) -> tuple[int, ...]:
         layer = get_student_layer(config.distillation_config, config)
@@ -164,7 +153,6 @@ def stack_targets(patches: tuple[torch.Tensor, ...], grid: tuple[int, int]) -> t
 
 __all__ = [
     "DistillationObjective",
-    "Ross3DDistillationHead",
     "compute_distillation_errors",
     "pool_features",
     "stack_targets",

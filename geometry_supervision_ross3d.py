@@ -31,6 +31,7 @@ from .objectives_ross3d import (
     Batch,
     Draws,
     Objective,
+    Ross3DPredictionHead,
     SceneStates,
     count_nothing,
     encode_views,
@@ -46,18 +47,6 @@ CAMERA_WEIGHTS = (1.0, 1.0, 0.5)
 CAMERA_SIZES = (3, 4, 2)
 # Metres. Published positions of cells without a reading lie on the camera, nearer than any reading.
 MIN_DEPTH = 0.1
-
-
-class Ross3DGeometryHead(nn.Module):
-    """Prediction of a few numbers from states: Linear, GELU, Linear."""
-
-    def __init__(self, state_size: int, hidden_size: int, num_outputs: int):
-        super().__init__()
-        self.linear_1 = nn.Linear(state_size, hidden_size)
-        self.linear_2 = nn.Linear(hidden_size, num_outputs)
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        return self.linear_2(F.gelu(self.linear_1(states)))
 
 
 # Cameras
@@ -202,7 +191,7 @@ class CameraObjective(PredictionObjective):
 
     def make_head(self, config: Ross3DConfig) -> nn.Module:
         width = 2 * config.text_config.hidden_size
-        return Ross3DGeometryHead(width, config.camera_config.head_hidden_size, sum(CAMERA_SIZES))
+        return Ross3DPredictionHead(width, config.camera_config.head_hidden_size, sum(CAMERA_SIZES))
 
     def compute(self, model: nn.Module, states: SceneStates, batch: Batch, draws: Draws) -> torch.Tensor:
         head, config = getattr(model, self.head), model.config
@@ -241,7 +230,7 @@ class DepthObjective(PredictionObjective):
     head = "depth_head"
 
     def make_head(self, config: Ross3DConfig) -> nn.Module:
-        return Ross3DGeometryHead(config.text_config.hidden_size, config.depth_config.head_hidden_size, 1)
+        return Ross3DPredictionHead(config.text_config.hidden_size, config.depth_config.head_hidden_size, 1)
 
     def get_items(self, batch: Batch, config: Ross3DConfig) -> torch.Tensor:
         views = super().get_items(batch, config)
@@ -294,7 +283,6 @@ def get_medians(values: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
 __all__ = [
     "CameraObjective",
     "DepthObjective",
-    "Ross3DGeometryHead",
     "compute_camera_errors",
     "encode_relative_cameras",
     "get_depths",

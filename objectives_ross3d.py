@@ -155,6 +155,18 @@ class Draws:
         return torch.cat(draw_rows(seeds, purpose, shapes, draw))
 
 
+class Ross3DPredictionHead(nn.Module):
+    """Prediction of a target's numbers from states: Linear, GELU, Linear."""
+
+    def __init__(self, state_size: int, hidden_size: int, num_outputs: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(state_size, hidden_size)
+        self.linear_2 = nn.Linear(hidden_size, num_outputs)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self.linear_2(F.gelu(self.linear_1(states)))
+
+
 class Objective(ABC):
     """One loss of the model.
 
@@ -479,6 +491,7 @@ def take_part(tensor: torch.Tensor, *others: Any) -> torch.Tensor:
 __all__ = [
     "Draws",
     "Objective",
+    "Ross3DPredictionHead",
     "SceneStates",
     "TextObjective",
     "combine_losses",

@@ -10,13 +10,12 @@ import torch
 from torch.nn import functional as F
 
 from ross3d.geometry_ross3d import unproject
+from ross3d.geometry_supervision_ross3d import compute_camera_errors, get_fields_of_view
 from ross3d.vggt_ross3d import decode_cameras, get_quaternions
 
 
 # Weight of an iteration's cameras relative to the next iteration's.
 DISCOUNT = 0.6
-# Weights of translation, quaternion and fields of view, and of the cameras beside the dense maps.
-CAMERA_WEIGHTS = (1.0, 1.0, 0.5)
 # Reward of confidence.
 ALPHA = 0.2
 # Share of the depth by which a point may miss a surface on which it is seen; spread of likeness in the matching loss.
@@ -48,8 +47,7 @@ def encode_cameras(world2cam: torch.Tensor, intrinsics: torch.Tensor, size: tupl
         intrinsics (..., 3, 3): pixels.
         size (`(H, W)`): the pictures' size, pixels.
     """
-    focal = torch.stack([intrinsics[..., 1, 1], intrinsics[..., 0, 0]], dim=-1)
-    fields = 2 * torch.atan(focal.new_tensor(size) / (2 * focal))
+    fields = get_fields_of_view(intrinsics, size)
     return torch.cat([world2cam[..., :3, 3], get_quaternions(world2cam[..., :3, :3]), fields], dim=-1)
 
 
@@ -103,13 +101,7 @@ def compute_camera_loss(predicted: Sequence[torch.Tensor], target: torch.Tensor)
     Args:
         predicted (iterations of (B, V, 9)), target (B, V, 9): encodings.
     """
-    losses = []
-    for encoding in predicted:
-        distance = (encoding - target).abs()
-        other = (encoding[..., 3:7] + target[..., 3:7]).abs()
-        turns = torch.minimum(distance[..., 3:7].mean(dim=-1), other.mean(dim=-1)).mean()
-        parts = distance[..., :3].mean(), turns, distance[..., 7:].mean()
-        losses.append(sum(weight * part for weight, part in zip(CAMERA_WEIGHTS, parts, strict=True)))
+    losses = [compute_camera_errors(encoding, target).mean() for encoding in predicted]
     weights = [DISCOUNT ** (len(losses) - 1 - iteration) for iteration in range(len(losses))]
     return sum(weight * loss for weight, loss in zip(weights, losses, strict=True)) / len(losses)
 

@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 
 from ross3d.configuration_ross3d import Ross3DConfig, Ross3DVGGTConfig
 from ross3d.distillation_ross3d import (
-    Ross3DDistillationHead,
     compute_distillation_errors,
     pool_features,
 )
 from ross3d.geometry_ross3d import assign_tokens, pack_patches
 from ross3d.grounding_ross3d import get_proposal_features
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
+from ross3d.objectives_ross3d import Ross3DPredictionHead
 from ross3d.tests.parity.golden import get_deviation, get_goldens_folder
 from ross3d.vggt_ross3d import Ross3DVGGT, convert_published_weights, make_published_weights
 from ross3d.views_ross3d import ViewPlaces
@@ -180,7 +180,7 @@ def test_distillation(file, record_property):
     first, width = facts["img_start"], facts["hidden_size"]
     names = {f"model.proj_3d.{place}.{kind}": f"linear_{place // 2 + 1}.{kind}"
              for place in (0, 2) for kind in ("weight", "bias")}  # fmt: skip
-    head = Ross3DDistillationHead(width, len(weights["model.proj_3d.0.bias"]), facts["teacher_dim"])
+    head = Ross3DPredictionHead(width, len(weights["model.proj_3d.0.bias"]), facts["teacher_dim"])
     head.load_state_dict({names[name]: value for name, value in weights.items()})
     for case in facts["cases"]:
         length = case["L"]
