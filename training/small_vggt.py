@@ -166,7 +166,7 @@ def make_config() -> Ross3DVGGTConfig:
         camera_num_attention_heads=3,
         camera_num_iterations=1,
         dense_layers=(0, 1, 2, 3),
-        neck_hidden_sizes=(16, 24, 32, 32),
+        neck_hidden_sizes=(16, 24, 24, 24),
         fusion_hidden_size=24,
         initializer_range=0.1,
     )
