@@ -41,6 +41,7 @@ from ross3d.scenes.build import build_scenes
 from ross3d.tools.demo import ENVIRONMENT
 from ross3d.training.arguments import read_run_arguments
 from ross3d.training.build import build_model, build_processor, find_teacher, get_run_reading, list_scenes
+from ross3d.training.small_vggt import build_encoder, make_config
 from ross3d.training.vision_warmup import warm_up_vision
 
 
@@ -56,12 +57,15 @@ class Arm:
         model (`dict`): changes to the model's config; `denoiser_config` None trains no reconstruction.
         labels (`int`): per cent of the rooms that have questions.
         unlabelled (`bool`): whether the other rooms are there as well, for reconstruction alone.
+        encoder (`str`, *optional*): whose features it learns to predict: "trained", the small VGGT that comes with the
+            repository, or "untrained", what it was before its training.
     """
 
     title: str
     model: dict[str, Any]
     labels: int = 100
     unlabelled: bool = False
+    encoder: str | None = None
 
     @property
     def rebuilds(self) -> bool:
@@ -78,6 +82,12 @@ class Arm:
 
 
 TEXT_ONLY = {"denoiser_config": None}
+ENCODER = ROOT / "scenes" / "geometry_encoder"
+DISTILLATION = {
+    "distillation_config": {
+        "head_hidden_size": 256, "feature_size": 192, "encoder_image_size": 64, "encoder_dtype": "float32",
+    }
+}  # fmt: skip
 NO_BEV = {"bev_loss_weight": 0.0}
 ARMS = {
     "text": Arm("text only", TEXT_ONLY),
@@ -87,6 +97,11 @@ ARMS = {
     "positions": Arm("+ cross-view, `positions` (control)", NO_BEV | {"denoiser_config": {"condition": "positions"}}),
     "global": Arm("+ global-view", {"view_mask_ratio": 0.0}),
     "both": Arm("+ both (`per_view`)", {}),
+    "distill": Arm("+ distillation", TEXT_ONLY | DISTILLATION, encoder="trained"),
+    "distill_untrained": Arm(
+        "+ distillation, encoder untrained (control)", TEXT_ONLY | DISTILLATION, encoder="untrained"
+    ),
+    "all": Arm("+ both, + distillation", DISTILLATION, encoder="trained"),
     "text_10": Arm("text only, 10 % of the rooms", TEXT_ONLY, labels=10),
     "both_10": Arm("+ both, others unlabelled", {}, labels=10, unlabelled=True),
     "text_50": Arm("text only, 50 % of the rooms", TEXT_ONLY, labels=50),
@@ -96,9 +111,12 @@ ARMS = {
 PAIRS = (
     ("vanilla", "text"), ("pooled", "text"), ("per_view", "text"), ("positions", "text"), ("global", "text"),
     ("both", "text"), ("per_view", "vanilla"), ("per_view", "pooled"), ("per_view", "positions"),
+    ("distill", "text"), ("distill", "distill_untrained"), ("all", "text"), ("all", "both"),
     ("both_10", "text_10"), ("both_50", "text_50"), ("both_50", "text"),
 )  # fmt: skip
-REBUILT_PAIRS = (("per_view", "positions"), ("per_view", "pooled"), ("both", "per_view"), ("both", "global"))
+REBUILT_PAIRS = (
+    ("per_view", "positions"), ("per_view", "pooled"), ("both", "per_view"), ("both", "global"), ("all", "both"),
+)  # fmt: skip
 SCORES = {
     "exact_match": "exact match", "grounding_unique": "unique grounding", "grounding_multiple": "several targets",
     "grounding_none": "no target", "caption": "captions", "room_size": "room size",
@@ -106,6 +124,10 @@ SCORES = {
 # Regions of the reconstruction task, and predictors of its means.
 REBUILT = {"view": "masked views", "bev_object": "bird's-eye objects"}
 PREDICTORS = ("mean_of_samples", "mean_picture", "other_scene", "positions_only")
+
+
+# Arms that start at the same time make an encoder once.
+MAKING_ENCODERS = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -168,6 +190,9 @@ def make_settings(arm: Arm, plan: Plan, seed: int, output: Path, folder: Path, d
         settings["parts"] = {name: part for name, part in settings["parts"].items() if "reconstruction" not in name}
     settings["trainer"] |= {"output_dir": str(folder / "model"), "max_steps": plan.steps, "disable_tqdm": True}
     settings["trainer"] |= {"per_device_train_batch_size": rows, "use_cpu": device == "cpu", "bf16": device != "cpu"}
+    if arm.encoder is not None:
+        settings |= {"geometry_encoder": str(output / f"encoder_{arm.encoder}"), "allow_missing_weights": True}
+        settings["data"]["geometry_features"] = str(output / f"features_{arm.encoder}")
     every = max(1, plan.steps // 12)
     settings["trainer"] |= {"logging_steps": every, "save_steps": 6 * every}
     return settings
@@ -190,6 +215,16 @@ def make_start(plan: Plan, seed: int, output: Path) -> None:
     processor.save_pretrained(aside)
     shutil.copytree(find_teacher(arguments), aside / "teacher")
     aside.rename(folder)
+
+
+def make_encoder(kind: str, output: Path) -> None:
+    """The encoder `output/encoder_KIND`, unless it is there."""
+    folder = output / f"encoder_{kind}"
+    with MAKING_ENCODERS:
+        if not folder.is_dir() and kind == "trained":
+            shutil.copytree(ENCODER, folder)
+        elif not folder.is_dir():
+            build_encoder(make_config(), seed=0).save_pretrained(folder)
 
 
 def call(command: list[str], log: Path) -> float:
@@ -216,6 +251,9 @@ def run_arm(name: str, plan: Plan, seed: int, output: Path, device: str) -> dict
     settings = make_settings(arm, plan, seed, output, folder, device)
     (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     log = folder / "log.txt"
+    if arm.encoder is not None:
+        make_encoder(arm.encoder, output)
+        call([sys.executable, "-m", "ross3d.training.geometry_features", str(folder / "config.yaml")], log)
     train_seconds = call([sys.executable, "train.py", str(folder / "config.yaml")], log)
     tasks = "rooms,reconstruction" if arm.regions else "rooms"
     command = [
