@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from ross3d.data.arguments import DataArguments
 from ross3d.data.geometry_features import SceneFeatures, compress, find_difference, read_npz, restore
 from ross3d.data.sources import read_scene
 from ross3d.tests.tiny import get_checkpoint, get_rooms
+from ross3d.training import checkpoint
 from ross3d.training import geometry_features as door
 from ross3d.training.arguments import RunArguments, check_same_run, describe_run
 from ross3d.training.build import (
@@ -29,6 +31,7 @@ from ross3d.training.build import (
     build_model,
     build_processor,
     build_rows,
+    find_encoder_folder,
 )
 from ross3d.vggt_ross3d import Ross3DVGGT, make_published_weights
 
@@ -184,6 +187,22 @@ def test_features_that_are_not_finite_are_not_kept(arguments):
     with pytest.raises(ValueError, match="train-000001: expected finite features of the geometry encoder, got some"):
         rows_of.write(Path("train-000001"), {}, ["a", "b"], features)
     assert not list(rows_of.folder.glob("*"))
+
+
+@pytest.mark.parametrize(("files", "fetched"), [(("model.safetensors", "model.pt"), 1), (("model.pt",), 2)])
+def test_one_kind_of_weights_is_fetched_from_the_hub(tmp_path, monkeypatch, files, fetched):
+    asked = []
+
+    def fetch(name, allow_patterns):
+        asked.append(allow_patterns)
+        for file in files:
+            if any(fnmatch(file, pattern) for pattern in allow_patterns):
+                (tmp_path / file).touch()
+        return tmp_path
+
+    monkeypatch.setattr(checkpoint, "snapshot_download", fetch)
+    assert find_encoder_folder("user/vggt") == tmp_path
+    assert [path.name for path in tmp_path.iterdir()] == [files[0]] and len(asked) == fetched
 
 
 def test_damaged_encoders_and_blind_runs_are_refused(arguments, tmp_path):

@@ -4,7 +4,7 @@ import copy
 import json
 import shutil
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -45,6 +45,7 @@ from ross3d.tools.make_tiny import make_tiny_processor
 from ross3d.train import build_training_arguments, check_processes
 from ross3d.training import callbacks
 from ross3d.training.arguments import (
+    SECTION_CLASSES,
     NewWeightsArguments,
     PartArguments,
     RunArguments,
@@ -104,10 +105,8 @@ def test_command_line_goes_over_the_file(config_file):
         (["--trainer.lr_schedule", "x"], "trainer: expected a known key, got `lr_schedule`; did you mean"),
         (["--seed"], "command line: expected pairs `--key value`.*give every key a value"),
         (["seed", "3"], "command line: expected an option such as --data.limit, got 'seed'; options begin with `--`"),
-        (
-            ["--sed", "3"],
-            "command line: expected a key of one section, got `sed`, which is in none; write --section.key",
-        ),
+        (["--sed", "3"], "command line: expected a known key, got `sed`; did you mean `seed`"),
+        (["--geometry_encodr", "x"], "command line: expected a known key, got `geometry_encodr`; did you mean"),
         (
             ["--trainer.learning_rate", "1e-5"],
             "expected a number, got the string '1e-5'; write it as 1.0e-5, not 1e-5",
@@ -117,6 +116,12 @@ def test_command_line_goes_over_the_file(config_file):
 def test_settings_that_are_refused(config_file, overrides, message):
     with pytest.raises(ValueError, match=message):
         read_run_arguments(config_file, overrides)
+
+
+def test_a_key_without_its_section_means_one_thing():
+    others = [f.name for name, cls in SECTION_CLASSES.items() if name != "trainer" for f in fields(cls)]
+    alone = set(others) - {f.name for cls in (RunArguments, TrainingArguments) for f in fields(cls)}
+    assert all(others.count(name) == 1 for name in alone) and len(alone) > 30
 
 
 def test_checkpoints_between_reports_are_refused(tmp_path):

@@ -302,7 +302,7 @@ def apply_overrides(settings: dict[str, Any], overrides: list[str]) -> dict[str,
     """Settings with the `--section.key value` and unambiguous `--key value` pairs of a command line applied.
 
     Raises:
-        ValueError: for a key without a value, an unknown key, or a key that several sections have.
+        ValueError: for a key without a value, and for an unknown key.
     """
     overrides = [
         piece
@@ -319,13 +319,11 @@ def apply_overrides(settings: dict[str, Any], overrides: list[str]) -> dict[str,
         path = flag.removeprefix("--").split(".")
         if len(path) == 1 and path[0] not in {f.name for f in fields(RunArguments)}:
             owners = [name for name, cls in SECTION_CLASSES.items() if path[0] in {f.name for f in fields(cls)}]
+            if not owners:
+                known = {f.name for cls in (RunArguments, *SECTION_CLASSES.values()) for f in fields(cls)}
+                check_keys(path, known, "command line")
             if "trainer" in owners:
                 owners = ["trainer"]
-            if len(owners) != 1:
-                raise ValueError(
-                    f"command line: expected a key of one section, got `{path[0]}`, which is in {owners or 'none'};"
-                    " write --section.key."
-                )
             path = [owners[0], *path]
         if path[0] == "parts" and len(path) > 1:
             # A prefix of a parameter's name has dots itself.

@@ -58,7 +58,7 @@ from ross3d.vggt_ross3d import Ross3DVGGT, find_published_file, read_encoder_con
 
 
 # Files of a geometry encoder that are fetched from the Hub.
-ENCODER_FILES = ("config.json", "*.safetensors", "model.pt")
+ENCODER_FILES = (("config.json", "*.safetensors"), ("config.json", "model.pt"))
 # Key of `run_data.json` for the hash of the sizes of the scenes' files.
 SIZES = "file sizes of the scenes"
 PROCESSOR_SETTINGS = inspect.signature(Ross3DProcessor.__init__).parameters.keys() - {"self"}
@@ -441,7 +441,7 @@ def find_geometry_encoder(arguments: RunArguments, config: Ross3DConfig) -> Path
         )
     if given is not None:
         path = Path(given).expanduser()
-        return path if path.is_file() else find_folder(given, "geometry_encoder", ENCODER_FILES, "geometry encoder")
+        return path if path.is_file() else find_encoder_folder(given)
     folder = find_init_folder(arguments)
     if folder is not None and (folder / "geometry_encoder").is_dir():
         return folder / "geometry_encoder"
@@ -452,6 +452,19 @@ def find_geometry_encoder(arguments: RunArguments, config: Ross3DConfig) -> Path
             " data.geometry_features, or train without it: --model.distillation_config null."
         )
     return None
+
+
+def find_encoder_folder(given: str) -> Path:
+    """A folder on disk, or the local copy of a Hub repository; of one that has both kinds of weights, safetensors.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: as `find_folder`.
+    """
+    for patterns in ENCODER_FILES:
+        folder = find_folder(given, "geometry_encoder", patterns, "geometry encoder")
+        if any(folder.glob(patterns[-1])):
+            break
+    return folder
 
 
 def get_encoder_processor(processor: Ross3DProcessor, config: Ross3DConfig, patch_size: int) -> Ross3DProcessor:
