@@ -135,14 +135,19 @@ def test_tables_have_every_arm_and_pair_that_was_run(tmp_path):
 
 
 def test_the_log_has_the_tables_of_the_measured_lines():
-    """Each of five seeds of every arm; a difference has both of its arms."""
-    results = ablation.read_results(ROOT / "docs" / "ablation.jsonl")
-    assert set(results) == {(name, seed) for name in ARMS for seed in range(5)}
+    """Each of five seeds of every arm of a series; every arm is in one; a difference has both of its arms."""
     assert {name for pair in PAIRS for name in pair} <= set(ARMS)
-    log = (ROOT / "docs" / "LOG.md").read_text()
-    for table in ablation.format_results(results).split("\n\n"):
-        assert table in log
-    assert all(re.fullmatch(r"[0-9a-f]{7,}", line["commit"]) for line in results.values())
+    log, measured = (ROOT / "docs" / "LOG.md").read_text(), set()
+    for file in sorted((ROOT / "docs").glob("ablation*.jsonl")):
+        results = ablation.read_results(file)
+        arms = {name for name, _ in results}
+        assert set(results) == {(name, seed) for name in arms for seed in range(5)}
+        assert file.name in log
+        for table in ablation.format_results(results).split("\n\n"):
+            assert table in log
+        assert all(re.fullmatch(r"[0-9a-f]{7,}", line["commit"]) for line in results.values())
+        measured |= arms
+    assert measured == set(ARMS)
 
 
 @pytest.mark.slow

@@ -152,7 +152,7 @@ def draw_views(settings: Settings, step: int) -> Views:
 
 
 def make_config() -> Ross3DVGGTConfig:
-    """The size of the shipped encoder: 2.9 MiB in half precision."""
+    """The size of the shipped encoder: less than 3 MB in half precision."""
     return Ross3DVGGTConfig(
         image_size=64,
         patch_size=8,
