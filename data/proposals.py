@@ -19,7 +19,7 @@ from scipy import sparse
 from ross3d.data.prepare.boxes import MAX_PROPOSALS
 from ross3d.data.scene import Scene
 from ross3d.data.surface import Surface, check_depth, count_voxel_votes, find_upright_planes, sample_surface
-from ross3d.geometry_ross3d import compute_box_iou, unproject
+from ross3d.geometry_ross3d import compute_box_iou, keep_distinct, unproject
 
 
 # Pixels sampled along a depth map's longer side: 2 cm apart at 3 m, as fine as the voxels below.
@@ -236,7 +236,8 @@ def get_group_boxes(points: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray,
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
     ordered = points[order]
     boxes, areas = [], []
-    for start, end, voxels in zip(starts, [*starts[1:], len(order)], count_voxels(ordered, starts), strict=True):
+    ends = np.append(starts, len(order))[1:]
+    for start, end, voxels in zip(starts, ends, count_voxels(ordered, starts), strict=True):
         if voxels < MIN_GROUP_VOXELS:
             continue
         low, high = np.quantile(ordered[start:end], (TRIM, 1 - TRIM), axis=0)
@@ -280,10 +281,7 @@ def rank_groupings(groupings: list[tuple[np.ndarray, np.ndarray]]) -> Proposals:
     agreeing = overlaps >= AGREEING
     score = np.sqrt(areas) * (overlaps * agreeing).sum(1)
     agreement = np.array([len(np.unique(source[row])) for row in agreeing]) / len(groupings)
-    kept: list[int] = []
-    for index in np.argsort(-score, kind="stable"):
-        if not (overlaps[index, kept] >= COPIES).any():
-            kept.append(int(index))
+    kept = keep_distinct(np.argsort(-score, kind="stable"), overlaps, COPIES)
     return Proposals(boxes[kept].astype(np.float32), agreement[kept], areas[kept])
 
 

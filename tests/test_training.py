@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,11 +24,11 @@ from ross3d.data.atomic import hold_folder
 from ross3d.data.collator import propose_masked_views, widen_grounding_labels
 from ross3d.data.dataset import SceneRows, get_row_seed
 from ross3d.data.prepared import SceneReader
+from ross3d.data.proposal_sources import ProposalMaker
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.geometry_ross3d import unpack_patches
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.scenes.build import build_scenes
-from ross3d.scenes.questions import make_proposals
 from ross3d.tests.fabricate import (
     DISTILLATION,
     PAD_TOKEN,
@@ -606,11 +607,14 @@ def rooms(tmp_path_factory):
     return folder
 
 
+make_jittered = partial(ProposalMaker("--data.proposals").make_set, source="jittered")
+
+
 def make_rows(rooms, seed=11, **changes) -> SceneRows:
     annotations = group_by_scene(load_annotations(rooms / "annotations" / "train.jsonl"))
     data = DataArguments(**{"epochs": 2, "questions_per_row": 6} | changes)
     paths, reader = sorted((rooms / "train").iterdir()), SceneReader(read_rgbd_folder)
-    return SceneRows(data, paths, annotations, make_tiny_processor(), reader, make_proposals, seed=seed)
+    return SceneRows(data, paths, annotations, make_tiny_processor(), reader, make_jittered, seed=seed)
 
 
 def test_rows_follow_from_seed_epoch_and_scene(rooms):
