@@ -5,6 +5,7 @@ from functools import cache, partial
 
 import numpy as np
 import pytest
+import torch
 
 from ross3d.bench.proposals import SMALL_IMAGE, compute_overlaps, describe_boxes, tell_kinds
 from ross3d.data.annotations import Annotation
@@ -16,6 +17,7 @@ from ross3d.data.proposals import propose_boxes
 from ross3d.data.scene import Scene
 from ross3d.data.simulated_proposals import LEVELS, MATCHES, TABLES, simulate_proposals
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.grounding_ross3d import compute_grounding_losses
 from ross3d.scenes.build import make_scene
 from ross3d.tests.tiny import get_rooms
 from ross3d.tools.make_tiny import make_tiny_processor
@@ -221,3 +223,16 @@ def test_kinds_of_boxes():
     assert described["kinds_a_room"] == {"match": 1, "merged": 1, "part": 1, "poor": 1, "rest": 0.5}
     assert described["matches_an_object"] == [0.5, 0.5, 0, 0] and described["recall@0.5"] == 0.5
     assert described["errors_xyz"]["first"]["centre mean"] == [0.1, 0, 0]
+
+
+def test_the_loss_asks_for_any_of_an_objects_boxes():
+    """-log of the share of all targets: 0 as soon as one of them has all of it, whichever."""
+    scores = torch.tensor([[0.9, 0.2, 0.5, 0.1], [0.2, 0.9, 0.5, 0.1], [0.3, 0.3, 0.9, -torch.inf]])
+    labels = torch.tensor([[1.0, 1, 0, 0]] * 3)
+    losses = compute_grounding_losses(scores, labels, 0.07)
+    shares = np.exp(scores.double().numpy() / 0.07)
+    np.testing.assert_allclose(losses, -np.log(shares[:, :2].sum(1) / shares.sum(1)), rtol=1e-4)
+    assert losses[0] == losses[1]
+    assert compute_grounding_losses(scores, labels, 0.001)[0] == 0
+    # With one target alone the other box of the object is a wrong answer.
+    assert compute_grounding_losses(scores[1], torch.tensor([1.0, 0, 0, 0]), 0.07) > 9
