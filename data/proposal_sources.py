@@ -186,14 +186,14 @@ class ProposalMaker:
         """
         rng = np.random.default_rng([seed, 1])
         if source == "mixed":
-            source = ("jittered", "simulated")[rng.integers(2)]
-        if source == "ground_truth":
-            return ProposalSet(scene.boxes, [[place] for place in range(len(scene.boxes))])
+            if rng.integers(2):
+                return match_objects(simulate_proposals(scene.boxes, rng), scene.boxes, rng)
+            source = "jittered"
         if source == "jittered":
             return jitter_objects(scene.boxes, seed)
-        is_drawn = source == "simulated"
-        boxes = simulate_proposals(scene.boxes, rng) if is_drawn else self.propose(scene, source, seed)
-        return match_objects(boxes, scene.boxes, rng)
+        if source == "ground_truth":
+            return ProposalSet(scene.boxes, [[place] for place in range(len(scene.boxes))])
+        return match_objects(self.propose(scene, source, seed), scene.boxes, rng)
 
 
 __all__ = [
