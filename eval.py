@@ -32,6 +32,7 @@ from ross3d.data.ahead import iterate_ahead
 from ross3d.data.annotations import Annotation, find_annotations, load_annotations
 from ross3d.data.atomic import check_output_folder, hold_folder
 from ross3d.data.dataset import get_row_seed
+from ross3d.data.proposal_sources import ProposalMaker
 from ross3d.data.sources import find_video, get_reading, read_scene
 from ross3d.data.tensor_cache import describe_file, describe_source, hash_file
 from ross3d.data.text_files import read_json
@@ -39,7 +40,7 @@ from ross3d.metrics.meteor import Meteor, check_meteor
 from ross3d.processing_ross3d import GeometryMode
 from ross3d.report.run import write_run_page
 from ross3d.report.summary import format_summary
-from ross3d.scenes.questions import lookup_baseline, make_proposals
+from ross3d.scenes.questions import lookup_baseline
 from ross3d.tasks import find_tasks, list_modules, reconstruction, rooms
 from ross3d.tasks.checks import check_records, check_scores, name_task
 from ross3d.tasks.intervals import compute_intervals, get_sums
@@ -144,6 +145,8 @@ def describe_settings(
     values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(arguments).items()}
     # The output folder, and how answers are scored and shown, do not change the answers.
     del values["output"], values["report"], values["meteor"]
+    # Each task's own, below.
+    del values["proposals"]
     values["geometry_mode"] = processor.geometry_mode
     values["spatial_instruction"] = bool(processor.spatial_instruction)
     values["view_size"] = processor.view_size
@@ -152,6 +155,7 @@ def describe_settings(
         name: {
             "split": context.settings.split,
             "max_new_tokens": context.settings.max_new_tokens,
+            "proposals": context.settings.proposals,
             "scene_path": context.scene_path,
             "items_sha256": hashlib.sha256(repr(items[name]).encode()).hexdigest(),
             "scenes_sha256": hash_scenes(context, items[name]),
@@ -327,7 +331,7 @@ def evaluate(arguments: EvalArguments, state: PartialState) -> dict[str, Any]:
         data_dir=arguments.data,
         output_dir=arguments.output,
         read_scene=read_views,
-        make_proposals=make_proposals,
+        make_proposals=ProposalMaker("--proposals").propose,
         get_seed=lambda seed, purpose: get_row_seed(seed, 0, purpose),
     )
     contexts = {

@@ -20,7 +20,7 @@ Shapes: V views, H x W pixels of a depth map, S x S pixels of a cropped view, p 
 after pooling, K boxes, N points.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -403,6 +403,19 @@ def compute_box_iou(boxes_a: torch.Tensor, boxes_b: torch.Tensor, eps: float = 0
     return torch.where(union > 0, shared / union, 0.0)
 
 
+def keep_distinct(order: Iterable[int], overlaps: np.ndarray, max_iou: float) -> list[int]:
+    """The boxes of `order`, best first, that overlap no better one that was kept by an IoU of `max_iou` or more.
+
+    Args:
+        overlaps (`np.ndarray` of shape `(K, K)`): IoU of all boxes with each other.
+    """
+    kept: list[int] = []
+    for index in order:
+        if not (overlaps[index, kept] >= max_iou).any():
+            kept.append(int(index))
+    return kept
+
+
 def get_bev_bounds(points: torch.Tensor) -> torch.Tensor:
     """The square a bird's-eye picture shows: (xmin, ymin, xmax, ymax), metres, float32.
 
@@ -477,6 +490,7 @@ __all__ = [
     "get_nearest_indices",
     "get_sin3d_embedding",
     "get_token_grid_size",
+    "keep_distinct",
     "is_centre_of_turned",
     "pack_patches",
     "pool_patch_coords",

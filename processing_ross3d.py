@@ -46,9 +46,11 @@ from .geometry_ross3d import (
     assign_patches,
     assign_tokens,
     check_shape,
+    compute_box_iou,
     get_box_limits,
     get_nearest_indices,
     get_token_grid_size,
+    keep_distinct,
     pool_patch_coords,
     resize_nearest,
     select_by_scores,
@@ -1562,6 +1564,7 @@ class Ross3DProcessor(ProcessorMixin):
         selection: Literal["best", "cumulative"] = "best",
         temperature: float = 0.07,
         threshold: float = 0.4,
+        max_overlap: float | None = None,
     ) -> list[dict[str, Any]]:
         """Boxes of each question from the scores of `model.ground`.
 
@@ -1572,6 +1575,8 @@ class Ross3DProcessor(ProcessorMixin):
             selection (`str`): "best" (one target is known to exist): the highest proposal, even if "no target" is
                 higher. "cumulative" (none, one or several targets): nothing if "no target" is highest, otherwise
                 proposals in falling order until their softmax probabilities sum to `threshold`.
+            max_overlap (`float`, *optional*): drop chosen boxes whose IoU with a better chosen one is this or more;
+                0.5 for proposals from depth, several of which may be one object. None (published) keeps all.
 
         Returns:
             one dict per question: `proposals` (list of indices), `boxes` (n, 6), `scores` (n,), `no_target` (bool).
@@ -1582,6 +1587,9 @@ class Ross3DProcessor(ProcessorMixin):
         check(is_number(temperature) and temperature > 0, "temperature", "a number above 0", repr(temperature), remedy)
         check(is_number(threshold) and 0 < threshold <= 1, "threshold", "a number above 0 and at most 1",
               repr(threshold), remedy)  # fmt: skip
+        legal = max_overlap is None or (is_number(max_overlap) and 0 < max_overlap <= 1)
+        check(legal, "max_overlap", "an IoU above 0 and at most 1, or None", repr(max_overlap),
+              "choose 0.5 for proposals from depth, None for those of a detector")  # fmt: skip
         scores, boxes = to_coords(scores, "scores").float(), to_coords(proposal_boxes, "proposal_boxes").float()
         boxes = boxes if boxes.dim() == 3 else boxes[None]
         check_shape("proposal_boxes", boxes, ("B", "K", 6), "pass those that model.ground scored.")
@@ -1598,6 +1606,10 @@ class Ross3DProcessor(ProcessorMixin):
               f"NaN or infinity in questions {broken.nonzero()[:, 0].tolist()}",
               "look for NaN in the model's weights and inputs")  # fmt: skip
         chosen = [choose_proposals(row, selection, temperature, threshold) for row in scores]
+        if max_overlap is not None:
+            overlaps = [compute_box_iou(of_scene, of_scene).cpu().numpy() for of_scene in boxes]
+            pairs = zip(chosen, scene_index, strict=True)
+            chosen = [keep_distinct(indices, overlaps[scene], max_overlap) for indices, scene in pairs]
         return [
             {
                 "proposals": indices,

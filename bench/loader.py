@@ -9,6 +9,7 @@ equal, bit for bit.
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from ross3d.bench.harness import compare, describe_run, print_line, time_rounds
 from ross3d.data.arguments import DataArguments
 from ross3d.data.dataset import SceneRows
 from ross3d.data.prepared import PreparedScenes, SceneReader
+from ross3d.data.proposal_sources import ProposalMaker
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder, write_rgbd_folder
 from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
 from ross3d.scenes.build import make_scene
-from ross3d.scenes.questions import make_proposals
 from ross3d.tests.published import make_base_tokenizer
 
 
@@ -39,6 +40,7 @@ def run(num_scenes: int, num_views: int, rounds: int) -> dict[str, Any]:
         paths = write_scenes(folder / "scenes", num_scenes, num_views)
         processor = Ross3DProcessor(image_processor=Ross3DImageProcessor(), tokenizer=make_base_tokenizer())
         prepared = PreparedScenes(folder / "prepared", processor, read_rgbd_folder)
+        make_proposals = partial(ProposalMaker("--data.proposals").make_set, source="jittered")
         plain, later = (
             SceneRows(DataArguments(), paths, {}, processor, reader, make_proposals, seed=0)
             for reader in (SceneReader(read_rgbd_folder), prepared)

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from ross3d.command_line import COUNT, NUM_VIEWS, check_fields
 from ross3d.data.geometry_features import STORAGES
+from ross3d.data.proposal_sources import TRAINING_SOURCES
 from ross3d.data.sources import DECODES, make_reading
 
 
 VISITS = ("scenes", "questions")
-TRAINING_PROPOSALS = ("ground_truth", "jittered")
 
 
 @dataclass
@@ -31,8 +31,12 @@ class DataArguments:
         unlabelled_root (`str`, *optional*): folder of scans without questions, which train reconstruction and
             distillation alone.
         unlabelled_share (`float`): share of all rows that those scans make up; they take turns.
-        proposals (`str`): what grounding chooses among: the objects' own boxes (`ground_truth`, published), or
-            `jittered` ones mixed with boxes that match no object, as our rooms are evaluated.
+        proposals (`str`): what grounding chooses among: the objects' own boxes (`ground_truth`, published);
+            `jittered`, the same moved by a few per cent, among boxes of no object; `depth`, proposed from each
+            scene's depth, 0.06 s a room once in every process; `given`, a detector's, in `proposals.json`; or
+            `mixed`, half of the rows with jittered boxes and the others with boxes like those from depth, which
+            costs next to nothing. With `depth`, `given` and `mixed` every box of IoU 0.5 with an object counts as the
+            object, and one that none reaches gets its own, jittered.
         blind (`bool`): train on the words alone, the baseline for every score.
         num_views (`int`): views of a scan that are read, evenly spread (published: 32).
         decode (`str`): how JPEG pictures are decoded: `exact`, at their own size (published); or `reduced`, at the
@@ -82,7 +86,7 @@ class DataArguments:
     def __post_init__(self):
         counts = dict.fromkeys(("limit", "epochs", "questions_per_row", "tokens_per_row"), COUNT)
         check_fields(self, "data.", {**counts, "num_views": NUM_VIEWS})
-        for name, known in (("visit", VISITS), ("proposals", TRAINING_PROPOSALS), ("decode", DECODES),
+        for name, known in (("visit", VISITS), ("proposals", TRAINING_SOURCES), ("decode", DECODES),
                             ("geometry_storage", STORAGES)):  # fmt: skip
             if getattr(self, name) not in known:
                 raise ValueError(f"data.{name}: expected one of {known}, got {getattr(self, name)!r}.")

@@ -19,6 +19,7 @@ from ross3d.data.arguments import DataArguments
 from ross3d.data.geometry_features import SceneFeatures
 from ross3d.data.latents import SceneLatents
 from ross3d.data.prepared import SceneReader
+from ross3d.data.proposal_sources import ProposalSet
 from ross3d.data.rows import (
     PlannedRow,
     choose_labelled,
@@ -39,11 +40,6 @@ def get_row_seed(seed: int, epoch: int, row_id: str) -> int:
     """A seed in [0, 2**60) that depends on nothing but its arguments."""
     digest = hashlib.blake2b(f"{seed}/{epoch}/{row_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 4
-
-
-def take_boxes(scene: Scene, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The objects' own boxes as proposals, in their order (published for training)."""
-    return scene.boxes, np.arange(len(scene.boxes))
 
 
 def get_seen(scene: Scene, fitted: Any = None) -> tuple[Any, Callable[[], torch.Tensor]]:
@@ -97,7 +93,7 @@ class SceneRows(Dataset):
         annotations (`dict`): scene id -> its annotations; a scene without any trains reconstruction only.
         processor (`Ross3DProcessor`): makes the tensors.
         reader (`SceneReader`): reads a scene's folder; `PreparedScenes` skips its pictures from the second time on.
-        make_proposals: (scene, seed) -> proposal boxes (K, 6) and object index -> proposal index.
+        make_proposals: (scene, seed) -> `ProposalSet` that the row's grounding questions choose among.
         seed (`int`): of order, choice of questions, proposals and diffusion draws.
         rows_per_step (`int`): rows of one optimizer step; where a pass visits questions, those are of similar length.
         unlabelled (sequence of `Path`): folders of scans without questions, which take turns.
@@ -111,7 +107,7 @@ class SceneRows(Dataset):
         annotations: dict[str, list[Annotation]],
         processor: Any,
         reader: SceneReader,
-        make_proposals: Callable[[Scene, int], tuple[np.ndarray, list[int]]],
+        make_proposals: Callable[[Scene, int], ProposalSet],
         *,
         seed: int,
         rows_per_step: int = 1,
@@ -280,15 +276,17 @@ class SceneRows(Dataset):
         Raises:
             ValueError: for a question about objects that the scene does not have, or about a place far outside of it.
         """
-        inputs, boxes = self.get_text(questions), None
-        if scene.boxes is not None:
-            boxes, proposal_of = self.make_proposals(scene, row_seed)
+        inputs = self.get_text(questions)
+        proposals = None if scene.boxes is None else self.make_proposals(scene, row_seed)
+        boxes = None if proposals is None else proposals.boxes
         for question in questions:
             check_object_ids(question, None if scene.boxes is None else len(scene.boxes), str(path))
             check_query_coords(question, *get_seen(scene, fitted), self.file)
-        if questions and boxes is not None:
+        if questions and proposals is not None:
             inputs["target_objects"] = [
-                None if question.object_ids is None else [int(proposal_of[i]) for i in question.object_ids]
+                None
+                if question.object_ids is None
+                else sorted({place for number in question.object_ids for place in proposals.targets[number]})
                 for question in questions
             ]
         if fitted is not None:

@@ -19,7 +19,7 @@ from scipy import sparse
 from ross3d.data.prepare.boxes import MAX_PROPOSALS
 from ross3d.data.scene import Scene
 from ross3d.data.surface import Surface, check_depth, count_voxel_votes, find_upright_planes, sample_surface
-from ross3d.geometry_ross3d import compute_box_iou, unproject
+from ross3d.geometry_ross3d import compute_box_iou, keep_distinct, unproject
 
 
 # Pixels sampled along a depth map's longer side: 2 cm apart at 3 m, as fine as the voxels below.
@@ -215,6 +215,18 @@ def find_level(points: np.ndarray, level_points: np.ndarray) -> np.ndarray:
     return np.isin(numbers[: len(points)], np.add.outer(level, [np.dot(offset, steps) for offset in around]))
 
 
+def count_voxels(points: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Occupied voxels (G,) of `VOTE_SIZE` of each of G groups: `points` (N, 3) in the order of groups, which begin at
+    `starts` (G,). A group's voxels are counted from its own lowest corner."""
+    if not len(points):
+        return np.zeros(0, dtype=np.int64)
+    group = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(points)))
+    cells = np.floor((points - np.minimum.reduceat(points, starts)[group]) / VOTE_SIZE).astype(np.int64)
+    sides = cells.max(0) + 1
+    numbers = np.ravel_multi_index((group, *cells.T), (len(starts), *sides))
+    return np.bincount(np.unique(numbers) // sides.prod(), minlength=len(starts))
+
+
 def get_group_boxes(points: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Boxes (G, 6) and areas (G,) of groups (N,) of points (N, 3), without those that are too small.
 
@@ -222,12 +234,13 @@ def get_group_boxes(points: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray,
     """
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    ordered = points[order]
     boxes, areas = [], []
-    for members in np.split(order, starts[1:]):
-        voxels = len(np.unique(label_voxels(points[members], VOTE_SIZE)))
+    ends = np.append(starts, len(order))[1:]
+    for start, end, voxels in zip(starts, ends, count_voxels(ordered, starts), strict=True):
         if voxels < MIN_GROUP_VOXELS:
             continue
-        low, high = np.quantile(points[members], (TRIM, 1 - TRIM), axis=0)
+        low, high = np.quantile(ordered[start:end], (TRIM, 1 - TRIM), axis=0)
         if (high - low).max() < MIN_GROUP_SIZE:
             continue
         low[2] = 0.0 if low[2] < STANDING else low[2]
@@ -268,10 +281,7 @@ def rank_groupings(groupings: list[tuple[np.ndarray, np.ndarray]]) -> Proposals:
     agreeing = overlaps >= AGREEING
     score = np.sqrt(areas) * (overlaps * agreeing).sum(1)
     agreement = np.array([len(np.unique(source[row])) for row in agreeing]) / len(groupings)
-    kept: list[int] = []
-    for index in np.argsort(-score, kind="stable"):
-        if not (overlaps[index, kept] >= COPIES).any():
-            kept.append(int(index))
+    kept = keep_distinct(np.argsort(-score, kind="stable"), overlaps, COPIES)
     return Proposals(boxes[kept].astype(np.float32), agreement[kept], areas[kept])
 
 

@@ -163,8 +163,12 @@ def sample_surface(scene: Scene, cells_across: int = 80) -> Surface:
 
 def count_voxel_votes(points: np.ndarray, voxel_size: float) -> np.ndarray:
     """Weights (N,) that give each occupied voxel of points (N, 3) one vote in total, however often it was seen."""
+    if not len(points):
+        return np.zeros(0)
     voxels = np.floor(points / voxel_size).astype(np.int64)
-    _, inverse, counts = np.unique(voxels, axis=0, return_inverse=True, return_counts=True)
+    voxels -= voxels.min(0)
+    numbers = np.ravel_multi_index(tuple(voxels.T), tuple(voxels.max(0) + 1))
+    _, inverse, counts = np.unique(numbers, return_inverse=True, return_counts=True)
     return 1.0 / counts[inverse.reshape(-1)]
 
 

@@ -6,13 +6,15 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from ross3d.geometry_ross3d import compute_box_iou, select_by_scores
+from ross3d.geometry_ross3d import compute_box_iou, keep_distinct, select_by_scores
 from ross3d.metrics.columns import check_boxes, check_columns
 
 
 # Published rule for several targets: probabilities at this temperature, taken until they sum to the threshold.
 SELECTION_TEMPERATURE = 0.07
 SELECTION_THRESHOLD = 0.4
+# IoU from which on two selected boxes are one object, where boxes were proposed from depth.
+DUPLICATE_IOU = 0.5
 # Added to the union by the published evaluations.
 IOU_EPS = 1e-8
 
@@ -76,6 +78,19 @@ def select_above_no_target(scores: np.ndarray) -> list[int]:
     scores = check_scores(scores)
     order = np.argsort(-scores[:-1], kind="stable")
     return order[scores[order] > scores[-1]].tolist()
+
+
+def drop_duplicates(selected: list[int], boxes: np.ndarray) -> list[int]:
+    """Selected boxes without those that overlap a better-scored selected one by an IoU of 0.5 or more.
+
+    Our rule where boxes were proposed from depth, which may propose an object several times; the published rule for
+    the boxes of a detector keeps all.
+
+    Args:
+        selected (`list[int]`): indices, best first. boxes (`np.ndarray` of shape `(K, 6)`): all proposals.
+    """
+    boxes = prepare_boxes("boxes", boxes)
+    return keep_distinct(selected, compute_box_iou(boxes, boxes).numpy(), DUPLICATE_IOU)
 
 
 def match_boxes(predicted: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -147,6 +162,7 @@ __all__ = [
     "compute_f1",
     "compute_iou",
     "compute_paired_iou",
+    "drop_duplicates",
     "get_f1",
     "match_boxes",
     "select_above_no_target",

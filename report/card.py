@@ -285,10 +285,17 @@ def find_baseline(scores: Mapping[str, Any], baselines: Mapping[str, Any], place
     return f"{max(known):.4f}" if known else ""
 
 
+def get_proposals(settings: Mapping[str, Any], task: str) -> dict[str, str]:
+    """The source of the boxes that a task's grounding chose among, if it has any."""
+    # Evaluations of earlier code have one for all tasks, and other names.
+    source = settings["tasks"][task].get("proposals")
+    return {} if source is None else {"proposals": source}
+
+
 def list_results(metrics: Mapping[str, Any]) -> list[EvalResult]:
     """The model's scores of a `metrics.json`, unchanged, for the metadata."""
     settings = metrics["settings"]
-    names = ("limit", "num_views", "proposals", "blind", "spatial_instruction", "seed")
+    names = ("limit", "num_views", "blind", "spatial_instruction", "seed")
     return [
         EvalResult(
             task_type=PIPELINE_TAG,
@@ -296,7 +303,8 @@ def list_results(metrics: Mapping[str, Any]) -> list[EvalResult]:
             dataset_type=task,
             dataset_name=SCANNET_TASKS.get(task, task),
             dataset_split=settings["tasks"][task]["split"],
-            dataset_args={name: settings[name] for name in names if settings[name] is not None},
+            dataset_args={name: settings[name] for name in names if settings[name] is not None}
+            | get_proposals(settings, task),
             metric_type="psnr" if "psnr" in place else place[-1],
             metric_name=": ".join(place),
             metric_value=value,
@@ -318,7 +326,7 @@ def format_results(metrics: Mapping[str, Any]) -> str:
             f" {count_questions(scores, place)} | {find_baseline(scores, baselines, place)} |"
             for place, value in list_scores(scores)
         ]
-        asked = {"limit": settings["limit"], "views": settings["num_views"], "proposals": settings["proposals"]}
+        asked = {"limit": settings["limit"], "views": settings["num_views"]} | get_proposals(settings, task)
         asked |= {"blind": settings["blind"], "spatial instruction": settings["spatial_instruction"]}
         described = ", ".join(f"{name} {value}" for name, value in asked.items() if value is not None)
         blocks.append(

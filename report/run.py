@@ -318,6 +318,12 @@ def get_facts(metrics: dict[str, Any], blind: dict[str, Any] | None) -> list[tup
     return facts
 
 
+def name_task(name: str, task: dict[str, Any]) -> str:
+    """A task with its split, and the source of the boxes that its grounding chose among."""
+    source = task.get("proposals")
+    return f"{name} ({task['split']})" if source is None else f"{name} ({task['split']}, proposals: {source})"
+
+
 def make_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir: Path | None = None) -> str:
     """The whole page as HTML.
 
@@ -370,7 +376,7 @@ def make_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir:
         asked = [record for record in predictions if record["scene_id"] == scene_id and "question" in record]
         sections.append(make_scene_section(scene, asked, rebuilt_by_scene.get(scene_id), run_dir / "pictures"))
     sections.append(make_settings_section(metrics))
-    names = ", ".join(f"{name} ({task['split']})" for name, task in settings["tasks"].items())
+    names = ", ".join(name_task(name, task) for name, task in settings["tasks"].items())
     lead = f"{settings['model']} on {settings['data']}: {names}."
     return make_page("ross3d: evaluation results", lead, get_facts(metrics, blind), sections)
 

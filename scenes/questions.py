@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 
 from ross3d.data.annotations import Annotation
-from ross3d.data.scene import Scene
 from ross3d.scenes.rooms import CATEGORIES, COLORS, Room
 
 
@@ -534,62 +533,3 @@ def _get_lookup_answer(annotation: Annotation) -> str:
 
 def _get_commonest(counter: Counter) -> str | None:
     return min(counter, key=lambda answer: (-counter[answer], answer)) if counter else None
-
-
-def make_proposals(
-    scene: Scene, seed, jitter: float = 0.05, num_distractors: int = 4
-) -> tuple[np.ndarray, np.ndarray]:
-    """Proposal boxes as an imperfect detector would give them: jittered objects among distractors, shuffled.
-
-    Args:
-        scene (`Scene`): its `boxes` (K, 6) are the objects.
-        seed (`int` or `list[int]`): the same seed gives the same proposals.
-        jitter (`float`, defaults to 0.05): standard deviation of the noise on centre and on size, as a share of the
-            object's size on each axis (cut at two standard deviations).
-        num_distractors (`int`, defaults to 4): boxes that match no object (overlap at most 0.25 with each), of sizes
-            and heights borrowed from the scene's objects.
-
-    Returns:
-        `proposal_boxes` (`(K + num_distractors, 6)`, float32) and `object_to_proposal` (`(K,)`, int64): the row of
-        each object among the proposals.
-    """
-    if scene.boxes is None:
-        raise ValueError(
-            f"scene {scene.scene_id!r} has no boxes to make proposals from; add boxes.json or pass boxes=."
-        )
-    rng = np.random.default_rng(seed)
-    boxes = np.asarray(scene.boxes, dtype=np.float64)
-    num_objects = len(boxes)
-    if num_objects == 0:
-        return np.zeros((0, 6), np.float32), np.zeros((0,), np.int64)
-    noise = np.clip(rng.standard_normal((num_objects, 6)), -2, 2) * jitter
-    jittered = boxes.copy()
-    jittered[:, :3] += noise[:, :3] * boxes[:, 3:]
-    jittered[:, 3:] *= 1 + noise[:, 3:]
-    proposals = np.concatenate([jittered, _make_distractors(boxes, num_distractors, rng)])
-    order = rng.permutation(len(proposals))
-    return proposals[order].astype(np.float32), np.argsort(order)[:num_objects].astype(np.int64)
-
-
-def _make_distractors(boxes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Boxes (count, 6) that overlap no object by more than a quarter."""
-    low = (boxes[:, :3] - boxes[:, 3:] / 2).min(0)
-    high = (boxes[:, :3] + boxes[:, 3:] / 2).max(0)
-    distractors = np.zeros((count, 6))
-    for row in distractors:
-        for attempt in range(50):
-            model = boxes[rng.integers(len(boxes))]
-            row[3:] = model[3:] * rng.uniform(0.7, 1.2, 3) * 0.93**attempt
-            row[:2] = rng.uniform(low, high)[:2]
-            row[2] = model[2] * rng.uniform(0.85, 1.15)
-            if _compute_overlaps(row, boxes).max() <= 0.25:
-                break
-    return distractors
-
-
-def _compute_overlaps(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Intersection over union (K,) of one box with boxes (K, 6)."""
-    low = np.maximum(box[:3] - box[3:] / 2, boxes[:, :3] - boxes[:, 3:] / 2)
-    high = np.minimum(box[:3] + box[3:] / 2, boxes[:, :3] + boxes[:, 3:] / 2)
-    shared = np.clip(high - low, 0, None).prod(-1)
-    return shared / (box[3:].prod() + boxes[:, 3:].prod(-1) - shared)

@@ -18,8 +18,9 @@ from ross3d.data.annotations import (
     find_annotations,
     load_annotations,
 )
+from ross3d.data.proposal_sources import check_given
 from ross3d.data.scene import BLIND_PICTURE, Scene
-from ross3d.metrics.grounding import choose_proposal, select_above_no_target, select_proposals
+from ross3d.metrics.grounding import choose_proposal, drop_duplicates, select_above_no_target, select_proposals
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, limit_scenes
 
 
@@ -77,42 +78,26 @@ def get_columns(records: list[Record], *names: str) -> list[list[Any]]:
 
 
 def check_detected(data_dir: Path, items: Sequence[Annotation], settings: EvalSettings) -> None:
-    """Refuse to start if scenes have no detected boxes, rather than fail when their turn comes.
-
-    Raises:
-        ValueError: gives the number of such scenes and the first one.
-    """
+    """Refuse to start with `given` boxes if scenes have none, see `check_given`."""
     folders = dict.fromkeys(data_dir / settings.split / item.scene_id for item in items)
-    missing = [folder for folder in folders if not (folder / "proposals.json").is_file()]
-    if settings.proposals == "simulated":
-        raise ValueError(
-            "--proposals simulated: expected task rooms, whose proposals can be simulated, got another task; leave"
-            " it out, or use ground_truth."
-        )
-    if settings.proposals == "predicted" and missing:
-        raise ValueError(
-            f"--data {data_dir}: expected detected boxes in proposals.json of {len(folders)} scenes, got none in"
-            f" {len(missing)}, first {missing[0].name}; prepare them with --proposals or with `python -m"
-            " ross3d.data.prepare proposals` (docs/DATA.md), or evaluate with --proposals ground_truth."
-        )
+    if settings.proposals == "given":
+        check_given(list(folders), f"--data {data_dir}", "--proposals")
 
 
-def get_detected_boxes(context: EvalContext, scene: Scene) -> np.ndarray:
-    """The boxes that grounding chooses among: detected ones, or with `--proposals ground_truth` those of the objects.
+def get_proposals(context: EvalContext, scene: Scene) -> np.ndarray:
+    """The boxes (K, 6) that grounding chooses among, from the source of `--proposals`, or the task's own.
 
     Raises:
-        ValueError: for a scene without them.
+        ValueError: for a task without a source, and for a scene that lacks what the source needs.
     """
-    own = context.settings.proposals == "ground_truth"
-    boxes = scene.boxes if own else scene.proposal_boxes
-    if boxes is None:
-        file, way_out = ("boxes.json", "the labels of the scan") if own else ("proposals.json", "boxes of a detector")
+    source = context.settings.proposals
+    if source is None:
         raise ValueError(
-            f"scene {scene.scene_id!r}: expected candidate boxes in {scene.path}/{file}, got no such file; prepare"
-            f" the scene with {way_out} (docs/DATA.md), or evaluate with --proposals"
-            f" {'predicted' if own else 'ground_truth'}."
+            "proposals: expected the source of the boxes of a task with grounding questions, got None; end its file"
+            ' with Task(..., proposals="given").'
         )
-    return boxes
+    seed = context.get_seed(context.settings.seed, f"proposals/{scene.scene_id}")
+    return context.make_proposals(scene, source, seed)
 
 
 def make_record(task_name: str, annotation: Annotation, **values: Any) -> Record:
@@ -186,14 +171,23 @@ def list_boxes(boxes: np.ndarray) -> list[list[float]]:
 
 
 def make_grounding_record(
-    task_name: str, annotation: Annotation, scores: np.ndarray, proposal_boxes: np.ndarray, scene_boxes: np.ndarray
+    task_name: str,
+    annotation: Annotation,
+    scores: np.ndarray,
+    proposal_boxes: np.ndarray,
+    scene_boxes: np.ndarray,
+    source: str,
 ) -> Record:
-    """A record with the boxes that the published rules select from scores (K + 1,)."""
+    """A record with the boxes that the published rules select from scores (K + 1,); without duplicates where they come
+    from depth."""
     targets = annotation.target_boxes
     if targets is None:
         targets = list_boxes(scene_boxes[annotation.object_ids])
     scores = np.asarray(scores, np.float64)
     best = choose_proposal(scores)
+    several = select_proposals(scores), select_above_no_target(scores)
+    if source == "depth":
+        several = [drop_duplicates(selected, proposal_boxes) for selected in several]
     return make_record(
         task_name,
         annotation,
@@ -202,8 +196,8 @@ def make_grounding_record(
         scores=np.round(scores, DECIMALS).tolist(),
         best_box=None if best is None else list_boxes(proposal_boxes[best])[0],
         no_target_wins=bool(scores.argmax() == len(scores) - 1),
-        predicted_boxes=list_boxes(proposal_boxes[select_proposals(scores)]),
-        boxes_above_no_target=list_boxes(proposal_boxes[select_above_no_target(scores)]),
+        predicted_boxes=list_boxes(proposal_boxes[several[0]]),
+        boxes_above_no_target=list_boxes(proposal_boxes[several[1]]),
         target_boxes=targets,
     )
 
@@ -223,22 +217,17 @@ class SceneForQuestions:
 
 
 def prepare_questions_about_boxes(context: EvalContext, annotations: list[Annotation]) -> SceneForQuestions:
-    """`prepare_questions` with the boxes that are on disk."""
-    return prepare_questions(context, annotations, get_detected_boxes)
+    """`prepare_questions` with the boxes that grounding chooses among."""
+    return prepare_questions(context, annotations, about_boxes=True)
 
 
 def prepare_questions(
-    context: EvalContext,
-    annotations: list[Annotation],
-    get_proposals: Callable[[EvalContext, Scene], np.ndarray] | None = None,
+    context: EvalContext, annotations: list[Annotation], about_boxes: bool = False
 ) -> SceneForQuestions:
-    """Read the scene of these annotations and let the processor prepare it; a blind model gets a grey picture.
-
-    `get_proposals`: (context, scene) -> boxes (K, 6) that grounding chooses among; None for benchmarks without it.
-    """
+    """Read the scene of these annotations and let the processor prepare it; a blind model gets a grey picture."""
     blind = context.settings.blind
     grounds = any(annotation.object_ids is not None for annotation in annotations)
-    without_boxes = blind or get_proposals is None
+    without_boxes = blind or not about_boxes
     scene = None if blind and not grounds else context.load_scene(annotations[0].scene_id)
     folder = "" if scene is None else str(scene.path)
     # An empty list rather than None, so that scenes with and without grounding questions can share a cache.
@@ -333,7 +322,12 @@ def answer_together(
         for prompt, row in zip(grounding, scores, strict=True):
             boxes = prepared[prompt.scene]
             records[prompt.annotation.id] = make_grounding_record(
-                task_name, prompt.annotation, row, boxes.proposal_boxes, boxes.scene_boxes
+                task_name,
+                prompt.annotation,
+                row,
+                boxes.proposal_boxes,
+                boxes.scene_boxes,
+                context.settings.proposals,
             )
     return [[records[annotation.id] for annotation in scene.items] for scene in scenes]
 
@@ -344,7 +338,7 @@ __all__ = [
     "check_detected",
     "clean_response",
     "get_columns",
-    "get_detected_boxes",
+    "get_proposals",
     "get_question",
     "load_questions",
     "make_record",

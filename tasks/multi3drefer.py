@@ -41,7 +41,7 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[Annotation]:
 
 
 def answer(context: EvalContext, scenes: list[OpenScene]) -> list[list[Record]]:
-    """Proposals are chosen by the published rule, see `select_proposals`."""
+    """Proposals are chosen by the published rule, see `select_proposals`; those from depth without duplicates."""
     answered = answer_questions(context, scenes, NAME, get_question, clean_response)
     return [[add_answer(record) for record in records] for records in answered]
 
@@ -64,5 +64,14 @@ def get_values(records: list[Record]) -> dict[str, np.ndarray]:
     return split_by_type(compute_multi3drefer_values(*get_boxes(records)), *get_columns(records, "question_type"))
 
 
-TASK = Task(NAME, "predictions.jsonl", load_items, prepare_questions_about_boxes, answer, score, get_values)
+TASK = Task(
+    NAME,
+    "predictions.jsonl",
+    load_items,
+    prepare_questions_about_boxes,
+    answer,
+    score,
+    get_values,
+    proposals="given",
+)
 __all__ = ["TASK"]

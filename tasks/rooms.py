@@ -12,19 +12,17 @@ from typing import Any
 import numpy as np
 
 from ross3d.data.annotations import Annotation
-from ross3d.data.scene import Scene
 from ross3d.metrics.captioning import compute_caption_scores
 from ross3d.metrics.grounding import compute_accuracy_at_iou, compute_f1
 from ross3d.metrics.qa import compute_exact_match, compute_relative_accuracy, parse_number
 from ross3d.tasks.answering import (
-    SceneForQuestions,
     answer_questions,
+    check_detected,
     get_columns,
-    get_detected_boxes,
     get_question,
     load_questions,
     make_record,
-    prepare_questions,
+    prepare_questions_about_boxes,
 )
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 
@@ -35,7 +33,6 @@ NUMBER_TYPES = ("room_size",)
 CAPTION_TYPES = ("caption",)
 GROUNDING_TYPES = ("grounding_unique", "grounding_multiple", "grounding_none")
 QUESTION_TYPES = EXACT_MATCH_TYPES + NUMBER_TYPES + CAPTION_TYPES + GROUNDING_TYPES
-PROPOSALS_FILE = "proposals.json"
 IOU_THRESHOLDS = (0.25, 0.5)
 # The main score of a type, which tables show first.
 MAIN_SCORES = (
@@ -51,18 +48,10 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[Annotation]:
     """Questions of a split.
 
     Raises:
-        ValueError: if only some of their scenes have detected boxes.
+        ValueError: with `--proposals given`, if scenes have no given boxes.
     """
     items = load_questions(data_dir, settings, NAME, QUESTION_TYPES)
-    if settings.proposals == "predicted":
-        names = dict.fromkeys(item.scene_id for item in items)
-        found = [name for name in names if (data_dir / settings.split / name / PROPOSALS_FILE).is_file()]
-        if found and len(found) < len(names):
-            raise ValueError(
-                f"--data {data_dir}: expected {PROPOSALS_FILE} in all or none of the {len(names)} scenes of"
-                f" {settings.split}, got it in {len(found)}; prepare the others with `python -m ross3d.data.prepare"
-                " proposals`, or evaluate with --proposals simulated."
-            )
+    check_detected(data_dir, items, settings)
     return items
 
 
@@ -73,19 +62,6 @@ def parse_answer(annotation: Annotation, response: str) -> str:
     if annotation.question_type in NUMBER_TYPES:
         return str(parse_number(answer)) if np.isfinite(parse_number(answer)) else ""
     return answer
-
-
-def get_proposals(context: EvalContext, scene: Scene) -> np.ndarray:
-    """The boxes that grounding chooses among: those in `proposals.json`; if there is none, or with `simulated`, the
-    scene's objects as an imperfect detector would find them; with `ground_truth` the exact objects."""
-    proposals = context.settings.proposals
-    if proposals == "ground_truth" or (proposals == "predicted" and scene.proposal_boxes is not None):
-        return get_detected_boxes(context, scene)
-    return context.make_proposals(scene, context.get_seed(context.settings.seed, f"proposals/{scene.scene_id}"))[0]
-
-
-def prepare(context: EvalContext, annotations: list[Annotation]) -> SceneForQuestions:
-    return prepare_questions(context, annotations, get_proposals)
 
 
 def answer(context: EvalContext, scenes: list[OpenScene]) -> list[list[Record]]:
@@ -247,7 +223,16 @@ def describe_lookup(accuracies: dict[str, float]) -> dict[str, Any]:
     return {"macro_exact_match": macro, "types": types}
 
 
-TASK = Task(NAME, "predictions.jsonl", load_items, prepare, answer, score, get_values)
+TASK = Task(
+    NAME,
+    "predictions.jsonl",
+    load_items,
+    prepare_questions_about_boxes,
+    answer,
+    score,
+    get_values,
+    proposals="depth",
+)
 
 __all__ = [
     "EXACT_MATCH_TYPES",

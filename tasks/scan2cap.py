@@ -36,12 +36,18 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[Annotation]:
     """Objects with their descriptions.
 
     Raises:
-        ValueError: for annotations that were prepared without detected boxes; with `--proposals ground_truth`, for an
-            object without its own.
+        ValueError: for another source of boxes than `given` and `ground_truth`; for annotations that were prepared
+            without detected boxes; with `--proposals ground_truth`, for an object without its own.
     """
+    if settings.proposals in ("depth", "jittered"):
+        raise ValueError(
+            f"--proposals {settings.proposals}: expected given or ground_truth for {NAME}, because its annotations"
+            " were prepared with the boxes that they ask about; choose one of these, or prepare them with others"
+            " (docs/DATA.md)."
+        )
     everything = load_questions(data_dir, replace(settings, limit=None), NAME)
     objects = limit_scenes(everything, settings.limit)
-    if settings.proposals == "predicted":
+    if settings.proposals != "ground_truth":
         if not get_asked(everything):
             raise ValueError(
                 f"--data {data_dir}: expected detected boxes matched to the objects of {NAME}, got none for any of"
@@ -53,7 +59,7 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[Annotation]:
         if not item.target_boxes:
             raise ValueError(
                 f"id {item.id!r}: expected target_boxes with --proposals ground_truth, got {item.target_boxes};"
-                " prepare the annotations again (docs/DATA.md), or evaluate with --proposals predicted."
+                " prepare the annotations again (docs/DATA.md), or evaluate with --proposals given."
             )
     return [replace(item, query_coords=tuple(item.target_boxes[0][:3])) for item in objects]
 
@@ -107,6 +113,7 @@ TASK = Task(
     get_values,
     get_sums,
     is_captions=True,
+    proposals="given",
     max_new_tokens=512,
 )
 __all__ = ["TASK"]

@@ -67,5 +67,14 @@ def get_values(records: list[Record]) -> dict[str, np.ndarray]:
     return split_by_type(values, *get_columns(records, "question_type"))
 
 
-TASK = Task(NAME, "predictions.jsonl", load_items, prepare_questions_about_boxes, answer, score, get_values)
+TASK = Task(
+    NAME,
+    "predictions.jsonl",
+    load_items,
+    prepare_questions_about_boxes,
+    answer,
+    score,
+    get_values,
+    proposals="given",
+)
 __all__ = ["TASK"]

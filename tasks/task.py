@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ross3d.command_line import COUNT, COUNT_OR_NONE, NUM_VIEWS, SEED, check_fields
+from ross3d.data.proposal_sources import PROPOSAL_SOURCES
 from ross3d.data.scene import Scene
 from ross3d.data.sources import DECODES
 from ross3d.data.sources.inside import resolve_inside
@@ -19,7 +20,6 @@ from ross3d.data.sources.options import get_scan_options
 
 
 Record = dict[str, Any]
-PROPOSAL_SOURCES = ("predicted", "simulated", "ground_truth")
 SCENE_PATH = "{split}/{scene_id}"
 # Allowed ranges of numeric settings, by name.
 EVAL_NUMBERS = {
@@ -60,12 +60,13 @@ class EvalSettings:
             below 1; by default as each layout has it.
         allow_outside (`bool`): let annotations, files and links name scenes and pictures outside the data folder and
             the scan's; only for data that you trust.
-        proposals (`str`): the boxes that grounding chooses among and captions are about. `predicted`, boxes of a
-            detector: `proposals.json` in each scene's folder, a JSON list of boxes [cx, cy, cz, dx, dy, dz] or
-            {"box": [...]}, metres, as python -m ross3d.data.prepare proposals writes it; without any, task rooms uses
-            `simulated` and other tasks stop. `ground_truth`, the objects' own: `boxes.json`, in the same form, or the
-            layout's own boxes. `simulated`, for task rooms only: the objects' boxes, shifted and resized, mixed with
-            boxes that match no object.
+        proposals (`str`, *optional*): the boxes that grounding chooses among and captions are about. `depth`: boxes
+            proposed from the depth of the views that are read; duplicates among the selected ones are dropped.
+            `given`, boxes of a detector: `proposals.json` in each scene's folder, a JSON list of boxes
+            [cx, cy, cz, dx, dy, dz] or {"box": [...]}, metres, as python -m ross3d.data.prepare proposals writes it.
+            `ground_truth`, the objects' own: `boxes.json`, in the same form, or the layout's own boxes. `jittered`:
+            these, moved by a few per cent, among boxes of no object. By default `depth` for task rooms and `given`
+            (published) for the benchmarks.
         seed (`int`): of proposals, masked views, diffusion draws and blind choices.
         num_samples (`int`): sampled pictures whose mean is scored.
         num_inference_steps (`int`): sampler steps.
@@ -83,7 +84,7 @@ class EvalSettings:
     rotate: str | None = None
     max_excluded: float | None = None
     allow_outside: bool = False
-    proposals: str = "predicted"
+    proposals: str | None = None
     seed: int = 0
     num_samples: int = 8
     num_inference_steps: int = 50
@@ -92,8 +93,10 @@ class EvalSettings:
     def __post_init__(self):
         check_fields(self, "--", EVAL_NUMBERS)
         for name, known in (("proposals", PROPOSAL_SOURCES), ("decode", DECODES)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"--{name}: expected one of {list(known)}, got {getattr(self, name)!r}.")
+            value = getattr(self, name)
+            is_default = name == "proposals" and value is None
+            if value not in known and not is_default:
+                raise ValueError(f"--{name}: expected one of {list(known)}, got {value!r}.")
         get_scan_options(self)
 
 
@@ -107,7 +110,7 @@ class EvalContext:
         data_dir (`Path`): scenes under `scene_path`, annotations under `annotations/SPLIT.jsonl` or `.parquet`.
         output_dir (`Path`): pictures go to `pictures/` in it.
         read_scene: folder -> `Scene`.
-        make_proposals: (scene, seed) -> proposal boxes (K, 6) and object index -> proposal index (K,).
+        make_proposals: (scene, source, seed) -> proposal boxes (K, 6).
         get_seed: (seed, purpose) -> a seed that depends on nothing else.
         settings (`EvalSettings`): see there.
         scene_path (`str`): where a scene lies in the data folder, `{split}` and `{scene_id}` filled in.
@@ -120,7 +123,7 @@ class EvalContext:
     data_dir: Path
     output_dir: Path
     read_scene: Callable[[Path], Scene]
-    make_proposals: Callable[[Scene, int], tuple[np.ndarray, np.ndarray]]
+    make_proposals: Callable[[Scene, str, int], np.ndarray]
     get_seed: Callable[[int, str], int]
     settings: EvalSettings = field(default_factory=EvalSettings)
     scene_path: str = SCENE_PATH
@@ -170,6 +173,7 @@ class Task:
             (all records, running METEOR or None).
         is_captions (`bool`): whether METEOR can be asked for.
         scene_path (`str`, *optional*): path of a scene in the data folder; None if every question has its own frames.
+        proposals (`str`, *optional*): the source of its boxes unless `--proposals` says another; None without boxes.
         split (`str`): the split of the published numbers.
         max_new_tokens (`int`): as published.
     """
@@ -184,6 +188,7 @@ class Task:
     get_sums: Callable[..., dict[str, Any]] | None = None
     is_captions: bool = False
     scene_path: str | None = SCENE_PATH
+    proposals: str | None = None
     split: str = "val"
     max_new_tokens: int = 48
 
@@ -204,6 +209,7 @@ class Task:
             settings,
             split=settings.split or self.split,
             max_new_tokens=settings.max_new_tokens or self.max_new_tokens,
+            proposals=self.proposals and (settings.proposals or self.proposals),
         )
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -92,6 +93,17 @@ def test_every_question_is_grounded_when_asked_to(tmp_path):
     (answer,) = run(scan, tmp_path / "page.html", *given, "the bed")
     known = [[pytest.approx(value) for value in row["box"]] for row in boxes]
     assert answer.boxes is not None and all(box in known for box in answer.boxes)
+
+
+def test_proposed_boxes_of_one_object_are_one_answer():
+    """The best box and its neighbour (IoU 0.6) share the score; boxes that came with the scan are all kept."""
+    boxes = np.array([[0, 0, 0.5, 1, 1, 1], [0.25, 0, 0.5, 1, 1, 1], [5, 0, 0.5, 1, 1, 1]], np.float32)
+    scores = torch.tensor([[0.905, 0.91, 0.9, 0.0], [0.0, 0.1, 0.2, 0.9]])
+    asks = SimpleNamespace(to=lambda device: {})
+    model = SimpleNamespace(device="cpu", ground=lambda scene: scores)
+    for are_proposed, numbers in ((False, [1, 0]), (True, [1])):
+        found = ask.answer_with_boxes(model, lambda **given: asks, None, ["a?", "b?"], boxes, are_proposed)
+        assert [answer.numbers for answer in found] == [numbers, []]
 
 
 def test_what_cannot_be_asked_is_refused(capsys, tmp_path, monkeypatch):

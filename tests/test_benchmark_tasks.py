@@ -18,11 +18,12 @@ from transformers import AutoProcessor
 from ross3d.data.annotations import Annotation, load_annotations, save_annotations
 from ross3d.data.arguments import DataArguments
 from ross3d.data.prepare.__main__ import main as prepare
+from ross3d.data.proposal_sources import ProposalMaker
 from ross3d.data.sources import read_scene
 from ross3d.data.sources.video import read_video
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.tasks import find_tasks
-from ross3d.tasks.answering import clean_response, get_detected_boxes
+from ross3d.tasks.answering import clean_response, get_proposals
 from ross3d.tasks.intervals import compute_intervals, get_sums
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Task
 from ross3d.tests.official_annotations import write_masks, write_official, write_raw_set
@@ -104,7 +105,7 @@ def test_an_object_without_a_detected_box_gets_no_caption_and_counts(prepared, t
 
 def test_grounding_chooses_among_detected_boxes_or_the_objects_own(prepared, trained, tmp_path):
     scene = read_scene(prepared / "val" / "scene0003_00", num_views=3)
-    for proposals, boxes in (("predicted", scene.proposal_boxes), ("ground_truth", scene.boxes)):
+    for proposals, boxes in (("given", scene.proposal_boxes), ("ground_truth", scene.boxes)):
         evaluate(tmp_path / proposals, prepared, trained, "scanrefer,multi3drefer", "--proposals", proposals)
         known = boxes.astype(np.float64).tolist()
         for record in read_records(tmp_path / proposals):
@@ -123,7 +124,7 @@ def make_context(data: Path, task: Task, **settings) -> EvalContext:
         data_dir=data,
         output_dir=data,
         read_scene=lambda path: read_scene(path, num_views=filled.num_views),
-        make_proposals=lambda scene, seed: pytest.fail("a benchmark's boxes lie beside its scenes"),
+        make_proposals=ProposalMaker("--proposals").propose,
         get_seed=lambda seed, purpose: seed,
         settings=filled,
         scene_path=task.scene_path,
@@ -142,10 +143,10 @@ def test_scenes_without_boxes_are_named(prepared):
     context = make_context(prepared, TASKS["scanrefer"])
     scene = read_scene(prepared / "train" / "scene0001_00", num_views=2)
     with pytest.raises(ValueError, match=r"'scene0001_00'.*proposals.json, got no such file; prepare the scene"):
-        get_detected_boxes(context, replace(scene, proposal_boxes=None))
+        get_proposals(context, replace(scene, proposal_boxes=None))
     own = replace(context, settings=replace(context.settings, proposals="ground_truth"))
-    with pytest.raises(ValueError, match=r"boxes.json, got no such file.*--proposals predicted"):
-        get_detected_boxes(own, replace(scene, boxes=None))
+    with pytest.raises(ValueError, match=r"boxes.json, got no such file.*--proposals depth or given"):
+        get_proposals(own, replace(scene, boxes=None))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,8 @@ def test_missing_proposals_are_told_before_anything_is_asked(prepared, trained, 
     message = "expected detected boxes in proposals.json of 1 scenes, got none in 1, first scene0003_00"
     with pytest.raises(ValueError, match=message):
         evaluate(tmp_path / "out", tmp_path / "data", trained, f"scanqa,{task}")
-    assert TASKS[task].load_items(tmp_path / "data", EvalSettings(split="val", proposals="ground_truth"))
+    for source in ("depth", "jittered", "ground_truth"):
+        assert TASKS[task].load_items(tmp_path / "data", EvalSettings(split="val", proposals=source))
 
 
 def test_captions_want_boxes_that_were_detected_when_they_were_prepared(prepared, tmp_path):
@@ -183,7 +185,7 @@ def test_captions_want_boxes_that_were_detected_when_they_were_prepared(prepared
     for row in rows:
         row.query_coords = row.query_box = row.query_iou = None
     save_annotations(rows, tmp_path / "annotations" / "val.parquet")
-    settings = EvalSettings(split="val")
+    settings = TASKS["scan2cap"].fill_settings(EvalSettings(split="val"))
     with pytest.raises(ValueError, match="expected detected boxes matched to the objects of scan2cap, got none"):
         TASKS["scan2cap"].load_items(tmp_path, settings)
     own = TASKS["scan2cap"].load_items(tmp_path, replace(settings, proposals="ground_truth"))
@@ -204,6 +206,10 @@ def test_captions_of_own_boxes_need_them(tmp_path):
     item = Annotation("a", "scene", "scan2cap", "unique", "At <coord> .", "b", query_coords=(0.0, 1.0, 2.0))
     save_annotations([item], tmp_path / "annotations" / "val.jsonl")
     assert TASKS["scan2cap"].load_items(tmp_path, EvalSettings(split="val")) == [item]
+    for source in ("depth", "jittered"):
+        message = f"--proposals {source}: expected given or ground_truth for scan2cap, because"
+        with pytest.raises(ValueError, match=message):
+            TASKS["scan2cap"].load_items(tmp_path, EvalSettings(split="val", proposals=source))
     with pytest.raises(ValueError, match="id 'a': expected target_boxes with --proposals ground_truth, got None"):
         TASKS["scan2cap"].load_items(tmp_path, EvalSettings(split="val", proposals="ground_truth"))
 

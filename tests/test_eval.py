@@ -17,6 +17,8 @@ from types import SimpleNamespace
 import pytest
 
 from ross3d.data.annotations import Annotation
+from ross3d.data.proposals import propose_boxes
+from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.tasks.records import RecordStore
 from ross3d.tasks.task import EvalContext, EvalSettings
 from ross3d.tests.tiny import get_checkpoint, get_rooms
@@ -84,12 +86,28 @@ def test_files_hold_every_answer_once_and_how_they_came_about(finished):
     metrics = json.loads((finished / "metrics.json").read_text())
     assert metrics["scores"]["rooms"]["num_questions"] == len(asked)
     assert sum(row["num_questions"] for row in metrics["scores"]["rooms"]["types"].values()) == len(asked)
+    sources = {name: task["proposals"] for name, task in metrics["settings"]["tasks"].items()}
+    assert sources == {"rooms": "depth", "reconstruction": None} and "proposals" not in metrics["settings"]
     assert metrics["settings"]["spatial_instruction"] is False and metrics["config"]["model_type"] == "ross3d"
     assert metrics["command"] and set(metrics["baselines"]["rooms"]) == {"majority", "lookup"}
     rebuilt = metrics["scores"]["reconstruction"]
     assert rebuilt["view"]["num_pictures"] == 4 and rebuilt["bev_object"]["num_pictures"] == 2
     assert rebuilt == json.loads((finished / "reconstruction.json").read_text())
     assert (finished / "pictures" / "val-000000" / "bev_mean_of_samples.png").is_file()
+
+
+def test_boxes_of_another_source_are_scored_in_another_folder(finished, tmp_path):
+    evaluate(tmp_path, "--proposals", "jittered", task="rooms")
+    counts = [
+        {record["scene_id"]: len(record["scores"]) - 1 for record in read_lines(folder / "predictions.jsonl")
+         if record["question_type"].startswith("grounding")}
+        for folder in (finished, tmp_path)
+    ]  # fmt: skip
+    for scene_id, count in counts[1].items():
+        scene = read_rgbd_folder(get_rooms() / "val" / scene_id)
+        assert count == len(scene.boxes) + 4 and counts[0][scene_id] == len(propose_boxes(scene).boxes)
+    with pytest.raises(ValueError, match="expected tasks.rooms.proposals='jittered', as for the answers"):
+        evaluate(tmp_path, task="rooms")
 
 
 @pytest.mark.parametrize("at_once", ["2", "5"])

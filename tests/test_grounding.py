@@ -11,6 +11,7 @@ from ross3d.metrics.grounding import (
     compute_f1,
     compute_iou,
     compute_paired_iou,
+    drop_duplicates,
     get_f1,
     match_boxes,
     select_above_no_target,
@@ -99,6 +100,18 @@ def test_proposals_are_selected_until_their_probabilities_suffice():
 def test_proposals_above_no_target_come_best_first():
     assert select_above_no_target(np.array([0.2, 0.7, 0.5, 0.3])) == [1, 2]
     assert select_above_no_target(np.array([0.2])) == []
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_duplicates_of_better_boxes_are_dropped(flip):
+    """Boxes 0, 1 and 2 step along x by a quarter: neighbours have an IoU of 0.6, and 0 and 2 one of 0.33."""
+    boxes = np.tile(UNIT, (4, 1)).astype(np.float64)
+    boxes[:, 0] += np.array([0, 0.25, 0.5, 9]) * boxes[0, 3]
+    boxes = boxes[::-1] if flip else boxes
+    place = (lambda order: [3 - number for number in order]) if flip else list
+    assert drop_duplicates(place([1, 0, 2, 3]), boxes) == place([1, 3])
+    assert drop_duplicates(place([0, 1, 2, 3]), boxes) == place([0, 2, 3])
+    assert drop_duplicates([], boxes) == [] == drop_duplicates([], np.zeros((0, 6)))
 
 
 def test_scores_that_are_no_numbers_are_refused():

@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,10 @@ from ross3d.data.consistency import ConsistencyWarning
 from ross3d.data.dataset import SceneRows
 from ross3d.data.latents import SceneLatents
 from ross3d.data.prepared import PreparedScenes, SceneReader
+from ross3d.data.proposal_sources import ProposalMaker
 from ross3d.data.sources import read_scene
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.data.tensor_cache import DamagedError, describe_source, load_cache, make_cache, write_cache
-from ross3d.scenes.questions import make_proposals
 from ross3d.tests.limited_memory import call_within
 from ross3d.tests.posed_views import make_test_processor, make_views
 from ross3d.tests.scan_folders import enlarge_pictures
@@ -48,11 +49,14 @@ def rooms(tmp_path) -> Path:
     return tmp_path / "rooms"
 
 
+make_jittered = partial(ProposalMaker("--data.proposals").make_set, source="jittered")
+
+
 def make_rows(rooms: Path, prepared: PreparedScenes | None, **changes) -> SceneRows:
     annotations = group_by_scene(load_annotations(rooms / "annotations" / "train.jsonl"))
     data = DataArguments(**{"epochs": 2, "questions_per_row": 3} | changes)
     paths, reader = sorted((rooms / "train").iterdir())[:4], prepared or SceneReader(read_rgbd_folder)
-    return SceneRows(data, paths, annotations, make_tiny_processor(), reader, make_proposals, seed=4)
+    return SceneRows(data, paths, annotations, make_tiny_processor(), reader, make_jittered, seed=4)
 
 
 def check_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:

@@ -653,6 +653,16 @@ class TestGroundingAnswers:
         )
         assert [answer["proposals"] for answer in answers] == [[1], [], [0, 1], [0]]
 
+    def test_boxes_that_overlap_a_better_one_are_dropped_where_asked(self, processor):
+        """Of two scenes: boxes 0 and 1 are one in the first, far from each other in the second."""
+        boxes = torch.tensor([[[0, 0, 0, 1, 1, 1.0], [0.2, 0, 0, 1, 1, 1], [9, 0, 0, 1, 1, 1]]] * 2)
+        boxes[1, 1, 0] = 5
+        scores, rule = self.SCORES[[2, 2]], {"selection": "cumulative", "threshold": 0.55, "scene_index": [0, 1]}
+        for max_overlap, chosen in ((None, [[0, 1], [0, 1]]), (0.5, [[0], [0, 1]]), (0.7, [[0, 1], [0, 1]])):
+            answers = processor.post_process_grounding(scores, boxes, max_overlap=max_overlap, **rule)
+            assert [answer["proposals"] for answer in answers] == chosen
+        assert answers[0]["boxes"].tolist() == boxes[0, [0, 1]].tolist()
+
     def test_padding_is_never_chosen(self, processor):
         answers = processor.post_process_grounding(
             self.SCORES[3:], torch.rand(3, 6), selection="cumulative", threshold=0.999

@@ -693,6 +693,8 @@ class TestSettings:
             ({"temperature": float("inf")}, "temperature: expected a number above 0, got inf"),
             ({"threshold": 1.5}, "threshold: expected a number above 0 and at most 1, got 1.5"),
             ({"threshold": True}, "threshold: expected a number above 0 and at most 1, got True"),
+            ({"max_overlap": 0}, "max_overlap: expected an IoU above 0 and at most 1, or None, got 0; choose 0.5 for"),
+            ({"max_overlap": "0.5"}, "max_overlap: expected an IoU above 0 and at most 1, or None, got '0.5'"),
             (
                 {"scores": SCORES + float("nan")},
                 r"scores: expected numbers, .* got NaN or infinity in questions \[0, 1",

@@ -52,7 +52,7 @@ def write_run(folder: Path, **changes) -> Path:
             "num_views": 4,
             "decode": "exact",
             "view_size": 64,
-            "tasks": {"rooms": {"split": "val", "scene_path": "{split}/{scene_id}"}},
+            "tasks": {"rooms": {"split": "val", "scene_path": "{split}/{scene_id}", "proposals": "depth"}},
         },
         "commit": "abc",
         "command": ["eval.py", "--model", "<b>model</b>"],
@@ -152,6 +152,7 @@ def test_the_summary_holds_what_counts(tmp_path):
     lines = format_summary(metrics, metrics).split("\n")
     assert lines[0].split() == "score, % questions model blind look-up majority gain".split()
     assert "existence 2 50.0 50.0 - - +0.0".split() in [line.split() for line in lines]
+    assert "grounding chooses among proposals of the source: depth" in lines
     assert "masked views, mean of samples - other scene: +1.00 [+0.50, +1.50] over 64" in lines
     assert not any(line.startswith("bev rest, ") for line in lines)
 
@@ -161,7 +162,8 @@ def test_a_run_page_shows_scores_curves_answers_and_boxes(tmp_path):
     page = path.read_text(encoding="utf-8")
     check_page(page)
     assert path == tmp_path / "report.html"
-    for text in ("Is &lt;here&gt; a bed?", "&lt;no&gt; &amp; no", "&lt;b&gt;model&lt;/b&gt;", "lm_loss", "val-000000"):
+    for text in ("Is &lt;here&gt; a bed?", "&lt;no&gt; &amp; no", "&lt;b&gt;model&lt;/b&gt;", "lm_loss", "val-000000",
+                 "rooms (val, proposals: depth)"):  # fmt: skip
         assert text in page
     assert "grounding_loss:" not in page and page.count("<polyline") == 4 and 'stroke-dasharray="6 4"' in page
 

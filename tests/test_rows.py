@@ -207,7 +207,8 @@ def test_a_token_budget_also_cuts_drawn_questions():
     ("settings", "message"),
     [
         ({"visit": "both"}, "data.visit: expected one of"),
-        ({"proposals": "guessed"}, "data.proposals: expected one of"),
+        ({"proposals": "simulated"}, r"data.proposals: expected one of \('given', .*'mixed'\), got 'simulated'"),
+        ({"proposals": "predicted"}, r"data.proposals: expected one of \('given', .*'mixed'\), got 'predicted'"),
         (
             {"one_task_per_step": True},
             "data.one_task_per_step: expected visit: questions, got visit: scenes; change one",

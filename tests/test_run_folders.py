@@ -10,9 +10,11 @@ import pytest
 from ross3d import eval as door
 from ross3d.data.annotations import load_annotations
 from ross3d.data.atomic import hold_folder
+from ross3d.data.proposal_sources import ProposalMaker
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.report.run import make_run_page
-from ross3d.tasks import rooms, scanrefer
+from ross3d.tasks import multi3drefer, reconstruction, rooms, scan2cap, scanrefer
+from ross3d.tasks.answering import get_proposals
 from ross3d.tasks.comparison import read_run
 from ross3d.tasks.records import RecordStore, read_whole_lines
 from ross3d.tasks.task import EvalContext, EvalSettings
@@ -155,35 +157,35 @@ def test_what_a_page_lacks_is_said(run_folder):
 # ---- what rooms choose among
 
 
-def test_rooms_choose_among_detected_boxes_where_there_are(tmp_path):
+def test_rooms_choose_among_boxes_from_depth_unless_told_otherwise(tmp_path):
+    settings = rooms.TASK.fill_settings(EvalSettings())
+    assert settings.proposals == "depth"
+    assert rooms.TASK.fill_settings(EvalSettings(proposals="jittered")).proposals == "jittered"
+    assert {scanrefer.TASK.proposals, multi3drefer.TASK.proposals, scan2cap.TASK.proposals} == {"given"}
+    # A task without boxes has no source, whatever is asked of the others.
+    assert reconstruction.TASK.fill_settings(EvalSettings(proposals="given")).proposals is None
+    context = EvalContext(None, None, None, tmp_path, tmp_path, None, None, None, EvalSettings())
+    with pytest.raises(ValueError, match=r'got None; end its file with Task\(..., proposals="given"\)'):
+        get_proposals(context, read_rgbd_folder(get_rooms() / "val" / "val-000000"))
+
+
+def test_given_boxes_have_to_be_in_every_scene(tmp_path):
     data = Path(shutil.copytree(get_rooms(), tmp_path / "data"))
     folders = sorted((data / "val").iterdir())
     found = [[0.5, 0.25, 0.4, 0.3, 0.2, 0.8], [1.0, -0.5, 0.3, 0.6, 0.5, 0.4]]
-    settings = rooms.TASK.fill_settings(EvalSettings())
-    context = EvalContext(
-        None, None, None, data, tmp_path, None, lambda scene, seed: (np.full((3, 6), 9.0), None), lambda *given: 0
-    )
-
-    def choose(proposals: str) -> np.ndarray:
-        context.settings = rooms.TASK.fill_settings(EvalSettings(proposals=proposals))
-        return rooms.get_proposals(context, read_rgbd_folder(folders[0]))
-
-    assert (choose("predicted") == 9).all() and (choose("simulated") == 9).all()
-    assert np.array_equal(choose("ground_truth"), read_rgbd_folder(folders[0]).boxes)
+    items = rooms.load_items(data, EvalSettings("val"))
     (folders[0] / "proposals.json").write_text(json.dumps(found))
+    given = EvalSettings("val", proposals="given")
     with pytest.raises(
-        ValueError, match=r"expected proposals.json in all or none of the 3 scenes of val, got it in 1; prep"
+        ValueError,
+        match=r"expected detected boxes in proposals.json of 3 scenes, got none in 2, first val-000001; prepare them",
     ):
-        rooms.load_items(data, settings)
+        rooms.load_items(data, given)
     for folder in folders:
         (folder / "proposals.json").write_text(json.dumps(found))
-    assert len(rooms.load_items(data, settings)) == len(load_annotations(data / "annotations" / "val.jsonl"))
-    np.testing.assert_allclose(choose("predicted"), found, rtol=1e-6)
-    assert (choose("simulated") == 9).all()
-    with pytest.raises(
-        ValueError, match="--proposals simulated: expected task rooms, whose proposals can be simulated, got ano"
-    ):
-        scanrefer.check_detected(data, rooms.load_items(data, settings), EvalSettings("val", proposals="simulated"))
+    assert rooms.load_items(data, given) == items
+    boxes = ProposalMaker("--proposals").propose(read_rgbd_folder(folders[0]), "given", 0)
+    np.testing.assert_allclose(boxes, found, rtol=1e-6)
 
 
 def test_questions_about_objects_that_a_scene_does_not_have_are_refused_at_load(tmp_path):

@@ -19,7 +19,6 @@ from ross3d.scenes.questions import (
     QUESTION_TYPES,
     get_plural,
     lookup_baseline,
-    make_proposals,
 )
 from ross3d.scenes.render import render_room
 from ross3d.scenes.rooms import CATEGORIES, COLORS, Furniture, Room, make_cameras, make_room
@@ -302,39 +301,6 @@ def test_baselines_are_printed(built, capsys):
     table = format_baselines(built).splitlines()
     assert table[0].split() == ["type", "count", "majority", "look-up"]
     assert {line.split()[0] for line in table[1:]} == set(QUESTION_TYPES)
-
-
-# ---- proposals
-
-
-@pytest.mark.parametrize(("index", "num_distractors"), [(0, 4), (1, 7)])
-def test_proposals_are_jittered_objects_among_distractors(index, num_distractors):
-    scene, _, _ = make_scene(0, "train", index, num_views=1, image_size=(8, 6), bev_size=8)
-    proposals, row_of = make_proposals(scene, 3, num_distractors=num_distractors)
-    again, _ = make_proposals(scene, 3, num_distractors=num_distractors)
-    other, _ = make_proposals(scene, 4, num_distractors=num_distractors)
-    assert np.array_equal(proposals, again) and not np.array_equal(proposals, other)
-    assert proposals.shape == (len(scene.boxes) + num_distractors, 6) and proposals.dtype == np.float32
-    near = np.abs(proposals[row_of] - scene.boxes) / np.tile(scene.boxes[:, 3:], 2)
-    assert 0 < near.max() <= 0.1 + 1e-5
-    distractors = np.delete(proposals, row_of, axis=0).astype(np.float64)
-    for box in distractors:
-        low = np.maximum(box[:3] - box[3:] / 2, scene.boxes[:, :3] - scene.boxes[:, 3:] / 2)
-        high = np.minimum(box[:3] + box[3:] / 2, scene.boxes[:, :3] + scene.boxes[:, 3:] / 2)
-        shared = np.clip(high - low, 0, None).prod(axis=1)
-        assert (shared / (box[3:].prod() + scene.boxes[:, 3:].prod(axis=1) - shared)).max() <= 0.2501
-
-
-def test_proposals_need_boxes():
-    """Documented shape: a scene with an empty list of boxes has an empty list of proposals."""
-    scene, _, _ = make_scene(0, "train", 0, num_views=1, image_size=(8, 6), bev_size=8)
-    scene.boxes = scene.boxes[:0]
-    assert make_proposals(scene, 0)[0].shape == (0, 6)
-    scene.boxes = None
-    with pytest.raises(
-        ValueError, match="scene 'train-000000' has no boxes to make proposals from; add boxes.json or"
-    ):
-        make_proposals(scene, 0)
 
 
 # ---- builds

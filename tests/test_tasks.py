@@ -11,11 +11,12 @@ from ross3d.data.annotations import Annotation, load_annotations, save_annotatio
 from ross3d.data.arguments import DataArguments
 from ross3d.data.dataset import SceneRows, get_row_seed
 from ross3d.data.prepared import SceneReader
+from ross3d.data.proposal_sources import ProposalMaker
+from ross3d.data.proposals import propose_boxes
 from ross3d.data.scene import BLIND_PICTURE
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.scenes.questions import QUESTION_TYPES as BUILT_TYPES
-from ross3d.scenes.questions import make_proposals
 from ross3d.tasks import reconstruction, rooms
 from ross3d.tasks.answering import make_grounding_record
 from ross3d.tasks.records import RecordStore, format_lines, read_whole_lines
@@ -35,10 +36,10 @@ def make_spoken(question_type: str, prediction: str, *references: str) -> dict:
     return {"question_type": question_type, "prediction": prediction, "references": list(references)}
 
 
-def make_grounded(question_type: str, scores, targets) -> dict:
+def make_grounded(question_type: str, scores, targets, proposals=(BOX, FAR_BOX), source: str = "jittered") -> dict:
     annotation = make_annotation(0, question_type, "<ground>", object_ids=list(range(len(targets))))
-    proposals = np.array([BOX, FAR_BOX])
-    return make_grounding_record("rooms", annotation, np.array(scores), proposals, np.array(targets).reshape(-1, 6))
+    targets = np.array(targets).reshape(-1, 6)
+    return make_grounding_record("rooms", annotation, np.array(scores), np.array(proposals), targets, source)
 
 
 def test_every_question_type_that_is_built_has_a_score():
@@ -89,8 +90,20 @@ def test_the_published_rule_stops_early_and_the_rule_above_no_target_does_not():
 
 def test_without_proposals_nothing_is_found():
     annotation = make_annotation(0, "grounding_unique", "<ground>", object_ids=[0])
-    record = make_grounding_record("rooms", annotation, np.array([0.3]), np.zeros((0, 6)), np.array([BOX]))
-    assert record["best_box"] is None and record["predicted_boxes"] == [] and not rooms.is_right(record)
+    for source in ("depth", "given"):
+        record = make_grounding_record("rooms", annotation, np.array([0.3]), np.zeros((0, 6)), np.array([BOX]), source)
+        assert record["best_box"] is None and record["predicted_boxes"] == [] and not rooms.is_right(record)
+
+
+def test_an_object_counts_once_where_boxes_come_from_depth():
+    """A copy (IoU 0.6) of the best box is dropped, a box that overlaps it less (0.3) stays; of a detector all stay."""
+    copy, beside = [0.25, 0.0, 0.5, 1.0, 1.0, 1.0], [0.54, 0.0, 0.5, 1.0, 1.0, 1.0]
+    given = {"scores": [0.9, 0.898, 0.897, 0.0], "targets": [BOX, beside], "proposals": (BOX, copy, beside)}
+    for source, boxes in (("given", [BOX, copy, beside]), ("depth", [BOX, beside])):
+        record = make_grounded("grounding_multiple", **given, source=source)
+        assert record["boxes_above_no_target"] == boxes
+        assert record["predicted_boxes"] == boxes[: 2 if source == "given" else 1]
+    assert rooms.score([record])["types"]["grounding_multiple"]["f1_above_no_target@0.5"] == 1
 
 
 def test_answers_are_read_from_the_first_line():
@@ -261,24 +274,31 @@ def context(tmp_path_factory) -> EvalContext:
         data_dir=get_rooms(),
         output_dir=tmp_path_factory.mktemp("out"),
         read_scene=read_rgbd_folder,
-        make_proposals=make_proposals,
+        make_proposals=ProposalMaker("--proposals").propose,
         get_seed=lambda seed, purpose: get_row_seed(seed, 0, purpose),
-        settings=EvalSettings(split="val", num_samples=2, num_inference_steps=2),
+        settings=EvalSettings(split="val", num_samples=2, num_inference_steps=2, proposals="jittered"),
     )
 
 
-def test_rooms_are_grounded_among_found_boxes_or_the_objects_own(context):
+def test_rooms_are_grounded_among_boxes_of_the_source_that_is_asked(context):
     annotations = [a for a in rooms.load_items(get_rooms(), context.settings) if a.scene_id == "val-000000"]
-    found = rooms.prepare(context, annotations)
-    own = rooms.prepare(replace(context, settings=replace(context.settings, proposals="ground_truth")), annotations)
-    assert len(found.proposal_boxes) == len(own.proposal_boxes) + 4
+
+    def prepare(source: str):
+        settings = replace(context.settings, proposals=source)
+        return rooms.TASK.prepare(replace(context, settings=settings), annotations)
+
+    jittered, own, from_depth = (prepare(source) for source in ("jittered", "ground_truth", "depth"))
+    assert len(jittered.proposal_boxes) == len(own.proposal_boxes) + 4
     assert (own.proposal_boxes == own.scene_boxes).all() and len(own.scene_boxes)
+    scene = context.load_scene("val-000000")
+    assert np.array_equal(from_depth.proposal_boxes, propose_boxes(scene).boxes) and len(from_depth.proposal_boxes)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"proposals": "seen"}, r"--proposals: expected one of \['predicted', 'simulated', .*\], got 'seen'"),
+        ({"proposals": "predicted"}, r"--proposals: expected one of \['given', 'depth', .*\], got 'predicted'"),
+        ({"proposals": "simulated"}, r"--proposals: expected one of \['given', 'depth', .*\], got 'simulated'"),
         ({"decode": "half"}, r"--decode: expected one of \['exact', 'reduced'\], got 'half'"),
         ({"num_views": 0}, "--num-views: expected a whole number from 1 to 10,000, got 0"),
         ({"limit": -1}, "--limit: expected a whole number of at least 1, got -1"),

@@ -5,9 +5,11 @@ import json
 import shutil
 import threading
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -23,11 +25,12 @@ from ross3d.data.atomic import hold_folder
 from ross3d.data.collator import propose_masked_views, widen_grounding_labels
 from ross3d.data.dataset import SceneRows, get_row_seed
 from ross3d.data.prepared import SceneReader
+from ross3d.data.proposal_sources import ProposalMaker
+from ross3d.data.proposals import propose_boxes
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
 from ross3d.geometry_ross3d import unpack_patches
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.scenes.build import build_scenes
-from ross3d.scenes.questions import make_proposals
 from ross3d.tests.fabricate import (
     DISTILLATION,
     PAD_TOKEN,
@@ -230,6 +233,29 @@ def test_proposals_are_the_objects_or_what_a_detector_would_find(tmp_path):
         # Each target stands for its own object.
         targets = {annotation.question: annotation.object_ids for annotation in rows.annotations[scene.scene_id]}
         assert any(targets.values()) and row["grounding_labels"][:, :-1].any()
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_proposals_of_a_run_come_from_the_source_that_it_names(tmp_path, prepared):
+    folder = Path(shutil.copytree(get_rooms(), tmp_path / "rooms"))
+    changes = {"root": str(folder), "limit": 1, "prepared": str(tmp_path / "prepared") if prepared else None}
+
+    def make_boxes(source: str) -> np.ndarray:
+        data = DataArguments(proposals=source, **changes)
+        rows = build_rows(RunArguments(data=data), make_tiny_processor(), 1, make_config())
+        return rows[0]["proposal_boxes"].numpy()
+
+    scene = read_rgbd_folder(folder / "train" / "train-000000")
+    for _ in range(2 if prepared else 1):
+        from_depth = propose_boxes(scene).boxes
+        assert np.array_equal(make_boxes("depth")[: len(from_depth)], from_depth)
+    message = (
+        r"data.root .*: expected detected boxes in proposals.json of 1 scenes, got none in 1, first train-000000;"
+    )
+    with pytest.raises(ValueError, match=f"{message}.* choose --data.proposals depth or ground_truth"):
+        make_boxes("given")
+    (scene.path / "proposals.json").write_text(json.dumps(from_depth[:3].tolist()))
+    assert np.array_equal(make_boxes("given")[:3], from_depth[:3])
 
 
 def test_rows_are_of_pictures_as_they_are_to_be_decoded(tmp_path):
@@ -611,11 +637,14 @@ def rooms(tmp_path_factory):
     return folder
 
 
+make_jittered = partial(ProposalMaker("--data.proposals").make_set, source="jittered")
+
+
 def make_rows(rooms, seed=11, **changes) -> SceneRows:
     annotations = group_by_scene(load_annotations(rooms / "annotations" / "train.jsonl"))
     data = DataArguments(**{"epochs": 2, "questions_per_row": 6} | changes)
     paths, reader = sorted((rooms / "train").iterdir()), SceneReader(read_rgbd_folder)
-    return SceneRows(data, paths, annotations, make_tiny_processor(), reader, make_proposals, seed=seed)
+    return SceneRows(data, paths, annotations, make_tiny_processor(), reader, make_jittered, seed=seed)
 
 
 def test_rows_follow_from_seed_epoch_and_scene(rooms):

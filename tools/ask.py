@@ -32,7 +32,7 @@ from ross3d.data.scene import Scene
 from ross3d.data.sources.options import add_scan_options, get_scan_options
 from ross3d.data.text_files import read_json
 from ross3d.data.upright import LOW_CONFIDENCE
-from ross3d.metrics.grounding import select_proposals
+from ross3d.metrics.grounding import drop_duplicates, select_proposals
 from ross3d.report.ask import Answer, BevPicture, Rebuilt, make_ask_page
 from ross3d.report.html import Markup
 from ross3d.report.run import write_page
@@ -108,14 +108,17 @@ def answer_in_words(model: Any, processor: Any, cache: Any, questions: list[str]
     return [Answer(question, text.strip()) for question, text in zip(questions, texts, strict=True)]
 
 
-def answer_with_boxes(model: Any, processor: Any, cache: Any, questions: list[str], boxes: np.ndarray) -> list[Answer]:
-    """The boxes that answer each question: none, one or several."""
+def answer_with_boxes(
+    model: Any, processor: Any, cache: Any, questions: list[str], boxes: np.ndarray, are_proposed: bool
+) -> list[Answer]:
+    """The boxes that answer each question: none, one or several; no duplicates of those `are_proposed` from depth."""
     if not questions:
         return []
     asks = processor(text=questions, return_tensors="pt").to(model.device)
     answers = []
     for question, scores in zip(questions, model.ground(scene=cache, **asks).float().cpu().numpy(), strict=True):
         chosen = select_proposals(scores)
+        chosen = drop_duplicates(chosen, boxes) if are_proposed else chosen
         text = "; ".join(describe_box(number, boxes[number]) for number in chosen) or "none of the boxes"
         answers.append(Answer(question, text, boxes[chosen].tolist(), chosen))
     return answers
@@ -323,7 +326,8 @@ def main(args: list[str] | None = None) -> list[Answer]:
     spoken = [question for question, boxes in asked if not boxes]
     grounded = [question for question, boxes in asked if boxes]
     in_words = iter(answer_in_words(model, processor, cache, spoken, options.max_new_tokens))
-    with_boxes = iter(answer_with_boxes(model, processor, cache, grounded, scan.boxes))
+    are_proposed = scan.proposals is not None
+    with_boxes = iter(answer_with_boxes(model, processor, cache, grounded, scan.boxes, are_proposed))
     answers = [next(with_boxes if boxes else in_words) for _, boxes in asked]
     for answer in answers:
         print("\n  ".join([answer.question, answer.text, *describe_in_scan(scan, answer)]))

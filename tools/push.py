@@ -69,7 +69,7 @@ NEEDED = (*CODE_NAMED_IN, "tokenizer.json")
 LICENSE = Path(__file__).resolve().parents[1] / "LICENSE"
 # The settings of an evaluation that identify the model it scored, and those that the page shows.
 READ_SETTINGS = (
-    "model", "model_sha256", "tasks", "limit", "num_views", "proposals", "blind", "spatial_instruction", "seed",
+    "model", "model_sha256", "tasks", "limit", "num_views", "blind", "spatial_instruction", "seed",
 )  # fmt: skip
 TEACHER_NOTE = "; not in this repository"
 

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,18 @@ from ross3d.data.annotations import check_all_object_ids, find_annotations, grou
 from ross3d.data.arguments import DataArguments
 from ross3d.data.atomic import write_text
 from ross3d.data.collator import Ross3DCollator
-from ross3d.data.dataset import SceneRows, take_boxes
+from ross3d.data.dataset import SceneRows
 from ross3d.data.geometry_features import SceneFeatures, get_encoder_fingerprint
 from ross3d.data.latents import SceneLatents, get_teacher_fingerprint
 from ross3d.data.names import check_links
 from ross3d.data.prepared import PreparedScenes, SceneReader
+from ross3d.data.proposal_sources import ProposalMaker, check_given
 from ross3d.data.sources import get_reading, list_files, list_folders, read_scene
 from ross3d.data.text_files import read_json, read_yaml
 from ross3d.fusion_ross3d import check_encoder, check_encoder_heads
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.processing_ross3d import Ross3DImageProcessor, Ross3DProcessor
 from ross3d.report.card import CARD_NAME
-from ross3d.scenes.questions import make_proposals
 from ross3d.scenes.tokenizer import make_tokenizer
 from ross3d.training.arguments import NewWeightsArguments, PartArguments, RunArguments
 from ross3d.training.callbacks import COMPLETE_MARK, mark_complete
@@ -627,6 +628,8 @@ def build_rows(
         )
     check_all_object_ids(annotations, lambda name: Path(data.root) / data.split / name)
     check_lengths(annotations, processor, str(file))
+    if data.proposals == "given" and not data.blind:
+        check_given(list_scenes(data), f"data.root {data.root}", "--data.proposals")
     unlabelled = list_unlabelled(data, config)
     built = build_latents(arguments, processor, config), build_features(arguments, processor, config)
     stores = [store for store in built if store is not None]
@@ -639,6 +642,9 @@ def build_rows(
     if encoder is not None and data.geometry_features is None:
         processor = get_encoder_processor(processor, config, read_encoder_config(encoder).patch_size)
     reading = get_run_reading(arguments, processor)
+    # Prepared scenes keep neither depth at its own size nor given boxes.
+    again = None if data.prepared is None else partial(read_scene, **reading)
+    maker = ProposalMaker("--data.proposals", again)
     if data.prepared is None:
         reader = SceneReader(read_scene, reading)
     else:
@@ -649,7 +655,7 @@ def build_rows(
         group_by_scene(annotations),
         processor,
         reader,
-        make_proposals if data.proposals == "jittered" else take_boxes,
+        partial(maker.make_set, source=data.proposals),
         seed=arguments.seed,
         rows_per_step=rows_per_step,
         unlabelled=unlabelled,
