@@ -28,7 +28,7 @@ from ross3d.data.sources.rgbd_folder import write_rgbd_folder
 from ross3d.data.text_files import read_json
 from ross3d.scenes.questions import Candidate, balance_candidates, lookup_baseline, make_annotations, make_candidates
 from ross3d.scenes.render import render_room
-from ross3d.scenes.rooms import SPLITS, Room, make_cameras, make_room
+from ross3d.scenes.rooms import SPLITS, Room, get_split, make_cameras, make_room
 
 
 # Raise when the same arguments would give other scenes or questions.
@@ -40,7 +40,7 @@ def make_scene(
 ) -> tuple[Scene, Room, np.random.Generator]:
     """Room `index` of `split` as a `Scene`; also the room itself, and its generator for further draws (questions)."""
     room, rng = make_room(seed, split, index)
-    intrinsics, cam2world = make_cameras(room, rng, num_views, image_size)
+    intrinsics, cam2world = make_cameras(room, rng, num_views, image_size, get_split(split).camera_heights)
     rendering = render_room(room, intrinsics, cam2world, image_size)
     shares = np.stack([(rendering.object_ids == k).mean((1, 2)) for k in range(len(room.furniture))])  # (K, V)
     labels = [
@@ -85,7 +85,7 @@ def build_scene(
         scene, room, rng = make_scene(seed, split, index, num_views, image_size, bev_size)
         shares = [label["visible_share"] for label in scene.box_labels]
         write_rgbd_folder(scene, folder)
-    question_rng = np.random.default_rng([seed, SPLITS[split], index, 1])
+    question_rng = np.random.default_rng([seed, get_split(split).number, index, 1])
     return make_candidates(room, np.array(shares), question_rng)
 
 
