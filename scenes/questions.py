@@ -99,7 +99,7 @@ class Candidate(NamedTuple):
 
 
 @dataclass
-class _Pieces:
+class Pieces:
     """Facts about a room that questions use: arrays over its K pieces."""
 
     categories: list[str]
@@ -132,14 +132,9 @@ class _Pieces:
         return names
 
 
-def make_candidates(room: Room, visible_shares: np.ndarray, rng: np.random.Generator) -> list[Candidate]:
-    """Every question that may be asked about `room`.
-
-    Args:
-        visible_shares (`(K,)`): for each piece, the largest share of a view's pixels that shows it.
-        rng: draws wordings, coordinates and which of very many are listed.
-    """
-    pieces = _Pieces(
+def make_pieces(room: Room, visible_shares: np.ndarray) -> Pieces:
+    """The facts about a room; `visible_shares` as in `make_candidates`."""
+    return Pieces(
         [piece.category for piece in room.furniture],
         [piece.color for piece in room.furniture],
         [piece.size for piece in room.furniture],
@@ -147,6 +142,16 @@ def make_candidates(room: Room, visible_shares: np.ndarray, rng: np.random.Gener
         np.asarray(visible_shares) >= MIN_VISIBLE_SHARE,
         room,
     )
+
+
+def make_candidates(room: Room, visible_shares: np.ndarray, rng: np.random.Generator) -> list[Candidate]:
+    """Every question that may be asked about `room`.
+
+    Args:
+        visible_shares (`(K,)`): for each piece, the largest share of a view's pixels that shows it.
+        rng: draws wordings, coordinates and which of very many are listed.
+    """
+    pieces = make_pieces(room, visible_shares)
     candidates: list[Candidate] = []
     for ask in (
         _ask_existence,
@@ -174,7 +179,7 @@ def _pick(options: list, rng: np.random.Generator):
     return options[rng.integers(len(options))]
 
 
-def _draw_absent(pieces: _Pieces, rng: np.random.Generator) -> list[tuple[str, str]]:
+def _draw_absent(pieces: Pieces, rng: np.random.Generator) -> list[tuple[str, str]]:
     """(colour, category) pairs that the room lacks: some wrong in colour only, some in category only, some in both."""
     absent = []
     for i in range(len(pieces.categories)):
@@ -189,7 +194,7 @@ def _draw_absent(pieces: _Pieces, rng: np.random.Generator) -> list[tuple[str, s
     ]
 
 
-def _ask_existence(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
+def _ask_existence(pieces: Pieces, rng: np.random.Generator) -> list[Candidate]:
     phrases = {}
     for category in CATEGORIES:
         if category not in pieces.hidden_categories:
@@ -208,7 +213,7 @@ def _ask_existence(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]
     ]
 
 
-def _ask_color(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
+def _ask_color(pieces: Pieces, rng: np.random.Generator) -> list[Candidate]:
     return [
         Candidate("color", (category,), pieces.colors[i], "color", _word("color", rng, one=category), pieces.colors[i])
         for i, category in enumerate(pieces.categories)
@@ -216,7 +221,7 @@ def _ask_color(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
     ]
 
 
-def _ask_count(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
+def _ask_count(pieces: Pieces, rng: np.random.Generator) -> list[Candidate]:
     things = [(get_plural(c), pieces.category_counts[c]) for c in CATEGORIES if c not in pieces.hidden_categories]
     things += [(f"{c} objects", pieces.color_counts[c]) for c in COLORS if c not in pieces.hidden_colors]
     return [
@@ -226,7 +231,7 @@ def _ask_count(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
     ]
 
 
-def _ask_size_comparison(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
+def _ask_size_comparison(pieces: Pieces, rng: np.random.Generator) -> list[Candidate]:
     candidates = []
     named = [i for i in np.flatnonzero(pieces.seen) if pieces.get_names(i)]
     for i in named:
@@ -242,14 +247,14 @@ def _ask_size_comparison(pieces: _Pieces, rng: np.random.Generator) -> list[Cand
     return candidates
 
 
-def _draw_point(pieces: _Pieces, i: int, rng: np.random.Generator) -> tuple[float, float, float]:
+def _draw_point(pieces: Pieces, i: int, rng: np.random.Generator) -> tuple[float, float, float]:
     """A point within piece `i` in plan view; its height is drawn alike for all pieces, so it gives no hint."""
     centre, size = pieces.boxes[i, :2], pieces.boxes[i, 3:5]
     x, y = centre + size * rng.uniform(-0.25, 0.25, 2)
     return round(float(x), 3), round(float(y), 3), round(float(rng.uniform(0.25, 0.75)), 3)
 
 
-def _ask_object_at(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
+def _ask_object_at(pieces: Pieces, rng: np.random.Generator) -> list[Candidate]:
     candidates = []
     for i in np.flatnonzero(pieces.seen):
         category, coords = pieces.categories[i], _draw_point(pieces, i, rng)
@@ -270,7 +275,7 @@ def _get_side(here: np.ndarray, ahead: np.ndarray, target: np.ndarray) -> str | 
     return None
 
 
-def _ask_direction(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
+def _ask_direction(pieces: Pieces, rng: np.random.Generator) -> list[Candidate]:
     candidates = []
     named = [i for i in np.flatnonzero(pieces.seen) if pieces.get_names(i)]
     places = pieces.boxes[:, :2]
@@ -289,7 +294,7 @@ def _ask_direction(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]
     return candidates
 
 
-def _ask_nearest(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
+def _ask_nearest(pieces: Pieces, rng: np.random.Generator) -> list[Candidate]:
     candidates = []
     places = pieces.boxes[:, :2]
     for i in np.flatnonzero(pieces.seen):
@@ -305,12 +310,12 @@ def _ask_nearest(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
     return candidates
 
 
-def _ask_room_size(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
+def _ask_room_size(pieces: Pieces, rng: np.random.Generator) -> list[Candidate]:
     area = str(round(pieces.room.area))
     return [Candidate("room_size", (), "", "room_size", _word("room_size", rng), area)]
 
 
-def _describe_place(pieces: _Pieces, i: int) -> tuple[str, str]:
+def _describe_place(pieces: Pieces, i: int) -> tuple[str, str]:
     """Where piece `i` stands, in two wordings."""
     room, box = pieces.room, pieces.boxes[i]
     gaps = np.concatenate([box[:2] - box[3:5] / 2 - room.low[:2], room.high[:2] - box[:2] - box[3:5] / 2])
@@ -322,7 +327,7 @@ def _describe_place(pieces: _Pieces, i: int) -> tuple[str, str]:
     return "in the middle of the room", "standing free in the room"
 
 
-def _ask_caption(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
+def _ask_caption(pieces: Pieces, rng: np.random.Generator) -> list[Candidate]:
     candidates = []
     for i in np.flatnonzero(pieces.seen):
         size = "" if pieces.sizes[i] == "normal" else pieces.sizes[i] + " "
@@ -334,7 +339,7 @@ def _ask_caption(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
     return candidates
 
 
-def _ask_grounding_one(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
+def _ask_grounding_one(pieces: Pieces, rng: np.random.Generator) -> list[Candidate]:
     """ "Find the red chair.": exactly one object matches, or none."""
     phrases: dict[str, tuple] = {}
     for i in np.flatnonzero(pieces.seen):
@@ -359,7 +364,7 @@ def _ask_grounding_one(pieces: _Pieces, rng: np.random.Generator) -> list[Candid
     ]
 
 
-def _ask_grounding_all(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
+def _ask_grounding_all(pieces: Pieces, rng: np.random.Generator) -> list[Candidate]:
     """ "Find all chairs.": several objects match, or none."""
     things = [(get_plural(c), pieces.by_category[c], c in pieces.hidden_categories) for c in CATEGORIES]
     things += [(f"{c} objects", pieces.by_color[c], c in pieces.hidden_colors) for c in COLORS]
