@@ -96,7 +96,8 @@ def format_summary(metrics: dict[str, Any], blind: dict[str, Any] | None = None)
     blocks = []
     blocks += [[f"{name}: no questions"] for name, scores in metrics["scores"].items() if not scores]
     if metrics["scores"].get("rooms"):
-        blocks.append(format_rooms(metrics["scores"]["rooms"], get_baselines(metrics, blind)))
+        rows = format_rooms(metrics["scores"]["rooms"], get_baselines(metrics, blind))
+        blocks.append([f"rooms, split {metrics['settings']['tasks']['rooms']['split']}", *rows])
     for task in sorted(metrics["scores"].keys() - {"rooms", "reconstruction"}):
         if metrics["scores"][task]:
             blocks.append(format_benchmark(task, metrics))

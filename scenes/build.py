@@ -29,10 +29,10 @@ from ross3d.data.bev import render_scene_bev
 from ross3d.data.scene import Scene
 from ross3d.data.sources.rgbd_folder import write_rgbd_folder
 from ross3d.data.text_files import read_json
+from ross3d.scenes.lookup import score_words_only
 from ross3d.scenes.questions import (
     Candidate,
     balance_candidates,
-    lookup_baseline,
     make_annotations,
     make_candidates,
     make_pieces,
@@ -233,12 +233,25 @@ def _write_json(value: dict, file: Path) -> None:
 
 
 def format_baselines(output: str | os.PathLike) -> str:
-    """Table of the accuracy that the questions' words alone give on the built validation split."""
-    train, val = (load_annotations(Path(output) / "annotations" / f"{split}.jsonl") for split in ("train", "val"))
-    lines = [f"{'type':<18}{'count':>7}{'majority':>10}{'look-up':>10}"]
-    for kind, row in lookup_baseline(train, val).items():
-        lines.append(f"{kind:<18}{row['count']:>7}{row['majority']:>10.3f}{row['lookup']:>10.3f}")
-    return "\n".join(lines)
+    """Tables of what the questions' words alone give on each held-out split (`scenes/lookup.py`), per cent."""
+    output = Path(output)
+    counts = read_json(output / "manifest.json", "the record of how the scenes were built", keys=["questions"])
+    tables = []
+    for split in counts["questions"]:
+        trained_on = get_split(split).trained_on
+        if split.startswith("train"):
+            continue
+        if trained_on not in counts["questions"]:
+            tables.append(f"{split}: no questions of {trained_on}, to which look-ups are fitted")
+            continue
+        train, val = (load_annotations(output / "annotations" / f"{name}.jsonl") for name in (trained_on, split))
+        lines = [f"{split:<28}{'count':>7}{'chance':>9}{'majority':>9}{'look-up':>9}{'model':>9}{'best':>9}"]
+        for kind, row in score_words_only(train, val).items():
+            shares = (row.chance, row.majority, row.lookup, row.model, row.best)
+            cells = ("-" if share is None else f"{100 * share:.1f}" for share in shares)
+            lines.append(f"{kind:<28}{row.count:>7}" + "".join(f"{cell:>9}" for cell in cells))
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
 
 
 def parse_size(text: str) -> tuple[int, int]:

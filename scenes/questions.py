@@ -3,12 +3,11 @@
 `make_candidates` lists far more questions than are used. `balance_candidates` then picks, over all rooms of a split,
 so that every answer is equally frequent *for each key*, where the key is the information in the question's words (the
 category asked about, the phrase, the pair compared). A look-up from words to answers is then at chance;
-`lookup_baseline` measures it.
+`scenes/lookup.py` measures it.
 
 A room in which something is hidden from every view is not asked about that thing, nor about its category or colour.
 """
 
-import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -473,72 +472,6 @@ def make_annotations(scene_id: str, chosen: list[Candidate]) -> list[Annotation]
         )
         numbers[kind] += 1
     return annotations
-
-
-def get_lookup_keys(question: str) -> list[tuple]:
-    """Keys a look-up may use for a question, most specific first: its text, its content words, fewer of them."""
-    words = tuple(re.findall(r"[a-z]+|<coord>", question.lower()))
-    content = tuple(w for w in (_singular(word) for word in words) if w in CATEGORIES or w in COLORS or w == "object")
-    categories = tuple(w for w in content if w in CATEGORIES)
-    keys = [("text", words), ("content", content), ("categories", categories)]
-    keys += [("word", place, word) for place, word in enumerate(content)]
-    return [*keys, ("any",)]
-
-
-def _singular(word: str) -> str:
-    singulars = {get_plural(noun): noun for noun in (*CATEGORIES, "object")}
-    return singulars.get(word, word)
-
-
-def lookup_baseline(train: list[Annotation], val: list[Annotation], min_count: int = 5) -> dict[str, dict[str, float]]:
-    """Accuracy from the question's words alone, by type: exact match of the majority answer and of the best look-up.
-
-    The look-up answers with the most frequent training answer of the most specific key (`get_lookup_keys`) that
-    occurred at least `min_count` times in training. For grounding types the "answer" is whether there is one target,
-    several or none, which the words could give away; room size and captions are also matched exactly.
-
-    Returns:
-        type -> `{"count", "majority", "lookup"}` with accuracies in [0, 1].
-    """
-    majority, tables = defaultdict(Counter), defaultdict(Counter)
-    for annotation in train:
-        kind, answer = _get_lookup_type(annotation), _get_lookup_answer(annotation)
-        majority[kind][answer] += 1
-        for key in get_lookup_keys(annotation.question):
-            tables[kind, key][answer] += 1
-    hits: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
-    for annotation in val:
-        kind, answer = _get_lookup_type(annotation), _get_lookup_answer(annotation)
-        common = _get_commonest(majority[kind])
-        guess = common
-        for key in get_lookup_keys(annotation.question):
-            if tables[kind, key].total() >= min_count:
-                guess = _get_commonest(tables[kind, key])
-                break
-        hits[annotation.question_type].append((common == answer, guess == answer))
-    return {
-        name: {
-            "count": len(hits[name]),
-            "majority": float(np.mean([hit[0] for hit in hits[name]])),
-            "lookup": float(np.mean([hit[1] for hit in hits[name]])),
-        }
-        for name in (*QUESTION_TYPES, *sorted(set(hits) - set(QUESTION_TYPES)))
-        if hits.get(name)
-    }
-
-
-def _get_lookup_type(annotation: Annotation) -> str:
-    return "ground" if annotation.object_ids is not None else annotation.question_type
-
-
-def _get_lookup_answer(annotation: Annotation) -> str:
-    if annotation.object_ids is None:
-        return annotation.answer
-    return "none" if not annotation.object_ids else "one" if len(annotation.object_ids) == 1 else "several"
-
-
-def _get_commonest(counter: Counter) -> str | None:
-    return min(counter, key=lambda answer: (-counter[answer], answer)) if counter else None
 
 
 def make_proposals(

@@ -6,7 +6,7 @@ furniture is a handful of boxes in its own frame (origin on the floor below its 
 world.
 
 All random draws come from one `np.random.default_rng([seed, number of the split, index])`, so rooms are independent of
-each other, and two splits never share a stream. `SPLITS` has the splits; all but `train` and `val` are harder than they.
+each other, and two splits never share a stream. `SPLITS` has the splits.
 """
 
 import math
@@ -217,8 +217,13 @@ def get_split(name: str) -> Split:
         ValueError: for an unknown name.
     """
     if name not in SPLITS:
-        raise ValueError(f"split must be one of {sorted(SPLITS)}, got {name!r}.")
+        raise ValueError(f"split must be one of {list(SPLITS)}, got {name!r}.")
     return SPLITS[name]
+
+
+def find_training_split(name: str) -> str:
+    """The split that models of a split are trained on: `train` for splits of other data too."""
+    return SPLITS[name].trained_on if name in SPLITS else "train"
 
 
 @dataclass
@@ -375,9 +380,7 @@ def _draw_colors(count: int, rng: np.random.Generator) -> list[str]:
     return colors
 
 
-def _redraw_colors(
-    categories: list[str], colors: list[str], split: Split, rng: np.random.Generator
-) -> list[str]:
+def _redraw_colors(categories: list[str], colors: list[str], split: Split, rng: np.random.Generator) -> list[str]:
     """The colours of the pieces, those that the split does not allow for their category replaced by ones it allows."""
     allowed = [[color for color in COLORS if split.allows(color, category)] for category in categories]
     return [

@@ -25,7 +25,7 @@ SPATIAL_QUESTIONS_PER_SCENE = {
     "object_counting": 1.0,
     "object_abs_distance": 1.0,
     "object_size_estimation": 1.0,
-    "room_size_estimation": 1.0,
+    "room_size_estimation": 0.5,
     "object_rel_distance": 0.5,
     "object_rel_direction_easy": 0.6,
     "object_rel_direction_medium": 0.6,
@@ -36,21 +36,21 @@ SPATIAL_QUESTIONS_PER_SCENE = {
 SPATIAL_TYPES = tuple(SPATIAL_QUESTIONS_PER_SCENE)
 STEMS = {
     "object_counting": "How many {many} are in this room?",
-    "object_abs_distance": "Measuring from the closest point of each object, what is the distance between the {one} and"
-    " the {other} (in meters)?",
+    "object_abs_distance": "Measuring from the closest point of each object, what is the distance between the {one}"
+    " and the {other} (in meters)?",
     "object_size_estimation": "What is the length of the longest dimension (length, width, or height) of the {one},"
     " measured in centimeters?",
     "room_size_estimation": "What is the size of this room (in square meters)? If multiple rooms are shown, estimate"
     " the size of the combined space.",
-    "object_rel_distance": "Measuring from the closest point of each object, which of these objects ({listed}) is the"
-    " closest to the {one}?",
-    "object_rel_direction_easy": "If I am standing by the {here} and facing the {ahead}, is the {target} to the left or"
-    " the right of the {ahead}?",
+    "object_rel_distance": "Measuring from the closest point of each object, which of these objects ({listed}) is"
+    " the closest to the {one}?",
+    "object_rel_direction_easy": "If I am standing by the {here} and facing the {ahead}, is the {target} to the left"
+    " or the right of the {ahead}?",
     "object_rel_direction_medium": "If I am standing by the {here} and facing the {ahead}, is the {target} to my left,"
     " right, or back? An object is to my back if I would have to turn at least 135 degrees in order to face it.",
     "object_rel_direction_hard": "If I am standing by the {here} and facing the {ahead}, is the {target} to my"
-    " front-left, front-right, back-left, or back-right? The directions refer to the quadrants of a Cartesian plane (if"
-    " I am standing at the origin and facing along the positive y-axis).",
+    " front-left, front-right, back-left, or back-right? The directions refer to the quadrants of a Cartesian plane"
+    " (if I am standing at the origin and facing along the positive y-axis).",
     "route_planning": "You are a robot beginning at the {here} and facing the {ahead}. You want to navigate to the"
     " {target}. You will perform the following actions (Note: for each [please fill in], choose either 'turn back,'"
     " 'turn left,' or 'turn right.'): 1. Go forward until the {ahead}. 2. [please fill in] 3. Go forward until the"
@@ -73,7 +73,7 @@ QUADRANTS = {"front-left": (BORDER, 90.0 - BORDER), "back-left": (90.0 + BORDER,
 TURNS = {"left": (30.0, 135.0 - BORDER), "back": (135.0 + BORDER, 180.0)}
 # An object appears in the first view that shows it with the larger share of its pixels; views before that must show it
 # with the smaller share at most.
-APPEARS, HIDDEN = 0.02, 0.002
+APPEARS, HIDDEN = 0.02, 0.005
 # VSI-Bench orders four objects; a walk around a room of ours, which looks across it, seldom finds four one by one.
 NUM_ORDERED = 3
 MAX_COUNT = 4
@@ -82,8 +82,9 @@ DISTANCE_RANGES = (1.2, 1.7, 2.3, 3.1)
 SIZE_RANGES = (95.0, 120.0, 145.0, 185.0)
 # Questions of a type that are listed of one room.
 MAX_LISTED = 12
-# Candidates that are compared for each question that is picked.
-WINDOW = 32
+# Candidates that are compared for each question that is picked, and the largest share of all that is picked: without
+# others to choose from nothing could be balanced.
+WINDOW, MAX_PICKED = 32, 0.5
 
 
 class SpatialCandidate(NamedTuple):
@@ -179,7 +180,7 @@ def is_free(start: np.ndarray, end: np.ndarray, boxes: np.ndarray) -> bool:
 
 
 def find_first_views(view_shares: np.ndarray) -> dict[int, int]:
-    """The view in which each piece first appears, of shares (K, V); pieces that show a little before it are left out."""
+    """The view in which each piece first appears, of shares (K, V); without pieces that show a little before it."""
     first = {}
     for i, shares in enumerate(view_shares):
         views = np.flatnonzero(shares > HIDDEN)
@@ -238,9 +239,7 @@ def _ask_size(pieces: Pieces) -> list[SpatialCandidate]:
         stem = STEMS["object_size_estimation"].format(one=f"{piece.color} object")
         options, answer = _list_ranges(SIZE_RANGES), _find_range(longest, SIZE_RANGES)
         number = str(round(longest))
-        found.append(
-            SpatialCandidate("object_size_estimation", stem, (piece.color,), options, answer, number=number)
-        )
+        found.append(SpatialCandidate("object_size_estimation", stem, (piece.color,), options, answer, number=number))
     return found
 
 
@@ -398,15 +397,16 @@ def balance_spatial(
         rng = np.random.default_rng([seed, number, place, 3])
         found = [(room, one) for room, listed in enumerate(candidates) for one in listed if one.question_type == kind]
         letters: deque[str] = deque()
-        for room, one in _pick_even(found, round(wanted.get(kind, 0.0) * len(candidates)), rng):
+        total = min(wanted.get(kind, 0.0) * len(candidates), MAX_PICKED * len(found))
+        for room, one in pick_even(found, round(total), rng):
             if one.shown and not letters:
                 letters.extend(rng.permutation(list(ascii_uppercase[: len(one.shown)])))
             chosen[room].append(_make_question(one, str(letters.popleft()) if one.shown else "", rng))
     return chosen
 
 
-def _pick_even(found: list[tuple[int, SpatialCandidate]], total: int, rng: np.random.Generator) -> list:
-    """Picks, one after the other, the candidate that brings the sums of its claims nearest to 0, of some drawn ones."""
+def pick_even(found: list[tuple[int, SpatialCandidate]], total: int, rng: np.random.Generator) -> list:
+    """Of some drawn candidates, again and again the one that brings the sums of its claims nearest to 0."""
     sums: dict[tuple, float] = defaultdict(float)
     load: dict[int, int] = defaultdict(int)
     waiting = deque((room, one, list_claims(one)) for room, one in (found[n] for n in rng.permutation(len(found))))
