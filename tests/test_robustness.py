@@ -147,6 +147,9 @@ def test_an_evaluation_that_was_cut_off_goes_on_with_the_same_rooms(run_small, m
     monkeypatch.setattr(robustness, "write_rgbd_folder", lambda *given: counts.append(1) or written(*given))
 
     def stop(arguments):
+        folder, given = arguments.data / "val", "proposals.json"
+        assert arguments.proposals in ("predicted", "given")
+        assert all((room / given).is_file() for room in folder.iterdir())
         raise KeyboardInterrupt
 
     monkeypatch.setattr(robustness, "evaluate", stop)

@@ -128,3 +128,22 @@ def test_the_command_line_builds_named_splits(tmp_path):
     assert list(manifest["questions"]) == ["val_few_views"] and manifest["arguments"]["question_set"] == "spatial"
     assert "room_size_estimation" in manifest["questions"]["val_few_views"]
     assert read_scene(tmp_path / "val_few_views" / get_scene_id("val_few_views", 0)).num_views == 3
+
+
+def test_the_document_lists_every_split_with_its_values():
+    """The table of docs/DATA.md is that of the code."""
+    text = (Path(__file__).parents[1] / "docs" / "DATA.md").read_text()
+    cells = [[cell.strip().strip("`") for cell in line.strip("| ").split("|")] for line in text.splitlines()]
+    rows = {row[0]: row[1:] for row in cells if row[0] in SPLITS and len(row) == 8}
+    assert rows == {
+        name: [
+            f"{split.area[0]:g} to {split.area[1]:g}",
+            f"{split.longest:g}",
+            f"{split.pieces[0]} to {split.pieces[1]}",
+            "all" if split.max_views is None else str(split.max_views),
+            f"{split.camera_heights[0]:g} to {split.camera_heights[1]:g}",
+            split.pairs,
+            split.trained_on,
+        ]
+        for name, split in SPLITS.items()
+    }
