@@ -17,6 +17,7 @@ from ross3d.data.scene import Scene
 from ross3d.metrics.benchmarks import (
     VSIBENCH_CHOICES,
     VSIBENCH_NUMBERS,
+    get_task_counts,
     score_choices_and_numbers,
     score_tasks,
 )
@@ -33,6 +34,7 @@ from ross3d.tasks.answering import (
     make_record,
     prepare_questions,
 )
+from ross3d.tasks.intervals import Summed
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 
 
@@ -184,6 +186,19 @@ def get_values(records: list[Record]) -> dict[str, np.ndarray]:
     return values
 
 
+def get_sums(records: list[Record]) -> dict[str, Summed]:
+    """The mean over VSI-Bench's tasks, if all its types are there."""
+    values = get_values(records)
+    if not all(name in values for name in SPATIAL_TYPES):
+        return {}
+    # Each question has a score under one of these names.
+    stacked = np.stack([values[name] for name in SPATIAL_TYPES])
+    scores = np.where(np.isnan(stacked), 0.0, stacked).sum(axis=0)
+    scores[np.isnan(stacked).all(axis=0)] = np.nan
+    types = get_columns(records, "question_type")[0]
+    return {"spatial: overall": Summed(*get_task_counts(scores, types))}
+
+
 def is_right(record: Record) -> bool:
     """Whether a report calls a record right: exact match, number within a tenth, all attributes, boxes at IoU 0.5."""
     question_type = record["question_type"]
@@ -265,7 +280,7 @@ def describe_lookup(accuracies: dict[str, float]) -> dict[str, Any]:
     return {"macro_exact_match": macro, "types": types}
 
 
-TASK = Task(NAME, "predictions.jsonl", load_items, prepare, answer, score, get_values)
+TASK = Task(NAME, "predictions.jsonl", load_items, prepare, answer, score, get_values, get_sums)
 
 __all__ = [
     "EXACT_MATCH_TYPES",

@@ -127,6 +127,10 @@ def test_spatial_questions_are_scored_as_in_vsi_bench():
     assert scores["types"]["object_abs_distance"]["relative_accuracy"] == pytest.approx(1.0)
     one_task = (2 / 3 + 1 + 1) / 3
     assert scores["spatial"] == {"num_questions": 12, "overall": pytest.approx((7 + one_task) / 8)}
+    others = [make_spoken("existence", "no", "yes")] * 3
+    summed = rooms.get_sums(others + records)["spatial: overall"]
+    assert summed.compute(summed.counts.sum(0, keepdims=True))[0] == pytest.approx((7 + one_task) / 8)
+    assert rooms.get_sums(records[1:]) == rooms.get_sums(others) == {}
     assert rooms.score(records[1:])["spatial"]["overall"] is None and "spatial" not in rooms.score(records[:0])
     asked = make_annotation(0, "route_planning", "C")
     assert rooms.parse_answer(asked, " C\nsurely") == " C\nsurely"
