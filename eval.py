@@ -40,7 +40,8 @@ from ross3d.metrics.meteor import Meteor, check_meteor
 from ross3d.processing_ross3d import GeometryMode
 from ross3d.report.run import write_run_page
 from ross3d.report.summary import format_summary
-from ross3d.scenes.questions import lookup_baseline
+from ross3d.scenes.lookup import lookup_baseline
+from ross3d.scenes.rooms import find_training_split
 from ross3d.tasks import find_tasks, list_modules, reconstruction, rooms
 from ross3d.tasks.checks import check_records, check_scores, name_task
 from ross3d.tasks.intervals import compute_intervals, get_sums
@@ -210,12 +211,13 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
             )
 
 
-def compute_baselines(arguments: EvalArguments, items: list[Any]) -> dict[str, Any]:
+def compute_baselines(arguments: EvalArguments, split: str, items: list[Any]) -> dict[str, Any]:
     """Scores of two baselines without a model on the rooms questions: commonest answer, and look-up of question words.
 
-    Both are fitted to the training questions; without training questions there are no baselines, with a warning.
+    Both are fitted to the questions of the split that models of `split` are trained on; without training questions
+    there are no baselines, with a warning.
     """
-    file = find_annotations(arguments.data, "train")
+    file = find_annotations(arguments.data, find_training_split(split))
     train = load_annotations(file, arguments.allow_outside) if file.is_file() else []
     train = [annotation for annotation in train if annotation.task == rooms.NAME]
     if not train:
@@ -224,8 +226,8 @@ def compute_baselines(arguments: EvalArguments, items: list[Any]) -> dict[str, A
             stacklevel=2,
         )
         return {}
-    looked_up = {name: row["lookup"] for name, row in lookup_baseline(train, items).items()}
-    return {"majority": rooms.score_majority(train, items), "lookup": rooms.describe_lookup(looked_up)}
+    looked_up = rooms.describe_lookup(lookup_baseline(train, items))
+    return {"majority": rooms.score_majority(train, items), "lookup": looked_up}
 
 
 def answer_open_scenes(context: EvalContext, task: Task, items: list[Any], store: RecordStore, state: PartialState):
@@ -310,7 +312,8 @@ def evaluate(arguments: EvalArguments, state: PartialState) -> dict[str, Any]:
     baselines = {}
     # Before any answer, so that unreadable training questions raise an error early.
     if state.is_main_process and items.get(rooms.NAME):
-        baselines[rooms.NAME] = compute_baselines(arguments, items[rooms.NAME])
+        split = rooms.TASK.fill_settings(settings).split
+        baselines[rooms.NAME] = compute_baselines(arguments, split, items[rooms.NAME])
     model, processor = load_model(arguments, tasks, state.device)
     for task in tasks:
         asked = [item for item in items[task.name] if isinstance(item, Annotation)]

@@ -96,9 +96,11 @@ def format_summary(metrics: dict[str, Any], blind: dict[str, Any] | None = None)
     blocks = []
     blocks += [[f"{name}: no questions"] for name, scores in metrics["scores"].items() if not scores]
     if metrics["scores"].get("rooms"):
-        blocks.append(format_rooms(metrics["scores"]["rooms"], get_baselines(metrics, blind)))
+        rows = format_rooms(metrics["scores"]["rooms"], get_baselines(metrics, blind))
+        settings = metrics["settings"]["tasks"]["rooms"]
+        blocks.append([f"rooms, split {settings['split']}", *rows])
         # Evaluations of earlier code do not have it.
-        source = metrics["settings"]["tasks"]["rooms"].get("proposals")
+        source = settings.get("proposals")
         blocks[-1] += [] if source is None else [f"grounding chooses among proposals of the source: {source}"]
     for task in sorted(metrics["scores"].keys() - {"rooms", "reconstruction"}):
         if metrics["scores"][task]:

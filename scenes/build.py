@@ -1,16 +1,19 @@
 """Build furnished rooms with questions on disk: `python -m ross3d.scenes.build --output DIR --train 4000 --val 300`.
 
-    DIR/{train,val}/<scene_id>/           posed RGB-D folder (data/sources/rgbd_folder.py), boxes, bird's-eye picture
-    DIR/annotations/{train,val}.jsonl     questions (data/annotations.py)
-    DIR/manifest.json                     arguments, version and counts, written last
+    DIR/SPLIT/<scene_id>/           posed RGB-D folder (data/sources/rgbd_folder.py), boxes, bird's-eye picture
+    DIR/annotations/SPLIT.jsonl     questions (data/annotations.py)
+    DIR/manifest.json               arguments, version and counts of each split, written last
 
-A matching manifest means the folder is complete and nothing is built. An interrupted build continues with the missing
-scenes; each scene depends only on (seed, split, index), so the result is the same.
+Splits that a matching manifest lists are complete and are not built again; others are added to the folder. An
+interrupted build continues with the missing scenes; each scene depends only on (seed, split, index), so the result is
+the same. `--splits` names those of `SPLITS` in scenes/rooms.py, `--questions spatial` adds the questions of
+scenes/spatial.py to the standard ones, which stay as they are.
 """
 
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -26,23 +29,32 @@ from ross3d.data.bev import render_scene_bev
 from ross3d.data.scene import Scene
 from ross3d.data.sources.rgbd_folder import write_rgbd_folder
 from ross3d.data.text_files import read_json
-from ross3d.scenes.questions import Candidate, balance_candidates, lookup_baseline, make_annotations, make_candidates
-from ross3d.scenes.render import render_room
-from ross3d.scenes.rooms import SPLITS, Room, make_cameras, make_room
+from ross3d.scenes.lookup import score_words_only
+from ross3d.scenes.questions import (
+    Candidate,
+    balance_candidates,
+    make_annotations,
+    make_candidates,
+    make_pieces,
+)
+from ross3d.scenes.render import Rendering, render_room
+from ross3d.scenes.rooms import SPLITS, Room, get_split, make_cameras, make_room
+from ross3d.scenes.spatial import SpatialCandidate, balance_spatial, make_spatial_candidates
 
 
 # Raise when the same arguments would give other scenes or questions.
 VERSION = 3
+DEFAULT_SPLITS = ("train", "val")
+STANDARD, SPATIAL = "standard", "spatial"
+QUESTION_SETS = (STANDARD, SPATIAL)
 
 
 def make_scene(
     seed: int, split: str, index: int, num_views: int = 8, image_size: tuple[int, int] = (64, 64), bev_size: int = 96
 ) -> tuple[Scene, Room, np.random.Generator]:
     """Room `index` of `split` as a `Scene`; also the room itself, and its generator for further draws (questions)."""
-    room, rng = make_room(seed, split, index)
-    intrinsics, cam2world = make_cameras(room, rng, num_views, image_size)
-    rendering = render_room(room, intrinsics, cam2world, image_size)
-    shares = np.stack([(rendering.object_ids == k).mean((1, 2)) for k in range(len(room.furniture))])  # (K, V)
+    room, rng, rendering, intrinsics, cam2world = render_scene(seed, split, index, num_views, image_size)
+    shares = compute_view_shares(room, rendering)
     labels = [
         {
             "category": piece.category,
@@ -60,7 +72,7 @@ def make_scene(
         depth_maps=np.round(rendering.depth_maps * 1000).astype(np.float32) / np.float32(1000),
         intrinsics=intrinsics,
         cam2world=cam2world,
-        view_names=[f"frame-{view:06d}" for view in range(num_views)],
+        view_names=[f"frame-{view:06d}" for view in range(len(cam2world))],
         boxes=room.boxes,
         box_labels=labels,
     )
@@ -69,24 +81,47 @@ def make_scene(
     return scene, room, rng
 
 
+def render_scene(
+    seed: int, split: str, index: int, num_views: int, image_size: tuple[int, int]
+) -> tuple[Room, np.random.Generator, Rendering, np.ndarray, np.ndarray]:
+    """Room `index` of `split`, its generator, what its cameras see, `intrinsics` (3, 3) and `cam2world` (V, 4, 4)."""
+    kind = get_split(split)
+    num_views = num_views if kind.max_views is None else min(num_views, kind.max_views)
+    room, rng = make_room(seed, split, index)
+    intrinsics, cam2world = make_cameras(room, rng, num_views, image_size, kind.camera_heights)
+    return room, rng, render_room(room, intrinsics, cam2world, image_size), intrinsics, cam2world
+
+
+def compute_view_shares(room: Room, rendering: Rendering) -> np.ndarray:
+    """The share of each view's pixels that shows each piece, (K, V)."""
+    return np.stack([(rendering.object_ids == k).mean((1, 2)) for k in range(len(room.furniture))])
+
+
 def get_scene_id(split: str, index: int) -> str:
     return f"{split}-{index:06d}"
 
 
 def build_scene(
-    index: int, output: str, split: str, seed: int, num_views: int, image_size, bev_size: int
-) -> list[Candidate]:
+    index: int, output: str, split: str, seed: int, num_views: int, image_size, bev_size: int, question_set: str
+) -> tuple[list[Candidate], list[SpatialCandidate]]:
     """Write scene `index` unless it exists; return the questions that could be asked about it."""
     folder = Path(output) / split / get_scene_id(split, index)
+    number = get_split(split).number
     if folder.is_dir():
-        room, rng = make_room(seed, split, index)
+        room, _ = make_room(seed, split, index)
         shares = [row["visible_share"] for row in read_json(folder / "boxes.json", "a list of boxes")]
     else:
-        scene, room, rng = make_scene(seed, split, index, num_views, image_size, bev_size)
+        scene, room, _ = make_scene(seed, split, index, num_views, image_size, bev_size)
         shares = [label["visible_share"] for label in scene.box_labels]
         write_rgbd_folder(scene, folder)
-    question_rng = np.random.default_rng([seed, SPLITS[split], index, 1])
-    return make_candidates(room, np.array(shares), question_rng)
+    candidates = make_candidates(room, np.array(shares), np.random.default_rng([seed, number, index, 1]))
+    if question_set != SPATIAL:
+        return candidates, []
+    # Not on disk, where only the largest share of each piece is.
+    rendering = render_scene(seed, split, index, num_views, image_size)[2]
+    view_shares = compute_view_shares(room, rendering)
+    rng = np.random.default_rng([seed, number, index, 2])
+    return candidates, make_spatial_candidates(make_pieces(room, np.array(shares)), view_shares, rng)
 
 
 def build_split(output: Path, split: str, count: int, arguments: dict, workers: int) -> dict[str, int]:
@@ -101,15 +136,22 @@ def build_split(output: Path, split: str, count: int, arguments: dict, workers: 
         num_views=arguments["num_views"],
         image_size=tuple(arguments["image_size"]),
         bev_size=arguments["bev_size"],
+        question_set=arguments["question_set"],
     )
     progress = partial(tqdm, total=count, desc=f"{split} scenes", unit="scene", mininterval=1.0)
     if workers > 1:
         with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            candidates = list(progress(pool.map(build, range(count), chunksize=8)))
+            built = list(progress(pool.map(build, range(count), chunksize=8)))
     else:
-        candidates = [build(index) for index in progress(range(count))]
-    chosen = balance_candidates(candidates, arguments["seed"], split)
-    annotations = [row for i, listed in enumerate(chosen) for row in make_annotations(get_scene_id(split, i), listed)]
+        built = [build(index) for index in progress(range(count))]
+    candidates, spatial = zip(*built, strict=True)
+    chosen = balance_candidates(list(candidates), arguments["seed"], split)
+    more = balance_spatial(list(spatial), arguments["seed"], get_split(split).number)
+    annotations = [
+        row
+        for index, (standard, added) in enumerate(zip(chosen, more, strict=True))
+        for row in make_annotations(get_scene_id(split, index), [*standard, *added])
+    ]
     save_annotations(annotations, output / "annotations" / f"{split}.jsonl")
     kinds = [annotation.question_type for annotation in annotations]
     return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
@@ -124,14 +166,26 @@ def build_scenes(
     bev_size: int = 96,
     seed: int = 0,
     workers: int = 2,
+    splits: Sequence[str] = DEFAULT_SPLITS,
+    question_set: str = STANDARD,
 ) -> bool:
-    """Build both splits into `output` unless a matching manifest says it is done; returns whether anything was built.
+    """Build splits into `output` that its manifest does not list as complete; returns whether anything was built.
+
+    Args:
+        num_train, num_val (`int`): rooms of each split whose name begins with `train`, and of each other one.
+        splits: names of `SPLITS`. question_set (`str`): one of `QUESTION_SETS`.
 
     Raises:
-        ValueError: when `output` holds scenes of other arguments, or nothing can be written there.
+        ValueError: when `output` holds scenes of other arguments, or nothing can be written there; for a name that is
+            not known.
         FileExistsError: when `output` holds something else.
     """
     output = Path(output)
+    for split in splits:
+        get_split(split)
+    numbers = {split: num_train if split.startswith("train") else num_val for split in splits}
+    if question_set not in QUESTION_SETS:
+        raise ValueError(f"question_set: expected one of {list(QUESTION_SETS)}, got {question_set!r}.")
     arguments = {
         "version": VERSION,
         "num_train": num_train,
@@ -140,33 +194,36 @@ def build_scenes(
         "num_views": num_views,
         "bev_size": bev_size,
         "seed": seed,
+        "question_set": question_set,
     }
+    known: dict[str, dict[str, int]] = {}
     manifest, begun = output / "manifest.json", output / "manifest.part.json"
     for file in (manifest, begun):
         if not file.is_file():
             continue
-        found = read_json(file, "the record of how the scenes were built", keys=["arguments"])["arguments"]
+        read = read_json(file, "the record of how the scenes were built", keys=["arguments"])
+        # Folders of earlier code have the standard questions.
+        found = {"question_set": STANDARD, **read["arguments"]}
         if found != arguments:
             changed = sorted(k for k in {*found, *arguments} if found.get(k) != arguments.get(k))
             raise ValueError(
                 f"{output} has scenes built with { ({k: found.get(k) for k in changed}) }, but this command sets"
                 f" { ({k: arguments.get(k) for k in changed}) }; choose another --output, or delete this folder."
             )
-        if file == manifest:
-            return False
-    if not begun.is_file() and output.is_dir() and any(output.iterdir()):
+        known = known or read.get("questions", {})
+    wanted = {split: number for split, number in numbers.items() if number and split not in known}
+    if not wanted and manifest.is_file():
+        return False
+    is_ours = manifest.is_file() or begun.is_file()
+    if not is_ours and output.is_dir() and any(output.iterdir()):
         raise FileExistsError(
             f"{output}: expected a new or empty folder, or one of this program, found other files and no"
             " manifest.json; choose another --output."
         )
     check_output_folder(output, "--output")
     _write_json({"arguments": arguments}, begun)
-    counts = {
-        split: build_split(output, split, number, arguments, workers)
-        for split, number in (("train", num_train), ("val", num_val))
-        if number
-    }
-    _write_json({"arguments": arguments, "questions": counts}, manifest)
+    counts = {split: build_split(output, split, number, arguments, workers) for split, number in wanted.items()}
+    _write_json({"arguments": arguments, "questions": known | counts}, manifest)
     begun.unlink()
     return True
 
@@ -176,12 +233,25 @@ def _write_json(value: dict, file: Path) -> None:
 
 
 def format_baselines(output: str | os.PathLike) -> str:
-    """Table of the accuracy that the questions' words alone give on the built validation split."""
-    train, val = (load_annotations(Path(output) / "annotations" / f"{split}.jsonl") for split in ("train", "val"))
-    lines = [f"{'type':<18}{'count':>7}{'majority':>10}{'look-up':>10}"]
-    for kind, row in lookup_baseline(train, val).items():
-        lines.append(f"{kind:<18}{row['count']:>7}{row['majority']:>10.3f}{row['lookup']:>10.3f}")
-    return "\n".join(lines)
+    """Tables of what the questions' words alone give on each held-out split (`scenes/lookup.py`), per cent."""
+    output = Path(output)
+    counts = read_json(output / "manifest.json", "the record of how the scenes were built", keys=["questions"])
+    tables = []
+    for split in counts["questions"]:
+        trained_on = get_split(split).trained_on
+        if split.startswith("train"):
+            continue
+        if trained_on not in counts["questions"]:
+            tables.append(f"{split}: no questions of {trained_on}, to which look-ups are fitted")
+            continue
+        train, val = (load_annotations(output / "annotations" / f"{name}.jsonl") for name in (trained_on, split))
+        lines = [f"{split:<28}{'count':>7}{'chance':>9}{'majority':>9}{'look-up':>9}{'model':>9}{'best':>9}"]
+        for kind, row in score_words_only(train, val).items():
+            shares = (row.chance, row.majority, row.lookup, row.model, row.best)
+            cells = ("-" if share is None else f"{100 * share:.1f}" for share in shares)
+            lines.append(f"{kind:<28}{row.count:>7}" + "".join(f"{cell:>9}" for cell in cells))
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -192,11 +262,34 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
+def parse_splits(text: str) -> list[str]:
+    """`train,val_large` -> ["train", "val_large"]."""
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in SPLITS]
+    if unknown or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(
+            f"expected names of {list(SPLITS)}, each once, separated by commas, got {text!r}"
+        )
+    return names
+
+
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, type=parse_path, help="data folder to write")
-    parser.add_argument("--train", type=COUNT, default=4000, help="number of training scenes")
-    parser.add_argument("--val", type=COUNT, default=300, help="number of validation scenes")
+    parser.add_argument("--train", type=COUNT, default=4000, help="number of scenes of each training split")
+    parser.add_argument("--val", type=COUNT, default=300, help="number of scenes of each other split")
+    parser.add_argument(
+        "--splits",
+        type=parse_splits,
+        default=list(DEFAULT_SPLITS),
+        help=f"which to build, separated by commas: {', '.join(SPLITS)} (default: {','.join(DEFAULT_SPLITS)})",
+    )
+    parser.add_argument(
+        "--questions",
+        choices=QUESTION_SETS,
+        default=STANDARD,
+        help="standard, or spatial: these and VSI-Bench's spatial questions",
+    )
     parser.add_argument(
         "--image-size",
         type=parse_size,
@@ -221,6 +314,8 @@ def main(args: list[str] | None = None) -> None:
         options.bev_size,
         options.seed,
         options.workers,
+        options.splits,
+        options.questions,
     )
     print(f"{options.output}: {'built' if built else 'already complete'}")
     if options.baselines:

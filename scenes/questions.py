@@ -3,12 +3,11 @@
 `make_candidates` lists far more questions than are used. `balance_candidates` then picks, over all rooms of a split,
 so that every answer is equally frequent *for each key*, where the key is the information in the question's words (the
 category asked about, the phrase, the pair compared). A look-up from words to answers is then at chance;
-`lookup_baseline` measures it.
+`scenes/lookup.py` measures it.
 
 A room in which something is hidden from every view is not asked about that thing, nor about its category or colour.
 """
 
-import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -98,7 +97,7 @@ class Candidate(NamedTuple):
 
 
 @dataclass
-class _Pieces:
+class Pieces:
     """Facts about a room that questions use: arrays over its K pieces."""
 
     categories: list[str]
@@ -131,14 +130,9 @@ class _Pieces:
         return names
 
 
-def make_candidates(room: Room, visible_shares: np.ndarray, rng: np.random.Generator) -> list[Candidate]:
-    """Every question that may be asked about `room`.
-
-    Args:
-        visible_shares (`(K,)`): for each piece, the largest share of a view's pixels that shows it.
-        rng: draws wordings, coordinates and which of very many are listed.
-    """
-    pieces = _Pieces(
+def make_pieces(room: Room, visible_shares: np.ndarray) -> Pieces:
+    """The facts about a room; `visible_shares` as in `make_candidates`."""
+    return Pieces(
         [piece.category for piece in room.furniture],
         [piece.color for piece in room.furniture],
         [piece.size for piece in room.furniture],
@@ -146,6 +140,16 @@ def make_candidates(room: Room, visible_shares: np.ndarray, rng: np.random.Gener
         np.asarray(visible_shares) >= MIN_VISIBLE_SHARE,
         room,
     )
+
+
+def make_candidates(room: Room, visible_shares: np.ndarray, rng: np.random.Generator) -> list[Candidate]:
+    """Every question that may be asked about `room`.
+
+    Args:
+        visible_shares (`(K,)`): for each piece, the largest share of a view's pixels that shows it.
+        rng: draws wordings, coordinates and which of very many are listed.
+    """
+    pieces = make_pieces(room, visible_shares)
     candidates: list[Candidate] = []
     for ask in (
         _ask_existence,
@@ -173,7 +177,7 @@ def _pick(options: list, rng: np.random.Generator):
     return options[rng.integers(len(options))]
 
 
-def _draw_absent(pieces: _Pieces, rng: np.random.Generator) -> list[tuple[str, str]]:
+def _draw_absent(pieces: Pieces, rng: np.random.Generator) -> list[tuple[str, str]]:
     """(colour, category) pairs that the room lacks: some wrong in colour only, some in category only, some in both."""
     absent = []
     for i in range(len(pieces.categories)):
@@ -188,7 +192,7 @@ def _draw_absent(pieces: _Pieces, rng: np.random.Generator) -> list[tuple[str, s
     ]
 
 
-def _ask_existence(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
+def _ask_existence(pieces: Pieces, rng: np.random.Generator) -> list[Candidate]:
     phrases = {}
     for category in CATEGORIES:
         if category not in pieces.hidden_categories:
@@ -207,7 +211,7 @@ def _ask_existence(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]
     ]
 
 
-def _ask_color(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
+def _ask_color(pieces: Pieces, rng: np.random.Generator) -> list[Candidate]:
     return [
         Candidate("color", (category,), pieces.colors[i], "color", _word("color", rng, one=category), pieces.colors[i])
         for i, category in enumerate(pieces.categories)
@@ -215,7 +219,7 @@ def _ask_color(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
     ]
 
 
-def _ask_count(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
+def _ask_count(pieces: Pieces, rng: np.random.Generator) -> list[Candidate]:
     things = [(get_plural(c), pieces.category_counts[c]) for c in CATEGORIES if c not in pieces.hidden_categories]
     things += [(f"{c} objects", pieces.color_counts[c]) for c in COLORS if c not in pieces.hidden_colors]
     return [
@@ -225,7 +229,7 @@ def _ask_count(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
     ]
 
 
-def _ask_size_comparison(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
+def _ask_size_comparison(pieces: Pieces, rng: np.random.Generator) -> list[Candidate]:
     candidates = []
     named = [i for i in np.flatnonzero(pieces.seen) if pieces.get_names(i)]
     for i in named:
@@ -241,14 +245,14 @@ def _ask_size_comparison(pieces: _Pieces, rng: np.random.Generator) -> list[Cand
     return candidates
 
 
-def _draw_point(pieces: _Pieces, i: int, rng: np.random.Generator) -> tuple[float, float, float]:
+def _draw_point(pieces: Pieces, i: int, rng: np.random.Generator) -> tuple[float, float, float]:
     """A point within piece `i` in plan view; its height is drawn alike for all pieces, so it gives no hint."""
     centre, size = pieces.boxes[i, :2], pieces.boxes[i, 3:5]
     x, y = centre + size * rng.uniform(-0.25, 0.25, 2)
     return round(float(x), 3), round(float(y), 3), round(float(rng.uniform(0.25, 0.75)), 3)
 
 
-def _ask_object_at(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
+def _ask_object_at(pieces: Pieces, rng: np.random.Generator) -> list[Candidate]:
     candidates = []
     for i in np.flatnonzero(pieces.seen):
         category, coords = pieces.categories[i], _draw_point(pieces, i, rng)
@@ -269,7 +273,7 @@ def _get_side(here: np.ndarray, ahead: np.ndarray, target: np.ndarray) -> str | 
     return None
 
 
-def _ask_direction(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
+def _ask_direction(pieces: Pieces, rng: np.random.Generator) -> list[Candidate]:
     candidates = []
     named = [i for i in np.flatnonzero(pieces.seen) if pieces.get_names(i)]
     places = pieces.boxes[:, :2]
@@ -288,7 +292,7 @@ def _ask_direction(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]
     return candidates
 
 
-def _ask_nearest(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
+def _ask_nearest(pieces: Pieces, rng: np.random.Generator) -> list[Candidate]:
     candidates = []
     places = pieces.boxes[:, :2]
     for i in np.flatnonzero(pieces.seen):
@@ -304,12 +308,12 @@ def _ask_nearest(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
     return candidates
 
 
-def _ask_room_size(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
+def _ask_room_size(pieces: Pieces, rng: np.random.Generator) -> list[Candidate]:
     area = str(round(pieces.room.area))
     return [Candidate("room_size", (), "", "room_size", _word("room_size", rng), area)]
 
 
-def _describe_place(pieces: _Pieces, i: int) -> tuple[str, str]:
+def _describe_place(pieces: Pieces, i: int) -> tuple[str, str]:
     """Where piece `i` stands, in two wordings."""
     room, box = pieces.room, pieces.boxes[i]
     gaps = np.concatenate([box[:2] - box[3:5] / 2 - room.low[:2], room.high[:2] - box[:2] - box[3:5] / 2])
@@ -321,7 +325,7 @@ def _describe_place(pieces: _Pieces, i: int) -> tuple[str, str]:
     return "in the middle of the room", "standing free in the room"
 
 
-def _ask_caption(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
+def _ask_caption(pieces: Pieces, rng: np.random.Generator) -> list[Candidate]:
     candidates = []
     for i in np.flatnonzero(pieces.seen):
         size = "" if pieces.sizes[i] == "normal" else pieces.sizes[i] + " "
@@ -333,7 +337,7 @@ def _ask_caption(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
     return candidates
 
 
-def _ask_grounding_one(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
+def _ask_grounding_one(pieces: Pieces, rng: np.random.Generator) -> list[Candidate]:
     """ "Find the red chair.": exactly one object matches, or none."""
     phrases: dict[str, tuple] = {}
     for i in np.flatnonzero(pieces.seen):
@@ -358,7 +362,7 @@ def _ask_grounding_one(pieces: _Pieces, rng: np.random.Generator) -> list[Candid
     ]
 
 
-def _ask_grounding_all(pieces: _Pieces, rng: np.random.Generator) -> list[Candidate]:
+def _ask_grounding_all(pieces: Pieces, rng: np.random.Generator) -> list[Candidate]:
     """ "Find all chairs.": several objects match, or none."""
     things = [(get_plural(c), pieces.by_category[c], c in pieces.hidden_categories) for c in CATEGORIES]
     things += [(f"{c} objects", pieces.by_color[c], c in pieces.hidden_colors) for c in COLORS]
@@ -467,69 +471,3 @@ def make_annotations(scene_id: str, chosen: list[Candidate]) -> list[Annotation]
         )
         numbers[kind] += 1
     return annotations
-
-
-def get_lookup_keys(question: str) -> list[tuple]:
-    """Keys a look-up may use for a question, most specific first: its text, its content words, fewer of them."""
-    words = tuple(re.findall(r"[a-z]+|<coord>", question.lower()))
-    content = tuple(w for w in (_singular(word) for word in words) if w in CATEGORIES or w in COLORS or w == "object")
-    categories = tuple(w for w in content if w in CATEGORIES)
-    keys = [("text", words), ("content", content), ("categories", categories)]
-    keys += [("word", place, word) for place, word in enumerate(content)]
-    return [*keys, ("any",)]
-
-
-def _singular(word: str) -> str:
-    singulars = {get_plural(noun): noun for noun in (*CATEGORIES, "object")}
-    return singulars.get(word, word)
-
-
-def lookup_baseline(train: list[Annotation], val: list[Annotation], min_count: int = 5) -> dict[str, dict[str, float]]:
-    """Accuracy from the question's words alone, by type: exact match of the majority answer and of the best look-up.
-
-    The look-up answers with the most frequent training answer of the most specific key (`get_lookup_keys`) that
-    occurred at least `min_count` times in training. For grounding types the "answer" is whether there is one target,
-    several or none, which the words could give away; room size and captions are also matched exactly.
-
-    Returns:
-        type -> `{"count", "majority", "lookup"}` with accuracies in [0, 1].
-    """
-    majority, tables = defaultdict(Counter), defaultdict(Counter)
-    for annotation in train:
-        kind, answer = _get_lookup_type(annotation), _get_lookup_answer(annotation)
-        majority[kind][answer] += 1
-        for key in get_lookup_keys(annotation.question):
-            tables[kind, key][answer] += 1
-    hits: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
-    for annotation in val:
-        kind, answer = _get_lookup_type(annotation), _get_lookup_answer(annotation)
-        common = _get_commonest(majority[kind])
-        guess = common
-        for key in get_lookup_keys(annotation.question):
-            if tables[kind, key].total() >= min_count:
-                guess = _get_commonest(tables[kind, key])
-                break
-        hits[annotation.question_type].append((common == answer, guess == answer))
-    return {
-        name: {
-            "count": len(hits[name]),
-            "majority": float(np.mean([hit[0] for hit in hits[name]])),
-            "lookup": float(np.mean([hit[1] for hit in hits[name]])),
-        }
-        for name in (*QUESTION_TYPES, *sorted(set(hits) - set(QUESTION_TYPES)))
-        if hits.get(name)
-    }
-
-
-def _get_lookup_type(annotation: Annotation) -> str:
-    return "ground" if annotation.object_ids is not None else annotation.question_type
-
-
-def _get_lookup_answer(annotation: Annotation) -> str:
-    if annotation.object_ids is None:
-        return annotation.answer
-    return "none" if not annotation.object_ids else "one" if len(annotation.object_ids) == 1 else "several"
-
-
-def _get_commonest(counter: Counter) -> str | None:
-    return min(counter, key=lambda answer: (-counter[answer], answer)) if counter else None

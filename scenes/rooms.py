@@ -5,8 +5,8 @@ furniture is a handful of boxes in its own frame (origin on the floor below its 
 `yaw` (radians, counter-clockwise seen from above) and moved to `position`. Its `box` is the axis-aligned hull in the
 world.
 
-All random draws come from one `np.random.default_rng([seed, split, index])`, so rooms are independent of each other,
-and two splits never share a stream.
+All random draws come from one `np.random.default_rng([seed, number of the split, index])`, so rooms are independent of
+each other, and two splits never share a stream. `SPLITS` has the splits.
 """
 
 import math
@@ -14,8 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-
-SPLITS = {"train": 0, "val": 1}
 
 COLORS = {
     "red": (214, 38, 38),
@@ -161,6 +159,73 @@ CATEGORIES = {
 }
 
 
+# One of four combinations is in no room of `train_seen_pairs`; every colour and every category is.
+UNSEEN_PAIRS = frozenset(
+    (list(COLORS)[(3 * number + step) % len(COLORS)], category)
+    for number, category in enumerate(CATEGORIES)
+    for step in (0, 4)
+)
+
+
+@dataclass(frozen=True)
+class Split:
+    """What the rooms of a split are like; the defaults are those of `train` and `val`.
+
+    Attributes:
+        number (`int`): of its random draws; never changed, never given to two splits. 2 and 3 draw questions.
+        area (`tuple`): floor area from and to, square metres. longest (`float`): longest side of a room, metres.
+        pieces (`tuple`): fewest and most pieces of furniture that are wanted; a piece without a place is left out.
+        more_pieces (`int`): how many more are wanted than rooms of this area have in `train`.
+        max_views (`int`, *optional*): views of a scene, if more are asked for.
+        camera_heights (`tuple`): from and to, metres above the floor.
+        pairs (`str`): combinations of colour and category: `all`, `seen` (without `UNSEEN_PAIRS`) or `unseen` (those
+            alone).
+        trained_on (`str`): the split that models are trained on which this one tests; baselines are fitted to it.
+    """
+
+    number: int
+    area: tuple[float, float] = (10.0, 28.0)
+    longest: float = 7.0
+    pieces: tuple[int, int] = (4, 9)
+    more_pieces: int = 0
+    max_views: int | None = None
+    camera_heights: tuple[float, float] = (1.2, 1.7)
+    pairs: str = "all"
+    trained_on: str = "train"
+
+    def allows(self, color: str, category: str) -> bool:
+        return self.pairs == "all" or ((color, category) in UNSEEN_PAIRS) == (self.pairs == "unseen")
+
+
+SPLITS = {
+    "train": Split(0),
+    "val": Split(1),
+    "val_large": Split(4, area=(30.0, 50.0), longest=9.0),
+    "val_crowded": Split(5, area=(16.0, 28.0), pieces=(9, 15), more_pieces=6),
+    "val_few_views": Split(6, max_views=3),
+    "val_low_cameras": Split(7, camera_heights=(0.5, 0.9)),
+    "val_high_cameras": Split(8, camera_heights=(1.9, 2.2)),
+    "train_seen_pairs": Split(9, pairs="seen"),
+    "val_unseen_pairs": Split(10, pairs="unseen", trained_on="train_seen_pairs"),
+}
+
+
+def get_split(name: str) -> Split:
+    """The split of a name.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name not in SPLITS:
+        raise ValueError(f"split must be one of {list(SPLITS)}, got {name!r}.")
+    return SPLITS[name]
+
+
+def find_training_split(name: str) -> str:
+    """The split that models of a split are trained on: `train` for splits of other data too."""
+    return SPLITS[name].trained_on if name in SPLITS else "train"
+
+
 @dataclass
 class Furniture:
     """One piece of furniture standing in a room.
@@ -241,19 +306,18 @@ class Room:
 
 def make_room(seed: int, split: str, index: int) -> tuple[Room, np.random.Generator]:
     """The room at `index` of `split`, and its generator for further draws (cameras, questions)."""
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {sorted(SPLITS)}, got {split!r}.")
-    rng = np.random.default_rng([seed, SPLITS[split], index])
+    kind = get_split(split)
+    rng = np.random.default_rng([seed, kind.number, index])
     while True:
-        room = _make_empty_room(rng)
-        _furnish(room, rng)
-        if len(room.furniture) >= 4:
+        room = _make_empty_room(kind, rng)
+        _furnish(room, kind, rng)
+        if len(room.furniture) >= kind.pieces[0]:
             return room, rng
 
 
-def _make_empty_room(rng: np.random.Generator) -> Room:
-    area = np.exp(rng.uniform(np.log(10.0), np.log(28.0)))
-    widest = min(7.0 / np.sqrt(area), np.sqrt(area) / 3.0)
+def _make_empty_room(split: Split, rng: np.random.Generator) -> Room:
+    area = np.exp(rng.uniform(np.log(split.area[0]), np.log(split.area[1])))
+    widest = min(split.longest / np.sqrt(area), np.sqrt(area) / 3.0)
     ratio = np.exp(rng.uniform(-1, 1) * np.log(max(1.0, min(widest, 1.45))))
     size = np.array([np.sqrt(area) * ratio, np.sqrt(area) / ratio, rng.uniform(2.4, 2.8)])
     middle = rng.uniform(-0.4, 0.4, 2)
@@ -291,10 +355,10 @@ def _make_fixtures(low: np.ndarray, high: np.ndarray, rng: np.random.Generator) 
     return fixtures
 
 
-def _draw_categories(room: Room, rng: np.random.Generator) -> list[str]:
+def _draw_categories(room: Room, split: Split, rng: np.random.Generator) -> list[str]:
     """Kinds of furniture to place; some rooms repeat one or two kinds, so that counting has something to count."""
     names = list(CATEGORIES)
-    total = int(np.clip(round(3.2 + room.area / 9.0 + rng.uniform(-1.2, 2.2)), 4, 9))
+    total = int(np.clip(round(3.2 + room.area / 9.0 + rng.uniform(-1.2, 2.2)) + split.more_pieces, *split.pieces))
     order = [names[i] for i in rng.permutation(len(names))]
     wanted: list[str] = []
     for name in order:
@@ -316,10 +380,19 @@ def _draw_colors(count: int, rng: np.random.Generator) -> list[str]:
     return colors
 
 
-def _furnish(room: Room, rng: np.random.Generator) -> None:
+def _redraw_colors(categories: list[str], colors: list[str], split: Split, rng: np.random.Generator) -> list[str]:
+    """The colours of the pieces, those that the split does not allow for their category replaced by ones it allows."""
+    allowed = [[color for color in COLORS if split.allows(color, category)] for category in categories]
+    return [
+        color if color in known else known[rng.integers(len(known))]
+        for color, known in zip(colors, allowed, strict=True)
+    ]
+
+
+def _furnish(room: Room, split: Split, rng: np.random.Generator) -> None:
     """Place the pieces one by one where they fit; a piece that finds no place is left out."""
-    categories = _draw_categories(room, rng)
-    colors = _draw_colors(len(categories), rng)
+    categories = _draw_categories(room, split, rng)
+    colors = _redraw_colors(categories, _draw_colors(len(categories), rng), split, rng)
     sizes = [list(SIZES)[i] for i in rng.integers(len(SIZES), size=len(categories))]
     hulls = np.zeros((0, 6))
     for category, color, size in zip(categories, colors, sizes, strict=True):
@@ -381,12 +454,17 @@ def _fits(box: np.ndarray, hulls: np.ndarray, room: Room) -> bool:
 
 
 def make_cameras(
-    room: Room, rng: np.random.Generator, num_views: int, image_size: tuple[int, int]
+    room: Room,
+    rng: np.random.Generator,
+    num_views: int,
+    image_size: tuple[int, int],
+    heights: tuple[float, float] = Split.camera_heights,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A walk around the room, 1.2 to 1.7 m above the floor, looking across it.
+    """A walk around the room, looking across it.
 
     Args:
         image_size (`(width, height)`): pixels.
+        heights: of the cameras, from and to, metres above the floor.
 
     Returns:
         `intrinsics` (3, 3) in pixels and `cam2world` (V, 4, 4), OpenCV axes, metres.
@@ -396,21 +474,19 @@ def make_cameras(
     intrinsics = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]], dtype=np.float64)
     hulls = room.boxes.astype(np.float64)
     start, turn = rng.uniform(0, 2 * np.pi), rng.choice((-1.0, 1.0))
-    cam2world = np.stack(
-        [
-            _make_camera(room, hulls, start + turn * (view + rng.uniform(-0.25, 0.25)) * 2 * np.pi / num_views, rng)
-            for view in range(num_views)
-        ]
-    )
-    return intrinsics, cam2world
+    # The angle of each view is drawn just before its camera.
+    angles = (start + turn * (view + rng.uniform(-0.25, 0.25)) * 2 * np.pi / num_views for view in range(num_views))
+    return intrinsics, np.stack([_make_camera(room, hulls, angle, heights, rng) for angle in angles])
 
 
-def _make_camera(room: Room, hulls: np.ndarray, angle: float, rng: np.random.Generator) -> np.ndarray:
+def _make_camera(
+    room: Room, hulls: np.ndarray, angle: float, heights: tuple[float, float], rng: np.random.Generator
+) -> np.ndarray:
     low, high = room.low[:2], room.high[:2]
     middle, half = (low + high) / 2, (high - low) / 2
     eye = np.zeros(3)
     for attempt in range(60):
-        eye[2] = rng.uniform(1.2, 1.7)
+        eye[2] = rng.uniform(*heights)
         wander = angle + rng.uniform(-0.02, 0.02) * attempt
         direction = np.array([np.cos(wander), np.sin(wander)])
         # Onto the rounded rectangle 0.3 m from the walls, then a little inwards.

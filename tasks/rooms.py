@@ -1,7 +1,8 @@
 """The benchmark of our own synthetic rooms (`scenes/`): short answers, a number, captions, grounded boxes.
 
+Rooms that were built with spatial questions have those types of VSI-Bench too, parsed and scored as there.
 `macro_exact_match` is the mean over a fixed list of question types, so that leaving a type out cannot improve it: with
-a type missing it is None.
+a type missing it is None; so is `overall` of `spatial`, the mean over VSI-Bench's eight tasks.
 """
 
 from collections import Counter, defaultdict
@@ -12,9 +13,16 @@ from typing import Any
 import numpy as np
 
 from ross3d.data.annotations import Annotation
+from ross3d.metrics.benchmarks import (
+    VSIBENCH_CHOICES,
+    VSIBENCH_NUMBERS,
+    get_task_counts,
+    score_choices_and_numbers,
+    score_tasks,
+)
 from ross3d.metrics.captioning import compute_caption_scores
 from ross3d.metrics.grounding import compute_accuracy_at_iou, compute_f1
-from ross3d.metrics.qa import compute_exact_match, compute_relative_accuracy, parse_number
+from ross3d.metrics.qa import compute_exact_match, compute_relative_accuracy, find_best_constant, parse_number
 from ross3d.tasks.answering import (
     answer_questions,
     check_detected,
@@ -24,6 +32,7 @@ from ross3d.tasks.answering import (
     make_record,
     prepare_questions_about_boxes,
 )
+from ross3d.tasks.intervals import Summed
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 
 
@@ -32,13 +41,16 @@ EXACT_MATCH_TYPES = ("existence", "color", "count", "size_comparison", "object_a
 NUMBER_TYPES = ("room_size",)
 CAPTION_TYPES = ("caption",)
 GROUNDING_TYPES = ("grounding_unique", "grounding_multiple", "grounding_none")
-QUESTION_TYPES = EXACT_MATCH_TYPES + NUMBER_TYPES + CAPTION_TYPES + GROUNDING_TYPES
+SPATIAL_TYPES = VSIBENCH_NUMBERS + VSIBENCH_CHOICES
+QUESTION_TYPES = EXACT_MATCH_TYPES + NUMBER_TYPES + CAPTION_TYPES + GROUNDING_TYPES + SPATIAL_TYPES
 IOU_THRESHOLDS = (0.25, 0.5)
 # The main score of a type, which tables show first.
 MAIN_SCORES = (
     dict.fromkeys(EXACT_MATCH_TYPES, "exact_match")
     | {"room_size": "relative_accuracy", "caption": "attribute_accuracy"}
     | {"grounding_unique": "accuracy@0.5", "grounding_multiple": "f1@0.5", "grounding_none": "accuracy"}
+    | dict.fromkeys(VSIBENCH_NUMBERS, "relative_accuracy")
+    | dict.fromkeys(VSIBENCH_CHOICES, "accuracy")
 )
 # Words of a caption that say nothing about the object.
 FUNCTION_WORDS = frozenset("a an the is are it this that there in on at of by with and to near next from".split())
@@ -56,7 +68,9 @@ def load_items(data_dir: Path, settings: EvalSettings) -> list[Annotation]:
 
 
 def parse_answer(annotation: Annotation, response: str) -> str:
-    """The first line of the response; a number without the words after it."""
+    """The first line of the response; a number without the words after it. Of spatial questions the whole response."""
+    if annotation.question_type in SPATIAL_TYPES:
+        return response
     lines = response.strip().splitlines()
     answer = lines[0].strip() if lines else ""
     if annotation.question_type in NUMBER_TYPES:
@@ -92,6 +106,10 @@ def compute_attribute_accuracy(prediction: str, reference: str) -> float:
 
 def compute_text_values(question_type: str, records: list[Record]) -> dict[str, np.ndarray]:
     predictions, references = get_columns(records, "prediction", "references")
+    if question_type in SPATIAL_TYPES:
+        right, types = [texts[0] for texts in references], [question_type] * len(records)
+        scores = score_choices_and_numbers(predictions, right, types, VSIBENCH_CHOICES, VSIBENCH_NUMBERS)
+        return {MAIN_SCORES[question_type]: scores}
     if question_type in NUMBER_TYPES:
         numbers, targets = map(parse_number, predictions), [parse_number(texts[0]) for texts in references]
         return {"relative_accuracy": compute_relative_accuracy(list(numbers), targets)}
@@ -144,11 +162,24 @@ def get_values(records: list[Record]) -> dict[str, np.ndarray]:
     return values
 
 
+def get_sums(records: list[Record]) -> dict[str, Summed]:
+    """The mean over VSI-Bench's tasks, if all its types are there."""
+    values = get_values(records)
+    if not all(name in values for name in SPATIAL_TYPES):
+        return {}
+    # Each question has a score under one of these names.
+    stacked = np.stack([values[name] for name in SPATIAL_TYPES])
+    scores = np.where(np.isnan(stacked), 0.0, stacked).sum(axis=0)
+    scores[np.isnan(stacked).all(axis=0)] = np.nan
+    types = get_columns(records, "question_type")[0]
+    return {"spatial: overall": Summed(*get_task_counts(scores, types))}
+
+
 def is_right(record: Record) -> bool:
     """Whether a report calls a record right: exact match, number within a tenth, all attributes, boxes at IoU 0.5."""
     question_type = record["question_type"]
     value = compute_type_values(question_type, [record])[MAIN_SCORES[question_type]][0]
-    return bool(value >= 0.9 if question_type in NUMBER_TYPES else value == 1.0)
+    return bool(value >= 0.9 if question_type in NUMBER_TYPES + VSIBENCH_NUMBERS else value == 1.0)
 
 
 def score_type(question_type: str, records: list[Record]) -> dict[str, float]:
@@ -173,23 +204,27 @@ def score(records: list[Record]) -> dict[str, Any]:
             types[question_type] = main | score_type(question_type, group)
     missing = [name for name in EXACT_MATCH_TYPES if name not in types]
     macro = None if missing else float(np.mean([types[name]["exact_match"] for name in EXACT_MATCH_TYPES]))
-    return {
-        "num_questions": len(records),
-        "macro_exact_match": macro,
-        "macro_missing_types": missing,
-        "types": types,
-    }
+    scores = {"num_questions": len(records), "macro_exact_match": macro, "macro_missing_types": missing}
+    spatial = {name: types[name] for name in SPATIAL_TYPES if name in types}
+    return scores | ({"spatial": score_spatial(spatial)} if spatial else {}) | {"types": types}
+
+
+def score_spatial(types: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """VSI-Bench's mean over its eight tasks, the levels of direction being one; None with a type missing."""
+    means = np.array([row[row["main_score"]] for row in types.values()])
+    overall = score_tasks(means, list(types))["overall"] if len(types) == len(SPATIAL_TYPES) else None
+    return {"num_questions": sum(row["num_questions"] for row in types.values()), "overall": overall}
 
 
 def find_majority_answers(annotations: list[Annotation]) -> dict[str, str]:
-    """The most frequent training answer of each question type; for numbers, the median."""
+    """The most frequent training answer of each question type; for numbers, the constant that scores best."""
     answers: dict[str, list[str]] = defaultdict(list)
     for annotation in annotations:
         answers[annotation.question_type].append(annotation.answer)
     majority = {}
     for question_type, texts in answers.items():
-        if question_type in NUMBER_TYPES:
-            majority[question_type] = str(float(np.median([parse_number(text) for text in texts])))
+        if question_type in NUMBER_TYPES + VSIBENCH_NUMBERS:
+            majority[question_type] = str(find_best_constant([parse_number(text) for text in texts]))
         else:
             majority[question_type] = min(Counter(texts).items(), key=lambda item: (-item[1], item[0]))[0]
     return majority
@@ -212,14 +247,12 @@ def score_majority(train: list[Annotation], annotations: list[Annotation]) -> di
 
 
 def describe_lookup(accuracies: dict[str, float]) -> dict[str, Any]:
-    """Exact-match accuracies of a look-up on the question's words, in the form of `score`; no other types."""
-    types = {
-        name: {"main_score": "exact_match", "exact_match": accuracies[name]}
-        for name in EXACT_MATCH_TYPES
-        if name in accuracies
-    }
-    complete = len(types) == len(EXACT_MATCH_TYPES)
-    macro = float(np.mean([row["exact_match"] for row in types.values()])) if complete else None
+    """Scores of a look-up on the question's words, in the form of `score`; of types that words can answer."""
+    answered = EXACT_MATCH_TYPES + NUMBER_TYPES + SPATIAL_TYPES
+    known = [name for name in answered if name in accuracies]
+    types = {name: {"main_score": MAIN_SCORES[name], MAIN_SCORES[name]: accuracies[name]} for name in known}
+    complete = all(name in types for name in EXACT_MATCH_TYPES)
+    macro = float(np.mean([accuracies[name] for name in EXACT_MATCH_TYPES])) if complete else None
     return {"macro_exact_match": macro, "types": types}
 
 
@@ -231,6 +264,7 @@ TASK = Task(
     answer,
     score,
     get_values,
+    get_sums,
     proposals="depth",
 )
 

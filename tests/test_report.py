@@ -150,7 +150,8 @@ def test_the_summary_holds_what_counts(tmp_path):
     part = {"psnr": row | {"positions_only": 18.0}, "differences": {"mean_of_samples - other_scene": difference}}
     metrics["scores"]["reconstruction"] = {"view": part, "bev_object": part, "bev_rest": part}
     lines = format_summary(metrics, metrics).split("\n")
-    assert lines[0].split() == "score, % questions model blind look-up majority gain".split()
+    assert lines[0] == "rooms, split val"
+    assert lines[1].split() == "score, % questions model blind look-up majority gain".split()
     assert "existence 2 50.0 50.0 - - +0.0".split() in [line.split() for line in lines]
     assert "grounding chooses among proposals of the source: depth" in lines
     assert "masked views, mean of samples - other scene: +1.00 [+0.50, +1.50] over 64" in lines

@@ -13,12 +13,12 @@ from ross3d.data.annotations import load_annotations
 from ross3d.geometry_ross3d import unproject
 from ross3d.scenes import build as building
 from ross3d.scenes.build import build_scenes, format_baselines, main, make_scene, parse_size
+from ross3d.scenes.lookup import score_words_only
 from ross3d.scenes.questions import (
     EXACT_MATCH_TYPES,
     MIN_VISIBLE_SHARE,
     QUESTION_TYPES,
     get_plural,
-    lookup_baseline,
 )
 from ross3d.scenes.render import render_room
 from ross3d.scenes.rooms import CATEGORIES, COLORS, Furniture, Room, make_cameras, make_room
@@ -279,15 +279,11 @@ def test_words_alone_are_at_chance(tmp_path_factory, monkeypatch):
         for kind, counter in answers.items():
             limit = 3.0 if kind in ("count", "nearest", "object_at") else 1.35
             assert max(counter.values()) < limit * counter.total() / len(counter), (kind, counter)
-    known = lookup_baseline(train, val)
+    known = score_words_only(train, val)
     for kind in EXACT_MATCH_TYPES:
-        chance = {"existence": 0.5, "size_comparison": 0.5, "direction": 0.25, "color": 1 / 8, "count": 0.25}
-        assert known[kind]["lookup"] < chance.get(kind, 1 / 8) + 0.12, (kind, known[kind])
-    # A question that gives its answer away is noticed.
-    for row in train + val:
-        if row.question_type == "color":
-            row.question = f"What color is the {row.answer} sofa?"
-    assert lookup_baseline(train, val)["color"]["lookup"] > 0.9
+        assert known[kind].chance == pytest.approx(1 / len({row.answer for row in train if row.question_type == kind}))
+        assert known[kind].best < known[kind].chance + 0.1, (kind, known[kind])
+    assert known["grounding"].best < known["grounding"].majority + 0.05
 
 
 def make_scene_without_pictures(seed, split, index, num_views, image_size, bev_size):
@@ -299,8 +295,8 @@ def make_scene_without_pictures(seed, split, index, num_views, image_size, bev_s
 
 def test_baselines_are_printed(built, capsys):
     table = format_baselines(built).splitlines()
-    assert table[0].split() == ["type", "count", "majority", "look-up"]
-    assert {line.split()[0] for line in table[1:]} == set(QUESTION_TYPES)
+    assert table[0].split() == ["val", "count", "chance", "majority", "look-up", "model", "best"]
+    assert {line.split()[0] for line in table[1:]} == {*EXACT_MATCH_TYPES, "room_size", "grounding"}
 
 
 # ---- builds

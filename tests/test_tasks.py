@@ -15,8 +15,10 @@ from ross3d.data.proposal_sources import ProposalMaker
 from ross3d.data.proposals import propose_boxes
 from ross3d.data.scene import BLIND_PICTURE
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.metrics.benchmarks import VSIBENCH_NUMBERS
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
 from ross3d.scenes.questions import QUESTION_TYPES as BUILT_TYPES
+from ross3d.scenes.spatial import SPATIAL_TYPES
 from ross3d.tasks import reconstruction, rooms
 from ross3d.tasks.answering import make_grounding_record
 from ross3d.tasks.records import RecordStore, format_lines, read_whole_lines
@@ -43,7 +45,7 @@ def make_grounded(question_type: str, scores, targets, proposals=(BOX, FAR_BOX),
 
 
 def test_every_question_type_that_is_built_has_a_score():
-    assert set(rooms.QUESTION_TYPES) == set(BUILT_TYPES) == set(rooms.MAIN_SCORES)
+    assert set(rooms.QUESTION_TYPES) == {*BUILT_TYPES, *SPATIAL_TYPES} == set(rooms.MAIN_SCORES)
 
 
 def test_macro_mean_weighs_types_alike_and_wants_all_of_them():
@@ -116,15 +118,37 @@ def test_answers_are_read_from_the_first_line():
 def test_majority_answers_and_look_up_have_the_form_of_a_score():
     train = [make_annotation(i, "color", c) for i, c in enumerate(("red", "red", "blue"))]
     train += [make_annotation(9 + i, "room_size", size) for i, size in enumerate(("10", "12", "40"))]
-    assert rooms.find_majority_answers(train) == {"color": "red", "room_size": "12.0"}
+    assert rooms.find_majority_answers(train) == {"color": "red", "room_size": "10.0"}
     val = [make_annotation(0, "color", "red"), make_annotation(1, "room_size", "12")]
     val.append(make_annotation(2, "grounding_none", "<ground>", object_ids=[]))
     types = rooms.score_majority(train, val)["types"]
-    assert types["color"]["exact_match"] == 1 and types["room_size"]["relative_accuracy"] == 1
+    assert types["color"]["exact_match"] == 1 and types["room_size"]["relative_accuracy"] == pytest.approx(0.7)
     assert "grounding_none" not in types
     described = rooms.describe_lookup(dict.fromkeys(rooms.EXACT_MATCH_TYPES, 0.5) | {"grounding_none": 0.9})
     assert described["macro_exact_match"] == 0.5 and "grounding_none" not in described["types"]
     assert rooms.describe_lookup({"color": 0.5})["macro_exact_match"] is None
+
+
+def test_spatial_questions_are_scored_as_in_vsi_bench():
+    """Letters by the first word, whatever its case; numbers by relative accuracy; three directions are one task."""
+    records = [make_spoken(name, "B", "B") for name in SPATIAL_TYPES if name not in VSIBENCH_NUMBERS]
+    records += [make_spoken(name, "2.1", "2.0") for name in VSIBENCH_NUMBERS]
+    records += [make_spoken("object_rel_direction_easy", text, "A") for text in ("a.", "B")]
+    scores = rooms.score(records)
+    easy = scores["types"]["object_rel_direction_easy"]
+    assert easy["accuracy"] == pytest.approx(2 / 3) and easy["num_questions"] == 3
+    assert scores["types"]["object_abs_distance"]["relative_accuracy"] == pytest.approx(1.0)
+    one_task = (2 / 3 + 1 + 1) / 3
+    assert scores["spatial"] == {"num_questions": 12, "overall": pytest.approx((7 + one_task) / 8)}
+    others = [make_spoken("existence", "no", "yes")] * 3
+    summed = rooms.get_sums(others + records)["spatial: overall"]
+    assert summed.compute(summed.counts.sum(0, keepdims=True))[0] == pytest.approx((7 + one_task) / 8)
+    assert rooms.get_sums(records[1:]) == rooms.get_sums(others) == {}
+    assert rooms.score(records[1:])["spatial"]["overall"] is None and "spatial" not in rooms.score(records[:0])
+    asked = make_annotation(0, "route_planning", "C")
+    assert rooms.parse_answer(asked, " C\nsurely") == " C\nsurely"
+    assert rooms.is_right(make_spoken("object_abs_distance", "2.1", "2.0"))
+    assert not rooms.is_right(make_spoken("object_abs_distance", "2.5", "2.0"))
 
 
 def test_unknown_question_types_and_empty_files_are_refused(tmp_path):

@@ -132,6 +132,9 @@ def describe_data(data: dict[str, Any]) -> str:
     words = {"--train": made["num_train"], "--val": made["num_val"], "--views": made["num_views"]}
     words |= {"--bev-size": made["bev_size"], "--seed": made["seed"]}
     words["--image-size"] = "x".join(map(str, made["image_size"]))
+    # Folders of earlier code do not say it.
+    words["--questions"] = made.get("question_set", "standard")
+    words["--splits"] = data["split"]
     return f"{told} (`python -m ross3d.scenes.build {' '.join(f'{k} {v}' for k, v in words.items())} --output DIR`)"
 
 
