@@ -3,10 +3,12 @@
     python bench/unlike_scans.py --model DIR --data ROOMS [--split val] [--rooms 100]
 
 DIR has a `calibration.json` with a comparison of scans. Only rooms are counted that did not decide its threshold. For
-each change: the share of rooms with a warning, and how often each number was named in one.
+each change: the share of rooms with a warning, how often each number was named in one, and in how many rooms the check
+that every reader makes (`data/consistency.py`: do views, depth and cameras agree?) warns or refuses.
 """
 
 import argparse
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +19,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from ross3d.bench.harness import describe_run, print_line
+from ross3d.data.consistency import check_consistency
 from ross3d.data.likeness import compute_unlikeness
 from ross3d.data.scene import Scene
 from ross3d.data.sources import get_reading, read_scene
@@ -95,6 +98,17 @@ CHANGES: dict[str, Change] = {
 }
 
 
+def do_views_disagree(scene: Scene) -> bool:
+    """Whether the readers' own check of a scene warns or refuses."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            check_consistency(scene)
+        except ValueError:
+            return True
+    return bool(caught)
+
+
 def run(folder: Path, data: Path, split: str, num_rooms: int) -> dict[str, Any]:
     calibration = load_calibration(folder)
     if calibration is None or calibration["scans"] is None:
@@ -105,7 +119,7 @@ def run(folder: Path, data: Path, split: str, num_rooms: int) -> dict[str, Any]:
     model, processor = load_model(folder).eval(), load_processor(folder)
     names = [name for name in list_training_scans(data, split) if not is_for_fitting(name)]
     names, reading = choose_evenly(names, num_rooms), get_reading(scans["num_views"], "exact", processor.view_size)
-    warned, named = Counter(), {change: Counter() for change in CHANGES}
+    warned, disagreeing, named = Counter(), Counter(), {change: Counter() for change in CHANGES}
     for place, name in enumerate(names):
         scene = read_scene(data / split / name, **reading)
         for change, apply in CHANGES.items():
@@ -114,11 +128,13 @@ def run(folder: Path, data: Path, split: str, num_rooms: int) -> dict[str, Any]:
             unlike = compute_unlikeness(*measure_seen(model, processor, inputs, changed.cam2world), scans["training"])
             found = [number for number, value in unlike.items() if value > scans["threshold"]]
             warned[change] += bool(found)
+            disagreeing[change] += do_views_disagree(changed)
             named[change].update(found)
     rows = {
         change: {
             "warned": round(warned[change] / len(names), 3),
             "interval": [round(end, 3) for end in compute_share_interval(warned[change], len(names))],
+            "views_disagree": round(disagreeing[change] / len(names), 3),
             "named": {number: round(count / len(names), 2) for number, count in named[change].most_common(4)},
         }
         for change in CHANGES

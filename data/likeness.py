@@ -43,6 +43,13 @@ class Number:
 NUMBERS = {
     "num_views": Number("there are fewer views", "there are more views", "", 1.0),
     "brightness": Number("the views are darker", "the views are brighter", " % of white", 0.03, 100.0),
+    "light_from_above": Number(
+        "the upper thirds of the views are darker, against the lower ones, (upside down?)",
+        "the upper thirds of the views are brighter, against the lower ones,",
+        " % of white",
+        0.03,
+        100.0,
+    ),
     "contrast": Number("the views have less contrast", "the views have more contrast", " % of white", 0.02, 100.0),
     "grain": Number(
         "the views are smoother (blurred?)", "the views are grainier (noise?)", " % of their contrast", 0.02, 100.0
@@ -88,10 +95,12 @@ def measure_scan(
     """
     grey = np.asarray(pixels, np.float64).mean(axis=1)
     contrast = float(grey.std(axis=(1, 2)).mean())
+    third = grey.shape[1] // 3
     steps = np.abs(np.diff(grey, axis=1)).mean() + np.abs(np.diff(grey, axis=2)).mean()
     found = {
         "num_views": float(len(grey)),
         "brightness": float(grey.mean()),
+        "light_from_above": float(grey[:, :third].mean() - grey[:, -third:].mean()),
         "contrast": contrast,
         "grain": float(steps / 2 / max(contrast, 1e-3)),
         "valid_depth": 0.0 if patch_valid is None else float(patch_valid.mean()),

@@ -85,6 +85,13 @@ def compute_calibration_error(confidences: np.ndarray, right: np.ndarray) -> flo
     return float(np.abs(gaps).sum() / len(right))
 
 
+def compute_chance_error(confidences: np.ndarray, num_draws: int = 200, seed: int = 0) -> float:
+    """The mean calibration error of answers (N,) that are right exactly as often as their confidence says."""
+    confidences = np.asarray(confidences, np.float64)
+    drawn = np.random.default_rng(seed).random((num_draws, len(confidences))) < confidences
+    return float(np.mean([compute_calibration_error(confidences, right) for right in drawn]))
+
+
 def compute_share_interval(num_right: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's interval of a share; it has a width even where all or none are right."""
     z = norm.ppf((1 + confidence) / 2)
@@ -135,6 +142,7 @@ def make_reliability_table(confidences: np.ndarray, right: np.ndarray) -> list[d
 __all__ = [
     "ConfidenceMap",
     "compute_calibration_error",
+    "compute_chance_error",
     "compute_ranking",
     "compute_share_interval",
     "fit_confidence",

@@ -39,10 +39,11 @@ def make_calibration_section(calibration: Mapping[str, Any]) -> Markup:
             "–" if row["ranking"] is None else f"{row['ranking']:.2f}",
             f"{100 * row['error_before']:.1f}",
             f"{100 * row['error_after']:.1f}",
+            f"{100 * row['error_by_chance']:.1f}",
         ]
         for kind, row in kinds.items()
     ]
-    headers = ["answers", "questions", "right, %", "ranking", "error before, points", "error after, points"]
+    headers = ["answers", "questions", "right, %", "ranking", "error before, points", "after", "by chance"]
     tables = [
         make_details(f"Reliability: {get_title(kind)}", make_reliability(kinds[kind]))
         for kind in KIND_TITLES
@@ -50,21 +51,26 @@ def make_calibration_section(calibration: Mapping[str, Any]) -> Markup:
     ]
     note = (
         "Confidence is fitted on one half of the held-out rooms; these figures are of the other half. Error: mean"
-        " distance between confidence and share of right answers (before: the model's own probability). Ranking: how"
-        " often a right answer is more confident than a wrong one; 0.5 is chance."
+        " distance between confidence and share of right answers (before: of the model's own probability; by chance:"
+        " of as many answers if every confidence were true). Ranking: how often a right answer is more confident than"
+        " a wrong one; 0.5 is chance."
     )
-    head = element("div", make_table(headers, rows, numeric=range(1, 6)))
+    head = element("div", make_table(headers, rows, numeric=range(1, 7)))
     return make_section("Confidence", head, *tables, note=note)
 
 
 def format_calibration(calibration: Mapping[str, Any]) -> str:
     """The same as text, with the comparison of scans."""
-    lines = [f"{'on rooms not used in fitting':<30}{'questions':>10}{'right':>8}{'ranking':>9}{'error, points':>16}"]
+    heads = f"{'questions':>10}{'right':>8}{'ranking':>9}{'error, points':>16}{'by chance':>11}"
+    lines = [f"{'on rooms not used in fitting':<30}{heads}"]
     for kind, row in calibration["confidence"].items():
         ranking = "-" if row["ranking"] is None else f"{row['ranking']:.2f}"
         error = f"{100 * row['error_before']:.1f} -> {100 * row['error_after']:.1f}"
+        chance = f"{100 * row['error_by_chance']:.1f}"
         right = f"{100 * row['accuracy']:.1f}"
-        lines.append(f"{get_title(kind):<30}{row['reported_on']['questions']:>10}{right:>8}{ranking:>9}{error:>16}")
+        lines.append(
+            f"{get_title(kind):<30}{row['reported_on']['questions']:>10}{right:>8}{ranking:>9}{error:>16}{chance:>11}"
+        )
     scans = calibration["scans"]
     if scans is not None:
         lines.append(

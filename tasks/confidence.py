@@ -20,6 +20,7 @@ from ross3d.data.text_files import read_json
 from ross3d.metrics.calibration import (
     ConfidenceMap,
     compute_calibration_error,
+    compute_chance_error,
     compute_ranking,
     fit_confidence,
     get_log_odds,
@@ -107,8 +108,8 @@ def fit_kind(cases: Sequence[Case]) -> dict[str, Any] | None:
 
     Returns:
         `slope` and `offset`; `fitted_on` and `reported_on`, numbers of scenes and questions; on the latter `accuracy`,
-        `ranking`, the calibration `error_before` (of the model's own probability) and `error_after`, and the
-        reliability `table`.
+        `ranking`, the calibration `error_before` (of the model's own probability), `error_after` and
+        `error_by_chance`, which so few questions would give if each confidence were true, and the reliability `table`.
     """
     halves = [[case for case in cases if is_for_fitting(case.scene_id) == wanted] for wanted in (True, False)]
     fitted, reported = halves
@@ -130,6 +131,7 @@ def fit_kind(cases: Sequence[Case]) -> dict[str, Any] | None:
         "ranking": None if ranking is None else round(ranking, DECIMALS),
         "error_before": round(compute_calibration_error(raw, right), DECIMALS),
         "error_after": round(compute_calibration_error(confidences, right), DECIMALS),
+        "error_by_chance": round(compute_chance_error(confidences), DECIMALS),
         "table": make_reliability_table(confidences, right),
     }
 

@@ -1,6 +1,6 @@
 """Calibrate a model's confidence from an evaluation, and describe the scans that it was trained on.
 
-    python -m ross3d.tools.calibrate RUN [--model DIR] [--data ROOMS] [--scans 200] [--train-split train]
+    python -m ross3d.tools.calibrate RUN [--model DIR] [--data ROOMS] [--scans 400] [--train-split train]
 
 RUN is an output folder of eval.py on rooms that the model was not trained on. Half of its rooms (by a hash of their
 names) decide how token probabilities and margins to "no target" become confidences; the other half shows how well they
@@ -172,7 +172,7 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--scans",
         type=COUNT_OR_NONE,
-        default=200,
+        default=400,
         help="scans of the training, and of the evaluation, that are read for the comparison; 0 leaves it out",
     )
     add_debug(parser)
