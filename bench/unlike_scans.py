@@ -2,8 +2,8 @@
 
     python bench/unlike_scans.py --model DIR --data ROOMS [--split val] [--rooms 100]
 
-DIR has a `calibration.json` with a comparison of scans. Only rooms are counted that did not decide its threshold. For
-each change: the share of rooms with a warning, how often each number was named in one, and in how many rooms the check
+DIR has a `calibration.json` with a comparison of scans; ROOMS should not be those that decided its threshold (`python -m
+ross3d.scenes.build --seed 1` makes others). For each change: the share of rooms with a warning, how often each number was named in one, and in how many rooms the check
 that every reader makes (`data/consistency.py`: do views, depth and cameras agree?) warns or refuses.
 """
 
@@ -24,8 +24,7 @@ from ross3d.data.likeness import compute_unlikeness
 from ross3d.data.scene import Scene
 from ross3d.data.sources import get_reading, read_scene
 from ross3d.metrics.calibration import compute_share_interval
-from ross3d.tasks.confidence import is_for_fitting
-from ross3d.tools.calibrate import choose_evenly, list_training_scans
+from ross3d.tools.calibrate import choose_evenly, list_scans
 from ross3d.training.calibration import load_calibration, measure_seen
 from ross3d.training.checkpoint import load_processor
 from ross3d.training.loading import load_model
@@ -117,8 +116,8 @@ def run(folder: Path, data: Path, split: str, num_rooms: int) -> dict[str, Any]:
         )
     scans = calibration["scans"]
     model, processor = load_model(folder).eval(), load_processor(folder)
-    names = [name for name in list_training_scans(data, split) if not is_for_fitting(name)]
-    names, reading = choose_evenly(names, num_rooms), get_reading(scans["num_views"], "exact", processor.view_size)
+    names = choose_evenly(list_scans(data, split), num_rooms)
+    reading = get_reading(scans["num_views"], "exact", processor.view_size)
     warned, disagreeing, named = Counter(), Counter(), {change: Counter() for change in CHANGES}
     for place, name in enumerate(names):
         scene = read_scene(data / split / name, **reading)

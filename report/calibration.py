@@ -74,8 +74,8 @@ def format_calibration(calibration: Mapping[str, Any]) -> str:
     scans = calibration["scans"]
     if scans is not None:
         lines.append(
-            f"scans unlike the {scans['training']['num_scans']} of the training: {scans['false_alarms']} of"
-            f" {scans['reported_on']} held-out ones"
+            f"scans called unlike the {scans['training']['num_scans']} of the training, by a threshold from other"
+            f" scans: {scans['false_alarms']} of {scans['num_held_out']} held-out ones"
         )
     return "\n".join(lines)
 

@@ -81,7 +81,7 @@ def find_model(name: str, sha256: str | None, option: str) -> Path:
     return folder
 
 
-def list_training_scans(data: Path, split: str) -> list[str]:
+def list_scans(data: Path, split: str) -> list[str]:
     """The scans of a split's annotations, in their order; none if there are no annotations."""
     file = find_annotations(data, split)
     return list(dict.fromkeys(item.scene_id for item in load_annotations(file))) if file.is_file() else []
@@ -124,18 +124,21 @@ def compare_scans(
 ) -> dict[str, Any] | None:
     """What training scans are like, and how unlike them held-out scans are; None, with a sentence, without enough.
 
+    False alarms are counted in each half of the held-out scans with the threshold that the other half gives.
+
     Args:
         held_out: scan -> split, of the evaluation. count: of scans of each kind, at most.
     """
-    training = choose_evenly(list_training_scans(data, train_split), count)
+    training = choose_evenly(list_scans(data, train_split), count)
     others = {split: [name for name in held_out if held_out[name] == split] for split in set(held_out.values())}
     split, names = max(others.items(), key=lambda item: len(item[1]), default=("", []))
     names = choose_evenly([name for name in names if name not in training], count)
     fitted = [is_for_fitting(name) for name in names]
-    if min(len(training), sum(fitted)) < MIN_SCANS:
+    smaller_half = min(sum(fitted), len(fitted) - sum(fitted))
+    if min(len(training), smaller_half) < MIN_SCANS:
         print(
             f"scans are not compared with the training: {len(training)} scans in the split {train_split!r} of {data},"
-            f" {sum(fitted)} in half of the evaluation; {MIN_SCANS} of each are needed (--data, --train-split)"
+            f" {smaller_half} in half of the evaluation; {MIN_SCANS} of each are needed (--data, --train-split)"
         )
         return None
     processor = load_processor(folder)
@@ -145,18 +148,18 @@ def compare_scans(
     largest = [
         max(compute_unlikeness(row, look, described).values()) for row, look in zip(numbers, looks, strict=True)
     ]
-    threshold = find_threshold([value for value, own in zip(largest, fitted, strict=True) if own])
-    rest = [value for value, own in zip(largest, fitted, strict=True) if not own]
-    alarms = sum(value > threshold for value in rest)
+    halves = [[value for value, own in zip(largest, fitted, strict=True) if own == half] for half in (True, False)]
+    # With the threshold of the other half each; the one that is written rests on all scans.
+    alarms = sum(value > find_threshold(other) for half, other in (halves, halves[::-1]) for value in half)
+    threshold = find_threshold(largest)
     return {
         "split": train_split,
         "num_views": settings["num_views"],
         "threshold": float(f"{threshold:.4g}"),
         "wanted_false_alarms": FALSE_ALARMS,
-        "threshold_from": sum(fitted),
-        "reported_on": len(rest),
+        "num_held_out": len(names),
         "false_alarms": alarms,
-        "interval": [round(end, 4) for end in compute_share_interval(alarms, len(rest))] if rest else None,
+        "interval": [round(end, 4) for end in compute_share_interval(alarms, len(names))],
         "training": described,
     }
 
