@@ -2,9 +2,10 @@
 
     python bench/unlike_scans.py --model DIR --data ROOMS [--split val] [--rooms 100]
 
-DIR has a `calibration.json` with a comparison of scans; ROOMS should not be those that decided its threshold (`python -m
-ross3d.scenes.build --seed 1` makes others). For each change: the share of rooms with a warning, how often each number was named in one, and in how many rooms the check
-that every reader makes (`data/consistency.py`: do views, depth and cameras agree?) warns or refuses.
+DIR has a `calibration.json` with a comparison of scans; ROOMS should not be those that decided its threshold
+(`python -m ross3d.scenes.build --seed 1` makes others). For each change: the share of rooms with a warning, how often
+each number was named in one, and in how many rooms the check that every reader makes (`data/consistency.py`: do views,
+depth and cameras agree?) warns or refuses.
 """
 
 import argparse
