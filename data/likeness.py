@@ -36,8 +36,8 @@ class Number:
     scale: float = 1.0
     decimals: int = 0
 
-    def write(self, value: float) -> str:
-        return f"{self.scale * value:.{self.decimals}f}{self.unit}"
+    def write(self, value: float, unit: str | None = None) -> str:
+        return f"{self.scale * value:.{self.decimals}f}{self.unit if unit is None else unit}"
 
 
 NUMBERS = {
@@ -225,7 +225,7 @@ def describe_unlike(name: str, numbers: Mapping[str, float], value: float, train
         )
     row, number = training["numbers"][name], NUMBERS[name]
     what = number.above if numbers[name] > row["middle"] else number.below
-    usual = f"{number.write(row['low'])} to {number.write(row['high'])}"
+    usual = f"{number.write(row['low'], unit='')} to {number.write(row['high'], unit='')}"
     return f"{what} than in the scans that this model was trained on: {number.write(numbers[name])}, there {usual}"
 
 

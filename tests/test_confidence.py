@@ -82,7 +82,7 @@ def test_token_probabilities_are_the_same_alone_in_batches_and_about_cached_scen
 
 
 class Script(LogitsProcessor):
-    """Gives row i the word `rows[i][step]` with probability `share`, and the rest to word 5."""
+    """Gives row i the word `rows[i][step]` with probability `share`, and the rest to word 40."""
 
     def __init__(self, rows, shares, width):
         self.rows, self.shares, self.width = rows, shares, width
@@ -91,21 +91,17 @@ class Script(LogitsProcessor):
         step = input_ids.shape[1] - self.width
         scores = torch.full_like(scores, float("-inf"))
         for row, (words, share) in enumerate(zip(self.rows, self.shares, strict=True)):
-            scores[row, words[step]], scores[row, 5] = np.log(share), np.log(1 - share)
+            scores[row, words[step]], scores[row, 40] = np.log(share), np.log(1 - share)
         return scores
 
 
 def test_the_end_mark_counts_and_padding_does_not(model, processor):
-    inputs = processor(**make_views(num_views=2, seed=1), text=["Why?", "How?"])
-    asks = {
-        "scene": model.encode_scene(**processor(**make_views(num_views=2, seed=1))),
-        **processor(text=["Why?", "How?"]),
-    }
+    scene = model.encode_scene(**processor(**make_views(num_views=2, seed=1)))
+    asks = {"scene": scene, **processor(text=["Why?", "How?"])}
     end = model.generation_config.eos_token_id
     rows, shares = [[7, end, 8, 8, 8], [7, 8, 9, 7, 8]], [0.6, 0.9]
     script = LogitsProcessorList([Script(rows, shares, asks["input_ids"].shape[1])])
     assert answer(model, asks, logits_processor=script).token_probability.tolist() == pytest.approx(shares)
-    del inputs
 
 
 def test_a_token_probability_does_not_depend_on_how_tokens_are_drawn(model, processor):
