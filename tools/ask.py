@@ -224,6 +224,8 @@ def make_confidence_record(answer: Answer) -> dict:
 
 def make_box_records(scan: OwnScan, answer: Answer) -> list[dict]:
     """The number, centre and size in the upright world, and corners in the scan's frame, of each box of an answer."""
+    if not answer.boxes:
+        return []
     corners = get_box_corners(np.array(answer.boxes), scan.scan_to_world)
     records = [
         {
