@@ -57,8 +57,8 @@ from ross3d.training.loading import load_model as read_weights
 
 
 NO_CONFIDENCE = (
-    f"the model has no {CALIBRATION_FILE}: answers have a token_probability or a margin, and no confidence (python -m"
-    " ross3d.tools.calibrate writes one from this folder)"
+    f"no {CALIBRATION_FILE} for these weights: answers have a token_probability or a margin, and no confidence (python"
+    " -m ross3d.tools.calibrate writes one from this folder)"
 )
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -316,7 +316,14 @@ def evaluate(arguments: EvalArguments, state: PartialState) -> dict[str, Any]:
     # Before any answer, so that unreadable training questions raise an error early.
     if state.is_main_process and items.get(rooms.NAME):
         baselines[rooms.NAME] = compute_baselines(arguments, items[rooms.NAME])
-    calibration = load_calibration(find_checkpoint(arguments.model))
+    # Confidence holds for a model that sees the scene.
+    calibration = None if arguments.blind else load_calibration(find_checkpoint(arguments.model))
+    if calibration is not None and calibration["evaluation"]["proposals"] != arguments.proposals:
+        warnings.warn(
+            f"the confidence of boxes was calibrated with --proposals {calibration['evaluation']['proposals']}; with"
+            f" {arguments.proposals} it is a guess",
+            stacklevel=2,
+        )
     model, processor = load_model(arguments, tasks, state.device)
     for task in tasks:
         asked = [item for item in items[task.name] if isinstance(item, Annotation)]
@@ -362,7 +369,7 @@ def evaluate(arguments: EvalArguments, state: PartialState) -> dict[str, Any]:
             write_run_page(arguments.output, read_views)
         store.remove_parts()
         print(format_summary(metrics))
-        if metrics["calibration"] is None:
+        if metrics["calibration"] is None and not arguments.blind:
             print(NO_CONFIDENCE)
     state.wait_for_everyone()
     return metrics

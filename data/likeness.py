@@ -237,14 +237,21 @@ def check_scans(scans: Any, where: str, remedy: str) -> None:
     """
     try:
         training = scans["training"]
-        sizes = {len(training[LOOK]["mean"]), *(len(row) for row in training[LOOK]["directions"])}
-        values = [scans["threshold"], training[LOOK]["high"], training[LOOK]["rest"], *training[LOOK]["mean"]]
-        values += [value for row in training["numbers"].values() for value in (row["low"], row["middle"], row["high"])]
-        is_whole = len(sizes) == 1 and len(training[LOOK]["variances"]) == len(training[LOOK]["directions"])
-        is_whole &= training["numbers"].keys() <= NUMBERS.keys() and all(map(math.isfinite, values))
+        look, numbers = training[LOOK], training["numbers"]
+        positive = [look["high"], look["rest"], *look["variances"]]
+        values = [
+            scans["threshold"],
+            *positive,
+            *look["mean"],
+            *(value for row in look["directions"] for value in row),
+        ]
+        values += [value for row in numbers.values() for value in (row["low"], row["middle"], row["high"])]
+        is_whole = {len(row) for row in look["directions"]} <= {len(look["mean"])}
+        is_whole &= len(look["variances"]) == len(look["directions"]) and numbers.keys() <= NUMBERS.keys()
+        is_whole &= all(map(math.isfinite, values)) and min(positive) > 0
         problem = None if is_whole else "numbers that do not fit together"
-    except (KeyError, TypeError) as error:
-        problem = f"{error!r}"
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        problem = f"{error!r}"[:100]
     if problem is not None:
         raise ValueError(f"{where}: expected numbers, look and threshold of training scans, got {problem}; {remedy}.")
 

@@ -168,9 +168,17 @@ def read_calibration(folder: Path) -> dict[str, Any] | None:
     file = folder / CALIBRATION_FILE
     if not file.exists():
         return None
-    content = read_json(file, MEANING, keys=["version", "weights", "confidence", "scans"], remedy=REMEDY)
+    content = read_json(file, MEANING, keys=["version"], remedy=REMEDY)
     if content["version"] != VERSION:
         raise ValueError(f"{file}: expected version {VERSION} of {MEANING}, got {content['version']!r}; {REMEDY}.")
+    needed = ["weights", "evaluation", "confidence", "scans"]
+    content = read_json(file, MEANING, keys=needed, remedy=REMEDY)
+    evaluation = content["evaluation"]
+    if not isinstance(evaluation, dict) or not isinstance(evaluation.get("proposals"), str):
+        raise ValueError(
+            f"{file}, evaluation: expected an object with the source of proposals, got {str(evaluation)[:60]};"
+            f" {REMEDY}."
+        )
     check_maps(content["confidence"], file)
     return content
 

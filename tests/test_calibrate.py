@@ -92,7 +92,8 @@ def write_calibration(model: Path, scans: dict | None = None) -> None:
         "table": [{"low": 0.4, "high": 0.5, "count": 9, "predicted": 0.45, "observed": 0.5, "interval": [0.2, 0.8]}],
     }  # fmt: skip
     rows = {"text": row, "box": row, "no_target": row}
-    save_calibration(model, {"version": 1, "weights": get_weights_mark(model), "confidence": rows, "scans": scans})
+    content = {"version": 1, "weights": get_weights_mark(model), "evaluation": {"proposals": "ground_truth"}}
+    save_calibration(model, content | {"confidence": rows, "scans": scans})
 
 
 def test_an_evaluation_gets_confidence_without_asking_again(model, tmp_path, capsys):
@@ -112,7 +113,7 @@ def test_an_evaluation_gets_confidence_without_asking_again(model, tmp_path, cap
     ]
     arguments = door.parse_arguments([str(value) for value in given])
     door.main(arguments)
-    assert "the model has no calibration.json" in capsys.readouterr().out
+    assert "no calibration.json for these weights: answers" in capsys.readouterr().out
     raw = read_lines(tmp_path / "predictions.jsonl")
     assert not any("confidence" in record for record in raw)
     for record in raw:
@@ -121,7 +122,8 @@ def test_an_evaluation_gets_confidence_without_asking_again(model, tmp_path, cap
     before = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Reliability" not in before and "p 0." in before
     write_calibration(model)
-    door.main(arguments)
+    with pytest.warns(UserWarning, match="boxes was calibrated with --proposals ground_truth; with .* it is a guess"):
+        door.main(arguments)
     sure = read_lines(tmp_path / "predictions.jsonl")
     assert [{k: v for k, v in record.items() if k != "confidence"} for record in sure] == raw
     assert all(0 < record["confidence"] < 1 for record in sure)
@@ -149,4 +151,8 @@ def test_answers_about_a_scan_have_confidence_and_warnings(model, tmp_path, caps
     (model / "calibration.json").unlink()
     ask.main([*given, "Is there a bed?", "find the bed"])
     said = capsys.readouterr().out
-    assert "this model has no calibration.json" in said and "(token probability 0." in said and "(margin " in said
+    assert (
+        "no calibration.json for this model's weights" in said
+        and "(token probability 0." in said
+        and "(margin " in said
+    )

@@ -237,6 +237,7 @@ def folder(tmp_path) -> Path:
     shutil.copytree(get_checkpoint(), copied, ignore=shutil.ignore_patterns("teacher"))
     rows = {"text": {"slope": 1.25, "offset": -0.5}, "box": {"slope": 3.0, "offset": 0.125}}
     content = {"version": 1, "weights": get_weights_mark(copied), "confidence": rows, "scans": None}
+    content |= {"evaluation": {"proposals": "given"}}
     save_calibration(copied, content)
     return copied
 
@@ -281,6 +282,7 @@ def test_the_mark_of_weights_does_not_depend_on_files(folder, tmp_path):
         ({"confidence": {"text": {"slope": 1}}}, "'text': expected a finite slope >= 0 and an offset, got"),
         ({"confidence": [1]}, "expected a finite slope >= 0 and an offset, got"),
         ({"scans": {"threshold": 1.0}}, "scans: expected numbers, look and threshold of training scans, got KeyError"),
+        ({"evaluation": []}, r"evaluation: expected an object with the source of proposals, got \[\]; write it again"),
         (None, "but the file is not valid JSON .*ross3d.tools.calibrate`, or remove it"),
     ],
     ids=str,

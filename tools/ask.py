@@ -47,8 +47,8 @@ from ross3d.training.loading import load_model as read_weights
 
 
 NO_CONFIDENCE = (
-    f"this model has no {CALIBRATION_FILE} (python -m ross3d.tools.calibrate): its answers have no confidence, and the"
-    " scan is not compared with those of its training."
+    f"no {CALIBRATION_FILE} for this model's weights (python -m ross3d.tools.calibrate): its answers have no"
+    " confidence, and the scan is not compared with those of its training."
 )
 
 
