@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ross3d.bench import unlike_scans
 from ross3d.data import likeness
 from ross3d.eval import get_fingerprint
 from ross3d.tests.test_confidence import make_records
@@ -69,6 +70,11 @@ def test_scans_are_compared_where_there_are_enough(run, model, monkeypatch, caps
     scans = calibrate.main([str(run)])["scans"]
     assert scans["training"]["num_scans"] == 10 and scans["num_held_out"] == 3 and scans["threshold"] > 0
     assert scans["training"]["numbers"]["num_views"] == {"low": 4, "middle": 4, "high": 4}
+    # The harness that changes rooms, on the same three.
+    figures = unlike_scans.run(model, get_rooms(), "val", 3)
+    assert figures["rooms"] == 3 and figures["changes"]["none"]["warned"] == 0
+    assert figures["changes"]["everything x 3"]["named"]["camera_height"] == 1
+    assert figures["changes"]["a quarter as bright"]["named"]["brightness"] == 1
 
 
 def test_other_runs_and_models_are_refused(run, model, tmp_path):
