@@ -4,7 +4,9 @@
         [--limit SCENES] [--blind true] [--spatial-instruction true|false] [--geometry-mode MODE] [--debug]
 
 Writes `predictions.jsonl` (and `reconstruction.jsonl`), `metrics.json`, `timing.json` and `report.html`. An
-interrupted evaluation resumes when it is restarted with the same settings, and writes the same files.
+interrupted evaluation resumes when it is restarted with the same settings, and writes the same files. Answers have
+`token_probability` or `margin`, and `confidence` if `calibration.json` lies beside the model's weights (`python -m
+ross3d.tools.calibrate`); after calibrating, the same command adds it to the answers.
 """
 
 import argparse
@@ -44,16 +46,22 @@ from ross3d.scenes.lookup import lookup_baseline
 from ross3d.scenes.rooms import find_training_split
 from ross3d.tasks import find_tasks, list_modules, reconstruction, rooms
 from ross3d.tasks.checks import check_records, check_scores, name_task
+from ross3d.tasks.confidence import CALIBRATION_FILE, add_confidence, name_sources
 from ross3d.tasks.intervals import compute_intervals, get_sums
 from ross3d.tasks.records import RecordStore, group_items, write_json
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 from ross3d.training.arguments import flatten_settings
+from ross3d.training.calibration import load_calibration
 from ross3d.training.card import get_commit
 from ross3d.training.checkpoint import check_lengths, find_checkpoint, load_processor
 from ross3d.training.damage import CHECKSUMS
 from ross3d.training.loading import load_model as read_weights
 
 
+NO_CONFIDENCE = (
+    f"no {CALIBRATION_FILE} for these weights: answers have a token_probability or a margin, and no confidence (python"
+    " -m ross3d.tools.calibrate writes one from this folder)"
+)
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -109,13 +117,14 @@ def get_tasks(names: str) -> list[Task]:
 
 
 def get_fingerprint(model: str) -> str | None:
-    """One hash of a checkpoint folder's weights, settings, tokenizer and code; None for a Hub id."""
+    """One hash of what answers depend on in a checkpoint folder: weights, settings, tokenizer and code; None for a Hub
+    id."""
     folder = Path(model)
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.suffix in {".safetensors", ".json", ".jinja", ".py"}):
-        if path.name not in ("trainer_state.json", CHECKSUMS):
+        if path.name not in ("trainer_state.json", CHECKSUMS, CALIBRATION_FILE):
             digest.update(f"{path.name} {hash_file(path)}".encode())
     return digest.hexdigest()
 
@@ -314,6 +323,15 @@ def evaluate(arguments: EvalArguments, state: PartialState) -> dict[str, Any]:
     if state.is_main_process and items.get(rooms.NAME):
         split = rooms.TASK.fill_settings(settings).split
         baselines[rooms.NAME] = compute_baselines(arguments, split, items[rooms.NAME])
+    # Confidence holds for a model that sees the scene.
+    calibration = None if arguments.blind else load_calibration(find_checkpoint(arguments.model))
+    sources = name_sources(task.fill_settings(settings).proposals for task in tasks)
+    if calibration is not None and calibration["evaluation"]["proposals"] != sources:
+        warnings.warn(
+            f"the confidence of boxes was calibrated with --proposals {calibration['evaluation']['proposals']}; with"
+            f" {sources} it is a guess",
+            stacklevel=2,
+        )
     model, processor = load_model(arguments, tasks, state.device)
     for task in tasks:
         asked = [item for item in items[task.name] if isinstance(item, Annotation)]
@@ -353,12 +371,14 @@ def evaluate(arguments: EvalArguments, state: PartialState) -> dict[str, Any]:
     metrics = {}
     if state.is_main_process:
         store.read_again()
-        metrics = write_results(arguments, tasks, items, baselines, store, described, model)
+        metrics = write_results(arguments, tasks, items, baselines, store, described, model, calibration)
         write_json(arguments.output / "timing.json", {"started": started, "seconds": time.time() - started})
         if arguments.report:
             write_run_page(arguments.output, read_views)
         store.remove_parts()
         print(format_summary(metrics))
+        if metrics["calibration"] is None and not arguments.blind:
+            print(NO_CONFIDENCE)
     state.wait_for_everyone()
     return metrics
 
@@ -392,11 +412,12 @@ def write_results(
     store: RecordStore,
     described: dict[str, Any],
     model: Any,
+    calibration: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Write the records to their final files, and `metrics.json`."""
+    """Write the records, with confidence if there is a calibration, to their final files, and `metrics.json`."""
     scores, intervals, by_file = {}, {}, {}
     for task in tasks:
-        records = store.get_records(task.name, items[task.name])
+        records = [add_confidence(record, calibration) for record in store.get_records(task.name, items[task.name])]
         scores[task.name], intervals[task.name] = score_records(task, records, arguments.meteor)
         by_file.setdefault(task.records_file, []).extend(records)
     for name, records in by_file.items():
@@ -406,6 +427,8 @@ def write_results(
         "intervals": intervals,
         "baselines": baselines,
         "records_files": {task.name: task.records_file for task in tasks},
+        # The comparison of scans is long, and is about scans rather than answers.
+        "calibration": None if calibration is None else calibration | {"scans": None},
         "settings": described,
         "commit": get_commit(),
         "command": sys.argv,

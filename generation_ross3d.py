@@ -23,6 +23,7 @@ import os
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
@@ -31,6 +32,7 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.utils import ModelOutput
 
 from .attention_ross3d import SharedPrefixCache, shares_prefixes
@@ -54,6 +56,8 @@ from .scene_cache_ross3d import Ross3DSceneCache, check_scene
 
 # New tokens of an answer where no setting says how many; the library's default.
 DEFAULT_NEW_TOKENS = 20
+# Ways to generate in which a token is not simply chosen from the model's own scores, one after the other.
+HELPERS = ("assistant_model", "prompt_lookup_num_tokens", "custom_generate")
 # Precomputed latents of the teacher, given instead of pictures.
 LATENTS = ("view_latents", "bev_latents")
 
@@ -69,6 +73,64 @@ class PlaceholderSuppression(LogitsProcessor):
         for token in self.tokens:
             scores[:, token] = float("-inf")
         return scores
+
+
+class ChosenTokens(LogitsProcessor):
+    """Notes how probable each token was when it was chosen, during generation.
+
+    It keeps the distribution of one step, where `output_logits=True` keeps those of all steps: 64 questions x 512 new
+    tokens x 152,064 words are 20 GB. It stands behind the other processors and before temperature and top-k, so the
+    probability does not depend on how the token was drawn.
+    """
+
+    def __init__(self):
+        self.width: int | None = None
+        self.distribution: torch.Tensor | None = None
+        self.log_probabilities: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if self.width is None:
+            self.width = input_ids.shape[1]
+        self.note(input_ids)
+        self.distribution = scores.log_softmax(dim=-1)
+        return scores
+
+    def note(self, input_ids: torch.Tensor) -> None:
+        """Note the last tokens of rows (B, L), chosen from the latest distribution."""
+        if self.distribution is not None:
+            self.log_probabilities.append(self.distribution.gather(1, input_ids[:, -1:])[:, 0])
+
+    def compute_mean(self, sequences: torch.Tensor, end_ids: Any, pad_id: Any) -> torch.Tensor:
+        """The geometric mean (B,) of the probabilities of each answer's tokens, its end mark included.
+
+        Args:
+            sequences (B, L): prompts and answers, padded behind an answer's end.
+            end_ids, pad_id: tokens that end an answer, and that follow it; None where there is none.
+        """
+        answers = sequences[:, self.width :]
+        if len(self.log_probabilities) < answers.shape[1]:
+            self.note(sequences)
+        log_probabilities = torch.stack(self.log_probabilities[: answers.shape[1]], dim=1)
+        ends = torch.as_tensor([] if end_ids is None else end_ids, device=answers.device).flatten()
+        is_end = torch.isin(answers, ends.to(answers))
+        counts = is_end.cumsum(dim=1) - is_end.long() == 0
+        if pad_id is not None:
+            # Behind an answer that a stop string ended.
+            counts &= is_end | (answers != int(pad_id))
+        total = log_probabilities.masked_fill(~counts, 0.0).sum(dim=1)
+        return (total / counts.sum(dim=1).clamp(min=1)).exp()
+
+
+@dataclass
+class Ross3DGenerateOutput(GenerateDecoderOnlyOutput):
+    """The library's output of `generate`, and how sure the model was of each answer.
+
+    Args:
+        token_probability (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
+            Geometric mean of the probabilities of the tokens of each answer, its end mark included.
+    """
+
+    token_probability: torch.Tensor | None = None
 
 
 def check_input_names(method: str, inputs: dict[str, Any], unused: tuple[str, ...] = ()) -> None:
@@ -165,7 +227,9 @@ class Ross3DGenerationMixin(GenerationMixin):
                 the context limit ends there, with a warning.
 
         Returns:
-            ids of prompt (or question) and answer, without `<image>` and `<coord>` in the answer.
+            ids of prompt (or question) and answer, without `<image>` and `<coord>` in the answer. With
+            `return_dict_in_generate=True`, without beams and assistants: `Ross3DGenerateOutput`, with the mean
+            probability of each answer's tokens as `token_probability`.
 
         Raises:
             ValueError: for rows with several questions, questions without a scene, `use_cache=False` with `scene`,
@@ -182,13 +246,14 @@ class Ross3DGenerationMixin(GenerationMixin):
         processors = LogitsProcessorList(kwargs.get("logits_processor") or [])
         if not any(isinstance(processor, PlaceholderSuppression) for processor in processors):
             processors.append(PlaceholderSuppression([self.config.image_token_id, self.config.coord_token_id]))
-        kwargs["logits_processor"] = processors
+        chosen = ChosenTokens() if is_chosen_once(self, kwargs) else None
+        kwargs["logits_processor"] = LogitsProcessorList([*processors, *([] if chosen is None else [chosen])])
         # Stop strings are read by a tokenizer; a processor has one.
         if hasattr(kwargs.get("tokenizer"), "tokenizer"):
             kwargs["tokenizer"] = kwargs["tokenizer"].tokenizer
         if scene is None:
             limit_answers(self, inputs, kwargs)
-            return super().generate(inputs, **kwargs)
+            return add_token_probability(self, super().generate(inputs, **kwargs), chosen, kwargs)
         input_ids, question_mask = kwargs.pop("input_ids", inputs), kwargs.pop("attention_mask", None)
         question_mask = torch.ones_like(input_ids) if question_mask is None else question_mask
         # They only say that each row is a question; an assistant model, which sees no scene, would refuse them.
@@ -201,7 +266,7 @@ class Ross3DGenerationMixin(GenerationMixin):
         cache, attention_mask = self.get_questions_cache(scene, scene_index, question_mask, copies)
         kwargs |= {"attention_mask": attention_mask, "past_key_values": cache}
         limit_answers(self, input_ids, kwargs)
-        return super().generate(input_ids, **kwargs)
+        return add_token_probability(self, super().generate(input_ids, **kwargs), chosen, kwargs)
 
     def get_questions_cache(
         self, scene: Ross3DSceneCache, scene_index: torch.Tensor, question_mask: torch.Tensor, copies: int = 1
@@ -426,6 +491,32 @@ class Ross3DGenerationMixin(GenerationMixin):
             *queries.list_arguments(), num_inference_steps=num_inference_steps, generator=generator
         )
         return decode_latents(self.get_teacher(), get_latents(tokens, self.config.denoiser_config))
+
+
+def get_setting(model: Any, kwargs: dict[str, Any], name: str) -> Any:
+    """The value of a setting of `generate`: the argument, or that of the first config that has one."""
+    if name in kwargs:
+        return kwargs[name]
+    given = [settings for settings in (kwargs.get("generation_config"), model.generation_config) if settings]
+    values = [getattr(settings, name, None) for settings in given]
+    return next((value for value in values if value is not None), None)
+
+
+def is_chosen_once(model: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether `generate` returns a dictionary and chooses each token once: no beams, no assistant, no loop of the
+    caller's."""
+    helped = [get_setting(model, kwargs, name) for name in HELPERS]
+    one_beam = (get_setting(model, kwargs, "num_beams") or 1) == 1
+    return bool(get_setting(model, kwargs, "return_dict_in_generate")) and one_beam and not any(helped)
+
+
+def add_token_probability(model: Any, outputs: Any, chosen: ChosenTokens | None, kwargs: dict[str, Any]) -> Any:
+    """The outputs of `generate`, with the mean probability of each answer's tokens if they were noted."""
+    if chosen is None:
+        return outputs
+    end_ids, pad_id = (get_setting(model, kwargs, name) for name in ("eos_token_id", "pad_token_id"))
+    mean = chosen.compute_mean(outputs.sequences, end_ids, pad_id)
+    return Ross3DGenerateOutput(**outputs, token_probability=mean)
 
 
 # ---- checks
@@ -753,14 +844,6 @@ def limit_answers(model: Any, inputs: torch.Tensor | None, kwargs: dict[str, Any
     Raises:
         ValueError: for prompts that leave no room for an answer.
     """
-    given = [settings for settings in (kwargs.get("generation_config"), model.generation_config) if settings]
-
-    def get_setting(name: str):
-        if name in kwargs:
-            return kwargs[name]
-        values = [getattr(settings, name, None) for settings in given]
-        return next((value for value in values if value is not None), None)
-
     for name in ("max_new_tokens", "max_length"):
         value = kwargs.get(name)
         # The library accepts Python integers only; NumPy and torch have integer types of their own.
@@ -770,7 +853,7 @@ def limit_answers(model: Any, inputs: torch.Tensor | None, kwargs: dict[str, Any
             value = int(value)
         if value is not None:
             kwargs[name] = value
-    wanted, total = get_setting("max_new_tokens"), get_setting("max_length")
+    wanted, total = (get_setting(model, kwargs, name) for name in ("max_new_tokens", "max_length"))
     for name, value in (("max_new_tokens", wanted), ("max_length", total)):
         is_whole = isinstance(value, Integral) and not isinstance(value, bool)
         if value is not None and (not is_whole or value < 1):
@@ -851,4 +934,4 @@ def get_cached_proposals(model: Any, scene: Ross3DSceneCache, proposals: dict[st
     return get_proposal_features(model, scene.patch_features, visual_states=scene.visual_states, **proposals)
 
 
-__all__ = ["Ross3DGenerationMixin"]
+__all__ = ["Ross3DGenerateOutput", "Ross3DGenerationMixin"]

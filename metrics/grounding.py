@@ -61,6 +61,16 @@ def choose_proposal(scores: np.ndarray) -> int | None:
     return int(scores[:-1].argmax()) if len(scores) > 1 else None
 
 
+def compute_margin(scores: np.ndarray) -> float | None:
+    """How far the best proposal's score lies above that of "no target"; None when there is no proposal.
+
+    Args:
+        scores (`np.ndarray` of shape `(K + 1,)`): proposals, then "no target".
+    """
+    best = choose_proposal(scores)
+    return None if best is None else float(scores[best] - scores[-1])
+
+
 def select_proposals(scores: np.ndarray, threshold: float = SELECTION_THRESHOLD) -> list[int]:
     """The proposals an expression with no, one or several targets means: `select_by_scores` at temperature 0.07.
 
@@ -161,6 +171,7 @@ __all__ = [
     "compute_accuracy_at_iou",
     "compute_f1",
     "compute_iou",
+    "compute_margin",
     "compute_paired_iou",
     "drop_duplicates",
     "get_f1",

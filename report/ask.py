@@ -22,12 +22,29 @@ class Answer:
         question (`str`), text (`str`): the question, and the answer in words.
         boxes (list of 6 `float`): the boxes that were found; None when the question was not about boxes.
         numbers (list of `int`): their indices among the proposals.
+        token_probability (`float`, *optional*): mean probability of the tokens of an answer in words.
+        scores, margins (list of `float`): of the found boxes, or of the best one where none was found: score, and
+            how far it is above that of "no target".
+        confidences (list of `float`): probability that the answer in words is right, that each found box is meant, or
+            that no box is; empty without calibration.
     """
 
     question: str
     text: str
     boxes: list[list[float]] | None = None
     numbers: list[int] = field(default_factory=list)
+    token_probability: float | None = None
+    scores: list[float] = field(default_factory=list)
+    margins: list[float] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)
+
+    def describe_confidence(self) -> str:
+        """The confidences in percent, one a box; without calibration the raw numbers; empty if there are none."""
+        if self.confidences:
+            return ", ".join(f"{100 * value:.0f} %" for value in self.confidences)
+        if self.token_probability is not None:
+            return f"token probability {self.token_probability:.2f}"
+        return f"margin {', '.join(f'{value:+.2f}' for value in self.margins)}" if self.margins else ""
 
 
 @dataclass
@@ -55,8 +72,13 @@ class BevPicture:
     boxes: Sequence[Sequence[float]] = field(default_factory=list)
 
 
-def make_answers_section(answers: Sequence[Answer], bev: BevPicture | None, has_metres: bool = True) -> Markup:
-    table = make_table(["question", "answer"], [[answer.question, answer.text] for answer in answers])
+def make_answers_section(
+    answers: Sequence[Answer], bev: BevPicture | None, has_metres: bool = True, unlike: Sequence[str] = ()
+) -> Markup:
+    """The answers, after the things in which the scan is unlike those of the training."""
+    rows = [[answer.question, answer.text, answer.describe_confidence()] for answer in answers]
+    warned = element("ul", *(element("li", sentence, class_="bad") for sentence in unlike)) if unlike else ""
+    table = join([warned, make_table(["question", "answer", "confidence"], rows)])
     grounded = [answer for answer in answers if answer.boxes is not None]
     figures = []
     if bev is not None:
@@ -106,6 +128,7 @@ def make_ask_page(
     sanity: Markup | None = None,
     boxes: Markup | None = None,
     floor_height: float | None = None,
+    unlike: Sequence[str] = (),
 ) -> str:
     """The whole page as HTML.
 
@@ -115,9 +138,10 @@ def make_ask_page(
         sanity (`Markup`, *optional*): of `make_sanity_section`. boxes (`Markup`, *optional*): the found ones, of
             `make_boxes_section`.
         floor_height (`float`, *optional*): see `describe_scene`.
+        unlike (list of `str`): in what the scan is unlike those that the model was trained on.
     """
     masked = [] if rebuilt is None else [rebuilt.masked_view]
-    sections = [make_answers_section(answers, bev, scene.depth_maps is not None)]
+    sections = [make_answers_section(answers, bev, scene.depth_maps is not None, unlike)]
     if boxes is not None:
         sections.append(boxes)
     if bev is not None:

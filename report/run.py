@@ -15,6 +15,7 @@ from ross3d.data.scene import Scene
 from ross3d.data.text_files import read_json as read_json_file
 from ross3d.data.text_files import read_json_lines
 from ross3d.report.bev import DrawnBox, make_bev_drawing
+from ross3d.report.calibration import make_calibration_section
 from ross3d.report.charts import make_line_chart
 from ross3d.report.html import (
     Markup,
@@ -200,8 +201,17 @@ def make_mark(right: bool | None) -> Markup:
     return element("span", "✓" if right else "✗", class_="good" if right else "bad")
 
 
+def describe_confidence(record: dict[str, Any]) -> str:
+    """A record's confidence in percent, or without one its raw token probability, or margin to "no target"."""
+    if record.get("confidence") is not None:
+        return f"{100 * record['confidence']:.0f} %"
+    if record.get("token_probability") is not None:
+        return f"p {record['token_probability']:.2f}"
+    return "" if record.get("margin") is None else f"margin {record['margin']:+.2f}"
+
+
 def make_answer_table(records: Sequence[dict[str, Any]]) -> Markup:
-    """Some questions of each type with the model's and the right answers."""
+    """Some questions of each type with the model's and the right answers, and how sure the model is."""
     rows, shown = [], {}
     for record in records:
         kind = record["question_type"]
@@ -214,8 +224,9 @@ def make_answer_table(records: Sequence[dict[str, Any]]) -> Markup:
         if coords is not None:
             question = question.replace("<coord>", "(" + ", ".join(f"{value:.1f}" for value in coords) + ")")
         kind = element("span", kind, class_="whole")
-        rows.append([mark, kind, question, clip_text(record["prediction"]) or "(nothing)", record["references"][0]])
-    return make_table(["", "type", "question", "answer", "right answer"], rows)
+        answer = clip_text(record["prediction"]) or "(nothing)"
+        rows.append([mark, kind, question, answer, describe_confidence(record), record["references"][0]])
+    return make_table(["", "type", "question", "answer", "confidence", "right answer"], rows, numeric=[4])
 
 
 def make_grounding_figure(record: dict[str, Any], scene: Scene) -> Markup:
@@ -225,6 +236,8 @@ def make_grounding_figure(record: dict[str, Any], scene: Scene) -> Markup:
     boxes = [DrawnBox(box, color, width=6.0) for box in predicted]
     boxes += [DrawnBox(box, TARGET_COLOR, dashed=True, width=3.0) for box in record["target_boxes"]]
     said = f"{len(predicted)} found" if predicted else "no target"
+    sure = describe_confidence(record)
+    said = f"{said}, {sure}" if sure else said
     caption = join(
         [
             make_mark(record["right"]),
@@ -360,6 +373,8 @@ def make_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir:
     for name in sorted(metrics["scores"].keys() - {"rooms", "reconstruction"}):
         intervals = metrics["intervals"].get(name, {})
         sections.append(make_benchmark_section(name, metrics["scores"][name], intervals))
+    if metrics.get("calibration"):
+        sections.append(make_calibration_section(metrics["calibration"]))
     if metrics["scores"].get("reconstruction"):
         sections.append(make_reconstruction_section(metrics["scores"]["reconstruction"]))
     sections.append(make_loss_section(read_loss_history(settings["model"])))

@@ -20,7 +20,13 @@ from ross3d.data.annotations import (
 )
 from ross3d.data.proposal_sources import check_given
 from ross3d.data.scene import BLIND_PICTURE, Scene
-from ross3d.metrics.grounding import choose_proposal, drop_duplicates, select_above_no_target, select_proposals
+from ross3d.metrics.grounding import (
+    choose_proposal,
+    compute_margin,
+    drop_duplicates,
+    select_above_no_target,
+    select_proposals,
+)
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, limit_scenes
 
 
@@ -123,9 +129,9 @@ class Prompt:
     scene: int
 
 
-def ask_questions(context: EvalContext, scene_cache: Any, prompts: list[Prompt]) -> list[str]:
-    """Greedy text answers to questions about encoded scenes."""
-    responses: list[str] = []
+def ask_questions(context: EvalContext, scene_cache: Any, prompts: list[Prompt]) -> list[tuple[str, float]]:
+    """Greedy text answers to questions about encoded scenes, each with the mean probability of its tokens."""
+    responses: list[tuple[str, float]] = []
     for batch in iterate_batches(prompts, context.settings.batch_size):
         given = [prompt.annotation.query_coords for prompt in batch]
         points = [None if point is None else np.asarray(point, np.float32) for point in given]
@@ -134,16 +140,18 @@ def ask_questions(context: EvalContext, scene_cache: Any, prompts: list[Prompt])
         coords = {"query_coords": points} if any(point is not None for point in points) else {}
         asks = context.processor(text=[prompt.text for prompt in batch], **coords, return_tensors="pt")
         asks = asks.to(context.device)
-        ids = context.model.generate(
+        outputs = context.model.generate(
             scene=scene_cache,
             scene_index=[prompt.scene for prompt in batch],
             **asks,
             max_new_tokens=context.settings.max_new_tokens,
             do_sample=False,
             num_beams=1,
+            return_dict_in_generate=True,
         )
-        answers = ids[:, asks["input_ids"].shape[1] :]
-        responses += context.processor.batch_decode(answers, skip_special_tokens=True)
+        answers = outputs.sequences[:, asks["input_ids"].shape[1] :]
+        texts = context.processor.batch_decode(answers, skip_special_tokens=True)
+        responses += zip(texts, outputs.token_probability.tolist(), strict=True)
     return responses
 
 
@@ -184,7 +192,7 @@ def make_grounding_record(
     if targets is None:
         targets = list_boxes(scene_boxes[annotation.object_ids])
     scores = np.asarray(scores, np.float64)
-    best = choose_proposal(scores)
+    best, margin = choose_proposal(scores), compute_margin(scores)
     several = select_proposals(scores), select_above_no_target(scores)
     if source == "depth":
         several = [drop_duplicates(selected, proposal_boxes) for selected in several]
@@ -195,6 +203,8 @@ def make_grounding_record(
         prediction=None,
         scores=np.round(scores, DECIMALS).tolist(),
         best_box=None if best is None else list_boxes(proposal_boxes[best])[0],
+        best_score=None if best is None else round(scores[best], DECIMALS),
+        margin=None if margin is None else round(margin, DECIMALS),
         no_target_wins=bool(scores.argmax() == len(scores) - 1),
         predicted_boxes=list_boxes(proposal_boxes[several[0]]),
         boxes_above_no_target=list_boxes(proposal_boxes[several[1]]),
@@ -313,9 +323,10 @@ def answer_together(
     spoken = [prompt for prompt in prompts if prompt.annotation.object_ids is None]
     grounding = [prompt for prompt in prompts if prompt.annotation.object_ids is not None]
     records: dict[str, Record] = {}
-    for prompt, response in zip(spoken, ask_questions(context, cache, spoken), strict=True):
-        answer = parse_answer(prompt.annotation, response)
-        records[prompt.annotation.id] = make_record(task_name, prompt.annotation, response=response, prediction=answer)
+    for prompt, (response, probability) in zip(spoken, ask_questions(context, cache, spoken), strict=True):
+        values = {"response": response, "prediction": parse_answer(prompt.annotation, response)}
+        values["token_probability"] = round(probability, DECIMALS)
+        records[prompt.annotation.id] = make_record(task_name, prompt.annotation, **values)
     if grounding:
         counts = [0 if scene.proposal_boxes is None else len(scene.proposal_boxes) for scene in prepared]
         scores = score_proposals(context, cache, grounding, counts)

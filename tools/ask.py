@@ -8,8 +8,10 @@ SCAN is a folder of any layout that `data/sources` reads, or a video. A scan wit
 an estimate from its depth, and boxes are proposed if none are given; both are reported, and can be checked on the
 page. Prints which views it chose, encodes them once, answers each question, and writes a page. Questions that begin
 with "find " (all of them, with `--ground`) are answered by boxes if there are any. Boxes are given in the upright
-world and in the scan's own frame, on the page and in a JSON file with the page's name. If the checkpoint has a
-teacher, one view is masked and rebuilt.
+world and in the scan's own frame, on the page and in a JSON file with the page's name. Answers in words have a token
+probability, boxes a score and a margin to "no target". With a `calibration.json` beside the model's weights, which
+`python -m ross3d.tools.calibrate` writes, they have a confidence, and a scan that is unlike the training causes a
+warning. If the checkpoint has a teacher, one view is masked and rebuilt.
 """
 
 import argparse
@@ -32,14 +34,22 @@ from ross3d.data.scene import Scene
 from ross3d.data.sources.options import add_scan_options, get_scan_options
 from ross3d.data.text_files import read_json
 from ross3d.data.upright import LOW_CONFIDENCE
-from ross3d.metrics.grounding import drop_duplicates, select_proposals
+from ross3d.metrics.grounding import choose_proposal, drop_duplicates, select_proposals
 from ross3d.report.ask import Answer, BevPicture, Rebuilt, make_ask_page
 from ross3d.report.html import Markup
 from ross3d.report.run import write_page
 from ross3d.report.sanity import make_sanity_section
 from ross3d.report.scene import make_boxes_section
+from ross3d.tasks.confidence import CALIBRATION_FILE, get_box_confidence, get_text_confidence
+from ross3d.training.calibration import list_scan_warnings, load_calibration
 from ross3d.training.checkpoint import GEOMETRY_MODES, find_checkpoint, load_processor
 from ross3d.training.loading import load_model as read_weights
+
+
+NO_CONFIDENCE = (
+    f"no {CALIBRATION_FILE} for this model's weights (python -m ross3d.tools.calibrate): its answers have no"
+    " confidence, and the scan is not compared with those of its training."
+)
 
 
 def load_model(
@@ -98,18 +108,32 @@ def choose_grounded(questions: list[str], ground_all: bool, has_boxes: bool, has
     return [has_boxes and has_head and about for about in about_boxes]
 
 
-def answer_in_words(model: Any, processor: Any, cache: Any, questions: list[str], max_new_tokens: int) -> list[Answer]:
+def answer_in_words(
+    model: Any, processor: Any, cache: Any, questions: list[str], max_new_tokens: int, calibration: dict | None = None
+) -> list[Answer]:
     """Greedy answers to questions about an encoded scene."""
     if not questions:
         return []
     asks = processor(text=questions, return_tensors="pt").to(model.device)
-    ids = model.generate(scene=cache, **asks, max_new_tokens=max_new_tokens, do_sample=False)
-    texts = processor.batch_decode(ids[:, asks["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [Answer(question, text.strip()) for question, text in zip(questions, texts, strict=True)]
+    outputs = model.generate(
+        scene=cache, **asks, max_new_tokens=max_new_tokens, do_sample=False, return_dict_in_generate=True
+    )
+    texts = processor.batch_decode(outputs.sequences[:, asks["input_ids"].shape[1] :], skip_special_tokens=True)
+    answers = []
+    for question, text, probability in zip(questions, texts, outputs.token_probability.tolist(), strict=True):
+        confidences = list_known([get_text_confidence(calibration, probability)])
+        answers.append(Answer(question, text.strip(), token_probability=probability, confidences=confidences))
+    return answers
 
 
 def answer_with_boxes(
-    model: Any, processor: Any, cache: Any, questions: list[str], boxes: np.ndarray, are_proposed: bool
+    model: Any,
+    processor: Any,
+    cache: Any,
+    questions: list[str],
+    boxes: np.ndarray,
+    are_proposed: bool,
+    calibration: dict | None = None,
 ) -> list[Answer]:
     """The boxes that answer each question: none, one or several; no duplicates of those `are_proposed` from depth."""
     if not questions:
@@ -120,8 +144,18 @@ def answer_with_boxes(
         chosen = select_proposals(scores)
         chosen = drop_duplicates(chosen, boxes) if are_proposed else chosen
         text = "; ".join(describe_box(number, boxes[number]) for number in chosen) or "none of the boxes"
-        answers.append(Answer(question, text, boxes[chosen].tolist(), chosen))
+        # Without a box that was chosen, the best one tells how sure that is.
+        judged = chosen or list_known([choose_proposal(scores)])
+        margins = [float(scores[number] - scores[-1]) for number in judged]
+        confidences = list_known([get_box_confidence(calibration, margin, bool(chosen)) for margin in margins])
+        scored = [float(scores[number]) for number in judged]
+        answers.append(Answer(question, text, boxes[chosen].tolist(), chosen, None, scored, margins, confidences))
     return answers
+
+
+def list_known(values: Sequence[Any]) -> list:
+    """The values that are not None."""
+    return [value for value in values if value is not None]
 
 
 def make_boxes_table(scan: OwnScan, title: str, names: Sequence[str], boxes: np.ndarray) -> Markup:
@@ -165,7 +199,9 @@ def check_record_file(file: Path) -> None:
         ) from error
 
 
-def make_record(scan: OwnScan, scene: Scene, answers: Sequence[Answer], model_name: str) -> dict:
+def make_record(
+    scan: OwnScan, scene: Scene, answers: Sequence[Answer], model_name: str, unlike: Sequence[str]
+) -> dict:
     """The answers as JSON data: boxes in the upright world and in the scan's own frame, metres."""
     return {
         "scene_id": scene.scene_id,
@@ -175,24 +211,45 @@ def make_record(scan: OwnScan, scene: Scene, answers: Sequence[Answer], model_na
         "views": scene.view_names,
         "answers": [
             {"question": answer.question, "answer": answer.text}
+            | make_confidence_record(answer)
             | ({} if answer.boxes is None else {"boxes": make_box_records(scan, answer)})
             for answer in answers
         ],
+        "unlike_training": list(unlike),
     }
+
+
+def make_confidence_record(answer: Answer) -> dict:
+    """How sure an answer as a whole is: of an answer in words, and of "none of the boxes"."""
+    if answer.boxes:
+        return {}
+    names = {"token_probability": answer.token_probability}
+    for name, values in (("score", answer.scores), ("margin", answer.margins), ("confidence", answer.confidences)):
+        names[name] = values[0] if values else None
+    return {name: value for name, value in names.items() if value is not None}
 
 
 def make_box_records(scan: OwnScan, answer: Answer) -> list[dict]:
     """The number, centre and size in the upright world, and corners in the scan's frame, of each box of an answer."""
+    if not answer.boxes:
+        return []
     corners = get_box_corners(np.array(answer.boxes), scan.scan_to_world)
-    return [
+    records = [
         {
             "number": int(number),
             "box": box,
             "corners_in_scan": eight.tolist(),
             "centre_in_scan": eight.mean(0).tolist(),
+            "score": score,
+            "margin": margin,
         }
-        for number, box, eight in zip(answer.numbers, answer.boxes, corners, strict=True)
+        for number, box, eight, score, margin in zip(
+            answer.numbers, answer.boxes, corners, answer.scores, answer.margins, strict=True
+        )
     ]
+    for record, confidence in zip(records, answer.confidences, strict=False):
+        record["confidence"] = confidence
+    return records
 
 
 def describe_box(number: int, box: np.ndarray) -> str:
@@ -300,7 +357,7 @@ def main(args: list[str] | None = None) -> list[Answer]:
             f"--mask: expected a view from 0 to {options.views - 1} (--views {options.views}), got {options.mask};"
             " choose one of them."
         )
-    find_checkpoint(options.model)
+    calibration = load_calibration(find_checkpoint(options.model))
     scan = read_own_scan(
         options.scan,
         axis_align_matrix=options.axis_align,
@@ -319,18 +376,25 @@ def main(args: list[str] | None = None) -> list[Answer]:
     given = scene.get_inputs(proposal_boxes=scan.boxes if has_boxes else None)
     inputs = processor(**given, return_tensors="pt").to(options.device)
     cache = model.encode_scene(**inputs)
+    unlike = list_scan_warnings(calibration, model, processor, inputs, scene.cam2world)
+    for sentence in unlike:
+        print(f"warning: answers may be worse than their confidence says: {sentence}.")
 
     has_head = model.grounding_head is not None
     about_boxes = choose_grounded(options.questions, options.ground, has_boxes, has_head)
     asked = list(zip(options.questions, about_boxes, strict=True))
     spoken = [question for question, boxes in asked if not boxes]
     grounded = [question for question, boxes in asked if boxes]
-    in_words = iter(answer_in_words(model, processor, cache, spoken, options.max_new_tokens))
+    in_words = iter(answer_in_words(model, processor, cache, spoken, options.max_new_tokens, calibration))
     are_proposed = scan.proposals is not None
-    with_boxes = iter(answer_with_boxes(model, processor, cache, grounded, scan.boxes, are_proposed))
+    with_boxes = iter(answer_with_boxes(model, processor, cache, grounded, scan.boxes, are_proposed, calibration))
     answers = [next(with_boxes if boxes else in_words) for _, boxes in asked]
     for answer in answers:
-        print("\n  ".join([answer.question, answer.text, *describe_in_scan(scan, answer)]))
+        sure = answer.describe_confidence()
+        text = f"{answer.text} ({'confidence ' if answer.confidences else ''}{sure})" if sure else answer.text
+        print("\n  ".join([answer.question, text, *describe_in_scan(scan, answer)]))
+    if calibration is None:
+        print(NO_CONFIDENCE)
 
     bev, rebuilt, section, floor_height = None, None, None, None
     if scene.depth_maps is not None:
@@ -342,11 +406,11 @@ def main(args: list[str] | None = None) -> list[Answer]:
             rebuilt = rebuild_masked_view(model, inputs, scene, masked_view, picture, options.steps)
     boxes = make_found_boxes(scan, answers)
     page = make_ask_page(
-        scene, answers, bev, rebuilt, options.model, scan.describe_world(), section, boxes, floor_height
+        scene, answers, bev, rebuilt, options.model, scan.describe_world(), section, boxes, floor_height, unlike
     )
     print(write_page(options.output, page))
     record = options.output.with_suffix(".json")
-    write_text(record, json.dumps(make_record(scan, scene, answers, options.model), indent=1) + "\n")
+    write_text(record, json.dumps(make_record(scan, scene, answers, options.model, unlike), indent=1) + "\n")
     print(record)
     return answers
 

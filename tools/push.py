@@ -60,7 +60,8 @@ from ross3d.training.callbacks import COMPLETE_MARK, is_complete
 PATTERNS = (
     "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json", "tokenizer*.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "*.jinja", "*_ross3d.py",
-    "conversion.json", "model*.safetensors", "model.safetensors.index.json", "published/*", "teacher/*",
+    "calibration.json", "conversion.json", "model*.safetensors", "model.safetensors.index.json", "published/*",
+    "teacher/*",
 )  # fmt: skip
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 CODE_NAMED_IN = ("config.json", "processor_config.json")

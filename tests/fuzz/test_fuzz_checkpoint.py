@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -11,13 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from ross3d.data.likeness import describe_training, list_unlike
 from ross3d.modeling_ross3d import Ross3DForConditionalGeneration
+from ross3d.tasks.confidence import get_text_confidence
 from ross3d.tests.fabricate import make_collator, make_model, make_row
 from ross3d.tests.fuzz.junk import spoiled_bytes
 from ross3d.tests.fuzz.limits import attempt, limit_memory, run_seeded
 from ross3d.tests.fuzz.test_fuzz_files import spoil_file
 from ross3d.tests.test_damage import make_checkpoint
+from ross3d.tests.test_likeness import make_training
 from ross3d.tests.tiny import get_checkpoint
+from ross3d.training.calibration import get_weights_mark, load_calibration, save_calibration
 from ross3d.training.checkpoint import load_processor
 from ross3d.training.damage import COMPLETE_MARK, check_checkpoint_files
 from ross3d.training.loading import load_model
@@ -66,6 +71,25 @@ def test_files_of_a_checkpoint(data, tmp_path_factory):
         assert is_spoiled or all(
             torch.equal(model.get_parameter(name), weight) for name, weight in get_weights().items()
         )
+
+
+@run_seeded(60)
+@given(data=st.data())
+def test_a_calibration_beside_a_checkpoint(data, tmp_path_factory):
+    """What is accepted gives a confidence and compares a scan."""
+    folder = copy_checkpoint(tmp_path_factory.getbasetemp() / "spoiled-calibration")
+    numbers, looks = make_training()
+    scans = {"threshold": 1.5, "training": describe_training(numbers, looks)}
+    content = {"version": 1, "weights": get_weights_mark(folder), "evaluation": {"proposals": "given"}, "scans": scans}
+    save_calibration(folder, content | {"confidence": {"text": {"slope": 1.5, "offset": -0.5}}})
+    done = spoil_file(data, folder / "calibration.json")
+    with warnings.catch_warnings():
+        # Of other weights, where the hash was spoiled.
+        warnings.simplefilter("ignore")
+        loaded, _ = attempt(lambda: load_calibration(folder), done, f"{folder.name}|calibration.json")
+    if loaded is not None:
+        assert get_text_confidence(loaded, 0.7) is None or 0 <= get_text_confidence(loaded, 0.7) <= 1
+        assert loaded["scans"] is None or all(list_unlike(row, looks[0], loaded["scans"]) != [""] for row in numbers)
 
 
 TENSOR_FAULTS = {

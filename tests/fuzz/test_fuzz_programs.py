@@ -36,6 +36,7 @@ def get_commands() -> dict[str, tuple[str, list[str]]]:
         "convert": ("tools/convert.py", ["--from", checkpoint, "--to", "OUT/published", "--reverse"]),
         "push": ("tools/push.py", [checkpoint, "--to", "USER/NAME", "--dry-run", "OUT/pushed"]),
         "compare": ("tools/compare.py", [str(rooms), str(rooms), "--output", "OUT/compared"]),
+        "calibrate": ("tools/calibrate.py", [str(rooms), "--model", checkpoint, "--data", str(rooms)]),
     }  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def spoiled_words(draw, right: list[str]) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", ["view", "ask", "eval", "prepare", "convert", "push", "compare"])
+@pytest.mark.parametrize("program", ["view", "ask", "eval", "prepare", "convert", "push", "compare", "calibrate"])
 @run_seeded(25, slow=8)
 @given(data=st.data())
 def test_command_lines(program, data, tmp_path_factory, monkeypatch, capsys):
@@ -98,6 +99,7 @@ COMMANDS_WITH_FAULTS = [
     ("convert", ["--from", "./absent", "--to", "OUT/c"], "absent"),
     ("push", ["./absent", "--to", "USER/NAME"], "absent"),
     ("compare", ["absent", "also_absent", "--output", "OUT/c"], "absent"),
+    ("calibrate", ["absent"], "absent"),
 ]
 
 

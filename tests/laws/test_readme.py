@@ -92,7 +92,7 @@ def test_documents_hold():
     assert not violations, "\n".join(violations)
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/CHECKPOINTS.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/CHECKPOINTS.md", "docs/CONFIDENCE.md"])
 def test_python_blocks_run(document, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run_python_blocks(ROOT, Path(document))
