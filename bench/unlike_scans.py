@@ -98,7 +98,7 @@ CHANGES: dict[str, Change] = {
 }
 
 
-def do_views_disagree(scene: Scene) -> bool:
+def is_contradictory(scene: Scene) -> bool:
     """Whether the readers' own check of a scene warns or refuses."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -128,7 +128,7 @@ def run(folder: Path, data: Path, split: str, num_rooms: int) -> dict[str, Any]:
             unlike = compute_unlikeness(*measure_seen(model, processor, inputs, changed.cam2world), scans["training"])
             found = [number for number, value in unlike.items() if value > scans["threshold"]]
             warned[change] += bool(found)
-            disagreeing[change] += do_views_disagree(changed)
+            disagreeing[change] += is_contradictory(changed)
             named[change].update(found)
     rows = {
         change: {
