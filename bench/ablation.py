@@ -259,7 +259,7 @@ def run_arm(name: str, plan: Plan, seed: int, output: Path, device: str) -> dict
     command = [
         sys.executable, "eval.py", "--model", str(folder / "model"), "--data", str(output / "rooms"),
         "--output", str(folder / "eval"), "--task", tasks, "--report", "false", "--num_inference_steps", "20",
-        "--reconstruction_scenes", str(plan.rebuilt),
+        "--reconstruction_scenes", str(plan.rebuilt), "--proposals", "jittered",
     ]  # fmt: skip
     eval_seconds = call(command, log)
     metrics = json.loads((folder / "eval" / "metrics.json").read_text())

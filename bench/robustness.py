@@ -46,13 +46,11 @@ from ross3d.eval import main as evaluate
 from ross3d.report.charts import choose_ticks, format_tick, make_text
 from ross3d.report.html import Markup, element
 from ross3d.tasks import rooms
-from ross3d.tasks.task import PROPOSAL_SOURCES, limit_scenes
+from ross3d.tasks.task import limit_scenes
 
 
 LINES = "robustness.jsonl"
 CLEAN = "none"
-# The boxes of `proposals.json`, which is written with each room.
-GIVEN = PROPOSAL_SOURCES[0]
 # Readings are lost in squares: a picture has this many of them along its shorter side.
 SQUARES = 16
 COLORS = ("#2457c5", "#b3541e", "#14804a", "#7b3fa0", "#c0392b", "#5b6675")
@@ -222,7 +220,7 @@ def accept_any_scan() -> Iterator[None]:
 def evaluate_rooms(model: str, data: Path, split: str, output: Path) -> dict[str, Any]:
     """`metrics.json` of eval.py."""
     arguments = EvalArguments(
-        model=model, task=rooms.NAME, data=data, output=output, split=split, proposals=GIVEN, report=False
+        model=model, task=rooms.NAME, data=data, output=output, split=split, proposals="given", report=False
     )
     with accept_any_scan():
         return evaluate(arguments)

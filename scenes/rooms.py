@@ -205,7 +205,7 @@ SPLITS = {
     "val_few_views": Split(6, max_views=3),
     "val_low_cameras": Split(7, camera_heights=(0.5, 0.9)),
     "val_high_cameras": Split(8, camera_heights=(1.9, 2.2)),
-    "train_seen_pairs": Split(9, pairs="seen"),
+    "train_seen_pairs": Split(9, pairs="seen", trained_on="train_seen_pairs"),
     "val_unseen_pairs": Split(10, pairs="unseen", trained_on="train_seen_pairs"),
 }
 

@@ -19,6 +19,7 @@ import pytest
 from ross3d.data.annotations import Annotation
 from ross3d.data.proposals import propose_boxes
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
+from ross3d.scenes.build import build_scenes
 from ross3d.tasks.records import RecordStore
 from ross3d.tasks.task import EvalContext, EvalSettings
 from ross3d.tests.tiny import get_checkpoint, get_rooms
@@ -114,6 +115,23 @@ def test_boxes_of_another_source_are_scored_in_another_folder(finished, tmp_path
 def test_scenes_answered_together_get_the_same_answers(finished, tmp_path, at_once):
     evaluate(tmp_path, "--scenes_at_once", at_once, task="rooms")
     assert read_lines(tmp_path / "predictions.jsonl") == read_lines(finished / "predictions.jsonl")
+
+
+def test_a_named_split_is_evaluated_beside_look_ups_of_the_split_it_tests(tmp_path, capsys):
+    """`val_unseen_pairs` tests models of `train_seen_pairs`; spatial questions are scored with the others."""
+    rooms = {"num_train": 4, "num_val": 2, "image_size": (64, 64), "num_views": 4, "bev_size": 8, "workers": 1}
+    splits = ["train_seen_pairs", "val_unseen_pairs"]
+    build_scenes(tmp_path / "rooms", **rooms, splits=splits, question_set="spatial")
+    given = ["--data", str(tmp_path / "rooms"), "--split", "val_unseen_pairs", "--report", "false"]
+    metrics = evaluate(tmp_path / "out", *given, task="rooms")
+    assert metrics["settings"]["tasks"]["rooms"]["split"] == "val_unseen_pairs"
+    assert "rooms, split val_unseen_pairs" in capsys.readouterr().out
+    assert set(metrics["baselines"]["rooms"]) == {"majority", "lookup"}
+    types = metrics["scores"]["rooms"]["types"]
+    asked = read_lines(tmp_path / "rooms" / "annotations" / "val_unseen_pairs.jsonl")
+    assert set(types) == {row["question_type"] for row in asked} and "object_abs_distance" in types
+    known = metrics["baselines"]["rooms"]["lookup"]["types"]
+    assert 0 < known["object_counting"]["relative_accuracy"] <= 1
 
 
 class RecordedTask:
