@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from ross3d.command_line import COUNT, NUM_VIEWS, SEED, add_debug, parse_path, r
 from ross3d.data.annotations import load_annotations, save_annotations
 from ross3d.data.atomic import check_output_folder, remove_leftovers, write_text
 from ross3d.data.bev import render_scene_bev
+from ross3d.data.processes import open_pool
 from ross3d.data.scene import Scene
 from ross3d.data.sources.rgbd_folder import write_rgbd_folder
 from ross3d.data.text_files import read_json
@@ -140,7 +140,7 @@ def build_split(output: Path, split: str, count: int, arguments: dict, workers: 
     )
     progress = partial(tqdm, total=count, desc=f"{split} scenes", unit="scene", mininterval=1.0)
     if workers > 1:
-        with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with open_pool(workers, torch.set_num_threads, 1) as pool:
             built = list(progress(pool.map(build, range(count), chunksize=8)))
     else:
         built = [build(index) for index in progress(range(count))]

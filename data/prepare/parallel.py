@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import TypeVar
@@ -13,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ross3d.command_line import describe_error
+from ross3d.data.processes import open_pool
 
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -40,7 +40,7 @@ def run_jobs(
         outcomes = [attempt(item) for item in show(items)]
     else:
         try:
-            with ProcessPoolExecutor(num_workers, initializer=_start_worker) as pool:
+            with open_pool(num_workers, _start_worker) as pool:
                 outcomes = list(show(pool.map(attempt, items)))
         except BrokenProcessPool as error:
             raise OSError(
