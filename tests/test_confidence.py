@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from ross3d.tests.posed_views import make_views
 from ross3d.tests.tiny import get_checkpoint
 from ross3d.tools.push import is_ours
 from ross3d.training.calibration import get_weights_mark, load_calibration, save_calibration
+from ross3d.training.checkpoint import CHECKPOINT_FILES
 
 
 QUESTIONS = ["How many chairs are there?", "What is on the table?", "Why?"]
@@ -246,6 +248,7 @@ def test_a_calibration_comes_back_as_it_was_and_is_uploaded(folder):
     content = load_calibration(folder)
     assert content["confidence"]["text"] == {"slope": 1.25, "offset": -0.5} and content == read_calibration(folder)
     assert load_calibration(get_checkpoint()) is None and is_ours("calibration.json")
+    assert any(fnmatch("calibration.json", pattern) for pattern in CHECKPOINT_FILES)
     save_calibration(folder, content)
     assert load_calibration(folder) == content
 

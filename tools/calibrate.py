@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ross3d.command_line import COUNT_OR_NONE, add_debug, parse_path, run_program
 from ross3d.data.annotations import find_annotations, load_annotations
@@ -94,10 +95,9 @@ def choose_evenly(names: Sequence[str], count: int) -> list[str]:
 
 
 def measure_scans(
-    folder: Path, processor: Any, data: Path, split: str, names: Sequence[str], settings: dict[str, Any]
+    model: Any, processor: Any, data: Path, split: str, names: Sequence[str], settings: dict[str, Any]
 ) -> tuple[list[dict[str, float]], np.ndarray]:
     """Numbers and looks (N, D) of scans, read as the evaluation did; prints how far it is."""
-    model = load_model(folder).eval()
     reading = get_reading(
         settings["num_views"],
         settings["decode"],
@@ -141,10 +141,11 @@ def compare_scans(
             f" {smaller_half} in half of the evaluation; {MIN_SCANS} of each are needed (--data, --train-split)"
         )
         return None
-    processor = load_processor(folder)
-    numbers, looks = measure_scans(folder, processor, data, train_split, training, settings)
+    model, processor = load_model(folder).eval(), load_processor(folder)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    numbers, looks = measure_scans(model, processor, data, train_split, training, settings)
     described = describe_training(numbers, looks)
-    numbers, looks = measure_scans(folder, processor, data, split, names, settings)
+    numbers, looks = measure_scans(model, processor, data, split, names, settings)
     largest = [
         max(compute_unlikeness(row, look, described).values()) for row, look in zip(numbers, looks, strict=True)
     ]
@@ -203,7 +204,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
         "weights": get_weights_mark(folder),
         "commit": get_commit(),
         "evaluation": {
-            "data": settings["data"],
+            "data": Path(settings["data"]).name,
             "tasks": {name: task["split"] for name, task in settings["tasks"].items()},
             "proposals": name_sources(task.get("proposals") for task in settings["tasks"].values()),
         },
