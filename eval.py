@@ -239,6 +239,16 @@ def compute_baselines(arguments: EvalArguments, split: str, items: list[Any]) ->
     return {"majority": rooms.score_majority(train, items), "lookup": looked_up}
 
 
+def warn_of_other_boxes(calibration: dict[str, Any] | None, sources: str) -> None:
+    """Warn if boxes come from other sources than in the calibration; tasks without boxes need none."""
+    calibrated = sources if calibration is None else calibration["evaluation"]["proposals"]
+    if sources not in ("none", calibrated):
+        warnings.warn(
+            f"the confidence of boxes was calibrated with --proposals {calibrated}; with {sources} it is a guess",
+            stacklevel=2,
+        )
+
+
 def answer_open_scenes(context: EvalContext, task: Task, items: list[Any], store: RecordStore, state: PartialState):
     """Answer this process's share of the unanswered scenes; the next ones are prepared meanwhile.
 
@@ -325,13 +335,7 @@ def evaluate(arguments: EvalArguments, state: PartialState) -> dict[str, Any]:
         baselines[rooms.NAME] = compute_baselines(arguments, split, items[rooms.NAME])
     # Confidence holds for a model that sees the scene.
     calibration = None if arguments.blind else load_calibration(find_checkpoint(arguments.model))
-    sources = name_sources(task.fill_settings(settings).proposals for task in tasks)
-    if calibration is not None and calibration["evaluation"]["proposals"] != sources:
-        warnings.warn(
-            f"the confidence of boxes was calibrated with --proposals {calibration['evaluation']['proposals']}; with"
-            f" {sources} it is a guess",
-            stacklevel=2,
-        )
+    warn_of_other_boxes(calibration, name_sources(task.fill_settings(settings).proposals for task in tasks))
     model, processor = load_model(arguments, tasks, state.device)
     for task in tasks:
         asked = [item for item in items[task.name] if isinstance(item, Annotation)]

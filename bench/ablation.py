@@ -82,7 +82,8 @@ class Arm:
 
 
 TEXT_ONLY = {"denoiser_config": None}
-ENCODER = ROOT / "scenes" / "geometry_encoder"
+# The encoders whose features arms learn to predict: the one that is shipped, and one that `run` makes.
+TRAINED, UNTRAINED = ROOT / "scenes" / "geometry_encoder", "encoder_untrained"
 DISTILLATION = {
     "distillation_config": {
         "head_hidden_size": 256, "feature_size": 192, "encoder_image_size": 64, "encoder_dtype": "float32",
@@ -124,10 +125,6 @@ SCORES = {
 # Regions of the reconstruction task, and predictors of its means.
 REBUILT = {"view": "masked views", "bev_object": "bird's-eye objects"}
 PREDICTORS = ("mean_of_samples", "mean_picture", "other_scene", "positions_only")
-
-
-# Arms that start at the same time make an encoder once.
-MAKING_ENCODERS = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -191,7 +188,8 @@ def make_settings(arm: Arm, plan: Plan, seed: int, output: Path, folder: Path, d
     settings["trainer"] |= {"output_dir": str(folder / "model"), "max_steps": plan.steps, "disable_tqdm": True}
     settings["trainer"] |= {"per_device_train_batch_size": rows, "use_cpu": device == "cpu", "bf16": device != "cpu"}
     if arm.encoder is not None:
-        settings |= {"geometry_encoder": str(output / f"encoder_{arm.encoder}"), "allow_missing_weights": True}
+        encoder = TRAINED if arm.encoder == "trained" else output / UNTRAINED
+        settings |= {"geometry_encoder": str(encoder), "allow_missing_weights": True}
         settings["data"]["geometry_features"] = str(output / f"features_{arm.encoder}")
     every = max(1, plan.steps // 12)
     settings["trainer"] |= {"logging_steps": every, "save_steps": 6 * every}
@@ -215,16 +213,6 @@ def make_start(plan: Plan, seed: int, output: Path) -> None:
     processor.save_pretrained(aside)
     shutil.copytree(find_teacher(arguments), aside / "teacher")
     aside.rename(folder)
-
-
-def make_encoder(kind: str, output: Path) -> None:
-    """The encoder `output/encoder_KIND`, unless it is there."""
-    folder = output / f"encoder_{kind}"
-    with MAKING_ENCODERS:
-        if not folder.is_dir() and kind == "trained":
-            shutil.copytree(ENCODER, folder)
-        elif not folder.is_dir():
-            build_encoder(make_config(), seed=0).save_pretrained(folder)
 
 
 def call(command: list[str], log: Path) -> float:
@@ -252,7 +240,6 @@ def run_arm(name: str, plan: Plan, seed: int, output: Path, device: str) -> dict
     (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     log = folder / "log.txt"
     if arm.encoder is not None:
-        make_encoder(arm.encoder, output)
         call([sys.executable, "-m", "ross3d.training.geometry_features", str(folder / "config.yaml")], log)
     train_seconds = call([sys.executable, "train.py", str(folder / "config.yaml")], log)
     tasks = "rooms,reconstruction" if arm.regions else "rooms"
@@ -305,6 +292,8 @@ def run(plan: Plan, output: Path, results: Path, seeds: int, jobs: int, arms: Se
     known = read_results(results, plan)
     missing = [(seed, name) for seed in range(seeds) for name in arms if (name, seed) not in known]
     prepare_rooms(output, plan)
+    if any(ARMS[name].encoder == "untrained" for _, name in missing):
+        build_encoder(make_config(), seed=0).save_pretrained(output / UNTRAINED)
     starting = {seed: threading.Lock() for seed in range(seeds)}
     writing, failed = threading.Lock(), threading.Event()
 

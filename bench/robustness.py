@@ -9,10 +9,11 @@ each model, and adds a line of JSON to OUTPUT/robustness.jsonl: the scores of al
 intervals, rooms resampled. What has its line is not run again; an evaluation that was cut off goes on where it was.
 `plot` draws OUTPUT/KIND.svg, a panel for each question type and a curve for each model.
 
-Grounding chooses among boxes that are proposed from the depth with its errors. Errors of a room are the same numbers
-at each size, scaled. Questions stay as they are, also where fewer views no longer show what they ask about; only the
-order of appearance depends on the views, so that it is not asked with fewer of them. Readers refuse some scans whose
-cameras are plainly wrong: here they are answered all the same, and counted.
+Grounding chooses among boxes that are proposed from the depth with its errors and written as given ones: of several
+boxes of one object none is dropped, so "several targets" can be lower than with `--proposals depth`. Errors of a room
+are the same numbers at each size, scaled. Questions stay as they are, also where fewer views no longer show what they
+ask about; only the order of appearance depends on the views, so that it is not asked with fewer of them. Readers
+refuse some scans whose cameras are plainly wrong: here they are answered all the same, and counted.
 """
 
 import argparse

@@ -113,7 +113,8 @@ def run(folder: Path, data: Path, split: str, num_rooms: int) -> dict[str, Any]:
     calibration = load_calibration(folder)
     if calibration is None or calibration["scans"] is None:
         raise ValueError(
-            f"--model {folder}: expected a calibration.json with scans; write it with tools/calibrate.py."
+            f"--model {folder}: expected a calibration.json with scans; write it with `python -m"
+            " ross3d.tools.calibrate RUN`."
         )
     scans = calibration["scans"]
     model, processor = load_model(folder).eval(), load_processor(folder)

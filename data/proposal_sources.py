@@ -13,12 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ross3d.data.proposals import propose_boxes
 from ross3d.data.scene import Scene
-from ross3d.data.simulated_proposals import simulate_proposals
-from ross3d.geometry_ross3d import compute_box_iou
+from ross3d.data.simulated_proposals import compute_overlaps, simulate_proposals
 
 
 PROPOSAL_SOURCES = ("given", "depth", "jittered", "ground_truth")
@@ -108,11 +106,6 @@ def make_distractors(boxes: np.ndarray, count: int, rng: np.random.Generator) ->
             if compute_overlaps(row[None], boxes).max() <= 0.25:
                 break
     return distractors
-
-
-def compute_overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU (P, K) of boxes (P, 6) and (K, 6)."""
-    return compute_box_iou(torch.from_numpy(boxes), torch.from_numpy(others)).numpy()
 
 
 def match_objects(boxes: np.ndarray, objects: np.ndarray, rng: np.random.Generator) -> ProposalSet:

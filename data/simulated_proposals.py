@@ -82,6 +82,7 @@ def to_boxes(limits: np.ndarray) -> np.ndarray:
 
 
 def compute_overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """IoU (P, K) of boxes (P, 6) and (K, 6)."""
     return compute_box_iou(torch.from_numpy(boxes), torch.from_numpy(others)).numpy()
 
 
@@ -153,4 +154,4 @@ def draw_rests(low: np.ndarray, high: np.ndarray, rng: np.random.Generator) -> n
     return limits[strays]
 
 
-__all__ = ["simulate_proposals"]
+__all__ = ["compute_overlaps", "simulate_proposals"]

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -49,12 +50,35 @@ STANDARD, SPATIAL = "standard", "spatial"
 QUESTION_SETS = (STANDARD, SPATIAL)
 
 
+@dataclass(frozen=True)
+class SeenRoom:
+    """A room and what its cameras see: `intrinsics` (3, 3) pixels, `cam2world` (V, 4, 4) metres.
+
+    `rng` is the room's generator, for further draws.
+    """
+
+    room: Room
+    rng: np.random.Generator
+    rendering: Rendering
+    intrinsics: np.ndarray
+    cam2world: np.ndarray
+
+    def compute_shares(self) -> np.ndarray:
+        """The share of each view's pixels that shows each piece, (K, V)."""
+        return np.stack([(self.rendering.object_ids == k).mean((1, 2)) for k in range(len(self.room.furniture))])
+
+
 def make_scene(
     seed: int, split: str, index: int, num_views: int = 8, image_size: tuple[int, int] = (64, 64), bev_size: int = 96
 ) -> tuple[Scene, Room, np.random.Generator]:
     """Room `index` of `split` as a `Scene`; also the room itself, and its generator for further draws (questions)."""
-    room, rng, rendering, intrinsics, cam2world = render_scene(seed, split, index, num_views, image_size)
-    shares = compute_view_shares(room, rendering)
+    seen = see_room(seed, split, index, num_views, image_size)
+    return describe_room(seen, get_scene_id(split, index), bev_size), seen.room, seen.rng
+
+
+def describe_room(seen: SeenRoom, scene_id: str, bev_size: int) -> Scene:
+    """A room as a `Scene`, with its bird's-eye picture of `bev_size` pixels."""
+    room, rendering = seen.room, seen.rendering
     labels = [
         {
             "category": piece.category,
@@ -63,38 +87,31 @@ def make_scene(
             "yaw": round(float(piece.yaw), 4),
             "visible_share": round(float(share.max()), 5),
         }
-        for piece, share in zip(room.furniture, shares, strict=True)
+        for piece, share in zip(room.furniture, seen.compute_shares(), strict=True)
     ]
     scene = Scene(
-        scene_id=get_scene_id(split, index),
+        scene_id=scene_id,
         images=rendering.images,
         # Rounded as on disk, so that a scene in memory equals the one read.
         depth_maps=np.round(rendering.depth_maps * 1000).astype(np.float32) / np.float32(1000),
-        intrinsics=intrinsics,
-        cam2world=cam2world,
-        view_names=[f"frame-{view:06d}" for view in range(len(cam2world))],
+        intrinsics=seen.intrinsics,
+        cam2world=seen.cam2world,
+        view_names=[f"frame-{view:06d}" for view in range(len(seen.cam2world))],
         boxes=room.boxes,
         box_labels=labels,
     )
     picture = render_scene_bev(scene, bev_size)
     scene.bev_image, scene.bev_valid, scene.bev_bounds = picture.image, picture.valid, picture.bounds
-    return scene, room, rng
+    return scene
 
 
-def render_scene(
-    seed: int, split: str, index: int, num_views: int, image_size: tuple[int, int]
-) -> tuple[Room, np.random.Generator, Rendering, np.ndarray, np.ndarray]:
-    """Room `index` of `split`, its generator, what its cameras see, `intrinsics` (3, 3) and `cam2world` (V, 4, 4)."""
+def see_room(seed: int, split: str, index: int, num_views: int, image_size: tuple[int, int]) -> SeenRoom:
+    """Room `index` of `split`, rendered in `num_views` views, or as many as the split has at most."""
     kind = get_split(split)
     num_views = num_views if kind.max_views is None else min(num_views, kind.max_views)
     room, rng = make_room(seed, split, index)
     intrinsics, cam2world = make_cameras(room, rng, num_views, image_size, kind.camera_heights)
-    return room, rng, render_room(room, intrinsics, cam2world, image_size), intrinsics, cam2world
-
-
-def compute_view_shares(room: Room, rendering: Rendering) -> np.ndarray:
-    """The share of each view's pixels that shows each piece, (K, V)."""
-    return np.stack([(rendering.object_ids == k).mean((1, 2)) for k in range(len(room.furniture))])
+    return SeenRoom(room, rng, render_room(room, intrinsics, cam2world, image_size), intrinsics, cam2world)
 
 
 def get_scene_id(split: str, index: int) -> str:
@@ -106,22 +123,21 @@ def build_scene(
 ) -> tuple[list[Candidate], list[SpatialCandidate]]:
     """Write scene `index` unless it exists; return the questions that could be asked about it."""
     folder = Path(output) / split / get_scene_id(split, index)
-    number = get_split(split).number
-    if folder.is_dir():
-        room, _ = make_room(seed, split, index)
+    number, is_built, is_spatial = get_split(split).number, folder.is_dir(), question_set == SPATIAL
+    # Of a room on disk only the largest share of each piece is known; spatial questions need those of all views.
+    seen = see_room(seed, split, index, num_views, image_size) if is_spatial or not is_built else None
+    if is_built:
         shares = [row["visible_share"] for row in read_json(folder / "boxes.json", "a list of boxes")]
     else:
-        scene, room, _ = make_scene(seed, split, index, num_views, image_size, bev_size)
+        scene = describe_room(seen, get_scene_id(split, index), bev_size)
         shares = [label["visible_share"] for label in scene.box_labels]
         write_rgbd_folder(scene, folder)
+    room = make_room(seed, split, index)[0] if seen is None else seen.room
     candidates = make_candidates(room, np.array(shares), np.random.default_rng([seed, number, index, 1]))
-    if question_set != SPATIAL:
+    if not is_spatial:
         return candidates, []
-    # Not on disk, where only the largest share of each piece is.
-    rendering = render_scene(seed, split, index, num_views, image_size)[2]
-    view_shares = compute_view_shares(room, rendering)
     rng = np.random.default_rng([seed, number, index, 2])
-    return candidates, make_spatial_candidates(make_pieces(room, np.array(shares)), view_shares, rng)
+    return candidates, make_spatial_candidates(make_pieces(room, np.array(shares)), seen.compute_shares(), rng)
 
 
 def build_split(output: Path, split: str, count: int, arguments: dict, workers: int) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Spatial questions about a room in the forms of VSI-Bench; a build asks them with `--questions spatial`.
 
-Types, wording, prompts and forms of answers are VSI-Bench's: a letter for a choice, a number otherwise. Answers follow
+Types, prompts and forms of answers are VSI-Bench's: a letter for a choice, a number otherwise. The questions' wording
+follows the benchmark's, but was not compared with its rows. Answers follow
 from the furniture's boxes in their own frames (turned, not the axis-aligned hulls) and from what each view shows. All
 objects that a question names are seen, and answers near a border are not asked for: see the margins below.
 

@@ -152,7 +152,7 @@ def test_the_log_has_the_tables_of_the_measured_lines():
 
 @pytest.mark.slow
 def test_a_series_runs_goes_on_and_ends_in_tables(tmp_path, capsys):
-    """Two arms, one with a denoiser of other weights than its start, in four steps."""
+    """Arms in four steps: with a denoiser of other weights than their start, and with an encoder to learn from."""
     sizes = {"steps": 4, "rows": 2, "warmup": 20, "train": 20, "val": 12, "rebuilt": 1, "seeds": 1}
     command = ["run", "--output", str(tmp_path / "out"), "--results", str(tmp_path / "lines.jsonl")]
     command += [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
@@ -161,6 +161,10 @@ def test_a_series_runs_goes_on_and_ends_in_tables(tmp_path, capsys):
     ablation.main([*command, "--arms", "text,both_10,pooled"])
     lines = (tmp_path / "lines.jsonl").read_text()
     assert lines.startswith(before) and len(lines.splitlines()) == 3
+    ablation.main([*command, "--arms", "distill,distill_untrained"])
+    trained, untrained = (json.loads(line) for line in (tmp_path / "lines.jsonl").read_text().splitlines()[-2:])
+    assert trained["losses"].keys() == untrained["losses"].keys() == {"lm_loss", "grounding_loss", "distill_loss"}
+    assert trained["losses"]["distill_loss"] != untrained["losses"]["distill_loss"]
     line = json.loads(lines.splitlines()[-1])
     # The last of four steps hides no view.
     assert line["arm"] == "pooled" and line["losses"].keys() == {"lm_loss", "grounding_loss", "bev_loss"}

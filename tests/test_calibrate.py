@@ -103,6 +103,19 @@ def write_calibration(model: Path, scans: dict | None = None) -> None:
     save_calibration(model, content | {"confidence": rows, "scans": scans})
 
 
+@pytest.mark.parametrize(
+    ("calibrated", "sources", "warned"),
+    [("depth", "depth", False), ("depth", "none", False), ("depth", "depth, given", True), ("none", "given", True)],
+)
+def test_boxes_of_another_source_are_warned_of(recwarn, calibrated, sources, warned):
+    """Tasks without boxes are not: nothing of theirs depends on the source."""
+    door.warn_of_other_boxes({"evaluation": {"proposals": calibrated}}, sources)
+    door.warn_of_other_boxes(None, sources)
+    assert [str(one.message) for one in recwarn] == warned * [
+        f"the confidence of boxes was calibrated with --proposals {calibrated}; with {sources} it is a guess"
+    ]
+
+
 def test_an_evaluation_gets_confidence_without_asking_again(model, tmp_path, capsys):
     (model / "calibration.json").unlink(missing_ok=True)
     given = [

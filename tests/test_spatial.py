@@ -9,7 +9,7 @@ import pytest
 
 from ross3d.data.annotations import load_annotations
 from ross3d.metrics.prompts import CHOICE_REQUEST, INTRODUCTION, NUMBER_REQUEST
-from ross3d.scenes.build import build_scenes, compute_view_shares, get_scene_id, render_scene
+from ross3d.scenes.build import build_scenes, get_scene_id, see_room
 from ross3d.scenes.lookup import score_words_only
 from ross3d.scenes.questions import MIN_VISIBLE_SHARE, QUESTION_TYPES, get_plural, make_annotations, make_pieces
 from ross3d.scenes.rooms import CATEGORIES, get_split, make_room
@@ -38,8 +38,8 @@ def built(request, tmp_path_factory):
     build_scenes(folder, num_train=1, num_val=count, **settings, question_set="spatial")
     rooms = {}
     for index in range(count):
-        room, _, rendering, _, _ = render_scene(0, split, index, views, size)
-        rooms[get_scene_id(split, index)] = room, compute_view_shares(room, rendering)
+        seen = see_room(0, split, index, views, size)
+        rooms[get_scene_id(split, index)] = seen.room, seen.compute_shares()
     return load_annotations(folder / "annotations" / f"{split}.jsonl"), rooms
 
 

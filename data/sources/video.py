@@ -172,7 +172,7 @@ def _take_frames(container, chosen, reduce_to: int | None, turns: int, where: st
         if index in wanted:
             check_picture_size((frame.width, frame.height), where)
             is_mirrored, own_turns = _read_display_turn(frame)
-            # Without threads of its own: they live until the frame is freed, and a process forked before stops there.
+            # Without threads, which live as long as the frame: freed in a forked process, it waits for them for ever.
             pixels = _halve(frame.to_ndarray(format="rgb24", threads=1), reduce_to)
             frames.append(turn_pixels(pixels, is_mirrored, own_turns + turns))
         if len(frames) == len(wanted):
