@@ -15,7 +15,7 @@ from ross3d.metrics.grounding import compute_iou
 from ross3d.report.bev import DrawnBox, make_bev_drawing
 from ross3d.report.boxes import VIEW_PIXELS, choose_views, draw_view
 from ross3d.report.html import Markup, clip_text, element, join, make_details, make_figure, make_row, make_section
-from ross3d.report.words import count, get_rank, get_title
+from ross3d.report.words import count, format_share, get_rank, get_title
 
 
 EXAMPLES = 3
@@ -25,6 +25,8 @@ TARGET_COLOR, RIGHT_COLOR, WRONG_COLOR = "#ffd60a", "#34c759", "#ff453a"
 # Side of the cube around a point, metres, whose readings tell which view sees it best.
 NEAR_POINT = 0.2
 PLURALS = {"shelf": "shelves"}
+# Nouns that name an object of any category by its colour alone.
+ANY_OBJECT = ("object", "objects")
 # What examples are divided into, by the value of `right`.
 VERDICTS = {True: "Right", False: "Wrong", None: "Not judged one by one"}
 
@@ -86,7 +88,7 @@ def make_mark(right: bool | None) -> Markup:
 def describe_sureness(record: Mapping[str, Any]) -> str:
     """A record's confidence in percent, or without one its raw token probability, or margin to "no target"."""
     if record.get("confidence") is not None:
-        return f"{100 * record['confidence']:.0f} % sure"
+        return f"{format_share(record['confidence'])} sure"
     if record.get("token_probability") is not None:
         return f"token probability {record['token_probability']:.2f}"
     return "" if record.get("margin") is None else f"margin {record['margin']:+.2f}"
@@ -109,7 +111,7 @@ def describe_answer(record: Mapping[str, Any]) -> str:
         return "nothing fits"
     if not len(true):
         return count(len(chosen), "box", "boxes")
-    overlaps = ", ".join(f"{100 * value:.0f} %" for value in compute_iou(chosen, true).max(axis=0))
+    overlaps = ", ".join(map(format_share, compute_iou(chosen, true).max(axis=0)))
     return f"{count(len(chosen), 'box', 'boxes')}, overlap {overlaps}"
 
 
@@ -121,16 +123,19 @@ def describe_truth(record: Mapping[str, Any]) -> str:
 
 
 def find_named_boxes(question: str, scene: Scene) -> list[Sequence[float]]:
-    """The boxes of the objects that a question names by category, or by colour and category."""
+    """The boxes of the objects that a question names: "the lamps", "the red lamp", "red objects"."""
     labels = scene.box_labels or []
     colors = {label.get("color") for label in labels} - {None}
     words = re.findall(r"[a-z]+", question.lower())
     found = []
     for box, label in zip(scene.boxes if labels else [], labels, strict=True):
         noun, color = label.get("category"), label.get("color")
-        forms = {noun, PLURALS.get(noun, f"{noun}s")} if noun and color else set()
-        before = [words[place - 1] if place else "" for place, word in enumerate(words) if word in forms]
-        if any(word == color or word not in colors for word in before):
+        if not noun or not color:
+            continue
+        forms = (noun, PLURALS.get(noun, f"{noun}s"))
+        pairs = list(zip(["", *words], words, strict=False))
+        is_colored = any(before == color and word in forms + ANY_OBJECT for before, word in pairs)
+        if is_colored or any(before not in colors and word in forms for before, word in pairs):
             found.append(box)
     return found
 
@@ -228,6 +233,7 @@ def make_examples_section(
 
 
 __all__ = [
+    "PICTURE_WIDTH",
     "Examples",
     "choose_examples",
     "describe_answer",

@@ -7,7 +7,7 @@ from typing import Any
 
 from ross3d.report.html import Markup, element, make_bar, make_section
 from ross3d.report.summary import get_main_score
-from ross3d.report.words import BASELINES, PROPOSALS, count, get_title, shorten_path
+from ross3d.report.words import BASELINES, PROPOSALS, count, format_share, get_title, shorten_path
 
 
 # With fewer rooms, resampling says too little about how rooms differ.
@@ -31,15 +31,6 @@ class Ability:
     title: str
     text: str
     bar: Markup | None = None
-
-
-def format_share(value: float, interval: Mapping[str, Any] | None = None) -> str:
-    """A share in percent with its interval."""
-    # A blank that does not break keeps the number and its sign together.
-    text = f"{100 * value:.0f}\N{NO-BREAK SPACE}%"
-    if interval is None or interval["low"] is None:
-        return text
-    return f"{text} [{100 * interval['low']:.0f}, {100 * interval['high']:.0f}]"
 
 
 def judge(low: float | None, other: float | None) -> str:
@@ -111,7 +102,9 @@ def make_glance_section(abilities: Sequence[Ability], pictures: Sequence[Markup]
         " yet: it does not. Bars: the score, a thin line for its interval, and an orange mark for that other score."
     )
     if pictures:
-        columns.append(element("div", element("h3", "In pictures"), *pictures))
+        columns.append(
+            element("div", element("h3", "Its surest right and wrong answer, and a rebuilt view"), *pictures)
+        )
     return make_section("At a glance", element("div", *columns, class_="columns"), note=note)
 
 

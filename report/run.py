@@ -20,6 +20,7 @@ from ross3d.report.bev import make_bev_drawing
 from ross3d.report.calibration import make_calibration_section
 from ross3d.report.charts import make_line_chart
 from ross3d.report.examples import (
+    PICTURE_WIDTH,
     Examples,
     choose_examples,
     describe_answer,
@@ -347,7 +348,15 @@ def make_glance_pictures(
         for path in list_rebuilt(folder)[:1]:
             kinds = {"truth": "hidden view", "one_sample": "rebuilt, one sample"}
             files = {title: path.with_name(f"{path.name}_{kind}.png") for kind, title in kinds.items()}
-            shown.append(make_row(*(make_figure(file, title, 150) for title, file in files.items() if file.is_file())))
+            shown.append(
+                make_row(
+                    *(
+                        make_figure(file, title, PICTURE_WIDTH, alt=f"{title} of {folder.name}")
+                        for title, file in files.items()
+                        if file.is_file()
+                    )
+                )
+            )
     return shown
 
 
@@ -392,9 +401,9 @@ def make_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir:
             f"{run_dir / 'metrics.json'}: expected the output folder of eval.py, got no such file; evaluate first."
         )
     runs = read_runs(run_dir, blind_dir)
-    blind = runs.pop("blind", None)
-    baselines = get_baselines(metrics, blind)
+    blind = runs.get("blind")
     scores, settings, records = metrics["scores"], metrics["settings"], read_all_records(run_dir, metrics)
+    baselines = get_baselines(metrics, blind)
     # A task may have records of another form, without a question to show.
     groups = choose_examples([record for record in records if "question" in record])
     examples = make_examples(groups, settings, read_scene)
@@ -407,7 +416,7 @@ def make_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir:
         sections.append(make_glance_section(abilities, make_glance_pictures(groups, examples, pictures)))
     if scores.get("rooms"):
         sections.append(make_runs_section(metrics, runs, run_dir))
-    for name in sorted(scores.keys() - {"rooms", "reconstruction"}):
+    for name in sorted(name for name in scores.keys() - {"rooms", "reconstruction"} if scores[name]):
         sections.append(make_benchmark_section(name, scores[name], metrics["intervals"].get(name, {})))
     sections.append(make_basis_section(metrics, blind, run_dir, training.get("global_step")))
     if groups:

@@ -62,14 +62,17 @@ def describe_run(name: str, metrics: dict[str, Any], run_dir: Path) -> str:
 
 
 def make_runs_section(metrics: dict[str, Any], runs: dict[str, dict[str, Any]], run_dir: Path) -> Markup | None:
-    """A table with a column for this run and for each other run on the same questions; None if there is none."""
+    """A table with a column for this run and for each other run on the same questions, the blind model last.
+
+    None if there is no run besides the blind one.
+    """
     asked = {name: run["scores"].get("rooms") and run["settings"]["tasks"]["rooms"] for name, run in runs.items()}
     own = metrics["settings"]["tasks"]["rooms"].get("items_sha256")
     same = {name: runs[name] for name, task in asked.items() if task and task.get("items_sha256") == own}
     others = [name for name, task in asked.items() if task and name not in same]
-    if not same:
+    if not same.keys() - {"blind"}:
         return None
-    columns = {"this run": metrics, **same}
+    columns = {"this run": metrics, **dict(sorted(same.items(), key=lambda item: item[0] == "blind"))}
     found = [(run["scores"]["rooms"], run["intervals"].get("rooms", {})) for run in columns.values()]
     rows = [
         [

@@ -1,5 +1,6 @@
 """Plain words for the names in the files of an evaluation, and paths without the folders of one machine."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,15 @@ def count(number: int, one: str, several: str) -> str:
     return f"{number} {one if number == 1 else several}"
 
 
+def format_share(value: float, interval: Mapping[str, Any] | None = None) -> str:
+    """A share in whole percent, with its interval if it has one."""
+    # A blank that does not break keeps the number and its sign together.
+    text = f"{100 * value:.0f}\N{NO-BREAK SPACE}%"
+    if interval is None or interval["low"] is None:
+        return text
+    return f"{text} [{100 * interval['low']:.0f}, {100 * interval['high']:.0f}]"
+
+
 def shorten_path(text: str, run_dir: Path) -> str:
     """An absolute path without the machine's folders; other text as it is.
 
@@ -87,6 +97,7 @@ __all__ = [
     "BASELINES",
     "PROPOSALS",
     "count",
+    "format_share",
     "get_rank",
     "get_score_title",
     "get_title",

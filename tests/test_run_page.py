@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ross3d.data.scene import Scene
 from ross3d.data.sources.rgbd_folder import read_rgbd_folder
@@ -15,7 +16,7 @@ from ross3d.report.bev import DrawnBox
 from ross3d.report.boxes import VIEW_PIXELS, choose_views, count_readings, draw_view
 from ross3d.report.examples import choose_examples, find_asked_boxes, find_named_boxes
 from ross3d.report.glance import CAN, CANNOT, UNKNOWN, list_abilities
-from ross3d.report.html import encode_picture
+from ross3d.report.html import encode_picture, make_bar
 from ross3d.report.run import make_run_page, read_training
 from ross3d.report.words import shorten_path
 from ross3d.tests.tiny import get_rooms
@@ -46,7 +47,7 @@ def make_metrics(model: str, **changes) -> dict:
         "baselines": {},
         "settings": settings,
         "commit": "abc",
-        "command": ["/opt/code/eval.py", "--model", model, f"--data={get_rooms()}"],
+        "command": ["/a/code/eval.py", "--model", model, f"--data={get_rooms()}"],
         "config": {"model_type": "ross3d", "_name_or_path": model},
     }
     return metrics | changes
@@ -163,16 +164,17 @@ def test_one_sample_is_judged_against_the_mean_picture(low, verdict):
 def test_other_runs_stand_side_by_side_if_they_answered_the_same_questions(page, run):
     section = find_section(page, "Side by side")
     assert get_table(section) == [
-        ["kind of question, %", "questions", "this run", "start"],
-        ["Say whether an object is there", "9", "52.0 [40.0, 64.0]", "52.0 [40.0, 64.0]"],
-        ["Name an object's colour", "9", "75.0 [65.0, 85.0]", "25.0 [65.0, 85.0]"],
-        ["Find the one object that is meant", "9", "60.0 [51.0, 69.0]", "60.0 [51.0, 69.0]"],
-        ["Mean of the kinds with exact answers", "18", "60.0", "60.0"],
+        ["kind of question, %", "questions", "this run", "start", "blind"],
+        ["Say whether an object is there", "9", "52.0 [40.0, 64.0]", "52.0 [40.0, 64.0]", "50.0 [40.0, 64.0]"],
+        ["Name an object's colour", "9", "75.0 [65.0, 85.0]", "25.0 [65.0, 85.0]", "50.0 [65.0, 85.0]"],
+        ["Find the one object that is meant", "9", "60.0 [51.0, 69.0]", "60.0 [51.0, 69.0]", "50.0 [51.0, 69.0]"],
+        ["Mean of the kinds with exact answers", "18", "60.0", "60.0", "60.0"],
     ]
     assert "Left out, because they answered other questions: other." in get_text(section)
     assert [item.text for item in section.iter("li")] == [
         "this run: my_run/model, boxes: depth",
         "start: my_run/start, boxes: depth",
+        "blind: my_run/blind, boxes: depth",
     ]
 
 
@@ -314,6 +316,7 @@ def test_the_objects_that_a_question_names_are_found():
 
     assert find("Is the red lamp taller or shorter than the bed?") == [0, 3]
     assert find("How many lamps are there?") == [0, 1] and find("Count the shelves.") == [2]
+    assert find("Count the red objects.") == [0, 2] and find("What object is at that place?") == []
     assert find("Can you see a blue lamp?") == [] and find("How large is the room?") == []
     assert find_named_boxes("Where is the lamp?", make_wall()) == []
     near = {"question": "What is at <coord>?", "query_coords": [1.7, 2.2, 2.7]}
@@ -335,6 +338,36 @@ def test_a_picture_is_kept_in_the_smaller_form():
     noise = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
     assert encode_picture(noise).startswith(b"\xff\xd8")
     assert encode_picture(np.full((64, 48, 3), 7, np.uint8)).startswith(b"\x89PNG")
+
+
+def test_rebuilt_pictures_are_shown_of_the_first_scenes(tmp_path):
+    """Four scenes, each with two hidden views and a picture from above; of three the first view and from above."""
+    names = ("one_sample", "mean_of_samples", "teacher", "mean_picture", "other_scene", "positions_only")
+    difference = {"mean": 0.5, "low": 0.1, "high": 1.5, "num_pairs": 8}
+    part = {"num_pictures": 8, "psnr": dict.fromkeys(names, 12.0)}
+    part["differences"] = {"one_sample - mean_picture": difference}
+    scores = make_scores(SCORES) | {"reconstruction": {"num_scenes": 4, "view": part}}
+    folder = write_run(tmp_path / "run", scores=scores)
+    for number in range(4):
+        for name in ("view04", "view02", "bev"):
+            for kind in ("truth", *names[:2]):
+                path = folder / "pictures" / f"val-00000{number}" / f"{name}_{kind}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8), (number, len(name), len(kind))).save(path)
+    page = make_run_page(folder, read_rgbd_folder)
+    section = find_section(page, "Reconstruction")
+    assert "Pictures of 3 of 4 scenes" in get_text(section)
+    told = [image.attrib["alt"] for image in section.iter("img")]
+    wanted = [f"val-00000{number}, {thing}" for number in range(3) for thing in ("view 2", "from above")]
+    assert told == [f"{title}: {kind}" for title in wanted for kind in ("original", "one sample", "mean of samples")]
+    first = [image.attrib["alt"] for image in find_section(page, "At a glance").iter("img")]
+    assert first[-2:] == ["hidden view of val-000000", "rebuilt, one sample of val-000000"]
+    assert "Rebuild a view that was hidden" in get_text(find_section(page, "At a glance"))
+
+
+def test_a_bar_shows_a_score_its_interval_and_another_score():
+    bar = ElementTree.fromstring(str(make_bar(0.5, (0.4, 1.2), 0.25)))
+    assert [part.attrib["style"] for part in bar] == ["width:50.0%", "left:40.0%;width:60.0%", "left:25.0%"]
 
 
 # ---- losses, paths, and what everybody can read
@@ -361,11 +394,11 @@ def test_the_last_values_of_losses_are_the_last_of_the_log(tmp_path):
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("/home/me/run/model", "run/model"),
-        ("/home/me/run", "run"),
-        ("/home/me/other/data", "…/data"),
-        ("--data=/home/me/run/x", "--data=run/x"),
-        ("--data=/mnt/disk/rooms", "--data=…/rooms"),
+        ("/a/me/run/model", "run/model"),
+        ("/a/me/run", "run"),
+        ("/a/me/other/data", "…/data"),
+        ("--data=/a/me/run/x", "--data=run/x"),
+        ("--data=/b/disk/rooms", "--data=…/rooms"),
         ("outputs/demo/model", "outputs/demo/model"),
         ("user/model", "user/model"),
         ("a / b", "a / b"),
@@ -373,7 +406,7 @@ def test_the_last_values_of_losses_are_the_last_of_the_log(tmp_path):
     ],
 )
 def test_paths_begin_with_the_folder_of_the_run(text, shown):
-    assert shorten_path(text, Path("/home/me/run")) == shown
+    assert shorten_path(text, Path("/a/me/run")) == shown
 
 
 def test_the_page_has_no_path_of_the_machine(page, run):
