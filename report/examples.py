@@ -212,24 +212,29 @@ def make_kind(group: Examples, examples: Mapping[tuple[str, str], Markup], is_op
     return make_details(join([title, f" · {score}"]), *parts, is_open=is_open)
 
 
-def make_examples_section(
-    groups: Sequence[Examples], examples: Mapping[tuple[str, str], Markup], note: str = ""
-) -> Markup:
+def make_examples_section(groups: Sequence[Examples], examples: Mapping[tuple[str, str], Markup]) -> Markup:
     """All kinds of questions with their examples.
 
     Args:
         examples: task and id of a record -> `make_example` of it.
     """
-    rule = (
+    note = (
         f"Of each kind of question, up to {EXAMPLES} right and {EXAMPLES} wrong answers: those that the model was"
-        " surest of; of equally sure ones the first. So the wrong ones are its worst mistakes. Dashed yellow: the true"
-        " box of what is asked about. Green or red: the box that the model chose, right or wrong. A yellow ring: the"
-        " place that is asked about. The views are those that see the boxes best, by depth. Overlap: the part that two"
-        " boxes share, of what they cover together. Here a number is right within a tenth, a description with all its"
-        " words, a box from an overlap of one half."
+        " surest of; of equally sure ones the first. So the wrong ones are its worst mistakes."
     )
+    if any(group.task == "rooms" for group in groups):
+        note += (
+            " Here a number is right within a tenth, a description with all its words, a box from an overlap of half."
+        )
+    chosen = [record for group in groups for record in group.list_chosen()]
+    if any(record.get("query_coords") or "target_boxes" in record for record in chosen):
+        note += (
+            " Dashed yellow: the true box of what is asked about. Green or red: the box that the model chose, right or"
+            " wrong. A yellow ring: the place that is asked about. The views are those that see the boxes best, by"
+            " depth. Overlap: what two boxes share, as a part of what they cover together."
+        )
     kinds = [make_kind(group, examples, place == 0) for place, group in enumerate(groups)]
-    return make_section("Examples", *kinds, note=f"{rule} {note}".strip())
+    return make_section("Examples", *kinds, note=note)
 
 
 __all__ = [

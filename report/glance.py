@@ -85,10 +85,11 @@ def list_abilities(metrics: Mapping[str, Any], baselines: Mapping[str, dict[str,
 
 def make_glance_section(abilities: Sequence[Ability], pictures: Sequence[Markup]) -> Markup:
     """Lists of what the model can and cannot do, beside pictures."""
-    columns = []
+    columns, verdicts = [], {ability.verdict for ability in abilities}
     for verdict, look in ((CAN, "good"), (CANNOT, "bad"), (UNKNOWN, "soft")):
         listed = [ability for ability in abilities if ability.verdict == verdict]
-        if not listed and verdict == UNKNOWN:
+        # Empty lists say something only where others could be compared.
+        if not listed and (verdict == UNKNOWN or verdicts == {UNKNOWN}):
             continue
         items = [
             element("li", element("b", ability.title), ability.bar or "", element("div", ability.text, class_="small"))
@@ -102,9 +103,7 @@ def make_glance_section(abilities: Sequence[Ability], pictures: Sequence[Markup]
         " yet: it does not. Bars: the score, a thin line for its interval, and an orange mark for that other score."
     )
     if pictures:
-        columns.append(
-            element("div", element("h3", "Its surest right and wrong answer, and a rebuilt view"), *pictures)
-        )
+        columns.append(element("div", element("h3", "In pictures: what it was surest of"), *pictures))
     return make_section("At a glance", element("div", *columns, class_="columns"), note=note)
 
 
@@ -112,14 +111,16 @@ def describe_size(metrics: Mapping[str, Any], name: str) -> str:
     """How many questions of a task about how many rooms, and how sure the numbers are."""
     split = metrics["settings"]["tasks"][name]["split"]
     scores = metrics["scores"][name]
-    rooms = max((row["num_scenes"] for row in metrics["intervals"].get(name, {}).values()), default=None)
+    number = max((row["num_scenes"] for row in metrics["intervals"].get(name, {}).values()), default=None)
     asked = scores.get("num_questions")
     of = "" if asked is None else f"{count(asked, 'question', 'questions')}, "
-    if rooms is None:
+    if number is None:
         return f"{name}: {of}split {split}, without intervals."
-    few = " With so few rooms they are too narrow." if rooms < FEW_SCENES else ""
+    if number == 1:
+        return f"{name}: {of}1 scene of the split {split}, without intervals: one scene cannot be drawn again."
+    few = " With so few scenes they are too narrow." if number < FEW_SCENES else ""
     return (
-        f"{name}: {of}{count(rooms, 'scene', 'scenes')} of the split {split}. In brackets: 95 % intervals, from"
+        f"{name}: {of}{count(number, 'scene', 'scenes')} of the split {split}. In brackets: 95 % intervals, from"
         f" drawing these scenes again at random.{few}"
     )
 

@@ -288,14 +288,16 @@ def get_facts(metrics: dict[str, Any], blind: dict[str, Any] | None) -> list[tup
     intervals = metrics["intervals"].get("rooms", {})
     blind_macro = blind and blind["scores"].get("rooms", {}).get("macro_exact_match")
     beside = f" (blind {format_percent(blind_macro)})" if blind_macro is not None else ""
-    macro = format_percent(rooms["macro_exact_match"], intervals.get("macro_exact_match"))
     source = metrics["settings"]["tasks"]["rooms"].get("proposals")
-    found = format_percent(get_main_score(rooms, "grounding_unique"), intervals.get("grounding_unique"))
-    return [
-        (f"exact answers, %, mean over their kinds{beside}", macro),
-        (f"single objects found, % (boxes: {source})", found),
-        ("questions", str(rooms["num_questions"])),
-    ]
+    macro, found = rooms["macro_exact_match"], get_main_score(rooms, "grounding_unique")
+    facts = []
+    if macro is not None:
+        label = f"exact answers, %, mean over their kinds{beside}"
+        facts.append((label, format_percent(macro, intervals.get("macro_exact_match"))))
+    if found is not None:
+        label = "single objects found, %" + (f" (boxes: {source})" if source else "")
+        facts.append((label, format_percent(found, intervals.get("grounding_unique"))))
+    return [*facts, ("questions", str(rooms["num_questions"]))]
 
 
 def make_lead(metrics: dict[str, Any], abilities: Sequence[Any], run_dir: Path) -> str:
@@ -433,7 +435,8 @@ def make_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir:
     sections.append(make_settings_section(metrics, run_dir))
     lead = make_lead(metrics, abilities, run_dir)
     shown = [section for section in sections if section is not None]
-    return make_page("ross3d: what the model can and cannot do", lead, get_facts(metrics, blind), shown)
+    title = "ross3d: what the model can and cannot do" if abilities else "ross3d: evaluation results"
+    return make_page(title, lead, get_facts(metrics, blind), shown)
 
 
 def write_page(path: Path, page: str) -> Path:

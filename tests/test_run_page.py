@@ -181,11 +181,22 @@ def test_other_runs_stand_side_by_side_if_they_answered_the_same_questions(page,
 def test_the_page_says_what_its_numbers_rest_on(page, tmp_path):
     told = [item.text for item in find_section(page, "What the numbers rest on").iter("li")]
     assert any(line.startswith("rooms: 27 questions, 3 scenes of the split val.") for line in told)
-    assert any("With so few rooms they are too narrow." in line for line in told)
+    assert any("With so few scenes they are too narrow." in line for line in told)
     assert any("proposed by this repository from the scene's depth" in line for line in told)
     assert any(line.startswith("Blind model, my_run/blind: ") for line in told)
     alone = find_section(make_run_page(write_run(tmp_path / "alone"), read_rgbd_folder), "What the numbers rest on")
     assert "No blind model was evaluated" in get_text(alone) and "Look-up" not in get_text(alone)
+
+
+def test_a_single_scene_has_nothing_to_compare(tmp_path):
+    """Without intervals and without a blind model nothing is claimed either way."""
+    none = {name: {"low": None, "high": None, "num_scenes": 1} for name in SCORES}
+    records = [record for record in make_records() if record["scene_id"] == "val-000000"]
+    page = make_run_page(write_run(tmp_path / "run", records, intervals={"rooms": none}), read_rgbd_folder)
+    first = find_section(page, "At a glance")
+    titles = [get_text(title) for title in first.iter("h3")]
+    assert titles == ["Nothing to compare with (3 of 3)", "In pictures: what it was surest of"]
+    assert "1 scene of the split val, without intervals" in page and "Side by side" not in page
 
 
 # ---- examples
