@@ -158,7 +158,7 @@ def make_basis_section(
         else:
             lines.append(
                 "No blind model was evaluated, so boxes and descriptions have little to be compared with: evaluate one"
-                f" with --blind true --output {run_dir.name}/blind, then write the page again (tools/view.py)."
+                " with --blind true into the folder ./blind, then write the page again (tools/view.py)."
             )
         if metrics["baselines"].get("rooms"):
             lines.append(

@@ -276,7 +276,7 @@ def make_settings_section(metrics: dict[str, Any], run_dir: Path) -> Markup:
     rows = [[name, json.dumps(value) if not isinstance(value, str) else value] for name, value in facts.items()]
     table = make_details(f"Table of {len(rows)} settings", make_table(["setting", "value"], rows))
     config = element("pre", json.dumps(shown["config"], indent=2, sort_keys=True), tabindex=0)
-    note = f"Paths begin with the run's own folder, {run_dir.name}; of others only the last name is shown."
+    note = "./ is the run's own folder, where this page was written; of other paths only the last name is shown."
     return make_section("Settings", table, make_details("Model config", config), note=note)
 
 

@@ -72,15 +72,16 @@ def format_share(value: float, interval: Mapping[str, Any] | None = None) -> str
 def shorten_path(text: str, run_dir: Path) -> str:
     """An absolute path without the machine's folders; other text as it is.
 
-    Inside the run's folder it begins with that folder's name; of any other only the last name is left. What stands
-    before "=" stays, as in `--option=/path`.
+    Inside the run's folder it begins with "./", so that a page does not depend on where its run lies; of any other
+    only the last name is left. What stands before "=" stays, as in `--option=/path`.
     """
     option, equals, path = text.rpartition("=")
     if not Path(path).is_absolute():
         return text
     run_dir, path = run_dir.resolve(), Path(path).resolve()
     inside = path.is_relative_to(run_dir)
-    short = Path(run_dir.name, path.relative_to(run_dir)) if inside else f"…/{path.name}"
+    short = f"./{path.relative_to(run_dir).as_posix()}" if inside else f"…/{path.name}"
+    short = "." if path == run_dir else short
     return f"{option}{equals}{short}"
 
 

@@ -172,9 +172,9 @@ def test_other_runs_stand_side_by_side_if_they_answered_the_same_questions(page,
     ]
     assert "Left out, because they answered other questions: other." in get_text(section)
     assert [item.text for item in section.iter("li")] == [
-        "this run: my_run/model, boxes: depth",
-        "start: my_run/start, boxes: depth",
-        "blind: my_run/blind, boxes: depth",
+        "this run: ./model, boxes: depth",
+        "start: ./start, boxes: depth",
+        "blind: ./blind, boxes: depth",
     ]
 
 
@@ -183,7 +183,7 @@ def test_the_page_says_what_its_numbers_rest_on(page, tmp_path):
     assert any(line.startswith("rooms: 27 questions, 3 scenes of the split val.") for line in told)
     assert any("With so few scenes they are too narrow." in line for line in told)
     assert any("proposed by this repository from the scene's depth" in line for line in told)
-    assert any(line.startswith("Blind model, my_run/blind: ") for line in told)
+    assert any(line.startswith("Blind model, ./blind: ") for line in told)
     alone = find_section(make_run_page(write_run(tmp_path / "alone"), read_rgbd_folder), "What the numbers rest on")
     assert "No blind model was evaluated" in get_text(alone) and "Look-up" not in get_text(alone)
 
@@ -396,7 +396,7 @@ def test_the_last_values_of_losses_are_the_last_of_the_log(tmp_path):
     page = make_run_page(tmp_path / "run", read_rgbd_folder)
     titles = [part.text for part in find_section(page, "Losses").iter("div") if part.get("class") == "chart-title"]
     assert titles == ["lm_loss: 1 at step 100, the last of the log"]
-    assert "run/model, after 100 training steps" in page
+    assert "./model, after 100 training steps" in page
     state = {"global_step": 7, "log_history": [{"step": 7, "lm_loss": 0.25}]}
     (model / "trainer_state.json").write_text(json.dumps(state))
     assert read_training(str(model))["global_step"] == 7
@@ -405,10 +405,10 @@ def test_the_last_values_of_losses_are_the_last_of_the_log(tmp_path):
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("/a/me/run/model", "run/model"),
-        ("/a/me/run", "run"),
+        ("/a/me/run/model", "./model"),
+        ("/a/me/run", "."),
         ("/a/me/other/data", "…/data"),
-        ("--data=/a/me/run/x", "--data=run/x"),
+        ("--data=/a/me/run/x", "--data=./x"),
         ("--data=/b/disk/rooms", "--data=…/rooms"),
         ("outputs/demo/model", "outputs/demo/model"),
         ("user/model", "user/model"),
@@ -427,8 +427,8 @@ def test_the_page_has_no_path_of_the_machine(page, run):
         texts += [value for value in node.attrib.values() if not value.startswith("data:image/")]
     told = "\n".join(texts)
     assert re.findall(r"(?<![\w.…<])/\w[^\s\"']*", told) == []
-    assert str(run.parent) not in page and str(get_rooms().parent) not in page
-    for shown in ("my_run/model", "--data=…/rooms", "…/eval.py"):
+    assert str(run.parent) not in page and run.name not in page and str(get_rooms().parent) not in page
+    for shown in ("./model", "--data=…/rooms", "…/eval.py"):
         assert shown in told
 
 
