@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ross3d.report.charts import make_text
-from ross3d.report.html import Markup, element, encode_data_uri, encode_png, shrink
+from ross3d.report.html import Markup, element, encode_data_uri, encode_picture, shrink
 
 
 # Side of a drawing in its own units.
@@ -116,13 +116,15 @@ def make_bev_drawing(
     caption="",
     width: int = 400,
     has_metres: bool = True,
+    alt: str = "bird's-eye picture of the scene",
 ) -> Markup:
     """The bird's-eye picture (H, W, 3) of `bounds` (xmin, ymin, xmax, ymax) with drawings on it.
 
     Args:
         has_metres (`bool`): whether bounds are known to be metres, so that a bar of one metre can be drawn.
+        alt (`str`): what the drawing shows, for those who do not see it.
     """
-    href = encode_data_uri(encode_png(shrink(image, 2 * SIDE)))
+    href = encode_data_uri(encode_picture(shrink(image, 2 * SIDE)))
     backdrop = element("rect", width=SIDE, height=SIDE, fill="#0d1117")
     picture = element("image", href=href, width=SIDE, height=SIDE, style="image-rendering:pixelated")
     marks = draw_scale(bounds) if has_metres else []
@@ -140,7 +142,7 @@ def make_bev_drawing(
         width=width,
         height=width,
         role="img",
-        aria_label="bird's-eye picture of the scene",
+        aria_label=alt,
     )
     captions = [element("figcaption", caption)] if str(caption) else []
     return element("figure", drawing, *captions, style=f"width:{width}px")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ross3d.report.html import Markup, element, make_details, make_section, make_table
+from ross3d.report.html import Markup, make_details, make_section, make_table
 
 
 KIND_TITLES = {"text": "answers in words", "box": "boxes", "no_target": '"no target"'}
@@ -55,7 +55,7 @@ def make_calibration_section(calibration: Mapping[str, Any]) -> Markup:
         " of as many answers if every confidence were true). Ranking: how often a right answer is more confident than"
         " a wrong one; 0.5 is chance."
     )
-    head = element("div", make_table(headers, rows, numeric=range(1, 7)))
+    head = make_details(f"Table of {len(rows)} kinds of answers", make_table(headers, rows, numeric=range(1, 7)))
     return make_section("Confidence", head, *tables, note=note)
 
 

@@ -39,7 +39,10 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def make_line_chart(title: str, steps: Sequence[float], values: Sequence[float], color: str = "#2457c5") -> Markup:
-    """A curve with pale raw values and strong smoothed values; values that are not finite are left out."""
+    """A curve with pale raw values and strong smoothed values, and the last value in its title.
+
+    Values that are not finite are left out of the curve and counted in the title.
+    """
     points = [(float(x), float(y)) for x, y in zip(steps, values, strict=True) if math.isfinite(y)]
     left_out = len(values) - len(points)
     if not points:
@@ -73,7 +76,7 @@ def make_line_chart(title: str, steps: Sequence[float], values: Sequence[float],
     for tick in choose_ticks(first, last):
         x, _ = place(tick, low)
         grid.append(make_text(x, HEIGHT - 8, format_tick(tick), "middle"))
-    label = f"{title}: {smooth(ys)[-1]:.4g} at the end"
+    label = f"{title}: {values[-1]:.4g} at step {steps[-1]:.0f}, the last of the log"
     if left_out:
         label += f", {left_out} values not finite"
     drawing = element(

@@ -31,32 +31,42 @@ section { background: var(--paper); border: 1px solid var(--line); border-radius
 .fact { border: 1px solid var(--line); border-radius: 8px; padding: 9px 16px 8px; background: var(--wash); }
 .fact b { display: block; font-size: 21px; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .fact span { color: var(--soft); font-size: 12.5px; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; max-width: 100%; }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; min-width: 50%; }
 th { text-align: left; color: var(--soft); font-weight: 600; font-size: 12.5px; }
 th, td { padding: 6px 14px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td { overflow-wrap: anywhere; } td.number, td:first-child { overflow-wrap: normal; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 tr.strong td { font-weight: 650; border-top: 2px solid var(--ink); }
-.bar { display: inline-block; width: 92px; height: 9px; background: #e8ecf1; border-radius: 5px; margin-right: 9px;
-  overflow: hidden; }
-.bar i { display: block; height: 100%; background: var(--accent); }
+.bar { display: inline-block; position: relative; width: 92px; height: 9px; background: #dde3ea; border-radius: 5px;
+  margin-right: 9px; }
+.bar i, .bar b, .bar u { position: absolute; left: 0; height: 100%; border-radius: 5px; background: var(--accent); }
+.bar b { top: 4px; height: 1px; background: var(--ink); }
+.bar u { top: -3px; width: 3px; height: 15px; margin-left: -1px; border-radius: 1px; background: var(--warm); }
 .good { color: var(--good); font-weight: 650; } .bad { color: var(--bad); font-weight: 650; }
-.soft { color: var(--soft); } .whole { white-space: nowrap; }
-.row { display: flex; flex-wrap: wrap; gap: 12px; align-items: flex-start; }
-figure { margin: 0; } figure img, figure svg { display: block; border-radius: 5px; }
+.soft { color: var(--soft); } .whole { white-space: nowrap; } .name { min-width: 8.5em; }
+.row { display: flex; flex-wrap: wrap; gap: 12px; align-items: flex-start; } .row > * { max-width: 100%; }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); gap: 18px 28px; }
+.plain { list-style: none; margin: 0; padding: 0; } .plain li { margin: 0 0 9px; } ul.notes { padding-left: 20px; }
+.plain .bar { display: block; width: 100%; max-width: 330px; margin: 5px 0 4px; }
+.small { font-size: 13px; } .example { margin: 0; overflow-wrap: anywhere; } .example p { margin: 6px 0 0; }
+figure { margin: 0; max-width: 100%; }
+figure img, figure svg { display: block; border-radius: 5px; max-width: 100%; height: auto; }
 img.pixels { image-rendering: pixelated; background: #0d1117; }
 figure.masked img { outline: 3px solid var(--warm); outline-offset: -3px; }
 figcaption { font-size: 12px; color: var(--soft); margin-top: 4px; line-height: 1.35; }
-details { margin-top: 12px; } summary { cursor: pointer; color: var(--accent); font-size: 13.5px; }
+details { margin-top: 12px; } summary { cursor: pointer; color: var(--accent); font-size: 14px; }
 pre { background: var(--wash); border: 1px solid var(--line); border-radius: 8px; padding: 12px; overflow-x: auto;
   font-size: 12px; line-height: 1.45; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 18px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr)); gap: 18px; }
 .chart-title { font-size: 13px; font-weight: 600; margin-bottom: 2px; }
 footer { color: var(--soft); font-size: 12.5px; padding: 6px 0 40px; }
+@media (max-width: 600px) { main, .inner { padding: 0 10px; } section { padding: 16px 12px 18px; }
+  header { padding: 20px 0 16px; } h1 { font-size: 21px; } th, td { padding-right: 10px; } }
 """.strip()
 
 
+JPEG_QUALITY = 85
 # Characters that are illegal in a page, although a model may produce them.
 FORBIDDEN = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\ud800-\\udfff\\ufffe\\uffff]")
 
@@ -100,7 +110,7 @@ def make_page(title: str, lead: str, facts: Sequence[tuple[str, str]], sections:
             "div", element("h1", title), element("p", lead), element("div", *boxes, class_="facts"), class_="inner"
         ),
     )
-    body = element("main", *sections, element("footer", "Written by ross3d. One file, no external assets."))
+    body = element("main", *sections, element("footer", "Written by ross3d. One file, nothing from outside."))
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n<title>{escape_text(title)}</title>\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"/>\n<style>\n{STYLE}\n</style>\n</head>\n'
@@ -120,19 +130,34 @@ def make_table(
     numeric, strong = set(numeric), set(strong)
 
     def make_cells(tag: str, values: Sequence) -> list[Markup]:
-        return [element(tag, value, class_="number" if i in numeric else None) for i, value in enumerate(values)]
+        scope = "col" if tag == "th" else None
+        looks = ["number" if i in numeric else None for i in range(len(values))]
+        return [element(tag, value, scope=scope, class_=look) for value, look in zip(values, looks, strict=True)]
 
     head = element("thead", element("tr", *make_cells("th", headers)))
     lines = [
         element("tr", *make_cells("td", row), class_="strong" if i in strong else None) for i, row in enumerate(rows)
     ]
-    return element("div", element("table", head, element("tbody", *lines)), class_="scroll")
+    # Reached with the tab key, so that a keyboard can scroll it.
+    return element("div", element("table", head, element("tbody", *lines)), class_="scroll", tabindex=0)
 
 
-def make_bar(share: float) -> Markup:
-    """A small horizontal bar filled to `share` in [0, 1]."""
-    width = 100 * min(max(share, 0.0), 1.0)
-    return element("span", element("i", style=f"width:{width:.1f}%"), class_="bar")
+def make_bar(share: float, ends: tuple[float, float] | None = None, other: float | None = None) -> Markup:
+    """A small horizontal bar filled to `share` in [0, 1], with a line between `ends` and a mark at `other`.
+
+    It is hidden from screen readers: give the numbers beside it.
+    """
+
+    def place(value: float) -> float:
+        return 100 * min(max(value, 0.0), 1.0)
+
+    parts = [element("i", style=f"width:{place(share):.1f}%")]
+    if ends is not None:
+        low, high = map(place, ends)
+        parts.append(element("b", style=f"left:{low:.1f}%;width:{high - low:.1f}%"))
+    if other is not None:
+        parts.append(element("u", style=f"left:{place(other):.1f}%"))
+    return element("span", *parts, class_="bar", aria_hidden="true")
 
 
 def clip_text(text: str, longest: int = 160) -> str:
@@ -140,8 +165,9 @@ def clip_text(text: str, longest: int = 160) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def make_details(summary: str, *body) -> Markup:
-    return element("details", element("summary", summary), *body)
+def make_details(summary, *body, is_open: bool = False) -> Markup:
+    """A part that the reader unfolds."""
+    return element("details", element("summary", summary), *body, open="open" if is_open else None)
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -153,8 +179,18 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def encode_picture(pixels: np.ndarray) -> bytes:
+    """PNG or JPEG bytes of RGB pixels (H, W, 3), whichever are fewer: PNG for drawn rooms, JPEG for photos."""
+    png, buffer = encode_png(pixels), io.BytesIO()
+    with Image.open(io.BytesIO(png)) as image:
+        image.save(buffer, format="JPEG", quality=JPEG_QUALITY)
+    return min(png, buffer.getvalue(), key=len)
+
+
 def encode_data_uri(data: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(data).decode("ascii")
+    """Bytes of a PNG or JPEG file as a link that holds them."""
+    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64," + base64.b64encode(data).decode("ascii")
 
 
 def shrink(pixels: np.ndarray, longest: int) -> np.ndarray:
@@ -167,17 +203,22 @@ def shrink(pixels: np.ndarray, longest: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
 
 
-def make_figure(picture: np.ndarray | Path, caption="", width: int = 150, masked: bool = False) -> Markup:
+def make_figure(
+    picture: np.ndarray | Path, caption="", width: int = 150, masked: bool = False, alt: str = ""
+) -> Markup:
     """A picture with a caption; `masked` marks a view that the model did not see.
 
     Args:
         picture (`np.ndarray` of shape `(H, W, 3)`, or `Path` of a PNG file).
         width (`int`): pixels on the page.
+        alt (`str`): what the picture shows, for those who do not see it; the caption unless given.
     """
-    data = picture.read_bytes() if isinstance(picture, Path) else encode_png(shrink(picture, 2 * width))
-    image = element(
-        "img", src=encode_data_uri(data), width=width, alt=str(caption) or "picture", class_="pixels", loading="lazy"
-    )
+    if isinstance(picture, Path):
+        with Image.open(picture) as image:
+            picture = np.asarray(image.convert("RGB"))
+    data = encode_picture(shrink(picture, 2 * width))
+    told = alt or str(caption) or "picture"
+    image = element("img", src=encode_data_uri(data), width=width, alt=told, class_="pixels", loading="lazy")
     image = Markup(image.text.removesuffix("></img>") + "/>")
     captions = [element("figcaption", caption)] if str(caption) else []
     return element("figure", image, *captions, class_="masked" if masked else None, style=f"width:{width}px")
@@ -192,6 +233,7 @@ __all__ = [
     "clip_text",
     "element",
     "encode_data_uri",
+    "encode_picture",
     "encode_png",
     "join",
     "make_bar",

@@ -1,11 +1,13 @@
-"""The page of an evaluated run: scores with baselines, reconstructions, loss curves, and scenes with their answers.
+"""The page of an evaluated run: what the model can and cannot do, examples, reconstructions, scores, losses, scenes.
 
-Everything is read from files of `eval.py` and `train.py`; scenes are read again with the given reader.
+Everything is read from files of `eval.py` and `train.py`; scenes are read again with the given reader. Other
+evaluations that lie in folders of the run stand beside it under the names of their folders: `blind` is the blind
+model, which scores are measured against.
 """
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,25 @@ from ross3d.data.names import check_name
 from ross3d.data.scene import Scene
 from ross3d.data.text_files import read_json as read_json_file
 from ross3d.data.text_files import read_json_lines
-from ross3d.report.bev import DrawnBox, make_bev_drawing
+from ross3d.report.bev import make_bev_drawing
 from ross3d.report.calibration import make_calibration_section
 from ross3d.report.charts import make_line_chart
+from ross3d.report.examples import (
+    PICTURE_WIDTH,
+    Examples,
+    choose_examples,
+    describe_answer,
+    describe_question,
+    describe_sureness,
+    describe_truth,
+    make_example,
+    make_examples_section,
+    make_mark,
+)
+from ross3d.report.glance import CAN, list_abilities, make_basis_section, make_glance_section
 from ross3d.report.html import (
     Markup,
-    clip_text,
     element,
-    join,
-    make_bar,
     make_details,
     make_figure,
     make_page,
@@ -30,13 +42,16 @@ from ross3d.report.html import (
     make_section,
     make_table,
 )
-from ross3d.report.summary import flatten_scores, format_interval, get_baselines, get_main_score
+from ross3d.report.scores import format_percent, make_benchmark_section, make_runs_section, make_scores_section
+from ross3d.report.summary import get_baselines, get_main_score
+from ross3d.report.words import count, shorten_path, shorten_paths
 
 
 PAGE_NAME = "report.html"
-PAGE_SCENES = 4
-QUESTIONS_PER_TYPE = 2
-GROUNDINGS_PER_SCENE = 6
+# Scenes that are shown in full, and scenes whose rebuilt pictures are shown.
+PAGE_SCENES, REBUILT_SCENES = 2, 3
+# Types of questions whose examples stand on the first screen, if there are any.
+SHOWN_FIRST = ("grounding_unique", "grounding_multiple")
 RECORDS_FILES = {"reconstruction": "reconstruction.jsonl"}
 LOSS_COLORS = {
     "loss": "#1c2430",
@@ -59,7 +74,6 @@ REGION_NAMES = {
     "bev_object": "bird's-eye picture: objects",
     "bev_rest": "bird's-eye picture: background",
 }
-TARGET_COLOR, RIGHT_COLOR, WRONG_COLOR = "#ffd60a", "#34c759", "#ff453a"
 
 
 def read_json(path: Path) -> Any:
@@ -91,64 +105,45 @@ def read_all_records(run_dir: Path, metrics: dict[str, Any]) -> list[dict[str, A
     return [record for name in dict.fromkeys(files.values()) for record in read_records(run_dir / name)]
 
 
-def read_loss_history(model: str) -> list[dict[str, float]]:
-    """The Trainer's log of a checkpoint folder; empty if there is none (a Hub id, a converted checkpoint)."""
+def read_training(model: str) -> dict[str, Any]:
+    """The Trainer's state of a checkpoint folder, or of its checkpoint with most steps.
+
+    Empty if there is none, as for a Hub id or a converted checkpoint.
+    """
     folder = Path(model)
-    states = [folder / "trainer_state.json", *sorted(folder.glob("checkpoint-*/trainer_state.json"))]
-    found = [state for state in states if state.is_file()]
-    return read_json(found[0])["log_history"] if found else []
+    own = folder / "trainer_state.json"
+    states = [own] if own.is_file() else folder.glob("checkpoint-*/trainer_state.json")
+    return max(map(read_json, states), key=lambda state: state["global_step"], default={})
 
 
-def format_percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
+def read_runs(run_dir: Path, blind_dir: Path | None) -> dict[str, dict[str, Any]]:
+    """Metrics of the evaluations beside a run, by the names of their folders in it; the blind one's is `blind`.
+
+    Raises:
+        FileNotFoundError: there is none in `blind_dir`.
+    """
+    files = {file.parent.name: file for file in sorted(run_dir.glob("*/metrics.json"))}
+    if blind_dir is not None:
+        files["blind"] = blind_dir / "metrics.json"
+        if not files["blind"].is_file():
+            raise FileNotFoundError(
+                f"--blind {blind_dir}: expected the evaluation of the blind model, got a folder without metrics.json;"
+                " give the --output folder of its eval.py."
+            )
+    return {name: read_json(file) for name, file in files.items()}
 
 
-def make_score_table(scores: dict[str, Any], baselines: dict[str, dict[str, Any] | None]) -> Markup:
-    """A table with a row per question type: scores of the model and of each baseline, and the number of questions."""
-    columns = list(baselines)
-    rows = []
+def make_reconstruction_section(scores: dict[str, Any], folders: Sequence[Path]) -> Markup:
+    """Rebuilt pictures of the first scenes; PSNR of each predictor, and paired differences with their intervals.
 
-    def make_cells(own: float | None, others: Sequence[float | None]) -> list:
-        known = [value for value in others if value is not None]
-        gain = "–" if own is None or not known else f"{100 * (own - max(known)):+.1f}"
-        bar = "" if own is None else make_bar(own)
-        return [join([bar, format_percent(own)]), *map(format_percent, others), gain]
-
-    for name, row in scores["types"].items():
-        others = [get_main_score(baselines[column], name) for column in columns]
-        label = row["main_score"].replace("_", " ")
-        rows.append([name, label, row["num_questions"], *make_cells(row[row["main_score"]], others)])
-    macro = [(baselines[column] or {}).get("macro_exact_match") for column in columns]
-    exact = [row["num_questions"] for row in scores["types"].values() if row["main_score"] == "exact_match"]
-    cells = make_cells(scores["macro_exact_match"], macro)
-    rows.append(["mean of exact-match types", "exact match", sum(exact), *cells])
-    headers = ["question type", "score", "questions", "model, %", *[f"{name}, %" for name in columns], "gain, points"]
-    return make_table(headers, rows, numeric=range(2, len(headers)), strong=[len(rows) - 1])
-
-
-def make_other_scores(scores: dict[str, Any]) -> Markup:
-    """Every number of every question type."""
-    rows = [
-        [name, score.replace("_", " "), f"{value:.4f}"]
-        for name, row in scores["types"].items()
-        for score, value in row.items()
-        if score not in {"num_questions", "main_score"}
-    ]
-    return make_details("All scores", make_table(["question type", "score", "value"], rows, numeric=[2]))
-
-
-def make_benchmark_section(name: str, scores: dict[str, Any], intervals: dict[str, Any]) -> Markup:
-    """Every number of a benchmark, with its interval if there is one."""
-    rows = [[title, value, format_interval(intervals.get(title))] for title, value in flatten_scores(scores)]
-    table = make_table(["score", "value", "95 % interval over scenes"], rows, numeric=[1, 2])
-    return make_section(f"Scores: {name}", table)
-
-
-def make_reconstruction_section(scores: dict[str, Any]) -> Markup:
-    """PSNR of each predictor, and paired differences with their intervals."""
+    Args:
+        folders: of the saved pictures of each scene.
+    """
     regions = [name for name in REGION_NAMES if name in scores]
     headers = ["PSNR, dB", *[f"{REGION_NAMES[r]} ({scores[r]['num_pictures']})" for r in regions]]
-    rows = [[label, *[f"{scores[r]['psnr'][name]:.2f}" for r in regions]] for name, label in PREDICTOR_NAMES.items()]
+    rows_of_scores = [
+        [label, *[f"{scores[r]['psnr'][name]:.2f}" for r in regions]] for name, label in PREDICTOR_NAMES.items()
+    ]
     differences = []
     for region in regions:
         for name, row in scores[region]["differences"].items():
@@ -158,12 +153,26 @@ def make_reconstruction_section(scores: dict[str, Any]) -> Markup:
             differences.append([REGION_NAMES[region], ours, control, f"{row['mean']:+.2f}", interval])
     table = make_table(["region", "ours", "against", "difference, dB", "95 % interval"], differences, numeric=[3, 4])
     note = (
-        f"{scores['num_scenes']} held-out scenes. Masked views are replaced by the mask token and keep their 3D"
-        " positions. Differences are paired, and the bootstrap resamples whole scenes; green intervals are above"
-        " zero, red ones below."
+        "Some views are hidden from the model. It draws them, and the room from above, from what it saw in the others."
+        " One sample is one drawing; the mean of several is blurred and scores higher. The VAE round trip is the best"
+        " that can be drawn, because the model draws what the VAE decodes. The last three columns are reached without"
+        " this room: the mean picture of training rooms, drawings from what was seen of another room, and drawings"
+        " with every view hidden."
     )
-    first = make_table(headers, rows, numeric=range(1, len(headers)), strong=[1])
-    return make_section("Reconstruction", first, element("h3", "Paired differences"), table, note=note)
+    how = (
+        f"PSNR in dB, higher is better, over {scores['num_scenes']} scenes; in brackets the number of pictures."
+        " Differences are paired, and their intervals draw whole scenes again; green intervals are above zero, red"
+        " ones below."
+    )
+    shown = folders[:REBUILT_SCENES]
+    rows = [make_reconstruction_row(path) for folder in shown for path in list_rebuilt(folder)[:2]]
+    title = f"Pictures of {len(shown)} of {scores['num_scenes']} scenes: of each the first hidden view, and from above"
+    first = make_table(headers, rows_of_scores, numeric=range(1, len(headers)), strong=[1])
+    tables = make_details(
+        f"PSNR of {len(PREDICTOR_NAMES)} ways to fill in a picture, and {len(differences)} differences",
+        element("p", how, class_="note"), first, element("h3", "Paired differences"), table,
+    )  # fmt: skip
+    return make_section("Reconstruction", *([element("h3", title), *rows] if rows else []), tables, note=note)
 
 
 def make_loss_section(history: Sequence[dict[str, float]]) -> Markup:
@@ -178,7 +187,10 @@ def make_loss_section(history: Sequence[dict[str, float]]) -> Markup:
     if not charts:
         note = "No loss curves: the model folder has no trainer_state.json."
         return make_section("Losses", note=note)
-    note = "Mean loss since the previous log entry, over optimizer steps; the dark line is smoothed."
+    note = (
+        "Over training steps: each value is the mean since the value before, the dark line is smoothed, and the last"
+        " value is the last of the log."
+    )
     return make_section("Losses", element("div", *charts, class_="charts"), note=note)
 
 
@@ -194,87 +206,47 @@ def choose_scenes(records: Sequence[dict], pictures_dir: Path, tasks: dict[str, 
     return sorted(counts, key=lambda scene: (scene[0] not in pictured, -counts[scene], scene))[:PAGE_SCENES]
 
 
-def make_mark(right: bool | None) -> Markup:
-    """A tick for right answers, a cross for wrong ones, a dash for answers that are neither."""
-    if right is None:
-        return element("span", "–", class_="soft")
-    return element("span", "✓" if right else "✗", class_="good" if right else "bad")
-
-
-def describe_confidence(record: dict[str, Any]) -> str:
-    """A record's confidence in percent, or without one its raw token probability, or margin to "no target"."""
-    if record.get("confidence") is not None:
-        return f"{100 * record['confidence']:.0f} %"
-    if record.get("token_probability") is not None:
-        return f"p {record['token_probability']:.2f}"
-    return "" if record.get("margin") is None else f"margin {record['margin']:+.2f}"
-
-
 def make_answer_table(records: Sequence[dict[str, Any]]) -> Markup:
-    """Some questions of each type with the model's and the right answers, and how sure the model is."""
-    rows, shown = [], {}
-    for record in records:
-        kind = record["question_type"]
-        shown[kind] = shown.get(kind, 0) + 1
-        if record["prediction"] is None or shown[kind] > QUESTIONS_PER_TYPE:
-            continue
-        mark = make_mark(record["right"])
-        coords = record["query_coords"]
-        question = record["question"]
-        if coords is not None:
-            question = question.replace("<coord>", "(" + ", ".join(f"{value:.1f}" for value in coords) + ")")
-        kind = element("span", kind, class_="whole")
-        answer = clip_text(record["prediction"]) or "(nothing)"
-        rows.append([mark, kind, question, answer, describe_confidence(record), record["references"][0]])
-    return make_table(["", "type", "question", "answer", "confidence", "right answer"], rows, numeric=[4])
-
-
-def make_grounding_figure(record: dict[str, Any], scene: Scene) -> Markup:
-    """Target boxes dashed, predicted ones green where the answer is right and red where it is wrong."""
-    predicted = record["answer_boxes"]
-    color = RIGHT_COLOR if record["right"] else WRONG_COLOR
-    boxes = [DrawnBox(box, color, width=6.0) for box in predicted]
-    boxes += [DrawnBox(box, TARGET_COLOR, dashed=True, width=3.0) for box in record["target_boxes"]]
-    said = f"{len(predicted)} found" if predicted else "no target"
-    sure = describe_confidence(record)
-    said = f"{said}, {sure}" if sure else said
-    caption = join(
+    """Questions with the model's and the right answers, and how sure the model is."""
+    rows = [
         [
             make_mark(record["right"]),
-            " " + record["question"],
-            element("span", f" ({said}, {len(record['target_boxes'])} to find)", class_="soft"),
+            element("span", record["question_type"], class_="whole"),
+            describe_question(record),
+            describe_answer(record),
+            describe_sureness(record),
+            describe_truth(record),
         ]
-    )
-    return make_bev_drawing(
-        scene.bev_image, scene.bev_bounds, boxes, caption=caption, width=250, has_metres=scene.depth_maps is not None
-    )
-
-
-def choose_groundings(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Some grounding questions, alternating between kinds."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        if record["prediction"] is None:
-            groups.setdefault(record["question_type"], []).append(record)
-    turns = [record for turn in range(GROUNDINGS_PER_SCENE) for g in groups.values() for record in g[turn : turn + 1]]
-    return turns[:GROUNDINGS_PER_SCENE]
-
-
-def make_reconstruction_row(folder: Path, name: str, title: str) -> Markup:
-    """The saved pictures of one masked view, or of the bird's-eye picture."""
-    figures = [make_figure(folder / f"{name}_truth.png", f"{title}: original", width=134)]
-    figures += [
-        make_figure(folder / f"{name}_{predictor}.png", label, width=134)
-        for predictor, label in PREDICTOR_NAMES.items()
-        if (folder / f"{name}_{predictor}.png").is_file()
+        for record in records
     ]
-    return make_row(*figures)
+    headers = ["right?", "type", "question", "answer", "how sure", "right answer"]
+    return make_table(headers, rows, numeric=[4])
+
+
+def list_rebuilt(folder: Path) -> list[Path]:
+    """Prefixes of the names of a scene's rebuilt pictures: first a hidden view, then from above, then other views."""
+    truths = sorted(path.name.removesuffix("_truth.png") for path in folder.glob("*_truth.png"))
+    views = [name for name in truths if name.startswith("view")]
+    above = [name for name in truths if name not in views]
+    return [folder / name for name in [*views[:1], *above, *views[1:]]]
+
+
+def make_reconstruction_row(path: Path) -> Markup:
+    """The saved pictures of one masked view, or of the bird's-eye picture; `path` is what their names begin with."""
+    thing = "from above" if path.name == "bev" else f"view {path.name.removeprefix('view').lstrip('0') or '0'}"
+    title = f"{path.parent.name}, {thing}"
+    figures = [make_figure(path.with_name(f"{path.name}_truth.png"), f"{title}: original", width=134)]
+    for predictor, label in PREDICTOR_NAMES.items():
+        file = path.with_name(f"{path.name}_{predictor}.png")
+        if file.is_file():
+            figures.append(make_figure(file, label, width=134, alt=f"{title}: {label}"))
+    return element("div", make_row(*figures), style="margin-bottom:14px")
 
 
 def make_scene_section(
     scene: Scene, records: Sequence[dict[str, Any]], rebuilt: dict[str, Any] | None, pictures: Path
 ) -> Markup:
-    """One scene: views, bird's-eye picture, reconstructions, questions and grounded boxes."""
+    """One scene: views, bird's-eye picture, reconstructions and all its questions."""
     masked = [rebuilt_view["view"] for rebuilt_view in rebuilt["views"]] if rebuilt else []
     views = [
         make_figure(image, f"view {index}" + (", masked" if index in masked else ""), 112, masked=index in masked)
@@ -288,112 +260,183 @@ def make_scene_section(
             caption="bird's-eye picture with cameras; masked views in orange",
         )  # fmt: skip
         parts += [element("h3", "Bird's-eye picture"), make_row(drawn)]
-    if rebuilt and (pictures / scene.scene_id).is_dir():
-        folder = pictures / scene.scene_id
-        rows = [make_reconstruction_row(folder, f"view{v:02d}", f"view {v}") for v in masked]
-        if (folder / "bev_truth.png").is_file():
-            rows.append(make_reconstruction_row(folder, "bev", "bird's-eye picture"))
-        parts += [element("h3", "Reconstructions"), *(element("div", row, style="margin-bottom:14px") for row in rows)]
+    rows = [make_reconstruction_row(path) for path in list_rebuilt(pictures / scene.scene_id)] if rebuilt else []
+    parts += [element("h3", "Reconstructions"), *rows] if rows else []
     if records:
         judged = [record["right"] for record in records if record["right"] is not None]
-        parts += [element("h3", f"Questions ({sum(judged)} of {len(judged)} right)"), make_answer_table(records)]
-    groundings = choose_groundings(records)
-    if groundings and scene.bev_bounds is not None:
-        figures = [make_grounding_figure(record, scene) for record in groundings]
-        title = "Grounding: targets in dashed yellow, right answers in green, wrong ones in red"
-        parts += [element("h3", title), make_row(*figures)]
-    return make_section(f"Scene {scene.scene_id}", *parts)
+        title = f"All {count(len(records), 'question', 'questions')}, {sum(judged)} of {len(judged)} right"
+        parts += [element("h3", title), make_answer_table(records)]
+    return make_details(f"Scene {scene.scene_id}", *parts)
 
 
-def make_settings_section(metrics: dict[str, Any]) -> Markup:
-    facts = {"command": " ".join(metrics["command"]), "commit": metrics["commit"], **metrics["settings"]}
+def make_settings_section(metrics: dict[str, Any], run_dir: Path) -> Markup:
+    """Command, settings and config, with paths as the page shows them."""
+    shown = shorten_paths({name: metrics[name] for name in ("command", "settings", "config")}, run_dir)
+    facts = {"command": " ".join(shown["command"]), "commit": metrics["commit"], **shown["settings"]}
     rows = [[name, json.dumps(value) if not isinstance(value, str) else value] for name, value in facts.items()]
-    config = element("pre", json.dumps(metrics["config"], indent=2, sort_keys=True))
-    return make_section("Settings", make_table(["setting", "value"], rows), make_details("Model config", config))
+    table = make_details(f"Table of {len(rows)} settings", make_table(["setting", "value"], rows))
+    config = element("pre", json.dumps(shown["config"], indent=2, sort_keys=True), tabindex=0)
+    note = "./ is the run's own folder, where this page was written; of other paths only the last name is shown."
+    return make_section("Settings", table, make_details("Model config", config), note=note)
 
 
 def get_facts(metrics: dict[str, Any], blind: dict[str, Any] | None) -> list[tuple[str, str]]:
     """The figures of the page's header."""
-    facts = []
     rooms = metrics["scores"].get("rooms")
-    if rooms:
-        macro = format_percent(rooms["macro_exact_match"])
-        blind_macro = blind and blind["scores"].get("rooms", {}).get("macro_exact_match")
-        beside = f" (blind {format_percent(blind_macro)})" if blind_macro is not None else ""
-        facts.append((f"mean exact match, %{beside}", macro))
-        for name, label in (("grounding_unique", "unique grounding, %"), ("room_size", "room size, MRA %")):
-            facts.append((label, format_percent(get_main_score(rooms, name))))
-    rebuilt = metrics["scores"].get("reconstruction")
-    for region in ("view", "bev_object"):
-        if rebuilt and region in rebuilt:
-            psnr = rebuilt[region]["psnr"]["mean_of_samples"]
-            facts.append((f"{REGION_NAMES[region]}, PSNR dB", f"{psnr:.1f}"))
-    return facts
+    if not rooms:
+        return []
+    intervals = metrics["intervals"].get("rooms", {})
+    blind_macro = blind and blind["scores"].get("rooms", {}).get("macro_exact_match")
+    beside = f" (blind {format_percent(blind_macro)})" if blind_macro is not None else ""
+    source = metrics["settings"]["tasks"]["rooms"].get("proposals")
+    macro, found = rooms["macro_exact_match"], get_main_score(rooms, "grounding_unique")
+    facts = []
+    if macro is not None:
+        label = f"exact answers, %, mean over their kinds{beside}"
+        facts.append((label, format_percent(macro, intervals.get("macro_exact_match"))))
+    if found is not None:
+        label = "single objects found, %" + (f" (boxes: {source})" if source else "")
+        facts.append((label, format_percent(found, intervals.get("grounding_unique"))))
+    return [*facts, ("questions", str(rooms["num_questions"]))]
 
 
-def name_task(name: str, task: dict[str, Any]) -> str:
-    """A task with its split, and the source of the boxes that its grounding chose among."""
-    source = task.get("proposals")
-    return f"{name} ({task['split']})" if source is None else f"{name} ({task['split']}, proposals: {source})"
+def make_lead(metrics: dict[str, Any], abilities: Sequence[Any], run_dir: Path) -> str:
+    """A sentence or two: which model was asked what, and how much of it it can do."""
+    settings = metrics["settings"]
+    names = ", ".join(f"{name} (split {task['split']})" for name, task in settings["tasks"].items())
+    model, data = (shorten_path(settings[name], run_dir) for name in ("model", "data"))
+    lead = f"{model} was asked about {data}: {names}."
+    if abilities:
+        shown = sum(ability.verdict == CAN for ability in abilities)
+        lead += f" It does {shown} of {len(abilities)} things better than can be done without seeing the room."
+    return lead
+
+
+def read_shown(read_scene: Callable[[Path], Scene], folder: Path) -> Scene | None:
+    """A scene, or None if its files are not there any more."""
+    try:
+        return read_scene(folder)
+    except FileNotFoundError:
+        return None
+
+
+def make_examples(
+    groups: Sequence[Examples], settings: dict[str, Any], read_scene: Callable[[Path], Scene]
+) -> dict[tuple[str, str], Markup]:
+    """The examples by task and id; each scene is read once."""
+    by_folder: dict[Path | None, list[dict[str, Any]]] = {}
+    for record in (record for group in groups for record in group.list_chosen()):
+        task = settings["tasks"][record["task"]]
+        path = task["scene_path"]
+        folder = None if path is None else path.format(split=task["split"], scene_id=record["scene_id"])
+        by_folder.setdefault(folder and Path(settings["data"]) / folder, []).append(record)
+    examples = {}
+    for folder, records in by_folder.items():
+        scene = None if folder is None else read_shown(read_scene, folder)
+        examples |= {(record["task"], record["id"]): make_example(record, scene) for record in records}
+    return examples
+
+
+def make_glance_pictures(
+    groups: Sequence[Examples], examples: Mapping[tuple[str, str], Markup], pictures: Path
+) -> list[Markup]:
+    """The surest right and wrong answer of one kind of question, and a rebuilt picture of the first scene."""
+    order = [*SHOWN_FIRST, *(group.question_type for group in groups)]
+    shown = []
+    for group in sorted(groups, key=lambda group: order.index(group.question_type))[:1]:
+        chosen = [record for right in (True, False) for record in group.chosen[right][:1]]
+        shown += [examples[record["task"], record["id"]] for record in chosen]
+    for folder in sorted(path for path in pictures.glob("*") if path.is_dir())[:1]:
+        for path in list_rebuilt(folder)[:1]:
+            kinds = {"truth": "hidden view", "one_sample": "rebuilt, one sample"}
+            files = {title: path.with_name(f"{path.name}_{kind}.png") for kind, title in kinds.items()}
+            shown.append(
+                make_row(
+                    *(
+                        make_figure(file, title, PICTURE_WIDTH, alt=f"{title} of {folder.name}")
+                        for title, file in files.items()
+                        if file.is_file()
+                    )
+                )
+            )
+    return shown
+
+
+def make_scenes_section(
+    metrics: dict[str, Any], records: Sequence[dict[str, Any]], read_scene: Callable[[Path], Scene], run_dir: Path
+) -> Markup | None:
+    """Some scenes in full; None for an evaluation without scenes."""
+    settings, pictures = metrics["settings"], run_dir / "pictures"
+    rebuilt = {record["scene_id"]: record for record in records if record["task"] == "reconstruction"}
+    chosen = choose_scenes(records, pictures, settings["tasks"])
+    if not chosen:
+        return None
+    parts = []
+    for scene_id, path in chosen:
+        scene = read_shown(read_scene, Path(settings["data"]) / path)
+        if scene is None:
+            gone = shorten_path(str(Path(settings["data"]) / path), run_dir)
+            parts.append(
+                element("p", f"{gone} does not exist any more, so its images cannot be shown.", class_="note")
+            )
+            continue
+        # A task may have records of another form, without a question to show.
+        asked = [record for record in records if record["scene_id"] == scene_id and "question" in record]
+        parts.append(make_scene_section(scene, asked, rebuilt.get(scene_id), pictures))
+    number = len({record["scene_id"] for record in records})
+    note = f"{len(chosen)} of {number}: those with rebuilt pictures first, then those with most questions."
+    return make_section("Scenes in full", *parts, note=note)
 
 
 def make_run_page(run_dir: Path, read_scene: Callable[[Path], Scene], blind_dir: Path | None = None) -> str:
     """The whole page as HTML.
 
     Args:
-        run_dir (`Path`): output folder of `eval.py`.
+        run_dir (`Path`): output folder of `eval.py`. Evaluations in its own folders stand beside it.
         read_scene: folder -> `Scene`.
         blind_dir (`Path`, *optional*): output folder of the blind model's evaluation; `run_dir/blind` by default.
     """
+    run_dir = Path(run_dir).absolute()
     metrics = read_json(run_dir / "metrics.json")
     if metrics is None:
         raise FileNotFoundError(
             f"{run_dir / 'metrics.json'}: expected the output folder of eval.py, got no such file; evaluate first."
         )
-    blind = read_json((blind_dir or run_dir / "blind") / "metrics.json")
-    if blind is None and blind_dir is not None:
-        raise FileNotFoundError(
-            f"--blind {blind_dir}: expected the evaluation of the blind model, got a folder without metrics.json;"
-            " give the --output folder of its eval.py."
-        )
-    records = read_all_records(run_dir, metrics)
-    rebuilt = [record for record in records if record["task"] == "reconstruction"]
-    predictions = [record for record in records if record["task"] != "reconstruction"]
-    settings, sections = metrics["settings"], []
-    if metrics["scores"].get("rooms"):
-        scores, baselines = metrics["scores"]["rooms"], get_baselines(metrics, blind)
-        note = (
-            "Gain is relative to the best baseline. Blind: the same model trained and evaluated without images,"
-            " coordinates and proposals. Look-up and majority use only the training answers and are omitted if there"
-            " are none."
-        )
-        sections.append(
-            make_section("Scores", make_score_table(scores, baselines), make_other_scores(scores), note=note)
-        )
-    for name in sorted(metrics["scores"].keys() - {"rooms", "reconstruction"}):
-        intervals = metrics["intervals"].get(name, {})
-        sections.append(make_benchmark_section(name, metrics["scores"][name], intervals))
+    runs = read_runs(run_dir, blind_dir)
+    blind = runs.get("blind")
+    scores, settings, records = metrics["scores"], metrics["settings"], read_all_records(run_dir, metrics)
+    baselines = get_baselines(metrics, blind)
+    # A task may have records of another form, without a question to show.
+    groups = choose_examples([record for record in records if "question" in record])
+    examples = make_examples(groups, settings, read_scene)
+    abilities = list_abilities(metrics, baselines)
+    training = read_training(settings["model"])
+    pictures = run_dir / "pictures"
+
+    sections = []
+    if abilities:
+        sections.append(make_glance_section(abilities, make_glance_pictures(groups, examples, pictures)))
+    if scores.get("rooms"):
+        sections.append(make_runs_section(metrics, runs, run_dir))
+    for name in sorted(name for name in scores.keys() - {"rooms", "reconstruction"} if scores[name]):
+        sections.append(make_benchmark_section(name, scores[name], metrics["intervals"].get(name, {})))
+    sections.append(make_basis_section(metrics, blind, run_dir, training.get("global_step")))
+    if groups:
+        sections.append(make_examples_section(groups, examples))
+    if scores.get("reconstruction"):
+        folders = sorted(path for path in pictures.glob("*") if path.is_dir())
+        sections.append(make_reconstruction_section(scores["reconstruction"], folders))
+    if scores.get("rooms"):
+        sections.append(make_scores_section(scores["rooms"], metrics["intervals"].get("rooms", {}), baselines))
     if metrics.get("calibration"):
         sections.append(make_calibration_section(metrics["calibration"]))
-    if metrics["scores"].get("reconstruction"):
-        sections.append(make_reconstruction_section(metrics["scores"]["reconstruction"]))
-    sections.append(make_loss_section(read_loss_history(settings["model"])))
-    rebuilt_by_scene = {record["scene_id"]: record for record in rebuilt}
-    for scene_id, path in choose_scenes(predictions + rebuilt, run_dir / "pictures", settings["tasks"]):
-        folder = Path(settings["data"]) / path
-        try:
-            scene = read_scene(folder)
-        except FileNotFoundError:
-            note = f"{folder} does not exist any more, so its images cannot be shown."
-            sections.append(make_section(f"Scene {scene_id}", note=note))
-            continue
-        # A task may have records of another form, without a question to show.
-        asked = [record for record in predictions if record["scene_id"] == scene_id and "question" in record]
-        sections.append(make_scene_section(scene, asked, rebuilt_by_scene.get(scene_id), run_dir / "pictures"))
-    sections.append(make_settings_section(metrics))
-    names = ", ".join(name_task(name, task) for name, task in settings["tasks"].items())
-    lead = f"{settings['model']} on {settings['data']}: {names}."
-    return make_page("ross3d: evaluation results", lead, get_facts(metrics, blind), sections)
+    sections.append(make_loss_section(training.get("log_history", [])))
+    sections.append(make_scenes_section(metrics, records, read_scene, run_dir))
+    sections.append(make_settings_section(metrics, run_dir))
+    lead = make_lead(metrics, abilities, run_dir)
+    shown = [section for section in sections if section is not None]
+    title = "ross3d: what the model can and cannot do" if abilities else "ross3d: evaluation results"
+    return make_page(title, lead, get_facts(metrics, blind), shown)
 
 
 def write_page(path: Path, page: str) -> Path:

@@ -122,4 +122,13 @@ def split(sums: np.ndarray, parts: list[Summed]) -> list[np.ndarray]:
     return np.split(sums, np.cumsum([part.counts.shape[1] for part in parts])[:-1], axis=1)
 
 
-__all__ = ["Summed", "average", "compute_interval", "compute_intervals", "get_sums", "make_caption_sums", "subtract"]
+__all__ = [
+    "Summed",
+    "average",
+    "compute_interval",
+    "compute_intervals",
+    "get_sums",
+    "make_caption_sums",
+    "make_mean",
+    "subtract",
+]

@@ -32,7 +32,7 @@ from ross3d.tasks.answering import (
     make_record,
     prepare_questions_about_boxes,
 )
-from ross3d.tasks.intervals import Summed
+from ross3d.tasks.intervals import Summed, average, make_mean
 from ross3d.tasks.task import EvalContext, EvalSettings, OpenScene, Record, Task
 
 
@@ -163,16 +163,20 @@ def get_values(records: list[Record]) -> dict[str, np.ndarray]:
 
 
 def get_sums(records: list[Record]) -> dict[str, Summed]:
-    """The mean over VSI-Bench's tasks, if all its types are there."""
+    """The means over exact-match types and over VSI-Bench's tasks, each if all its types are there."""
     values = get_values(records)
+    sums = {}
+    if all(name in values for name in EXACT_MATCH_TYPES):
+        parts = [make_mean(values[name]) for name in EXACT_MATCH_TYPES]
+        sums["macro_exact_match"] = average(parts)
     if not all(name in values for name in SPATIAL_TYPES):
-        return {}
+        return sums
     # Each question has a score under one of these names.
     stacked = np.stack([values[name] for name in SPATIAL_TYPES])
     scores = np.where(np.isnan(stacked), 0.0, stacked).sum(axis=0)
     scores[np.isnan(stacked).all(axis=0)] = np.nan
     types = get_columns(records, "question_type")[0]
-    return {"spatial: overall": Summed(*get_task_counts(scores, types))}
+    return sums | {"spatial: overall": Summed(*get_task_counts(scores, types))}
 
 
 def is_right(record: Record) -> bool:

@@ -140,7 +140,7 @@ def test_an_evaluation_gets_confidence_without_asking_again(model, tmp_path, cap
         names = {"best_score", "margin"} if record["prediction"] is None else {"token_probability"}
         assert names <= set(record)
     before = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "Reliability" not in before and "p 0." in before
+    assert "Reliability" not in before and "token probability 0." in before
     write_calibration(model)
     with pytest.warns(
         UserWarning, match="boxes was calibrated with --proposals ground_truth; with depth it is a guess"

@@ -54,7 +54,10 @@ def test_macro_mean_weighs_types_alike_and_wants_all_of_them():
     scores = rooms.score(records)
     assert scores["types"]["existence"] == {"num_questions": 4, "main_score": "exact_match", "exact_match": 0.25}
     assert scores["macro_exact_match"] == pytest.approx((6 + 0.25) / 7)
+    summed = rooms.get_sums(records)["macro_exact_match"]
+    assert summed.compute(summed.counts.sum(axis=0, keepdims=True)) == pytest.approx([scores["macro_exact_match"]])
     partial = rooms.score(records[1:-3])
+    assert "macro_exact_match" not in rooms.get_sums(records[1:-3])
     assert partial["macro_exact_match"] is None and partial["macro_missing_types"] == ["existence"]
 
 

@@ -5,8 +5,9 @@
         [--rerun]
 
 A folder with `metrics.json` is a run: its page is written to `report.html` in it, and `--picture` also writes its
-reconstructions as one picture. Anything else is read as a scan or a video, and turned upright by an estimate if it has
-no alignment. `--rerun` opens the scan in the rerun viewer, if rerun is installed.
+reconstructions as one picture. Evaluations in folders of the run stand beside it on the page, under the names of
+their folders; `blind` is the blind model. Anything else is read as a scan or a video, and turned upright by an
+estimate if it has no alignment. `--rerun` opens the scan in the rerun viewer, if rerun is installed.
 """
 
 import argparse
